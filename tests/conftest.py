@@ -1,0 +1,24 @@
+"""What all tests share: one thread, the example package on the path, and real files where they are present."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+torch.set_num_threads(1)
+sys.path.insert(0, str(ROOT / "examples"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real data: TRM_LOSSES_TEST_DATA, or shared/data beside the checkout; skips where there is none."""
+    folder = Path(os.environ.get("TRM_LOSSES_TEST_DATA") or ROOT.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"no test data in {folder}; set TRM_LOSSES_TEST_DATA")
+    return folder

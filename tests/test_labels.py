@@ -1,0 +1,254 @@
+"""Conversions into the label encoding and the ways to hide labels, against numpy and the published files."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from trm_losses import labels
+from trm_losses.labels import (
+    UNKNOWN,
+    from_positive_only,
+    from_ternary,
+    hide_labels,
+    keep_single_positive,
+    known_fraction,
+)
+
+SHARES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+
+# Known entries under numpy seed 0: facts of the procedure, counted once with numpy.
+VOC_COUNTS = [10108, 20200, 30163, 40067, 50163, 60284, 70128, 80132, 90174]
+COCO_COUNTS = [
+    ((82783, 80), 0.1, 662191),
+    ((82783, 80), 0.5, 3310164),
+    ((82783, 80), 0.9, 5960741),
+    ((82081, 80), 0.1, 656667),
+    ((82081, 80), 0.5, 3282035),
+]
+
+
+def hide_by_numpy(targets: Tensor, known: float, seed: int) -> Tensor:
+    """The original procedure, with numpy's global generator."""
+    state = np.random.get_state()
+    np.random.seed(seed)
+    keep = np.random.uniform(0, 1, tuple(targets.shape)) < known
+    np.random.set_state(state)
+    out = targets.numpy().copy()
+    out[~keep] = -1
+    return torch.from_numpy(out)
+
+
+def random_labels(rows: int, columns: int, positive: float, seed: int) -> Tensor:
+    return (torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed)) < positive).long()
+
+
+# --- conversions ---
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.float16, torch.float32, torch.float64])
+def test_convention_conversions(dtype: torch.dtype) -> None:
+    ternary = torch.tensor([[1, -1, 0], [0, 0, 1]], dtype=dtype)
+    out = from_ternary(ternary)
+    assert out.dtype == dtype and out.tolist() == [[1, 0, -1], [-1, -1, 1]]
+    assert ternary.tolist() == [[1, -1, 0], [0, 0, 1]], "the argument must not change"
+    out = from_positive_only(torch.tensor([[1, 0, 0], [0, 1, 1]], dtype=dtype))
+    assert out.dtype == dtype and out.tolist() == [[1, -1, -1], [-1, 1, 1]]
+    assert UNKNOWN == -1
+
+
+def test_types_without_minus_one_are_promoted() -> None:
+    seen = torch.tensor([[True, False]])
+    assert from_positive_only(seen).dtype == torch.int8
+    assert from_positive_only(seen).tolist() == [[1, -1]]
+    assert hide_labels(seen.to(torch.uint8), 0.5).dtype == torch.int16
+    assert keep_single_positive(seen).tolist() == [[1, -1]]
+
+
+def test_known_fraction() -> None:
+    assert known_fraction(torch.tensor([[1.0, 0.3, -1.0, 0.0]])) == 0.75
+    assert known_fraction(torch.full((3, 2), -1)) == 0.0
+    assert known_fraction(torch.tensor([[True, False]])) == 1.0
+
+
+# --- hiding ---
+
+
+@pytest.mark.parametrize("seed", [0, 1, 42, 1200, 2**31, 2**32 - 1])
+def test_uniforms_are_numpys_bit_for_bit(seed: int) -> None:
+    ours = labels._numpy_uniform("test", 3000, seed)  # more than four refills of the generator's 624 words
+    numpys = torch.from_numpy(np.random.RandomState(seed).uniform(0, 1, 3000))
+    assert torch.equal(ours, numpys)
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+@pytest.mark.parametrize("known", [0.1, 0.55, 1.0])
+def test_hide_labels_equals_numpy(known: float, seed: int) -> None:
+    soft = torch.rand(37, 11, generator=torch.Generator().manual_seed(1))
+    hard = random_labels(37, 11, 0.3, 2).int()
+    hard[::5, ::3] = UNKNOWN
+    for targets in (soft, hard):
+        before = targets.clone()
+        out = hide_labels(targets, known, seed)
+        assert out.dtype == targets.dtype
+        assert torch.equal(out, hide_by_numpy(targets, known, seed))
+        assert torch.equal(targets, before), "the argument must not change"
+
+
+def test_python_and_numpy_generators_are_left_alone() -> None:
+    import random
+
+    python, numpys = random.getstate(), np.random.get_state()
+    hide_labels(torch.zeros(10, 10))
+    assert random.getstate() == python
+    assert all(np.array_equal(a, b) for a, b in zip(np.random.get_state(), numpys, strict=True))
+
+
+def test_hidden_counts_of_voc2007() -> None:
+    full = torch.zeros(5011, 20, dtype=torch.int8)
+    counts = [int((hide_labels(full, known) != UNKNOWN).sum()) for known in SHARES]
+    assert counts == VOC_COUNTS
+
+
+@pytest.mark.parametrize(("shape", "known", "count"), COCO_COUNTS)
+def test_hidden_counts_of_coco(shape: tuple[int, int], known: float, count: int) -> None:
+    out = hide_labels(torch.zeros(shape, dtype=torch.int8), known)
+    assert int((out != UNKNOWN).sum()) == count
+    assert known_fraction(out) == count / (shape[0] * shape[1])
+
+
+def test_hidden_columns_of_the_first_rows() -> None:
+    full = torch.zeros(5011, 20)
+    tenth, half = hide_labels(full, 0.1), hide_labels(full, 0.5)
+    assert (tenth[0] != UNKNOWN).nonzero().flatten().tolist() == [14, 15, 16]
+    assert (tenth[1] != UNKNOWN).nonzero().flatten().tolist() == [14]
+    assert (half[0] != UNKNOWN).nonzero().flatten().tolist() == [4, 6, 9, 14, 15, 16]
+
+
+def test_masks_are_nested() -> None:
+    full = random_labels(300, 20, 0.1, 3)
+    masks = [hide_labels(full, known, seed=5) != UNKNOWN for known in (*SHARES, 1.0)]
+    for small, large in pairwise(masks):
+        assert bool((small <= large).all()) and int(small.sum()) < int(large.sum())
+    assert bool(masks[-1].all())
+
+
+def test_another_seed_or_row_count_is_another_mask() -> None:
+    full = torch.zeros(50, 20)
+    assert not torch.equal(hide_labels(full, seed=0), hide_labels(full, seed=1))
+    assert torch.equal(hide_labels(full)[:10], hide_labels(full[:10])), "rows are drawn in order"
+    assert not torch.equal(hide_labels(full)[:, :10], hide_labels(full[:, :10]))
+
+
+def test_published_files_are_reproduced(shared_data: Path) -> None:
+    folder = shared_data / "voc2007_labels"
+
+    def read(name: str) -> Tensor:
+        return from_ternary(torch.from_numpy(np.loadtxt(folder / name, delimiter=",", dtype=np.int64)))
+
+    full = read("original_train.txt")
+    assert full.shape == (5011, 20) and known_fraction(full) == 1.0
+    for known in SHARES:
+        assert torch.equal(hide_labels(full, known), read(f"train_proportion_{known}.txt")), known
+
+
+# --- single positive ---
+
+
+def test_keep_single_positive() -> None:
+    full = random_labels(500, 12, 0.25, 4)
+    full[::7, ::2] = UNKNOWN
+    full[3] = 0
+    out = keep_single_positive(full, seed=9)
+    kept = out == 1
+    assert bool((kept | (out == UNKNOWN)).all())
+    assert bool((kept <= (full == 1)).all()), "only positives are kept"
+    assert torch.equal(kept.sum(dim=1), (full == 1).any(dim=1).long()), "one where there is one"
+    assert torch.equal(out, keep_single_positive(full, seed=9))
+    assert not torch.equal(out, keep_single_positive(full, seed=10))
+    assert keep_single_positive(full.to(torch.float16)).dtype == torch.float16
+
+
+def test_single_positive_equals_a_loop() -> None:
+    full = random_labels(60, 9, 0.4, 5)
+    draws = np.random.RandomState(3).uniform(0, 1, (60, 9))
+    expected = torch.full_like(full, UNKNOWN)
+    for row in range(60):
+        present = [column for column in range(9) if full[row, column] == 1]
+        if present:
+            expected[row, max(present, key=lambda column: draws[row, column])] = 1
+    assert torch.equal(keep_single_positive(full, seed=3), expected)
+
+
+def test_single_positive_is_uniform() -> None:
+    columns, rows = [1, 2, 5, 7], 20000
+    full = torch.zeros(rows, 8, dtype=torch.int8)
+    full[:, columns] = 1
+    counts = (keep_single_positive(full, seed=0) == 1).sum(dim=0)[columns].double()
+    chi_square = float(((counts - rows / 4) ** 2 / (rows / 4)).sum())
+    assert int(counts.sum()) == rows
+    assert chi_square < 16.3, counts  # 3 degrees of freedom: exceeded once in a thousand seeds
+
+
+# --- bad input ---
+
+
+@pytest.mark.parametrize("function", [from_ternary, from_positive_only, known_fraction, hide_labels, keep_single_positive])
+def test_bad_tensors(function: object) -> None:
+    assert callable(function)
+    name = function.__name__  # type: ignore[attr-defined]
+    with pytest.raises(TypeError, match=rf"{name}: \w+ must be a torch.Tensor, got list"):
+        function([[1, 0]])
+    with pytest.raises(TypeError, match=rf"{name}: .*complex64"):
+        function(torch.ones(2, 2, dtype=torch.complex64))
+    for value in (2.0, -2.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=rf"{name}: \w+ must be .*, got {value}"):
+            function(torch.tensor([[1.0, value]]))
+    with pytest.raises(ValueError, match="got 255"):  # -1 written into uint8
+        function(torch.tensor([[1, 255]], dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("function", [from_ternary, from_positive_only, keep_single_positive])
+def test_soft_labels_where_only_hard_ones_fit(function: object) -> None:
+    assert callable(function)
+    with pytest.raises(ValueError, match="got 0.5"):
+        function(torch.tensor([[1.0, 0.5]]))
+
+
+def test_minus_one_is_no_positive_only_label() -> None:
+    with pytest.raises(ValueError, match="got -1; .*from_ternary"):
+        from_positive_only(torch.tensor([[1, -1]]))
+
+
+@pytest.mark.parametrize("function", [hide_labels, keep_single_positive])
+@pytest.mark.parametrize("shape", [(4,), (2, 3, 4), (0, 4), (4, 0)])
+def test_bad_shapes(function: object, shape: tuple[int, ...]) -> None:
+    assert callable(function)
+    with pytest.raises(ValueError, match=r"targets must have shape \(B, C\)"):
+        function(torch.zeros(shape))
+
+
+def test_nothing_to_count() -> None:
+    with pytest.raises(ValueError, match="at least one entry"):
+        known_fraction(torch.zeros(0, 3))
+
+
+@pytest.mark.parametrize("known", [0.0, -0.1, 1.01, 10, float("nan")])
+def test_bad_share(known: float) -> None:
+    with pytest.raises(ValueError, match="known must be a share above 0 and at most 1"):
+        hide_labels(torch.zeros(2, 2), known)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_bad_seed(seed: int) -> None:
+    with pytest.raises(ValueError, match="hide_labels: seed must be from 0"):
+        hide_labels(torch.zeros(2, 2), seed=seed)
+    with pytest.raises(ValueError, match="keep_single_positive: seed must be from 0"):
+        keep_single_positive(torch.zeros(2, 2), seed=seed)
+    with pytest.raises(TypeError):
+        hide_labels(torch.zeros(2, 2), seed=0.5)  # type: ignore[arg-type]

@@ -1,0 +1,327 @@
+"""Average precision and F1 against cases by hand, slow loops, scikit-learn and torchmetrics."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score, precision_recall_fscore_support
+from torch import Tensor
+from torchmetrics.functional.classification import multilabel_average_precision
+
+from trm_losses.metrics import F1Scores, average_precision, evaluate, f1_scores, mean_average_precision
+
+
+def scored(
+    rows: int, columns: int, *, seed: int = 0, decimals: int | None = None, unknown: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Random scores that carry some signal, rounded to make ties, and targets with unknown entries."""
+    generator = torch.Generator().manual_seed(seed)
+    targets = (torch.rand(rows, columns, generator=generator) < 0.2).long()
+    scores = torch.randn(rows, columns, generator=generator, dtype=torch.float64) + targets
+    if decimals is not None:
+        scores = scores.round(decimals=decimals)
+    targets[torch.rand(rows, columns, generator=generator) < unknown] = -1
+    return scores, targets
+
+
+# --- oracles: plain Python, one class at a time ---
+
+
+def curve(scores: list[float], targets: list[int]) -> list[tuple[int, int]]:
+    """(found, retrieved) at each distinct score taken as threshold, from the highest down; known entries only."""
+    pairs = [(s, t) for s, t in zip(scores, targets, strict=True) if t != -1]
+    points = []
+    for threshold in sorted({s for s, _ in pairs}, reverse=True):
+        retrieved = [t for s, t in pairs if s >= threshold]
+        points.append((sum(retrieved), len(retrieved)))
+    return points
+
+
+def loop_raw(scores: list[float], targets: list[int]) -> float:
+    positives, total, before = targets.count(1), 0.0, 0
+    for found, retrieved in curve(scores, targets):
+        total += (found - before) * found / retrieved
+        before = found
+    return total / positives if positives else math.nan
+
+
+def loop_interpolated(scores: list[float], targets: list[int]) -> float:
+    """The area as the VOC development kit writes it: recall and precision padded, envelope, sum of steps."""
+    positives = targets.count(1)
+    if not positives:
+        return math.nan
+    points = curve(scores, targets)
+    recall = [0.0] + [found / positives for found, _ in points] + [1.0]
+    precision = [0.0] + [found / retrieved for found, retrieved in points] + [0.0]
+    for i in range(len(precision) - 2, -1, -1):
+        precision[i] = max(precision[i], precision[i + 1])
+    return sum((recall[i + 1] - recall[i]) * precision[i + 1] for i in range(len(recall) - 1))
+
+
+def loop_f1(logits: Tensor, targets: Tensor, threshold: float) -> list[float]:
+    """OP, OR, OF1, CP, CR, CF1, CF1_per_class; classes without a known positive only count in the pooled ones."""
+    pooled = [0, 0, 0]
+    precisions, recalls, f1s = [], [], []
+    for column in range(logits.shape[1]):
+        hit = predicted = present = 0
+        for row in range(logits.shape[0]):
+            target = int(targets[row, column])
+            if target == -1:
+                continue
+            says = float(logits[row, column]) > threshold
+            hit += says and target == 1
+            predicted += says
+            present += target
+        pooled = [pooled[0] + hit, pooled[1] + predicted, pooled[2] + present]
+        if present:
+            precisions.append(hit / predicted if predicted else 0.0)
+            recalls.append(hit / present)
+            p, r = precisions[-1], recalls[-1]
+            f1s.append(2 * p * r / (p + r) if p + r else 0.0)
+
+    def harmonic(p: float, r: float) -> float:
+        return 0.0 if p + r == 0 else 2 * p * r / (p + r)
+
+    op = pooled[0] / pooled[1] if pooled[1] else 0.0
+    recall = pooled[0] / pooled[2] if pooled[2] else math.nan
+    if not f1s:
+        return [op, recall, math.nan, math.nan, math.nan, math.nan, math.nan]
+    cp, cr, per_class = (sum(x) / len(x) for x in (precisions, recalls, f1s))
+    return [op, recall, harmonic(op, recall), cp, cr, harmonic(cp, cr), per_class]
+
+
+# --- average precision ---
+
+HAND = [
+    # scores, targets, raw, interpolated
+    ([4, 3, 2, 1], [1, 1, 0, 0], 1.0, 1.0),
+    ([4, 3, 2, 1], [0, 0, 1, 1], (1 / 3 + 2 / 4) / 2, 1 / 2),
+    ([4, 3, 2, 1], [1, 0, 0, 1], (1 + 2 / 4) / 2, (1 + 2 / 4) / 2),
+    ([5, 4, 3, 2, 1], [0, 1, 1, 0, 1], (1 / 2 + 2 / 3 + 3 / 5) / 3, (2 / 3 + 2 / 3 + 3 / 5) / 3),
+    ([1, 1, 1, 1], [1, 0, 0, 1], 1 / 2, 1 / 2),  # all tied: no order at all
+    ([2, 2, 1], [1, 0, 1], (1 / 2 + 2 / 3) / 2, 2 / 3),  # the tie counts at its end
+    ([2, 2, 1, 1], [0, 1, 1, 1], (1 / 2 + 3 / 4 + 3 / 4) / 3, 3 / 4),
+    ([4, 3, 2, 1], [-1, 1, -1, 1], 1.0, 1.0),  # unknown entries are not there
+    ([4, 3, 3, 1], [-1, 1, -1, 0], 1.0, 1.0),
+    ([4, 3, 2, 1], [0, -1, 1, -1], 1 / 2, 1 / 2),
+    ([math.inf, 0, -math.inf], [0, 1, 1], (1 / 2 + 2 / 3) / 2, 2 / 3),
+    ([-math.inf, -math.inf], [1, 0], 1 / 2, 1 / 2),
+    ([0.3], [1], 1.0, 1.0),
+]
+
+
+@pytest.mark.parametrize(("scores", "targets", "raw", "interpolated"), HAND)
+def test_average_precision_by_hand(scores: list[float], targets: list[int], raw: float, interpolated: float) -> None:
+    s, t = torch.tensor(scores, dtype=torch.float32)[:, None], torch.tensor(targets)[:, None]
+    assert average_precision(s, t).tolist() == pytest.approx([raw], abs=1e-15)
+    assert average_precision(s, t, interpolated=True).tolist() == pytest.approx([interpolated], abs=1e-15)
+
+
+@pytest.mark.parametrize("decimals", [None, 1, 0])
+@pytest.mark.parametrize("unknown", [0.0, 0.5, 0.95])
+@pytest.mark.parametrize(("rows", "columns"), [(60, 37), (1, 5), (2, 1), (40, 16)])
+def test_average_precision_equals_loops(rows: int, columns: int, unknown: float, decimals: int | None) -> None:
+    scores, targets = scored(rows, columns, unknown=unknown, decimals=decimals)
+    pairs = list(zip(scores.T.tolist(), targets.T.tolist(), strict=True))
+    raw = torch.tensor([loop_raw(s, t) for s, t in pairs], dtype=torch.float64)
+    envelope = torch.tensor([loop_interpolated(s, t) for s, t in pairs], dtype=torch.float64)
+    torch.testing.assert_close(average_precision(scores, targets), raw, rtol=0, atol=1e-14, equal_nan=True)
+    ours = average_precision(scores, targets, interpolated=True)
+    torch.testing.assert_close(ours, envelope, rtol=0, atol=1e-14, equal_nan=True)
+
+
+@pytest.mark.parametrize("decimals", [None, 1, 0])
+def test_average_precision_equals_scikit_learn(decimals: int | None) -> None:
+    scores, targets = scored(400, 23, unknown=0.3, decimals=decimals)
+    expected = []
+    for s, t in zip(scores.T.numpy(), targets.T.numpy(), strict=True):
+        expected.append(average_precision_score(t[t != -1], s[t != -1]))
+    np.testing.assert_allclose(average_precision(scores, targets).numpy(), expected, rtol=0, atol=1e-14)
+    mean = mean_average_precision(scores, targets)
+    assert mean.shape == () and float(mean) == pytest.approx(np.mean(expected), abs=1e-14)
+
+
+@pytest.mark.parametrize("decimals", [None, 2])
+def test_average_precision_equals_torchmetrics(decimals: int | None) -> None:
+    scores, targets = scored(500, 20, decimals=decimals, unknown=0.2)
+    probabilities = scores.sigmoid()  # torchmetrics would squash logits itself, in float32 ties would differ
+    theirs = multilabel_average_precision(probabilities, targets, num_labels=20, average="none", ignore_index=-1)
+    ours = average_precision(probabilities, targets)
+    torch.testing.assert_close(ours, theirs.double(), rtol=0, atol=2e-6)
+    theirs = multilabel_average_precision(probabilities, targets, num_labels=20, average="macro", ignore_index=-1)
+    torch.testing.assert_close(mean_average_precision(probabilities, targets), theirs.double(), rtol=0, atol=2e-6)
+
+
+def test_classes_without_a_known_positive() -> None:
+    scores = torch.tensor([[0.9, 0.1, 0.2], [0.8, 0.3, 0.4]])
+    targets = torch.tensor([[0, 0, -1], [1, 0, -1]])
+    ap = average_precision(scores, targets)
+    assert ap.isnan().tolist() == [False, True, True] and float(ap[0]) == 0.5
+    assert float(mean_average_precision(scores, targets)) == 0.5
+    assert float(mean_average_precision(scores, targets, interpolated=True)) == 0.5
+    nothing = torch.full_like(targets, -1)
+    assert bool(mean_average_precision(scores, nothing).isnan())
+    row = evaluate(scores, nothing)
+    assert all(math.isnan(row[key]) for key in row)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_scores_equal_their_exact_values(dtype: torch.dtype) -> None:
+    scores, targets = scored(300, 5, unknown=0.2)
+    half = scores.to(dtype)
+    for interpolated in (False, True):
+        ours = average_precision(half, targets, interpolated=interpolated)
+        assert ours.dtype == torch.float64
+        assert torch.equal(ours, average_precision(half.double(), targets, interpolated=interpolated))
+    assert f1_scores(half, targets).OF1.dtype == torch.float64
+    assert evaluate(half, targets) == evaluate(half.double(), targets)
+
+
+def test_float64_scores_are_not_rounded() -> None:
+    scores = torch.tensor([[1.0 + 1e-12], [1.0]], dtype=torch.float64)
+    assert float(average_precision(scores, torch.tensor([[1], [0]]))) == 1.0
+    assert float(average_precision(scores.float(), torch.tensor([[1], [0]]))) == 0.5
+
+
+def test_target_types_and_gradients() -> None:
+    scores, targets = scored(50, 4)
+    expected = average_precision(scores, targets)
+    for dtype in (torch.bool, torch.uint8, torch.int8, torch.float16, torch.float32):
+        assert torch.equal(average_precision(scores, targets.to(dtype)), expected)
+        assert torch.equal(f1_scores(scores, targets.to(dtype)).CF1, f1_scores(scores, targets).CF1)
+    assert not average_precision(scores.requires_grad_(), targets).requires_grad
+
+
+# --- F1 -------------------------------------------------------------------------------------------------------------
+
+
+def as_floats(f1: F1Scores) -> list[float]:
+    return [float(x) for x in f1]
+
+
+def test_f1_by_hand() -> None:
+    logits = torch.tensor([[1.0, 1.0, -1.0], [1.0, -1.0, -1.0], [-1.0, 1.0, -1.0], [-1.0, 1.0, -1.0]])
+    targets = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 0, 0], [1, 0, -1]])
+    # class 0: 2 of 2 predicted right, 2 of 3 found; class 1: 1 of 3, 1 of 1; class 2 never predicted: 0, 0 of 1
+    f1 = f1_scores(logits, targets)
+    cp, cr = (1 + 1 / 3 + 0) / 3, (2 / 3 + 1 + 0) / 3
+    expected = [3 / 5, 3 / 5, 3 / 5, cp, cr, 2 * cp * cr / (cp + cr), (4 / 5 + 2 / 4 + 0) / 3]
+    assert as_floats(f1) == pytest.approx(expected, abs=1e-15)
+    assert float(f1.CF1) != pytest.approx(float(f1.CF1_per_class), abs=1e-3), "two forms, two values"
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.7, 9.0, -9.0])
+@pytest.mark.parametrize("unknown", [0.0, 0.4, 0.97])
+@pytest.mark.parametrize(("rows", "columns"), [(80, 21), (1, 6), (6, 1)])
+def test_f1_equals_loop(rows: int, columns: int, unknown: float, threshold: float) -> None:
+    logits, targets = scored(rows, columns, unknown=unknown, decimals=1)
+    expected = loop_f1(logits, targets, threshold)
+    assert as_floats(f1_scores(logits, targets, threshold=threshold)) == pytest.approx(expected, abs=1e-14, nan_ok=True)
+
+
+def test_f1_equals_scikit_learn() -> None:
+    logits, targets = scored(200, 9)
+    said = logits > 0
+    f1 = f1_scores(logits, targets)
+    micro = precision_recall_fscore_support(targets, said, average="micro")
+    macro = precision_recall_fscore_support(targets, said, average="macro")
+    assert as_floats(f1)[:3] == pytest.approx(micro[:3], abs=1e-14)
+    assert [float(x) for x in (f1.CP, f1.CR, f1.CF1_per_class)] == pytest.approx(macro[:3], abs=1e-14)
+
+
+def test_f1_zero_cases() -> None:
+    targets = torch.tensor([[1, 0], [0, 0]])
+    silent = f1_scores(torch.full((2, 2), -1.0), targets)
+    assert as_floats(silent) == [0, 0, 0, 0, 0, 0, 0]
+    border = f1_scores(torch.zeros(2, 2), targets)
+    assert as_floats(border) == [0, 0, 0, 0, 0, 0, 0], "a logit at the threshold is not above it"
+    loud = f1_scores(torch.ones(2, 2), targets)
+    assert float(loud.OP) == 0.25 and float(loud.CP) == 0.5, "false alarms of an empty class count in OP alone"
+
+
+# --- rows, invariance, bad input ---
+
+
+def test_evaluate_is_in_per_cent() -> None:
+    logits, targets = scored(90, 18, unknown=0.3, decimals=1)
+    row = evaluate(logits, targets)
+    f1 = f1_scores(logits, targets)
+    expected = {
+        "mAP": mean_average_precision(logits, targets),
+        "mAP_interpolated": mean_average_precision(logits, targets, interpolated=True),
+        "OF1": f1.OF1,
+        "CF1": f1.CF1,
+        "CF1_per_class": f1.CF1_per_class,
+    }
+    assert list(row) == list(expected)
+    assert all(type(value) is float for value in row.values())
+    assert row == pytest.approx({name: 100 * float(value) for name, value in expected.items()}, rel=1e-14)
+
+
+cases = st.tuples(st.integers(1, 30), st.integers(1, 20), st.integers(0, 10**6), st.sampled_from([None, 1, 0]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=cases)
+def test_order_scale_and_unknown_scores_do_not_matter(case: tuple[int, int, int, int | None]) -> None:
+    rows, columns, seed, decimals = case
+    scores, targets = scored(rows, columns, seed=seed, decimals=decimals, unknown=0.3)
+    generator = torch.Generator().manual_seed(seed)
+    row_order = torch.randperm(rows, generator=generator)
+    column_order = torch.randperm(columns, generator=generator)
+    noise = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+    moved = torch.where(targets == -1, noise, scores)
+    for interpolated in (False, True):
+        expected = average_precision(scores, targets, interpolated=interpolated)
+
+        def same(ours: Tensor, expected: Tensor = expected) -> None:
+            torch.testing.assert_close(ours, expected, rtol=0, atol=1e-14, equal_nan=True)
+
+        same(average_precision(scores[row_order], targets[row_order], interpolated=interpolated))
+        same(average_precision(moved, targets, interpolated=interpolated))
+        same(average_precision(8 * scores - 16, targets, interpolated=interpolated))
+        shuffled = average_precision(scores[:, column_order], targets[:, column_order], interpolated=interpolated)
+        same(shuffled, expected[column_order])
+        one_by_one = [
+            average_precision(scores[:, c : c + 1], targets[:, c : c + 1], interpolated=interpolated) for c in range(columns)
+        ]
+        same(torch.cat(one_by_one))
+    assert bool(
+        (average_precision(scores, targets, interpolated=True) + 1e-14 < average_precision(scores, targets)).sum() == 0
+    )
+    expected_f1 = as_floats(f1_scores(scores, targets))
+    both = (row_order[:, None], column_order)
+    assert as_floats(f1_scores(moved[both], targets[both])) == pytest.approx(expected_f1, abs=1e-14, nan_ok=True)
+
+
+FUNCTIONS = [average_precision, mean_average_precision, f1_scores, evaluate]
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_bad_input(function: object) -> None:
+    assert callable(function)
+    name = function.__name__  # type: ignore[attr-defined]
+    scores, targets = torch.randn(4, 3), torch.ones(4, 3)
+    with pytest.raises(TypeError, match=rf"{name}: \w+ must be a torch.Tensor, got list"):
+        function([[0.0]], targets)
+    with pytest.raises(TypeError, match=rf"{name}: targets must be a torch.Tensor, got ndarray"):
+        function(scores, targets.numpy())
+    with pytest.raises(TypeError, match=rf"{name}: .* must be floats, got torch.int64"):
+        function(scores.long(), targets)
+    with pytest.raises(ValueError, match=rf"{name}: targets must have shape \(B, C\) = \(4, 3\) .*, got \(3, 4\)"):
+        function(scores, targets.T)
+    for shape in ((12,), (0, 3), (3, 0), (2, 2, 3)):
+        with pytest.raises(ValueError, match=rf"{name}: \w+ must have shape \(B, C\)"):
+            function(torch.zeros(shape), torch.zeros(shape))
+    with pytest.raises(ValueError, match=rf"{name}: .* on cpu, targets on meta"):
+        function(scores, targets.to("meta"))
+    with pytest.raises(ValueError, match=rf"{name}: \w+ must not be NaN, got 1 NaN of 12"):
+        function(scores.index_put((torch.tensor(1), torch.tensor(2)), torch.tensor(math.nan)), targets)
+    for value in (0.5, 2.0, -2.0, math.nan):
+        with pytest.raises(ValueError, match=rf"{name}: targets must be 1 .*, got {value}"):
+            function(scores, torch.full((4, 3), value))

@@ -1,0 +1,38 @@
+"""Multi-label image recognition with missing labels on frozen vision-language models: TRM-ML as plug-in modules.
+
+Labels everywhere: 1 present, 0 absent, values between are soft, -1 unknown.
+"""
+
+from . import functional, labels, metrics
+from .distillation import RegionDistillationLoss
+from .head import TRMHead, param_groups
+from .multimodal_contrastive import MultimodalContrastiveLoss
+from .objective import TRMObjective, TRMOutput
+from .prompts import PromptEmbeddings, PromptLearner
+from .prototype_bank import PrototypeBank
+from .pseudo_labeler import PseudoLabeler, PseudoLabels
+from .region_pooler import RegionPooler, Regions
+from .text_region_matching import TextRegionMatchingLoss
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MultimodalContrastiveLoss",
+    "PromptEmbeddings",
+    "PromptLearner",
+    "PrototypeBank",
+    "PseudoLabeler",
+    "PseudoLabels",
+    "RegionDistillationLoss",
+    "RegionPooler",
+    "Regions",
+    "TRMHead",
+    "TRMObjective",
+    "TRMOutput",
+    "TextRegionMatchingLoss",
+    "__version__",
+    "functional",
+    "labels",
+    "metrics",
+    "param_groups",
+]

@@ -1,0 +1,83 @@
+"""Argument checks of the package and their wording: name, what was wanted, what came, the likely fix."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["Dims", "check_choice", "check_finite", "check_number", "check_targets"]
+
+
+class Dims:
+    """The sizes of one call: each letter stands for one size, set by the caller or by the first tensor that shows it.
+
+    ``Dims("Loss", C=20)`` then ``dims.check("text", text, "C D")`` raises, where it applies, ``Loss: text must have
+    shape (C, D) = (20, D), got (19, 512)``. Sizes and devices only: nothing here waits for an accelerator.
+    """
+
+    def __init__(self, owner: str, **sizes: int) -> None:
+        self.owner = owner
+        self.sizes: dict[str, int] = dict(sizes)
+        self.device: torch.device | None = None
+
+    def check(self, name: str, tensor: object, letters: str, *, floating: bool = True, hint: str = "") -> None:
+        """Check that ``tensor`` is a tensor of shape ``letters`` (such as ``"B C D"``) on the call's device."""
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{self.owner}: {name} must be a torch.Tensor, got {type(tensor).__name__}")
+        wanted = letters.split()
+        shape = tuple(tensor.shape)
+        if len(shape) != len(wanted) or any(self.sizes.get(k, n) != n for k, n in zip(wanted, shape)):
+            sizes = ", ".join(str(self.sizes.get(k, k)) for k in wanted)
+            message = f"{self.owner}: {name} must have shape ({', '.join(wanted)}) = ({sizes}), got {shape}"
+            raise ValueError(f"{message}; {hint}" if hint else message)
+        if floating and not tensor.is_floating_point():
+            raise TypeError(f"{self.owner}: {name} must be a floating-point tensor, got {tensor.dtype}; call {name}.float()")
+        if self.device is not None and tensor.device != self.device:
+            raise ValueError(
+                f"{self.owner}: {name} is on {tensor.device}, the other tensors are on {self.device}; "
+                f"move it with {name}.to('{self.device}')"
+            )
+        self.device = tensor.device
+        self.sizes.update(zip(wanted, shape))
+
+
+def check_finite(owner: str, name: str, tensor: Tensor) -> None:
+    """Raise where ``tensor`` holds NaN or infinity. Waits for the device; skipped inside ``torch.compile``."""
+    if torch.compiler.is_compiling():
+        return
+    if not torch.isfinite(tensor.detach()).all():
+        bad = int((~torch.isfinite(tensor.detach())).sum())
+        raise ValueError(
+            f"{owner}: {name} must be finite, got {bad} NaN or infinite of {tensor.numel()} values; "
+            "look for half-precision overflow before this point (validate=False skips this check)"
+        )
+
+
+def check_targets(owner: str, targets: Tensor, *, name: str = "targets") -> None:
+    """Raise where a label is neither unknown (-1) nor in [0, 1]. Waits for the device; skipped when compiling."""
+    if torch.compiler.is_compiling():
+        return
+    bad = ~((targets == -1) | ((targets >= 0) & (targets <= 1)))
+    if bad.any():
+        value = targets[bad][0].item()
+        raise ValueError(
+            f"{owner}: {name} must be 1 (present), 0 (absent), between (soft) or -1 (unknown), got {value:g}; "
+            "convert other encodings with trm_losses.labels (validate=False skips this check)"
+        )
+
+
+def check_number(
+    owner: str, name: str, value: float, low: float | None = None, high: float | None = None, *, strict: bool = False
+) -> None:
+    """Raise where a setting lies outside [low, high], or, with ``strict``, where it is not above ``low``."""
+    too_low = low is not None and (value <= low if strict else value < low)
+    if too_low or (high is not None and value > high) or value != value:
+        left = "" if low is None else f"{'above' if strict else 'at least'} {low:g}"
+        right = "" if high is None else f"at most {high:g}"
+        raise ValueError(f"{owner}: {name} must be {' and '.join(filter(None, (left, right)))}, got {value!r}")
+
+
+def check_choice(owner: str, name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise where an option word is not one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{owner}: {name} must be one of {', '.join(map(repr, choices))}, got {value!r}")

@@ -1,0 +1,473 @@
+"""The equations of the package as pure functions; every Module is a thin shell over one of them.
+
+Letters: B batch, C classes, D joint embedding width, N tokens, H heads. Labels: 1 present, 0 absent, values between
+are soft, -1 unknown. Half-precision inputs are computed in float32, with autocast off, and the result is float32.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from ._distributed import count_per_rank, gather_rows
+
+__all__ = [
+    "Reduction",
+    "Similarities",
+    "asymmetric_loss",
+    "calibrate",
+    "class_sums",
+    "multimodal_contrastive",
+    "prototype_similarities",
+    "region_attention",
+    "region_distillation",
+    "text_region_logits",
+    "update_prototypes",
+]
+
+Reduction = Literal["none", "mean", "sum"]
+
+# Stands for minus infinity inside a softmax: exp() of it is 0, and a row of nothing else stays finite.
+_MASKED = -1e9
+
+
+def full_precision(tensor: Tensor) -> torch.autocast:
+    """A context in which autocast is off on the tensor's device: exponents and sums lose too much in half precision."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+def upcast(tensor: Tensor) -> Tensor:
+    """Half precision to float32; float32 and float64 as they are."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def unit(tensor: Tensor) -> Tensor:
+    """Vectors of length one along the last axis, in at least float32 (a zero vector stays zero)."""
+    return F.normalize(upcast(tensor), dim=-1)
+
+
+def asymmetric_loss(
+    logits: Tensor,
+    targets: Tensor,
+    weights: Tensor | None = None,
+    *,
+    gamma_pos: float = 1.0,
+    gamma_neg: float = 2.0,
+    margin: float = 0.05,
+    detach_focus: bool = False,
+    reduction: Reduction = "mean",
+    group: ProcessGroup | None = None,
+) -> Tensor:
+    r"""Asymmetric loss over known labels, from logits.
+
+    .. math:: \ell = -y (1-p)^{\gamma_+} \log p - (1-y)\, q^{\gamma_-} \log(1-q),\quad p=\sigma(x),\ q=\max(p-\delta, 0)
+
+    Entries with a soft label (0 < y < 1) take plain cross-entropy (no focus, no margin), because focusing moves the
+    minimum away from p = y. With both gammas and the margin at 0 this is binary cross-entropy on the known entries.
+    Logarithms are taken from logits, so that a confidently wrong positive keeps its gradient.
+
+    Args:
+        logits: (B, C), or any shape shared with ``targets``.
+        targets: 1, 0, between, or -1 for unknown: those give 0 and no gradient.
+        weights: a factor for each entry; the mean still divides by the number of known entries.
+        gamma_pos, gamma_neg: focusing exponents of present and absent labels.
+        margin: the probability shift :math:`\delta` of absent labels.
+        detach_focus: no gradient through the focusing factors.
+        reduction: ``"mean"`` over known entries, ``"sum"``, or ``"none"`` (keeps the shape, 0 at unknown entries).
+        group: process group over which ``"mean"`` counts the known entries.
+
+    Reference: ASL (Ridnik et al., ICCV 2021), with the settings of DualCoOp; the rule for soft labels is ours.
+    """
+    with full_precision(logits):
+        known = targets >= 0
+        # The input is masked, not only the result: an infinite logit at an unknown entry would give 0 * inf = NaN.
+        x = torch.where(known, upcast(logits), 0.0)
+        y = torch.where(known, targets.to(x.dtype), 0.0)
+        log_p, log_not_p = F.logsigmoid(x), F.logsigmoid(-x)
+        present, absent = -log_p, -log_not_p
+        focused = bool(gamma_pos or gamma_neg or margin)
+        if gamma_pos:
+            focus = torch.exp(gamma_pos * log_not_p)
+            present = (focus.detach() if detach_focus else focus) * present
+        if margin:
+            shifted = (torch.sigmoid(x) - margin).clamp(min=0)
+            absent = -torch.log((torch.sigmoid(-x) + margin).clamp(max=1))
+            if gamma_neg:
+                # 0 ** gamma has no finite slope for gamma < 1; below the margin the loss is 0 whatever the focus.
+                focus = torch.where(shifted > 0, shifted, 1.0) ** gamma_neg
+                absent = (focus.detach() if detach_focus else focus) * absent
+        elif gamma_neg:
+            focus = torch.exp(gamma_neg * log_p)
+            absent = (focus.detach() if detach_focus else focus) * absent
+        loss = y * present + (1 - y) * absent
+        if focused:
+            soft = (y > 0) & (y < 1)
+            loss = torch.where(soft, -y * log_p - (1 - y) * log_not_p, loss)
+        loss = torch.where(known, loss, 0.0)
+        if weights is not None:
+            loss = loss * torch.where(known, upcast(weights), 0.0)
+        if reduction == "none":
+            return loss
+        if reduction == "sum":
+            return loss.sum()
+        count = count_per_rank(known.sum().to(loss.dtype), group)
+        # Not clamped at 1: a rank's share of the joined count may be a fraction. Nothing known anywhere: 0 / 1.
+        return loss.sum() / torch.where(count > 0, count, 1.0)
+
+
+def text_region_logits(
+    regions: Tensor,
+    text: Tensor,
+    scale: Tensor | float,
+    bias: Tensor | None = None,
+    *,
+    normalize_regions: bool = False,
+) -> Tensor:
+    r"""One logit for each class from its one region and its one text: :math:`s\, r_{bc}\cdot\hat t_c - \beta_c`.
+
+    Args:
+        regions: (B, C, D). Regions pooled from unit tokens are not longer than 1; a region spread over disagreeing
+            tokens is short, which is evidence of absence, so their length is kept by default.
+        text: (C, D), normalised here.
+        scale: s.
+        bias: (C,) :math:`\beta`, or None for the similarity alone (as distillation wants it).
+        normalize_regions: True gives the cosine.
+
+    Returns:
+        (B, C). No normalised copy of the regions is made.
+
+    Reference: the matching of one text with one region is the paper's; scale and bias are our choice.
+    """
+    with full_precision(regions):
+        r = upcast(regions)
+        logits = torch.einsum("bcd,cd->bc", r, unit(text).to(r.dtype))
+        if normalize_regions:
+            logits = logits / torch.linalg.vector_norm(r, dim=-1).clamp(min=1e-12)
+        logits = scale * logits
+        return logits if bias is None else logits - bias
+
+
+def region_attention(
+    queries: Tensor,
+    keys: Tensor,
+    query_weight: Tensor,
+    key_weight: Tensor,
+    scale: Tensor | float,
+    *,
+    num_heads: int,
+    key_padding_mask: Tensor | None = None,
+) -> Tensor:
+    r"""Attention of C queries over N tokens: :math:`A_i = \mathrm{softmax}_N(\kappa h\, q_i k_i^\top)`.
+
+    The queries are the same for every image, so query and key projections of a head fold into C vectors of width D
+    where that is cheaper than projecting every token.
+
+    Args:
+        queries: (C, D) unit vectors. keys: (B, N, D).
+        query_weight, key_weight: (D, D); rows are split over the heads.
+        scale: :math:`\kappa`. The factor h makes up for a head's slice carrying 1/h of the product.
+        num_heads: H.
+        key_padding_mask: (B, N) bool, True where there is no token. An image of padding alone gives zeros.
+
+    Returns:
+        (B, H, C, N), rows sum to 1.
+
+    Reference: cross-attention with category queries is the paper's; the start at identity weights is our choice.
+    """
+    classes, width = queries.shape
+    split = queries @ query_weight.T
+    split = split.reshape(classes, num_heads, width // num_heads).transpose(0, 1)  # (H, C, d)
+    key_heads = key_weight.reshape(num_heads, width // num_heads, width)  # (H, d, D)
+    if classes * num_heads <= width + classes:
+        folded = torch.bmm(split, key_heads)  # (H, C, D)
+        logits = torch.einsum("bnd,hcd->bhcn", keys, folded)
+    else:
+        projected = torch.einsum("bnd,hed->bhne", keys, key_heads)
+        logits = torch.einsum("hce,bhne->bhcn", split, projected)
+    logits = upcast(logits) * (scale * num_heads)
+    if key_padding_mask is None:
+        return logits.softmax(dim=-1)
+    padded = key_padding_mask[:, None, None, :]
+    return logits.masked_fill(padded, _MASKED).softmax(dim=-1).masked_fill(padded, 0.0)
+
+
+def region_distillation(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    weights: Tensor | None = None,
+    *,
+    temperature: float = 4.0,
+    reduction: Reduction = "mean",
+    group: ProcessGroup | None = None,
+) -> Tensor:
+    r"""The region head teaches the query head, over the classes of an image:
+
+    .. math:: L = \frac{T^2}{B} \sum_b \mathrm{KL}(\mathrm{softmax}(\ell^r_b / T)\,\|\,\mathrm{softmax}(\ell^q_b / T))
+
+    Args:
+        student_logits, teacher_logits: (B, C) without bias. The teacher gets no gradient.
+        weights: (B,) a factor for each image.
+        temperature: T.
+        reduction: ``"mean"`` over images, ``"sum"``, or ``"none"`` -> (B,).
+        group: process group over which ``"mean"`` counts the images.
+
+    Reference: region teaches query is the patent's; this form is what the authors' other code suggests.
+    """
+    with full_precision(student_logits):
+        student = F.log_softmax(upcast(student_logits) / temperature, dim=-1)
+        teacher = F.log_softmax(upcast(teacher_logits.detach()) / temperature, dim=-1)
+        loss = temperature**2 * F.kl_div(student, teacher, log_target=True, reduction="none").sum(dim=-1)
+        if weights is not None:
+            loss = loss * upcast(weights)
+        if reduction == "none":
+            return loss
+        if reduction == "sum":
+            return loss.sum()
+        count = count_per_rank(loss.new_tensor(float(loss.shape[0])), group)
+        return loss.sum() / torch.where(count > 0, count, 1.0)
+
+
+def _rows_against_classes(
+    rows: Tensor, keys: Tensor, positive: Tensor, temperature: float, allowed: Tensor | None = None
+) -> Tensor:
+    """-log softmax over the keys (C, D) at each row's own class; classes not allowed leave the denominator."""
+    logits = rows @ keys.T / temperature
+    if allowed is not None:
+        logits = logits.masked_fill(~allowed, _MASKED)
+    return torch.logsumexp(logits, dim=1) - logits.gather(1, positive[:, None]).squeeze(1)
+
+
+def _weighted_mean(loss: Tensor, weights: Tensor, count: Tensor) -> Tensor:
+    """sum(weights * loss) / count, the loss masked where its weight is 0, and 0 where nothing counts."""
+    return (torch.where(weights > 0, loss, 0.0) * weights).sum() / torch.where(count > 0, count, 1.0)
+
+
+def multimodal_contrastive(
+    regions: Tensor,
+    text: Tensor,
+    targets: Tensor,
+    *,
+    prototypes: Tensor | None = None,
+    seen: Tensor | None = None,
+    weights: Tensor | None = None,
+    temperature: float = 0.07,
+    temperature_region: float = 0.1,
+    anchor_threshold: float = 0.9,
+    group: ProcessGroup | None = None,
+) -> dict[str, Tensor]:
+    r"""Five contrasts between regions, class texts and class prototypes.
+
+    The anchors are the entries (b, c) whose target is at least ``anchor_threshold``: known positives, and
+    pseudo-positives sure enough. With f the unit region, t the unit text and P the unit prototype of a class:
+
+    * ``region_region``: f against the regions of all anchors but itself, positives are the same class in other images;
+    * ``region_text``: f against all texts; ``text_region``: t of a class present in the batch against all anchors;
+    * ``region_prototype``, ``text_prototype``: f, and t of every seen class, against the prototypes of seen classes
+      (which get no gradient); both 0 without prototypes.
+
+    Each term is the mean of its :math:`-\log` softmax rows (``region_region`` over anchors with a positive,
+    ``text_region`` first within a class); a weight multiplies its row and does not enter the count.
+
+    Args:
+        regions: (B, C, D). text: (C, D). targets: (B, C).
+        prototypes: (C, D). seen: (C,) bool, the classes whose prototype holds data; None for all.
+        weights: (B, C) factors of the anchors.
+        temperature: of all terms but ``region_region``, which has ``temperature_region``.
+        anchor_threshold: least target of an anchor.
+        group: process group; anchors of all ranks are contrasted.
+
+    Returns:
+        The five scalars by name. Without anchors they are 0 and still attached to the inputs.
+
+    Reference: contrast within and across modalities is the paper's; this form is ours, after SADCL and SupCon.
+    """
+    with full_precision(regions):
+        batch, classes, _ = regions.shape
+        texts = unit(text)
+        is_anchor = targets >= anchor_threshold
+        own = torch.arange(classes, device=regions.device).expand(batch, classes)
+        if torch.compiler.is_compiling():  # static shapes: every entry stays, with weight 0 where it is no anchor
+            features, own, valid = unit(regions).flatten(0, 1), own.flatten(), is_anchor.flatten()
+            row_weight = None if weights is None else weights.flatten()
+        else:
+            features, own, valid = unit(regions[is_anchor]), own[is_anchor], is_anchor[is_anchor]
+            row_weight = None if weights is None else weights[is_anchor]
+        features = features.to(torch.promote_types(features.dtype, texts.dtype))
+        texts = texts.to(features.dtype)
+        row_weight = valid.to(features.dtype) if row_weight is None else valid * upcast(row_weight)
+
+        keys, key_real, offset = gather_rows(features, group)
+        key_class, key_valid = own, valid
+        if group is not None:
+            key_class = gather_rows(own, group)[0]
+            key_valid = gather_rows(valid.to(features.dtype), group)[0].bool() & key_real
+        key_mass = key_valid.to(features.dtype)
+
+        count_of_class = torch.zeros(classes, dtype=features.dtype, device=features.device)
+        count_of_class = count_of_class.index_add(0, key_class, key_mass)
+        anchors = count_per_rank(valid.sum().to(features.dtype), group)
+        # Keeps a batch without anchors on the graph. A sum of no elements: one of all of them overflows in float16.
+        zero = upcast(regions.flatten()[:0].sum() + text.flatten()[:0].sum())
+        terms: dict[str, Tensor] = {}
+
+        # Positives of an anchor enter through the sum of its class, so no pair is listed.
+        sum_of_class = torch.zeros(classes, features.shape[1], dtype=features.dtype, device=features.device)
+        sum_of_class = sum_of_class.index_add(0, key_class, keys * key_mass[:, None])
+        partners = count_of_class[own] - 1
+        paired = valid & (partners > 0)
+        position = torch.arange(features.shape[0], device=features.device) + offset
+        logits = features @ keys.T / temperature_region
+        excluded = ~key_valid[None, :] | (torch.arange(keys.shape[0], device=features.device)[None] == position[:, None])
+        log_sum = torch.logsumexp(logits.masked_fill(excluded, _MASKED), dim=1) if len(keys) else logits.sum(dim=1)
+        pull = (features * (sum_of_class[own] - features)).sum(dim=1) / (temperature_region * partners.clamp(min=1))
+        loss = torch.where(paired, log_sum - pull, 0.0)
+        count = count_per_rank(paired.sum().to(features.dtype), group)
+        terms["region_region"] = zero + _weighted_mean(loss, row_weight * paired, count)
+
+        loss = _rows_against_classes(features, texts, own, temperature)
+        terms["region_text"] = zero + _weighted_mean(loss, row_weight, anchors)
+
+        logits = texts @ keys.T / temperature  # (C, all anchors)
+        log_sum = torch.logsumexp(logits.masked_fill(~key_valid[None], _MASKED), dim=1) if len(keys) else logits.sum(1)
+        loss = log_sum[own] - (features * texts[own]).sum(dim=1) / temperature
+        present = (count_of_class > 0).sum().to(features.dtype)
+        if group is not None:
+            present = present / torch.distributed.get_world_size(group)
+        terms["text_region"] = zero + _weighted_mean(loss, row_weight / count_of_class[own].clamp(min=1), present)
+
+        terms["region_prototype"] = terms["text_prototype"] = zero
+        if prototypes is not None:
+            fixed = unit(prototypes.detach()).to(features.dtype)
+            known = torch.ones(classes, dtype=torch.bool, device=fixed.device) if seen is None else seen
+            loss = _rows_against_classes(features, fixed, own, temperature, known)
+            counted = valid & known[own]
+            count = count_per_rank(counted.sum().to(features.dtype), group)
+            terms["region_prototype"] = zero + _weighted_mean(loss, row_weight * counted, count)
+            every = torch.arange(classes, device=fixed.device)
+            loss = _rows_against_classes(texts, fixed, every, temperature, known)
+            mass = known.to(features.dtype)
+            terms["text_prototype"] = zero + _weighted_mean(loss, mass, mass.sum())
+        return terms
+
+
+def class_sums(features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted sums of unit features by class: (B, C, D) and (B, C) -> sums (C, D) and mass (C,).
+
+    Entries of weight 0 take no part, whatever they hold.
+    """
+    weights = upcast(weights)
+    enters = weights > 0
+    if torch.compiler.is_compiling():  # static shapes
+        entered = torch.where(enters[..., None], unit(features), 0.0)
+        return torch.einsum("bc,bcd->cd", weights, entered.to(weights.dtype)), weights.sum(dim=0)
+    # Few entries enter: only those are read.
+    entered, weight = unit(features[enters]).to(weights.dtype), weights[enters]
+    own = torch.arange(features.shape[1], device=features.device).expand_as(enters)[enters]
+    sums = entered.new_zeros(features.shape[1:]).index_add_(0, own, entered * weight[:, None])
+    return sums, weight.new_zeros(features.shape[1]).index_add_(0, own, weight)
+
+
+def update_prototypes(
+    prototypes: Tensor, count: Tensor, sums: Tensor, mass: Tensor, *, momentum: float = 0.99
+) -> tuple[Tensor, Tensor]:
+    r"""One step of the prototypes towards the class means of a batch.
+
+    .. math:: P_c \leftarrow \mathrm{normalise}(m_c P_c + (1-m_c)\,\bar z_c),\quad m_c = \min(m, n_c / (n_c + 1)),
+        \quad n_c \leftarrow n_c + 1
+
+    so the first update of a class is its normalised mean. Classes without mass stay as they are.
+
+    Args:
+        prototypes: (C, D) unit vectors. count: (C,) updates so far, integer.
+        sums, mass: (C, D) and (C,) as :func:`class_sums` gives them, summed over ranks first where there are several.
+        momentum: m.
+
+    Returns:
+        The new prototypes and counts; the arguments are not written to.
+
+    Reference: prototypes in a memory block are the paper's; the running mean that starts from data is our choice.
+    """
+    has = mass > 0
+    mean = sums / torch.where(has, mass, 1.0)[:, None]
+    n = count.to(prototypes.dtype)
+    m = (n / (n + 1)).clamp(max=momentum)[:, None]
+    moved = F.normalize(m * prototypes + (1 - m) * mean.to(prototypes.dtype), dim=-1)
+    return torch.where(has[:, None], moved, prototypes), count + has
+
+
+class Similarities(NamedTuple):
+    """How each region relates to the prototypes, all (B, C): intra-class and inter-class, same and cross modality."""
+
+    intra_visual: Tensor
+    intra_text: Tensor
+    inter_visual: Tensor
+    inter_text: Tensor
+
+
+# Largest (B, chunk, C) block of region-class similarities held at once, in elements (64 MiB of float32).
+_BLOCK = 1 << 24
+
+
+def _inter_class(features: Tensor, norm: Tensor, prototypes: Tensor, intra: Tensor, temperature: float, seen: Tensor) -> Tensor:
+    """softmax over the seen classes of region-prototype similarities, at each region's own class."""
+    batch, classes, _ = features.shape
+    step = max(1, _BLOCK // max(1, batch * classes))
+    parts = []
+    for start in range(0, classes, step):
+        block = slice(start, start + step)
+        logits = torch.einsum("bcd,kd->bck", features[:, block], prototypes) / (temperature * norm[:, block, None])
+        parts.append(torch.logsumexp(logits.masked_fill(~seen, _MASKED), dim=-1))
+    return torch.exp(intra / temperature - torch.cat(parts, dim=1)).clamp(max=1)
+
+
+def prototype_similarities(
+    features: Tensor,
+    visual: Tensor,
+    text: Tensor,
+    *,
+    seen: Tensor | None = None,
+    temperature_visual: float = 0.07,
+    temperature_text: float = 0.02,
+) -> Similarities:
+    r"""The four relations from which unknown labels are estimated.
+
+    * intra-class: :math:`s^v = \hat z_{bc} \cdot P^v_c` and :math:`s^t = \hat z_{bc} \cdot P^t_c`
+      ("does the region found for class c look like class c");
+    * inter-class: :math:`\pi^x = \mathrm{softmax}_{c'}(\hat z_{bc} \cdot P^x_{c'} / \tau_x)[c]`
+      ("does it look more like c than like any other class"); the visual one runs over seen classes and is 0 elsewhere.
+
+    Args:
+        features: (B, C, D). visual, text: prototypes (C, D). seen: (C,) bool, None for all.
+        temperature_visual, temperature_text: :math:`\tau_v, \tau_t`; tie the latter to the model, 2 / logit scale.
+
+    Reference: intra- and inter-class relations in one modality and across the two are the paper's; the formulas ours.
+    """
+    with full_precision(features):
+        z = upcast(features)
+        norm = torch.linalg.vector_norm(z, dim=-1).clamp(min=1e-12)
+        visual, text = unit(visual).to(z.dtype), unit(text).to(z.dtype)
+        every = torch.ones(z.shape[1], dtype=torch.bool, device=z.device)
+        known = every if seen is None else seen
+        s_v = torch.einsum("bcd,cd->bc", z, visual) / norm
+        s_t = torch.einsum("bcd,cd->bc", z, text) / norm
+        inter_v = _inter_class(z, norm, visual, s_v, temperature_visual, known) * known
+        inter_t = _inter_class(z, norm, text, s_t, temperature_text, every)
+        return Similarities(s_v, s_t, inter_v, inter_t)
+
+
+def calibrate(
+    similarity: Tensor, mean_present: Tensor, mean_absent: Tensor, gap: Tensor, *, steepness: float = 6.0
+) -> Tensor:
+    r"""A similarity as a probability: :math:`\sigma(k (s - \frac12(\mu_+ + \mu_-)) / \mathrm{gap})`.
+
+    Args:
+        similarity: (B, C). mean_present, mean_absent, gap: (C,) the mean similarity of known present and known absent
+            entries of a class, and their distance. steepness: k.
+
+    Reference: our choice, because one fixed threshold cannot fit all classes.
+    """
+    return torch.sigmoid(steepness * (similarity - 0.5 * (mean_present + mean_absent)) / gap)

@@ -1,0 +1,255 @@
+"""Partial labels: the one encoding of this package, conversions into it, and the usual ways to hide labels.
+
+A label matrix has shape (B, C): one row an image, one column a class. An entry is 1 (present), 0 (absent), a
+value between them (soft), or :data:`UNKNOWN` = -1 (nobody said). Public label files use other codes, among
+them the opposite one, so they are converted once, where they are read.
+
+Every function returns a new tensor on the device and in the dtype of its input. ``bool`` and ``uint8`` cannot
+hold -1 and come back as ``int8`` and ``int16``.
+"""
+
+from __future__ import annotations
+
+import operator
+import random
+from array import array
+from itertools import repeat, starmap
+
+import torch
+from torch import Tensor
+
+__all__ = ["UNKNOWN", "from_positive_only", "from_ternary", "hide_labels", "keep_single_positive", "known_fraction"]
+
+UNKNOWN: int = -1
+"""The value of an entry whose label is not known."""
+
+_PROMOTED = {torch.bool: torch.int8, torch.uint8: torch.int16}
+_SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
+_ENCODING = "1 (present), 0 (absent), between (soft) or -1 (unknown)"
+_FIX_ENCODING = "convert the labels with from_ternary or from_positive_only first"
+
+
+def from_ternary(labels: Tensor) -> Tensor:
+    r"""Convert labels written as 1 present, -1 absent, 0 unknown, the code of most published label files.
+
+    .. math:: 1 \to 1, \quad -1 \to 0, \quad 0 \to -1
+
+    The mapping is not its own inverse, and labels that already are in this package's encoding look just like
+    ternary ones: convert once.
+
+    Args:
+        labels: integer or float tensor with the values 1, -1 and 0.
+
+    Shape:
+        labels and the result (B, C), or any other shape.
+
+    Returns:
+        Tensor of the same shape with 1 present, 0 absent, -1 unknown.
+
+    Raises:
+        TypeError: ``labels`` is not a tensor of integers or floats.
+        ValueError: another value than 1, -1 or 0.
+
+    Example:
+        >>> from_ternary(torch.tensor([[1, -1, 0]]))
+        tensor([[ 1,  0, -1]])
+
+    Reference:
+        The files of HCP-MLR-PL and TaI-DPT.
+    """
+    labels = _numeric("from_ternary", "labels", labels)
+    ok = (labels == 1) | (labels == -1) | (labels == 0)
+    _require("from_ternary", "labels", labels, ok, "1 (present), -1 (absent) or 0 (unknown)", "the file has other codes")
+    return torch.where(labels == 1, labels, -labels - 1)  # -1 becomes 0, and 0 becomes -1
+
+
+def from_positive_only(labels: Tensor) -> Tensor:
+    r"""Convert labels of which only the presences are known: 1 present, 0 not observed.
+
+    .. math:: 1 \to 1, \quad 0 \to -1
+
+    Args:
+        labels: bool, integer or float tensor with the values 1 and 0.
+
+    Shape:
+        labels and the result (B, C), or any other shape.
+
+    Returns:
+        Tensor of the same shape with 1 present, -1 unknown.
+
+    Raises:
+        TypeError: ``labels`` is not a tensor of bools, integers or floats.
+        ValueError: another value than 1 or 0.
+
+    Example:
+        >>> from_positive_only(torch.tensor([[1, 0, 0]]))
+        tensor([[ 1, -1, -1]])
+
+    Reference:
+        Single positive labels (Cole et al. 2021).
+    """
+    labels = _numeric("from_positive_only", "labels", labels)
+    ok = (labels == 1) | (labels == 0)
+    fix = "labels with known absences go through from_ternary"
+    _require("from_positive_only", "labels", labels, ok, "1 (present) or 0 (not observed)", fix)
+    return torch.where(labels == 1, labels, UNKNOWN)
+
+
+def known_fraction(targets: Tensor) -> float:
+    """Share of the entries of ``targets`` whose label is known.
+
+    Args:
+        targets: labels in this package's encoding, soft ones allowed.
+
+    Shape:
+        targets (B, C), or any other shape with at least one entry.
+
+    Returns:
+        A number from 0 to 1.
+
+    Raises:
+        TypeError: ``targets`` is not a tensor of bools, integers or floats.
+        ValueError: no entry, or a value outside the encoding.
+
+    Example:
+        >>> known_fraction(torch.tensor([[1, 0, -1, -1]]))
+        0.5
+    """
+    targets = _numeric("known_fraction", "targets", targets)
+    if targets.numel() == 0:
+        raise ValueError(f"known_fraction: targets must have at least one entry, got shape {tuple(targets.shape)}")
+    _require("known_fraction", "targets", targets, _encoded(targets), _ENCODING, _FIX_ENCODING)
+    return int((targets != UNKNOWN).sum()) / targets.numel()
+
+
+def hide_labels(targets: Tensor, known: float = 0.1, seed: int = 0) -> Tensor:
+    r"""Keep each label with probability ``known`` and turn all others into unknown ones.
+
+    .. math:: y'_{bc} = y_{bc} \;\text{if}\; u_{bc} < \text{known, else} -1, \qquad u \sim U[0, 1)^{B \times C}
+
+    This is the procedure behind the usual 10 % to 90 % results: *u* is what ``numpy.random.seed(seed);
+    numpy.random.uniform(0, 1, (B, C))`` gives, so the known entries are the same as in the published files,
+    number by number. Presences and absences are hidden alike. The masks are nested: what is known at 10 % is
+    known at every larger share. They depend on the order of the rows and columns and on B: the same images
+    sorted otherwise, or without those that have no annotation, get another mask.
+
+    Args:
+        targets: labels in this package's encoding, soft ones allowed; entries that are unknown stay unknown.
+        known: share of labels to keep, above 0 and at most 1.
+        seed: seed of numpy's legacy generator, from 0 to 2**32 - 1.
+
+    Shape:
+        targets and the result (B, C).
+
+    Returns:
+        Tensor (B, C) with -1 at the hidden entries.
+
+    Raises:
+        TypeError: ``targets`` is not a tensor of bools, integers or floats, or ``seed`` is not an integer.
+        ValueError: wrong shape, a value outside the encoding, ``known`` or ``seed`` out of range.
+
+    Example:
+        >>> hide_labels(torch.tensor([[1, 0, 0, 1], [0, 0, 1, 0]]), known=0.5)
+        tensor([[-1, -1, -1, -1],
+                [ 0, -1,  1, -1]])
+
+    Reference:
+        HCP-MLR-PL (SST, SARB, HST); the label files published with TaI-DPT follow it exactly.
+    """
+    targets = _matrix("hide_labels", targets)
+    _require("hide_labels", "targets", targets, _encoded(targets), _ENCODING, _FIX_ENCODING)
+    if not 0 < known <= 1:
+        raise ValueError(f"hide_labels: known must be a share above 0 and at most 1, got {known}; 10 per cent is 0.1")
+    keep = _numpy_uniform("hide_labels", targets.numel(), seed).view(targets.shape) < known
+    return torch.where(keep.to(targets.device), targets, UNKNOWN)
+
+
+def keep_single_positive(targets: Tensor, *, seed: int = 0) -> Tensor:
+    r"""Keep one positive label of each image, chosen uniformly at random, and nothing else.
+
+    .. math:: y'_{bc} = 1 \;\text{if}\; c = \operatorname{arg\,max}_{c': y_{bc'} = 1} u_{bc'}, \;\text{else} -1
+
+    with the uniform *u* of :func:`hide_labels`: the largest of independent uniforms is each of them equally
+    often. An image without a known positive becomes all unknown. The choice is our own: published single
+    positive labels were drawn in another way and are read from their files.
+
+    Args:
+        targets: labels 1, 0 or -1.
+        seed: seed of numpy's legacy generator, from 0 to 2**32 - 1.
+
+    Shape:
+        targets and the result (B, C).
+
+    Returns:
+        Tensor (B, C) with the values 1 and -1, at most one 1 in a row.
+
+    Raises:
+        TypeError: ``targets`` is not a tensor of bools, integers or floats, or ``seed`` is not an integer.
+        ValueError: wrong shape, a soft label or another value outside the encoding, ``seed`` out of range.
+
+    Example:
+        >>> keep_single_positive(torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0]]))
+        tensor([[-1, -1,  1, -1],
+                [-1, -1, -1, -1]])
+
+    Reference:
+        Setting of Cole et al. 2021, "Multi-Label Learning from Single Positive Labels".
+    """
+    targets = _matrix("keep_single_positive", targets)
+    hard = (targets == 1) | (targets == 0) | (targets == UNKNOWN)
+    fix = "a soft label is neither a positive nor a negative: threshold it first"
+    _require("keep_single_positive", "targets", targets, hard, "1 (present), 0 (absent) or -1 (unknown)", fix)
+    positive = (targets == 1).cpu()
+    draws = _numpy_uniform("keep_single_positive", targets.numel(), seed).view(targets.shape)
+    column = torch.where(positive, draws, -1.0).argmax(dim=1, keepdim=True)
+    keep = torch.zeros_like(positive).scatter_(1, column, True) & positive
+    return torch.where(keep.to(targets.device), targets, UNKNOWN)
+
+
+def _numpy_uniform(owner: str, count: int, seed: int) -> Tensor:
+    """(count,) float64 on the CPU, bit for bit ``numpy.random.RandomState(seed).uniform(0, 1, count)``.
+
+    Python and numpy share the Mersenne twister and the formula that makes a double of two of its words; only
+    their seeding differs. So numpy's seeding (Knuth's recurrence, ``init_genrand``) is done here and Python
+    draws.
+    """
+    word = operator.index(seed)
+    if not 0 <= word < 2**32:
+        raise ValueError(f"{owner}: seed must be from 0 to 2**32 - 1, got {seed}")
+    state = [word]
+    for i in range(1, 624):
+        word = (1812433253 * (word ^ (word >> 30)) + i) & 0xFFFFFFFF
+        state.append(word)
+    source = random.Random()
+    source.setstate((3, (*state, 624), None))
+    return torch.frombuffer(array("d", starmap(source.random, repeat((), count))), dtype=torch.float64)
+
+
+def _numeric(owner: str, name: str, x: Tensor) -> Tensor:
+    """``x`` in a dtype that can hold -1."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{owner}: {name} must be a torch.Tensor, got {type(x).__name__}")
+    x = x.to(_PROMOTED.get(x.dtype, x.dtype))
+    if not (x.is_floating_point() or x.dtype in _SIGNED):
+        raise TypeError(f"{owner}: {name} must hold bools, integers or floats, got {x.dtype}; use .long() or .float()")
+    return x
+
+
+def _matrix(owner: str, targets: Tensor) -> Tensor:
+    """``targets`` in a dtype that can hold -1, as a non-empty matrix."""
+    targets = _numeric(owner, "targets", targets)
+    if targets.dim() != 2 or targets.numel() == 0:
+        fix = "one row an image, one column a class"
+        raise ValueError(f"{owner}: targets must have shape (B, C) with B, C >= 1, got {tuple(targets.shape)}; {fix}")
+    return targets
+
+
+def _encoded(targets: Tensor) -> Tensor:
+    """Where ``targets`` lies in this package's encoding; false at NaN."""
+    return ((targets >= 0) & (targets <= 1)) | (targets == UNKNOWN)
+
+
+def _require(owner: str, name: str, x: Tensor, ok: Tensor, wanted: str, fix: str) -> None:
+    """Raise with the first value of ``x`` that is not ``ok``."""
+    if not bool(ok.all()):
+        raise ValueError(f"{owner}: {name} must be {wanted}, got {x[~ok][0].item()}; {fix}")

@@ -1,0 +1,262 @@
+"""Average precision and F1 scores of multi-label predictions, exact, with unknown labels left out.
+
+Scores and targets have shape (B, C). Targets are 1 (present), 0 (absent) or -1 (unknown); an unknown entry
+counts neither for nor against its class. A class without a known positive has no recall: its average
+precision is NaN, and means over classes leave it out (some research code counts it as 0 instead).
+
+Labels of a file written as 1/-1/0 must pass through :func:`trm_losses.labels.from_ternary` first: read as
+they stand, their absent entries would be unknown here and every class would look perfect.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .labels import UNKNOWN
+
+__all__ = ["F1Scores", "average_precision", "evaluate", "f1_scores", "mean_average_precision"]
+
+# Classes sorted at a time: larger chunks leave the processor's cache and need more memory.
+_CHUNK = 16
+
+
+class F1Scores(NamedTuple):
+    """What :func:`f1_scores` returns: scalar float64 tensors, shares from 0 to 1."""
+
+    OP: Tensor
+    """Overall precision: true positives over all predicted ones, pooled over classes."""
+    OR: Tensor
+    """Overall recall: true positives over all known positives, pooled over classes."""
+    OF1: Tensor
+    """Harmonic mean of OP and OR."""
+    CP: Tensor
+    """Mean of the classes' precisions."""
+    CR: Tensor
+    """Mean of the classes' recalls."""
+    CF1: Tensor
+    """Harmonic mean of CP and CR."""
+    CF1_per_class: Tensor
+    """Mean of the classes' own F1 scores."""
+
+
+def average_precision(scores: Tensor, targets: Tensor, *, interpolated: bool = False) -> Tensor:
+    r"""Average precision of each class.
+
+    With the :math:`P` positives of a class at ranks :math:`r_1 \le \dots \le r_P` of the scores in falling
+    order, known entries only, and the precision :math:`p(r)` = positives among the first :math:`r` over
+    :math:`r`:
+
+    .. math::
+        \text{raw} = \frac{1}{P} \sum_k p(r_k), \qquad
+        \text{interpolated} = \frac{1}{P} \sum_k \max_{r \ge r_k} p(r)
+
+    Raw is what scikit-learn computes and ASL, DualCoOp and SCPNet report. Interpolated is VOC's of 2010 and
+    later (all points under the monotone envelope), reported by HCP-MLR-PL (SST, SARB, HST); it is never
+    lower. The 11-point form of 2007 differs by several points from both and is not offered. Equal scores have
+    no order: all of a group get the precision at its last rank.
+
+    Args:
+        scores: logits or probabilities, higher means more likely present. Half precision is raised to
+            float32.
+        targets: 1, 0 or -1 (unknown).
+        interpolated: take the monotone envelope.
+
+    Shape:
+        scores and targets (B, C); the result (C,).
+
+    Returns:
+        float64 from 0 to 1; NaN for a class without a known positive.
+
+    Raises:
+        TypeError: an argument is not a tensor, or ``scores`` are not floats.
+        ValueError: shapes or devices that do not fit, NaN scores, soft targets or values outside the
+            encoding.
+
+    Example:
+        >>> scores = torch.tensor([[0.9], [0.8], [0.7], [0.6]])
+        >>> targets = torch.tensor([[0], [1], [-1], [1]])
+        >>> average_precision(scores, targets).item()  # (1/2 + 2/3) / 2, the third row left out
+        0.5833333333333333
+        >>> average_precision(scores, targets, interpolated=True).item()  # (2/3 + 2/3) / 2
+        0.6666666666666666
+
+    Reference:
+        scikit-learn's ``average_precision_score``; the PASCAL VOC development kit of 2010 and later.
+    """
+    _check("average_precision", "scores", scores, targets)
+    return _average_precisions(scores, targets)[int(interpolated)]
+
+
+def mean_average_precision(scores: Tensor, targets: Tensor, *, interpolated: bool = False) -> Tensor:
+    """Mean over classes of :func:`average_precision`, leaving out classes without a known positive.
+
+    Args:
+        scores: logits or probabilities, higher means more likely present.
+        targets: 1, 0 or -1 (unknown).
+        interpolated: take the monotone envelope.
+
+    Shape:
+        scores and targets (B, C); the result ().
+
+    Returns:
+        float64 scalar tensor from 0 to 1; NaN when no class has a known positive.
+
+    Raises:
+        TypeError: as :func:`average_precision`.
+        ValueError: as :func:`average_precision`.
+
+    Example:
+        >>> scores = torch.tensor([[0.9, 0.1], [0.8, 0.3]])
+        >>> mean_average_precision(scores, torch.tensor([[0, 0], [1, 0]])).item()  # the second class has no positive
+        0.5
+    """
+    _check("mean_average_precision", "scores", scores, targets)
+    return _average_precisions(scores, targets)[int(interpolated)].nanmean()
+
+
+def f1_scores(logits: Tensor, targets: Tensor, *, threshold: float = 0.0) -> F1Scores:
+    r"""Precision, recall and F1, pooled over all entries (O) and averaged over classes (C).
+
+    With true positives :math:`t_c`, predicted :math:`p_c` and known positives :math:`n_c` of class c:
+
+    .. math::
+        \text{OP} = \frac{\sum t_c}{\sum p_c}, \quad \text{OR} = \frac{\sum t_c}{\sum n_c}, \quad
+        \text{CP} = \operatorname{mean}_c \frac{t_c}{p_c}, \quad
+        \text{CR} = \operatorname{mean}_c \frac{t_c}{n_c}, \quad
+        F(p, r) = \frac{2 p r}{p + r}
+
+    OF1 = F(OP, OR). The class F1 has two forms under one name: CF1 = F(CP, CR) as in HCP-MLR-PL, and
+    CF1_per_class, the mean of F over classes, as in DualCoOp.
+
+    An entry is predicted present when its logit is *above* the threshold (DualCoOp's rule; HCP-MLR-PL takes
+    "at or above"). Where a denominator is zero: a class that is never predicted has precision 0 and F1 0, as
+    in both of them, and adds nothing to OP (HCP-MLR-PL counts one wrong prediction for it there); nothing
+    predicted at all gives OP = OF1 = 0. A class without a known positive is left out of CP, CR, CF1 and
+    CF1_per_class, as it is out of the mean average precision, but its false alarms count in OP (both of them
+    keep it: DualCoOp as 0, while HCP-MLR-PL's CR becomes NaN). Without any known positive OR, OF1 and the
+    class scores are NaN.
+
+    Args:
+        logits: predictions; for probabilities set ``threshold=0.5``.
+        targets: 1, 0 or -1 (unknown).
+        threshold: logits above it are predicted present.
+
+    Shape:
+        logits and targets (B, C); each result ().
+
+    Returns:
+        :class:`F1Scores`, float64 from 0 to 1.
+
+    Raises:
+        TypeError: an argument is not a tensor, or ``logits`` are not floats.
+        ValueError: shapes or devices that do not fit, NaN logits, soft targets or values outside the
+            encoding.
+
+    Example:
+        >>> f1 = f1_scores(torch.tensor([[2.0, -1.0], [1.0, -1.0]]), torch.tensor([[1, 1], [0, 0]]))
+        >>> f1.OP.item(), f1.OR.item(), f1.CP.item(), f1.CR.item()
+        (0.5, 0.5, 0.25, 0.5)
+
+    Reference:
+        HCP-MLR-PL and DualCoOp.
+    """
+    _check("f1_scores", "logits", logits, targets)
+    positive = targets == 1
+    predicted = (logits > threshold) & (targets != UNKNOWN)
+    t = (predicted & positive).sum(dim=0).double()
+    p = predicted.sum(dim=0).double()
+    n = positive.sum(dim=0).double()
+    # 2pr / (p + r) = 2t / (p + n) in counts, where only n = 0 leaves nothing to score.
+    overall_precision = t.sum() / p.sum().clamp(min=1)
+    overall_f1 = torch.where(n.sum() > 0, 2 * t.sum() / (p.sum() + n.sum()), torch.nan)
+    class_precision = torch.where(n > 0, t / p.clamp(min=1), torch.nan).nanmean()
+    class_recall = (t / n).nanmean()
+    total = class_precision + class_recall
+    class_f1 = torch.where(total == 0, total, 2 * class_precision * class_recall / total)
+    per_class_f1 = torch.where(n > 0, 2 * t / (p + n), torch.nan).nanmean()
+    return F1Scores(overall_precision, t.sum() / n.sum(), overall_f1, class_precision, class_recall, class_f1, per_class_f1)
+
+
+def evaluate(logits: Tensor, targets: Tensor) -> dict[str, float]:
+    """The scores of a result row, in per cent.
+
+    Args:
+        logits: predictions, present above 0.
+        targets: 1, 0 or -1 (unknown).
+
+    Shape:
+        logits and targets (B, C).
+
+    Returns:
+        ``mAP`` and ``mAP_interpolated`` (:func:`mean_average_precision`), ``OF1``, ``CF1`` and
+        ``CF1_per_class`` (:func:`f1_scores`), from 0 to 100.
+
+    Raises:
+        TypeError: an argument is not a tensor, or ``logits`` are not floats.
+        ValueError: shapes or devices that do not fit, NaN logits, soft targets or values outside the
+            encoding.
+
+    Example:
+        >>> evaluate(torch.tensor([[2.0], [-1.0], [1.0], [-2.0]]), torch.tensor([[1], [1], [0], [0]]))["OF1"]
+        50.0
+    """
+    _check("evaluate", "logits", logits, targets)
+    raw, interpolated = _average_precisions(logits, targets)
+    f1 = f1_scores(logits, targets)
+    row = {
+        "mAP": raw.nanmean(),
+        "mAP_interpolated": interpolated.nanmean(),
+        "OF1": f1.OF1,
+        "CF1": f1.CF1,
+        "CF1_per_class": f1.CF1_per_class,
+    }
+    return {name: 100 * float(value) for name, value in row.items()}
+
+
+def _average_precisions(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Raw and interpolated average precision of each class, (C,) each, from one sort."""
+    scores = scores.detach()
+    if scores.dtype not in (torch.float32, torch.float64):
+        scores = scores.float()
+    raw, interpolated = [], []
+    for s, y in zip(torch.split(scores.T, _CHUNK), torch.split(targets.T, _CHUNK), strict=True):
+        s, order = s.contiguous().sort(dim=1, descending=True)
+        y = y.gather(1, order)
+        positive = y == 1
+        count = positive.sum(dim=1)
+        # Only the last rank of a group of equal scores is a point of the precision-recall curve.
+        last = torch.ones_like(positive)
+        torch.ne(s[:, 1:], s[:, :-1], out=last[:, :-1])
+        found = positive.cumsum(dim=1, dtype=torch.float64).masked_fill_(~last, 0)
+        precision = found / (y != UNKNOWN).cumsum(dim=1).clamp_(min=1)
+        # Positives that each point adds to the point before it.
+        gain = found.cummax(dim=1).values.diff(dim=1, prepend=found.new_zeros(len(found), 1))
+        envelope = precision.flip(1).cummax(dim=1).values.flip(1)
+        raw.append((gain * precision).sum(dim=1) / count)
+        interpolated.append((gain * envelope).sum(dim=1) / count)
+    return torch.cat(raw), torch.cat(interpolated)
+
+
+def _check(owner: str, name: str, scores: Tensor, targets: Tensor) -> None:
+    for label, x in ((name, scores), ("targets", targets)):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{owner}: {label} must be a torch.Tensor, got {type(x).__name__}")
+    if not scores.is_floating_point():
+        raise TypeError(f"{owner}: {name} must be floats, got {scores.dtype}")
+    if scores.dim() != 2 or scores.numel() == 0:
+        raise ValueError(f"{owner}: {name} must have shape (B, C) with B, C >= 1, got {tuple(scores.shape)}")
+    if targets.shape != scores.shape:
+        want = f"(B, C) = {tuple(scores.shape)} like {name}"
+        raise ValueError(f"{owner}: targets must have shape {want}, got {tuple(targets.shape)}")
+    if targets.device != scores.device:
+        raise ValueError(f"{owner}: {name} are on {scores.device}, targets on {targets.device}; move one of them")
+    if bool(scores.isnan().any()):
+        raise ValueError(f"{owner}: {name} must not be NaN, got {int(scores.isnan().sum())} NaN of {scores.numel()}")
+    ok = (targets == 1) | (targets == 0) | (targets == UNKNOWN)
+    if not bool(ok.all()):
+        fix = "soft labels must be thresholded, other codes converted with trm_losses.labels"
+        value = targets[~ok][0].item()
+        raise ValueError(f"{owner}: targets must be 1 (present), 0 (absent) or -1 (unknown), got {value}; {fix}")

@@ -1,0 +1,232 @@
+"""TRMObjective: the parts wired as the method wires them; the order of a training step can be read here."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ._checks import Dims, check_number
+from ._distributed import Distributed, count_per_rank, resolve_group
+from .distillation import RegionDistillationLoss
+from .labels import UNKNOWN
+from .multimodal_contrastive import MultimodalContrastiveLoss
+from .prototype_bank import PrototypeBank
+from .pseudo_labeler import PseudoLabeler, PseudoLabels
+from .region_pooler import RegionPooler, Regions
+from .text_region_matching import TextRegionMatchingLoss
+
+__all__ = ["TRMObjective", "TRMOutput"]
+
+
+class TRMOutput(NamedTuple):
+    """One training step: the loss to call backward on, its weighted terms by name, and what :meth:`TRMObjective.update` needs.
+
+    logits and region_logits (B, C) belong to the query head and the region head; pseudo is None without a labeller.
+    """
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    regions: Regions
+    text: Tensor
+    targets: Tensor
+    logits: Tensor
+    region_logits: Tensor
+    pseudo: PseudoLabels | None
+
+
+class TRMObjective(nn.Module):
+    r"""Text-region matching with missing labels, as one loss.
+
+    .. math::
+        L = M(\ell^q; Y) + \lambda_r M(\ell^r; Y) + \lambda_{pl} [M(\ell^q; \tilde Y) + \lambda_r M(\ell^r; \tilde Y)]
+            + \lambda_{kd} L_{kd} + \lambda_{con} L_{con}
+
+    M is the matching loss, over known labels Y scaled as C / #known, over pseudo-labels :math:`\tilde Y` as C / #unknown:
+    its size depends neither on the share of known labels nor, which would cancel the ramp, on the weights of the
+    pseudo-labels. Without a query head, or with a part left out, its terms are left out.
+
+    A step::
+
+        output = objective(tokens, text, targets)      # pooling, logits, pseudo-labels, losses
+        output.loss.backward(); optimizer.step()
+        objective.update(output)                       # never before: no sample votes for itself
+
+    Under gradient accumulation :meth:`update` may be called once, with the last output.
+
+    Args:
+        pooler, matching: always there.
+        distillation, contrast: optional losses.
+        bank, labeler: optional; contrast uses the bank's prototypes where there is one, a labeller needs a bank.
+        lambda_region, lambda_pseudo, lambda_distillation, lambda_contrast: the factors :math:`\lambda`.
+        anchor_score: least score of a pseudo-positive that becomes an anchor of the contrast.
+        bank_confidence: after the labeller's warm-up, least probability (query head) at which a known positive enters
+            the bank; before, all enter, or rare classes would never start.
+        bank_pseudo_score: least score at which a pseudo-positive enters the bank.
+        distributed: False, True or a process group for the counts of this module; give the parts the same.
+
+    Shape:
+        tokens (B, N, D) or :class:`Regions`, text (C, D), targets (B, C) -> :class:`TRMOutput`.
+
+    Reference: the four parts and which teaches which are TRM-ML's (paper, patent); factors, gates and the scale-free
+    normalisers are our choice, gates after SADCL.
+    """
+
+    def __init__(
+        self,
+        pooler: RegionPooler,
+        matching: TextRegionMatchingLoss,
+        *,
+        distillation: RegionDistillationLoss | None = None,
+        contrast: MultimodalContrastiveLoss | None = None,
+        bank: PrototypeBank | None = None,
+        labeler: PseudoLabeler | None = None,
+        lambda_region: float = 1.0,
+        lambda_pseudo: float = 1.0,
+        lambda_distillation: float = 1.0,
+        lambda_contrast: float = 0.1,
+        anchor_score: float = 0.9,
+        bank_confidence: float = 0.8,
+        bank_pseudo_score: float = 0.9,
+        distributed: Distributed = False,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        for key, value in (
+            ("lambda_region", lambda_region),
+            ("lambda_pseudo", lambda_pseudo),
+            ("lambda_distillation", lambda_distillation),
+            ("lambda_contrast", lambda_contrast),
+        ):
+            check_number(name, key, value, 0)
+        if labeler is not None and bank is None:
+            raise ValueError(f"{name}: labeler needs bank, the prototypes it compares with; pass bank=PrototypeBank(...)")
+        sizes = {
+            key: part.num_classes
+            for key, part in (("pooler", pooler), ("matching", matching), ("bank", bank), ("labeler", labeler))
+            if part is not None
+        }
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"{name}: all parts must have the same num_classes, got {sizes}")
+        if bank is not None and bank.dim != pooler.dim:
+            raise ValueError(f"{name}: bank must have the pooler's dim = {pooler.dim}, got {bank.dim}")
+        self.pooler, self.matching, self.distillation, self.contrast = pooler, matching, distillation, contrast
+        self.bank, self.labeler = bank, labeler
+        self.lambda_region, self.lambda_pseudo = lambda_region, lambda_pseudo
+        self.lambda_distillation, self.lambda_contrast = lambda_distillation, lambda_contrast
+        self.anchor_score, self.distributed = anchor_score, distributed
+        self.bank_confidence, self.bank_pseudo_score = bank_confidence, bank_pseudo_score
+
+    @classmethod
+    def from_text(
+        cls,
+        text: Tensor,
+        *,
+        total_steps: int,
+        logit_scale: float = 100.0,
+        distributed: Distributed = False,
+        validate: bool = True,
+    ) -> TRMObjective:
+        """All parts at the method's defaults, sized by and started from class text (C, D).
+
+        Args:
+            text: (C, D) class texts of the frozen model.
+            total_steps: optimiser steps of the whole run; warm-up and ramp of the pseudo-labels take a tenth each.
+            logit_scale: of the frozen model (CLIP's is 100); sets the temperature of text similarities, 2 / logit_scale.
+        """
+        check_number(cls.__name__, "total_steps", total_steps, 1)
+        Dims(cls.__name__).check("text", text, "C D")
+        classes, dim = text.shape
+        tenth = round(0.1 * total_steps)
+        common = {"distributed": distributed, "validate": validate}
+        return cls(
+            RegionPooler(classes, dim, validate=validate),
+            TextRegionMatchingLoss(classes, **common),  # type: ignore[arg-type]
+            distillation=RegionDistillationLoss(**common),  # type: ignore[arg-type]
+            contrast=MultimodalContrastiveLoss(**common),  # type: ignore[arg-type]
+            bank=PrototypeBank(classes, dim, init=text, **common),  # type: ignore[arg-type]
+            labeler=PseudoLabeler(
+                classes,
+                temperature_text=2 / logit_scale,
+                warmup_steps=tenth,
+                ramp_steps=tenth,
+                **common,  # type: ignore[arg-type]
+            ),
+            distributed=distributed,
+        ).to(text.device)
+
+    def forward(
+        self, tokens: Tensor | Regions, text: Tensor, targets: Tensor, *, key_padding_mask: Tensor | None = None
+    ) -> TRMOutput:
+        """Losses of a batch; see the class."""
+        Dims(type(self).__name__, C=self.pooler.num_classes).check("targets", targets, "B C", floating=False)
+        if isinstance(tokens, Regions):
+            regions = tokens
+        else:
+            regions = self.pooler(tokens, text, key_padding_mask=key_padding_mask)
+        two_heads = regions.query is not regions.region
+        logits = self.matching.logits(regions.query, text)
+        region_logits = self.matching.logits(regions.region, text) if two_heads else logits
+        heads = [(1.0, "query", logits)] + ([(self.lambda_region, "region", region_logits)] if two_heads else [])
+
+        pseudo = None
+        if self.labeler is not None and self.bank is not None:
+            pseudo = self.labeler(regions.query, targets, self.bank, logits=logits)
+
+        classes = targets.shape[1]
+        group = resolve_group(self.distributed)
+        unknown = (targets == UNKNOWN).sum().to(logits.dtype)
+        unknown = count_per_rank(unknown, group)
+        per_unknown = classes / torch.where(unknown > 0, unknown, 1.0)
+        terms: dict[str, Tensor] = {}
+        for factor, head, head_logits in heads:
+            terms[f"matching_{head}"] = factor * classes * self.matching.loss(head_logits, targets, reduction="mean")
+        if pseudo is not None:
+            for factor, head, head_logits in heads:
+                loss = self.matching.loss(head_logits, pseudo.targets, pseudo.weights, reduction="sum")
+                terms[f"pseudo_{head}"] = self.lambda_pseudo * factor * per_unknown * loss
+        if self.distillation is not None and two_heads:
+            student = self.matching.logits(regions.query, text, bias=False)
+            teacher = self.matching.logits(regions.region, text, bias=False)
+            terms["distillation"] = self.lambda_distillation * self.distillation(student, teacher)
+        if self.contrast is not None:
+            anchors, weights = targets, None
+            if pseudo is not None:
+                anchors = self._positives(targets, pseudo, self.anchor_score)
+                weights = torch.where(targets == UNKNOWN, pseudo.weights, 1.0)
+            terms["contrast"] = self.lambda_contrast * self.contrast(
+                regions.query,
+                text,
+                anchors,
+                prototypes=None if self.bank is None else self.bank.visual,
+                seen=None if self.bank is None else self.bank.seen,
+                weights=weights,
+            )
+        loss = torch.stack(list(terms.values())).sum()
+        return TRMOutput(loss, terms, regions, text, targets, logits, region_logits, pseudo)
+
+    @staticmethod
+    def _positives(targets: Tensor, pseudo: PseudoLabels, score: float) -> Tensor:
+        """Known targets, and 1 where a pseudo-positive has at least this score (unknown elsewhere)."""
+        sure = (pseudo.targets > 0) & (pseudo.scores >= score)
+        return torch.where(sure, 1.0, targets.to(pseudo.scores.dtype))
+
+    @torch.no_grad()
+    def update(self, output: TRMOutput) -> None:
+        """Take a finished step into statistics and prototypes; after the optimiser's step, not where that was skipped."""
+        features, targets, text = output.regions.query.detach(), output.targets, output.text.detach()
+        if self.bank is None:
+            return
+        confidence = torch.sigmoid(output.logits.detach())
+        entering, gate = targets, confidence
+        if self.labeler is not None:
+            started = self.labeler.step >= self.labeler.warmup_steps
+            sure = ~started | (confidence >= self.bank_confidence)
+            # First the statistics: they compare with prototypes that these samples have not moved yet.
+            self.labeler.update(features, targets, self.bank)
+            if output.pseudo is not None:
+                entering = self._positives(targets, output.pseudo, self.bank_pseudo_score)
+                sure = sure | (targets == UNKNOWN)
+            gate = confidence * sure
+        self.bank.update(features, entering, weights=gate, text=text)

@@ -1,0 +1,136 @@
+"""PromptLearner: class texts that are fixed, or learned through a frozen text tower or beside it."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from . import functional as TF
+from ._checks import Dims, check_choice, check_finite, check_number
+
+__all__ = ["PromptEmbeddings", "PromptLearner"]
+
+
+class PromptEmbeddings(NamedTuple):
+    """What a frozen text tower takes in place of token ids.
+
+    embeddings (C, L, Dw): word embeddings before the positional ones; eot (C,): the position whose state is the feature.
+    """
+
+    embeddings: Tensor
+    eot: Tensor
+
+
+class PromptLearner(nn.Module):
+    r"""Class texts with or without learned parts.
+
+    ============  ==========================================================  =================  ====================
+    mode          text of class c                                             trained            :meth:`forward` gives
+    ============  ==========================================================  =================  ====================
+    ``fixed``     :math:`t^0_c`, given                                        nothing            text (C, D)
+    ``residual``  :math:`t^0_c + \Delta_c`                                    C x D              text (C, D)
+    ``shared``    tower(start, :math:`u_1 \ldots u_L`, name, end)             L x Dw             PromptEmbeddings
+    ``csc``       tower(start, :math:`u_{c1} \ldots u_{cL}`, name, end)       C x L x Dw         PromptEmbeddings
+    ============  ==========================================================  =================  ====================
+
+    ``fixed`` and ``residual`` need no text tower in the loop. ``shared`` is safer with few labels, ``csc`` (class-specific
+    contexts) has more room.  ``backbone.encode_prompts(prompts())`` gives text (C, D) in every mode.
+
+    Args:
+        mode: see above.
+        text: (C, D) start of ``fixed`` and ``residual``, for example averaged template features; normalised here.
+        names: embedded class names for ``shared`` and ``csc``: embeddings (C, L0, Dw) of "start, name, end, padding" and
+            the position of the end, as ``backbone.embed_prompts(["dog.", ...])`` gives them.
+        num_context: L.
+        context_init: (L, Dw) or (C, L, Dw) start of the contexts; normal with deviation 0.02 where it is not given.
+        context_length: the tower's limit on tokens; checked where it is given.
+
+    Raises:
+        ValueError: a mode without what it needs, shapes, or names too long for the tower.
+
+    Example:
+        >>> import torch
+        >>> prompts = PromptLearner("residual", text=torch.eye(3))
+        >>> prompts().shape, [name for name, _ in prompts.named_parameters()]
+        (torch.Size([3, 3]), ['delta'])
+
+    Reference: contexts follow CoOp and DualCoOp; text vectors tuned in the joint space follow TaskRes. Whether TRM-ML
+    trains contexts is not settled by what is known of it: the paper's abstract says prompt tuning, its figure does not.
+    """
+
+    def __init__(
+        self,
+        mode: Literal["fixed", "residual", "shared", "csc"],
+        *,
+        text: Tensor | None = None,
+        names: PromptEmbeddings | None = None,
+        num_context: int = 16,
+        context_init: Tensor | None = None,
+        context_length: int | None = None,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        check_choice(name, "mode", mode, ("fixed", "residual", "shared", "csc"))
+        self.mode = mode
+        dims = Dims(name)
+        if mode in ("fixed", "residual"):
+            if text is None:
+                raise ValueError(f"{name}: mode={mode!r} needs text (C, D), the class texts to start from")
+            dims.check("text", text, "C D")
+            check_finite(name, "text", text)
+            self.register_buffer("reference", TF.unit(text.detach()).to(TF.upcast(text).dtype))
+            if mode == "residual":
+                self.delta = nn.Parameter(torch.zeros_like(self.reference))
+            return
+        if names is None:
+            raise ValueError(f"{name}: mode={mode!r} needs names, as backbone.embed_prompts(['dog.', ...]) gives them")
+        check_number(name, "num_context", num_context, 1)
+        embeddings, eot = names
+        dims.check("names.embeddings", embeddings, "C T Dw")
+        dims.check("names.eot", eot, "C", floating=False)
+        classes, _, width = embeddings.shape
+        longest = int(eot.max()) + 1
+        if context_length is not None and longest + num_context > context_length:
+            row = int(eot.argmax())
+            raise ValueError(
+                f"{name}: class {row} takes {longest} tokens, with num_context = {num_context} that is over the tower's "
+                f"{context_length}; use fewer context tokens or a shorter name"
+            )
+        # After the end token nothing reaches the feature of a causal tower: what is padding everywhere is cut.
+        self.register_buffer("start", embeddings[:, :1].detach().clone())
+        self.register_buffer("rest", embeddings[:, 1:longest].detach().clone())
+        self.register_buffer("eot", eot + num_context)
+        shape = (num_context, width) if mode == "shared" else (classes, num_context, width)
+        if context_init is None:
+            start = torch.randn(shape, dtype=embeddings.dtype, device=embeddings.device) * 0.02
+        else:
+            letters = "L Dw" if context_init.dim() == 2 else "C L Dw"
+            Dims(name, C=classes, L=num_context, Dw=width).check("context_init", context_init, letters)
+            if mode == "shared" and context_init.dim() == 3:
+                raise ValueError(f"{name}: context_init of shared contexts must have shape (L, Dw), got (C, L, Dw)")
+            start = context_init.detach().expand(shape).clone()
+        self.context = nn.Parameter(start)
+
+    reference: Tensor
+    start: Tensor
+    rest: Tensor
+    eot: Tensor
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return len(self.reference if self.mode in ("fixed", "residual") else self.eot)
+
+    def forward(self) -> Tensor | PromptEmbeddings:
+        """Text (C, D), or the embeddings that the frozen text tower turns into it; see the table of the class."""
+        if self.mode == "fixed":
+            return self.reference
+        if self.mode == "residual":
+            return self.reference + self.delta
+        context = self.context.expand(self.num_classes, *self.context.shape[-2:])
+        return PromptEmbeddings(torch.cat([self.start, context, self.rest], dim=1), self.eot)
+
+    def extra_repr(self) -> str:
+        return f"mode={self.mode!r}, num_classes={self.num_classes}"

@@ -1,0 +1,140 @@
+"""PrototypeBank: one visual and one text prototype for each class, kept over the run."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import functional as TF
+from ._checks import Dims, check_finite, check_number
+from ._distributed import Distributed, resolve_group, sum_over_ranks
+from ._state import FullPrecisionState
+
+__all__ = ["PrototypeBank"]
+
+
+class PrototypeBank(FullPrecisionState):
+    r"""Multimodal category prototypes: running means of unit region features and of class texts.
+
+    .. math:: P_c \leftarrow \mathrm{normalise}(m_c P_c + (1-m_c)\,\bar z_c),\quad m_c = \min(m, n_c / (n_c + 1))
+
+    where :math:`\bar z_c` is the weighted mean of the unit features of class c in the batch. Until its first update a
+    visual prototype is its start value and ``seen`` is False. Call :meth:`update` after the optimiser's step, so that no
+    sample votes for itself. The state is float32 in buffers, so it is saved, restored and moved with the module.
+
+    Args:
+        num_classes, dim: C, D.
+        momentum: m of the visual prototypes.
+        text_momentum: m of the text prototypes.
+        init: (C, D) start value of both, such as the features of a prompt template; zeros where it is not given.
+        distributed: False, True or a process group: batch means are over all ranks, so that all ranks agree.
+        validate: look for NaN and infinity in :meth:`update` (waits for the device).
+
+    Attributes:
+        visual, text: (C, D) unit prototypes. count: (C,) updates of each visual prototype. seen: (C,) bool, count > 0.
+
+    Example:
+        >>> import torch
+        >>> bank = PrototypeBank(2, 3)
+        >>> bank.update(torch.tensor([[[2., 0., 0.], [0., 5., 0.]]]), torch.tensor([[1., -1.]]))
+        >>> bank.visual.tolist(), bank.seen.tolist()
+        ([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]], [True, False])
+
+    Reference: visual prototypes in a memory block and text prototypes are TRM-ML's (paper, patent); momentum and the
+    growing average at the start are our choice.
+    """
+
+    init: Tensor
+    visual: Tensor
+    text: Tensor
+    count: Tensor
+    text_count: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        dim: int,
+        *,
+        momentum: float = 0.99,
+        text_momentum: float = 0.99,
+        init: Tensor | None = None,
+        distributed: Distributed = False,
+        validate: bool = True,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        check_number(name, "num_classes", num_classes, 1)
+        check_number(name, "dim", dim, 1)
+        check_number(name, "momentum", momentum, 0, 1)
+        check_number(name, "text_momentum", text_momentum, 0, 1)
+        self.num_classes, self.dim = num_classes, dim
+        self.momentum, self.text_momentum = momentum, text_momentum
+        self.distributed, self.validate = distributed, validate
+        start = torch.zeros(num_classes, dim)
+        if init is not None:
+            Dims(name, C=num_classes, D=dim).check("init", init, "C D")
+            start = TF.unit(init.detach()).float()
+        self.register_buffer("init", start.to(device))
+        self.register_buffer("visual", torch.empty_like(self.init))
+        self.register_buffer("text", torch.empty_like(self.init))
+        self.register_buffer("count", torch.zeros(num_classes, dtype=torch.int64, device=device))
+        self.register_buffer("text_count", torch.zeros((), dtype=torch.int64, device=device))
+        self.reset()
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Back to the start values; no class is seen."""
+        self.visual.copy_(self.init)
+        self.text.copy_(self.init)
+        self.count.zero_()
+        self.text_count.zero_()
+
+    @property
+    def seen(self) -> Tensor:
+        """(C,) bool: the visual prototype holds data."""
+        return self.count > 0
+
+    @torch.no_grad()
+    def update(
+        self, regions: Tensor, targets: Tensor, *, weights: Tensor | None = None, text: Tensor | None = None
+    ) -> None:
+        """Move the prototypes towards a batch.
+
+        Args:
+            regions: (B, C, D) features, normalised here.
+            targets: (B, C); entries with 1 enter, all others do not.
+            weights: (B, C) confidence of the entries that enter; those of weight 0 stay out.
+            text: (C, D) current class texts, where the text prototypes shall follow them.
+        """
+        dims = Dims(type(self).__name__, C=self.num_classes, D=self.dim)
+        dims.check("regions", regions, "B C D")
+        dims.check("targets", targets, "B C", floating=False)
+        mass = (targets == 1).float()
+        if weights is not None:
+            dims.check("weights", weights, "B C")
+            mass = torch.where(targets == 1, weights.float().clamp(min=0), 0.0)
+        if text is not None:
+            dims.check("text", text, "C D")
+        if self.validate:
+            check_finite(dims.owner, "regions", torch.where((mass > 0)[..., None], regions, 0.0))
+            if text is not None:
+                check_finite(dims.owner, "text", text)
+        group = resolve_group(self.distributed)
+        with TF.full_precision(regions):
+            sums, total = TF.class_sums(regions, mass)
+            joined = sum_over_ranks(torch.cat([sums.float(), total[:, None].float()], dim=1), group)
+            visual, count = TF.update_prototypes(
+                self.visual, self.count, joined[:, :-1], joined[:, -1], momentum=self.momentum
+            )
+            self.visual.copy_(visual)
+            self.count.copy_(count)
+            if text is not None:
+                n = self.text_count.float()
+                m = (n / (n + 1)).clamp(max=self.text_momentum)
+                self.text.copy_(F.normalize(m * self.text + (1 - m) * TF.unit(text).float(), dim=-1))
+                self.text_count.add_(1)
+
+    def extra_repr(self) -> str:
+        return f"num_classes={self.num_classes}, dim={self.dim}, momentum={self.momentum}"

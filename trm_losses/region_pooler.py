@@ -1,0 +1,192 @@
+"""RegionPooler: image tokens to one region for each class."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import functional as TF
+from ._checks import Dims, check_choice, check_finite, check_number
+
+__all__ = ["RegionPooler", "Regions"]
+
+
+class Regions(NamedTuple):
+    """What a pooler finds in an image: (B, C, D) region-level and query-level features, (B, C, N) saliency."""
+
+    region: Tensor
+    query: Tensor
+    saliency: Tensor
+
+
+class RegionPooler(nn.Module):
+    r"""Category-aware region learning: cross-attention of class queries over image tokens.
+
+    .. math::
+        A_i &= \mathrm{softmax}_N(\kappa h\, (\hat Q W^q_i)(\hat V W^k_i)^\top),\quad A = \tfrac1h \sum_i A_i \\
+        R &= A \hat V, \qquad O = \mathrm{concat}_i(A_i\, \mathrm{LN}(V) W^v_i)\, W^o, \qquad
+        Z = R + \mathrm{MLP}(\mathrm{LN}(\mathrm{dropout}(O)))
+
+    The saliency map A pools the tokens into the region-level feature R, which has no learned projection and so stays in
+    the joint space; the MLP yields the query-level feature Z. Queries act through the attention alone: were they added
+    to Z, the class identity would be written into every feature and any test of "which class is this" would be passed
+    without looking at the image. At the start the projections of queries and keys are identities and the last layer of
+    the MLP is zero, so that Z = R and R is what the frozen model sees.
+
+    Args:
+        num_classes: C. With ``query="tied"`` it is what :meth:`forward` expects of ``text``.
+        dim: D, the width of tokens and text.
+        num_heads: h; divides ``dim``.
+        query: ``"tied"``: the query of a class is its current text, given to :meth:`forward`. ``"free"``: a parameter of
+            its own, started at ``query_init`` and trained apart from the text.
+        query_init: (C, D) start of free queries, such as the class text; random where it is not given.
+        query_head: False leaves the MLP out; then ``Regions.query`` is ``Regions.region``.
+        mlp_ratio: hidden width of the MLP over ``dim``.
+        dropout: probability, on O and inside the MLP.
+        attention_scale: start of the learned :math:`\kappa`.
+        normalize_tokens: R pools unit tokens, so that a few long ones do not rule the mean. False pools them as they are.
+        key_norm: ``"unit"`` length or ``"layer"`` norm of the keys.
+        validate: check for NaN and infinity in :meth:`forward` (waits for the device).
+
+    Shape:
+        tokens (B, N, D), text (C, D), key_padding_mask (B, N) bool with True at padding ->
+        ``Regions(region (B, C, D), query (B, C, D), saliency (B, C, N))``.
+
+    Raises:
+        ValueError: sizes, option words or devices that do not fit; ``text`` missing where queries are tied.
+
+    Example:
+        >>> import torch
+        >>> pooler = RegionPooler(20, 64)
+        >>> regions = pooler(torch.randn(2, 49, 64), torch.randn(20, 64))
+        >>> regions.region.shape, regions.saliency.shape
+        (torch.Size([2, 20, 64]), torch.Size([2, 20, 49]))
+
+    Reference: TRM-ML's saliency map, region-level and query-level features (paper and patent); one block of 4 heads
+    without self-attention follows the authors' other code; start, tie and learned :math:`\kappa` are our choice.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        dim: int,
+        *,
+        num_heads: int = 4,
+        query: Literal["tied", "free"] = "tied",
+        query_init: Tensor | None = None,
+        query_head: bool = True,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.1,
+        attention_scale: float = 8.0,
+        normalize_tokens: bool = True,
+        key_norm: Literal["unit", "layer"] = "unit",
+        validate: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        check_number(name, "num_classes", num_classes, 1)
+        check_number(name, "dim", dim, 1)
+        check_number(name, "num_heads", num_heads, 1)
+        check_number(name, "dropout", dropout, 0, 1)
+        check_number(name, "attention_scale", attention_scale, 0, strict=True)
+        check_choice(name, "query", query, ("tied", "free"))
+        check_choice(name, "key_norm", key_norm, ("unit", "layer"))
+        if dim % num_heads:
+            raise ValueError(f"{name}: num_heads must divide dim = {dim}, got {num_heads}")
+        if query == "tied" and query_init is not None:
+            raise ValueError(f"{name}: query_init starts free queries; with query='tied' pass the text to forward")
+        self.num_classes, self.dim, self.num_heads = num_classes, dim, num_heads
+        self.normalize_tokens, self.key_norm, self.validate = normalize_tokens, key_norm, validate
+        self.query_head = query_head
+        self.query: nn.Parameter | None = None
+        if query == "free":
+            start = torch.randn(num_classes, dim) if query_init is None else query_init.detach().clone()
+            Dims(name, C=num_classes, D=dim).check("query_init", start, "C D")
+            self.query = nn.Parameter(start.to(device=device, dtype=dtype))
+        factory = {"device": device, "dtype": dtype}
+        self.query_weight = nn.Parameter(torch.eye(dim, **factory))  # type: ignore[arg-type]
+        self.key_weight = nn.Parameter(torch.eye(dim, **factory))  # type: ignore[arg-type]
+        self.log_attention_scale = nn.Parameter(torch.tensor(math.log(attention_scale), **factory))  # type: ignore[arg-type]
+        if query_head:
+            hidden = round(mlp_ratio * dim)
+            self.value_norm = nn.LayerNorm(dim, **factory)  # type: ignore[arg-type]
+            self.value_weight = nn.Parameter(torch.empty(dim, dim, **factory))  # type: ignore[arg-type]
+            self.output = nn.Linear(dim, dim, **factory)  # type: ignore[arg-type]
+            self.dropout = nn.Dropout(dropout)
+            up = nn.Linear(dim, hidden, **factory)  # type: ignore[arg-type]
+            down = nn.Linear(hidden, dim, **factory)  # type: ignore[arg-type]
+            norm = nn.LayerNorm(dim, **factory)  # type: ignore[arg-type]
+            self.mlp = nn.Sequential(norm, up, nn.GELU(), nn.Dropout(dropout), down)
+            for weight in (self.value_weight, self.output.weight, up.weight):
+                nn.init.xavier_uniform_(weight)
+            for zero in (self.output.bias, up.bias, down.weight, down.bias):
+                nn.init.zeros_(zero)
+
+    def forward(self, tokens: Tensor, text: Tensor | None = None, *, key_padding_mask: Tensor | None = None) -> Regions:
+        """Pool tokens (B, N, D) into one region for each class; see the class for shapes."""
+        name = type(self).__name__
+        dims = Dims(name, C=self.num_classes, D=self.dim)
+        dims.check("tokens", tokens, "B N D")
+        if self.query is not None:
+            queries: Tensor = self.query
+        else:
+            if text is None:
+                raise ValueError(f"{name}: text must be given where query='tied'; pass text (C, D) or use query='free'")
+            dims.check("text", text, "C D", hint="one row for each class of num_classes")
+            queries = text
+        if key_padding_mask is not None:
+            dims.check("key_padding_mask", key_padding_mask, "B N", floating=False)
+            if key_padding_mask.dtype != torch.bool:
+                raise TypeError(f"{name}: key_padding_mask must be bool, True at padding, got {key_padding_mask.dtype}")
+            # What lies under the padding must not matter, not even NaN: 0 * NaN would reach the sums.
+            tokens = tokens.masked_fill(key_padding_mask[..., None], 0.0)
+        if self.validate:
+            check_finite(name, "tokens", tokens)
+            check_finite(name, "queries", queries)
+        dtype = self.query_weight.dtype
+        tokens = TF.upcast(tokens) if dtype == torch.float32 else tokens.to(dtype)
+        unit_tokens = F.normalize(tokens, dim=-1)
+        keys = unit_tokens if self.key_norm == "unit" else F.layer_norm(tokens, (self.dim,))
+        attention = TF.region_attention(
+            F.normalize(queries.to(tokens.dtype), dim=-1),
+            keys,
+            self.query_weight,
+            self.key_weight,
+            self.log_attention_scale.exp(),
+            num_heads=self.num_heads,
+            key_padding_mask=key_padding_mask,
+        )
+        saliency = attention.mean(dim=1)
+        region = torch.bmm(saliency.to(tokens.dtype), unit_tokens if self.normalize_tokens else tokens)
+        if not self.query_head:
+            return Regions(region, region, saliency)
+        attended = self._attend(attention, self.value_norm(tokens))
+        query = region + self.mlp(self.dropout(self.output(attended)))
+        return Regions(region, query, saliency)
+
+    def _attend(self, attention: Tensor, values: Tensor) -> Tensor:
+        """concat_i(A_i values W_i): the projection goes to whichever side, classes or tokens, takes fewer products."""
+        _, heads, classes, tokens = attention.shape
+        weight = self.value_weight.reshape(heads, self.dim // heads, self.dim)
+        attention = attention.to(values.dtype)
+        pooled_first = (heads - 1) * classes * tokens + classes * self.dim < tokens * self.dim
+        if pooled_first:
+            pooled = torch.bmm(attention.flatten(1, 2), values).reshape(-1, heads, classes, self.dim)
+            parts = torch.einsum("bhcd,hed->bche", pooled, weight)
+        else:
+            projected = torch.einsum("bnd,hed->bhne", values, weight)
+            parts = torch.einsum("bhcn,bhne->bche", attention, projected)
+        return parts.flatten(2)
+
+    def extra_repr(self) -> str:
+        kind = "tied" if self.query is None else "free"
+        return (
+            f"num_classes={self.num_classes}, dim={self.dim}, num_heads={self.num_heads}, query={kind!r}, "
+            f"query_head={self.query_head}"
+        )
