@@ -26,7 +26,7 @@ class Dims:
             raise TypeError(f"{self.owner}: {name} must be a torch.Tensor, got {type(tensor).__name__}")
         wanted = letters.split()
         shape = tuple(tensor.shape)
-        if len(shape) != len(wanted) or any(self.sizes.get(k, n) != n for k, n in zip(wanted, shape)):
+        if len(shape) != len(wanted) or any(self.sizes.get(k, n) != n for k, n in zip(wanted, shape, strict=True)):
             sizes = ", ".join(str(self.sizes.get(k, k)) for k in wanted)
             message = f"{self.owner}: {name} must have shape ({', '.join(wanted)}) = ({sizes}), got {shape}"
             raise ValueError(f"{message}; {hint}" if hint else message)
@@ -38,7 +38,7 @@ class Dims:
                 f"move it with {name}.to('{self.device}')"
             )
         self.device = tensor.device
-        self.sizes.update(zip(wanted, shape))
+        self.sizes.update(zip(wanted, shape, strict=True))
 
 
 def check_finite(owner: str, name: str, tensor: Tensor) -> None:

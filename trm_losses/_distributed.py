@@ -6,7 +6,7 @@ the loss of one process over the joined batch.
 
 from __future__ import annotations
 
-from typing import Union
+from typing import Any, Union
 
 import torch
 import torch.distributed as dist
@@ -39,6 +39,22 @@ def count_per_rank(count: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     return count if group is None else sum_over_ranks(count, group) / dist.get_world_size(group)
 
 
+class _Gather(torch.autograd.Function):
+    """Rows of all ranks, equally many of each; a row's gradient is the sum of what every rank has for it."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(parts, rows.contiguous(), group=group)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
+        total = sum_over_ranks(grad_output, ctx.group)
+        return total.chunk(dist.get_world_size(ctx.group))[dist.get_rank(ctx.group)], None
+
+
 def gather_rows(rows: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor, int]:
     """Rows (n, ...) of all ranks in rank order, with gradient; ranks may hold different numbers of rows.
 
@@ -48,15 +64,12 @@ def gather_rows(rows: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, 
     """
     if group is None:
         return rows, torch.ones(rows.shape[0], dtype=torch.bool, device=rows.device), 0
-    from torch.distributed.nn.functional import all_gather
-
     rank, world = dist.get_rank(group), dist.get_world_size(group)
     sizes = torch.zeros(world, dtype=torch.int64, device=rows.device)
     sizes[rank] = rows.shape[0]
     dist.all_reduce(sizes, group=group)
     longest = int(sizes.max())
     padding = rows.new_zeros((longest - rows.shape[0], *rows.shape[1:]))
-    padded = torch.cat([rows, padding])
-    joined = torch.cat(all_gather(padded, group=group))  # type: ignore[no-untyped-call]
+    joined: Tensor = _Gather.apply(torch.cat([rows, padding]), group)
     real = torch.arange(longest, device=rows.device)[None] < sizes[:, None]
     return joined, real.flatten(), rank * longest

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from ._asymmetric import Focus, asymmetric_sum
 from ._distributed import count_per_rank, gather_rows
 
 __all__ = [
@@ -83,40 +84,49 @@ def asymmetric_loss(
     Reference: ASL (Ridnik et al., ICCV 2021), with the settings of DualCoOp; the rule for soft labels is ours.
     """
     with full_precision(logits):
-        known = targets >= 0
-        # The input is masked, not only the result: an infinite logit at an unknown entry would give 0 * inf = NaN.
-        x = torch.where(known, upcast(logits), 0.0)
-        y = torch.where(known, targets.to(x.dtype), 0.0)
-        log_p, log_not_p = F.logsigmoid(x), F.logsigmoid(-x)
-        present, absent = -log_p, -log_not_p
-        focused = bool(gamma_pos or gamma_neg or margin)
-        if gamma_pos:
-            focus = torch.exp(gamma_pos * log_not_p)
-            present = (focus.detach() if detach_focus else focus) * present
-        if margin:
-            shifted = (torch.sigmoid(x) - margin).clamp(min=0)
-            absent = -torch.log((torch.sigmoid(-x) + margin).clamp(max=1))
-            if gamma_neg:
-                # 0 ** gamma has no finite slope for gamma < 1; below the margin the loss is 0 whatever the focus.
-                focus = torch.where(shifted > 0, shifted, 1.0) ** gamma_neg
-                absent = (focus.detach() if detach_focus else focus) * absent
-        elif gamma_neg:
-            focus = torch.exp(gamma_neg * log_p)
-            absent = (focus.detach() if detach_focus else focus) * absent
-        loss = y * present + (1 - y) * absent
-        if focused:
-            soft = (y > 0) & (y < 1)
-            loss = torch.where(soft, -y * log_p - (1 - y) * log_not_p, loss)
-        loss = torch.where(known, loss, 0.0)
-        if weights is not None:
-            loss = loss * torch.where(known, upcast(weights), 0.0)
+        x = upcast(logits)
+        w = None if weights is None else upcast(weights)
+        focus = Focus(gamma_pos, gamma_neg, margin, detach_focus)
         if reduction == "none":
-            return loss
+            return _asymmetric_entries(x, targets, w, focus)
+        if torch.compiler.is_compiling() or (w is not None and w.requires_grad):
+            total = _asymmetric_entries(x, targets, w, focus).sum()
+        else:
+            total = asymmetric_sum(x, targets, w, focus, lambda x, y, w: _asymmetric_entries(x, y, w, focus).sum())
         if reduction == "sum":
-            return loss.sum()
-        count = count_per_rank(known.sum().to(loss.dtype), group)
+            return total
+        count = count_per_rank((targets >= 0).sum().to(total.dtype), group)
         # Not clamped at 1: a rank's share of the joined count may be a fraction. Nothing known anywhere: 0 / 1.
-        return loss.sum() / torch.where(count > 0, count, 1.0)
+        return total / torch.where(count > 0, count, 1.0)
+
+
+def _asymmetric_entries(logits: Tensor, targets: Tensor, weights: Tensor | None, focus: Focus) -> Tensor:
+    """The loss of each entry in differentiable operators, 0 at unknown ones: the readable form, and the traceable one."""
+    gamma_pos, gamma_neg, margin, detach = focus
+    known = targets >= 0
+    # The input is masked, not only the result: an infinite logit at an unknown entry would give 0 * inf = NaN.
+    x = torch.where(known, logits, 0.0)
+    y = torch.where(known, targets.to(x.dtype), 0.0)
+    log_p, log_not_p = F.logsigmoid(x), F.logsigmoid(-x)
+    present, absent = -log_p, -log_not_p
+    if gamma_pos:
+        power = torch.exp(gamma_pos * log_not_p)
+        present = (power.detach() if detach else power) * present
+    if margin:
+        shifted = (torch.sigmoid(x) - margin).clamp(min=0)
+        absent = -torch.log((torch.sigmoid(-x) + margin).clamp(max=1))
+        if gamma_neg:
+            # 0 ** gamma has no finite slope for gamma < 1; below the margin the loss is 0 whatever the focus.
+            power = torch.where(shifted > 0, shifted, 1.0) ** gamma_neg
+            absent = (power.detach() if detach else power) * absent
+    elif gamma_neg:
+        power = torch.exp(gamma_neg * log_p)
+        absent = (power.detach() if detach else power) * absent
+    loss = y * present + (1 - y) * absent
+    soft = (y > 0) & (y < 1)
+    loss = torch.where(soft, -y * log_p - (1 - y) * log_not_p, loss)
+    loss = torch.where(known, loss, 0.0)
+    return loss if weights is None else loss * torch.where(known, weights, 0.0)
 
 
 def text_region_logits(

@@ -101,12 +101,13 @@ class TRMHead(nn.Module):
     @torch.no_grad()
     def predict(self, tokens: Tensor) -> Tensor:
         """Probabilities (B, C), in eval mode whatever mode the module is in."""
-        training = self.training
+        modes = [(module, module.training) for module in self.modules()]
         self.eval()
         try:
             return torch.sigmoid(self(tokens))
         finally:
-            self.train(training)
+            for module, training in modes:
+                module.training = training
 
     def param_groups(self, *, lr: float | None = None, weight_decay: float = 1e-2) -> list[dict[str, Any]]:
         """For an optimiser: matrices with weight decay; scale, bias and norms without."""

@@ -161,10 +161,9 @@ class TRMObjective(nn.Module):
     ) -> TRMOutput:
         """Losses of a batch; see the class."""
         Dims(type(self).__name__, C=self.pooler.num_classes).check("targets", targets, "B C", floating=False)
-        if isinstance(tokens, Regions):
-            regions = tokens
-        else:
-            regions = self.pooler(tokens, text, key_padding_mask=key_padding_mask)
+        regions: Regions = (
+            tokens if isinstance(tokens, Regions) else self.pooler(tokens, text, key_padding_mask=key_padding_mask)
+        )
         two_heads = regions.query is not regions.region
         logits = self.matching.logits(regions.query, text)
         region_logits = self.matching.logits(regions.region, text) if two_heads else logits

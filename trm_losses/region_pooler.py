@@ -150,11 +150,11 @@ class RegionPooler(nn.Module):
             check_finite(name, "tokens", tokens)
             check_finite(name, "queries", queries)
         dtype = self.query_weight.dtype
-        tokens = TF.upcast(tokens) if dtype == torch.float32 else tokens.to(dtype)
-        unit_tokens = F.normalize(tokens, dim=-1)
+        tokens = tokens.to(dtype)
+        unit_tokens = TF.unit(tokens).to(dtype)  # not in float16, where a token of zeros would become NaN
         keys = unit_tokens if self.key_norm == "unit" else F.layer_norm(tokens, (self.dim,))
         attention = TF.region_attention(
-            F.normalize(queries.to(tokens.dtype), dim=-1),
+            TF.unit(queries.to(dtype)).to(dtype),
             keys,
             self.query_weight,
             self.key_weight,

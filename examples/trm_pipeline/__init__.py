@@ -1,0 +1,1 @@
+"""What the example scripts share: data, the embedded model, token caches, methods, training and reports."""

@@ -1,0 +1,1 @@
+"""Data sets of the pipeline: VOC as it is published, and the drawn VOC."""

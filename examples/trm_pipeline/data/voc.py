@@ -1,0 +1,194 @@
+"""PASCAL VOC as a multi-label data set: images and image-level labels from the original folder layout."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.datasets import VOCDetection
+from torchvision.transforms import InterpolationMode, v2
+
+__all__ = ["VOC", "VOC_CLASSES", "class_prompt_names", "eval_transform", "train_transform"]
+
+VOC_CLASSES: tuple[str, ...] = (
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+"""The classes in alphabetical order: column c of every label matrix is ``VOC_CLASSES[c]``."""
+
+_SPLIT_WORDS = {"diningtable": "dining table", "pottedplant": "potted plant", "tvmonitor": "tv monitor"}
+
+
+def class_prompt_names(split_words: bool = True) -> list[str]:
+    """Class names for prompts, in column order; ``split_words`` writes "dining table" for "diningtable", and so on.
+
+    A text tower has hardly seen the joined words, so splitting them changes zero-shot scores: say which was
+    used.
+    """
+    return [_SPLIT_WORDS.get(name, name) if split_words else name for name in VOC_CLASSES]
+
+
+class VOC(Dataset[tuple[Tensor, Tensor, int]]):
+    """VOC2007 or VOC2012 with one label a class and image.
+
+    Read through :class:`torchvision.datasets.VOCDetection`. Labels are made as the field makes them: a class
+    is present (1) where at least one of its objects is not marked *difficult*, else absent (0), so a class
+    seen only as difficult counts as absent. They come from the XML alone; no image is decoded for them.
+
+    Args:
+        root: the ``VOCdevkit`` folder or the one that holds it.
+        year: 2007 or 2012.
+        split: a list in ``ImageSets/Main``: ``train``, ``val``, ``trainval``, and for 2007 ``test``.
+        transform: from PIL image to tensor; without one, floats from 0 to 1 at the image's own size.
+        download: fetch the archive when the split is not there yet.
+        cross_check: compare the labels with the class lists of ``ImageSets/Main`` (``aeroplane_train.txt``
+            and so on).
+
+    Attributes:
+        ids: image names in the order of the list, which is the order the label-hiding procedure needs.
+        targets: (N, 20) float32 labels. Assign hidden labels to it to train on those.
+        image_paths: the JPEG files, in the same order.
+
+    Raises:
+        FileNotFoundError: no VOC below ``root``, or a missing split, image, annotation or class list.
+        ValueError: an unknown year or split, an empty split, an annotation that cannot be read or names a
+            class outside :data:`VOC_CLASSES`, labels that differ from the class lists.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        year: int | str = 2007,
+        split: str = "trainval",
+        *,
+        transform: Callable[[Image.Image], Tensor] | None = None,
+        download: bool = False,
+        cross_check: bool = False,
+    ) -> None:
+        if str(year) not in ("2007", "2012"):
+            raise ValueError(f"VOC: year must be 2007 or 2012, got {year!r}")
+        parent = Path(os.path.abspath(root))
+        if parent.name == "VOCdevkit":
+            parent = parent.parent
+        folder = parent / "VOCdevkit" / f"VOC{year}"
+        lists = folder / "ImageSets" / "Main"
+        listing = lists / f"{split}.txt"
+        download = download and not listing.is_file()
+        if not download:
+            _check_layout(Path(root), folder, listing)
+        files = VOCDetection(parent, year=str(year), image_set=split, download=download)
+        if len(files) == 0:
+            raise ValueError(f"VOC: {listing} lists no image; take another split or restore the file")
+        self.image_paths: list[str] = files.images
+        self.ids = [Path(path).stem for path in files.images]
+        self.transform = transform if transform is not None else _to_tensor()
+        for path in (*files.images, *files.annotations):
+            if not os.path.isfile(path):
+                raise FileNotFoundError(f"VOC: {path} is missing, but {listing} asks for it; unpack the archive again")
+        self.targets = torch.tensor([_image_labels(path) for path in files.annotations], dtype=torch.float32)
+        if cross_check:
+            self._cross_check(lists, split)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
+        """The transformed image, its row of ``targets``, and ``index``."""
+        with Image.open(self.image_paths[index]) as image:
+            return self.transform(image.convert("RGB")), self.targets[index], index
+
+    def _cross_check(self, lists: Path, split: str) -> None:
+        for column, name in enumerate(VOC_CLASSES):
+            path = lists / f"{name}_{split}.txt"
+            if not path.is_file():
+                raise FileNotFoundError(f"VOC: {path} is missing; pass cross_check=False to do without class lists")
+            # 1 present, -1 absent, 0 seen only as difficult, which is absent here.
+            listed = {row[0]: float(row[1] == "1") for row in map(str.split, path.read_text().splitlines()) if row}
+            for image, label in zip(self.ids, self.targets[:, column].tolist(), strict=True):
+                if listed.get(image) != label:
+                    raise ValueError(
+                        f"VOC: image {image} has label {label:g} for {name} in its annotation, but {path} says "
+                        f"{listed.get(image, 'nothing')}; one of the files was changed"
+                    )
+
+
+def eval_transform(size: int | tuple[int, int], *, mean: Sequence[float], std: Sequence[float]) -> v2.Compose:
+    """The whole image resized (bicubic) to ``size``, (height, width) or one number for both, stretched to fit."""
+    return v2.Compose([v2.Resize(_pair(size), InterpolationMode.BICUBIC), *_to_tensor(mean, std).transforms])
+
+
+def train_transform(
+    size: int | tuple[int, int], *, mean: Sequence[float], std: Sequence[float], rand_augment: bool = False
+) -> v2.Compose:
+    """A random part (50 to 100 % of the area) resized to ``size``, flipped every other time, optionally RandAugment."""
+    augment: list[Callable[..., object]] = [
+        v2.RandomResizedCrop(_pair(size), scale=(0.5, 1.0), interpolation=InterpolationMode.BICUBIC),
+        v2.RandomHorizontalFlip(),
+    ]
+    if rand_augment:
+        augment.append(v2.RandAugment())
+    return v2.Compose([*augment, *_to_tensor(mean, std).transforms])
+
+
+def _to_tensor(mean: Sequence[float] = (0.0, 0.0, 0.0), std: Sequence[float] = (1.0, 1.0, 1.0)) -> v2.Compose:
+    return v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std), v2.ToPureTensor()])
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
+
+
+def _check_layout(root: Path, folder: Path, listing: Path) -> None:
+    """Say what was looked for and what is there instead."""
+    if not folder.is_dir():
+        found = ", ".join(sorted(os.listdir(root))[:10]) or "nothing" if root.is_dir() else "no such folder"
+        raise FileNotFoundError(
+            f"VOC: {folder} not found ({root} holds: {found}); pass the VOCdevkit folder or the one that holds it, "
+            "or download=True"
+        )
+    if not listing.is_file():
+        found = ", ".join(sorted(path.name for path in listing.parent.glob("*.txt") if "_" not in path.name)) or "nothing"
+        raise FileNotFoundError(f"VOC: {listing} not found (beside it: {found}); take one of these, or download=True")
+
+
+def _image_labels(annotation: str) -> list[int]:
+    """1 for each class with an object that is not difficult, else 0, in the order of ``VOC_CLASSES``."""
+    try:
+        objects = ElementTree.parse(annotation).findall("object")
+    except ElementTree.ParseError as error:
+        raise ValueError(f"VOC: {annotation} is not readable XML ({error}); restore the file") from error
+    labels = [0] * len(VOC_CLASSES)
+    for item in objects:
+        name = item.findtext("name", "").strip()
+        if name not in VOC_CLASSES:
+            raise ValueError(
+                f"VOC: {annotation} names the class {name!r}, not one of the {len(VOC_CLASSES)} VOC_CLASSES; "
+                "correct the name or take the object out"
+            )
+        if item.findtext("difficult", "0").strip() != "1":
+            labels[VOC_CLASSES.index(name)] = 1
+    return labels

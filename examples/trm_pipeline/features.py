@@ -1,0 +1,194 @@
+"""Image features in batches: from a cache on disk, or through the frozen tower in the loop."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from trm_losses.backbones import ImageFeatures, OpenClipBackbone
+
+from .progress import progress
+
+__all__ = ["Batch", "CachedFeatures", "Features", "LiveFeatures", "cache_features", "weights_digest"]
+
+
+class Batch(NamedTuple):
+    """Features of some images and where the images stand in their data set: (B, N, D), (B, D), (B,)."""
+
+    tokens: Tensor
+    pooled: Tensor
+    index: Tensor
+
+
+class Features(Protocol):
+    """What methods learn from and are tested on, whatever it is read from."""
+
+    def __len__(self) -> int:
+        """Images."""
+
+    def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        """Batches in a random order drawn from ``generator``, or in the data set's order without one."""
+
+
+def pool_tokens(features: ImageFeatures, side: int) -> ImageFeatures:
+    """Tokens averaged over squares of ``side`` tokens."""
+    if side == 1:
+        return features
+    tokens, pooled, (height, width) = features
+    if height % side or width % side:
+        raise ValueError(f"token_pool must divide the token grid {height} x {width}, got {side}")
+    grid = tokens.transpose(1, 2).unflatten(2, (height, width))
+    tokens = F.avg_pool2d(grid.float(), side).flatten(2).transpose(1, 2)
+    return ImageFeatures(tokens, pooled, (height // side, width // side))
+
+
+class CachedFeatures:
+    """Features computed once, read from half-precision files; with several views of an image one is drawn a visit."""
+
+    def __init__(self, folder: Path, views: int, device: torch.device) -> None:
+        # Copy-on-write maps: nothing is read before it is used, and nothing can be written back.
+        self.tokens = [np.load(folder / f"tokens{view}.npy", mmap_mode="c") for view in range(views)]
+        self.pooled = [np.load(folder / f"pooled{view}.npy", mmap_mode="c") for view in range(views)]
+        self.device = device
+
+    def __len__(self) -> int:
+        return len(self.tokens[0])
+
+    def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        """See :class:`Features`."""
+        count, views = len(self), len(self.tokens)
+        order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
+        view = torch.zeros(count, dtype=torch.int64)
+        if generator is not None and views > 1:
+            view = torch.randint(views, (count,), generator=generator)
+        for index in order.split(batch_size):
+            tokens, pooled = (
+                torch.stack([torch.from_numpy(arrays[int(view[i])][int(i)]) for i in index]).float()
+                for arrays in (self.tokens, self.pooled)
+            )
+            yield Batch(tokens.to(self.device), pooled.to(self.device), index)
+
+
+class LiveFeatures:
+    """Features of freshly transformed images, encoded batch by batch."""
+
+    def __init__(
+        self,
+        images: Dataset[tuple[Tensor, Tensor, int]],
+        backbone: OpenClipBackbone,
+        *,
+        token_pool: int,
+        device: torch.device,
+        mirror: bool = False,
+        workers: int = 2,
+    ) -> None:
+        self.images, self.backbone, self.token_pool = images, backbone, token_pool
+        self.device, self.mirror, self.workers = device, mirror, workers
+
+    @property
+    def num_tokens(self) -> int:
+        """N of an image of the backbone's size, after pooling."""
+        height, width = self.backbone.grid(self.backbone.image_size)
+        return (height // self.token_pool) * (width // self.token_pool)
+
+    def __len__(self) -> int:
+        return len(self.images)  # type: ignore[arg-type]
+
+    def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        """See :class:`Features`."""
+        loader = DataLoader(
+            self.images,
+            batch_size,
+            shuffle=generator is not None,
+            generator=generator,
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+        )
+        for images, _, index in loader:
+            images = images.flip(3) if self.mirror else images
+            with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
+                encoded = self.backbone(images.to(self.device, non_blocking=True))
+            features = pool_tokens(encoded, self.token_pool)
+            yield Batch(features.tokens.float(), features.pooled.float(), index)
+
+
+def weights_digest(backbone: OpenClipBackbone) -> str:
+    """A fingerprint of the weights themselves, whatever name or file they came from."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(backbone.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def cache_features(
+    root: Path,
+    images: Dataset[tuple[Tensor, Tensor, int]],
+    files: list[str],
+    backbone: OpenClipBackbone,
+    *,
+    weights: str,
+    token_pool: int,
+    mirror: bool,
+    device: torch.device,
+    batch_size: int = 50,
+) -> CachedFeatures:
+    """Features of a data set out of the cache below ``root``, computed where they are not there yet.
+
+    The key holds everything the features depend on: model, weights, size, pooling, views and the image files (name,
+    length, time of change). A cache of anything else has another name, and one that was not finished has no name at all.
+    """
+    stats = [(os.path.abspath(path), os.stat(path)) for path in files]
+    key = {
+        "version": 1,
+        "model": backbone.name,
+        "weights": weights,
+        "image_size": backbone.image_size,
+        "token_pool": token_pool,
+        "views": 1 + mirror,
+        "files": [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats],
+    }
+    name = hashlib.blake2b(json.dumps(key).encode(), digest_size=12).hexdigest()
+    folder = root / f"{backbone.name.replace('/', '-')}-{backbone.image_size[0]}-{name}"
+    views = 1 + int(mirror)
+    if not folder.is_dir():
+        partial = root / f".{folder.name}.{os.getpid()}"
+        partial.mkdir(parents=True)
+        try:
+            for view in range(views):
+                live = LiveFeatures(images, backbone, token_pool=token_pool, device=device, mirror=bool(view))
+                _write_view(partial, view, live, batch_size)
+            (partial / "key.json").write_text(json.dumps(key))
+            # Where another process was quicker with the same features, rename fails and theirs are taken.
+            with contextlib.suppress(OSError):
+                partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return CachedFeatures(folder, views, device)
+
+
+def _write_view(folder: Path, view: int, live: LiveFeatures, batch_size: int) -> None:
+    """Encode all images into ``tokens{view}.npy`` and ``pooled{view}.npy``."""
+    count, dim = len(live), live.backbone.dim
+    tokens = np.lib.format.open_memmap(
+        folder / f"tokens{view}.npy", mode="w+", dtype=np.float16, shape=(count, live.num_tokens, dim)
+    )
+    pooled = np.lib.format.open_memmap(folder / f"pooled{view}.npy", mode="w+", dtype=np.float16, shape=(count, dim))
+    description = f"encoding {count} images{', mirrored' if view else ''}"
+    for batch in progress(live.batches(batch_size), description, total=-(-count // batch_size)):
+        tokens[batch.index] = batch.tokens.half().cpu().numpy()
+        pooled[batch.index] = batch.pooled.half().cpu().numpy()
+    tokens.flush()
+    pooled.flush()

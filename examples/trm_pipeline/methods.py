@@ -1,0 +1,262 @@
+"""What is compared: zero-shot CLIP, linear probes, the text-pixel peer and TRM-ML, on the same features and labels."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trm_losses import (
+    MultimodalContrastiveLoss,
+    PromptEmbeddings,
+    PromptLearner,
+    PrototypeBank,
+    PseudoLabeler,
+    RegionDistillationLoss,
+    RegionPooler,
+    TextRegionMatchingLoss,
+    TRMHead,
+    TRMObjective,
+    TRMOutput,
+    param_groups,
+)
+from trm_losses.functional import asymmetric_loss
+
+from .features import Batch
+from .presets import Preset
+
+__all__ = ["METHODS", "ZERO_SHOT", "Method", "Setting", "zero_shot_global", "zero_shot_tokens"]
+
+
+class Setting:
+    """What a method is built from: the preset, class texts of the frozen model, its scale, and the number of steps."""
+
+    def __init__(
+        self, preset: Preset, text: Tensor, names: PromptEmbeddings | None, logit_scale: float, total_steps: int
+    ) -> None:
+        self.preset, self.text, self.names = preset, text, names
+        self.logit_scale, self.total_steps = logit_scale, total_steps
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return len(self.text)
+
+    def prompts(self, mode: str) -> PromptLearner:
+        """A fresh prompt learner of this mode, started from the class texts."""
+        if mode in ("shared", "csc"):
+            return PromptLearner(mode, names=self.names, num_context=self.preset.num_context)  # type: ignore[arg-type]
+        return PromptLearner(mode, text=self.text)  # type: ignore[arg-type]
+
+
+class Method(nn.Module, ABC):
+    """Something that learns from batches of frozen features and gives a logit for each class.
+
+    ``text`` is what the frozen text tower makes of ``prompts()``, computed by the training loop, so that a method holds
+    no frozen weights and can be copied for the average of its own.
+    """
+
+    prompts: PromptLearner
+
+    @abstractmethod
+    def loss(self, batch: Batch, text: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Terms to be summed and minimised."""
+
+    @abstractmethod
+    def logits(self, batch: Batch, text: Tensor) -> Tensor:
+        """(B, C)."""
+
+    @abstractmethod
+    def groups(self, preset: Preset) -> list[dict[str, Any]]:
+        """Parameter groups of the optimiser."""
+
+    @abstractmethod
+    def calibrate(self, batch: Batch, text: Tensor, prior: float) -> None:
+        """Start the biases so that the mean probability is ``prior``."""
+
+    def after_step(self) -> None:
+        """What follows the optimiser's step."""
+
+
+def zero_shot_global(batch: Batch, text: Tensor) -> Tensor:
+    """CLIP's own classifier: the cosine of the pooled feature and the class text."""
+    return F.normalize(batch.pooled, dim=-1) @ F.normalize(text, dim=-1).T
+
+
+def zero_shot_tokens(batch: Batch, text: Tensor, sharpness: float = 8.0) -> Tensor:
+    """Cosines of the tokens, averaged with their own softmax over tokens."""
+    cosines = F.normalize(batch.tokens, dim=-1) @ F.normalize(text, dim=-1).T  # (B, N, C)
+    return (torch.softmax(sharpness * cosines, dim=1) * cosines).sum(dim=1)
+
+
+ZERO_SHOT: dict[str, Callable[[Batch, Tensor], Tensor]] = {
+    "zero-shot-global": zero_shot_global,
+    "zero-shot-tokens": zero_shot_tokens,
+}
+
+
+class LinearProbe(Method):
+    """A linear layer on the unit pooled feature, started from the class texts at the model's own scale."""
+
+    def __init__(self, setting: Setting, *, assume_negative: bool) -> None:
+        super().__init__()
+        self.prompts = setting.prompts("fixed")
+        self.linear = nn.Linear(setting.text.shape[1], setting.num_classes)
+        self.scale = setting.preset.scale
+        self.assume_negative = assume_negative
+        with torch.no_grad():
+            self.linear.weight.copy_(F.normalize(setting.text, dim=-1))
+            self.linear.bias.zero_()
+
+    def logits(self, batch: Batch, text: Tensor) -> Tensor:
+        return self.scale * F.linear(F.normalize(batch.pooled, dim=-1), self.linear.weight) + self.linear.bias
+
+    def loss(self, batch: Batch, text: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        targets = targets.clamp(min=0) if self.assume_negative else targets
+        loss = asymmetric_loss(self.logits(batch, text), targets, gamma_pos=0, gamma_neg=0, margin=0)
+        return {"bce": targets.shape[1] * loss}
+
+    def groups(self, preset: Preset) -> list[dict[str, Any]]:
+        return param_groups(self, lr=preset.linear_lr, weight_decay=preset.weight_decay)
+
+    @torch.no_grad()
+    def calibrate(self, batch: Batch, text: Tensor, prior: float) -> None:
+        matching = TextRegionMatchingLoss(len(text), scale=self.scale)
+        pooled = F.normalize(batch.pooled, dim=-1)[:, None].expand(-1, len(text), -1)
+        matching.calibrate_bias(pooled, text, prior)
+        self.linear.bias.copy_(-matching.bias)
+
+
+class TextPixel(Method):
+    r"""The text-pixel peer in its strong form: every token votes for every class.
+
+    .. math:: \ell_{bc} = s \sum_n \mathrm{softmax}_n(\kappa\, \hat V_{bn} \cdot \hat t_c)\, \hat V_{bn} \cdot \hat t_c - \beta_c
+
+    with tuned text, unit tokens, learned sharpness and scale, and a bias of each class in place of DualCoOp's negative
+    prompts.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__()
+        preset = setting.preset
+        self.prompts = setting.prompts(preset.prompts)
+        self.log_sharpness = nn.Parameter(torch.tensor(preset.attention_scale).log())
+        self.matching = TextRegionMatchingLoss(
+            setting.num_classes,
+            gamma_pos=preset.gamma_pos,
+            gamma_neg=preset.gamma_neg,
+            margin=preset.margin,
+            scale=preset.scale,
+        )
+
+    def logits(self, batch: Batch, text: Tensor) -> Tensor:
+        cosine = zero_shot_tokens(batch, text, self.log_sharpness.exp())  # type: ignore[arg-type]
+        return self.matching.scale * cosine - self.matching.bias
+
+    def loss(self, batch: Batch, text: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        return {"matching": targets.shape[1] * self.matching.loss(self.logits(batch, text), targets)}
+
+    def groups(self, preset: Preset) -> list[dict[str, Any]]:
+        rest = param_groups(self.matching, lr=preset.text_pixel_lr, weight_decay=0.0)
+        rest.append({"params": [self.log_sharpness], "lr": preset.text_pixel_lr, "weight_decay": 0.0})
+        return rest + param_groups(self.prompts, lr=preset.text_pixel_lr, weight_decay=0.0)
+
+    def calibrate(self, batch: Batch, text: Tensor, prior: float) -> None:
+        cosine = zero_shot_tokens(batch, text, self.log_sharpness.exp())  # type: ignore[arg-type]
+        # A one-dimensional joint space in which the text is 1: the logit is then scale * cosine - bias.
+        self.matching.calibrate_bias(cosine[..., None], torch.ones_like(text[:, :1]), prior)
+
+
+class TRM(Method):
+    """TRM-ML out of the library's parts."""
+
+    def __init__(self, setting: Setting, *, query_head: bool, pseudo_labels: bool) -> None:
+        super().__init__()
+        preset, classes, dim = setting.preset, setting.num_classes, setting.text.shape[1]
+        self.prompts = setting.prompts(preset.prompts)
+        bank = labeler = None
+        if pseudo_labels or preset.lambda_contrast:
+            bank = PrototypeBank(classes, dim, momentum=preset.prototype_momentum, init=setting.text)
+        if pseudo_labels:
+            labeler = PseudoLabeler(
+                classes,
+                rule=preset.pseudo_rule,  # type: ignore[arg-type]
+                threshold_pos=preset.threshold_pos,
+                threshold_neg=preset.threshold_neg,
+                weight_pos=preset.weight_pos,
+                weight_neg=preset.weight_neg,
+                soft_positives=preset.soft_positives,
+                visual_weight=preset.visual_weight,
+                temperature_text=2 / setting.logit_scale,
+                warmup_steps=round(preset.pseudo_warmup * setting.total_steps),
+                ramp_steps=round(preset.pseudo_ramp * setting.total_steps),
+            )
+        start = setting.text if preset.query == "free" else None
+        self.objective = TRMObjective(
+            RegionPooler(
+                classes,
+                dim,
+                num_heads=preset.num_heads,
+                query=preset.query,  # type: ignore[arg-type]
+                query_init=start,
+                query_head=query_head,
+                attention_scale=preset.attention_scale,
+            ),
+            TextRegionMatchingLoss(
+                classes,
+                gamma_pos=preset.gamma_pos,
+                gamma_neg=preset.gamma_neg,
+                margin=preset.margin,
+                scale=preset.scale,
+            ),
+            distillation=RegionDistillationLoss() if query_head and preset.lambda_distillation else None,
+            contrast=MultimodalContrastiveLoss() if preset.lambda_contrast else None,
+            bank=bank,
+            labeler=labeler,
+            lambda_region=preset.lambda_region,
+            lambda_pseudo=preset.lambda_pseudo,
+            lambda_distillation=preset.lambda_distillation,
+            lambda_contrast=preset.lambda_contrast,
+        )
+        self._last: TRMOutput | None = None
+
+    def logits(self, batch: Batch, text: Tensor) -> Tensor:
+        regions = self.objective.pooler(batch.tokens, text)
+        return self.objective.matching.logits(regions.query, text)
+
+    def loss(self, batch: Batch, text: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        self._last = self.objective(batch.tokens, text, targets)
+        return self._last.terms
+
+    def after_step(self) -> None:
+        if self._last is not None:
+            self.objective.update(self._last)
+            self._last = None
+
+    def groups(self, preset: Preset) -> list[dict[str, Any]]:
+        rest = param_groups(self.objective, lr=preset.lr, weight_decay=preset.weight_decay)
+        return rest + param_groups(self.prompts, lr=preset.text_lr, weight_decay=0.0)
+
+    @torch.no_grad()
+    def calibrate(self, batch: Batch, text: Tensor, prior: float) -> None:
+        regions = self.objective.pooler(batch.tokens, text)
+        self.objective.matching.calibrate_bias(regions.region, text, prior)
+
+    def head(self, text: Tensor, class_names: list[str]) -> TRMHead:
+        """What inference needs of it."""
+        return TRMHead(self.objective.pooler, self.objective.matching, text, class_names)
+
+
+METHODS: dict[str, Callable[[Setting], Method]] = {
+    "linear": lambda setting: LinearProbe(setting, assume_negative=False),
+    "linear-assume-negative": lambda setting: LinearProbe(setting, assume_negative=True),
+    "text-pixel": TextPixel,
+    "trm-region": lambda setting: TRM(setting, query_head=False, pseudo_labels=False),
+    "trm-region-pseudo": lambda setting: TRM(setting, query_head=False, pseudo_labels=True),
+    "trm-query": lambda setting: TRM(setting, query_head=True, pseudo_labels=False),
+    "trm": lambda setting: TRM(setting, query_head=True, pseudo_labels=True),
+}

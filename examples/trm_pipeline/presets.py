@@ -1,0 +1,156 @@
+"""What a run is made of. The presets stand side by side, so that what differs can be seen.
+
+Any field can be set from the command line: ``--set lr=1e-4 epochs=20``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .data.drawn import TEMPLATES
+
+__all__ = ["EMBEDDED", "PRESETS", "VOC2007_RN101", "Preset", "override"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings of data, backbone, schedule, method and peers."""
+
+    name: str
+    # Data and backbone
+    model: str
+    pretrained: str | None
+    image_size: int
+    year: int
+    train_split: str
+    val_split: str
+    test_split: str
+    templates: tuple[str, ...]
+    split_words: bool  # "dining table" instead of "diningtable" in prompts
+    augment: bool  # random crops with the tower in the loop; False: tokens are computed once and cached
+    mirror: bool  # cache the mirrored images as well, one of both is drawn at each visit
+    token_pool: int  # tokens averaged over squares of this side
+    # Schedule, the same for every method
+    epochs: int
+    batch_size: int
+    warmup_share: float = 0.2  # of OneCycle
+    weight_decay: float = 1e-2
+    clip_norm: float = 1.0
+    ema_per_epoch: float = 0.82  # share of the old average that is left after an epoch; at most 0.9998 a step
+    # Text
+    prompts: str = "shared"  # fixed, residual, shared, csc
+    num_context: int = 16
+    # Text-region matching
+    lr: float = 1e-4
+    text_lr: float = 1e-4
+    gamma_pos: float = 1.0
+    gamma_neg: float = 2.0
+    margin: float = 0.05
+    scale: float = 20.0
+    num_heads: int = 4
+    query: str = "tied"
+    attention_scale: float = 8.0
+    lambda_region: float = 1.0
+    lambda_distillation: float = 1.0
+    lambda_contrast: float = 0.1
+    # Pseudo-labels (of the methods that have them)
+    lambda_pseudo: float = 1.0
+    pseudo_rule: str = "prototype"
+    threshold_pos: float | None = None
+    threshold_neg: float | None = None
+    weight_pos: float = 1.0
+    weight_neg: float = 0.5
+    soft_positives: bool = True
+    visual_weight: float = 0.5
+    pseudo_warmup: float = 0.1  # shares of all steps
+    pseudo_ramp: float = 0.1
+    prototype_momentum: float = 0.99
+    # Peers
+    linear_lr: float = 1e-3
+    text_pixel_lr: float = 1e-2
+
+
+EMBEDDED = Preset(
+    name="embedded",
+    model="embedded",
+    pretrained=None,
+    image_size=224,
+    year=2007,
+    train_split="train",
+    val_split="val",
+    test_split="test",
+    templates=TEMPLATES,
+    split_words=True,
+    augment=False,
+    mirror=True,
+    token_pool=2,
+    epochs=12,
+    batch_size=64,
+    prompts="residual",
+    lr=3e-4,
+    text_lr=1e-2,
+    gamma_pos=0.0,
+    gamma_neg=0.0,
+    margin=0.0,
+    linear_lr=1e-2,
+    text_pixel_lr=1e-2,
+)
+
+VOC2007_RN101 = Preset(
+    name="voc2007-rn101",
+    model="RN101",
+    pretrained="openai",
+    image_size=448,
+    year=2007,
+    train_split="trainval",
+    val_split="val",
+    test_split="test",
+    templates=(
+        "a photo of a {}.",
+        "a photo of the {}.",
+        "a photo of one {}.",
+        "a cropped photo of a {}.",
+        "a photo of a large {}.",
+        "a photo of a small {}.",
+        "there is a {} in the scene.",
+        "this is a {} in the scene.",
+    ),
+    split_words=True,
+    augment=True,
+    mirror=False,
+    token_pool=1,
+    epochs=50,
+    batch_size=64,
+    prompts="shared",
+)
+
+PRESETS = {preset.name: preset for preset in (EMBEDDED, VOC2007_RN101)}
+
+
+def override(preset: Preset, assignments: Sequence[str]) -> Preset:
+    """The preset with ``NAME=VALUE`` settings from the command line, each read as the field's own type."""
+    fields = {field.name: str(field.type) for field in dataclasses.fields(Preset)}
+    changes: dict[str, object] = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals or name not in fields:
+            raise ValueError(f"--set: wanted NAME=VALUE with one of {', '.join(fields)}; got {assignment!r}")
+        kind = fields[name]
+        try:
+            if "None" in kind and value.lower() == "none":
+                changes[name] = None
+            elif kind.startswith("bool"):
+                changes[name] = {"true": True, "1": True, "false": False, "0": False}[value.lower()]
+            elif kind.startswith("int"):
+                changes[name] = int(value)
+            elif kind.startswith("float"):
+                changes[name] = float(value)
+            elif kind.startswith("tuple"):
+                changes[name] = tuple(value.split("|"))
+            else:
+                changes[name] = value
+        except (KeyError, ValueError):
+            raise ValueError(f"--set: {name} must be of type {kind}, got {value!r}") from None
+    return dataclasses.replace(preset, **changes)  # type: ignore[arg-type]

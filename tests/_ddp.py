@@ -1,0 +1,86 @@
+"""A pool of processes joined by gloo, started once; no mock of torch.distributed."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+TIMEOUT = 240.0  # seconds for a job; only a hang takes that long
+
+
+def _serve(rank: int, world: int, store: str, pipe: Connection) -> None:
+    torch.set_num_threads(1)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    pipe.send_bytes(pickle.dumps(("ready", None)))
+    while True:
+        job = pickle.loads(pipe.recv_bytes())
+        if job is None:
+            break
+        function, arguments = job
+        try:
+            answer = ("result", function(rank, *arguments))
+        except BaseException:
+            answer = ("error", traceback.format_exc())
+        pipe.send_bytes(pickle.dumps(answer))
+    dist.destroy_process_group()
+
+
+class Pool:
+    """``run(job, *arguments)`` calls ``job(rank, *arguments)`` in every process and gives the results in rank order."""
+
+    def __init__(self, world: int = 2) -> None:
+        context = mp.get_context("spawn")
+        self.world = world
+        self.folder = tempfile.TemporaryDirectory()
+        self.pipes, self.processes = [], []
+        for rank in range(world):
+            ours, theirs = context.Pipe()
+            process = context.Process(
+                target=_serve, args=(rank, world, os.path.join(self.folder.name, "store"), theirs), daemon=True
+            )
+            process.start()
+            theirs.close()
+            self.pipes.append(ours)
+            self.processes.append(process)
+        self._receive()
+
+    def _receive(self) -> list[Any]:
+        answers = []
+        for rank, pipe in enumerate(self.pipes):
+            if not pipe.poll(TIMEOUT):
+                self.kill()
+                raise TimeoutError(f"rank {rank} gave no answer in {TIMEOUT:.0f} s: its ranks wait for each other")
+            kind, value = pickle.loads(pipe.recv_bytes())
+            if kind == "error":
+                self.kill()  # the other ranks may wait for this one
+                raise RuntimeError(f"rank {rank}:\n{value}")
+            answers.append(value)
+        return answers
+
+    def run(self, job: Callable[..., Any], *arguments: Any) -> list[Any]:
+        for pipe in self.pipes:
+            pipe.send_bytes(pickle.dumps((job, arguments)))
+        return self._receive()
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+
+    def close(self) -> None:
+        for pipe, process in zip(self.pipes, self.processes, strict=True):
+            if process.is_alive():
+                pipe.send_bytes(pickle.dumps(None))
+        for process in self.processes:
+            process.join(30)
+        self.kill()
+        self.folder.cleanup()

@@ -1,0 +1,714 @@
+"""One case for each Module: how to build and call it, its oracle, its pure twin, and the inputs it must refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import oracles
+import torch
+from torch import Tensor, nn
+
+import trm_losses as tl
+from trm_losses import functional as TF
+
+BATCH, CLASSES, WIDTH, TOKENS = 4, 5, 8, 6
+Inputs = dict[str, Tensor]
+Result = Any
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64).to(dtype)
+
+
+def labels(batch: int = BATCH, classes: int = CLASSES, seed: int = 0, soft: bool = True) -> Tensor:
+    """Present, absent, unknown and some soft labels; a class with two positives where there is room."""
+    y = torch.tensor([1.0, 0.0, -1.0], dtype=torch.float64)
+    y = y[torch.randint(0, 3, (batch, classes), generator=generator(seed))]
+    y[:2, 0] = 1
+    y[0, -1] = 0 if classes > 1 else 1
+    if soft and batch > 2 and classes > 2:
+        y[2, 1], y[1, 2] = 0.3, 0.95
+    return y
+
+
+def shaken(module: nn.Module, seed: int = 7) -> nn.Module:
+    """Parameters moved off their start, so that no zero or identity hides a term; without dropout."""
+    source = generator(seed)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(0.2 * torch.randn(p.shape, generator=source))
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+    return module
+
+
+def filled_bank(classes: int = CLASSES, width: int = WIDTH) -> tl.PrototypeBank:
+    """Two updates old; the last of several classes has never been seen."""
+    bank = tl.PrototypeBank(classes, width, init=normal(classes, width, seed=20))
+    for seed in (21, 22):
+        y = torch.ones(3, classes)
+        if classes > 1:
+            y[:, -1] = 0
+        bank.update(normal(3, classes, width, seed=seed), y, text=normal(classes, width, seed=seed + 2))
+    return bank
+
+
+def filled_labeler(classes: int = CLASSES, **settings: Any) -> tl.PseudoLabeler:
+    labeler = tl.PseudoLabeler(classes, **{"min_positives": 3, **settings})
+    bank = filled_bank(classes)
+    for seed in (31, 32):
+        labeler.update(normal(6, classes, WIDTH, seed=seed) + bank.visual, labels(6, classes, seed), bank)
+    return labeler
+
+
+def objective(classes: int = CLASSES, distributed: Any = False, **settings: Any) -> tl.TRMObjective:
+    torch.manual_seed(0)
+    module = tl.TRMObjective(
+        tl.RegionPooler(classes, WIDTH, num_heads=2, dropout=0.0),
+        tl.TextRegionMatchingLoss(classes, scale=5.0, distributed=distributed),
+        distillation=tl.RegionDistillationLoss(distributed=distributed),
+        contrast=tl.MultimodalContrastiveLoss(distributed=distributed),
+        bank=filled_bank(classes),
+        labeler=filled_labeler(classes, threshold_pos=0.6, threshold_neg=0.4, weight_pos=0.7, weight_neg=0.3),
+        anchor_score=0.65,
+        bank_confidence=0.5,
+        bank_pseudo_score=0.62,
+        distributed=distributed,
+        **settings,
+    )
+    module.bank.distributed = module.labeler.distributed = distributed  # filled with the same on every rank before
+    return shaken(module)  # type: ignore[return-value]
+
+
+@dataclass
+class Case:
+    """``build(classes)`` and ``inputs(batch, classes)`` in float64; ``call`` gives a tensor or a tuple of tensors."""
+
+    name: str
+    build: Callable[[int], nn.Module]
+    inputs: Callable[[int, int], Inputs]
+    call: Callable[[Any, Inputs], Result]
+    state: tuple[str, ...]
+    owner: str
+    oracle: Callable[[Any, Inputs], Any] | None = None
+    twin: Callable[[Any, Inputs], Result] | None = None
+    learns: tuple[str, ...] = ()
+    wrong: dict[str, tuple[Callable[[Inputs], Inputs], type[Exception], str]] = field(default_factory=dict)
+    is_loss: bool = False
+    compiles: bool = True
+    finite: tuple[str, ...] = ()
+    shows: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def change(name: str, function: Callable[[Tensor], Any]) -> Callable[[Inputs], Inputs]:
+    """The inputs with one of them changed; skipped parts stay."""
+    return lambda inputs: {**inputs, name: function(inputs[name])}
+
+
+def refused(**letters: str) -> dict[str, tuple[Callable[[Inputs], Inputs], type[Exception], str]]:
+    """What every tensor argument must refuse by name: another size, another rank, integers, another device, no tensor."""
+    table: dict[str, tuple[Callable[[Inputs], Inputs], type[Exception], str]] = {}
+    for name, shape in letters.items():
+        wanted = shape.replace(" ", ", ")
+        last = len(shape.split()) - 1
+        table[f"{name}: size"] = (
+            change(name, lambda x, d=last: torch.cat([x, x.narrow(d, 0, 1)], dim=d)),
+            ValueError,
+            r"must have shape \(.*\) = \(.*\), got \(",  # of this one, or of the next that no longer fits it
+        )
+        table[f"{name}: rank"] = (change(name, lambda x: x[None]), ValueError, rf"{name} must have shape \({wanted},?\)")
+        table[f"{name}: list"] = (change(name, lambda x: x.tolist()), TypeError, f"{name} must be a torch.Tensor, got list")
+        table[f"{name}: device"] = (change(name, lambda x: x.to("meta")), ValueError, "is on .*, the other tensors are on")
+    return table
+
+
+def integers(*names: str) -> dict[str, tuple[Callable[[Inputs], Inputs], type[Exception], str]]:
+    return {
+        f"{name}: integer": (
+            change(name, lambda x: x.to(torch.int64)),
+            TypeError,
+            rf"{name} must be a floating-point tensor, got torch.int64",
+        )
+        for name in names
+    }
+
+
+def encodings(name: str = "targets") -> dict[str, tuple[Callable[[Inputs], Inputs], type[Exception], str]]:
+    """Label values that the encoding does not have."""
+
+    def put(value: float) -> Callable[[Tensor], Tensor]:
+        def function(y: Tensor) -> Tensor:
+            y = y.clone()
+            y[0, 0] = value
+            return y
+
+        return function
+
+    return {
+        f"{name}: {value}": (change(name, put(value)), ValueError, rf"{name} must be 1 \(present\).*, got {value:g}")
+        for value in (2.0, -0.5, -2.0, float("nan"))
+    }
+
+
+def region_text(batch: int, classes: int) -> Inputs:
+    return {
+        "regions": 0.4 * normal(batch, classes, WIDTH, seed=1),
+        "text": normal(classes, WIDTH, seed=2),
+        "targets": labels(batch, classes, seed=3),
+    }
+
+
+def with_weights(batch: int, classes: int) -> Inputs:
+    weights = torch.rand(batch, classes, generator=generator(4), dtype=torch.float64)
+    weights[-1, 0] = 0.0
+    return {**region_text(batch, classes), "weights": weights}
+
+
+def with_prototypes(batch: int, classes: int) -> Inputs:
+    seen = torch.ones(classes, dtype=torch.bool)
+    seen[classes // 2] = classes == 1
+    return {**with_weights(batch, classes), "prototypes": normal(classes, WIDTH, seed=5), "seen": seen}
+
+
+def token_text(batch: int, classes: int) -> Inputs:
+    return {"tokens": normal(batch, TOKENS, WIDTH, seed=6), "text": normal(classes, WIDTH, seed=7)}
+
+
+def with_padding(batch: int, classes: int) -> Inputs:
+    mask = torch.zeros(batch, TOKENS, dtype=torch.bool)
+    mask[0, 4:] = mask[-1, 0] = True
+    return {**token_text(batch, classes), "key_padding_mask": mask}
+
+
+def call_pooler(module: tl.RegionPooler, x: Inputs) -> Result:
+    return tuple(module(x["tokens"], x.get("text"), key_padding_mask=x.get("key_padding_mask")))
+
+
+def pooler_oracle(module: tl.RegionPooler, x: Inputs) -> Any:
+    return oracles.pool(
+        dict(module.state_dict()),
+        x["tokens"],
+        x["text"] if module.query is None else module.query,
+        module.num_heads,
+        padding=x.get("key_padding_mask"),
+        normalize_tokens=module.normalize_tokens,
+        key_norm=module.key_norm,
+    )
+
+
+def call_matching(module: tl.TextRegionMatchingLoss, x: Inputs) -> Result:
+    return module(x["regions"], x["text"], x["targets"], x.get("weights"))
+
+
+def matching_oracle(module: tl.TextRegionMatchingLoss, x: Inputs) -> Any:
+    logits = oracles.matching_logits(
+        x["regions"], x["text"], float(module.log_scale.detach().exp()), module.bias, module.normalize_regions
+    )
+    entries = oracles.asymmetric(logits, x["targets"], x.get("weights"), module.gamma_pos, module.gamma_neg, module.margin)
+    if module.reduction == "none":
+        return entries
+    return entries.sum() / (max(1, int((x["targets"] >= 0).sum())) if module.reduction == "mean" else 1)
+
+
+def matching_twin(module: tl.TextRegionMatchingLoss, x: Inputs) -> Result:
+    logits = TF.text_region_logits(
+        x["regions"], x["text"], module.log_scale.exp(), module.bias, normalize_regions=module.normalize_regions
+    )
+    return TF.asymmetric_loss(
+        logits,
+        x["targets"],
+        x.get("weights"),
+        gamma_pos=module.gamma_pos,
+        gamma_neg=module.gamma_neg,
+        margin=module.margin,
+        detach_focus=module.detach_focus,
+        reduction=module.reduction,
+    )
+
+
+def two_logits(batch: int, classes: int) -> Inputs:
+    return {
+        "student_logits": 3 * normal(batch, classes, seed=8),
+        "teacher_logits": 3 * normal(batch, classes, seed=9),
+        "weights": torch.rand(batch, generator=generator(10), dtype=torch.float64),
+    }
+
+
+def contrast_options(x: Inputs) -> dict[str, Any]:
+    return {key: x[key] for key in ("prototypes", "seen", "weights") if key in x}
+
+
+def call_contrast(module: tl.MultimodalContrastiveLoss, x: Inputs) -> Result:
+    return module(x["regions"], x["text"], x["targets"], **contrast_options(x))
+
+
+ALPHAS = {"region_region": 0.7, "region_text": 0.9, "region_prototype": 1.3, "text_prototype": 0.4}
+
+
+def weighted(terms: dict[str, Any], alphas: dict[str, float]) -> Any:
+    """The sum that the equation of the loss makes of the five terms."""
+    return (
+        alphas["region_region"] * terms["region_region"]
+        + alphas["region_text"] * 0.5 * (terms["region_text"] + terms["text_region"])
+        + alphas["region_prototype"] * terms["region_prototype"]
+        + alphas["text_prototype"] * terms["text_prototype"]
+    )
+
+
+def contrast_settings(module: tl.MultimodalContrastiveLoss) -> dict[str, float]:
+    return {
+        "temperature": module.temperature,
+        "temperature_region": module.temperature_region,
+        "anchor_threshold": module.anchor_threshold,
+    }
+
+
+def call_bank(module: tl.PrototypeBank, x: Inputs) -> Result:
+    module.reset()
+    module.update(x["regions"], x["targets"], weights=x.get("weights"), text=x["text"])
+    module.update(x["regions"].roll(1, 0), x["targets"], weights=x.get("weights"), text=x["text"].roll(1, 0))
+    return module.visual.clone(), module.text.clone(), module.count.clone()
+
+
+def bank_oracle(module: tl.PrototypeBank, x: Inputs) -> Any:
+    bank = oracles.Bank(module.init)
+    bank.update(x["regions"], x["targets"], x.get("weights"), x["text"])
+    bank.update(x["regions"].roll(1, 0), x["targets"], x.get("weights"), x["text"].roll(1, 0))
+    return bank.visual, bank.text, np.array(bank.count)
+
+
+def bank_twin(module: tl.PrototypeBank, x: Inputs) -> Result:
+    visual, count = module.init, torch.zeros(len(module.init), dtype=torch.int64)
+    mass = torch.where(x["targets"] == 1, x["weights"].float(), 0.0)
+    for z in (x["regions"], x["regions"].roll(1, 0)):
+        visual, count = TF.update_prototypes(visual, count, *TF.class_sums(z, mass), momentum=module.momentum)
+    first, second = TF.unit(x["text"]).float(), TF.unit(x["text"].roll(1, 0)).float()
+    return visual, TF.unit(0.5 * first + 0.5 * second), count
+
+
+def call_labeler(module: tl.PseudoLabeler, x: Inputs) -> Result:
+    bank = filled_bank(module.num_classes)
+    return tuple(module(x["regions"], x["targets"], bank, text=x.get("text"), logits=x.get("logits")))
+
+
+def labeler_inputs(batch: int, classes: int) -> Inputs:
+    return {
+        "regions": normal(batch, classes, WIDTH, seed=11) + filled_bank(classes).visual.double(),
+        "targets": labels(batch, classes, seed=12),
+    }
+
+
+def labeler_logits(batch: int, classes: int) -> Inputs:
+    return {**labeler_inputs(batch, classes), "logits": 2 * normal(batch, classes, seed=13)}
+
+
+def logit_rule_oracle(module: tl.PseudoLabeler, x: Inputs) -> Any:
+    logits, y = oracles.array(x["logits"]), oracles.array(x["targets"])
+    out, weights, scores = np.full(y.shape, -1.0), np.zeros(y.shape), np.zeros(y.shape)
+    for i in np.ndindex(*y.shape):
+        scores[i] = oracles.sigmoid(logits[i])
+        if y[i] == -1 and logits[i] >= 0.9:
+            out[i], weights[i] = 1.0, 1.0
+        if y[i] == -1 and logits[i] <= -0.9:
+            out[i], weights[i] = 0.0, 0.5
+    return out, weights, scores
+
+
+def labeler_oracle(module: tl.PseudoLabeler, x: Inputs) -> Any:
+    slow = oracles.Labeler(module.num_classes, min_positives=3)
+    bank = filled_bank(module.num_classes)
+    for seed in (31, 32):
+        z = normal(6, module.num_classes, WIDTH, seed=seed) + bank.visual
+        slow.update(z, labels(6, module.num_classes, seed), bank)
+    return slow(x["regions"], x["targets"], bank)
+
+
+def names(classes: int) -> tl.PromptEmbeddings:
+    """Embedded class names of different lengths, as a text tower without learned parts would get them."""
+    eot = torch.arange(classes) % 3 + 2
+    return tl.PromptEmbeddings(normal(classes, 7, WIDTH, seed=14, dtype=torch.float32), eot)
+
+
+def prompts_oracle(module: tl.PromptLearner, x: Inputs) -> Any:
+    embeddings, eot = names(module.num_classes)
+    context, e = oracles.array(module.context), oracles.array(embeddings)
+    longest = int(eot.max()) + 1
+    rows = []
+    for c in range(len(e)):
+        own = context if module.mode == "shared" else context[c]
+        rows.append(np.stack([e[c, 0], *own, *e[c, 1:longest]]))
+    return np.stack(rows), oracles.array(eot) + context.shape[-2]
+
+
+def call_objective(module: tl.TRMObjective, x: Inputs) -> Result:
+    return module(x["tokens"], x["text"], x["targets"]).loss
+
+
+def objective_inputs(batch: int, classes: int) -> Inputs:
+    return {**token_text(batch, classes), "targets": labels(batch, classes, seed=15)}
+
+
+def objective_oracle(module: tl.TRMObjective, x: Inputs) -> Any:
+    """The whole loss from the equation, parts and normalisers alike."""
+    terms = objective_terms(module, x)
+    return sum(terms.values())
+
+
+def objective_terms(module: tl.TRMObjective, x: Inputs) -> dict[str, float]:
+    y = oracles.array(x["targets"])
+    batch, classes = y.shape
+    region, query, _ = oracles.pool(dict(module.pooler.state_dict()), x["tokens"], x["text"], module.pooler.num_heads)
+    matching = module.matching
+    scale, bias = float(matching.log_scale.detach().exp()), matching.bias
+    focus = (matching.gamma_pos, matching.gamma_neg, matching.margin)
+    slow = oracles.Labeler(classes, min_positives=3, threshold_pos=0.6, threshold_neg=0.4, weight_pos=0.7, weight_neg=0.3)
+    start = filled_bank(classes)
+    for seed in (31, 32):
+        slow.update(normal(6, classes, WIDTH, seed=seed) + start.visual, labels(6, classes, seed), start)
+    pseudo, weights, scores = slow(torch.tensor(query), x["targets"], module.bank)
+    known, unknown = max(1, int((y >= 0).sum())), max(1, int((y == -1).sum()))
+    terms: dict[str, float] = {}
+    logits = {}
+    for head, features, factor in (("query", query, 1.0), ("region", region, module.lambda_region)):
+        logits[head] = oracles.matching_logits(features, x["text"], scale, bias)
+        entries = oracles.asymmetric(logits[head], y, None, *focus)
+        terms[f"matching_{head}"] = factor * classes * entries.sum() / known
+        entries = oracles.asymmetric(logits[head], pseudo, weights, *focus)
+        terms[f"pseudo_{head}"] = module.lambda_pseudo * factor * classes * entries.sum() / unknown
+    unbiased = [oracles.matching_logits(f, x["text"], scale) for f in (query, region)]
+    terms["distillation"] = module.lambda_distillation * oracles.distillation(*unbiased, 4.0).sum() / batch
+    anchors, anchor_weights = y.copy(), np.ones_like(y)
+    for i in np.ndindex(*y.shape):
+        if y[i] == -1:
+            anchor_weights[i] = weights[i]
+            if pseudo[i] > 0 and scores[i] >= module.anchor_score:
+                anchors[i] = 1.0
+    contrast = oracles.contrast(
+        query, x["text"], anchors, prototypes=module.bank.visual, seen=module.bank.seen, weights=anchor_weights
+    )
+    terms["contrast"] = module.lambda_contrast * weighted(contrast, dict.fromkeys(ALPHAS, 1.0))
+    return terms
+
+
+def head(classes: int) -> tl.TRMHead:
+    pooler = tl.RegionPooler(classes, WIDTH, num_heads=2)
+    matching = tl.TextRegionMatchingLoss(classes)
+    text = normal(classes, WIDTH, seed=16, dtype=torch.float32)
+    return shaken(tl.TRMHead(pooler, matching, text, [f"class {c}" for c in range(classes)]))  # type: ignore[return-value]
+
+
+def head_oracle(module: tl.TRMHead, x: Inputs) -> Any:
+    state = dict(module.pooler.state_dict())
+    _, query, _ = oracles.pool(state, x["tokens"], module.text, module.pooler.num_heads)
+    scale = float(module.matching.log_scale.detach().exp())
+    return oracles.matching_logits(query, module.text, scale, module.matching.bias)
+
+
+POOLER_STATE = (
+    "query_weight", "key_weight", "log_attention_scale", "value_norm.weight", "value_norm.bias", "value_weight",
+    "output.weight", "output.bias", "mlp.0.weight", "mlp.0.bias", "mlp.1.weight", "mlp.1.bias", "mlp.4.weight", "mlp.4.bias",
+)  # fmt: skip
+BANK_STATE = ("init", "visual", "text", "count", "text_count")
+LABELER_STATE = ("step", "similarity_sum", "similarity_mass", "known_count")
+MATCHING_STATE = ("log_scale", "bias")
+
+pooler_refuses = {
+    **refused(tokens="B N D", text="C D"),
+    **integers("tokens", "text"),
+    "text: missing": (lambda x: {k: v for k, v in x.items() if k != "text"}, ValueError, "text must be given"),
+}
+matching_refuses = {
+    **refused(regions="B C D", text="C D", targets="B C", weights="B C"),
+    **integers("regions", "text", "weights"),
+    **encodings(),
+}
+
+CASES = [
+    Case(
+        name="pooler",
+        owner="RegionPooler",
+        build=lambda c: shaken(tl.RegionPooler(c, WIDTH, num_heads=2)),
+        inputs=token_text,
+        call=call_pooler,
+        oracle=pooler_oracle,
+        learns=("tokens", "text"),
+        wrong=pooler_refuses,
+        state=POOLER_STATE,
+        finite=("tokens", "text"),
+        shows=("num_classes=5", "num_heads=2", "tied"),
+    ),
+    Case(
+        name="pooler, free queries, padding, layer norm keys, tokens as they are",
+        owner="RegionPooler",
+        build=lambda c: shaken(
+            tl.RegionPooler(c, WIDTH, num_heads=4, query="free", key_norm="layer", normalize_tokens=False, mlp_ratio=1.5)
+        ),
+        inputs=with_padding,
+        call=call_pooler,
+        oracle=pooler_oracle,
+        learns=("tokens",),
+        wrong={
+            **refused(tokens="B N D", key_padding_mask="B N"),
+            "mask: integers": (change("key_padding_mask", lambda m: m.long()), TypeError, "key_padding_mask must be bool"),
+        },
+        state=("query", *POOLER_STATE),
+        finite=("tokens",),
+        shows=("free",),
+    ),
+    Case(
+        name="pooler, region only",
+        owner="RegionPooler",
+        build=lambda c: shaken(tl.RegionPooler(c, WIDTH, num_heads=1, query_head=False)),
+        inputs=with_padding,
+        call=call_pooler,
+        oracle=pooler_oracle,
+        learns=("tokens", "text"),
+        wrong=pooler_refuses,
+        state=("query_weight", "key_weight", "log_attention_scale"),
+        finite=("tokens", "text"),
+        shows=("query_head=False",),
+    ),
+    Case(
+        name="matching",
+        owner="TextRegionMatchingLoss",
+        build=lambda c: shaken(tl.TextRegionMatchingLoss(c, scale=5.0)),
+        inputs=with_weights,
+        call=call_matching,
+        oracle=matching_oracle,
+        twin=matching_twin,
+        learns=("regions", "text"),
+        wrong=matching_refuses,
+        state=MATCHING_STATE,
+        is_loss=True,
+        finite=("regions", "text"),
+        shows=("num_classes=5", "gamma_neg=2.0", "margin=0.05", "mean"),
+    ),
+    Case(
+        name="matching, cosine, sum",
+        owner="TextRegionMatchingLoss",
+        build=lambda c: shaken(
+            tl.TextRegionMatchingLoss(c, scale=5.0, gamma_neg=0.5, margin=0.1, normalize_regions=True, reduction="sum")
+        ),
+        inputs=region_text,
+        call=call_matching,
+        oracle=matching_oracle,
+        twin=matching_twin,
+        learns=("regions", "text"),
+        state=MATCHING_STATE,
+        is_loss=True,
+        finite=("regions", "text"),
+    ),
+    Case(
+        name="matching, without margin, none",
+        owner="TextRegionMatchingLoss",
+        build=lambda c: shaken(tl.TextRegionMatchingLoss(c, gamma_pos=0.5, gamma_neg=3.0, margin=0.0, reduction="none")),
+        inputs=with_weights,
+        call=call_matching,
+        oracle=matching_oracle,
+        twin=matching_twin,
+        learns=("regions", "text"),
+        state=MATCHING_STATE,
+        is_loss=True,
+        finite=("regions", "text"),
+    ),
+    Case(
+        name="distillation",
+        owner="RegionDistillationLoss",
+        build=lambda c: tl.RegionDistillationLoss(temperature=3.0),
+        inputs=two_logits,
+        call=lambda m, x: m(x["student_logits"], x["teacher_logits"], x["weights"]),
+        oracle=lambda m, x: (
+            oracles.distillation(x["student_logits"], x["teacher_logits"], m.temperature, x["weights"]).sum() / len(x["weights"])
+        ),
+        twin=lambda m, x: TF.region_distillation(
+            x["student_logits"], x["teacher_logits"], x["weights"], temperature=m.temperature
+        ),
+        learns=("student_logits",),
+        wrong={
+            **refused(student_logits="B C", teacher_logits="B C", weights="B"),
+            **integers("student_logits", "teacher_logits", "weights"),
+        },
+        state=(),
+        finite=("student_logits", "teacher_logits"),
+        shows=("temperature=3.0", "mean"),
+    ),
+    Case(
+        name="distillation, none",
+        owner="RegionDistillationLoss",
+        build=lambda c: tl.RegionDistillationLoss(reduction="none"),
+        inputs=two_logits,
+        call=lambda m, x: m(x["student_logits"], x["teacher_logits"]),
+        oracle=lambda m, x: oracles.distillation(x["student_logits"], x["teacher_logits"], 4.0),
+        twin=lambda m, x: TF.region_distillation(x["student_logits"], x["teacher_logits"], reduction="none"),
+        learns=("student_logits",),
+        state=(),
+        finite=("student_logits", "teacher_logits"),
+    ),
+    Case(
+        name="contrast",
+        owner="MultimodalContrastiveLoss",
+        build=lambda c: tl.MultimodalContrastiveLoss(),
+        inputs=region_text,
+        call=call_contrast,
+        oracle=lambda m, x: weighted(oracles.contrast(x["regions"], x["text"], x["targets"]), dict.fromkeys(ALPHAS, 1.0)),
+        twin=lambda m, x: weighted(TF.multimodal_contrastive(x["regions"], x["text"], x["targets"]), dict.fromkeys(ALPHAS, 1.0)),
+        learns=("regions", "text"),
+        state=(),
+        is_loss=True,
+        finite=("regions", "text"),
+        shows=("temperature=0.07", "temperature_region=0.1", "anchor_threshold=0.9"),
+    ),
+    Case(
+        name="contrast, prototypes",
+        owner="MultimodalContrastiveLoss",
+        build=lambda c: tl.MultimodalContrastiveLoss(temperature=0.2, temperature_region=0.3, anchor_threshold=0.97, **ALPHAS),
+        inputs=with_prototypes,
+        call=call_contrast,
+        oracle=lambda m, x: weighted(
+            oracles.contrast(x["regions"], x["text"], x["targets"], **contrast_options(x), **contrast_settings(m)), ALPHAS
+        ),
+        twin=lambda m, x: weighted(
+            TF.multimodal_contrastive(x["regions"], x["text"], x["targets"], **contrast_options(x), **contrast_settings(m)),
+            ALPHAS,
+        ),
+        learns=("regions", "text"),
+        wrong={
+            **refused(regions="B C D", text="C D", targets="B C", weights="B C", prototypes="C D", seen="C"),
+            **integers("regions", "text", "weights", "prototypes"),
+            **encodings(),
+            "seen: integers": (change("seen", lambda s: s.long()), TypeError, "seen must be bool, got torch.int64"),
+        },
+        state=(),
+        finite=("regions", "text"),
+    ),
+    Case(
+        name="bank",
+        owner="PrototypeBank",
+        build=lambda c: tl.PrototypeBank(c, WIDTH, init=normal(c, WIDTH, seed=17)),
+        inputs=with_weights,
+        call=call_bank,
+        oracle=bank_oracle,
+        twin=bank_twin,
+        wrong={
+            **refused(regions="B C D", text="C D", targets="B C", weights="B C"),
+            **integers("regions", "text", "weights"),
+        },
+        state=BANK_STATE,
+        compiles=False,
+        finite=("text",),
+        shows=("num_classes=5", "dim=8", "momentum=0.99"),
+    ),
+    Case(
+        name="labeler",
+        owner="PseudoLabeler",
+        build=lambda c: filled_labeler(c),
+        inputs=labeler_inputs,
+        call=call_labeler,
+        oracle=labeler_oracle,
+        wrong={**refused(regions="B C D", targets="B C"), **integers("regions"), **encodings()},
+        state=LABELER_STATE,
+        compiles=False,
+        finite=("regions",),
+        shows=("num_classes=5", "prototype", "threshold_pos=0.8", "threshold_neg=0.1", "warmup_steps=0"),
+    ),
+    Case(
+        name="labeler, logit rule",
+        owner="PseudoLabeler",
+        build=lambda c: tl.PseudoLabeler(c, rule="logit", cap=False),
+        inputs=labeler_logits,
+        call=call_labeler,
+        oracle=logit_rule_oracle,
+        wrong={
+            **refused(regions="B C D", targets="B C", logits="B C"),
+            **integers("logits"),
+            "logits: missing": (
+                lambda x: {k: v for k, v in x.items() if k != "logits"},
+                ValueError,
+                r"logits \(B, C\) must be given",
+            ),
+        },
+        state=LABELER_STATE,
+        compiles=False,
+        shows=("logit",),
+    ),
+    Case(
+        name="prompts, residual",
+        owner="PromptLearner",
+        build=lambda c: shaken(tl.PromptLearner("residual", text=normal(c, WIDTH, seed=18, dtype=torch.float32))),
+        inputs=lambda b, c: {},
+        call=lambda m, x: m(),
+        oracle=lambda m, x: (
+            np.array([oracles.unit(t) for t in oracles.array(normal(len(m.delta), WIDTH, seed=18, dtype=torch.float32))])
+            + oracles.array(m.delta)
+        ),
+        state=("reference", "delta"),
+        shows=("residual", "num_classes=5"),
+    ),
+    Case(
+        name="prompts, shared",
+        owner="PromptLearner",
+        build=lambda c: shaken(tl.PromptLearner("shared", names=names(c), num_context=3)),
+        inputs=lambda b, c: {},
+        call=lambda m, x: tuple(m()),
+        oracle=prompts_oracle,
+        state=("start", "rest", "eot", "context"),
+        shows=("shared",),
+    ),
+    Case(
+        name="prompts, csc",
+        owner="PromptLearner",
+        build=lambda c: shaken(tl.PromptLearner("csc", names=names(c), num_context=2)),
+        inputs=lambda b, c: {},
+        call=lambda m, x: tuple(m()),
+        oracle=prompts_oracle,
+        state=("start", "rest", "eot", "context"),
+    ),
+    Case(
+        name="objective",
+        owner="TRMObjective",
+        build=lambda c: objective(c),
+        inputs=objective_inputs,
+        call=call_objective,
+        oracle=objective_oracle,
+        learns=("tokens", "text"),
+        wrong={
+            **refused(tokens="B N D", text="C D", targets="B C"),
+            **integers("tokens", "text"),
+            **encodings(),
+        },
+        state=(
+            *(f"pooler.{key}" for key in POOLER_STATE),
+            *(f"matching.{key}" for key in MATCHING_STATE),
+            *(f"bank.{key}" for key in BANK_STATE),
+            *(f"labeler.{key}" for key in LABELER_STATE),
+        ),
+        finite=("tokens", "text"),
+    ),
+    Case(
+        name="head",
+        owner="TRMHead",
+        build=head,
+        inputs=lambda b, c: {"tokens": token_text(b, c)["tokens"]},
+        call=lambda m, x: m(x["tokens"]),
+        oracle=head_oracle,
+        learns=("tokens",),
+        wrong={
+            **refused(tokens="B N D"),
+            **integers("tokens"),
+        },
+        state=("text", *(f"pooler.{key}" for key in POOLER_STATE), *(f"matching.{key}" for key in MATCHING_STATE)),
+        finite=("tokens",),
+        shows=("classes=5", "query"),
+    ),
+]

@@ -1,0 +1,414 @@
+"""The equations as slow loops over numbers in float64; nothing here calls the package."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+def array(x: Any) -> Array:
+    """A tensor (or anything) as float64 numpy."""
+    return np.asarray(x.detach().cpu() if isinstance(x, torch.Tensor) else x, dtype=np.float64)
+
+
+def unit(v: Array) -> Array:
+    """A vector of length one."""
+    length = math.sqrt(sum(float(x) ** 2 for x in v))
+    return v / length if length else v
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+
+
+def softmax(values: list[float]) -> list[float]:
+    top = max(values)
+    exps = [math.exp(v - top) for v in values]
+    return [e / sum(exps) for e in exps]
+
+
+def log_sum_exp(values: list[float]) -> float:
+    top = max(values)
+    return top + math.log(sum(math.exp(v - top) for v in values))
+
+
+# Text-region matching -------------------------------------------------------------------------------------------------
+
+
+def asymmetric(
+    logits: Any, targets: Any, weights: Any = None, gamma_pos: float = 1, gamma_neg: float = 2, margin: float = 0.05
+) -> Array:
+    """Loss of each entry: hard labels focused and shifted, soft ones plain cross-entropy, unknown ones 0."""
+    x, y = array(logits), array(targets)
+    w = np.ones_like(x) if weights is None else array(weights)
+    loss = np.zeros_like(x)
+    for i in np.ndindex(*x.shape):
+        p = sigmoid(x[i])
+        shifted = max(p - margin, 0.0)
+        if y[i] == 1:
+            loss[i] = -((1 - p) ** gamma_pos) * math.log(p)
+        elif y[i] == 0:
+            loss[i] = -(shifted**gamma_neg) * math.log(1 - shifted)
+        elif y[i] > 0:
+            loss[i] = -y[i] * math.log(p) - (1 - y[i]) * math.log(1 - p)
+        loss[i] *= w[i] if y[i] >= 0 else 0.0
+    return loss
+
+
+def asymmetric_gradient(
+    logits: Any, targets: Any, gamma_pos: float, gamma_neg: float, margin: float, detach_focus: bool
+) -> Array:
+    """The derivative of each entry's loss by its logit, worked out by hand; with and without the focusing factors'."""
+    x, y = array(logits), array(targets)
+    slope = np.zeros_like(x)
+    for i in np.ndindex(*x.shape):
+        p = sigmoid(x[i])
+        if y[i] == 1:
+            slope[i] = -((1 - p) ** gamma_pos) * (1 - p)
+            if not detach_focus:
+                slope[i] += gamma_pos * p * (1 - p) ** gamma_pos * math.log(p)
+        elif y[i] == 0 and p > margin:
+            q = p - margin
+            slope[i] = q**gamma_neg * p * (1 - p) / (1 - q)
+            if not detach_focus:
+                slope[i] -= gamma_neg * q ** (gamma_neg - 1) * p * (1 - p) * math.log(1 - q)
+        elif 0 < y[i] < 1:
+            slope[i] = p - y[i]
+    return slope
+
+
+def focal(logits: Any, targets: Any, gamma: float) -> Array:
+    """Focal loss (Lin et al.): -(1 - p_t)^gamma log p_t."""
+    x, y = array(logits), array(targets)
+    loss = np.zeros_like(x)
+    for i in np.ndindex(*x.shape):
+        p_t = sigmoid(x[i]) if y[i] == 1 else 1 - sigmoid(x[i])
+        loss[i] = -((1 - p_t) ** gamma) * math.log(p_t)
+    return loss
+
+
+def matching_logits(regions: Any, text: Any, scale: float, bias: Any = None, normalize: bool = False) -> Array:
+    """s r.t - beta, with the region as it is or at length one."""
+    r, t = array(regions), array(text)
+    out = np.zeros(r.shape[:2])
+    for b, c in np.ndindex(*out.shape):
+        region = unit(r[b, c]) if normalize else r[b, c]
+        out[b, c] = scale * sum(region * unit(t[c])) - (0.0 if bias is None else array(bias)[c])
+    return out
+
+
+# Region pooling -------------------------------------------------------------------------------------------------------
+
+
+def layer_norm(v: Array, weight: Array | None = None, bias: Array | None = None, eps: float = 1e-5) -> Array:
+    centred = v - v.mean()
+    out = centred / math.sqrt((centred**2).mean() + eps)
+    return out if weight is None or bias is None else out * weight + bias
+
+
+def pool(
+    state: dict[str, Any],
+    tokens: Any,
+    queries: Any,
+    heads: int,
+    *,
+    padding: Any = None,
+    normalize_tokens: bool = True,
+    key_norm: str = "unit",
+) -> tuple[Array, Array, Array]:
+    """R (B, C, D), Z (B, C, D) and A (B, C, N) of a pooler's parameters, one image, class, head and token at a time."""
+    p = {key: array(value) for key, value in state.items()}
+    v, q = array(tokens), array(queries)
+    images, count, width = v.shape
+    slice_width = width // heads
+    kappa = math.exp(float(p["log_attention_scale"]))
+    region = np.zeros((images, len(q), width))
+    query = np.zeros_like(region)
+    saliency = np.zeros((images, len(q), count))
+    for b in range(images):
+        real = [n for n in range(count) if padding is None or not bool(padding[b][n])]
+        for c in range(len(q)):
+            output = np.zeros(width)
+            for h in range(heads):
+                rows = slice(h * slice_width, (h + 1) * slice_width)
+                q_h = p["query_weight"][rows] @ unit(q[c])
+                scores = []
+                for n in real:
+                    key = unit(v[b, n]) if key_norm == "unit" else layer_norm(v[b, n])
+                    scores.append(kappa * heads * float(q_h @ (p["key_weight"][rows] @ key)))
+                for n, a in zip(real, softmax(scores), strict=True):
+                    saliency[b, c, n] += a / heads
+                    if "value_weight" in p:
+                        normed = layer_norm(v[b, n], p["value_norm.weight"], p["value_norm.bias"])
+                        output[rows] += a * (p["value_weight"][rows] @ normed)
+            for n in real:
+                region[b, c] += saliency[b, c, n] * (unit(v[b, n]) if normalize_tokens else v[b, n])
+            query[b, c] = region[b, c]
+            if "value_weight" in p:
+                o = p["output.weight"] @ output + p["output.bias"]
+                hidden = p["mlp.1.weight"] @ layer_norm(o, p["mlp.0.weight"], p["mlp.0.bias"]) + p["mlp.1.bias"]
+                hidden = np.array([0.5 * x * (1 + math.erf(x / math.sqrt(2))) for x in hidden])
+                query[b, c] += p["mlp.4.weight"] @ hidden + p["mlp.4.bias"]
+    return region, query, saliency
+
+
+# Distillation ---------------------------------------------------------------------------------------------------------
+
+
+def distillation(student: Any, teacher: Any, temperature: float, weights: Any = None) -> Array:
+    """T^2 KL(teacher || student) of each image."""
+    s, t = array(student), array(teacher)
+    out = np.zeros(len(s))
+    for b in range(len(s)):
+        p = softmax([x / temperature for x in t[b]])
+        q = softmax([x / temperature for x in s[b]])
+        out[b] = temperature**2 * sum(i * math.log(i / j) for i, j in zip(p, q, strict=True))
+        out[b] *= 1.0 if weights is None else array(weights)[b]
+    return out
+
+
+# Contrast -------------------------------------------------------------------------------------------------------------
+
+
+def contrast(
+    regions: Any,
+    text: Any,
+    targets: Any,
+    *,
+    prototypes: Any = None,
+    seen: Any = None,
+    weights: Any = None,
+    temperature: float = 0.07,
+    temperature_region: float = 0.1,
+    anchor_threshold: float = 0.9,
+) -> dict[str, float]:
+    """The five contrasts, pair by pair."""
+    f, t, y = array(regions), [unit(row) for row in array(text)], array(targets)
+    w = np.ones_like(y) if weights is None else array(weights)
+    classes = range(len(t))
+    anchors = [(b, c) for b, c in np.ndindex(*y.shape) if y[b, c] >= anchor_threshold]
+    feature = {a: unit(f[a]) for a in anchors}
+    mean = dict.fromkeys(("region_region", "region_text", "text_region", "region_prototype", "text_prototype"), 0.0)
+
+    rows = []
+    for a in anchors:
+        partners = [p for p in anchors if p[1] == a[1] and p[0] != a[0]]
+        others = [float(feature[a] @ feature[o]) / temperature_region for o in anchors if o != a]
+        if partners:
+            log_ratio = [float(feature[a] @ feature[p]) / temperature_region - log_sum_exp(others) for p in partners]
+            rows.append(-w[a] * sum(log_ratio) / len(partners))
+    mean["region_region"] = sum(rows) / len(rows) if rows else 0.0
+
+    rows = []
+    for a in anchors:
+        scores = [float(feature[a] @ t[c]) / temperature for c in classes]
+        rows.append(w[a] * (log_sum_exp(scores) - scores[a[1]]))
+    mean["region_text"] = sum(rows) / len(rows) if rows else 0.0
+
+    rows = []
+    for c in classes:
+        own = [a for a in anchors if a[1] == c]
+        scores = [float(t[c] @ feature[a]) / temperature for a in anchors]
+        if own:
+            part = [w[a] * (log_sum_exp(scores) - float(t[c] @ feature[a]) / temperature) for a in own]
+            rows.append(sum(part) / len(own))
+    mean["text_region"] = sum(rows) / len(rows) if rows else 0.0
+
+    if prototypes is not None:
+        proto = [unit(row) for row in array(prototypes)]
+        known = [c for c in classes if seen is None or bool(seen[c])]
+        rows = []
+        for a in anchors:
+            if a[1] in known:
+                scores = [float(feature[a] @ proto[c]) / temperature for c in known]
+                rows.append(w[a] * (log_sum_exp(scores) - float(feature[a] @ proto[a[1]]) / temperature))
+        mean["region_prototype"] = sum(rows) / len(rows) if rows else 0.0
+        rows = []
+        for c in known:
+            scores = [float(t[c] @ proto[k]) / temperature for k in known]
+            rows.append(log_sum_exp(scores) - float(t[c] @ proto[c]) / temperature)
+        mean["text_prototype"] = sum(rows) / len(rows) if rows else 0.0
+    return mean
+
+
+def sup_con(features: Any, labels: Any, temperature: float) -> float:
+    """Supervised contrast of one label a row (Khosla et al., the sum outside the logarithm), rows without a partner out."""
+    f, rows = [unit(row) for row in array(features)], []
+    for i in range(len(f)):
+        partners = [j for j in range(len(f)) if j != i and int(labels[j]) == int(labels[i])]
+        others = [float(f[i] @ f[j]) / temperature for j in range(len(f)) if j != i]
+        if partners:
+            rows.append(log_sum_exp(others) - sum(float(f[i] @ f[j]) / temperature for j in partners) / len(partners))
+    return sum(rows) / len(rows)
+
+
+# Prototypes -----------------------------------------------------------------------------------------------------------
+
+
+class Bank:
+    """Visual and text prototypes after any number of updates."""
+
+    def __init__(self, init: Any, momentum: float = 0.99, text_momentum: float = 0.99) -> None:
+        self.visual = np.array([unit(row) for row in array(init)])
+        self.text = self.visual.copy()
+        self.count = [0] * len(self.visual)
+        self.text_count = 0
+        self.momentum, self.text_momentum = momentum, text_momentum
+
+    @property
+    def seen(self) -> list[bool]:
+        return [n > 0 for n in self.count]
+
+    def update(self, regions: Any, targets: Any, weights: Any = None, text: Any = None) -> None:
+        z, y = array(regions), array(targets)
+        w = np.ones_like(y) if weights is None else array(weights)
+        for c in range(len(self.count)):
+            entering = [b for b in range(len(y)) if y[b, c] == 1 and w[b, c] > 0]
+            if entering:
+                total = sum(w[b, c] for b in entering)
+                mean = sum(w[b, c] * unit(z[b, c]) for b in entering) / total
+                m = min(self.momentum, self.count[c] / (self.count[c] + 1))
+                self.visual[c] = unit(m * self.visual[c] + (1 - m) * mean)
+                self.count[c] += 1
+        if text is not None:
+            m = min(self.text_momentum, self.text_count / (self.text_count + 1))
+            for c, row in enumerate(array(text)):
+                self.text[c] = unit(m * self.text[c] + (1 - m) * unit(row))
+            self.text_count += 1
+
+
+def similarities(
+    regions: Any, visual: Any, text: Any, seen: Any, temperature_visual: float = 0.07, temperature_text: float = 0.02
+) -> tuple[Array, Array, Array, Array]:
+    """Intra visual, intra text, inter visual (over seen classes, 0 for the others), inter text."""
+    z, v, t = array(regions), array(visual), array(text)
+    out = tuple(np.zeros(z.shape[:2]) for _ in range(4))
+    classes = range(len(v))
+    known = [c for c in classes if seen is None or bool(seen[c])]
+    for b, c in np.ndindex(*z.shape[:2]):
+        f = unit(z[b, c])
+        out[0][b, c] = f @ unit(v[c])
+        out[1][b, c] = f @ unit(t[c])
+        if c in known:
+            out[2][b, c] = softmax([float(f @ unit(v[k])) / temperature_visual for k in known])[known.index(c)]
+        out[3][b, c] = softmax([float(f @ unit(t[k])) / temperature_text for k in classes])[c]
+    return out[0], out[1], out[2], out[3]
+
+
+class Labeler:
+    """Pseudo-labels of the prototype rule: every similarity met so far is kept in a list, with the step it was met at."""
+
+    def __init__(self, classes: int, **settings: Any) -> None:
+        self.classes = classes
+        self.threshold_pos, self.threshold_neg = settings.get("threshold_pos", 0.8), settings.get("threshold_neg", 0.1)
+        self.weight_pos, self.weight_neg = settings.get("weight_pos", 1.0), settings.get("weight_neg", 0.5)
+        self.omega = settings.get("visual_weight", 0.5)
+        self.tau_v, self.tau_t = settings.get("temperature_visual", 0.07), settings.get("temperature_text", 0.02)
+        self.k, self.min_gap = settings.get("steepness", 6.0), settings.get("min_gap", 0.02)
+        self.min_positives, self.momentum = settings.get("min_positives", 10), settings.get("momentum", 0.99)
+        self.warmup, self.ramp_steps = settings.get("warmup_steps", 0), settings.get("ramp_steps", 0)
+        self.cap, self.expected = settings.get("cap", True), settings.get("expected_positives")
+        self.step = 0
+        self.met: list[tuple[int, int, int, int, float]] = []  # step, modality, class, label, similarity
+        self.known = [[0, 0] for _ in range(classes)]  # absent, present
+
+    def update(self, regions: Any, targets: Any, bank: Any) -> None:
+        z, y = array(regions), array(targets)
+        for b, c in np.ndindex(*y.shape):
+            if y[b, c] in (0, 1):
+                label = int(y[b, c])
+                self.known[c][label] += 1
+                if bool(bank.seen[c]):
+                    self.met.append((self.step, 0, c, label, float(unit(z[b, c]) @ unit(array(bank.visual)[c]))))
+                self.met.append((self.step, 1, c, label, float(unit(z[b, c]) @ unit(array(bank.text)[c]))))
+        self.step += 1
+
+    def mean(self, modality: int, label: int, c: int | None) -> float | None:
+        """Decayed mean similarity of a class (None: of all classes), or None where there is no data."""
+        total = mass = 0.0
+        for step, m, k, y, s in self.met:
+            if m == modality and y == label and c in (None, k):
+                decay = self.momentum ** (self.step - 1 - step)
+                total, mass = total + decay * s, mass + decay
+        return total / mass if mass else None
+
+    def calibrated(self, s: Array, unknown: Array, modality: int, b: int, c: int) -> float | None:
+        """q of one entry, or None where the term abstains."""
+        pooled_absent, pooled_present = self.mean(modality, 0, None), self.mean(modality, 1, None)
+        if pooled_present is None:
+            return None
+        own_absent, own_present = self.mean(modality, 0, c), self.mean(modality, 1, c)
+        enough = self.known[c][1] >= self.min_positives and own_present is not None
+        if pooled_absent is None:  # no absent label at all: unknown entries of the batch stand for them
+            free = [s[i, c] for i in range(len(s)) if unknown[i, c]]
+            everywhere = [s[i] for i in np.ndindex(*s.shape) if unknown[i]]
+            absent = sum(free) / len(free) if free else 0.0
+            pooled_absent = sum(everywhere) / len(everywhere) if everywhere else 0.0
+            present = own_present if enough else pooled_present
+        else:
+            enough = enough and own_absent is not None
+            absent, present = (own_absent, own_present) if enough else (pooled_absent, pooled_present)
+        assert absent is not None and present is not None
+        if present <= absent:
+            return None
+        gap = max(present - absent, 0.5 * (pooled_present - pooled_absent), self.min_gap)
+        return sigmoid(self.k * (s[b, c] - 0.5 * (present + absent)) / gap)
+
+    def scores(self, regions: Any, targets: Any, bank: Any) -> Array:
+        s_v, s_t, pi_v, pi_t = similarities(regions, bank.visual, bank.text, bank.seen, self.tau_v, self.tau_t)
+        unknown = array(targets) == -1
+        out = np.full(s_v.shape, 0.5)
+        for b, c in np.ndindex(*out.shape):
+            parts: list[tuple[float, float]] = []  # weight, probability
+            q_v, q_t = self.calibrated(s_v, unknown, 0, b, c), self.calibrated(s_t, unknown, 1, b, c)
+            seen = [bool(x) for x in bank.seen]
+            if seen[c] and q_v is not None:
+                parts.append((self.omega, q_v))
+            if seen[c] and sum(seen) > 1:
+                parts.append((self.omega, pi_v[b, c]))
+            if np.any(array(bank.text)[c] != 0):
+                if q_t is not None:
+                    parts.append((1 - self.omega, q_t))
+                if self.classes > 1:
+                    parts.append((1 - self.omega, pi_t[b, c]))
+            total = sum(w for w, _ in parts)
+            if total:
+                out[b, c] = sum(w * q for w, q in parts) / total
+        return out
+
+    @property
+    def ramp(self) -> float:
+        if self.step < self.warmup:
+            return 0.0
+        return min(1.0, (self.step - self.warmup) / self.ramp_steps) if self.ramp_steps else 1.0
+
+    @property
+    def expected_positives(self) -> float:
+        if self.expected is not None:
+            return float(self.expected)
+        pooled = sum(k[1] for k in self.known) / max(1, sum(map(sum, self.known)))
+        return sum(k[1] / sum(k) if sum(k) else pooled for k in self.known)
+
+    def __call__(self, regions: Any, targets: Any, bank: Any) -> tuple[Array, Array, Array]:
+        """Targets, weights, scores."""
+        q, y = self.scores(regions, targets, bank), array(targets)
+        labels, weights = np.full(q.shape, -1.0), np.zeros(q.shape)
+        if self.step < self.warmup:
+            return labels, weights, q
+        for b in range(len(q)):
+            candidates = [c for c in range(self.classes) if y[b, c] == -1 and q[b, c] >= self.threshold_pos]
+            if self.cap:
+                room = math.floor(max(1.0, 2 * self.expected_positives - sum(y[b] == 1)))
+                candidates = sorted(candidates, key=lambda c: -q[b, c])[:room]
+            for c in candidates:
+                labels[b, c], weights[b, c] = q[b, c], self.ramp * self.weight_pos
+            for c in range(self.classes):
+                if y[b, c] == -1 and q[b, c] <= self.threshold_neg:
+                    labels[b, c], weights[b, c] = 0.0, self.ramp * self.weight_neg
+        return labels, weights, q

@@ -1,0 +1,232 @@
+"""Two processes with gloo against one on the joined batch: losses, gradients and running state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from _ddp import Pool
+from cases import CLASSES, WIDTH, filled_bank, generator, labels, normal, objective
+from torch import Tensor, nn
+
+import trm_losses as tl
+from trm_losses._distributed import count_per_rank, gather_rows, resolve_group, sum_over_ranks
+
+WORLD = 2
+ROWS = 7
+# Rows of rank 0 (the rest are rank 1's), and the ranks on which nothing is known.
+SPLITS: dict[str, tuple[int, tuple[int, ...]]] = {
+    "unequal": (5, ()),
+    "nothing known on one rank": (4, (1,)),
+    "nothing known on the larger rank": (5, (0,)),
+    "nothing known anywhere": (3, (0, 1)),
+    "no row on one rank": (7, ()),
+}
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[Pool]:
+    pool = Pool(WORLD)
+    yield pool
+    pool.close()
+
+
+def part(rank: int, split: str) -> slice:
+    first = SPLITS[split][0]
+    return slice(0, first) if rank == 0 else slice(first, ROWS)
+
+
+def joined_targets(split: str) -> Tensor:
+    y = labels(ROWS, CLASSES, seed=41)
+    y[5:, 0] = 1  # partners of the first class on both ranks
+    for rank in SPLITS[split][1]:
+        y[part(rank, split)] = -1
+    return y
+
+
+def joined(loss: str, split: str) -> dict[str, Tensor]:
+    """The whole batch; the first entry is what differs by rank and learns."""
+    y = joined_targets(split)
+    weights = torch.rand(ROWS, CLASSES, generator=generator(42), dtype=torch.float64)
+    if loss == "distillation":
+        student, teacher = 3 * normal(ROWS, CLASSES, seed=43), 3 * normal(ROWS, CLASSES, seed=44)
+        return {"features": student, "teacher": teacher, "weights": weights[:, 0]}
+    if loss == "objective":
+        return {"features": normal(ROWS, 4, WIDTH, seed=45), "targets": y}
+    return {"features": normal(ROWS, CLASSES, WIDTH, seed=46), "targets": y, "weights": weights}
+
+
+def build(loss: str, distributed: Any) -> nn.Module:
+    if loss == "matching":
+        return tl.TextRegionMatchingLoss(CLASSES, scale=5.0, distributed=distributed).double()
+    if loss == "distillation":
+        return tl.RegionDistillationLoss(distributed=distributed)
+    if loss == "contrast":
+        return tl.MultimodalContrastiveLoss(distributed=distributed)
+    return objective(distributed=distributed).double()
+
+
+def compute(loss: str, module: Any, batch: dict[str, Tensor], text: Tensor) -> Tensor:
+    if loss == "distillation":
+        return module(batch["features"], batch["teacher"], batch["weights"])
+    if loss == "objective":
+        return module(batch["features"], text, batch["targets"]).loss
+    if loss == "contrast":
+        bank = filled_bank()
+        options = {"prototypes": bank.visual, "seen": bank.seen, "weights": batch["weights"]}
+        return module(batch["features"], text, batch["targets"], **options)
+    return module(batch["features"], text, batch["targets"], batch["weights"])
+
+
+def gradients(rank: int | None, loss: str, split: str) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Loss, gradient of this rank's features, gradients of what ranks share; rank None: one process, the joined batch."""
+    rows = slice(None) if rank is None else part(rank, split)
+    batch = {key: x[rows] for key, x in joined(loss, split).items()}
+    batch["features"] = batch["features"].clone().requires_grad_()
+    text = normal(CLASSES, WIDTH, seed=47).requires_grad_()
+    module = build(loss, distributed=rank is not None)
+    value = compute(loss, module, batch, text)
+    value.backward()
+    shared = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+    if loss != "distillation":
+        assert text.grad is not None
+        shared["text"] = text.grad
+    assert batch["features"].grad is not None
+    return value.detach(), batch["features"].grad, shared
+
+
+@pytest.mark.parametrize("split", SPLITS, ids=lambda name: name.replace(" ", "-"))
+@pytest.mark.parametrize("loss", ["matching", "distillation", "contrast", "objective"])
+def test_average_over_ranks_is_one_process(pool: Pool, loss: str, split: str) -> None:
+    """DDP averages gradients: then the loss and every gradient are those of the joined batch."""
+    ranks = pool.run(gradients, loss, split)
+    value, features, shared = gradients(None, loss, split)
+    torch.testing.assert_close(torch.stack([r[0] for r in ranks]).mean(), value)
+    torch.testing.assert_close(torch.cat([r[1] for r in ranks]) / WORLD, features)
+    assert all(set(r[2]) == set(shared) for r in ranks)
+    for name, gradient in shared.items():
+        torch.testing.assert_close(torch.stack([r[2][name] for r in ranks]).mean(dim=0), gradient, msg=name)
+    if split == "unequal":
+        assert features.abs().max() > 1e-3 and all(g.abs().max() > 1e-6 for g in shared.values())
+
+
+def updates(rank: int | None, split: str) -> dict[str, Tensor]:
+    """State of bank and labeler after three steps of the objective."""
+    module = objective(distributed=rank is not None).double()
+    for step in range(3):
+        rows = slice(None) if rank is None else part(rank, split)
+        tokens = normal(ROWS, 4, WIDTH, seed=50 + step)[rows]
+        y = joined_targets(split).roll(step, 1)[rows]
+        output = module(tokens, normal(CLASSES, WIDTH, seed=60 + step), y)
+        module.update(output)
+    return {key: x for key, x in module.state_dict().items() if key.startswith(("bank", "labeler"))}
+
+
+@pytest.mark.parametrize("split", SPLITS, ids=lambda name: name.replace(" ", "-"))
+def test_running_state_agrees(pool: Pool, split: str) -> None:
+    """Bit for bit between ranks, and with one process up to rounding."""
+    first, second = pool.run(updates, split)
+    one = updates(None, split)
+    assert set(one) == set(first) and len(one) == 9
+    for key in one:
+        assert torch.equal(first[key], second[key]), key
+        torch.testing.assert_close(first[key], one[key], msg=key)
+    start = objective().state_dict()
+    assert not torch.equal(one["bank.text"], start["bank.text"])
+    known = split != "nothing known anywhere"
+    assert torch.equal(one["labeler.known_count"], start["labeler.known_count"]) != known
+
+
+def alone(rank: int, loss: str) -> Tensor:
+    """With ``distributed=False`` a rank must not wait for the others, even where a group exists."""
+    if rank == 0:
+        return torch.zeros(())
+    batch = {key: x[part(rank, "unequal")] for key, x in joined(loss, "unequal").items()}
+    return compute(loss, build(loss, distributed=False), batch, normal(CLASSES, WIDTH, seed=47)).detach()
+
+
+def test_not_distributed_is_local(pool: Pool) -> None:
+    for loss in ("matching", "distillation", "contrast", "objective"):
+        batch = {key: x[part(1, "unequal")] for key, x in joined(loss, "unequal").items()}
+        expected = compute(loss, build(loss, distributed=False), batch, normal(CLASSES, WIDTH, seed=47)).detach()
+        torch.testing.assert_close(pool.run(alone, loss)[1], expected)
+
+
+def wrapped(rank: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Two steps under DistributedDataParallel itself."""
+    model = objective(distributed=True)
+    parallel = nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(2):
+        rows = part(rank, "unequal")
+        y = joined_targets("unequal").roll(step, 1)[rows]
+        output = parallel(normal(ROWS, 4, WIDTH, seed=70 + step)[rows].float(), normal(CLASSES, WIDTH, seed=80).float(), y)
+        optimizer.zero_grad()
+        output.loss.backward()
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        optimizer.step()
+        model.update(output)
+    return gradients, dict(model.state_dict())
+
+
+def test_under_distributed_data_parallel(pool: Pool) -> None:
+    model = objective()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(2):
+        y = joined_targets("unequal").roll(step, 1)
+        output = model(normal(ROWS, 4, WIDTH, seed=70 + step).float(), normal(CLASSES, WIDTH, seed=80).float(), y)
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+        model.update(output)
+    for gradients, state in pool.run(wrapped):
+        for name, p in model.named_parameters():
+            torch.testing.assert_close(gradients[name], p.grad, rtol=1e-3, atol=1e-4, msg=name)
+        for key, value in model.state_dict().items():
+            torch.testing.assert_close(state[key], value, rtol=1e-3, atol=1e-4, msg=key)
+
+
+def helpers(rank: int) -> dict[str, Any]:
+    world = dist.group.WORLD
+    one = dist.new_group([0])
+    rows = torch.full((2 - rank, 3), float(rank + 1), requires_grad=True)
+    everything, real, begin = gather_rows(rows, world)
+    (everything * torch.arange(12.0).view(4, 3) * real[:, None]).sum().backward()
+    return {
+        "groups": (
+            resolve_group(True) is world,
+            resolve_group(world) is world,
+            resolve_group(False) is None,
+            rank == 1 or resolve_group(one) is None,
+        ),
+        "sum": sum_over_ranks(torch.tensor(float(rank + 1)), world),
+        "count": count_per_rank(torch.tensor(float(rank + 1)), world),
+        "rows": everything.detach(),
+        "real": real,
+        "begin": begin,
+        "gradient": rows.grad,
+    }
+
+
+def test_sums_and_gathers(pool: Pool) -> None:
+    """Ranks of two rows and one: padded, marked, and the gradient of both ranks' use comes back."""
+    first, second = pool.run(helpers)
+    for answer in (first, second):
+        assert all(answer["groups"])
+        assert answer["sum"] == 3 and answer["count"] == 1.5
+        assert answer["rows"].tolist() == [[1.0] * 3, [1.0] * 3, [2.0] * 3, [0.0] * 3]
+        assert answer["real"].tolist() == [True, True, True, False]
+    assert (first["begin"], second["begin"]) == (0, 2)
+    weight = torch.arange(12.0).view(4, 3)
+    assert torch.equal(first["gradient"], 2 * weight[:2]) and torch.equal(second["gradient"], 2 * weight[2:3])
+
+
+def test_one_process_needs_no_group() -> None:
+    assert resolve_group(True) is None and resolve_group(False) is None
+    value, rows = torch.ones(3), torch.ones(2, 3)
+    assert sum_over_ranks(value, None) is value and count_per_rank(value, None) is value
+    joined_rows, real, begin = gather_rows(rows, None)
+    assert joined_rows is rows and real.tolist() == [True, True] and begin == 0

@@ -1,0 +1,386 @@
+"""The equations against slow loops, known losses at degenerate settings, and what must hold at the edges."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import oracles
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import labels, normal
+from torch import Tensor
+
+from trm_losses import functional as TF
+
+FOCUS = [(0.0, 0.0, 0.0), (1.0, 2.0, 0.05), (0.5, 0.5, 0.1), (0.0, 3.0, 0.0), (2.0, 0.0, 0.2), (0.0, 2.5, 0.1), (3.0, 3.0, 0.05)]
+
+
+def close(actual: Any, expected: Any, tolerance: float = 1e-10) -> None:
+    np.testing.assert_allclose(oracles.array(actual), oracles.array(expected), rtol=tolerance, atol=tolerance)
+
+
+# Matching -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gamma_pos, gamma_neg, margin", FOCUS)
+def test_asymmetric_loss_is_the_loops(gamma_pos: float, gamma_neg: float, margin: float) -> None:
+    x, y, w = 4 * normal(6, 7), labels(6, 7), normal(6, 7, seed=1).abs()
+    settings: dict[str, Any] = {"gamma_pos": gamma_pos, "gamma_neg": gamma_neg, "margin": margin}
+    expected = oracles.asymmetric(x, y, w, gamma_pos, gamma_neg, margin)
+    close(TF.asymmetric_loss(x, y, w, reduction="none", **settings), expected)
+    close(TF.asymmetric_loss(x, y, w, reduction="sum", **settings), expected.sum())
+    close(TF.asymmetric_loss(x, y, w, **settings), expected.sum() / int((y >= 0).sum()))
+    assert ((y > 0) & (y < 1)).any() and (y == -1).any()
+
+
+@pytest.mark.parametrize("detach_focus", [False, True])
+@pytest.mark.parametrize("gamma_pos, gamma_neg, margin", FOCUS)
+def test_asymmetric_gradient_is_the_formula(gamma_pos: float, gamma_neg: float, margin: float, detach_focus: bool) -> None:
+    """The focusing factors' share of the gradient is there, or gone with ``detach_focus``."""
+    x, y = (4 * normal(6, 7)).requires_grad_(), labels(6, 7)
+    settings: dict[str, Any] = {"gamma_pos": gamma_pos, "gamma_neg": gamma_neg, "margin": margin}
+    TF.asymmetric_loss(x, y, detach_focus=detach_focus, reduction="sum", **settings).backward()
+    close(x.grad, oracles.asymmetric_gradient(x, y, gamma_pos, gamma_neg, margin, detach_focus))
+
+
+def test_without_focus_it_is_binary_cross_entropy() -> None:
+    x, y = 4 * normal(6, 7), labels(6, 7)
+    known = y >= 0
+    off: dict[str, Any] = {"gamma_pos": 0.0, "gamma_neg": 0.0, "margin": 0.0}
+    close(TF.asymmetric_loss(x, y, **off), F.binary_cross_entropy_with_logits(x[known], y[known]))
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_equal_gammas_without_margin_are_focal_loss(gamma: float) -> None:
+    x, y = 4 * normal(6, 7), labels(6, 7, soft=False)
+    y = torch.where(y == -1, 0.0, y)
+    actual = TF.asymmetric_loss(x, y, gamma_pos=gamma, gamma_neg=gamma, margin=0.0, reduction="none")
+    close(actual, oracles.focal(x, y, gamma))
+
+
+def test_soft_labels_have_their_minimum_at_the_label() -> None:
+    """With focus, the minimum for 0.1 would lie at 0.39."""
+    p = torch.tensor([0.1, 0.39], dtype=torch.float64)
+    slope = torch.logit(p).requires_grad_()
+    TF.asymmetric_loss(slope, torch.tensor([0.1, 0.39], dtype=torch.float64), reduction="sum").backward()
+    assert slope.grad is not None and slope.grad.abs().max() < 1e-12
+
+
+def test_logits_of_any_size_stay_finite_and_a_wrong_positive_keeps_its_gradient() -> None:
+    for y in (0.0, 1.0, 0.5):
+        x = torch.tensor([-1e4, -200.0, -20.0, 0.0, 20.0, 200.0, 1e4], requires_grad=True)
+        loss = TF.asymmetric_loss(x, torch.full_like(x, y), reduction="none")
+        TF.asymmetric_loss(x, torch.full_like(x, y), reduction="sum").backward()
+        assert x.grad is not None and torch.isfinite(loss).all() and torch.isfinite(x.grad).all()
+        if y == 1:
+            assert torch.allclose(loss[:3], -x[:3]) and torch.allclose(x.grad[:3], torch.tensor(-1.0))
+
+
+@pytest.mark.parametrize("gamma_neg", [0.0, 0.5, 1.0, 2.0])
+def test_absent_label_at_the_margin_has_a_finite_slope(gamma_neg: float) -> None:
+    x = (torch.logit(torch.tensor(0.05)) + torch.linspace(-1e-3, 1e-3, 9)).requires_grad_()
+    TF.asymmetric_loss(x, torch.zeros_like(x), gamma_neg=gamma_neg, reduction="sum").backward()
+    assert x.grad is not None and torch.isfinite(x.grad).all() and (x.grad >= 0).all()
+
+
+@pytest.mark.parametrize("path", ["summed", "entries", "weights that learn"])
+def test_what_is_unknown_may_hold_anything(path: str) -> None:
+    x = torch.tensor([0.5, float("nan"), float("inf"), -float("inf")], requires_grad=True)
+    y = torch.tensor([1.0, -1.0, -1.0, -1.0])
+    w = torch.tensor([1.0, float("nan"), 1.0, float("inf")], requires_grad=path == "weights that learn")
+    loss = TF.asymmetric_loss(x, y, w, reduction="none" if path == "entries" else "sum").sum()
+    loss.backward()
+    close(loss.detach(), oracles.asymmetric([0.5], [1.0]).sum(), 1e-6)
+    assert x.grad is not None and torch.isfinite(x.grad).all() and torch.count_nonzero(x.grad[1:]) == 0
+    assert x.grad[0] < 0 and (w.grad is None or torch.count_nonzero(w.grad[1:]) == 0)
+
+
+def test_weights_may_learn() -> None:
+    x, y, w = normal(4, 5), labels(4, 5), normal(4, 5, seed=1).abs().requires_grad_()
+    TF.asymmetric_loss(x, y, w, reduction="sum").backward()
+    close(w.grad, oracles.asymmetric(x, y))
+
+
+@pytest.mark.parametrize("gamma_pos, gamma_neg, margin", FOCUS)
+def test_asymmetric_loss_has_second_derivatives(gamma_pos: float, gamma_neg: float, margin: float) -> None:
+    y, w = labels(3, 4), normal(3, 4, seed=1).abs()
+
+    def function(x: Tensor) -> Tensor:
+        return TF.asymmetric_loss(x, y, w, gamma_pos=gamma_pos, gamma_neg=gamma_neg, margin=margin)
+
+    x = normal(3, 4).requires_grad_()
+    assert torch.autograd.gradcheck(function, (x,)) and torch.autograd.gradgradcheck(function, (x,))
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 64])
+def test_asymmetric_loss_in_chunks(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trm_losses._asymmetric._CHUNK", chunk)
+    x, y, w = (4 * normal(6, 7)).requires_grad_(), labels(6, 7), normal(6, 7, seed=1).abs()
+    loss = TF.asymmetric_loss(x, y, w, reduction="sum")
+    loss.backward()
+    close(loss, oracles.asymmetric(x, y, w).sum())
+    close(x.grad, oracles.array(w) * oracles.asymmetric_gradient(x, y, 1.0, 2.0, 0.05, False))
+    turned = normal(7, 6).T  # not contiguous
+    close(TF.asymmetric_loss(turned, y, w, reduction="sum"), oracles.asymmetric(turned, y, w).sum())
+
+
+def test_the_mean_does_not_depend_on_how_much_is_unknown() -> None:
+    x, y = normal(4, 5), labels(4, 5)
+    more = torch.cat([y, torch.full_like(y, -1.0)])
+    close(TF.asymmetric_loss(torch.cat([x, x]), more), TF.asymmetric_loss(x, y))
+
+
+def test_weights_do_not_enter_the_count() -> None:
+    x, y = normal(4, 5), labels(4, 5)
+    close(TF.asymmetric_loss(x, y, torch.full_like(x, 0.25)), 0.25 * TF.asymmetric_loss(x, y))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
+    x, y = (6 * normal(6, 7)).to(dtype), labels(6, 7)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = TF.asymmetric_loss(x, y)
+    assert loss.dtype == torch.float32
+    close(loss, TF.asymmetric_loss(x.double(), y), 1e-6)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_text_region_logits(normalize: bool, with_bias: bool) -> None:
+    r, t, b = normal(3, 4, 5), normal(4, 5, seed=1), normal(4, seed=2) if with_bias else None
+    actual = TF.text_region_logits(r, t, 7.0, b, normalize_regions=normalize)
+    close(actual, oracles.matching_logits(r, t, 7.0, b, normalize))
+    longer = TF.text_region_logits(2 * r, 3 * t, 7.0, normalize_regions=normalize)
+    shorter = TF.text_region_logits(r, t, 7.0, normalize_regions=normalize)
+    close(longer, shorter if normalize else 2 * shorter)  # the length of a region counts, that of a text never
+
+
+# Attention ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes, heads", [(2, 2), (9, 4), (20, 8), (3, 1)])
+def test_region_attention_rows_sum_to_one_and_are_the_loops(classes: int, heads: int) -> None:
+    """Few classes fold the key projection into the queries, many project the tokens."""
+    q = torch.nn.functional.normalize(normal(classes, 8), dim=-1)
+    k = torch.nn.functional.normalize(normal(3, 5, 8, seed=1), dim=-1)
+    w_q, w_k = normal(8, 8, seed=2), normal(8, 8, seed=3)
+    a = TF.region_attention(q, k, w_q, w_k, 1.3, num_heads=heads)
+    assert a.shape == (3, heads, classes, 5)
+    close(a.sum(dim=-1), np.ones((3, heads, classes)))
+    state = {"query_weight": w_q, "key_weight": w_k, "log_attention_scale": math.log(1.3)}
+    close(a.mean(dim=1), oracles.pool(state, k, q, heads)[2])
+
+
+# Distillation ---------------------------------------------------------------------------------------------------------
+
+
+def test_distillation_is_zero_up_to_a_constant_and_teaches_one_way() -> None:
+    teacher = normal(4, 5).requires_grad_()
+    student = (teacher.detach() + normal(4, 1, seed=1)).requires_grad_()
+    loss = TF.region_distillation(student, teacher)
+    assert abs(loss.item()) < 1e-12
+    loss.backward()
+    assert teacher.grad is None and student.grad is not None and student.grad.abs().max() < 1e-12
+
+
+def test_distillation_stops_at_the_teacher_s_logits_not_at_what_made_them() -> None:
+    """A tensor behind both logits learns through the student alone."""
+    behind = normal(4, 5).requires_grad_()
+    TF.region_distillation(behind, 2 * behind).backward()
+    alone = behind.detach().clone().requires_grad_()
+    TF.region_distillation(alone, 2 * behind.detach()).backward()
+    assert behind.grad is not None and alone.grad is not None and behind.grad.abs().sum() > 0
+    close(behind.grad, alone.grad)
+
+
+def test_distillation_is_kl_div_of_torch() -> None:
+    s, t = 3 * normal(4, 5), 3 * normal(4, 5, seed=1)
+    expected = F.kl_div((s / 2).log_softmax(1), (t / 2).log_softmax(1), log_target=True, reduction="batchmean") * 4
+    close(TF.region_distillation(s, t, temperature=2.0), expected)
+    close(TF.region_distillation(s, t, temperature=2.0, reduction="sum"), 4 * expected)
+    close(TF.region_distillation(s, t, temperature=2.0, reduction="none").mean(), expected)
+    assert expected > 0.1
+
+
+def test_no_image_at_all() -> None:
+    empty = torch.zeros(0, 5, requires_grad=True)
+    assert TF.region_distillation(empty, empty.detach()).item() == 0
+    assert TF.asymmetric_loss(empty, torch.zeros(0, 5)).item() == 0
+    terms = TF.multimodal_contrastive(torch.zeros(0, 5, 3), torch.ones(5, 3), torch.zeros(0, 5))
+    assert all(term.item() == 0 for term in terms.values())
+
+
+# Contrast -------------------------------------------------------------------------------------------------------------
+
+SCENES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "weights": {"weights": normal(6, 4, seed=5).abs()},
+    "prototypes": {"prototypes": normal(4, 8, seed=6)},
+    "seen": {"prototypes": normal(4, 8, seed=6), "seen": torch.tensor([True, False, True, False])},
+    "none seen": {"prototypes": normal(4, 8, seed=6), "seen": torch.zeros(4, dtype=torch.bool)},
+    "settings": {"temperature": 0.3, "temperature_region": 0.2, "anchor_threshold": 0.95},
+    "everything": {
+        "weights": normal(6, 4, seed=5).clamp(min=0),
+        "prototypes": normal(4, 8, seed=6),
+        "seen": torch.tensor([True, True, True, False]),
+        "temperature": 0.15,
+        "anchor_threshold": 0.5,
+    },
+}
+
+
+def pseudo_positives() -> Tensor:
+    """Known labels, and soft labels on both sides of the thresholds."""
+    y = labels(6, 4, seed=3)
+    y[3, :3] = torch.tensor([0.93, 0.97, 0.6], dtype=torch.float64)
+    return y
+
+
+@pytest.mark.parametrize("scene", SCENES, ids=lambda name: name.replace(" ", "-"))
+def test_five_contrasts_are_the_loops(scene: str) -> None:
+    f, t, y, given = normal(6, 4, 8), normal(4, 8, seed=1), pseudo_positives(), SCENES[scene]
+    actual, expected = TF.multimodal_contrastive(f, t, y, **given), oracles.contrast(f, t, y, **given)
+    assert list(actual) == ["region_region", "region_text", "text_region", "region_prototype", "text_prototype"]
+    for key, value in expected.items():
+        close(actual[key], value)
+        assert value != 0 or (key.endswith("prototype") and scene in ("plain", "weights", "settings", "none seen"))
+
+
+def test_compiled_contrast_keeps_every_entry_and_agrees() -> None:
+    torch._dynamo.reset()
+    given = SCENES["everything"]
+    run = torch.compile(TF.multimodal_contrastive, fullgraph=True, backend="aot_eager")
+    for y in (pseudo_positives(), torch.full((6, 4), -1.0, dtype=torch.float64)):
+        ours, twins = (normal(6, 4, 8).requires_grad_() for _ in range(2))
+        actual = run(ours, normal(4, 8, seed=1), y, **given)
+        expected = TF.multimodal_contrastive(twins, normal(4, 8, seed=1), y, **given)
+        for key in expected:
+            close(actual[key], expected[key])
+        sum(actual.values()).backward()
+        sum(expected.values()).backward()
+        close(ours.grad, twins.grad)
+
+
+def test_region_text_is_info_nce() -> None:
+    f, t = normal(5, 5, 8), normal(5, 8, seed=1)
+    y = torch.where(torch.eye(5, dtype=torch.bool), 1.0, -1.0)
+    logits = F.normalize(f.diagonal().T, dim=-1) @ F.normalize(t, dim=-1).T / 0.07
+    terms = TF.multimodal_contrastive(f, t, y)
+    close(terms["region_text"], F.cross_entropy(logits, torch.arange(5)))
+    close(terms["text_region"], F.cross_entropy(logits.T, torch.arange(5)))  # one anchor a class: CLIP's two directions
+
+
+def one_label_a_row(rows: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    label = torch.randint(0, classes, (rows,), generator=torch.Generator().manual_seed(2))
+    y = torch.full((rows, classes), -1.0).scatter(1, label[:, None], 1.0)
+    f = normal(rows, 8)
+    return f, label, torch.where(y[..., None] == 1, f[:, None], normal(rows, classes, 8, seed=1))
+
+
+def test_region_region_is_sup_con() -> None:
+    f, label, regions = one_label_a_row(9, 4)
+    assert (torch.bincount(label) == 1).any(), "an anchor without a partner belongs into this test"
+    y = torch.full((9, 4), -1.0).scatter(1, label[:, None], 1.0)
+    actual = TF.multimodal_contrastive(regions, normal(4, 8, seed=3), y)["region_region"]
+    close(actual, oracles.sup_con(f, label, 0.1))
+
+
+def test_region_region_is_sup_con_of_pytorch_metric_learning() -> None:
+    losses = pytest.importorskip("pytorch_metric_learning.losses")
+    f, label, regions = one_label_a_row(9, 4)
+    y = torch.full((9, 4), -1.0).scatter(1, label[:, None], 1.0)
+    ours, theirs = regions.requires_grad_(), f.clone().requires_grad_()
+    actual = TF.multimodal_contrastive(ours, normal(4, 8, seed=3), y)["region_region"]
+    expected = losses.SupConLoss(temperature=0.1)(theirs, label)
+    close(actual, expected, 1e-6)
+    actual.backward()
+    expected.backward()
+    assert ours.grad is not None
+    close(ours.grad[y == 1], theirs.grad, 1e-6)
+
+
+@pytest.mark.parametrize("anchors", [0, 1, 2, "one class", "all"])
+def test_contrast_is_finite_however_many_anchors(anchors: Any) -> None:
+    y = torch.full((4, 3), -1.0)
+    if anchors == "all":
+        y[:] = 1
+    elif anchors == "one class":
+        y[:, 1] = 1
+    else:
+        y.view(-1)[:anchors] = 1
+    f, t = normal(4, 3, 8, dtype=torch.float32).requires_grad_(), normal(3, 8, seed=1, dtype=torch.float32).requires_grad_()
+    terms = TF.multimodal_contrastive(f, t, y, prototypes=normal(3, 8, seed=2), temperature=0.01, temperature_region=0.01)
+    sum(terms.values()).backward()
+    assert all(torch.isfinite(term) for term in terms.values())
+    assert f.grad is not None and t.grad is not None and torch.isfinite(f.grad).all() and torch.isfinite(t.grad).all()
+    assert torch.count_nonzero(f.grad[y != 1]) == 0
+    paired = anchors in ("one class", "all")  # two anchors are two classes of one image here
+    assert (terms["region_region"] > 0) == paired
+
+
+def test_prototypes_get_no_gradient() -> None:
+    p = normal(4, 8, seed=6).requires_grad_()
+    terms = TF.multimodal_contrastive(normal(6, 4, 8).requires_grad_(), normal(4, 8, seed=1), pseudo_positives(), prototypes=p)
+    sum(terms.values()).backward()
+    assert p.grad is None
+
+
+# Prototypes and similarities ------------------------------------------------------------------------------------------
+
+
+def test_class_sums() -> None:
+    f, w = normal(5, 3, 4), normal(5, 3, seed=1).clamp(min=0)
+    expected = np.zeros((3, 4))
+    for b, c in np.ndindex(5, 3):
+        expected[c] += float(w[b, c]) * oracles.unit(oracles.array(f[b, c]))
+    f[w == 0] = float("nan")  # what does not enter may hold anything
+    sums, mass = TF.class_sums(f, w)
+    close(sums, expected)
+    close(mass, oracles.array(w).sum(axis=0))
+
+
+def test_update_prototypes() -> None:
+    old, sums = F.normalize(normal(4, 5), dim=-1), normal(4, 5, seed=1)
+    mass, count = torch.tensor([2.0, 0.0, 0.5, 3.0], dtype=torch.float64), torch.tensor([0, 5, 1, 1000])
+    before = [x.clone() for x in (old, count, sums, mass)]
+    new, counts = TF.update_prototypes(old, count, sums, mass, momentum=0.9)
+    for x, y in zip((old, count, sums, mass), before, strict=True):
+        assert torch.equal(x, y)
+    assert counts.tolist() == [1, 5, 2, 1001]
+    assert torch.equal(new[1], old[1])  # no mass: as it was
+    for c, m in ((0, 0.0), (2, 0.5), (3, 0.9)):
+        mean = oracles.array(sums[c]) / float(mass[c])
+        close(new[c], oracles.unit(m * oracles.array(old[c]) + (1 - m) * mean))
+
+
+@pytest.mark.parametrize("seen", [None, [True, False, True, True], [False] * 4, [False, True, False, False]])
+@pytest.mark.parametrize("block", [1 << 24, 40, 1])
+def test_prototype_similarities(seen: Any, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in blocks of two classes and of one."""
+    monkeypatch.setattr(TF, "_BLOCK", block)
+    f, v, t = normal(5, 4, 6), 2 * normal(4, 6, seed=1), normal(4, 6, seed=2)
+    mask = None if seen is None else torch.tensor(seen)
+    actual = TF.prototype_similarities(f, v, t, seen=mask, temperature_visual=0.3, temperature_text=0.2)
+    expected = oracles.similarities(f, v, t, seen, 0.3, 0.2)
+    for a, e in zip(actual, expected, strict=True):
+        close(a, e, 1e-9)
+    assert TF.prototype_similarities(f, v, t)._fields == ("intra_visual", "intra_text", "inter_visual", "inter_text")
+
+
+def test_default_temperatures_of_similarities() -> None:
+    f, v, t = normal(3, 4, 6), normal(4, 6, seed=1), normal(4, 6, seed=2)
+    for a, e in zip(TF.prototype_similarities(f, v, t), oracles.similarities(f, v, t, None), strict=True):
+        close(a, e, 1e-9)
+
+
+def test_calibrate() -> None:
+    s, gap = normal(3, 2), torch.tensor([0.4, 0.2]).double()
+    present, absent = torch.tensor([[0.5, 0.3], [0.1, 0.2]]).double()
+    actual = TF.calibrate(s, present, absent, gap, steepness=5.0)
+    for b, c in np.ndindex(3, 2):
+        middle = (float(present[c]) + float(absent[c])) / 2
+        close(actual[b, c], oracles.sigmoid(5 * (float(s[b, c]) - middle) / float(gap[c])))
+    close(TF.calibrate((present + absent)[None] / 2, present, absent, gap), np.full((1, 2), 0.5))

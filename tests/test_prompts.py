@@ -1,0 +1,112 @@
+"""PromptLearner: what each mode gives, what it trains and what it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from cases import names, normal
+
+from trm_losses import PromptEmbeddings, PromptLearner
+
+TEXT = normal(5, 8, dtype=torch.float32)
+
+
+def test_fixed_and_residual_start_at_the_unit_text() -> None:
+    unit = torch.nn.functional.normalize(TEXT, dim=-1)
+    fixed, residual = PromptLearner("fixed", text=TEXT), PromptLearner("residual", text=TEXT)
+    assert torch.equal(fixed(), unit) and torch.equal(residual(), unit)
+    assert list(fixed.parameters()) == [] and [n for n, _ in residual.named_parameters()] == ["delta"]
+    assert set(fixed.state_dict()) == {"reference"} and fixed.num_classes == 5
+    residual().sum().backward()
+    assert residual.delta.grad is not None and torch.equal(residual.delta.grad, torch.ones(5, 8))
+    assert torch.equal(residual.reference, unit) and not fixed().requires_grad
+
+
+@pytest.mark.parametrize("dtype, expected", [(torch.float16, torch.float32), (torch.float64, torch.float64)])
+def test_texts_are_at_least_float32(dtype: torch.dtype, expected: torch.dtype) -> None:
+    assert PromptLearner("residual", text=TEXT.to(dtype))().dtype == expected
+
+
+@pytest.mark.parametrize("mode, shape", [("shared", (3, 8)), ("csc", (5, 3, 8))])
+def test_contexts_stand_between_start_and_name(mode: Any, shape: tuple[int, ...]) -> None:
+    embedded = names(5)  # end tokens at 2, 3, 4, 2, 3 of 7
+    learner = PromptLearner(mode, names=embedded, num_context=3)
+    assert tuple(learner.context.shape) == shape and learner.num_classes == 5
+    embeddings, eot = learner()
+    assert isinstance(learner(), PromptEmbeddings) and tuple(embeddings.shape) == (5, 5 + 3, 8)
+    assert torch.equal(eot, embedded.eot + 3)
+    for c in range(5):
+        context = learner.context if mode == "shared" else learner.context[c]
+        assert torch.equal(embeddings[c, 0], embedded.embeddings[c, 0])
+        assert torch.equal(embeddings[c, 1:4], context)
+        assert torch.equal(embeddings[c, eot[c]], embedded.embeddings[c, embedded.eot[c]])
+        assert torch.equal(embeddings[c, 4:], embedded.embeddings[c, 1:5])
+    embeddings.sum().backward()
+    assert [n for n, _ in learner.named_parameters()] == ["context"]
+    assert learner.context.grad is not None
+    assert torch.equal(learner.context.grad, torch.full(shape, 5.0 if mode == "shared" else 1.0))
+
+
+def test_contexts_start_small_or_where_told() -> None:
+    torch.manual_seed(0)
+    start = PromptLearner("csc", names=names(50), num_context=16).context
+    assert abs(start.std().item() - 0.02) < 1e-3 and abs(start.mean().item()) < 1e-3
+    words = normal(4, 8, dtype=torch.float32)
+    shared = PromptLearner("shared", names=names(5), num_context=4, context_init=words)
+    csc = PromptLearner("csc", names=names(5), num_context=4, context_init=words)
+    own = PromptLearner("csc", names=names(5), num_context=4, context_init=words.repeat(5, 1, 1) + 1)
+    assert torch.equal(shared.context, words) and torch.equal(csc.context, words.repeat(5, 1, 1))
+    assert torch.equal(own.context, words.repeat(5, 1, 1) + 1)
+    with torch.no_grad():
+        csc.context.zero_()
+    assert words.abs().sum() > 0
+
+
+def test_the_tower_s_limit() -> None:
+    learner = PromptLearner("shared", names=names(5), num_context=5, context_length=10)
+    assert learner().embeddings.shape[1] == 10
+    with pytest.raises(
+        ValueError, match="PromptLearner: class 2 takes 5 tokens, with num_context = 6 that is over the tower's 10"
+    ):
+        PromptLearner("shared", names=names(5), num_context=6, context_length=10)
+
+
+WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"mode": "learned"}, ValueError, "mode must be one of 'fixed', 'residual', 'shared', 'csc', got 'learned'"),
+    ({"mode": "fixed"}, ValueError, r"mode='fixed' needs text \(C, D\)"),
+    ({"mode": "residual", "names": names(5)}, ValueError, "mode='residual' needs text"),
+    ({"mode": "shared", "text": TEXT}, ValueError, "mode='shared' needs names"),
+    ({"mode": "csc"}, ValueError, "mode='csc' needs names"),
+    ({"mode": "fixed", "text": TEXT[0]}, ValueError, r"text must have shape \(C, D\)"),
+    ({"mode": "fixed", "text": TEXT.tolist()}, TypeError, "text must be a torch.Tensor, got list"),
+    ({"mode": "residual", "text": TEXT / 0}, ValueError, "text must be finite"),
+    ({"mode": "shared", "names": names(5), "num_context": 0}, ValueError, "num_context must be at least 1, got 0"),
+    (
+        {"mode": "shared", "names": PromptEmbeddings(names(5).embeddings, names(4).eot)},
+        ValueError,
+        r"names.eot must have shape \(C\) = \(5\), got \(4,\)",
+    ),
+    (
+        {"mode": "shared", "names": names(5), "num_context": 2, "context_init": torch.ones(3, 8)},
+        ValueError,
+        r"context_init must have shape \(L, Dw\) = \(2, 8\), got \(3, 8\)",
+    ),
+    (
+        {"mode": "csc", "names": names(5), "num_context": 2, "context_init": torch.ones(4, 2, 8)},
+        ValueError,
+        r"context_init must have shape \(C, L, Dw\) = \(5, 2, 8\), got \(4, 2, 8\)",
+    ),
+    (
+        {"mode": "shared", "names": names(5), "num_context": 2, "context_init": torch.ones(5, 2, 8)},
+        ValueError,
+        r"context_init of shared contexts must have shape \(L, Dw\), got \(C, L, Dw\)",
+    ),
+]
+
+
+@pytest.mark.parametrize("settings, error, message", WRONG, ids=lambda value: str(value)[:40].replace(" ", "-"))
+def test_refuses(settings: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"^PromptLearner: {message}"):
+        PromptLearner(**settings)

@@ -1,0 +1,139 @@
+"""RegionPooler: both orders of its products, its start, padding, and what the text and the queries do."""
+
+from __future__ import annotations
+
+import numpy as np
+import oracles
+import pytest
+import torch
+from cases import normal, shaken
+
+from trm_losses import RegionPooler
+
+SIZES = [(2, 6, 2), (20, 3, 4), (20, 3, 1), (3, 40, 4), (9, 2, 8), (1, 1, 1)]
+
+
+@pytest.mark.parametrize("classes, tokens, heads", SIZES)
+def test_every_order_of_products_is_the_loops(classes: int, tokens: int, heads: int) -> None:
+    """Sizes on both sides of "project the tokens or the queries" and "pool the tokens first or project them first"."""
+    pooler = shaken(RegionPooler(classes, 8, num_heads=heads)).double()
+    v, t = normal(2, tokens, 8), normal(classes, 8, seed=1)
+    for actual, expected in zip(pooler(v, t), oracles.pool(dict(pooler.state_dict()), v, t, heads), strict=True):
+        np.testing.assert_allclose(oracles.array(actual), expected, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("query", ["tied", "free"])
+def test_at_the_start_the_query_level_is_the_region_level(query: str) -> None:
+    text = normal(5, 8, seed=1, dtype=torch.float32)
+    init = {"query_init": text} if query == "free" else {}
+    region, z, saliency = RegionPooler(5, 8, query=query, **init)(normal(3, 6, 8, dtype=torch.float32), text)
+    assert torch.equal(region, z)
+    torch.testing.assert_close(saliency.sum(dim=-1), torch.ones(3, 5))
+
+
+def test_free_queries_start_where_told_and_do_not_follow_the_text() -> None:
+    text, tokens = normal(5, 8, seed=1, dtype=torch.float32), normal(3, 6, 8, dtype=torch.float32)
+    free = RegionPooler(5, 8, query="free", query_init=text)
+    tied = RegionPooler(5, 8)
+    torch.testing.assert_close(free(tokens).saliency, tied(tokens, text).saliency)
+    assert torch.equal(free(tokens, 5 * text.flip(0)).saliency, free(tokens).saliency)
+    assert free.query is not None and free.query.data_ptr() != text.data_ptr()
+    free(tokens).region.square().sum().backward()
+    assert free.query.grad is not None and free.query.grad.abs().sum() > 0
+
+
+def test_saliency_finds_planted_tokens_at_the_start() -> None:
+    """Two tokens of every class among noise: their mass is more than twice what uniform attention would give."""
+    generator = torch.Generator().manual_seed(0)
+    text = torch.randn(6, 32, generator=generator)
+    tokens = 0.7 * torch.randn(8, 24, 32, generator=generator)
+    for c in range(6):
+        tokens[:, 2 * c : 2 * c + 2] += text[c]
+    saliency = RegionPooler(6, 32).eval()(tokens, text).saliency
+    own = torch.stack([saliency[:, c, 2 * c : 2 * c + 2].sum(dim=-1) for c in range(6)], dim=1)
+    assert own.mean() > 2 * 2 / 24
+    others = torch.stack([saliency[:, c, (2 * c + 2) % 12 : (2 * c + 2) % 12 + 2].sum(dim=-1) for c in range(6)], dim=1)
+    assert own.mean() > 4 * others.mean()
+
+
+def test_attention_scale_sharpens() -> None:
+    text, tokens = normal(5, 8, seed=1, dtype=torch.float32), normal(3, 6, 8, dtype=torch.float32)
+    flat, sharp = (RegionPooler(5, 8, attention_scale=k)(tokens, text).saliency for k in (1e-4, 50.0))
+    torch.testing.assert_close(flat, torch.full_like(flat, 1 / 6), rtol=1e-2, atol=1e-3)
+    assert sharp.max(dim=-1).values.mean() > 2 / 6
+
+
+@pytest.mark.parametrize("normalize_tokens, key_norm", [(True, "unit"), (False, "unit"), (True, "layer")])
+def test_padding_is_as_if_it_were_not_there(normalize_tokens: bool, key_norm: str) -> None:
+    pooler = shaken(RegionPooler(5, 8, normalize_tokens=normalize_tokens, key_norm=key_norm))  # type: ignore[arg-type]
+    tokens, text = normal(3, 6, 8, dtype=torch.float32), normal(5, 8, seed=1, dtype=torch.float32)
+    mask = torch.zeros(3, 6, dtype=torch.bool)
+    mask[:, 4:] = True
+    spoilt = tokens.clone()
+    spoilt[:, 4:] = float("nan")
+    padded, short = pooler(spoilt, text, key_padding_mask=mask), pooler(tokens[:, :4], text)
+    torch.testing.assert_close(padded.region, short.region)
+    torch.testing.assert_close(padded.query, short.query)
+    assert torch.count_nonzero(padded.saliency[..., 4:]) == 0
+
+
+def test_an_image_of_padding_alone_is_zero_and_harmless() -> None:
+    pooler = RegionPooler(5, 8, dropout=0.0)
+    tokens, text = normal(2, 6, 8, dtype=torch.float32).requires_grad_(), normal(5, 8, seed=1, dtype=torch.float32)
+    mask = torch.zeros(2, 6, dtype=torch.bool)
+    mask[1] = True
+    region, query, saliency = pooler(tokens, text, key_padding_mask=mask)
+    assert torch.count_nonzero(saliency[1]) == 0 and torch.count_nonzero(region[1]) == 0
+    (region.square().sum() + query.square().sum()).backward()
+    assert all(torch.isfinite(p.grad).all() for p in pooler.parameters() if p.grad is not None)
+    assert tokens.grad is not None and torch.isfinite(tokens.grad).all() and torch.count_nonzero(tokens.grad[1]) == 0
+
+
+def test_convention_long_tokens_rule_only_where_asked() -> None:
+    tokens, text = normal(1, 6, 8, dtype=torch.float32), normal(5, 8, seed=1, dtype=torch.float32)
+    longer = tokens.clone()
+    longer[:, 0] *= 100
+    assert torch.allclose(RegionPooler(5, 8)(longer, text).region, RegionPooler(5, 8)(tokens, text).region, atol=1e-6)
+    raw = RegionPooler(5, 8, normalize_tokens=False)
+    assert raw(longer, text).region.norm() > 10 * raw(tokens, text).region.norm()
+
+
+def test_dropout_touches_the_query_level_in_training_only() -> None:
+    pooler = shaken(RegionPooler(5, 8))
+    for part in pooler.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.5
+    tokens, text = normal(2, 6, 8, dtype=torch.float32), normal(5, 8, seed=1, dtype=torch.float32)
+    one, two = pooler(tokens, text), pooler(tokens, text)
+    assert torch.equal(one.region, two.region) and not torch.equal(one.query, two.query)
+    pooler.eval()
+    assert torch.equal(pooler(tokens, text).query, pooler(tokens, text).query)
+
+
+@pytest.mark.parametrize("query_head", [True, False])
+def test_trains_every_parameter(query_head: bool) -> None:
+    pooler = shaken(RegionPooler(5, 8, query="free", query_head=query_head))
+    regions = pooler(normal(2, 6, 8, dtype=torch.float32))
+    assert query_head or regions.query is regions.region
+    regions.query.pow(3).sum().backward()
+    for name, p in pooler.named_parameters():
+        assert p.grad is not None and p.grad.abs().sum() > 0, name
+
+
+def test_tokens_in_another_precision_take_the_pooler_s() -> None:
+    tokens, text = normal(2, 6, 8), normal(5, 8, seed=1)
+    pooler = RegionPooler(5, 8)
+    expected = pooler(tokens.float(), text.float())
+    for dtype in (torch.float64, torch.float16):
+        region, _, saliency = pooler(tokens.to(dtype), text.to(dtype))
+        assert region.dtype == saliency.dtype == torch.float32
+        torch.testing.assert_close(region, expected.region, atol=2e-2, rtol=0)
+
+
+def test_device_and_dtype_of_the_parameters() -> None:
+    assert {p.dtype for p in RegionPooler(2, 8, query="free", dtype=torch.float64).parameters()} == {torch.float64}
+    assert {p.device.type for p in RegionPooler(2, 8, device="meta").parameters()} == {"meta"}
+
+
+def test_one_query_s_hidden_width_may_be_odd() -> None:
+    assert RegionPooler(2, 11, num_heads=1, mlp_ratio=15 / 11).mlp[1].out_features == 15

@@ -1,0 +1,345 @@
+"""Models of open_clip as frozen backbones: image tokens, and prompts through the text tower."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import zipfile
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .._checks import Dims
+from ..prompts import PromptEmbeddings
+from ._imports import import_open_clip
+from ._text import TextTower
+from ._visual import ImageFeatures, visual_tower
+
+__all__ = ["OpenClipBackbone", "load_open_clip"]
+
+_CLIP_VOCABULARY = 49408  # of the tokenizer that ships inside open_clip
+_ARCHIVE_EXTRAS = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # no weights
+
+
+class OpenClipBackbone(nn.Module):
+    r"""A frozen open_clip model that gives tokens in the joint space and takes learned prompts.
+
+    Image side, for the last map :math:`F \in \mathbb{R}^{h \times w \times C'}` or the last patch states
+    :math:`x_n`:
+
+    .. math::
+        V_n = (F_n W_v + b_v) W_c + b_c \quad\text{(CLIP ResNets, as DualCoOp)}, \qquad
+        V_n = \mathrm{LN}(x_n)\, W_{proj} \quad\text{(ViTs)}
+
+    and for convolutional timm towers the model's own head on every position alone. TRM-ML names CLIP as its
+    frozen encoder and leaves open how a token reaches the joint space: the first form is DualCoOp's, the
+    other two are our choice. Nothing is normalised. ``pooled`` is the model's own global feature; at the
+    native size it is what ``encode_image`` returns. At other sizes the positional tables are interpolated
+    bicubically for the call, the way open_clip does it when it loads weights, and no parameter changes.
+
+    Text side: :meth:`embed_prompts` looks words up, :meth:`encode_prompts` runs the tower on embeddings, so
+    that trained contexts can stand among them; the gradient flows through the frozen tower to the embeddings.
+
+    Everything else is frozen: no parameter requires a gradient, images are encoded under ``torch.no_grad``,
+    and the model stays in eval mode whatever ``train()`` is told, since batch norm would otherwise drift. The
+    model given is frozen and turned to float32 in place. Autocast is the caller's to switch on.
+
+    Args:
+        model: a model built by open_clip (``CLIP`` or ``CustomTextCLIP``).
+        tokenizer: maps a list of strings to ids (C, L). Default: the tokenizer of CLIP that ships inside
+            open_clip, where the model has its vocabulary.
+        name: shown in ``repr``.
+        image_size: the size you mean to use, side or (height, width); kept as ``.image_size``, checked
+            against the stride. Default: the model's native size. :meth:`forward` takes any valid size
+            whatever is said here.
+
+    Attributes:
+        dim: width D of the joint space.
+        stride: pixels per token.
+        image_size: (height, width).
+        image_mean, image_std: the channel statistics that images are to be normalised with.
+        context_length: length L of a tokenized text.
+
+    Shape:
+        - images: (B, 3, H, W), normalised, H and W multiples of ``stride``, not necessarily equal.
+        - tokens (B, N, D), pooled (B, D), with N = H/stride * W/stride in row-major order.
+
+    Raises:
+        ImportError: open_clip does not import; the message says what to install.
+        ValueError: the towers cannot give tokens (attentional pools, token-sequence timm towers), or a size
+            is not a multiple of the stride.
+
+    Example:
+        >>> backbone = load_open_clip("RN50", image_size=64)  # random weights; pretrained="openai" downloads
+        >>> features = backbone(torch.zeros(1, 3, 64, 96))
+        >>> features.tokens.shape, features.pooled.shape, features.grid
+        (torch.Size([1, 6, 1024]), torch.Size([1, 1024]), (2, 3))
+        >>> prompts = backbone.embed_prompts(["a photo of a dog."])
+        >>> torch.equal(backbone.encode_prompts(prompts), backbone.encode_text(["a photo of a dog."]))
+        True
+
+    Reference:
+        TRM-ML (paper) for the frozen encoders; DualCoOp for the tokens of CLIP ResNets; CLIP for the text
+        forward.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        tokenizer: Callable[[list[str]], Tensor] | None = None,
+        name: str = "open_clip",
+        image_size: int | tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        open_clip = import_open_clip()
+        self.model = cast(Any, model.float().requires_grad_(False))
+        self.eval()
+        self.name = name
+        self._visual = visual_tower(open_clip, self.model.visual)
+        self.dim = self._visual.dim
+        self.stride = self._visual.stride
+        self.image_size = self._visual.image_size if image_size is None else _pair(image_size)
+        self.grid(self.image_size)
+        self.image_mean = _channels(self.model.visual, "image_mean", open_clip.OPENAI_DATASET_MEAN)
+        self.image_std = _channels(self.model.visual, "image_std", open_clip.OPENAI_DATASET_STD)
+        self.context_length: int = self.model.context_length
+        if tokenizer is None:
+            if self.model.vocab_size != _CLIP_VOCABULARY:
+                raise ValueError(
+                    f"OpenClipBackbone: tokenizer must be given for a vocabulary of {self.model.vocab_size}; "
+                    f"the default, CLIP's own tokenizer, has {_CLIP_VOCABULARY}"
+                )
+            tokenizer = open_clip.SimpleTokenizer(context_length=self.context_length)
+        self.tokenizer = tokenizer
+
+    def train(self, mode: bool = True) -> OpenClipBackbone:
+        """Stay in eval mode: a frozen model has nothing to train, and batch norm must keep its statistics."""
+        return super().train(False)
+
+    def extra_repr(self) -> str:
+        height, width = self.image_size
+        return f"name={self.name!r}, dim={self.dim}, stride={self.stride}, image_size=({height}, {width})"
+
+    @property
+    def logit_scale(self) -> float:
+        """The scale that the model multiplies its cosines with: exp of its learned parameter."""
+        return float(self.model.logit_scale.exp())
+
+    def grid(self, image_size: int | tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of tokens of an image of this side or (height, width)."""
+        height, width = _pair(image_size)
+        step = self.stride
+        if min(height, width) < step or height % step or width % step:
+            low = f"{max(height // step, 1) * step}x{max(width // step, 1) * step}"
+            high = f"{max(-(-height // step), 1) * step}x{max(-(-width // step), 1) * step}"
+            nearest = low if low == high else f"{low} or {high}"
+            raise ValueError(
+                f"OpenClipBackbone: image size must be a multiple of the stride {step} in height and width, "
+                f"got {height}x{width}; nearest valid: {nearest}"
+            )
+        return height // step, width // step
+
+    def forward(self, images: Tensor) -> ImageFeatures:
+        """Encode images (B, 3, H, W) into tokens (B, N, D) and pooled (B, D), without gradient."""
+        Dims("OpenClipBackbone", C=3).check("images", images, "B C H W")
+        grid = self.grid((images.shape[2], images.shape[3]))
+        with torch.no_grad():
+            tokens, pooled = self._visual(images)
+        return ImageFeatures(tokens, pooled, grid)
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Turn texts into ids (C, L) on the model's device."""
+        return self.tokenizer(list(texts)).to(self.model.logit_scale.device)
+
+    def encode_text(self, texts: Sequence[str] | Tensor) -> Tensor:
+        """Encode texts, or ids (C, L), by the model's own ``encode_text``; no norm, no gradient."""
+        with torch.no_grad():
+            features: Tensor = self.model.encode_text(self._ids(texts))
+        return features
+
+    def embed_prompts(self, texts: Sequence[str] | Tensor) -> PromptEmbeddings:
+        """Look up the word embeddings of texts: what a prompt learner puts its contexts into.
+
+        Args:
+            texts: C strings, or ids (C, L).
+
+        Returns:
+            ``PromptEmbeddings(embeddings, eot)``: (C, L, Dw) at the full context length, without positions, and
+            the position (C,) whose state is the feature. ``encode_prompts`` makes exactly ``encode_text`` of it.
+        """
+        return self._text().embed(self._ids(texts))
+
+    def encode_prompts(self, prompts: PromptEmbeddings | Tensor) -> Tensor:
+        """Encode prompts given as embeddings into text features (C, D), not normalised.
+
+        The gradient flows to the embeddings, through the frozen tower. They may be shorter than the context
+        length where the tower is causal; mask and positions are then cut to fit. This is the cheap path: what
+        follows the last ``eot`` never reaches a feature, so prompts cut there give the same text up to rounding
+        (about 1e-6) for a fraction of the work. :class:`~trm_losses.PromptLearner` cuts its prompts; nothing
+        is cut here, so that whole prompts give the bits of ``encode_text``. A plain tensor is taken for
+        finished text features (C, D) and comes back as it is.
+        """
+        if isinstance(prompts, Tensor):
+            return prompts
+        return self._text().encode(prompts)
+
+    def template_text(self, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
+        """Text features of classes over several templates: unit features, averaged, normalised (CLIP).
+
+        Args:
+            class_names: C names.
+            templates: texts such as ``"a photo of a {}."``, with ``{}`` for the name.
+
+        Returns:
+            Text of shape (C, D) with unit rows.
+        """
+        if not templates or any("{}" not in template for template in templates):
+            raise ValueError(
+                f"OpenClipBackbone: templates must be a list of texts that hold '{{}}' for the class name, got {templates!r}"
+            )
+        features = [
+            F.normalize(self.encode_text([template.replace("{}", name) for name in class_names]), dim=-1)
+            for template in templates
+        ]
+        return F.normalize(torch.stack(features).mean(dim=0), dim=-1)
+
+    def _ids(self, texts: Sequence[str] | Tensor) -> Tensor:
+        return texts if isinstance(texts, Tensor) else self.tokenize(texts)
+
+    def _text(self) -> TextTower:
+        # built when asked for: images and encode_text work with text towers that prompts cannot pass through
+        return TextTower(import_open_clip(), self.model)
+
+
+def load_open_clip(
+    model: str,
+    pretrained: str | os.PathLike[str] | None = None,
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    device: str | torch.device = "cpu",
+) -> OpenClipBackbone:
+    """Build a model by open_clip's factory, load its weights, and freeze it as a backbone.
+
+    CLIP's activation is a trap: OpenAI's weights, and some others, were trained with QuickGELU, and no
+    weights file says so. A pretrained *tag* brings its activation with it. With a *file* of such weights name
+    the model that has it, for example ``"RN101-quickgelu"``; with plain ``"RN101"`` the file loads and the
+    features are wrong.
+
+    Args:
+        model: a model name of open_clip (``"RN101"``, ``"ViT-B-32"``), or
+            ``"local-dir:..."`` or ``"hf-hub:..."``, which bring their own weights.
+        pretrained: a tag of open_clip such as ``"openai"``, which downloads, or the path of a weights file
+            (safetensors, a torch checkpoint, or OpenAI's own TorchScript archive). Default: random weights.
+        image_size: the input size you mean to use, side or (height, width), kept as ``.image_size``. Default:
+            the native size of the model. The weights are loaded at the native size whatever is said here.
+        device: where the model goes.
+
+    Raises:
+        ImportError: open_clip does not import; the message says what to install.
+        ValueError: open_clip has no such model or tag, or the file is not this model's, in which case the
+            message says what does not fit.
+
+    Example:
+        >>> load_open_clip("RN50", image_size=448).grid(448)
+        (14, 14)
+    """
+    open_clip = import_open_clip()
+    if ":" in model:
+        network = open_clip.create_model(model, device=device, require_pretrained=True)
+        tokenizer = open_clip.get_tokenizer(model)
+        return OpenClipBackbone(network, tokenizer=tokenizer, name=model, image_size=image_size)
+
+    model = model.replace("/", "-")  # OpenAI writes ViT-B/32
+    names = open_clip.list_models()
+    if model not in names:
+        near = ", ".join(difflib.get_close_matches(model, names)) or "open_clip.list_models() names all"
+        raise ValueError(f"load_open_clip: model must be one of open_clip's, got {model!r}; near it: {near}")
+    source = None if pretrained is None else os.fspath(pretrained)
+    tag = open_clip.get_pretrained_cfg(model, source) if source else {}
+    if tag:
+        # open_clip only warns where the activation of the tag and that of the model differ
+        network = open_clip.create_model(model, pretrained=source, device=device, force_quick_gelu=bool(tag.get("quick_gelu")))
+    elif source is None:
+        network = open_clip.create_model(model, device=device)
+    elif os.path.isfile(source):
+        network = open_clip.create_model(model)
+        _load_file(open_clip, network, source, model)
+        network.to(device)
+    else:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
+        raise ValueError(
+            f"load_open_clip: pretrained must be an existing weights file or a tag of {model} ({tags}), got {source!r}"
+        )
+    tokenizer = open_clip.get_tokenizer(model)
+    return OpenClipBackbone(network, tokenizer=tokenizer, name=model, image_size=image_size)
+
+
+def _load_file(open_clip: Any, network: nn.Module, path: str, model: str) -> None:
+    """Load a weights file into a network, or say which file does not fit which model, and where."""
+    try:
+        if _is_torchscript(path):
+            network.load_state_dict(_read_file(open_clip, path))
+        else:
+            open_clip.load_checkpoint(network, path)
+    except Exception as error:
+        try:
+            reason = _difference(_read_file(open_clip, path), network)
+        except Exception as unreadable:
+            line = str(unreadable).split("\n")[0]
+            raise ValueError(
+                f"load_open_clip: {path} cannot be read as weights ({type(unreadable).__name__}: {line}); "
+                f"wanted a safetensors file or a torch checkpoint of {model}"
+            ) from unreadable
+        raise ValueError(
+            f"load_open_clip: the weights in {path} are not those of {model}: {reason or error}; name the "
+            "model that they were made for"
+        ) from error
+
+
+def _is_torchscript(path: str) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("constants.pkl") for name in archive.namelist())
+
+
+def _read_file(open_clip: Any, path: str) -> dict[str, Tensor]:
+    if _is_torchscript(path):  # the form OpenAI published its models in; a plain torch.load refuses it
+        state = cast(Any, torch.jit).load(path, map_location="cpu").state_dict()
+        return {k: v for k, v in state.items() if k not in _ARCHIVE_EXTRAS}
+    weights: dict[str, Tensor] = open_clip.factory.load_state_dict(path)
+    return weights
+
+
+def _difference(weights: dict[str, Tensor], network: nn.Module) -> str:
+    """What of a weights file does not fit a network, in a few words."""
+    state = network.state_dict()
+    shapes = [k for k in state if k in weights and weights[k].shape != state[k].shape]
+    missing = [k for k in state if k not in weights]
+    unknown = [k for k in weights if k not in state]
+    parts = []
+    if shapes:
+        k = shapes[0]
+        parts.append(
+            f"{len(shapes)} of another shape (first {k}: {tuple(weights[k].shape)} in the file, "
+            f"{tuple(state[k].shape)} in the model)"
+        )
+    if missing:
+        parts.append(f"{len(missing)} missing (first {missing[0]})")
+    if unknown:
+        parts.append(f"{len(unknown)} unknown (first {unknown[0]})")
+    return f"of {len(state)} entries " + ", ".join(parts) if parts else ""
+
+
+def _pair(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return height, width
+
+
+def _channels(visual: Any, name: str, default: tuple[float, ...]) -> tuple[float, ...]:
+    # create_model writes these onto the tower; a model built by hand has none, and CLIP's are the custom
+    return tuple(getattr(visual, name, default))
