@@ -377,7 +377,7 @@ def objective_terms(module: tl.TRMObjective, x: Inputs) -> dict[str, float]:
     for seed in (31, 32):
         slow.update(normal(6, classes, WIDTH, seed=seed) + start.visual, labels(6, classes, seed), start)
     pseudo, weights, scores = slow(torch.tensor(query), x["targets"], module.bank)
-    known, unknown = max(1, int((y >= 0).sum())), max(1, int((y == -1).sum()))
+    known = max(1, int((y >= 0).sum()))
     terms: dict[str, float] = {}
     logits = {}
     for head, features, factor in (("query", query, 1.0), ("region", region, module.lambda_region)):
@@ -385,7 +385,7 @@ def objective_terms(module: tl.TRMObjective, x: Inputs) -> dict[str, float]:
         entries = oracles.asymmetric(logits[head], y, None, *focus)
         terms[f"matching_{head}"] = factor * classes * entries.sum() / known
         entries = oracles.asymmetric(logits[head], pseudo, weights, *focus)
-        terms[f"pseudo_{head}"] = module.lambda_pseudo * factor * classes * entries.sum() / unknown
+        terms[f"pseudo_{head}"] = module.lambda_pseudo * factor * classes * entries.sum() / y.size
     unbiased = [oracles.matching_logits(f, x["text"], scale) for f in (query, region)]
     terms["distillation"] = module.lambda_distillation * oracles.distillation(*unbiased, 4.0).sum() / batch
     anchors, anchor_weights = y.copy(), np.ones_like(y)

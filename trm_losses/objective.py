@@ -43,9 +43,10 @@ class TRMObjective(nn.Module):
         L = M(\ell^q; Y) + \lambda_r M(\ell^r; Y) + \lambda_{pl} [M(\ell^q; \tilde Y) + \lambda_r M(\ell^r; \tilde Y)]
             + \lambda_{kd} L_{kd} + \lambda_{con} L_{con}
 
-    M is the matching loss, over known labels Y scaled as C / #known, over pseudo-labels :math:`\tilde Y` as C / #unknown:
-    its size depends neither on the share of known labels nor, which would cancel the ramp, on the weights of the
-    pseudo-labels. Without a query head, or with a part left out, its terms are left out.
+    M is the matching loss, over known labels Y scaled as C / #known, so that its size does not depend on their share; over
+    pseudo-labels :math:`\tilde Y` as C / #entries, so that a pseudo-label never weighs more than a known label (with
+    C / #unknown it would, at 90 % known labels, weigh nine times as much). It is not divided by the weights of the
+    pseudo-labels, which would cancel the ramp. Without a query head, or with a part left out, its terms are left out.
 
     A step::
 
@@ -175,16 +176,15 @@ class TRMObjective(nn.Module):
 
         classes = targets.shape[1]
         group = resolve_group(self.distributed)
-        unknown = (targets == UNKNOWN).sum().to(logits.dtype)
-        unknown = count_per_rank(unknown, group)
-        per_unknown = classes / torch.where(unknown > 0, unknown, 1.0)
+        entries = count_per_rank(logits.new_tensor(float(targets.numel())), group)
+        per_entry = classes / torch.where(entries > 0, entries, 1.0)
         terms: dict[str, Tensor] = {}
         for factor, head, head_logits in heads:
             terms[f"matching_{head}"] = factor * classes * self.matching.loss(head_logits, targets, reduction="mean")
         if pseudo is not None:
             for factor, head, head_logits in heads:
                 loss = self.matching.loss(head_logits, pseudo.targets, pseudo.weights, reduction="sum")
-                terms[f"pseudo_{head}"] = self.lambda_pseudo * factor * per_unknown * loss
+                terms[f"pseudo_{head}"] = self.lambda_pseudo * factor * per_entry * loss
         if self.distillation is not None and two_heads:
             student = self.matching.logits(regions.query, text, bias=False)
             teacher = self.matching.logits(regions.region, text, bias=False)
