@@ -291,7 +291,8 @@ def multimodal_contrastive(
         group: process group; anchors of all ranks are contrasted.
 
     Returns:
-        The five scalars by name. Without anchors they are 0 and still attached to the inputs.
+        The five scalars by name. Without anchors they are 0 and still attached to the inputs; only ``text_prototype`` asks
+        for no anchor.
 
     Reference: contrast within and across modalities is the paper's; this form is ours, after SADCL and SupCon.
     """

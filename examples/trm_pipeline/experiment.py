@@ -52,7 +52,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--tune", action="store_true",
                    help="score on the val split and train on the train split: for choosing settings")  # fmt: skip
     p.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="change settings of the preset")
-    p.add_argument("--cache", type=Path, default=Path(".cache"), help="folder for drawn scenes and frozen features")
+    p.add_argument("--cache", type=Path, default=Path("~/.cache/trm_losses").expanduser(),
+                   help="folder for drawn scenes and frozen features")  # fmt: skip
     return p
 
 

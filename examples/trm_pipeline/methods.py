@@ -100,7 +100,15 @@ ZERO_SHOT: dict[str, Callable[[Batch, Tensor], Tensor]] = {
 
 
 class LinearProbe(Method):
-    """A linear layer on the unit pooled feature, started from the class texts at the model's own scale."""
+    """A linear layer on the pooled feature that starts as the zero-shot classifier.
+
+    Unit features of one model lie close together and differ in few directions; standardised by the mean and deviation of
+    the first batch they can be learned from at a common rate. Weights and biases are converted with them, so the start
+    stays the zero-shot classifier.
+    """
+
+    mean: Tensor
+    deviation: Tensor
 
     def __init__(self, setting: Setting, *, assume_negative: bool) -> None:
         super().__init__()
@@ -108,12 +116,23 @@ class LinearProbe(Method):
         self.linear = nn.Linear(setting.text.shape[1], setting.num_classes)
         self.scale = setting.preset.scale
         self.assume_negative = assume_negative
-        with torch.no_grad():
-            self.linear.weight.copy_(F.normalize(setting.text, dim=-1))
-            self.linear.bias.zero_()
+        self.register_buffer("mean", torch.zeros(setting.text.shape[1]))
+        self.register_buffer("deviation", torch.ones(setting.text.shape[1]))
+
+    @torch.no_grad()
+    def calibrate(self, batch: Batch, text: Tensor, prior: float) -> None:
+        unit = F.normalize(batch.pooled, dim=-1)
+        self.mean.copy_(unit.mean(dim=0))
+        self.deviation.copy_(unit.std(dim=0).clamp(min=1e-4))
+        matching = TextRegionMatchingLoss(len(text), scale=self.scale).to(text.device)
+        matching.calibrate_bias(unit[:, None].expand(-1, len(text), -1), text, prior)
+        weight = self.scale * F.normalize(text, dim=-1)
+        self.linear.weight.copy_(weight * self.deviation)
+        self.linear.bias.copy_(weight @ self.mean - matching.bias)
 
     def logits(self, batch: Batch, text: Tensor) -> Tensor:
-        return self.scale * F.linear(F.normalize(batch.pooled, dim=-1), self.linear.weight) + self.linear.bias
+        linear: Tensor = self.linear((F.normalize(batch.pooled, dim=-1) - self.mean) / self.deviation)
+        return linear
 
     def loss(self, batch: Batch, text: Tensor, targets: Tensor) -> dict[str, Tensor]:
         targets = targets.clamp(min=0) if self.assume_negative else targets
@@ -122,13 +141,6 @@ class LinearProbe(Method):
 
     def groups(self, preset: Preset) -> list[dict[str, Any]]:
         return param_groups(self, lr=preset.linear_lr, weight_decay=preset.weight_decay)
-
-    @torch.no_grad()
-    def calibrate(self, batch: Batch, text: Tensor, prior: float) -> None:
-        matching = TextRegionMatchingLoss(len(text), scale=self.scale)
-        pooled = F.normalize(batch.pooled, dim=-1)[:, None].expand(-1, len(text), -1)
-        matching.calibrate_bias(pooled, text, prior)
-        self.linear.bias.copy_(-matching.bias)
 
 
 class TextPixel(Method):

@@ -86,16 +86,16 @@ EMBEDDED = Preset(
     augment=False,
     mirror=True,
     token_pool=2,
-    epochs=12,
+    epochs=10,
     batch_size=64,
     prompts="residual",
     lr=3e-4,
-    text_lr=1e-2,
+    text_lr=1e-3,
     gamma_pos=0.0,
     gamma_neg=0.0,
     margin=0.0,
-    linear_lr=1e-2,
-    text_pixel_lr=1e-2,
+    linear_lr=1e-1,
+    text_pixel_lr=3e-3,
 )
 
 VOC2007_RN101 = Preset(
