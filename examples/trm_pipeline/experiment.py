@@ -139,7 +139,7 @@ def run(args: argparse.Namespace) -> list[Row]:
     text = backbone.template_text(names, preset.templates)
     embedded_names = None
     if preset.prompts in ("shared", "csc"):
-        embedded_names = backbone.embed_prompts([f"{name}." for name in names], crop=True)
+        embedded_names = backbone.embed_prompts([f"{name}." for name in names])
     total_steps = preset.epochs * -(-len(features) // preset.batch_size)
     setting = Setting(preset, text, embedded_names, backbone.logit_scale, total_steps)
 
