@@ -40,7 +40,8 @@ def run(devkit, cache, tmp_path):
     def command(*arguments, output=tmp_path / "out"):
         known = [] if "--known" in arguments else ["--known", "0.5"]
         args = ["--data-root", str(devkit), "--preset", "embedded", "--epochs", "2", "--cache", str(cache), *known]
-        experiment.main([*args, "--device", "cpu", "--output", str(output), *arguments])
+        device = [] if "--device" in arguments else ["--device", "cpu"]
+        experiment.main([*args, *device, "--output", str(output), *arguments])
         return json.loads((output / "results.json").read_text())
 
     return command
@@ -214,6 +215,10 @@ def test_seed_one_hides_labels_by_the_published_procedure(devkit, run, monkeypat
         (["--model", "RN50"], "needs --pretrained"),
         (["--image-size", "100"], "multiple of the stride"),
         (["--set", "speed=3"], "NAME=VALUE"),
+        (["--seeds", "0"], "seeds must be at least 1"),
+        (["--set", "batch_size=0"], "batch_size must be at least 1"),
+        (["--device", "nothing"], "cannot be used here"),
+        (["--set", "test_split=train"], "must be different splits"),
         (["--set", "epochs=many"], "must be of type int"),
         (["--data-root", "/nowhere/at/all"], "not found"),
         (["--set", "token_pool=3"], "token_pool must divide"),
@@ -222,6 +227,11 @@ def test_seed_one_hides_labels_by_the_published_procedure(devkit, run, monkeypat
 def test_bad_input_is_one_clear_line(run, arguments, message):
     with pytest.raises(SystemExit, match=message):
         run("--methods", "zero-shot-global", *arguments)
+
+
+def test_download_needs_a_place(tmp_path):
+    with pytest.raises(SystemExit, match="--download needs --data-root"):
+        experiment.main(["--download", "--cache", str(tmp_path), "--output", str(tmp_path)])
 
 
 def test_weights_of_another_model_are_refused(run, tmp_path):

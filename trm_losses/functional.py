@@ -1,7 +1,8 @@
 """The equations of the package as pure functions; every Module is a thin shell over one of them.
 
 Letters: B batch, C classes, D joint embedding width, N tokens, H heads. Labels: 1 present, 0 absent, values between
-are soft, -1 unknown. Half-precision inputs are computed in float32, with autocast off, and the result is float32.
+are soft, -1 unknown. Losses and similarities of half-precision inputs are computed in float32, with autocast off, and the
+result is float32.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def asymmetric_loss(
     """
     with full_precision(logits):
         x = upcast(logits)
-        w = None if weights is None else upcast(weights)
+        w = None if weights is None else weights.to(x.dtype)
         focus = Focus(gamma_pos, gamma_neg, margin, detach_focus)
         if reduction == "none":
             return _asymmetric_entries(x, targets, w, focus)

@@ -17,7 +17,9 @@ __all__ = ["TRMHead", "param_groups"]
 
 _FORMAT = "trm_losses.TRMHead/1"
 _POOLER_SETTINGS = ("num_classes", "dim", "num_heads", "query_head", "normalize_tokens", "key_norm", "validate")
-_MATCHING_SETTINGS = ("num_classes", "gamma_pos", "gamma_neg", "margin", "detach_focus", "normalize_regions", "validate")
+_MATCHING_SETTINGS = (
+    "num_classes", "gamma_pos", "gamma_neg", "margin", "detach_focus", "normalize_regions", "reduction", "validate",
+)  # fmt: skip
 
 
 def param_groups(*modules: nn.Module, lr: float | None = None, weight_decay: float = 1e-2) -> list[dict[str, Any]]:
@@ -114,13 +116,14 @@ class TRMHead(nn.Module):
         return param_groups(self, lr=lr, weight_decay=weight_decay)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything :meth:`load` needs into one file (tensors and plain values, no code)."""
+        """Write everything :meth:`load` needs into one file (tensors and plain values, no code); not ``distributed``."""
         temporary = f"{os.fspath(path)}.tmp"
         torch.save(
             {
                 "format": _FORMAT,
                 "pooler": {key: getattr(self.pooler, key) for key in _POOLER_SETTINGS},
                 "mlp_width": self.pooler.mlp[1].out_features if self.pooler.query_head else 0,
+                "dropout": self.pooler.dropout_rate,
                 "free_query": self.pooler.query is not None,
                 "matching": {key: getattr(self.matching, key) for key in _MATCHING_SETTINGS},
                 "class_names": self.class_names,
@@ -147,6 +150,7 @@ class TRMHead(nn.Module):
         settings = content["pooler"]
         pooler = RegionPooler(
             **settings,
+            dropout=content["dropout"],
             query="free" if content["free_query"] else "tied",
             mlp_ratio=content["mlp_width"] / settings["dim"] if settings["query_head"] else 4.0,
             dtype=state["pooler.query_weight"].dtype,

@@ -63,7 +63,8 @@ class PseudoLabeler(FullPrecisionState):
         cap: keep only the surest pseudo-positives of an image, at most max(1, 2k - its known positives).
         expected_positives: k, the mean number of present classes; None estimates it from the known labels, which is only
             right where labels are hidden at random (not with single positives).
-        distributed: False, True or a process group: statistics are over all ranks.
+        distributed: False, True or a process group: statistics are over all ranks (but for the unknown entries that stand for
+            absent ones while no absent label is known at all: those are the rank's own).
         validate: check label values and look for NaN (waits for the device).
 
     Shape:

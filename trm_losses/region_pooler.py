@@ -103,7 +103,7 @@ class RegionPooler(nn.Module):
             raise ValueError(f"{name}: query_init starts free queries; with query='tied' pass the text to forward")
         self.num_classes, self.dim, self.num_heads = num_classes, dim, num_heads
         self.normalize_tokens, self.key_norm, self.validate = normalize_tokens, key_norm, validate
-        self.query_head = query_head
+        self.query_head, self.dropout_rate = query_head, dropout
         self.query: nn.Parameter | None = None
         if query == "free":
             start = torch.randn(num_classes, dim) if query_init is None else query_init.detach().clone()

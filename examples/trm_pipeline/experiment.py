@@ -61,17 +61,27 @@ def choose_preset(args: argparse.Namespace) -> Preset:
     """The preset the arguments ask for, with what they change."""
     default = EMBEDDED if args.data_root is None else VOC2007_RN101
     preset = PRESETS[args.preset] if args.preset else default
-    changes = {
-        "model": args.model,
-        "pretrained": args.pretrained,
-        "image_size": args.image_size,
-        "epochs": args.epochs,
-    }
-    if args.model is not None and args.pretrained is None and args.model != preset.model:
-        changes["pretrained"] = None
-        preset = dataclasses.replace(preset, pretrained=None)
+    if args.model not in (None, preset.model):
+        preset = dataclasses.replace(preset, pretrained=None)  # the preset's weights are of its own model
+    changes = {name: getattr(args, name) for name in ("model", "pretrained", "image_size", "epochs")}
     preset = dataclasses.replace(preset, **{key: value for key, value in changes.items() if value is not None})
     return override(preset, args.set)
+
+
+def check_arguments(args: argparse.Namespace, preset: Preset) -> None:
+    """Refuse at the door what would otherwise end a run late, or do something else than was asked for."""
+    for share in args.known:
+        if not 0 < share <= 1:
+            raise ValueError(f"--known must be shares above 0 and at most 1, got {share:g} (10 % is 0.1)")
+    for name, values in (("--seeds", args.seeds), ("epochs", [preset.epochs]), ("batch_size", [preset.batch_size])):
+        if min(values) < 1:
+            raise ValueError(f"{name} must be at least 1, got {min(values)}")
+    if args.download and args.data_root is None:
+        raise ValueError("--download needs --data-root, the folder to put VOC into")
+    try:
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {args.device} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
 def load_backbone(preset: Preset, device: torch.device) -> OpenClipBackbone:
@@ -88,18 +98,17 @@ def load_backbone(preset: Preset, device: torch.device) -> OpenClipBackbone:
 def run(args: argparse.Namespace) -> list[Row]:
     """Everything the command does; returns the rows it wrote."""
     started = time.perf_counter()
-    for share in args.known:
-        if not 0 < share <= 1:
-            raise SystemExit(f"--known must be shares above 0 and at most 1, got {share:g} (10 % is 0.1)")
     preset = choose_preset(args)
+    train_split, test_split = ("train", preset.val_split) if args.tune else (preset.train_split, preset.test_split)
+    check_arguments(args, preset)
+    if train_split == test_split:
+        raise ValueError(f"training and test images must be different splits, got {train_split!r} for both")
+    shares, seeds, chosen = (list(dict.fromkeys(values)) for values in (args.known, args.seeds, args.methods))
     device = torch.device(args.device)
     args.output.mkdir(parents=True, exist_ok=True)
     root = args.data_root
     if root is None:
         root = write_drawn_voc(args.cache)
-    train_split, test_split = preset.train_split, preset.test_split
-    if args.tune:
-        train_split, test_split = "train", preset.val_split
 
     backbone = load_backbone(preset, device)
     channels = {"mean": backbone.image_mean, "std": backbone.image_std}
@@ -128,8 +137,9 @@ def run(args: argparse.Namespace) -> list[Row]:
 
     features: Features
     if preset.augment:
-        sets[train_split].transform = train_transform(preset.image_size, rand_augment=True, **channels)
-        features = LiveFeatures(sets[train_split], backbone, token_pool=preset.token_pool, device=device)
+        random = train_transform(preset.image_size, rand_augment=True, **channels)
+        augmented = VOC(root, preset.year, train_split, transform=random)
+        features = LiveFeatures(augmented, backbone, token_pool=preset.token_pool, device=device)
     else:
         features = cached(train_split, mirror=preset.mirror)
     test_features = cached(test_split, mirror=False)
@@ -150,7 +160,7 @@ def run(args: argparse.Namespace) -> list[Row]:
         rows.append({"method": method, "known": known, "seed": seed, **figures, "seconds": round(seconds, 2)})
         write_results(args.output / "results.json", rows)
 
-    for method in (m for m in args.methods if m in ZERO_SHOT):
+    for method in (m for m in chosen if m in ZERO_SHOT):
         pause = time.perf_counter()
         logits = score(lambda batch: ZERO_SHOT[method](batch, text), test_features, preset.batch_size)  # noqa: B023
         metrics: dict[str, float | None] = dict(evaluate(logits, test_targets))
@@ -158,14 +168,14 @@ def run(args: argparse.Namespace) -> list[Row]:
         metrics |= dict.fromkeys(("OF1", "CF1", "CF1_per_class"), None)
         metrics["best_epoch_mAP"] = metrics["mAP"]
         say(f"{method}: mAP {metrics['mAP']:.1f}")
-        for known in args.known:
-            for seed in args.seeds:
+        for known in shares:
+            for seed in seeds:
                 keep(method, known, seed, metrics, time.perf_counter() - pause)
-    for seed in args.seeds:
-        for known in args.known:
-            targets = hide_labels(full_targets, known, seed=seed - 1) if known < 1 else full_targets
+    for seed in seeds:
+        for known in shares:
+            targets = hide_labels(full_targets, known, seed=seed - 1)
             say(f"seed {seed}, {known_fraction(targets):.1%} of the labels known, {int((targets == 1).sum())} positives")
-            for method in (m for m in args.methods if m in METHODS):
+            for method in (m for m in chosen if m in METHODS):
                 torch.manual_seed(seed)
                 trained = train(
                     METHODS[method](setting),
@@ -177,7 +187,7 @@ def run(args: argparse.Namespace) -> list[Row]:
                     preset=preset,
                     seed=seed,
                     device=device,
-                    label=f"{method}, {known:.0%}, seed {seed}",
+                    label=f"{method}, {100 * known:g}%, seed {seed}",
                 )
                 keep(method, known, seed, trained.metrics, trained.seconds)
                 if isinstance(trained.method, TRM):
@@ -186,7 +196,7 @@ def run(args: argparse.Namespace) -> list[Row]:
                     trained.method.head(final_text, list(VOC_CLASSES)).save(
                         args.output / f"{method}-known{known:g}-seed{seed}.pt"
                     )
-    data = "drawn scenes, small embedded model" if args.data_root is None else f"VOC{preset.year}, {preset.model}"
+    data = f"{'drawn scenes' if args.data_root is None else f'VOC{preset.year}'}, {backbone.name} model"
     say(f"\nmAP (%) on the {test_split} images, last epoch of the averaged weights; {data}:\n{markdown_table(rows)}")
     draw_map_against_known(args.output / "map_against_known.png", rows, f"Missing labels: {data}")
     say(f"\n{args.output / 'results.json'}, {args.output / 'map_against_known.png'}; {time.perf_counter() - started:.0f} s")
@@ -198,5 +208,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     try:
         run(args)
-    except (ValueError, FileNotFoundError, ImportError) as error:
+    except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"error: {error}") from error

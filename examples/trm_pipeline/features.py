@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -147,22 +146,25 @@ def cache_features(
 ) -> CachedFeatures:
     """Features of a data set out of the cache below ``root``, computed where they are not there yet.
 
-    The key holds everything the features depend on: model, weights, size, pooling, views and the image files (name,
-    length, time of change). A cache of anything else has another name, and one that was not finished has no name at all.
+    ``images`` are resized to the backbone's size and normalised with its channel statistics, nothing else. The key holds
+    everything the features depend on: model, weights, size, statistics, pooling, views, kind of device and the image files
+    (name, length, time of change). A cache of anything else has another name, and one that was not finished has no name at all.
     """
     stats = [(os.path.abspath(path), os.stat(path)) for path in files]
+    views = 1 + int(mirror)
     key = {
         "version": 1,
         "model": backbone.name,
         "weights": weights,
         "image_size": backbone.image_size,
+        "channels": (backbone.image_mean, backbone.image_std),
+        "device": device.type,  # encoded under autocast on an accelerator, in full precision elsewhere
         "token_pool": token_pool,
-        "views": 1 + mirror,
+        "views": views,
         "files": [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats],
     }
     name = hashlib.blake2b(json.dumps(key).encode(), digest_size=12).hexdigest()
     folder = root / f"{backbone.name.replace('/', '-')}-{backbone.image_size[0]}-{name}"
-    views = 1 + int(mirror)
     if not folder.is_dir():
         partial = root / f".{folder.name}.{os.getpid()}"
         partial.mkdir(parents=True)
@@ -171,9 +173,11 @@ def cache_features(
                 live = LiveFeatures(images, backbone, token_pool=token_pool, device=device, mirror=bool(view))
                 _write_view(partial, view, live, batch_size)
             (partial / "key.json").write_text(json.dumps(key))
-            # Where another process was quicker with the same features, rename fails and theirs are taken.
-            with contextlib.suppress(OSError):
+            try:
                 partial.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # else another process was quicker with the same features
+                    raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return CachedFeatures(folder, views, device)

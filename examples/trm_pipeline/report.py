@@ -40,7 +40,7 @@ def _mean_sd(values: Sequence[float]) -> str:
 def markdown_table(rows: Sequence[Row], key: str = "mAP") -> str:
     """Methods down, shares of known labels across; mean ± standard deviation over seeds."""
     shares, methods = sorted(_ordered(rows, "known")), _ordered(rows, "method")
-    header = ["method", *(f"{share:.0%}" for share in shares)]
+    header = ["method", *(f"{100 * share:g}%" for share in shares)]
     body = [[method, *(_mean_sd(_cells(rows, method, share, key)) for share in shares)] for method in methods]
     widths = [max(len(line[column]) for line in [header, *body]) for column in range(len(header))]
     lines = [

@@ -79,7 +79,7 @@ def train(
     average = AveragedModel(method, multi_avg_fn=get_ema_multi_avg_fn(decay))
     averaged: Method = average.module
 
-    best, metrics, testing = 0.0, {}, 0.0
+    best, testing = 0.0, 0.0
     bar = progress(range(preset.epochs), "")
     bar.set_description(label)
     for _ in bar:
