@@ -9,11 +9,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 from torch import Tensor
-from torchmetrics.functional.classification import multilabel_average_precision
 
 from trm_losses.metrics import F1Scores, average_precision, evaluate, f1_scores, mean_average_precision
+
+sklearn_metrics = pytest.importorskip("sklearn.metrics")
+torchmetrics_functional = pytest.importorskip("torchmetrics.functional.classification")
+average_precision_score = sklearn_metrics.average_precision_score
+precision_recall_fscore_support = sklearn_metrics.precision_recall_fscore_support
+multilabel_average_precision = torchmetrics_functional.multilabel_average_precision
 
 
 def scored(

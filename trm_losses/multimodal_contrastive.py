@@ -39,7 +39,7 @@ class MultimodalContrastiveLoss(nn.Module):
         >>> import torch
         >>> contrast = MultimodalContrastiveLoss()
         >>> regions = torch.randn(4, 3, 8, requires_grad=True)
-        >>> float(contrast(regions, torch.randn(3, 8), torch.full((4, 3), -1.0)))  # no anchor: 0, still on the graph
+        >>> contrast(regions, torch.randn(3, 8), torch.full((4, 3), -1.0)).item()  # no anchor: 0, still on the graph
         0.0
 
     Reference: the aims and the prototypes are TRM-ML's (paper, patent); the form follows SADCL and SupCon, our choice.
