@@ -87,7 +87,7 @@ def zero_shot_global(batch: Batch, text: Tensor) -> Tensor:
     return F.normalize(batch.pooled, dim=-1) @ F.normalize(text, dim=-1).T
 
 
-def zero_shot_tokens(batch: Batch, text: Tensor, sharpness: float = 8.0) -> Tensor:
+def zero_shot_tokens(batch: Batch, text: Tensor, sharpness: Tensor | float = 8.0) -> Tensor:
     """Cosines of the tokens, averaged with their own softmax over tokens."""
     cosines = F.normalize(batch.tokens, dim=-1) @ F.normalize(text, dim=-1).T  # (B, N, C)
     return (torch.softmax(sharpness * cosines, dim=1) * cosines).sum(dim=1)
@@ -166,7 +166,7 @@ class TextPixel(Method):
         )
 
     def logits(self, batch: Batch, text: Tensor) -> Tensor:
-        cosine = zero_shot_tokens(batch, text, self.log_sharpness.exp())  # type: ignore[arg-type]
+        cosine = zero_shot_tokens(batch, text, self.log_sharpness.exp())
         return self.matching.scale * cosine - self.matching.bias
 
     def loss(self, batch: Batch, text: Tensor, targets: Tensor) -> dict[str, Tensor]:
@@ -178,7 +178,7 @@ class TextPixel(Method):
         return rest + param_groups(self.prompts, lr=preset.text_pixel_lr, weight_decay=0.0)
 
     def calibrate(self, batch: Batch, text: Tensor, prior: float) -> None:
-        cosine = zero_shot_tokens(batch, text, self.log_sharpness.exp())  # type: ignore[arg-type]
+        cosine = zero_shot_tokens(batch, text, self.log_sharpness.exp())
         # A one-dimensional joint space in which the text is 1: the logit is then scale * cosine - bias.
         self.matching.calibrate_bias(cosine[..., None], torch.ones_like(text[:, :1]), prior)
 
