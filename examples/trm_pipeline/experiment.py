@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -91,7 +92,7 @@ def load_backbone(preset: Preset, device: torch.device) -> OpenClipBackbone:
         backbone = OpenClipBackbone(model, tokenizer=tokenizer, name="embedded", image_size=preset.image_size)
         return backbone.to(device)
     if preset.pretrained is None:
-        raise SystemExit(f"--model {preset.model} needs --pretrained: a tag of open_clip such as 'openai', or a weights file")
+        raise ValueError(f"--model {preset.model} needs --pretrained: a tag of open_clip such as 'openai', or a weights file")
     return load_open_clip(preset.model, preset.pretrained, image_size=preset.image_size, device=device)
 
 
@@ -162,7 +163,7 @@ def run(args: argparse.Namespace) -> list[Row]:
 
     for method in (m for m in chosen if m in ZERO_SHOT):
         pause = time.perf_counter()
-        logits = score(lambda batch: ZERO_SHOT[method](batch, text), test_features, preset.batch_size)  # noqa: B023
+        logits = score(partial(ZERO_SHOT[method], text=text), test_features, preset.batch_size)
         metrics: dict[str, float | None] = dict(evaluate(logits, test_targets))
         # A cosine ranks images, but has no level above which a class counts as present.
         metrics |= dict.fromkeys(("OF1", "CF1", "CF1_per_class"), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -98,7 +99,7 @@ def train(
         averaged.eval()
         with torch.no_grad():
             text = encode(averaged.prompts())
-        logits = score(lambda batch: averaged.logits(batch, text), test_features, preset.batch_size)  # noqa: B023
+        logits = score(partial(averaged.logits, text=text), test_features, preset.batch_size)
         best = max(best, 100 * float(mean_average_precision(logits, test_targets)))
         bar.set_postfix({name: f"{float(value.detach()):.3f}" for name, value in terms.items()}, refresh=False)
         testing += time.perf_counter() - pause
