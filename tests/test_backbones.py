@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from trm_losses import PromptEmbeddings, PromptLearner
-from trm_losses.backbones import ImageFeatures, OpenClipBackbone, load_open_clip
+from trm_losses.backbones import ImageFeatures, OpenClipBackbone, TimmBackbone, load_open_clip
 
 open_clip = pytest.importorskip("open_clip")
 
@@ -149,6 +149,11 @@ def linear(x: Tensor, layer: Any) -> Tensor:
     return x @ layer.weight.double().T + layer.bias.double()
 
 
+def scaled(x: Tensor, scale: Any) -> Tensor:
+    """A layer scale, or the identity in its place."""
+    return x if isinstance(scale, nn.Identity) else x * scale.gamma.double()
+
+
 def last_map(module: nn.Module, run: Any) -> Tensor:
     """What a module gave while ``run`` was called."""
     seen: list[Tensor] = []
@@ -172,7 +177,7 @@ def resnet_oracle(visual: Any, feature: Tensor, native: int) -> tuple[Tensor, Te
     return torch.stack(tokens), pooled
 
 
-def vit_oracle(visual: Any, image: Tensor) -> tuple[Tensor, Tensor]:
+def vit_oracle(visual: Any, image: Tensor, value_path: bool = False) -> tuple[Tensor, Tensor]:
     """Tokens and pooled feature of one image (3, H, W), by hand from the parameters."""
     step = visual.patch_size[0]
     grid = (image.shape[1] // step, image.shape[2] // step)
@@ -187,10 +192,13 @@ def vit_oracle(visual: Any, image: Tensor) -> tuple[Tensor, Tensor]:
     for block in visual.transformer.resblocks:
         normed = norm_oracle(states, block.ln_1)
         qkv = normed @ block.attn.in_proj_weight.double().T + block.attn.in_proj_bias.double()
-        mixed = attention_oracle(*qkv.chunk(3, dim=1), block.attn.num_heads)
-        states = states + linear(mixed, block.attn.out_proj)
-        hidden = linear(norm_oracle(states, block.ln_2), block.mlp.c_fc)
-        states = states + linear(0.5 * hidden * (1 + torch.erf(hidden / math.sqrt(2))), block.mlp.c_proj)
+        q, k, v = qkv.chunk(3, dim=1)
+        after = []
+        for mixed in (attention_oracle(q, k, v, block.attn.num_heads), v):
+            x = states + scaled(linear(mixed, block.attn.out_proj), block.ls_1)
+            hidden = linear(norm_oracle(x, block.ln_2), block.mlp.c_fc)
+            after.append(x + scaled(linear(0.5 * hidden * (1 + torch.erf(hidden / math.sqrt(2))), block.mlp.c_proj), block.ls_2))
+        states, alone = after
     projection = visual.proj.double()
     tokens = norm_oracle(states[1:], visual.ln_post) @ projection
     if visual.final_ln_after_pool:
@@ -200,7 +208,7 @@ def vit_oracle(visual: Any, image: Tensor) -> tuple[Tensor, Tensor]:
         pooled = norm_oracle(states[0], visual.ln_post) @ projection
     else:
         pooled = tokens.mean(dim=0)
-    return tokens, pooled
+    return norm_oracle(alone[1:], visual.ln_post) @ projection if value_path else tokens, pooled
 
 
 # CLIP ResNets
@@ -306,6 +314,47 @@ def test_vit_at_another_size_is_open_clip_s_model_of_that_size(tiny_names: Path)
     assert_near(got(x).pooled, wanted.encode_image(x).detach(), 1e-6)
 
 
+@pytest.mark.parametrize("change", [{}, {"pool_type": "avg", "final_ln_after_pool": True}, {"ls_init_value": 0.5}, {"layers": 1}])
+@pytest.mark.parametrize("size", [(32, 32), (48, 24)])
+def test_value_path_of_the_last_block(change: dict[str, Any], size: tuple[int, int]) -> None:
+    model: Any = tiny({**VIT, **change})
+    x = images(*size, batch=2)
+    plain, got = OpenClipBackbone(model)(x), OpenClipBackbone(model, value_path=True)(x)
+    assert torch.equal(got.pooled, plain.pooled) and got.grid == plain.grid
+    for b in range(2):
+        assert_near(got.tokens[b], vit_oracle(model.visual, x[b], value_path=True)[0])
+        assert_near(plain.tokens[b], vit_oracle(model.visual, x[b])[0])
+
+
+def test_value_path_looks_at_its_own_place_only() -> None:
+    """With one block, a patch that changes changes its own token and no other."""
+    backbone = OpenClipBackbone(tiny({**VIT, "layers": 1}), value_path=True)
+    x = images(32, 32)
+    other = x.clone()
+    other[..., 8:16, 16:24] += 1  # row 1, column 2 of four
+    moved = (backbone(x).tokens != backbone(other).tokens).any(dim=2)[0]
+    assert moved.nonzero().flatten().tolist() == [6]
+
+
+@pytest.mark.parametrize("block", [{"qk_norm": True}, {"scale_heads": True, "scale_attn": True}])
+def test_value_path_needs_no_queries_and_keys(block: dict[str, Any]) -> None:
+    model: Any = tiny({**VIT, **block})
+    backbone, x = OpenClipBackbone(model, value_path=True), images(32, 32)
+    wanted = backbone(x).tokens
+    last = model.visual.transformer.resblocks[-1].attn
+    with torch.no_grad():
+        last.in_proj_weight[: 2 * 32] += 1
+    assert_near(backbone(x).tokens, wanted, 1e-6)
+    assert not torch.allclose(OpenClipBackbone(model)(x).tokens, wanted, atol=1e-3)
+
+
+def test_value_path_is_an_option_of_vits() -> None:
+    with pytest.raises(ValueError, match="OpenClipBackbone: value_path is an option of ViTs; .* CLIP ResNet"):
+        OpenClipBackbone(tiny(RESNET), value_path=True)
+    with pytest.raises(ValueError, match="timm tower ResNet has no value path to take"):
+        OpenClipBackbone(tiny(TIMM), value_path=True)
+
+
 # timm towers
 
 
@@ -351,7 +400,7 @@ def test_timm_norm_between_pool_and_projection_is_kept_per_token() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"timm_model_name": "test_vit", "image_size": 160}, "gives features of shape"),
+        ({"timm_model_name": "test_vit", "timm_pool": "max"}, "pools by max"),
         ({"timm_pool": "max"}, "pools by max"),
         ({"timm_model_name": "resnet10t", "timm_pool": "rot_attn", "timm_proj": ""}, "pools by attention"),
     ],
@@ -621,8 +670,12 @@ def test_template_text(rn50: OpenClipBackbone) -> None:
 
 def test_tokenizer() -> None:
     small = tiny(VIT, text={"vocab_size": 50})
-    with pytest.raises(ValueError, match="tokenizer must be given for a vocabulary of 50; .* has 49408"):
-        OpenClipBackbone(small)
+    without = OpenClipBackbone(small)
+    for call in (without.tokenize, without.encode_text, without.embed_prompts):
+        with pytest.raises(ValueError, match=r"tokenizer must be given for a vocabulary of 50; .* has 49408; or give .* ids"):
+            call(TEXTS)
+    with pytest.raises(ValueError, match=r"OpenClipBackbone: ids must have shape \(C, L\)"):
+        without.encode_text(torch.zeros(12, dtype=torch.long))
     own = OpenClipBackbone(small, tokenizer=lambda texts: torch.tensor([[1, len(t) % 40, 49] + [0] * 9 for t in texts]))
     assert torch.equal(own.encode_prompts(own.embed_prompts(TEXTS)), own.encode_text(TEXTS))
 
@@ -654,6 +707,12 @@ def test_load_torchscript_archive(tiny_names: Path) -> None:
     assert all(torch.equal(v, model.state_dict()[k].float()) for k, v in backbone.model.state_dict().items())
     with pytest.raises(ValueError, match=r"archive\.pt are not those of tiny-resnet: .*missing"):
         load_open_clip("tiny-resnet", path)
+
+
+def test_load_with_the_value_path(tiny_names: Path) -> None:
+    torch.save(tiny(VIT).state_dict(), tiny_names / "value.pt")
+    got = load_open_clip("tiny-vit", tiny_names / "value.pt", value_path=True)(images(32, 32))
+    assert torch.equal(got.tokens, OpenClipBackbone(tiny(VIT), value_path=True)(images(32, 32)).tokens)
 
 
 def test_load_folder(tiny_names: Path) -> None:
@@ -733,23 +792,29 @@ def test_names_that_are_not_there(tiny_names: Path) -> None:
 
 
 class BrokenTorchvision(importlib.abc.MetaPathFinder):
-    """open_clip as it is beside a torchvision that was built for another torch."""
+    """open_clip and timm as they are beside a torchvision that was built for another torch."""
 
     def find_spec(self, fullname: str, path: object, target: object = None) -> None:
-        if fullname == "open_clip":
+        if fullname in ("open_clip", "timm"):
             raise RuntimeError("operator torchvision::nms does not exist")
 
 
 @pytest.mark.parametrize("broken", [False, True], ids=["missing", "broken"])
 def test_import_error_says_why_and_what_to_install(monkeypatch: pytest.MonkeyPatch, broken: bool) -> None:
     model = tiny(VIT)
+    for name in ("open_clip", "timm"):
+        if broken:
+            monkeypatch.delitem(sys.modules, name)
+        else:
+            monkeypatch.setitem(sys.modules, name, None)
     if broken:
-        monkeypatch.delitem(sys.modules, "open_clip")
         monkeypatch.setattr(sys, "meta_path", [BrokenTorchvision(), *sys.meta_path])
-    else:
-        monkeypatch.setitem(sys.modules, "open_clip", None)
-    for call in (lambda: load_open_clip("RN50"), lambda: OpenClipBackbone(model)):
-        with pytest.raises(ImportError) as caught:
+    for call, name in (
+        (lambda: load_open_clip("RN50"), "open_clip"),
+        (lambda: OpenClipBackbone(model), "open_clip"),
+        (lambda: TimmBackbone("test_vit"), "timm"),
+    ):
+        with pytest.raises(ImportError, match=f"trm_losses.backbones needs {name}, whose import failed") as caught:
             call()
         message = str(caught.value)
         assert 'pip install "trm-losses[backbones]"' in message
@@ -767,4 +832,4 @@ def test_the_package_imports_without_open_clip() -> None:
     )
     root = Path(__file__).resolve().parents[1]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
-    assert done.stdout.split() == ["ImageFeatures", "OpenClipBackbone", "load_open_clip"]
+    assert done.stdout.split() == ["ImageFeatures", "OpenClipBackbone", "TimmBackbone", "load_open_clip"]

@@ -370,6 +370,17 @@ def test_prototype_similarities(seen: Any, block: int, monkeypatch: pytest.Monke
     assert TF.prototype_similarities(f, v, t)._fields == ("intra_visual", "intra_text", "inter_visual", "inter_text")
 
 
+def test_saliency_map() -> None:
+    saliency = normal(2, 3, 8)
+    for grid in ((2, 4), (8, 1)):
+        actual = TF.saliency_map(saliency, grid)
+        assert actual.shape == (2, 3, *grid)
+        for b, c, i, j in np.ndindex(2, 3, *grid):
+            assert actual[b, c, i, j] == saliency[b, c, i * grid[1] + j]
+    with pytest.raises(ValueError, match=r"saliency_map: saliency must have shape .* = \(B, C, 6\), got \(2, 3, 8\); N is the"):
+        TF.saliency_map(saliency, (2, 3))
+
+
 def test_default_temperatures_of_similarities() -> None:
     f, v, t = normal(3, 4, 6), normal(4, 6, seed=1), normal(4, 6, seed=2)
     for a, e in zip(TF.prototype_similarities(f, v, t), oracles.similarities(f, v, t, None), strict=True):

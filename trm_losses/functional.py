@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from ._asymmetric import Focus, asymmetric_sum
+from ._checks import Dims
 from ._distributed import count_per_rank, gather_rows
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "prototype_similarities",
     "region_attention",
     "region_distillation",
+    "saliency_map",
     "text_region_logits",
     "update_prototypes",
 ]
@@ -204,6 +206,25 @@ def region_attention(
         return logits.softmax(dim=-1)
     padded = key_padding_mask[:, None, None, :]
     return logits.masked_fill(padded, _MASKED).softmax(dim=-1).masked_fill(padded, 0.0)
+
+
+def saliency_map(saliency: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Saliency laid out on the grid of the tokens, to be shown over the image.
+
+    Args:
+        saliency: (B, C, N). grid: rows and columns ``(H, W)`` with H * W = N, the ``.grid`` of a backbone's features.
+
+    Returns:
+        (B, C, H, W), the cells in row-major order.
+
+    Example:
+        >>> saliency_map(torch.arange(6.0).reshape(1, 1, 6), (2, 3))
+        tensor([[[[0., 1., 2.],
+                  [3., 4., 5.]]]])
+    """
+    height, width = grid
+    Dims("saliency_map", N=height * width).check("saliency", saliency, "B C N", hint=f"N is the number of cells of {grid}")
+    return saliency.reshape(*saliency.shape[:2], height, width)
 
 
 def region_distillation(

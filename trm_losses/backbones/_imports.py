@@ -1,4 +1,4 @@
-"""The one door through which open_clip (and with it timm and torchvision) comes in."""
+"""The one door through which open_clip and timm (and with them torchvision) come in."""
 
 from __future__ import annotations
 
@@ -7,22 +7,32 @@ from typing import Any
 
 import torch
 
-__all__ = ["import_open_clip"]
+__all__ = ["import_open_clip", "import_timm"]
 
 
 def import_open_clip() -> Any:
-    """Return the module ``open_clip``, or raise an ``ImportError`` that says what to install.
+    """Return the module ``open_clip``, or raise an ``ImportError`` that says what to install."""
+    return _import("open_clip")
 
-    open_clip imports torchvision at its top. A torchvision built for another torch, such as the usual CUDA
-    wheel beside a CPU-only torch, fails with a ``RuntimeError`` ("operator torchvision::nms does not exist")
+
+def import_timm() -> Any:
+    """Return the module ``timm``, or raise an ``ImportError`` that says what to install."""
+    return _import("timm")
+
+
+def _import(name: str) -> Any:
+    """Import a module that needs torchvision.
+
+    open_clip and timm import torchvision at their top. A torchvision built for another torch, such as the usual
+    CUDA wheel beside a CPU-only torch, fails with a ``RuntimeError`` ("operator torchvision::nms does not exist")
     on the first try and with other errors on the next, so every failure is caught here.
     """
     try:
-        return importlib.import_module("open_clip")
+        return importlib.import_module(name)
     except Exception as error:
         raise ImportError(
-            f"trm_losses.backbones needs open_clip, whose import failed ({type(error).__name__}: {error}). "
-            'Install it with: pip install "trm-losses[backbones]". open_clip also needs a torchvision that '
+            f"trm_losses.backbones needs {name}, whose import failed ({type(error).__name__}: {error}). "
+            f'Install it with: pip install "trm-losses[backbones]". {name} also needs a torchvision that '
             f"matches the installed torch {torch.__version__}: where the error above speaks of torchvision, "
             "install the torchvision build made for this torch, from the same package index as torch (a CUDA "
             "build of torchvision does not load beside a CPU-only torch)."

@@ -7,41 +7,19 @@ and changes none. Called on images it returns ``tokens (B, N, D)`` and ``pooled 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["ImageFeatures", "VisualTower", "visual_tower"]
+from ._frozen import VisualTower
+from ._timm import TimmTower, alone
+
+__all__ = ["visual_tower"]
 
 _OWNER = "OpenClipBackbone"
-
-
-class ImageFeatures(NamedTuple):
-    """What a backbone gives for a batch of images.
-
-    Attributes:
-        tokens: (B, N, D), one vector per grid cell in row-major order, in the joint space, not normalised.
-        pooled: (B, D), the model's own global feature, not normalised.
-        grid: ``(h, w)`` with ``h * w == N``.
-    """
-
-    tokens: Tensor
-    pooled: Tensor
-    grid: tuple[int, int]
-
-
-class VisualTower(Protocol):
-    """What the backbone asks of a family of towers."""
-
-    stride: int  # pixels per token, in both directions
-    dim: int  # width of the joint space
-    image_size: tuple[int, int]  # the (height, width) that the weights were made for
-
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return tokens (B, N, D) and pooled (B, D) of images whose sides are multiples of the stride."""
 
 
 def resize_positions(table: Tensor, native: tuple[int, int], grid: tuple[int, int]) -> Tensor:
@@ -93,10 +71,11 @@ class ViTTower:
     """open_clip's VisionTransformer: last-layer patch tokens, then the final layer norm, then the projection.
 
     This is the head that CLIP puts on its class token (or on the mean of the patches), applied to every
-    patch. Where a model pools before that norm, the norm is applied per patch all the same.
+    patch. Where a model pools before that norm, the norm is applied per patch all the same. With ``value_path``
+    the last block sees every patch alone; ``pooled`` stays the model's own.
     """
 
-    def __init__(self, visual: Any) -> None:
+    def __init__(self, visual: Any, value_path: bool) -> None:
         patch_height, patch_width = visual.patch_size
         if visual.attn_pool is not None:
             raise ValueError(
@@ -112,6 +91,7 @@ class ViTTower:
         if patch_height != patch_width:
             raise ValueError(f"{_OWNER}: patches must be square, got {patch_height}x{patch_width}")
         self.visual = visual
+        self.value_path = value_path
         self.native: tuple[int, int] = tuple(visual.grid_size)
         self.stride: int = patch_height
         self.image_size = (self.native[0] * self.stride, self.native[1] * self.stride)
@@ -125,77 +105,35 @@ class ViTTower:
         first = visual.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
         positions = resize_positions(visual.positional_embedding, self.native, (height, width))
         x = torch.cat([first, x], dim=1) + positions.to(x.dtype)
-        x = visual.transformer(visual.ln_pre(x))  # patch dropout lies between: nothing at inference
+        *blocks, last = visual.transformer.resblocks
+        x = visual.ln_pre(x)  # patch dropout lies between: nothing at inference
+        for block in blocks:
+            x = block(x)
+        before, x = x, last(x)
         normed = visual.ln_post(x)
         source = x if visual.final_ln_after_pool else normed
         pooled = source[:, 0] if visual.pool_type == "tok" else source[:, 1:].mean(dim=1)
         if visual.final_ln_after_pool:
             pooled = visual.ln_post(pooled)
-        return normed[:, 1:] @ visual.proj, pooled @ visual.proj
+        tokens = visual.ln_post(alone(last, before[:, 1:])) if self.value_path else normed[:, 1:]
+        return tokens @ visual.proj, pooled @ visual.proj
 
 
-class TimmTower:
-    """A timm tower inside open_clip that ends in a map (B, C', h, w) and global average pooling.
-
-    The token of a position is the model's own head on that position alone: the map is cut into 1x1 maps, and
-    each goes through what follows the trunk (pool, norms, projection). With a linear head the mean of the
-    tokens is the pooled feature; a head with a norm or an activation between pool and projection keeps them,
-    per token.
-    """
-
-    def __init__(self, visual: Any) -> None:
-        from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
-
-        trunk, head = visual.trunk, visual.head
-        pools = {m.pool_type for m in trunk.modules() if isinstance(m, SelectAdaptivePool2d)}
-        if hasattr(head, "pool") or not pools <= {"avg", "fast", "fastavg"}:
-            found = "attention" if hasattr(head, "pool") else ", ".join(sorted(pools))
-            raise ValueError(
-                f"{_OWNER}: the timm tower {type(trunk).__name__} pools by {found or 'nothing'}, so its head "
-                "has no meaning for a single position and it cannot give tokens; use timm_pool 'avg'"
-            )
-        self.visual = visual
-        self.image_size: tuple[int, int] = tuple(visual.image_size)
-        like = next(trunk.parameters())
-        with torch.no_grad():
-            feature = trunk.forward_features(like.new_zeros(1, 3, *self.image_size))
-            if feature.ndim != 4 or feature.shape[1] != trunk.num_features:
-                raise ValueError(
-                    f"{_OWNER}: the timm tower {type(trunk).__name__} gives features of shape "
-                    f"{tuple(feature.shape)} and not a map (1, {trunk.num_features}, h, w), so it cannot "
-                    "give tokens yet; use a convolutional timm tower, or a ViT or ResNet of open_clip's own"
-                )
-            self.dim: int = self._head(feature).shape[-1]
-        info = getattr(trunk, "feature_info", None)
-        self.stride: int = info[-1]["reduction"] if info else self.image_size[0] // feature.shape[2]
-        wanted = tuple(math.ceil(side / self.stride) for side in self.image_size)
-        if tuple(feature.shape[2:]) != wanted:
-            raise ValueError(
-                f"{_OWNER}: the timm tower {type(trunk).__name__} turns {self.image_size} pixels into a map "
-                f"of {tuple(feature.shape[2:])} where its stride {self.stride} asks for {wanted}, so its "
-                "cells cannot be laid on the image; use a tower with padded convolutions"
-            )
-
-    def _head(self, feature: Tensor) -> Tensor:
-        features: Tensor = self.visual.head(self.visual.trunk.forward_head(feature))
-        return features
-
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        feature = self.visual.trunk.forward_features(images)
-        cells = rearrange(feature, "b c h w -> (b h w) c 1 1")
-        tokens = rearrange(self._head(cells), "(b n) d -> b n d", b=images.shape[0])
-        return tokens, self._head(feature)
-
-
-def visual_tower(open_clip: Any, visual: nn.Module) -> VisualTower:
+def visual_tower(open_clip: Any, visual: Any, value_path: bool) -> VisualTower:
     """Choose the class for a model's visual tower; ``open_clip`` is the imported module."""
-    if isinstance(visual, open_clip.modified_resnet.ModifiedResNet):
-        return ResNetTower(visual)
     if isinstance(visual, open_clip.transformer.VisionTransformer):
-        return ViTTower(visual)
+        return ViTTower(visual, value_path)
     if isinstance(visual, open_clip.timm_model.TimmModel):
-        return TimmTower(visual)
+        size: tuple[int, int] = tuple(visual.image_size)
+        return TimmTower(_OWNER, visual.trunk, visual.head, size, value_path=value_path)
+    if isinstance(visual, open_clip.modified_resnet.ModifiedResNet):
+        if value_path:
+            raise ValueError(
+                f"{_OWNER}: value_path is an option of ViTs; the tokens of a CLIP ResNet take the value path of its "
+                "attention pool in any case, so leave it out"
+            )
+        return ResNetTower(visual)
     raise ValueError(
         f"{_OWNER}: the visual tower {type(visual).__name__} is not known; CLIP ResNets, open_clip's ViTs "
-        "and convolutional timm towers give tokens"
+        "and timm towers give tokens"
     )

@@ -14,9 +14,10 @@ from torch.nn import functional as F
 
 from .._checks import Dims
 from ..prompts import PromptEmbeddings
+from ._frozen import FrozenBackbone, freeze
 from ._imports import import_open_clip
 from ._text import TextTower
-from ._visual import ImageFeatures, visual_tower
+from ._visual import visual_tower
 
 __all__ = ["OpenClipBackbone", "load_open_clip"]
 
@@ -24,7 +25,7 @@ _CLIP_VOCABULARY = 49408  # of the tokenizer that ships inside open_clip
 _ARCHIVE_EXTRAS = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # no weights
 
 
-class OpenClipBackbone(nn.Module):
+class OpenClipBackbone(FrozenBackbone):
     r"""A frozen open_clip model that gives tokens in the joint space and takes learned prompts.
 
     Image side, for the last map :math:`F \in \mathbb{R}^{h \times w \times C'}` or the last patch states
@@ -34,11 +35,27 @@ class OpenClipBackbone(nn.Module):
         V_n = (F_n W_v + b_v) W_c + b_c \quad\text{(CLIP ResNets, as DualCoOp)}, \qquad
         V_n = \mathrm{LN}(x_n)\, W_{proj} \quad\text{(ViTs)}
 
-    and for convolutional timm towers the model's own head on every position alone. TRM-ML names CLIP as its
-    frozen encoder and leaves open how a token reaches the joint space: the first form is DualCoOp's, the
-    other two are our choice. Nothing is normalised. ``pooled`` is the model's own global feature; at the
-    native size it is what ``encode_image`` returns. At other sizes the positional tables are interpolated
-    bicubically for the call, the way open_clip does it when it loads weights, and no parameter changes.
+    and for timm towers the model's own head on every position alone. For SigLIP, whose head is an attention pool,
+    that is what the pool returns if it looks at this one position only:
+
+    .. math::
+        u_n = (x_n W_v + b_v) W_o + b_o, \qquad V_n = u_n + \mathrm{MLP}(\mathrm{LN}(u_n))
+
+    TRM-ML names CLIP as its frozen encoder and leaves open how a token reaches the joint space: the form of the
+    ResNets is DualCoOp's, the others are our choice. Nothing is normalised. ``pooled`` is the model's own global
+    feature; at the native size it is what ``encode_image`` returns. At other sizes the positional tables are
+    interpolated bicubically for the call, the way open_clip does it when it loads weights, and no parameter changes.
+    A timm tower that cannot take another size says so.
+
+    With ``value_path`` the last block of a ViT gives every patch its own value projection instead of what its
+    attention gathers from the image:
+
+    .. math::
+        a_n = (\mathrm{LN}(x_n) W_v + b_v) W_o + b_o, \qquad x_n \leftarrow x_n + a_n, \qquad
+        x_n \leftarrow x_n + \mathrm{MLP}(\mathrm{LN}(x_n))
+
+    with the residuals and the MLP of that block, as MaskCLIP; ``pooled`` stays as it is. Tokens then say more about
+    their place and less about the whole image.
 
     Text side: :meth:`embed_prompts` looks words up, :meth:`encode_prompts` runs the tower on embeddings, so
     that trained contexts can stand among them; the gradient flows through the frozen tower to the embeddings.
@@ -50,11 +67,13 @@ class OpenClipBackbone(nn.Module):
     Args:
         model: a model built by open_clip (``CLIP`` or ``CustomTextCLIP``).
         tokenizer: maps a list of strings to ids (C, L). Default: the tokenizer of CLIP that ships inside
-            open_clip, where the model has its vocabulary.
+            open_clip, where the model has its vocabulary. A model of another vocabulary, such as SigLIP, works without
+            one where texts are given as ids (C, L).
         name: shown in ``repr``.
         image_size: the size you mean to use, side or (height, width); kept as ``.image_size``, checked
             against the stride. Default: the model's native size. :meth:`forward` takes any valid size
             whatever is said here.
+        value_path: last block of a ViT by its value path only, see above.
 
     Attributes:
         dim: width D of the joint space.
@@ -62,6 +81,7 @@ class OpenClipBackbone(nn.Module):
         image_size: (height, width).
         image_mean, image_std: the channel statistics that images are to be normalised with.
         context_length: length L of a tokenized text.
+        logit_scale, logit_bias: what the model turns cosines into logits with; the bias is ``None`` where it has none.
 
     Shape:
         - images: (B, 3, H, W), normalised, H and W multiples of ``stride``, not necessarily equal.
@@ -69,8 +89,8 @@ class OpenClipBackbone(nn.Module):
 
     Raises:
         ImportError: open_clip does not import; the message says what to install.
-        ValueError: the towers cannot give tokens (attentional pools, token-sequence timm towers), or a size
-            is not a multiple of the stride.
+        ValueError: the towers cannot give tokens (attentional pools of open_clip, maximum pools), a size is not a
+            multiple of the stride, ``value_path`` without a ViT, or texts as strings without a tokenizer.
 
     Example:
         >>> backbone = load_open_clip("RN50", image_size=64)  # random weights; pretrained="openai" downloads
@@ -83,7 +103,7 @@ class OpenClipBackbone(nn.Module):
 
     Reference:
         TRM-ML (paper) for the frozen encoders; DualCoOp for the tokens of CLIP ResNets; CLIP for the text
-        forward.
+        forward; MaskCLIP for the value path, which the paper does not mention: an option of ours.
     """
 
     def __init__(
@@ -93,66 +113,36 @@ class OpenClipBackbone(nn.Module):
         tokenizer: Callable[[list[str]], Tensor] | None = None,
         name: str = "open_clip",
         image_size: int | tuple[int, int] | None = None,
+        value_path: bool = False,
     ) -> None:
-        super().__init__()
         open_clip = import_open_clip()
-        self.model = cast(Any, model.float().requires_grad_(False))
-        self.eval()
-        self.name = name
-        self._visual = visual_tower(open_clip, self.model.visual)
-        self.dim = self._visual.dim
-        self.stride = self._visual.stride
-        self.image_size = self._visual.image_size if image_size is None else _pair(image_size)
-        self.grid(self.image_size)
+        tower = visual_tower(open_clip, freeze(model).visual, value_path)
+        super().__init__(model, tower, name=name, image_size=image_size)
         self.image_mean = _channels(self.model.visual, "image_mean", open_clip.OPENAI_DATASET_MEAN)
         self.image_std = _channels(self.model.visual, "image_std", open_clip.OPENAI_DATASET_STD)
         self.context_length: int = self.model.context_length
-        if tokenizer is None:
-            if self.model.vocab_size != _CLIP_VOCABULARY:
-                raise ValueError(
-                    f"OpenClipBackbone: tokenizer must be given for a vocabulary of {self.model.vocab_size}; "
-                    f"the default, CLIP's own tokenizer, has {_CLIP_VOCABULARY}"
-                )
+        if tokenizer is None and self.model.vocab_size == _CLIP_VOCABULARY:
             tokenizer = open_clip.SimpleTokenizer(context_length=self.context_length)
         self.tokenizer = tokenizer
-
-    def train(self, mode: bool = True) -> OpenClipBackbone:
-        """Stay in eval mode: a frozen model has nothing to train, and batch norm must keep its statistics."""
-        return super().train(False)
-
-    def extra_repr(self) -> str:
-        height, width = self.image_size
-        return f"name={self.name!r}, dim={self.dim}, stride={self.stride}, image_size=({height}, {width})"
 
     @property
     def logit_scale(self) -> float:
         """The scale that the model multiplies its cosines with: exp of its learned parameter."""
         return float(self.model.logit_scale.exp())
 
-    def grid(self, image_size: int | tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of tokens of an image of this side or (height, width)."""
-        height, width = _pair(image_size)
-        step = self.stride
-        if min(height, width) < step or height % step or width % step:
-            low = f"{max(height // step, 1) * step}x{max(width // step, 1) * step}"
-            high = f"{max(-(-height // step), 1) * step}x{max(-(-width // step), 1) * step}"
-            nearest = low if low == high else f"{low} or {high}"
-            raise ValueError(
-                f"OpenClipBackbone: image size must be a multiple of the stride {step} in height and width, "
-                f"got {height}x{width}; nearest valid: {nearest}"
-            )
-        return height // step, width // step
-
-    def forward(self, images: Tensor) -> ImageFeatures:
-        """Encode images (B, 3, H, W) into tokens (B, N, D) and pooled (B, D), without gradient."""
-        Dims("OpenClipBackbone", C=3).check("images", images, "B C H W")
-        grid = self.grid((images.shape[2], images.shape[3]))
-        with torch.no_grad():
-            tokens, pooled = self._visual(images)
-        return ImageFeatures(tokens, pooled, grid)
+    @property
+    def logit_bias(self) -> float | None:
+        """What the model adds to its scaled cosines (SigLIP), or ``None``."""
+        bias = getattr(self.model, "logit_bias", None)
+        return None if bias is None else float(bias)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Turn texts into ids (C, L) on the model's device."""
+        if self.tokenizer is None:
+            raise ValueError(
+                f"OpenClipBackbone: tokenizer must be given for a vocabulary of {self.model.vocab_size}; "
+                f"the default, CLIP's own tokenizer, has {_CLIP_VOCABULARY}; or give texts as ids (C, L)"
+            )
         return self.tokenizer(list(texts)).to(self.model.logit_scale.device)
 
     def encode_text(self, texts: Sequence[str] | Tensor) -> Tensor:
@@ -168,8 +158,10 @@ class OpenClipBackbone(nn.Module):
             texts: C strings, or ids (C, L).
 
         Returns:
-            ``PromptEmbeddings(embeddings, eot)``: (C, L, Dw) at the full context length, without positions, and
-            the position (C,) whose state is the feature. ``encode_prompts`` makes exactly ``encode_text`` of it.
+            ``PromptEmbeddings(embeddings, eot)``: (C, L, Dw), strings at the full context length, without positions,
+            and the position (C,) whose state is the feature. ``encode_prompts`` makes exactly ``encode_text`` of it.
+            A tower that is not causal and reads its last token (SigLIP) takes prompts of the full context length:
+            give it ids that are shorter by the number of contexts that come between.
         """
         return self._text().embed(self._ids(texts))
 
@@ -208,7 +200,10 @@ class OpenClipBackbone(nn.Module):
         return F.normalize(torch.stack(features).mean(dim=0), dim=-1)
 
     def _ids(self, texts: Sequence[str] | Tensor) -> Tensor:
-        return texts if isinstance(texts, Tensor) else self.tokenize(texts)
+        if not isinstance(texts, Tensor):
+            return self.tokenize(texts)
+        Dims("OpenClipBackbone").check("ids", texts, "C L", floating=False)
+        return texts
 
     def _text(self) -> TextTower:
         # built when asked for: images and encode_text work with text towers that prompts cannot pass through
@@ -220,6 +215,7 @@ def load_open_clip(
     pretrained: str | os.PathLike[str] | None = None,
     *,
     image_size: int | tuple[int, int] | None = None,
+    value_path: bool = False,
     device: str | torch.device = "cpu",
 ) -> OpenClipBackbone:
     """Build a model by open_clip's factory, load its weights, and freeze it as a backbone.
@@ -236,6 +232,7 @@ def load_open_clip(
             (safetensors, a torch checkpoint, or OpenAI's own TorchScript archive). Default: random weights.
         image_size: the input size you mean to use, side or (height, width), kept as ``.image_size``. Default:
             the native size of the model. The weights are loaded at the native size whatever is said here.
+        value_path: last block of a ViT by its value path only; see :class:`OpenClipBackbone`.
         device: where the model goes.
 
     Raises:
@@ -250,8 +247,7 @@ def load_open_clip(
     open_clip = import_open_clip()
     if ":" in model:
         network = open_clip.create_model(model, device=device, require_pretrained=True)
-        tokenizer = open_clip.get_tokenizer(model)
-        return OpenClipBackbone(network, tokenizer=tokenizer, name=model, image_size=image_size)
+        return _backbone(open_clip, network, model, image_size, value_path)
 
     model = model.replace("/", "-")  # OpenAI writes ViT-B/32
     names = open_clip.list_models()
@@ -274,8 +270,32 @@ def load_open_clip(
         raise ValueError(
             f"load_open_clip: pretrained must be an existing weights file or a tag of {model} ({tags}), got {source!r}"
         )
-    tokenizer = open_clip.get_tokenizer(model)
-    return OpenClipBackbone(network, tokenizer=tokenizer, name=model, image_size=image_size)
+    return _backbone(open_clip, network, model, image_size, value_path)
+
+
+class _MissingTokenizer:
+    """Stands for a tokenizer that did not load: the model works, and strings raise what happened."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        raise ValueError(
+            f"OpenClipBackbone: {self.reason}; give texts as ids (C, L), or a tokenizer to OpenClipBackbone(model, tokenizer=...)"
+        )
+
+
+def _backbone(
+    open_clip: Any, network: nn.Module, model: str, image_size: int | tuple[int, int] | None, value_path: bool
+) -> OpenClipBackbone:
+    try:
+        tokenizer = open_clip.get_tokenizer(model)
+        if isinstance(tokenizer, open_clip.SimpleTokenizer):
+            tokenizer = None  # the default of the backbone, where the model has CLIP's vocabulary
+    except Exception as error:  # others live on the hub and need transformers; images and ids do without
+        line = str(error).split("\n")[0]
+        tokenizer = _MissingTokenizer(f"the tokenizer of {model} did not load ({type(error).__name__}: {line})")
+    return OpenClipBackbone(network, tokenizer=tokenizer, name=model, image_size=image_size, value_path=value_path)
 
 
 def _load_file(open_clip: Any, network: nn.Module, path: str, model: str) -> None:
@@ -333,11 +353,6 @@ def _difference(weights: dict[str, Tensor], network: nn.Module) -> str:
     if unknown:
         parts.append(f"{len(unknown)} unknown (first {unknown[0]})")
     return f"of {len(state)} entries " + ", ".join(parts) if parts else ""
-
-
-def _pair(image_size: int | tuple[int, int]) -> tuple[int, int]:
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    return height, width
 
 
 def _channels(visual: Any, name: str, default: tuple[float, ...]) -> tuple[float, ...]:
