@@ -586,12 +586,14 @@ def test_prompts_cut_after_their_end_give_the_same_features(rn50: OpenClipBackbo
 
 
 def test_learned_contexts_that_spell_words_give_the_features_of_these_words(rn50: OpenClipBackbone) -> None:
-    words = rn50.embed_prompts(["a photo of a"]).embeddings[0, 1:5]
-    names = rn50.embed_prompts(["dog.", "potted plant."])
-    for mode in ("shared", "csc"):
-        learner = PromptLearner(mode, names=names, num_context=4, context_init=words, context_length=77)
-        wanted = rn50.encode_text(["a photo of a dog.", "a photo of a potted plant."])
-        assert_near(rn50.encode_prompts(learner()), wanted, 1e-5)
+    for backbone in (rn50, OpenClipBackbone(tiny(VIT, custom=True))):
+        words = backbone.embed_prompts(["a photo of a"]).embeddings[0, 1:5]
+        names = backbone.embed_prompts(["dog.", "potted plant."])
+        wanted = backbone.encode_text(["a photo of a dog.", "a photo of a potted plant."])
+        for mode in ("shared", "csc"):
+            length = backbone.context_length
+            learner = PromptLearner(mode, names=names, num_context=4, context_init=words, context_length=length)
+            assert_near(backbone.encode_prompts(learner()), wanted, 1e-5)
 
 
 def test_gradient_reaches_embeddings_and_nothing_frozen(rn50: OpenClipBackbone) -> None:

@@ -174,6 +174,21 @@ def test_timm_vit_on_its_own_follows_the_equations(kind: str) -> None:
     assert torch.equal(backbone(images(32, 32)).pooled, projection(head))
 
 
+def test_many_tokens_are_taken_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    for backbone in (OpenClipBackbone(siglip(), value_path=True), TimmBackbone(swin())):
+        x = images(*backbone.image_size, batch=2)
+        wanted = backbone(x).tokens
+        with monkeypatch.context() as patch:
+            patch.setattr("trm_losses.backbones._timm._ROWS", 5)
+            assert_near(backbone(x).tokens, wanted, 1e-6)
+
+
+def test_errors_that_are_not_about_the_size_keep_their_words() -> None:
+    backbone = TimmBackbone(vit())
+    with pytest.raises(RuntimeError, match=r"dtype|type"):
+        backbone(images(32, 32).double())
+
+
 def test_value_path_needs_two_blocks_of_a_timm_vit() -> None:
     assert OpenClipBackbone(in_open_clip(vit(depth=1))).stride == 8
     with pytest.raises(ValueError, match="VisionTransformer has no value path to take: .* two blocks or more"):
@@ -298,6 +313,8 @@ def test_maps_with_channels_last() -> None:
         assert_near(got.pooled[b], cells.mean(dim=0) @ weight.double().T)
     with pytest.raises(ValueError, match=r"SwinTransformer cannot take images of 96x64 \(Input height .*\); keep to the size"):
         backbone(images(96, 64))
+    with pytest.raises(ValueError, match=r"OpenClipBackbone: the timm tower SwinTransformer cannot take images of 32x32 \("):
+        OpenClipBackbone(in_open_clip(trunk))  # whose config says 32
 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 160)])
@@ -378,6 +395,8 @@ class TwoScales(nn.Module):
 def test_models_that_cannot_be_wrapped() -> None:
     with pytest.raises(ValueError, match=r"TimmBackbone: model must be one of timm's, got 'resnet5O'; near it: .*resnet50"):
         TimmBackbone("resnet5O")
+    with pytest.raises(ValueError, match="the timm tower ResNet pools by nothing"):
+        TimmBackbone(timm.create_model("test_resnet", num_classes=0, global_pool=""))
     with pytest.raises(ValueError, match="forward_features and forward_head, got Linear"):
         TimmBackbone(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="pretrained goes with a name, got a VisionTransformer"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,13 @@ __all__ = ["TimmTower", "alone"]
 # The pools whose answer to a single position is made of that position.
 _POOLS = {"avg", "fast", "fastavg", "token", "map", "prr"}
 
+_ROWS = 1 << 15  # at a time: an accelerator's attention kernels number the sequences of a batch in 16 bits
+
+
+def by_rows(call: Callable[[Tensor], Tensor], cells: Tensor) -> Tensor:
+    """Call a function of many short rows on some of them at a time."""
+    return torch.cat([call(part) for part in torch.split(cells, _ROWS)])
+
 
 def alone(block: Any, states: Tensor) -> Tensor:
     """Run a transformer block on every state of (B, N, W) as on a sequence of its own.
@@ -23,7 +31,7 @@ def alone(block: Any, states: Tensor) -> Tensor:
     Attention that sees one key gives it the weight 1, so what it returns is the value and output projection of the
     state itself, whatever its queries, keys and scales are: the value path. Residuals and MLP are those of the block.
     """
-    cells: Tensor = block(rearrange(states, "b n w -> (b n) 1 w"))
+    cells = by_rows(block, rearrange(states, "b n w -> (b n) 1 w"))
     return rearrange(cells, "(b n) 1 w -> b n w", b=states.shape[0])
 
 
@@ -75,8 +83,10 @@ class TimmTower:
             raise ValueError(
                 f"{self.name} has no value path to take: value_path needs a VisionTransformer of two blocks or more; leave it out"
             )
+        self.fits: tuple[int, int] | None = None  # until the trunk has taken its own size
         with torch.no_grad():
             feature = self._call(trunk.forward_features, next(trunk.parameters()).new_zeros(1, 3, *image_size))
+            self.fits = image_size
             self.channels_last, self.stride = self._layout(feature)
             self.dim: int = self._head(feature).shape[-1]
 
@@ -106,9 +116,9 @@ class TimmTower:
     def _call(self, forward: Any, images: Tensor, **options: Any) -> Any:
         try:
             return forward(images, **options)
-        except torch.cuda.OutOfMemoryError:
-            raise
         except (AssertionError, IndexError, RuntimeError) as error:  # timm: a size that a table or window does not fit
+            if isinstance(error, torch.cuda.OutOfMemoryError) or tuple(images.shape[2:]) == self.fits:
+                raise
             line = str(error).split("\n")[0]
             raise ValueError(
                 f"{self.name} cannot take images of {images.shape[2]}x{images.shape[3]} ({line}); keep to the size that it "
@@ -134,7 +144,7 @@ class TimmTower:
             cells = rearrange(feature, "b h w c -> (b h w) 1 1 c")
         else:
             cells = rearrange(feature, "b c h w -> (b h w) c 1 1")
-        tokens = rearrange(self._head(cells), "(b n) d -> b n d", b=images.shape[0])
+        tokens = rearrange(by_rows(self._head, cells), "(b n) d -> b n d", b=images.shape[0])
         return tokens, self._head(feature)
 
 

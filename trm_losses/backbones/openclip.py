@@ -118,6 +118,7 @@ class OpenClipBackbone(FrozenBackbone):
         open_clip = import_open_clip()
         tower = visual_tower(open_clip, freeze(model).visual, value_path)
         super().__init__(model, tower, name=name, image_size=image_size)
+        self.value_path = value_path
         self.image_mean = _channels(self.model.visual, "image_mean", open_clip.OPENAI_DATASET_MEAN)
         self.image_std = _channels(self.model.visual, "image_std", open_clip.OPENAI_DATASET_STD)
         self.context_length: int = self.model.context_length
@@ -290,8 +291,8 @@ def _backbone(
 ) -> OpenClipBackbone:
     try:
         tokenizer = open_clip.get_tokenizer(model)
-        if isinstance(tokenizer, open_clip.SimpleTokenizer):
-            tokenizer = None  # the default of the backbone, where the model has CLIP's vocabulary
+        if isinstance(tokenizer, open_clip.SimpleTokenizer) and getattr(network, "vocab_size", 0) != _CLIP_VOCABULARY:
+            tokenizer = None  # CLIP's, for want of another: its ids are not this model's
     except Exception as error:  # others live on the hub and need transformers; images and ids do without
         line = str(error).split("\n")[0]
         tokenizer = _MissingTokenizer(f"the tokenizer of {model} did not load ({type(error).__name__}: {line})")
