@@ -20,7 +20,7 @@ class ImageFeatures(NamedTuple):
     Attributes:
         tokens: (B, N, D), one vector per grid cell in row-major order, in the joint space, not normalised.
         pooled: (B, D), the model's own global feature, not normalised.
-        grid: ``(h, w)`` with ``h * w == N``.
+        grid: ``(h, w)`` with ``h * w == N``; ``trm_losses.functional.saliency_map`` lays saliency (B, C, N) on it.
     """
 
     tokens: Tensor
