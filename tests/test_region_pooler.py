@@ -208,3 +208,10 @@ def test_dropout_of_every_reading_leaves_the_query_itself(reading: dict[str, Any
     region, query, _ = pooler(tokens, text)
     expected = torch.nn.functional.layer_norm(text, (8,)).expand(2, 5, 8) if "residual" in reading else region
     torch.testing.assert_close(query, expected)
+    torch.nn.init.normal_(pooler.mlp[4].weight)
+    torch.nn.init.normal_(pooler.mlp[4].bias)
+    pooler.mlp[3].p = 0.0
+    region, query, _ = pooler(tokens, text)
+    added = query if "residual" in reading else query - region
+    assert added.abs().max() > 0.1
+    torch.testing.assert_close(added[0], added[1])  # no image reaches the MLP

@@ -54,8 +54,8 @@ class RegionPooler(nn.Module):
             there the class identity may leak through the MLP. None stands for the default that fits ``residual``.
         residual: what the MLP's output is added to: ``"region"`` R (default), or ``"query"``, :math:`Z = H + \mathrm{MLP}(H)`
             as in a transformer decoder. **A trap**, here for comparison: Z then says "class c" whatever the image shows, and
-            starts as H, far longer than R. :class:`TRMObjective` then keeps Z out of contrast, prototypes and
-            pseudo-labels, and takes R.
+            starts as H, far longer than R (match it by cosine). :class:`TRMObjective` keeps such a Z out of contrast,
+            prototypes and pseudo-labels, and takes R.
         mlp_ratio: hidden width of the MLP over ``dim``.
         dropout: probability, on what the MLP reads (Q left out) and inside the MLP.
         attention_scale: start of the learned :math:`\kappa`.
