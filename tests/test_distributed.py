@@ -161,9 +161,21 @@ def test_not_distributed_is_local(pool: Pool) -> None:
         torch.testing.assert_close(pool.run(alone, loss)[1], expected)
 
 
-def wrapped(rank: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+# Readings and forms that leave parameters out or bring others: each of them must get its gradient on every rank.
+WRAPPED: list[dict[str, Any]] = [
+    {},
+    {
+        "pooler": {"query": "conditioned", "mlp_input": "region"},
+        "matching": {"form": "pair_free", "dim": WIDTH},
+        "distillation": {"form": "cosine"},
+    },
+    {"pooler": {"query": "free", "residual": "query"}, "distillation": {"form": "kl_binary"}},
+]
+
+
+def wrapped(rank: int, settings: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Two steps under DistributedDataParallel itself."""
-    model = objective(distributed=True)
+    model = objective(distributed=True, **settings)
     parallel = nn.parallel.DistributedDataParallel(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for step in range(2):
@@ -178,8 +190,9 @@ def wrapped(rank: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return gradients, dict(model.state_dict())
 
 
-def test_under_distributed_data_parallel(pool: Pool) -> None:
-    model = objective()
+@pytest.mark.parametrize("settings", WRAPPED, ids=["defaults", "conditioned", "residual"])
+def test_under_distributed_data_parallel(pool: Pool, settings: dict[str, Any]) -> None:
+    model = objective(**settings)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for step in range(2):
         y = joined_targets("unequal").roll(step, 1)
@@ -188,7 +201,7 @@ def test_under_distributed_data_parallel(pool: Pool) -> None:
         output.loss.backward()
         optimizer.step()
         model.update(output)
-    for gradients, state in pool.run(wrapped):
+    for gradients, state in pool.run(wrapped, settings):
         for name, p in model.named_parameters():
             torch.testing.assert_close(gradients[name], p.grad, rtol=1e-3, atol=1e-4, msg=name)
         for key, value in model.state_dict().items():
