@@ -51,7 +51,10 @@ def joined(loss: str, split: str) -> dict[str, Tensor]:
     """The whole batch; the first entry is what differs by rank and learns."""
     y = joined_targets(split)
     weights = torch.rand(ROWS, CLASSES, generator=generator(42), dtype=torch.float64)
-    if loss == "distillation":
+    if loss == "distillation of features":
+        student, teacher = normal(ROWS, CLASSES, WIDTH, seed=43), normal(ROWS, CLASSES, WIDTH, seed=44)
+        return {"features": student, "teacher": teacher, "weights": weights * (y == 1)}  # none present on some ranks
+    if "distillation" in loss:
         student, teacher = 3 * normal(ROWS, CLASSES, seed=43), 3 * normal(ROWS, CLASSES, seed=44)
         return {"features": student, "teacher": teacher, "weights": weights[:, 0]}
     if loss == "objective":
@@ -62,15 +65,16 @@ def joined(loss: str, split: str) -> dict[str, Tensor]:
 def build(loss: str, distributed: Any) -> nn.Module:
     if loss == "matching":
         return tl.TextRegionMatchingLoss(CLASSES, scale=5.0, distributed=distributed).double()
-    if loss == "distillation":
-        return tl.RegionDistillationLoss(distributed=distributed)
+    if "distillation" in loss:
+        form: Any = {"binary distillation": "kl_binary", "distillation of features": "cosine"}.get(loss, "kl_class")
+        return tl.RegionDistillationLoss(form=form, distributed=distributed)
     if loss == "contrast":
         return tl.MultimodalContrastiveLoss(distributed=distributed)
     return objective(distributed=distributed).double()
 
 
 def compute(loss: str, module: Any, batch: dict[str, Tensor], text: Tensor) -> Tensor:
-    if loss == "distillation":
+    if "distillation" in loss:
         return module(batch["features"], batch["teacher"], batch["weights"])
     if loss == "objective":
         return module(batch["features"], text, batch["targets"]).loss
@@ -91,7 +95,7 @@ def gradients(rank: int | None, loss: str, split: str) -> tuple[Tensor, Tensor, 
     value = compute(loss, module, batch, text)
     value.backward()
     shared = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
-    if loss != "distillation":
+    if "distillation" not in loss:
         assert text.grad is not None
         shared["text"] = text.grad
     assert batch["features"].grad is not None
@@ -99,7 +103,9 @@ def gradients(rank: int | None, loss: str, split: str) -> tuple[Tensor, Tensor, 
 
 
 @pytest.mark.parametrize("split", SPLITS, ids=lambda name: name.replace(" ", "-"))
-@pytest.mark.parametrize("loss", ["matching", "distillation", "contrast", "objective"])
+@pytest.mark.parametrize(
+    "loss", ["matching", "distillation", "binary distillation", "distillation of features", "contrast", "objective"]
+)
 def test_average_over_ranks_is_one_process(pool: Pool, loss: str, split: str) -> None:
     """DDP averages gradients: then the loss and every gradient are those of the joined batch."""
     ranks = pool.run(gradients, loss, split)
@@ -155,9 +161,21 @@ def test_not_distributed_is_local(pool: Pool) -> None:
         torch.testing.assert_close(pool.run(alone, loss)[1], expected)
 
 
-def wrapped(rank: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+# Readings and forms that leave parameters out or bring others: each of them must get its gradient on every rank.
+WRAPPED: list[dict[str, Any]] = [
+    {},
+    {
+        "pooler": {"query": "conditioned", "mlp_input": "region"},
+        "matching": {"form": "pair_free", "dim": WIDTH},
+        "distillation": {"form": "cosine"},
+    },
+    {"pooler": {"query": "free", "residual": "query"}, "distillation": {"form": "kl_binary"}},
+]
+
+
+def wrapped(rank: int, settings: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Two steps under DistributedDataParallel itself."""
-    model = objective(distributed=True)
+    model = objective(distributed=True, **settings)
     parallel = nn.parallel.DistributedDataParallel(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for step in range(2):
@@ -172,8 +190,9 @@ def wrapped(rank: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return gradients, dict(model.state_dict())
 
 
-def test_under_distributed_data_parallel(pool: Pool) -> None:
-    model = objective()
+@pytest.mark.parametrize("settings", WRAPPED, ids=["defaults", "conditioned", "residual"])
+def test_under_distributed_data_parallel(pool: Pool, settings: dict[str, Any]) -> None:
+    model = objective(**settings)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for step in range(2):
         y = joined_targets("unequal").roll(step, 1)
@@ -182,7 +201,7 @@ def test_under_distributed_data_parallel(pool: Pool) -> None:
         output.loss.backward()
         optimizer.step()
         model.update(output)
-    for gradients, state in pool.run(wrapped):
+    for gradients, state in pool.run(wrapped, settings):
         for name, p in model.named_parameters():
             torch.testing.assert_close(gradients[name], p.grad, rtol=1e-3, atol=1e-4, msg=name)
         for key, value in model.state_dict().items():

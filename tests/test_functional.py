@@ -153,6 +153,9 @@ def test_text_region_logits(normalize: bool, with_bias: bool) -> None:
     r, t, b = normal(3, 4, 5), normal(4, 5, seed=1), normal(4, seed=2) if with_bias else None
     actual = TF.text_region_logits(r, t, 7.0, b, normalize_regions=normalize)
     close(actual, oracles.matching_logits(r, t, 7.0, b, normalize))
+    n = 2 * normal(4, 5, seed=3)
+    actual = TF.text_region_logits(r, t, 7.0, b, negative=n, normalize_regions=normalize)
+    close(actual, oracles.matching_logits(r, t, 7.0, b, normalize, n))
     longer = TF.text_region_logits(2 * r, 3 * t, 7.0, normalize_regions=normalize)
     shorter = TF.text_region_logits(r, t, 7.0, normalize_regions=normalize)
     close(longer, shorter if normalize else 2 * shorter)  # the length of a region counts, that of a text never
@@ -205,9 +208,50 @@ def test_distillation_is_kl_div_of_torch() -> None:
     assert expected > 0.1
 
 
+def test_binary_distillation_is_cross_entropy_less_entropy_and_feels_a_constant() -> None:
+    """No class competes with another, so a shift of all logits counts; at T = 1 the rest is BCE towards the teacher."""
+    s, t = (3 * normal(4, 5)).requires_grad_(), (3 * normal(4, 5, seed=1)).requires_grad_()
+    p = torch.sigmoid(t.detach())
+    cross, entropy = (F.binary_cross_entropy_with_logits(x, p, reduction="sum") for x in (s, t.detach()))
+    loss = TF.region_distillation(s, t, form="kl_binary", temperature=1.0, reduction="sum")
+    close(loss, cross - entropy)
+    loss.backward()
+    assert t.grad is None and s.grad is not None
+    close(s.grad, torch.sigmoid(s.detach()) - p)
+    assert abs(TF.region_distillation(t, t, form="kl_binary").item()) < 1e-12
+    assert TF.region_distillation(t + 2.0, t, form="kl_binary").item() > 0.1
+    far = torch.tensor([[1e4, -1e4]], requires_grad=True)
+    extreme = TF.region_distillation(far, -far.detach(), form="kl_binary")
+    extreme.backward()
+    assert torch.isfinite(extreme) and far.grad is not None and torch.isfinite(far.grad).all()
+
+
+def test_feature_distillation_sees_directions_alone_and_teaches_one_way() -> None:
+    z, r = normal(3, 4, 8).requires_grad_(), normal(3, 4, 8, seed=1).requires_grad_()
+    loss = TF.feature_distillation(z, r)
+    loss.backward()
+    assert r.grad is None and z.grad is not None and z.grad.abs().sum() > 0
+    close(TF.feature_distillation(5 * z, 0.1 * r), loss)
+    close(TF.feature_distillation(2 * r, r), 0.0)
+    close(TF.feature_distillation(-r, r), 2.0)
+
+
+def test_feature_distillation_is_the_mean_over_its_weights() -> None:
+    z, r, y = normal(3, 4, 8).requires_grad_(), normal(3, 4, 8, seed=1), labels(3, 4)
+    present = (y == 1).double()
+    close(TF.feature_distillation(z, r, present), oracles.feature_distillation(z, r)[oracles.array(y) == 1].mean())
+    close(TF.feature_distillation(z, r, 0.2 * present), TF.feature_distillation(z, r, present))
+    none = TF.feature_distillation(z, r, torch.zeros(3, 4))
+    none.backward()
+    assert none == 0 and z.grad is not None and torch.count_nonzero(z.grad) == 0
+    close(TF.feature_distillation(z, r, present, reduction="sum"), oracles.feature_distillation(z, r, present).sum())
+
+
 def test_no_image_at_all() -> None:
     empty = torch.zeros(0, 5, requires_grad=True)
     assert TF.region_distillation(empty, empty.detach()).item() == 0
+    assert TF.region_distillation(empty, empty.detach(), form="kl_binary").item() == 0
+    assert TF.feature_distillation(torch.zeros(0, 5, 3), torch.zeros(0, 5, 3)).item() == 0
     assert TF.asymmetric_loss(empty, torch.zeros(0, 5)).item() == 0
     terms = TF.multimodal_contrastive(torch.zeros(0, 5, 3), torch.ones(5, 3), torch.zeros(0, 5))
     assert all(term.item() == 0 for term in terms.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import oracles
 import pytest
 import torch
 from cases import normal, shaken
@@ -13,13 +14,15 @@ from trm_losses import PromptLearner, RegionPooler, TextRegionMatchingLoss, TRMH
 
 NAMES = ["aeroplane", "bicycle", "bird"]
 TEXT = normal(3, 8, dtype=torch.float32)
+ABSENT = normal(3, 8, seed=2, dtype=torch.float32)
 TOKENS = normal(2, 6, 8, seed=1, dtype=torch.float32)
 
 
 def head(which: Any = "query", matching: dict[str, Any] | None = None, **pooler: Any) -> TRMHead:
     torch.manual_seed(0)
     parts = RegionPooler(3, 8, **pooler), TextRegionMatchingLoss(3, **(matching or {}))
-    made = shaken(TRMHead(*parts, TEXT, NAMES, head=which))
+    absent = ABSENT if parts[1].form == "pair" else None
+    made = shaken(TRMHead(*parts, TEXT, NAMES, negative_text=absent, head=which))
     return made.eval()  # type: ignore[return-value]
 
 
@@ -29,6 +32,9 @@ SAVED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("mean", {"key_norm": "layer", "normalize_tokens": False}, {"gamma_neg": 1.0, "margin": 0.0}),
     ("query", {"query": "free"}, {"detach_focus": True}),
     ("query", {"query_head": False}, {}),
+    ("query", {"query": "conditioned", "mlp_input": "region"}, {"form": "pair"}),
+    ("mean", {"query": "free", "residual": "query"}, {"form": "pair_free", "dim": 8}),
+    ("mean", {"mlp_input": "query"}, {"form": "pair_free", "negative_init": ABSENT}),
     ("mean", {"mlp_ratio": 15 / 8, "validate": False}, {"validate": False}),
 ]
 
@@ -43,8 +49,127 @@ def test_round_trip(tmp_path: Path, which: str, pooler: dict[str, Any], matching
     assert [p.name for p in tmp_path.iterdir()] == ["head.pt"]  # nothing half-written stays
     for part in ("pooler", "matching"):
         ours, theirs = getattr(saved, part), getattr(loaded, part)
-        for key in ("num_heads", "key_norm", "normalize_tokens", "gamma_neg", "margin", "detach_focus", "validate"):
+        for key in (
+            "query_kind", "mlp_input", "residual", "form",
+            "num_heads", "key_norm", "normalize_tokens", "gamma_neg", "margin", "detach_focus", "validate",
+        ):  # fmt: skip
             assert getattr(ours, key, None) == getattr(theirs, key, None)
+
+
+@pytest.mark.parametrize("kind", ["tied", "free"])
+def test_a_file_of_the_first_format_still_loads(tmp_path: Path, kind: Any) -> None:
+    """What the first format held, key by key."""
+    made = head("mean", {"margin": 0.1}, query=kind, key_norm="layer")
+    content = {
+        "format": "trm_losses.TRMHead/1",
+        "pooler": {
+            "num_classes": 3, "dim": 8, "num_heads": 4, "query_head": True, "normalize_tokens": True, "key_norm": "layer",
+            "validate": True,
+        },
+        "mlp_width": 32,
+        "dropout": 0.1,
+        "free_query": kind == "free",
+        "matching": {
+            "num_classes": 3, "gamma_pos": 1.0, "gamma_neg": 2.0, "margin": 0.1, "detach_focus": False,
+            "normalize_regions": False, "reduction": "mean", "validate": True,
+        },
+        "class_names": NAMES,
+        "head": "mean",
+        "state": made.state_dict(),
+    }  # fmt: skip
+    torch.save(content, tmp_path / "head.pt")
+    loaded = TRMHead.load(tmp_path / "head.pt")
+    assert torch.equal(loaded(TOKENS), made(TOKENS)) and loaded.pooler.query_kind == kind and loaded.matching.margin == 0.1
+
+
+OTHERS = normal(2, 8, seed=3, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("which", ["query", "region", "mean"])
+@pytest.mark.parametrize("query", ["tied", "conditioned"])
+@pytest.mark.parametrize("form", ["single", "pair"])
+def test_unseen_names_are_scored_and_seen_ones_keep_their_scores(which: Any, query: Any, form: Any) -> None:
+    made = head(which, {"form": form}, query=query)
+    given = {"negative_text": torch.cat([OTHERS[:1], ABSENT, OTHERS[1:]])} if form == "pair" else {}
+    text = torch.cat([OTHERS[1:], TEXT, OTHERS[:1]])
+    wider = made.with_classes(text, ["kite", *NAMES, "yak"], **given)
+    assert wider.class_names == ["kite", *NAMES, "yak"] and wider.head == which and not wider.training
+    scores = wider(TOKENS)
+    torch.testing.assert_close(scores[:, 1:4], made(TOKENS))
+    regions = wider.pooler(TOKENS, text)
+    for column, row in ((0, 1), (4, 0)):  # of an unseen name: its own texts, and the mean of the trained biases
+        expected = []
+        for part in (regions.query, regions.region):
+            logits = oracles.matching_logits(
+                part[:, column : column + 1],
+                OTHERS[row : row + 1],
+                float(made.matching.scale.detach()),
+                [sum(made.matching.bias.tolist()) / 3],
+                negative=oracles.unit(oracles.array(OTHERS[1 - row]))[None] if form == "pair" else None,
+            )
+            expected.append(torch.tensor(logits[:, 0], dtype=torch.float32))
+        expected.append((expected[0] + expected[1]) / 2)
+        torch.testing.assert_close(scores[:, column], expected[["query", "region", "mean"].index(which)])
+    only = wider.with_classes(text[:1], ["kite"], **({"negative_text": given["negative_text"][:1]} if given else {}))
+    torch.testing.assert_close(only(TOKENS), scores[:, :1])
+
+
+@pytest.mark.parametrize(
+    "pooler, form",
+    [({}, "single"), ({"query": "free"}, "single"), ({"query": "conditioned"}, "pair_free"), ({"query": "free"}, "pair")],
+    ids=str,
+)
+def test_another_order_of_the_names_is_another_order_of_the_scores(pooler: dict[str, Any], form: Any) -> None:
+    """And fewer names are fewer scores; where every name is known, vectors of their own are no hindrance."""
+    made = head("mean", {"form": form, **({"dim": 8} if form == "pair_free" else {})}, **pooler)
+    for order in ([2, 0, 1], [1]):
+        given = {"negative_text": ABSENT[order]} if form == "pair" else {}
+        turned = made.with_classes(TEXT[order], [NAMES[i] for i in order], **given)
+        torch.testing.assert_close(turned(TOKENS), made(TOKENS)[:, order])
+
+
+def test_a_head_for_other_classes_is_of_its_own_and_can_be_saved(tmp_path: Path) -> None:
+    made = head().train()
+    made.matching.bias.requires_grad_(False)
+    made.pooler.eval()
+    before = {key: value.clone() for key, value in made.state_dict().items()}
+    wider = made.with_classes(torch.cat([TEXT, OTHERS]), [*NAMES, "kite", "yak"])
+    assert wider.training and not wider.pooler.training and not wider.matching.bias.requires_grad
+    assert not {p.data_ptr() for p in wider.state_dict().values()} & {p.data_ptr() for p in made.state_dict().values()}
+    with torch.no_grad():
+        for p in wider.parameters():
+            p.add_(1.0)
+    assert all(torch.equal(made.state_dict()[key], value) for key, value in before.items())
+    wider.eval().save(tmp_path / "head.pt")
+    assert torch.equal(TRMHead.load(tmp_path / "head.pt")(TOKENS), wider(TOKENS))
+
+
+@pytest.mark.parametrize(
+    "pooler, matching, fix",
+    [
+        ({"query": "free"}, {}, "query='tied' or 'conditioned'"),
+        ({}, {"form": "pair_free", "dim": 8}, "form='single' or 'pair'"),
+    ],
+    ids=["free", "pair_free"],
+)
+def test_unseen_names_need_parts_without_vectors_of_their_own(pooler: Any, matching: Any, fix: str) -> None:
+    made = head("query", matching, **pooler)
+    message = f"^TRMHead: class_names must be among the trained ones .*, got 'kite', 'yak'; train with {fix}"
+    with pytest.raises(ValueError, match=message):
+        made.with_classes(torch.cat([TEXT, OTHERS]), [*NAMES, "kite", "yak"])
+
+
+@pytest.mark.parametrize(
+    "rows, names, message",
+    [
+        (3, ["bird", "kite"], r"text must have shape \(C, D\) = \(2, 8\), got \(3, 8\)"),
+        (2, ["kite", "kite"], r"class_names must be 2 different names, got 2 \(1 different\)"),
+    ],
+    ids=["rows", "twice"],
+)
+def test_other_classes_that_do_not_fit(rows: int, names: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^TRMHead: {message}"):
+        head().with_classes(TEXT[:rows], names)
 
 
 def test_round_trip_keeps_double_precision(tmp_path: Path) -> None:
@@ -120,9 +245,15 @@ def test_no_file(tmp_path: Path) -> None:
         ({"class_names": ["cat", "cat", "dog"]}, r"class_names must be 3 different names, got 3 \(2 different\)"),
         ({"text": torch.ones(4, 8)}, r"text must have shape \(C, D\) = \(3, 8\), got \(4, 8\)"),
         ({"matching": TextRegionMatchingLoss(4)}, "matching must have the pooler's num_classes = 3, got 4"),
+        ({"negative_text": TEXT}, r"negative_text .* where form='pair' and there alone, got one with form='single'"),
+        ({"matching": TextRegionMatchingLoss(3, form="pair")}, "negative_text .*, got nothing with form='pair'"),
+        (
+            {"matching": TextRegionMatchingLoss(3, form="pair"), "negative_text": TEXT[1:]},
+            r"negative_text must have shape \(C, D\) = \(3, 8\), got \(2, 8\)",
+        ),
         ({"head": "both"}, "head must be one of 'query', 'region', 'mean', got 'both'"),
     ],
-    ids=["few", "twice", "text", "matching", "head"],
+    ids=["few", "twice", "text", "matching", "negative", "no negative", "few negatives", "head"],
 )
 def test_refuses(change: dict[str, Any], message: str) -> None:
     given: dict[str, Any] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import oracles
@@ -25,6 +26,7 @@ from cases import (
 from torch import Tensor
 
 import trm_losses as tl
+from trm_losses import functional as TF
 
 
 def close(actual: Any, expected: Any, tolerance: float = 2e-5) -> None:
@@ -236,7 +238,74 @@ def test_from_text_has_the_defaults_of_the_method() -> None:
         tl.TRMObjective.from_text(text[0], total_steps=10)
 
 
+def test_each_similarity_is_computed_once() -> None:
+    """One for each head, and one more for a teacher of other texts; the bias comes after."""
+    for parts, expected in (
+        ({}, 2),
+        ({"distillation": {"form": "kl_binary"}}, 2),
+        ({"teacher_text": "fixed", "reference_text": normal(CLASSES, WIDTH)}, 3),
+    ):
+        module, x = objective(**parts).double(), objective_inputs(4, CLASSES)
+        with mock.patch.object(TF, "text_region_logits", wraps=TF.text_region_logits) as counted:
+            module(**x)
+        assert counted.call_count == expected
+
+
+def test_a_fixed_teacher_does_not_follow_the_learned_text() -> None:
+    x = objective_inputs(4, CLASSES)
+    fixed = objective(teacher_text="fixed", reference_text=x["text"]).double()
+    learned = objective().double()
+    assert torch.equal(fixed(**x).terms["distillation"], learned(**x).terms["distillation"])
+    moved = {**x, "text": x["text"] + 0.5 * normal(CLASSES, WIDTH, seed=3)}
+    apart = [m(**moved) for m in (fixed, learned)]
+    student, teacher, old = (
+        oracles.matching_logits(features, text, float(fixed.matching.scale.detach()))
+        for features, text in (
+            (apart[0].regions.query, moved["text"]),
+            (apart[0].regions.region, x["text"]),
+            (apart[0].regions.region, moved["text"]),
+        )
+    )
+    close(apart[0].terms["distillation"], oracles.distillation(student, teacher, 4.0).mean())
+    close(apart[1].terms["distillation"], oracles.distillation(student, old, 4.0).mean())
+    assert not torch.allclose(apart[0].terms["distillation"], apart[1].terms["distillation"], rtol=1e-2)
+    assert fixed.reference_text is not None and fixed.reference_text.data_ptr() != x["text"].data_ptr()
+
+
+def test_prototypes_take_the_regions_where_the_query_leaks() -> None:
+    module, x = small(bank=tl.PrototypeBank(CLASSES, WIDTH)), objective_inputs(6, CLASSES)
+    module.pooler = shaken(tl.RegionPooler(CLASSES, WIDTH, num_heads=2, residual="query")).double()  # type: ignore[assignment]
+    output = module(**x)
+    module.update(output)
+    slow = oracles.Bank(np.zeros((CLASSES, WIDTH)))
+    slow.update(output.regions.region, x["targets"], torch.sigmoid(output.logits), x["text"])
+    assert module.bank is not None
+    close(module.bank.visual, slow.visual)
+    assert not torch.allclose(output.regions.region, output.regions.query, atol=0.1)
+
+
+def test_texts_of_another_number_of_classes_are_refused_here() -> None:
+    module, x = objective().double(), objective_inputs(4, CLASSES)
+    with pytest.raises(ValueError, match=r"^TRMObjective: text must have shape \(C, D\) = \(5, D\), got \(4, 8\)"):
+        module(x["tokens"], x["text"][1:], x["targets"])
+
+
 WRONG: list[tuple[Any, str]] = [
+    (lambda: small(teacher_text="frozen"), "teacher_text must be one of 'learned', 'fixed', got 'frozen'"),
+    (lambda: small(teacher_text="fixed"), "reference_text .* must be given where teacher_text='fixed' .*, got nothing"),
+    (lambda: small(reference_text=normal(CLASSES, WIDTH)), "reference_text .*, got one with teacher_text='learned'"),
+    (
+        lambda: small(teacher_text="fixed", reference_text=normal(CLASSES, WIDTH)),
+        "teacher_text='fixed' is of a distillation of logits, got none; pass",
+    ),
+    (
+        lambda: objective(distillation={"form": "cosine"}, teacher_text="fixed", reference_text=normal(CLASSES, WIDTH)),
+        "teacher_text='fixed' is of a distillation of logits, got one of features",
+    ),
+    (
+        lambda: objective(teacher_text="fixed", reference_text=normal(CLASSES + 1, WIDTH)),
+        r"reference_text must have shape \(C, D\) = \(5, 8\), got \(6, 8\)",
+    ),
     (lambda: small(labeler=tl.PseudoLabeler(CLASSES)), "labeler needs bank"),
     (lambda: small(bank=tl.PrototypeBank(CLASSES, WIDTH + 1)), "bank must have the pooler's dim = 8, got 9"),
     (lambda: small(bank=tl.PrototypeBank(CLASSES + 1, WIDTH)), "all parts must have the same num_classes, got .*'bank': 6"),

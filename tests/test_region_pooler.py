@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import oracles
 import pytest
 import torch
 from cases import normal, shaken
+from torch import Tensor
 
 from trm_losses import RegionPooler
+
+READINGS = [
+    {},
+    {"query": "free"},
+    {"query": "conditioned"},
+    {"query_head": False},
+    {"mlp_input": "region"},
+    {"mlp_input": "query", "query": "conditioned"},
+    {"residual": "query", "query": "conditioned"},
+    {"residual": "query", "query": "free"},
+]
 
 SIZES = [(2, 6, 2), (20, 3, 4), (20, 3, 1), (3, 40, 4), (9, 2, 8), (1, 1, 1)]
 
@@ -22,13 +36,58 @@ def test_every_order_of_products_is_the_loops(classes: int, tokens: int, heads: 
         np.testing.assert_allclose(oracles.array(actual), expected, rtol=1e-10, atol=1e-11)
 
 
-@pytest.mark.parametrize("query", ["tied", "free"])
-def test_at_the_start_the_query_level_is_the_region_level(query: str) -> None:
+@pytest.mark.parametrize("reading", [r for r in READINGS if "residual" not in r], ids=str)
+def test_at_the_start_the_query_level_is_the_region_level(reading: dict[str, Any]) -> None:
     text = normal(5, 8, seed=1, dtype=torch.float32)
-    init = {"query_init": text} if query == "free" else {}
-    region, z, saliency = RegionPooler(5, 8, query=query, **init)(normal(3, 6, 8, dtype=torch.float32), text)
+    region, z, saliency = RegionPooler(5, 8, **reading)(normal(3, 6, 8, dtype=torch.float32), text)
     assert torch.equal(region, z)
     torch.testing.assert_close(saliency.sum(dim=-1), torch.ones(3, 5))
+
+
+def test_conditioned_queries_start_tied_and_turn_with_their_matrix() -> None:
+    text, tokens = normal(5, 8, seed=1, dtype=torch.float32), normal(3, 6, 8, dtype=torch.float32)
+    tied, conditioned = RegionPooler(5, 8), RegionPooler(5, 8, query="conditioned")
+    assert torch.equal(conditioned(tokens, text).saliency, tied(tokens, text).saliency)
+    turn = torch.linalg.qr(normal(8, 8, seed=2, dtype=torch.float32)).Q
+    assert conditioned.text_weight is not None
+    with torch.no_grad():
+        conditioned.text_weight.copy_(turn)
+    torch.testing.assert_close(conditioned(tokens, text).saliency, tied(tokens, text @ turn).saliency)
+    assert not torch.allclose(conditioned(tokens, text).saliency, tied(tokens, text).saliency, atol=1e-2)
+
+
+@pytest.mark.parametrize("reading", [r for r in READINGS if r.get("query") != "free"], ids=str)
+@pytest.mark.parametrize("classes", [1, 5, 40])
+def test_any_number_of_texts_and_each_by_itself(reading: dict[str, Any], classes: int) -> None:
+    """A class is pooled as if it were the only one; num_classes is that of the training set."""
+    pooler, tokens = shaken(RegionPooler(3, 8, **reading)), normal(2, 6, 8, dtype=torch.float32)
+    text = normal(classes, 8, seed=1, dtype=torch.float32)
+    together = pooler(tokens, text)
+    for c in {0, classes // 2, classes - 1}:
+        for part, alone in zip(together, pooler(tokens, text[c : c + 1]), strict=True):
+            torch.testing.assert_close(part[:, c : c + 1], alone)
+
+
+def named_right(features: Tensor, text: Tensor) -> float:
+    """The share of (b, c) whose feature is closest to the text of class c."""
+    unit = torch.nn.functional.normalize
+    nearest = torch.einsum("bcd,kd->bck", unit(features, dim=-1), unit(text, dim=-1)).argmax(dim=-1)
+    return float((nearest == torch.arange(len(text))).float().mean())
+
+
+@pytest.mark.parametrize("size, share", [(1.0, 0.25), (10.0, 0.99)])
+@pytest.mark.parametrize("query", ["tied", "conditioned", "free"])
+def test_residual_from_the_query_leaks_the_class_identity(query: Any, size: float, share: float) -> None:
+    """On noise alone, of two tokens an image: R names one class in twelve right, H + MLP(H) more, all with long queries."""
+    classes, width = 20, 64
+    text = torch.nn.functional.normalize(normal(classes, width, seed=1, dtype=torch.float32), dim=-1)
+    tokens = normal(64, 2, width, seed=2, dtype=torch.float32)
+    init = {"query_init": size * text} if query == "free" else {}
+    torch.manual_seed(0)
+    leaky = RegionPooler(classes, width, query=query, residual="query", **init).eval()(tokens, size * text)
+    sound = RegionPooler(classes, width, query=query, **init).eval()(tokens, size * text)
+    assert named_right(sound.query, text) == named_right(leaky.region, text) < 0.1
+    assert named_right(leaky.query, text) > share
 
 
 def test_free_queries_start_where_told_and_do_not_follow_the_text() -> None:
@@ -110,11 +169,12 @@ def test_dropout_touches_the_query_level_in_training_only() -> None:
     assert torch.equal(pooler(tokens, text).query, pooler(tokens, text).query)
 
 
-@pytest.mark.parametrize("query_head", [True, False])
-def test_trains_every_parameter(query_head: bool) -> None:
-    pooler = shaken(RegionPooler(5, 8, query="free", query_head=query_head))
-    regions = pooler(normal(2, 6, 8, dtype=torch.float32))
-    assert query_head or regions.query is regions.region
+@pytest.mark.parametrize("reading", READINGS, ids=str)
+def test_trains_every_parameter(reading: dict[str, Any]) -> None:
+    """None is made that a reading does not use: DistributedDataParallel would wait for its gradient."""
+    pooler = shaken(RegionPooler(5, 8, **reading))
+    regions = pooler(normal(2, 6, 8, dtype=torch.float32), normal(5, 8, seed=1, dtype=torch.float32))
+    assert reading.get("query_head", True) or regions.query is regions.region
     regions.query.pow(3).sum().backward()
     for name, p in pooler.named_parameters():
         assert p.grad is not None and p.grad.abs().sum() > 0, name
@@ -137,3 +197,21 @@ def test_device_and_dtype_of_the_parameters() -> None:
 
 def test_one_query_s_hidden_width_may_be_odd() -> None:
     assert RegionPooler(2, 11, num_heads=1, mlp_ratio=15 / 11).mlp[1].out_features == 15
+    assert RegionPooler(2, 8, mlp_ratio=0.01).mlp[1].out_features == 1
+
+
+@pytest.mark.parametrize("reading", [{"mlp_input": "region"}, {"mlp_input": "query"}, {"residual": "query"}], ids=str)
+def test_dropout_of_every_reading_leaves_the_query_itself(reading: dict[str, Any]) -> None:
+    """At probability 1 only what no dropout touches is left: R, or the query."""
+    pooler = RegionPooler(5, 8, dropout=1.0, **reading)
+    tokens, text = normal(2, 6, 8, dtype=torch.float32), normal(5, 8, seed=1, dtype=torch.float32)
+    region, query, _ = pooler(tokens, text)
+    expected = torch.nn.functional.layer_norm(text, (8,)).expand(2, 5, 8) if "residual" in reading else region
+    torch.testing.assert_close(query, expected)
+    torch.nn.init.normal_(pooler.mlp[4].weight)
+    torch.nn.init.normal_(pooler.mlp[4].bias)
+    pooler.mlp[3].p = 0.0
+    region, query, _ = pooler(tokens, text)
+    added = query if "residual" in reading else query - region
+    assert added.abs().max() > 0.1
+    torch.testing.assert_close(added[0], added[1])  # no image reaches the MLP

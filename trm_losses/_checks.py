@@ -74,7 +74,7 @@ def check_number(
     if too_low or (high is not None and value > high) or value != value:
         left = "" if low is None else f"{'above' if strict else 'at least'} {low:g}"
         right = "" if high is None else f"at most {high:g}"
-        raise ValueError(f"{owner}: {name} must be {' and '.join(filter(None, (left, right)))}, got {value!r}")
+        raise ValueError(f"{owner}: {name} must be {' and '.join(filter(None, (left, right))) or 'a number'}, got {value!r}")
 
 
 def check_choice(owner: str, name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "asymmetric_loss",
     "calibrate",
     "class_sums",
+    "feature_distillation",
     "multimodal_contrastive",
     "prototype_similarities",
     "region_attention",
@@ -138,9 +139,12 @@ def text_region_logits(
     scale: Tensor | float,
     bias: Tensor | None = None,
     *,
+    negative: Tensor | None = None,
     normalize_regions: bool = False,
 ) -> Tensor:
     r"""One logit for each class from its one region and its one text: :math:`s\, r_{bc}\cdot\hat t_c - \beta_c`.
+
+    With a second vector, of the absence of the class, it is :math:`s\,(r_{bc}\cdot\hat t_c - r_{bc}\cdot t^-_c) - \beta_c`.
 
     Args:
         regions: (B, C, D). Regions pooled from unit tokens are not longer than 1; a region spread over disagreeing
@@ -148,16 +152,21 @@ def text_region_logits(
         text: (C, D), normalised here.
         scale: s.
         bias: (C,) :math:`\beta`, or None for the similarity alone (as distillation wants it).
+        negative: (C, D) :math:`t^-`, taken as it is: a text normalised by the caller, or a free vector of any length.
         normalize_regions: True gives the cosine.
 
     Returns:
         (B, C). No normalised copy of the regions is made.
 
-    Reference: the matching of one text with one region is the paper's; scale and bias are our choice.
+    Reference: the matching of one text with one region is the paper's; scale and bias are our choice, the pair is
+    DualCoOp's.
     """
     with full_precision(regions):
         r = upcast(regions)
-        logits = torch.einsum("bcd,cd->bc", r, unit(text).to(r.dtype))
+        t = unit(text).to(r.dtype)
+        if negative is not None:
+            t = t - negative.to(r.dtype)
+        logits = torch.einsum("bcd,cd->bc", r, t)
         if normalize_regions:
             logits = logits / torch.linalg.vector_norm(r, dim=-1).clamp(min=1e-12)
         logits = scale * logits
@@ -232,6 +241,7 @@ def region_distillation(
     teacher_logits: Tensor,
     weights: Tensor | None = None,
     *,
+    form: Literal["kl_class", "kl_binary"] = "kl_class",
     temperature: float = 4.0,
     reduction: Reduction = "mean",
     group: ProcessGroup | None = None,
@@ -240,19 +250,31 @@ def region_distillation(
 
     .. math:: L = \frac{T^2}{B} \sum_b \mathrm{KL}(\mathrm{softmax}(\ell^r_b / T)\,\|\,\mathrm{softmax}(\ell^q_b / T))
 
+    or, with ``form="kl_binary"``, of each class by itself, which does not take the classes for exclusive:
+
+    .. math:: L = \frac{T^2}{B} \sum_b \sum_c \mathrm{KL}(\sigma(\ell^r_{bc} / T)\,\|\,\sigma(\ell^q_{bc} / T))
+
     Args:
-        student_logits, teacher_logits: (B, C) without bias. The teacher gets no gradient.
+        student_logits, teacher_logits: (B, C), without bias for ``"kl_class"``, with it for ``"kl_binary"``. The teacher gets
+            no gradient.
         weights: (B,) a factor for each image.
+        form: ``"kl_class"`` or ``"kl_binary"``.
         temperature: T.
         reduction: ``"mean"`` over images, ``"sum"``, or ``"none"`` -> (B,).
         group: process group over which ``"mean"`` counts the images.
 
-    Reference: region teaches query is the patent's; this form is what the authors' other code suggests.
+    Reference: region teaches query is the patent's; the form over classes is what the authors' other code suggests, the
+    binary one our choice.
     """
     with full_precision(student_logits):
-        student = F.log_softmax(upcast(student_logits) / temperature, dim=-1)
-        teacher = F.log_softmax(upcast(teacher_logits.detach()) / temperature, dim=-1)
-        loss = temperature**2 * F.kl_div(student, teacher, log_target=True, reduction="none").sum(dim=-1)
+        student, teacher = upcast(student_logits) / temperature, upcast(teacher_logits.detach()) / temperature
+        if form == "kl_binary":  # present and absent as the two classes of a last axis
+            student, teacher = torch.stack([student, -student], dim=-1), torch.stack([teacher, -teacher], dim=-1)
+            student, teacher = F.logsigmoid(student), F.logsigmoid(teacher)
+        else:
+            student, teacher = F.log_softmax(student, dim=-1), F.log_softmax(teacher, dim=-1)
+        divergence = F.kl_div(student, teacher, log_target=True, reduction="none")
+        loss = temperature**2 * divergence.sum(dim=(-2, -1) if form == "kl_binary" else -1)
         if weights is not None:
             loss = loss * upcast(weights)
         if reduction == "none":
@@ -260,6 +282,39 @@ def region_distillation(
         if reduction == "sum":
             return loss.sum()
         count = count_per_rank(loss.new_tensor(float(loss.shape[0])), group)
+        return loss.sum() / torch.where(count > 0, count, 1.0)
+
+
+def feature_distillation(
+    student: Tensor,
+    teacher: Tensor,
+    weights: Tensor | None = None,
+    *,
+    reduction: Reduction = "mean",
+    group: ProcessGroup | None = None,
+) -> Tensor:
+    r"""The region-level feature teaches the query-level feature, by cosine:
+
+    .. math:: L = \frac{1}{\sum W} \sum_{bc} W_{bc} (1 - \hat z_{bc} \cdot \hat r_{bc})
+
+    Args:
+        student, teacher: (B, C, D). The teacher gets no gradient.
+        weights: (B, C) W, such as 1 for present classes and 0 for the others; 1 for all where it is not given.
+        reduction: ``"mean"`` divides by the sum of W, ``"sum"`` does not, ``"none"`` -> (B, C).
+        group: process group over which ``"mean"`` sums W.
+
+    Reference: the region-level feature teaches the query-level feature, in the words of the patent; the cosine is our choice.
+    """
+    with full_precision(student):
+        z, r = unit(student), unit(teacher.detach())
+        loss = 1 - (z * r.to(z.dtype)).sum(dim=-1)
+        w = torch.ones_like(loss) if weights is None else weights.to(loss.dtype)
+        loss = w * loss
+        if reduction == "none":
+            return loss
+        if reduction == "sum":
+            return loss.sum()
+        count = count_per_rank(w.detach().sum(), group)
         return loss.sum() / torch.where(count > 0, count, 1.0)
 
 

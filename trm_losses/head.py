@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import pickle
 from typing import Any, Literal
@@ -15,17 +16,21 @@ from .text_region_matching import TextRegionMatchingLoss
 
 __all__ = ["TRMHead", "param_groups"]
 
-_FORMAT = "trm_losses.TRMHead/1"
-_POOLER_SETTINGS = ("num_classes", "dim", "num_heads", "query_head", "normalize_tokens", "key_norm", "validate")
+_FORMAT = "trm_losses.TRMHead/2"
+_FIRST_FORMAT = "trm_losses.TRMHead/1"  # without query kinds, readings of the MLP and forms of the matching
+_POOLER_SETTINGS = (
+    "num_classes", "dim", "num_heads", "query_head", "mlp_input", "residual", "normalize_tokens", "key_norm", "validate",
+)  # fmt: skip
 _MATCHING_SETTINGS = (
-    "num_classes", "gamma_pos", "gamma_neg", "margin", "detach_focus", "normalize_regions", "reduction", "validate",
+    "num_classes", "form", "gamma_pos", "gamma_neg", "margin", "detach_focus", "normalize_regions", "reduction", "validate",
 )  # fmt: skip
 
 
 def param_groups(*modules: nn.Module, lr: float | None = None, weight_decay: float = 1e-2) -> list[dict[str, Any]]:
     """Trainable parameters of modules in two groups for an optimiser: matrices with weight decay, the rest without.
 
-    Scales, biases and norms are the rest: whatever has fewer than two dimensions.
+    Scales, biases and norms are the rest: whatever has fewer than two dimensions. The free vectors of a matching by pairs
+    are a matrix: decay draws them to zero, where they start.
 
     Args:
         modules: a module given twice counts once.
@@ -50,6 +55,7 @@ class TRMHead(nn.Module):
         pooler, matching: trained, or fresh ones to train with a loss of your own.
         text: (C, D) class texts.
         class_names: C names, in the order of the classes.
+        negative_text: (C, D) texts of absence, where ``matching`` has ``form="pair"``.
         head: which logits: ``"query"``, ``"region"`` or the ``"mean"`` of both.
 
     Shape:
@@ -60,11 +66,16 @@ class TRMHead(nn.Module):
         >>> head = TRMHead(RegionPooler(2, 8), TextRegionMatchingLoss(2), torch.randn(2, 8), ["cat", "dog"])
         >>> head.predict(torch.randn(4, 49, 8)).shape
         torch.Size([4, 2])
+        >>> wider = head.with_classes(torch.cat([head.text, torch.randn(1, 8)]), ["cat", "dog", "an unseen name"])
+        >>> wider.predict(torch.randn(4, 49, 8)).shape
+        torch.Size([4, 3])
 
-    Reference: which head scores at test time is not known of TRM-ML; the query head is our default.
+    Reference: which head scores at test time is not known of TRM-ML; the query head is our default, and so is the bias of
+    classes never trained, the mean of the others.
     """
 
     text: Tensor
+    negative_text: Tensor | None
 
     def __init__(
         self,
@@ -73,12 +84,19 @@ class TRMHead(nn.Module):
         text: Tensor,
         class_names: list[str] | tuple[str, ...],
         *,
+        negative_text: Tensor | None = None,
         head: Literal["query", "region", "mean"] = "query",
     ) -> None:
         super().__init__()
         name = type(self).__name__
         check_choice(name, "head", head, ("query", "region", "mean"))
-        Dims(name, C=pooler.num_classes, D=pooler.dim).check("text", text, "C D")
+        dims = Dims(name, C=pooler.num_classes, D=pooler.dim)
+        dims.check("text", text, "C D")
+        if (matching.form == "pair") != (negative_text is not None):
+            got = f"{'nothing' if negative_text is None else 'one'} with form={matching.form!r}"
+            raise ValueError(f"{name}: negative_text (C, D) must be given where form='pair' and there alone, got {got}")
+        if negative_text is not None:
+            dims.check("negative_text", negative_text, "C D")
         if matching.num_classes != pooler.num_classes:
             raise ValueError(
                 f"{name}: matching must have the pooler's num_classes = {pooler.num_classes}, got {matching.num_classes}"
@@ -91,14 +109,17 @@ class TRMHead(nn.Module):
             )
         self.pooler, self.matching, self.class_names, self.head = pooler, matching, class_names, head
         self.register_buffer("text", text.detach().clone())
+        self.register_buffer("negative_text", None if negative_text is None else negative_text.detach().clone())
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits (B, C)."""
         regions: Regions = self.pooler(tokens, self.text)
         if self.head == "mean":
-            query, region = (self.matching.logits(r, self.text) for r in (regions.query, regions.region))
-            return 0.5 * (query + region)
-        return self.matching.logits(regions.query if self.head == "query" else regions.region, self.text)
+            return 0.5 * (self._logits(regions.query) + self._logits(regions.region))
+        return self._logits(regions.query if self.head == "query" else regions.region)
+
+    def _logits(self, regions: Tensor) -> Tensor:
+        return self.matching.logits(regions, self.text, negative_text=self.negative_text)
 
     @torch.no_grad()
     def predict(self, tokens: Tensor) -> Tensor:
@@ -110,6 +131,48 @@ class TRMHead(nn.Module):
         finally:
             for module, training in modes:
                 module.training = training
+
+    def with_classes(
+        self, text: Tensor, class_names: list[str] | tuple[str, ...], *, negative_text: Tensor | None = None
+    ) -> TRMHead:
+        """A head of its own for another set of classes, found by name: some of these, in any order, and any number of new ones.
+
+        A name that this head has keeps its bias, and its score where it keeps its text; a new name takes the mean of the
+        biases. Nothing else is per class in a head whose queries come from the text.
+
+        Args:
+            text: (C, D) texts of the new set; for a known name, its row of ``head.text`` is what it was trained to.
+            class_names: C names.
+            negative_text: (C, D), where ``matching`` has ``form="pair"``.
+
+        Raises:
+            ValueError: unseen names where the queries are free, or the matching has ``form="pair_free"``: these learned a
+                vector for each class they were trained on, and have none for another.
+        """
+        known = {name: row for row, name in enumerate(self.class_names)}
+        unseen = [name for name in class_names if name not in known]
+        for owned, fix in (
+            (self.pooler.query, "query='tied' or 'conditioned'"),
+            (self.matching.negative, "form='single' or 'pair'"),
+        ):
+            if owned is not None and unseen:
+                raise ValueError(
+                    f"{type(self).__name__}: class_names must be among the trained ones where each has a vector of its own, "
+                    f"got {', '.join(map(repr, unseen[:5]))}{', ...' if len(unseen) > 5 else ''}; train with {fix}"
+                )
+        pooler, matching = copy.deepcopy(self.pooler), copy.deepcopy(self.matching)
+        pooler.num_classes = matching.num_classes = len(class_names)
+        rows = [known.get(name, len(known)) for name in class_names]
+        with torch.no_grad():
+            bias = torch.cat([self.matching.bias, self.matching.bias.mean()[None]])[rows]
+            matching.bias = nn.Parameter(bias, requires_grad=self.matching.bias.requires_grad)
+            if pooler.query is not None:
+                pooler.query = nn.Parameter(pooler.query[rows], requires_grad=pooler.query.requires_grad)
+            if matching.negative is not None:
+                matching.negative = nn.Parameter(matching.negative[rows], requires_grad=matching.negative.requires_grad)
+        made = type(self)(pooler, matching, text, class_names, negative_text=negative_text, head=self.head)
+        made.training = self.training
+        return made
 
     def param_groups(self, *, lr: float | None = None, weight_decay: float = 1e-2) -> list[dict[str, Any]]:
         """For an optimiser: matrices with weight decay; scale, bias and norms without."""
@@ -124,7 +187,7 @@ class TRMHead(nn.Module):
                 "pooler": {key: getattr(self.pooler, key) for key in _POOLER_SETTINGS},
                 "mlp_width": self.pooler.mlp[1].out_features if self.pooler.query_head else 0,
                 "dropout": self.pooler.dropout_rate,
-                "free_query": self.pooler.query is not None,
+                "query": self.pooler.query_kind,
                 "matching": {key: getattr(self.matching, key) for key in _MATCHING_SETTINGS},
                 "class_names": self.class_names,
                 "head": self.head,
@@ -143,7 +206,7 @@ class TRMHead(nn.Module):
             raise ValueError(
                 f"{cls.__name__}: {os.fspath(path)} must be a file written by save ({_FORMAT}), got no such file: {error}"
             ) from error
-        if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        if not isinstance(content, dict) or content.get("format") not in (_FORMAT, _FIRST_FORMAT):
             found = content.get("format") if isinstance(content, dict) else type(content).__name__
             raise ValueError(f"{cls.__name__}: {os.fspath(path)} must be a file written by save ({_FORMAT}), got {found}")
         state = content["state"]
@@ -151,12 +214,15 @@ class TRMHead(nn.Module):
         pooler = RegionPooler(
             **settings,
             dropout=content["dropout"],
-            query="free" if content["free_query"] else "tied",
+            query=content["query"] if "query" in content else "free" if content["free_query"] else "tied",
             mlp_ratio=content["mlp_width"] / settings["dim"] if settings["query_head"] else 4.0,
             dtype=state["pooler.query_weight"].dtype,
         )
-        matching = TextRegionMatchingLoss(**content["matching"], dtype=state["matching.bias"].dtype)
-        head = cls(pooler, matching, state["text"], content["class_names"], head=content["head"])
+        matching = TextRegionMatchingLoss(
+            **content["matching"], negative_init=state.get("matching.negative"), dtype=state["matching.bias"].dtype
+        )
+        negative_text = state.get("negative_text")
+        head = cls(pooler, matching, state["text"], content["class_names"], negative_text=negative_text, head=content["head"])
         head.load_state_dict(state)
         return head.to(device).eval()
 

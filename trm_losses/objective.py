@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ._checks import Dims, check_number
+from ._checks import Dims, check_choice, check_number
 from ._distributed import Distributed, count_per_rank, resolve_group
 from .distillation import RegionDistillationLoss
 from .labels import UNKNOWN
@@ -47,6 +47,8 @@ class TRMObjective(nn.Module):
     pseudo-labels :math:`\tilde Y` as C / #entries, so that a pseudo-label never weighs more than a known label (with
     C / #unknown it would, at 90 % known labels, weigh nine times as much). It is not divided by the weights of the
     pseudo-labels, which would cancel the ramp. Without a query head, or with a part left out, its terms are left out.
+    Contrast, prototypes and pseudo-labels take the query-level features, unless the pooler's ``residual="query"`` writes the
+    class identity into them: then the region-level ones.
 
     A step::
 
@@ -61,6 +63,10 @@ class TRMObjective(nn.Module):
         distillation, contrast: optional losses.
         bank, labeler: optional; contrast uses the bank's prototypes where there is one, a labeller needs a bank.
         lambda_region, lambda_pseudo, lambda_distillation, lambda_contrast: the factors :math:`\lambda`.
+        teacher_text: which text makes the teacher's logits: ``"learned"``, the same as the student's; or ``"fixed"``,
+            ``reference_text``, so that the frozen model's regions teach. The second vector of a matching by pairs is the
+            student's in both.
+        reference_text: (C, D) texts of ``teacher_text="fixed"``, such as the frozen model's; a buffer.
         anchor_score: least score of a pseudo-positive that becomes an anchor of the contrast.
         bank_confidence: after the labeller's warm-up, least probability (query head) at which a known positive enters
             the bank; before, all enter, or rare classes would never start.
@@ -68,11 +74,14 @@ class TRMObjective(nn.Module):
         distributed: False, True or a process group for the counts of this module; give the parts the same.
 
     Shape:
-        tokens (B, N, D) or :class:`Regions`, text (C, D), targets (B, C) -> :class:`TRMOutput`.
+        tokens (B, N, D) or :class:`Regions`, text (C, D), targets (B, C) -> :class:`TRMOutput`; negative_text (C, D) where
+        ``matching`` has ``form="pair"``.
 
-    Reference: the four parts and which teaches which are TRM-ML's (paper, patent); factors, gates and the scale-free
-    normalisers are our choice, gates after SADCL.
+    Reference: the four parts and which teaches which are TRM-ML's (paper, patent); factors, gates, the fixed text of the
+    teacher and the scale-free normalisers are our choice, gates after SADCL.
     """
+
+    reference_text: Tensor | None
 
     def __init__(
         self,
@@ -87,6 +96,8 @@ class TRMObjective(nn.Module):
         lambda_pseudo: float = 1.0,
         lambda_distillation: float = 1.0,
         lambda_contrast: float = 0.1,
+        teacher_text: Literal["learned", "fixed"] = "learned",
+        reference_text: Tensor | None = None,
         anchor_score: float = 0.9,
         bank_confidence: float = 0.8,
         bank_pseudo_score: float = 0.9,
@@ -112,6 +123,19 @@ class TRMObjective(nn.Module):
             raise ValueError(f"{name}: all parts must have the same num_classes, got {sizes}")
         if bank is not None and bank.dim != pooler.dim:
             raise ValueError(f"{name}: bank must have the pooler's dim = {pooler.dim}, got {bank.dim}")
+        check_choice(name, "teacher_text", teacher_text, ("learned", "fixed"))
+        if (teacher_text == "fixed") != (reference_text is not None):
+            got = f"{'nothing' if reference_text is None else 'one'} with teacher_text={teacher_text!r}"
+            raise ValueError(f"{name}: reference_text (C, D) must be given where teacher_text='fixed' and there alone, got {got}")
+        if reference_text is not None:
+            Dims(name, C=pooler.num_classes, D=pooler.dim).check("reference_text", reference_text, "C D")
+            if distillation is None or distillation.form == "cosine":
+                raise ValueError(
+                    f"{name}: teacher_text='fixed' is of a distillation of logits, got "
+                    f"{'none' if distillation is None else 'one of features'}; pass distillation=RegionDistillationLoss()"
+                )
+        self.teacher_text = teacher_text
+        self.register_buffer("reference_text", None if reference_text is None else reference_text.detach().clone())
         self.pooler, self.matching, self.distillation, self.contrast = pooler, matching, distillation, contrast
         self.bank, self.labeler = bank, labeler
         self.lambda_region, self.lambda_pseudo = lambda_region, lambda_pseudo
@@ -158,21 +182,31 @@ class TRMObjective(nn.Module):
         ).to(text.device)
 
     def forward(
-        self, tokens: Tensor | Regions, text: Tensor, targets: Tensor, *, key_padding_mask: Tensor | None = None
+        self,
+        tokens: Tensor | Regions,
+        text: Tensor,
+        targets: Tensor,
+        *,
+        negative_text: Tensor | None = None,
+        key_padding_mask: Tensor | None = None,
     ) -> TRMOutput:
         """Losses of a batch; see the class."""
-        Dims(type(self).__name__, C=self.pooler.num_classes).check("targets", targets, "B C", floating=False)
+        dims = Dims(type(self).__name__, C=self.pooler.num_classes)
+        dims.check("targets", targets, "B C", floating=False)
+        dims.check("text", text, "C D", hint="one row for each class of num_classes")
         regions: Regions = (
             tokens if isinstance(tokens, Regions) else self.pooler(tokens, text, key_padding_mask=key_padding_mask)
         )
         two_heads = regions.query is not regions.region
-        logits = self.matching.logits(regions.query, text)
-        region_logits = self.matching.logits(regions.region, text) if two_heads else logits
+        bias, similarity = self.matching.bias, self._similarity(regions.query, text, negative_text)
+        region_similarity = self._similarity(regions.region, text, negative_text) if two_heads else similarity
+        logits = similarity - bias
+        region_logits = region_similarity - bias if two_heads else logits
         heads = [(1.0, "query", logits)] + ([(self.lambda_region, "region", region_logits)] if two_heads else [])
 
         pseudo = None
         if self.labeler is not None and self.bank is not None:
-            pseudo = self.labeler(regions.query, targets, self.bank, logits=logits)
+            pseudo = self.labeler(self._features(regions), targets, self.bank, logits=logits)
 
         classes = targets.shape[1]
         group = resolve_group(self.distributed)
@@ -186,8 +220,13 @@ class TRMObjective(nn.Module):
                 loss = self.matching.loss(head_logits, pseudo.targets, pseudo.weights, reduction="sum")
                 terms[f"pseudo_{head}"] = self.lambda_pseudo * factor * per_entry * loss
         if self.distillation is not None and two_heads:
-            student = self.matching.logits(regions.query, text, bias=False)
-            teacher = self.matching.logits(regions.region, text, bias=False)
+            student, teacher = similarity, region_similarity
+            if self.reference_text is not None:
+                teacher = self._similarity(regions.region, self.reference_text, negative_text)
+            if self.distillation.form == "kl_binary":
+                student, teacher = student - bias, teacher - bias
+            elif self.distillation.form == "cosine":
+                student, teacher = regions.query, regions.region
             terms["distillation"] = self.lambda_distillation * self.distillation(student, teacher)
         if self.contrast is not None:
             anchors, weights = targets, None
@@ -195,7 +234,7 @@ class TRMObjective(nn.Module):
                 anchors = self._positives(targets, pseudo, self.anchor_score)
                 weights = torch.where(targets == UNKNOWN, pseudo.weights, 1.0)
             terms["contrast"] = self.lambda_contrast * self.contrast(
-                regions.query,
+                self._features(regions),
                 text,
                 anchors,
                 prototypes=None if self.bank is None else self.bank.visual,
@@ -204,6 +243,14 @@ class TRMObjective(nn.Module):
             )
         loss = torch.stack(list(terms.values())).sum()
         return TRMOutput(loss, terms, regions, text, targets, logits, region_logits, pseudo)
+
+    def _similarity(self, regions: Tensor, text: Tensor, negative_text: Tensor | None) -> Tensor:
+        """Logits (B, C) without the bias."""
+        return self.matching.logits(regions, text, negative_text=negative_text, bias=False)
+
+    def _features(self, regions: Regions) -> Tensor:
+        """What contrast, prototypes and pseudo-labels look at: (B, C, D) features without the class identity of a query."""
+        return regions.region if self.pooler.residual == "query" else regions.query
 
     @staticmethod
     def _positives(targets: Tensor, pseudo: PseudoLabels, score: float) -> Tensor:
@@ -214,7 +261,7 @@ class TRMObjective(nn.Module):
     @torch.no_grad()
     def update(self, output: TRMOutput) -> None:
         """Take a finished step into statistics and prototypes; after the optimiser's step, not where that was skipped."""
-        features, targets, text = output.regions.query.detach(), output.targets, output.text.detach()
+        features, targets, text = self._features(output.regions).detach(), output.targets, output.text.detach()
         if self.bank is None:
             return
         confidence = torch.sigmoid(output.logits.detach())

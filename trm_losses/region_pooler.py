@@ -37,16 +37,27 @@ class RegionPooler(nn.Module):
     without looking at the image. At the start the projections of queries and keys are identities and the last layer of
     the MLP is zero, so that Z = R and R is what the frozen model sees.
 
+    Only free queries belong to the classes of the training set. Tied and conditioned ones come from the text, so any number
+    of class texts may be given, names that training never saw among them.
+
     Args:
-        num_classes: C. With ``query="tied"`` it is what :meth:`forward` expects of ``text``.
+        num_classes: C of the training set.
         dim: D, the width of tokens and text.
         num_heads: h; divides ``dim``.
-        query: ``"tied"``: the query of a class is its current text, given to :meth:`forward`. ``"free"``: a parameter of
-            its own, started at ``query_init`` and trained apart from the text.
+        query: ``"tied"``: the query of a class is its current text, given to :meth:`forward`. ``"conditioned"``: that text
+            through a learned (D, D) matrix, :math:`Q = T W^t`, the identity at the start. ``"free"``: a parameter of its
+            own, started at ``query_init`` and trained apart from the text.
         query_init: (C, D) start of free queries, such as the class text; random where it is not given.
         query_head: False leaves the MLP out; then ``Regions.query`` is ``Regions.region``.
+        mlp_input: what the MLP reads, through dropout and a layer norm: ``"attention"`` O (default), ``"region"`` R, or
+            ``"query"``, which is :math:`H = \mathrm{LN}(Q + \mathrm{dropout}(O))` with the queries as long as they are given:
+            there the class identity may leak through the MLP. None stands for the default that fits ``residual``.
+        residual: what the MLP's output is added to: ``"region"`` R (default), or ``"query"``, :math:`Z = H + \mathrm{MLP}(H)`
+            as in a transformer decoder. **A trap**, here for comparison: Z then says "class c" whatever the image shows, and
+            starts as H, far longer than R (match it by cosine). :class:`TRMObjective` keeps such a Z out of contrast,
+            prototypes and pseudo-labels, and takes R.
         mlp_ratio: hidden width of the MLP over ``dim``.
-        dropout: probability, on O and inside the MLP.
+        dropout: probability, on what the MLP reads (Q left out) and inside the MLP.
         attention_scale: start of the learned :math:`\kappa`.
         normalize_tokens: R pools unit tokens, so that a few long ones do not rule the mean. False pools them as they are.
         key_norm: ``"unit"`` length or ``"layer"`` norm of the keys.
@@ -57,7 +68,7 @@ class RegionPooler(nn.Module):
         ``Regions(region (B, C, D), query (B, C, D), saliency (B, C, N))``.
 
     Raises:
-        ValueError: sizes, option words or devices that do not fit; ``text`` missing where queries are tied.
+        ValueError: sizes, option words or devices that do not fit; ``text`` missing where queries come from it.
 
     Example:
         >>> import torch
@@ -67,7 +78,8 @@ class RegionPooler(nn.Module):
         (torch.Size([2, 20, 64]), torch.Size([2, 20, 49]))
 
     Reference: TRM-ML's saliency map, region-level and query-level features (paper and patent); one block of 4 heads
-    without self-attention follows the authors' other code; start, tie and learned :math:`\kappa` are our choice.
+    without self-attention follows the authors' other code; start, tie and learned :math:`\kappa` are our choice. What feeds
+    the MLP is not known of TRM-ML; the residual from the query is that of Query2Label and SADCL.
     """
 
     def __init__(
@@ -76,9 +88,11 @@ class RegionPooler(nn.Module):
         dim: int,
         *,
         num_heads: int = 4,
-        query: Literal["tied", "free"] = "tied",
+        query: Literal["tied", "free", "conditioned"] = "tied",
         query_init: Tensor | None = None,
         query_head: bool = True,
+        mlp_input: Literal["attention", "region", "query"] | None = None,
+        residual: Literal["region", "query"] = "region",
         mlp_ratio: float = 4.0,
         dropout: float = 0.1,
         attention_scale: float = 8.0,
@@ -93,52 +107,74 @@ class RegionPooler(nn.Module):
         check_number(name, "num_classes", num_classes, 1)
         check_number(name, "dim", dim, 1)
         check_number(name, "num_heads", num_heads, 1)
+        check_number(name, "mlp_ratio", mlp_ratio, 0, strict=True)
         check_number(name, "dropout", dropout, 0, 1)
         check_number(name, "attention_scale", attention_scale, 0, strict=True)
-        check_choice(name, "query", query, ("tied", "free"))
+        check_choice(name, "query", query, ("tied", "free", "conditioned"))
+        check_choice(name, "residual", residual, ("region", "query"))
+        if mlp_input is None:
+            mlp_input = "query" if residual == "query" else "attention"
+        check_choice(name, "mlp_input", mlp_input, ("attention", "region", "query"))
         check_choice(name, "key_norm", key_norm, ("unit", "layer"))
         if dim % num_heads:
             raise ValueError(f"{name}: num_heads must divide dim = {dim}, got {num_heads}")
-        if query == "tied" and query_init is not None:
-            raise ValueError(f"{name}: query_init starts free queries; with query='tied' pass the text to forward")
+        if query != "free" and query_init is not None:
+            raise ValueError(f"{name}: query_init starts free queries; with query={query!r} pass the text to forward")
+        if residual == "query" and mlp_input != "query":
+            raise ValueError(f"{name}: residual='query' is H + MLP(H), so mlp_input must be 'query', got {mlp_input!r}")
         self.num_classes, self.dim, self.num_heads = num_classes, dim, num_heads
         self.normalize_tokens, self.key_norm, self.validate = normalize_tokens, key_norm, validate
         self.query_head, self.dropout_rate = query_head, dropout
+        self.mlp_input, self.residual = mlp_input, residual
         self.query: nn.Parameter | None = None
         if query == "free":
             start = torch.randn(num_classes, dim) if query_init is None else query_init.detach().clone()
             Dims(name, C=num_classes, D=dim).check("query_init", start, "C D")
             self.query = nn.Parameter(start.to(device=device, dtype=dtype))
         factory = {"device": device, "dtype": dtype}
+        self.text_weight: nn.Parameter | None = None
+        if query == "conditioned":
+            self.text_weight = nn.Parameter(torch.eye(dim, **factory))  # type: ignore[arg-type]
         self.query_weight = nn.Parameter(torch.eye(dim, **factory))  # type: ignore[arg-type]
         self.key_weight = nn.Parameter(torch.eye(dim, **factory))  # type: ignore[arg-type]
         self.log_attention_scale = nn.Parameter(torch.tensor(math.log(attention_scale), **factory))  # type: ignore[arg-type]
         if query_head:
-            hidden = round(mlp_ratio * dim)
-            self.value_norm = nn.LayerNorm(dim, **factory)  # type: ignore[arg-type]
-            self.value_weight = nn.Parameter(torch.empty(dim, dim, **factory))  # type: ignore[arg-type]
-            self.output = nn.Linear(dim, dim, **factory)  # type: ignore[arg-type]
+            hidden = max(1, round(mlp_ratio * dim))
+            matrices: list[Tensor] = []
+            zeros: list[Tensor] = []
+            if mlp_input != "region":  # O is not made where nothing reads it: a parameter without gradient stops DDP
+                self.value_norm = nn.LayerNorm(dim, **factory)  # type: ignore[arg-type]
+                self.value_weight = nn.Parameter(torch.empty(dim, dim, **factory))  # type: ignore[arg-type]
+                self.output = nn.Linear(dim, dim, **factory)  # type: ignore[arg-type]
+                matrices, zeros = [self.value_weight, self.output.weight], [self.output.bias]
             self.dropout = nn.Dropout(dropout)
             up = nn.Linear(dim, hidden, **factory)  # type: ignore[arg-type]
             down = nn.Linear(hidden, dim, **factory)  # type: ignore[arg-type]
             norm = nn.LayerNorm(dim, **factory)  # type: ignore[arg-type]
             self.mlp = nn.Sequential(norm, up, nn.GELU(), nn.Dropout(dropout), down)
-            for weight in (self.value_weight, self.output.weight, up.weight):
+            for weight in (*matrices, up.weight):
                 nn.init.xavier_uniform_(weight)
-            for zero in (self.output.bias, up.bias, down.weight, down.bias):
+            for zero in (*zeros, up.bias, down.weight, down.bias):
                 nn.init.zeros_(zero)
+
+    @property
+    def query_kind(self) -> Literal["tied", "free", "conditioned"]:
+        """Where the queries come from."""
+        return "free" if self.query is not None else "tied" if self.text_weight is None else "conditioned"
 
     def forward(self, tokens: Tensor, text: Tensor | None = None, *, key_padding_mask: Tensor | None = None) -> Regions:
         """Pool tokens (B, N, D) into one region for each class; see the class for shapes."""
         name = type(self).__name__
-        dims = Dims(name, C=self.num_classes, D=self.dim)
+        dims = Dims(name, D=self.dim)
         dims.check("tokens", tokens, "B N D")
         if self.query is not None:
             queries: Tensor = self.query
         else:
             if text is None:
-                raise ValueError(f"{name}: text must be given where query='tied'; pass text (C, D) or use query='free'")
-            dims.check("text", text, "C D", hint="one row for each class of num_classes")
+                raise ValueError(
+                    f"{name}: text must be given where query={self.query_kind!r}; pass text (C, D) or use query='free'"
+                )
+            dims.check("text", text, "C D", hint="text and tokens share the width D of the joint space")
             queries = text
         if key_padding_mask is not None:
             dims.check("key_padding_mask", key_padding_mask, "B N", floating=False)
@@ -151,10 +187,13 @@ class RegionPooler(nn.Module):
             check_finite(name, "queries", queries)
         dtype = self.query_weight.dtype
         tokens = tokens.to(dtype)
+        queries = queries.to(dtype)
+        if self.text_weight is not None:
+            queries = queries @ self.text_weight
         unit_tokens = TF.unit(tokens).to(dtype)  # not in float16, where a token of zeros would become NaN
         keys = unit_tokens if self.key_norm == "unit" else F.layer_norm(tokens, (self.dim,))
         attention = TF.region_attention(
-            TF.unit(queries.to(dtype)).to(dtype),
+            TF.unit(queries).to(dtype),
             keys,
             self.query_weight,
             self.key_weight,
@@ -166,9 +205,15 @@ class RegionPooler(nn.Module):
         region = torch.bmm(saliency.to(tokens.dtype), unit_tokens if self.normalize_tokens else tokens)
         if not self.query_head:
             return Regions(region, region, saliency)
-        attended = self._attend(attention, self.value_norm(tokens))
-        query = region + self.mlp(self.dropout(self.output(attended)))
-        return Regions(region, query, saliency)
+        if self.mlp_input == "region":
+            return Regions(region, region + self.mlp(self.dropout(region)), saliency)
+        read = self.dropout(self.output(self._attend(attention, self.value_norm(tokens))))
+        if self.mlp_input == "query":
+            read = queries + read
+        if self.residual == "query":
+            normed = self.mlp[0](read)
+            return Regions(region, normed + self.mlp[1:](normed), saliency)
+        return Regions(region, region + self.mlp(read), saliency)
 
     def _attend(self, attention: Tensor, values: Tensor) -> Tensor:
         """concat_i(A_i values W_i): the projection goes to whichever side, classes or tokens, takes fewer products."""
@@ -185,8 +230,7 @@ class RegionPooler(nn.Module):
         return parts.flatten(2)
 
     def extra_repr(self) -> str:
-        kind = "tied" if self.query is None else "free"
         return (
-            f"num_classes={self.num_classes}, dim={self.dim}, num_heads={self.num_heads}, query={kind!r}, "
-            f"query_head={self.query_head}"
+            f"num_classes={self.num_classes}, dim={self.dim}, num_heads={self.num_heads}, query={self.query_kind!r}, "
+            f"query_head={self.query_head}, mlp_input={self.mlp_input!r}, residual={self.residual!r}"
         )

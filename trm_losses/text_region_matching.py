@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +18,26 @@ __all__ = ["TextRegionMatchingLoss"]
 class TextRegionMatchingLoss(nn.Module):
     r"""One text, one region: a logit for each class, and an asymmetric loss over the known labels.
 
-    .. math:: \ell_{bc} = s\, r_{bc} \cdot \hat t_c - \beta_c
+    .. math::
+        \text{single:}\quad & \ell_{bc} = s\, r_{bc} \cdot \hat t_c - \beta_c \\
+        \text{pair:}\quad & \ell_{bc} = s\, (r_{bc} \cdot \hat t_c - r_{bc} \cdot \hat t^-_c) - \beta_c \\
+        \text{free:}\quad & \ell_{bc} = s\, (r_{bc} \cdot \hat t_c - r_{bc} \cdot t^-_c) - \beta_c
 
     followed by :func:`trm_losses.functional.asymmetric_loss`. Scale s (through its logarithm) and the bias of each class
     are trained. Unknown labels (-1) give no loss and no gradient; soft labels and weights are welcome. The mean runs over
     known entries, so the loss has the same size whatever the share of known labels.
 
+    A pair weighs the class text against a second text, of absence, given beside it; or against a free vector, a parameter
+    of any length that starts at zero: there the form is the single one exactly, with no text of absence to invent.
+    DualCoOp's pair has no bias, so that a pair of like texts begins at probability 1/2 for every class. It stays here, to be
+    calibrated; left at its start of 0 by ``matching.bias.requires_grad_(False)`` the pair is DualCoOp's.
+
     Args:
         num_classes: C.
+        form: ``"single"``, ``"pair"`` (then ``negative_text`` must be given) or ``"pair_free"``.
+        dim: D of the free vector; needed where ``form="pair_free"`` has no ``negative_init``.
+        negative_init: (C, D) start of the free vector, as it is; zero where it is not given. Weight decay draws it back to
+            zero.
         gamma_pos, gamma_neg, margin, detach_focus: of the asymmetric loss; all 0 gives binary cross-entropy.
         scale: start of s, clamped to at most 100 in training.
         bias: start of :math:`\beta`; :meth:`calibrate_bias` sets it from data.
@@ -35,7 +48,8 @@ class TextRegionMatchingLoss(nn.Module):
         validate: check label values and look for NaN (waits for the device).
 
     Shape:
-        regions (B, C, D), text (C, D), targets and weights (B, C) -> scalar, or (B, C) with ``reduction="none"``.
+        regions (B, C, D), text and negative_text (C, D), targets and weights (B, C) -> scalar, or (B, C) with
+        ``reduction="none"``.
 
     Raises:
         ValueError: shapes, devices, label values or NaN, each by name. TypeError: not a tensor, not floating point.
@@ -51,7 +65,8 @@ class TextRegionMatchingLoss(nn.Module):
         tensor(0.)
 
     Reference: one-to-one matching is TRM-ML's (paper); the asymmetric loss with 1 / 2 / 0.05 is DualCoOp's and the
-    authors'; scale, bias and the mean over known entries are our choice.
+    authors'; the pair is DualCoOp's, the vector learned in place of the text of absence PositiveCoOp's; scale, bias, the
+    start of that vector and the mean over known entries are our choice.
     """
 
     max_scale = 100.0
@@ -60,6 +75,9 @@ class TextRegionMatchingLoss(nn.Module):
         self,
         num_classes: int,
         *,
+        form: Literal["single", "pair", "pair_free"] = "single",
+        dim: int | None = None,
+        negative_init: Tensor | None = None,
         gamma_pos: float = 1.0,
         gamma_neg: float = 2.0,
         margin: float = 0.05,
@@ -80,13 +98,27 @@ class TextRegionMatchingLoss(nn.Module):
         check_number(name, "gamma_neg", gamma_neg, 0)
         check_number(name, "margin", margin, 0, 0.99)
         check_number(name, "scale", scale, 0, self.max_scale, strict=True)
+        check_number(name, "bias", bias)
+        check_choice(name, "form", form, ("single", "pair", "pair_free"))
         check_choice(name, "reduction", reduction, ("none", "mean", "sum"))
-        self.num_classes = num_classes
+        if form != "pair_free" and (dim is not None or negative_init is not None):
+            raise ValueError(f"{name}: dim and negative_init are of form='pair_free', got form={form!r}")
+        self.num_classes, self.form = num_classes, form
         self.gamma_pos, self.gamma_neg, self.margin, self.detach_focus = gamma_pos, gamma_neg, margin, detach_focus
         self.normalize_regions, self.reduction = normalize_regions, reduction
         self.distributed, self.validate = distributed, validate
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale), device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.full((num_classes,), float(bias), device=device, dtype=dtype))
+        self.negative: nn.Parameter | None = None
+        if form == "pair_free":
+            if negative_init is None:
+                if dim is None:
+                    raise ValueError(f"{name}: dim must be given where form='pair_free', or negative_init (C, D)")
+                check_number(name, "dim", dim, 1)
+                negative_init = torch.zeros(num_classes, dim)
+            sizes = {"C": num_classes} if dim is None else {"C": num_classes, "D": dim}
+            Dims(name, **sizes).check("negative_init", negative_init, "C D")
+            self.negative = nn.Parameter(negative_init.detach().clone().to(device=device, dtype=dtype))
 
     @property
     def scale(self) -> Tensor:
@@ -94,16 +126,32 @@ class TextRegionMatchingLoss(nn.Module):
         # A little room: log(100) rounds up in float32, and above the limit there is no gradient.
         return self.log_scale.clamp(max=math.log(self.max_scale) + 1e-6).exp()
 
-    def logits(self, regions: Tensor, text: Tensor, *, bias: bool = True) -> Tensor:
+    def logits(self, regions: Tensor, text: Tensor, *, negative_text: Tensor | None = None, bias: bool = True) -> Tensor:
         """Logits (B, C); ``bias=False`` leaves the bias of the classes out, as distillation wants it."""
         dims = Dims(type(self).__name__, C=self.num_classes)
         dims.check("regions", regions, "B C D", hint="one region for each class of num_classes")
         dims.check("text", text, "C D", hint="text and regions share the width D of the joint space")
+        if (self.form == "pair") != (negative_text is not None):
+            got = f"{'nothing' if negative_text is None else 'one'} with form={self.form!r}"
+            raise ValueError(f"{dims.owner}: negative_text (C, D) must be given where form='pair' and there alone, got {got}")
+        negative: Tensor | None = self.negative
+        if negative is not None:
+            dims.check("negative", negative, "C D", hint="the free vector has the width D of the joint space")
+        if negative_text is not None:
+            dims.check("negative_text", negative_text, "C D")
+            negative = TF.unit(negative_text)
         if self.validate:
             check_finite(dims.owner, "regions", regions)
             check_finite(dims.owner, "text", text)
+            if negative_text is not None:
+                check_finite(dims.owner, "negative_text", negative_text)
         return TF.text_region_logits(
-            regions, text, self.scale, self.bias if bias else None, normalize_regions=self.normalize_regions
+            regions,
+            text,
+            self.scale,
+            self.bias if bias else None,
+            negative=negative,
+            normalize_regions=self.normalize_regions,
         )
 
     def loss(
@@ -129,23 +177,31 @@ class TextRegionMatchingLoss(nn.Module):
             group=resolve_group(self.distributed),
         )
 
-    def forward(self, regions: Tensor, text: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        regions: Tensor,
+        text: Tensor,
+        targets: Tensor,
+        weights: Tensor | None = None,
+        *,
+        negative_text: Tensor | None = None,
+    ) -> Tensor:
         """The loss of regions (B, C, D) against text (C, D); see the class."""
-        return self.loss(self.logits(regions, text), targets, weights)
+        return self.loss(self.logits(regions, text, negative_text=negative_text), targets, weights)
 
     @torch.no_grad()
-    def calibrate_bias(self, regions: Tensor, text: Tensor, prior: float) -> None:
+    def calibrate_bias(self, regions: Tensor, text: Tensor, prior: float, *, negative_text: Tensor | None = None) -> None:
         """Set one bias for all classes so that the mean probability over ``regions`` is ``prior``, by bisection.
 
         A cosine of a vision-language model says little about presence in absolute terms: without this start every class
         would begin far too probable.
 
         Args:
-            regions: (B, C, D) of the first batches. text: (C, D).
+            regions: (B, C, D) of the first batches. text and, with ``form="pair"``, negative_text: (C, D).
             prior: expected share of present labels, such as present / known over the training labels.
         """
         check_number(type(self).__name__, "prior", prior, 0, 1, strict=True)
-        logits = self.logits(regions, text, bias=False).double()
+        logits = self.logits(regions, text, negative_text=negative_text, bias=False).double()
         low, high = logits.min() - 20, logits.max() + 20
         for _ in range(60):
             middle = (low + high) / 2
@@ -155,6 +211,6 @@ class TextRegionMatchingLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return (
-            f"num_classes={self.num_classes}, gamma_pos={self.gamma_pos}, gamma_neg={self.gamma_neg}, "
+            f"num_classes={self.num_classes}, form={self.form!r}, gamma_pos={self.gamma_pos}, gamma_neg={self.gamma_neg}, "
             f"margin={self.margin}, normalize_regions={self.normalize_regions}, reduction={self.reduction!r}"
         )
