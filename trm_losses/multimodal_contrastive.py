@@ -148,7 +148,8 @@ class MultimodalContrastiveLoss(nn.Module):
         dims.check("text", text, "C D", hint="text and regions share classes and width")
         dims.check("targets", targets, "B C", floating=False)
         if prototypes is not None:
-            dims.check("prototypes", prototypes, "C K D" if prototypes.ndim == 3 else "C D")
+            several = isinstance(prototypes, Tensor) and prototypes.ndim == 3 and len(prototypes) == dims.sizes["C"]
+            dims.check("prototypes", prototypes, "C K D" if several else "C D", hint="(C, K, D) for K centres a class")
         if seen is not None:
             dims.check("seen", seen, "C", floating=False)
             if seen.dtype != torch.bool:
