@@ -593,7 +593,7 @@ def _inter_class(features: Tensor, norm: Tensor, prototypes: Tensor, temperature
     parts = []
     for start in range(0, classes, step):
         rows = features[:, start : start + step]
-        logits = _class_similarities(rows.flatten(0, 1), prototypes).view(batch, -1, classes)
+        logits = _class_similarities(rows.flatten(0, 1), prototypes).view(batch, rows.shape[1], classes)
         logits = logits / (temperature * norm[:, start : start + step, None])
         own = logits.diagonal(start, dim1=1, dim2=2)
         parts.append(torch.exp(own - torch.logsumexp(logits.masked_fill(~seen, _MASKED), dim=-1)))
