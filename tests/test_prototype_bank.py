@@ -176,6 +176,10 @@ def test_centres_that_have_not_started_change_no_similarity() -> None:
         one.update(z, y)
     assert torch.equal(bank.visual, one.visual[:, None].expand(-1, 3, -1)) and torch.equal(bank.count[:, 0], one.count)
     assert torch.count_nonzero(bank.count[:, 1:]) == 0
+    nearer = copy.deepcopy(bank)
+    nearer.visual[:, 1] = TF.unit(z[0]).float()  # as rounding may have it: a copy that seems nearer takes nothing
+    nearer.update(z, y, ids=torch.arange(5))
+    assert torch.count_nonzero(nearer.count[:, 1:]) == 0
     f, t = normal(5, 4, 6, seed=9), normal(4, 6, seed=8)
     for a, b in zip(TF.prototype_similarities(f, bank.visual, t), TF.prototype_similarities(f, one.visual, t), strict=True):
         torch.testing.assert_close(a, b)
