@@ -495,7 +495,7 @@ def multi_label_contrastive(
     Returns:
         A scalar; without a pair it is 0 and still attached to the features.
 
-    Reference: our choice, the form of MulSupCon; SupCon (Khosla et al., NeurIPS 2020) with the sum outside the logarithm.
+    Reference: our choice, after MulSupCon (Zhang and Wu, AAAI 2024) and SupCon (Khosla et al., NeurIPS 2020).
     """
     with full_precision(features):
         f = unit(features) if project is None else unit(project(unit(features)))
