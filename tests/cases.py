@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -189,6 +189,25 @@ def with_prototypes(batch: int, classes: int) -> Inputs:
     return {**with_weights(batch, classes), "prototypes": normal(classes, WIDTH, seed=5), "seen": seen}
 
 
+def with_memory(batch: int, classes: int) -> Inputs:
+    """Three centres a class, maps of which some overlap, and past regions, some of them of the batch's samples."""
+    past_ids = torch.arange(classes * 3).view(classes, 3) % 7
+    past_ids[-1, -1] = -1  # a ring that is not full
+    return {
+        **with_prototypes(batch, classes),
+        "prototypes": normal(classes, 3, WIDTH, seed=5),
+        "saliency": (1.5 * normal(batch, classes, TOKENS, seed=19)).softmax(dim=-1),
+        "memory.features": normal(classes, 3, WIDTH, seed=20),
+        "memory.ids": past_ids,
+        "ids": torch.arange(batch) + 2,
+    }
+
+
+def image_labels(batch: int, classes: int) -> Inputs:
+    weights = torch.rand(batch, classes, generator=generator(4), dtype=torch.float64)
+    return {"regions": normal(batch, WIDTH, seed=1), "targets": labels(batch, classes, seed=8), "weights": weights}
+
+
 def token_text(batch: int, classes: int) -> Inputs:
     return {"tokens": normal(batch, TOKENS, WIDTH, seed=6), "text": normal(classes, WIDTH, seed=7)}
 
@@ -285,7 +304,8 @@ def with_negative(inputs: Callable[[int, int], Inputs]) -> Callable[[int, int], 
 
 
 def contrast_options(x: Inputs) -> dict[str, Any]:
-    return {key: x[key] for key in ("prototypes", "seen", "weights") if key in x}
+    options: dict[str, Any] = {key: x[key] for key in ("prototypes", "seen", "weights", "saliency", "ids") if key in x}
+    return {**options, "memory": TF.Memory(x["memory.features"], x["memory.ids"])} if "memory.features" in x else options
 
 
 def call_contrast(module: tl.MultimodalContrastiveLoss, x: Inputs) -> Result:
@@ -305,12 +325,70 @@ def weighted(terms: dict[str, Any], alphas: dict[str, float]) -> Any:
     )
 
 
-def contrast_settings(module: tl.MultimodalContrastiveLoss) -> dict[str, float]:
+def contrast_settings(module: tl.MultimodalContrastiveLoss) -> dict[str, Any]:
     return {
         "temperature": module.temperature,
         "temperature_region": module.temperature_region,
         "anchor_threshold": module.anchor_threshold,
+        **({} if module.overlap is None else {"overlap": module.overlap}),
+        "absent_negatives": module.absent_negatives,
     }
+
+
+OPTION_ALPHAS = {**ALPHAS, "text_prototype": 0.0}  # which would not be 0 where nothing is known
+
+
+def everything_contrast(classes: int, distributed: Any = False) -> tl.MultimodalContrastiveLoss:
+    """Every option on; a module without one of its own parameters would not notice half of them."""
+    return shaken(  # type: ignore[return-value]
+        tl.MultimodalContrastiveLoss(
+            temperature=0.3, temperature_region=0.4, overlap=0.5, absent_negatives=True, dim=WIDTH, head_dim=5,
+            distributed=distributed, **OPTION_ALPHAS,
+        )
+    )  # fmt: skip
+
+
+def head_state(module: tl.MultimodalContrastiveLoss) -> dict[str, Any]:
+    return {} if module.head is None else {"head": dict(module.head.state_dict())}
+
+
+CENTRES: dict[str, int] = {"num_prototypes": 2, "queue_size": 3}
+
+
+def centre_steps(x: Inputs) -> Iterator[tuple[Inputs, Inputs]]:
+    """Enough updates for rings to wrap and centres to start."""
+    for step in range(5):
+        if step:
+            z = x["regions"].roll((step, step), (0, 2))
+            x = {**x, "regions": z, "targets": x["targets"].roll(1, 1), "ids": x["ids"] + step}
+        yield {key: x[key] for key in ("regions", "targets")}, {key: x[key] for key in ("text", "ids")}
+
+
+def call_centres(module: tl.PrototypeBank, x: Inputs) -> Result:
+    module.reset()
+    for batch, options in centre_steps(x):
+        module.update(*batch.values(), **options)
+    assert module.absent is not None and module.memory is not None
+    return module.visual.clone(), module.count.clone(), module.absent.clone(), *(m.clone() for m in module.memory)
+
+
+def centres_oracle(module: tl.PrototypeBank, x: Inputs) -> Any:
+    bank = oracles.Bank(module.init, **CENTRES, absent_every=2)
+    for batch, options in centre_steps(x):
+        bank.update(*batch.values(), None, *options.values())
+    return bank.visual, np.array(bank.count), bank.absent, *ring(bank, [int(n) for n in module.queue_cursor])
+
+
+def ring(bank: oracles.Bank, cursor: list[int]) -> tuple[Any, Any]:
+    """The lists of the oracle as the ring lays them out: a full one begins, oldest first, at its cursor."""
+    features = np.zeros((len(bank.queue), bank.queue_size, bank.text.shape[1]))
+    ids = np.full(features.shape[:2], -1)
+    for c, entries in enumerate(bank.queue):
+        first = cursor[c] if len(entries) == bank.queue_size else 0
+        for i, (sample, feature) in enumerate(entries):
+            place = (first + i) % bank.queue_size
+            features[c, place], ids[c, place] = feature, sample
+    return features, ids
 
 
 def call_bank(module: tl.PrototypeBank, x: Inputs) -> Result:
@@ -475,6 +553,8 @@ POOLER_STATE = (
 )  # fmt: skip
 REGION_STATE = tuple(key for key in POOLER_STATE if not key.startswith(("value", "output")))
 BANK_STATE = ("init", "visual", "text", "count", "text_count")
+QUEUE_STATE = ("queue", "queue_ids", "queue_cursor")
+HEAD_STATE = ("head.hidden.weight", "head.hidden.bias", "head.output.weight", "head.output.bias")
 LABELER_STATE = ("step", "similarity_sum", "similarity_mass", "known_count")
 MATCHING_STATE = ("log_scale", "bias")
 
@@ -786,6 +866,77 @@ CASES = [
         finite=("regions", "text"),
     ),
     Case(
+        name="contrast, projection, overlap, absent negatives, memory, centres",
+        owner="MultimodalContrastiveLoss",
+        build=everything_contrast,
+        inputs=with_memory,
+        call=call_contrast,
+        oracle=lambda m, x: weighted(
+            oracles.contrast(
+                x["regions"], x["text"], x["targets"], **contrast_options(x), **contrast_settings(m), **head_state(m)
+            ),
+            OPTION_ALPHAS,
+        ),
+        twin=lambda m, x: weighted(
+            TF.multimodal_contrastive(
+                x["regions"], x["text"], x["targets"], **contrast_options(x), **contrast_settings(m), project=m.head
+            ),
+            OPTION_ALPHAS,
+        ),
+        learns=("regions", "text"),
+        wrong={
+            **refused(regions="B C D", ids="B", **{"memory.features": "C Q D", "memory.ids": "C Q"}),
+            **integers("regions", "text", "weights", "prototypes", "saliency", "memory.features"),
+            "prototypes: width": (change("prototypes", lambda p: p[..., 1:]), ValueError, r"prototypes must have .*\(C, K, D\)"),
+            "saliency: rank": (change("saliency", lambda a: a[None]), ValueError, r"saliency must have shape \(B, C, N\)"),
+            "saliency: missing": (
+                lambda x: {k: v for k, v in x.items() if k != "saliency"},
+                ValueError,
+                r"saliency \(B, C, N\) must be given where overlap is set",
+            ),
+            "ids: missing": (
+                lambda x: {k: v for k, v in x.items() if k != "ids"},
+                ValueError,
+                r"ids \(B,\) must be given with memory",
+            ),
+        },
+        state=HEAD_STATE,
+        is_loss=True,
+        finite=("regions", "text"),
+        shows=("overlap=0.5", "absent_negatives=True", "out_features=5"),
+    ),
+    Case(
+        name="contrast, images by their labels",
+        owner="MultimodalContrastiveLoss",
+        build=lambda c: tl.MultimodalContrastiveLoss(temperature_region=0.3, region_region=0.7),
+        inputs=image_labels,
+        call=lambda m, x: m(x["regions"], None, x["targets"], weights=x["weights"]),
+        oracle=lambda m, x: 0.7 * oracles.multi_label(x["regions"], x["targets"], x["weights"], m.temperature_region),
+        twin=lambda m, x: (
+            0.7 * TF.multi_label_contrastive(x["regions"], x["targets"], weights=x["weights"], temperature=m.temperature_region)
+        ),
+        learns=("regions",),
+        state=(),
+        finite=("regions",),
+    ),
+    Case(
+        name="contrast, images by their labels, projection",
+        owner="MultimodalContrastiveLoss",
+        build=lambda c: shaken(tl.MultimodalContrastiveLoss(dim=WIDTH, head_dim=5)),
+        inputs=image_labels,
+        call=lambda m, x: m(x["regions"], None, x["targets"], weights=x["weights"]),
+        oracle=lambda m, x: oracles.multi_label(x["regions"], x["targets"], x["weights"], **head_state(m)),
+        twin=lambda m, x: TF.multi_label_contrastive(x["regions"], x["targets"], weights=x["weights"], project=m.head),
+        learns=("regions",),
+        wrong={
+            **refused(regions="B D", targets="B C", weights="B C"),
+            **integers("regions", "weights"),
+            **encodings(),
+        },
+        state=HEAD_STATE,
+        finite=("regions",),
+    ),
+    Case(
         name="bank",
         owner="PrototypeBank",
         build=lambda c: tl.PrototypeBank(c, WIDTH, init=normal(c, WIDTH, seed=17)),
@@ -801,6 +952,23 @@ CASES = [
         compiles=False,
         finite=("text",),
         shows=("num_classes=5", "dim=8", "momentum=0.99"),
+    ),
+    Case(
+        name="bank, centres, queue, absent",
+        owner="PrototypeBank",
+        build=lambda c: tl.PrototypeBank(c, WIDTH, init=normal(c, WIDTH, seed=17), absent=True, absent_every=2, **CENTRES),
+        inputs=lambda b, c: {**region_text(b, c), "ids": 10 * torch.arange(b)},
+        call=call_centres,
+        oracle=centres_oracle,
+        wrong={
+            **refused(regions="B C D", text="C D", targets="B C", ids="B"),
+            "ids: float": (change("ids", lambda i: i.float()), TypeError, "ids must be int64, got torch.float32"),
+            "ids: negative": (change("ids", lambda i: i - 1), ValueError, r"ids must be at least 0 .*, got -1"),
+        },
+        state=(*BANK_STATE, "absent", "absent_count", "absent_step", *QUEUE_STATE),
+        compiles=False,
+        finite=("text",),
+        shows=("num_prototypes=2", "queue_size=3", "absent=True"),
     ),
     Case(
         name="labeler",

@@ -206,6 +206,16 @@ def feature_distillation(student: Any, teacher: Any, weights: Any = None) -> Arr
 # Contrast -------------------------------------------------------------------------------------------------------------
 
 
+def projected(v: Array, head: dict[str, Any]) -> Array:
+    """Two layers with a ReLU between."""
+    p = {key: array(value) for key, value in head.items()}
+    hidden = [max(0.0, float(row @ v) + float(b)) for row, b in zip(p["hidden.weight"], p["hidden.bias"], strict=True)]
+    return p["output.weight"] @ np.array(hidden) + p["output.bias"]
+
+
+_unit = unit
+
+
 def contrast(
     regions: Any,
     text: Any,
@@ -214,11 +224,21 @@ def contrast(
     prototypes: Any = None,
     seen: Any = None,
     weights: Any = None,
+    saliency: Any = None,
+    memory: Any = None,
+    ids: Any = None,
     temperature: float = 0.07,
     temperature_region: float = 0.1,
     anchor_threshold: float = 0.9,
+    overlap: float = 0.7,
+    absent_negatives: bool = False,
+    head: dict[str, Any] | None = None,
 ) -> dict[str, float]:
-    """The five contrasts, pair by pair."""
+    """The five contrasts, pair by pair; ``head`` holds the parameters of a projection."""
+
+    def unit(v: Array) -> Array:  # what is compared: the unit vector, or its projection
+        return _unit(v) if head is None else _unit(projected(_unit(v), head))
+
     f, t, y = array(regions), [unit(row) for row in array(text)], array(targets)
     w = np.ones_like(y) if weights is None else array(weights)
     classes = range(len(t))
@@ -226,43 +246,63 @@ def contrast(
     feature = {a: unit(f[a]) for a in anchors}
     mean = dict.fromkeys(("region_region", "region_text", "text_region", "region_prototype", "text_prototype"), 0.0)
 
+    def separate(a: tuple[int, int], c: int) -> bool:
+        """Class c stays in the denominator of anchor a."""
+        if saliency is None or c == a[1]:
+            return True
+        maps = array(saliency)[a[0]]
+        return sum(min(float(p), float(q)) for p, q in zip(maps[a[1]], maps[c], strict=True)) <= overlap
+
     rows = []
+    past: list[tuple[int, int, Array]] = []  # class, sample, feature
+    if memory is not None:
+        stored, samples = array(memory[0]), array(memory[1])
+        past = [(c, int(samples[c, q]), unit(stored[c, q])) for c, q in np.ndindex(*samples.shape) if samples[c, q] >= 0]
     for a in anchors:
-        partners = [p for p in anchors if p[1] == a[1] and p[0] != a[0]]
-        others = [float(feature[a] @ feature[o]) / temperature_region for o in anchors if o != a]
+        partners = [feature[p] for p in anchors if p[1] == a[1] and p[0] != a[0]]
+        others = [feature[o] for o in anchors if o != a]
+        for c, sample, old in past:
+            if c != a[1] or sample != int(ids[a[0]]):
+                others.append(old)
+                if c == a[1]:
+                    partners.append(old)
         if partners:
-            log_ratio = [float(feature[a] @ feature[p]) / temperature_region - log_sum_exp(others) for p in partners]
+            bottom = log_sum_exp([float(feature[a] @ o) / temperature_region for o in others])
+            log_ratio = [float(feature[a] @ p) / temperature_region - bottom for p in partners]
             rows.append(-w[a] * sum(log_ratio) / len(partners))
     mean["region_region"] = sum(rows) / len(rows) if rows else 0.0
 
     rows = []
     for a in anchors:
-        scores = [float(feature[a] @ t[c]) / temperature for c in classes]
-        rows.append(w[a] * (log_sum_exp(scores) - scores[a[1]]))
+        scores = [float(feature[a] @ t[c]) / temperature for c in classes if separate(a, c)]
+        rows.append(w[a] * (log_sum_exp(scores) - float(feature[a] @ t[a[1]]) / temperature))
     mean["region_text"] = sum(rows) / len(rows) if rows else 0.0
 
     rows = []
     for c in classes:
         own = [a for a in anchors if a[1] == c]
         scores = [float(t[c] @ feature[a]) / temperature for a in anchors]
+        if absent_negatives:
+            scores += [float(t[c] @ unit(f[b, c])) / temperature for b in range(len(y)) if y[b, c] == 0]
         if own:
             part = [w[a] * (log_sum_exp(scores) - float(t[c] @ feature[a]) / temperature) for a in own]
             rows.append(sum(part) / len(own))
     mean["text_region"] = sum(rows) / len(rows) if rows else 0.0
 
     if prototypes is not None:
-        proto = [unit(row) for row in array(prototypes)]
+        centres = array(prototypes)
+        proto = [[unit(p) for p in (row if row.ndim == 2 else row[None])] for row in centres]
         known = [c for c in classes if seen is None or bool(seen[c])]
+
+        def near(v: Array, c: int) -> float:
+            return max(float(v @ p) for p in proto[c]) / temperature
+
         rows = []
         for a in anchors:
             if a[1] in known:
-                scores = [float(feature[a] @ proto[c]) / temperature for c in known]
-                rows.append(w[a] * (log_sum_exp(scores) - float(feature[a] @ proto[a[1]]) / temperature))
+                rows.append(w[a] * (log_sum_exp([near(feature[a], c) for c in known if separate(a, c)]) - near(feature[a], a[1])))
         mean["region_prototype"] = sum(rows) / len(rows) if rows else 0.0
-        rows = []
-        for c in known:
-            scores = [float(t[c] @ proto[k]) / temperature for k in known]
-            rows.append(log_sum_exp(scores) - float(t[c] @ proto[c]) / temperature)
+        rows = [log_sum_exp([near(t[c], k) for k in known]) - near(t[c], c) for c in known]
         mean["text_prototype"] = sum(rows) / len(rows) if rows else 0.0
     return mean
 
@@ -278,55 +318,153 @@ def sup_con(features: Any, labels: Any, temperature: float) -> float:
     return sum(rows) / len(rows)
 
 
+def multi_label(
+    features: Any,
+    targets: Any,
+    weights: Any = None,
+    temperature: float = 0.1,
+    anchor_threshold: float = 0.9,
+    head: dict[str, Any] | None = None,
+) -> float:
+    """Every label of an image against all other images that carry any, label by label and pair by pair."""
+    y, rows = array(targets), []
+    f = [unit(row) if head is None else unit(projected(unit(row), head)) for row in array(features)]
+    w = np.ones_like(y) if weights is None else array(weights)
+    carries = [[c for c in range(y.shape[1]) if y[b, c] >= anchor_threshold] for b in range(len(y))]
+    for b in range(len(y)):
+        for c in carries[b]:
+            others = [a for a in range(len(y)) if a != b and carries[a]]
+            partners = [a for a in others if c in carries[a]]
+            if partners:
+                bottom = log_sum_exp([float(f[b] @ f[a]) / temperature for a in others])
+                log_ratio = [float(f[b] @ f[p]) / temperature - bottom for p in partners]
+                rows.append(-w[b, c] * sum(log_ratio) / len(partners))
+    return float(sum(rows) / len(rows)) if rows else 0.0
+
+
 # Prototypes -----------------------------------------------------------------------------------------------------------
 
 
 class Bank:
-    """Visual and text prototypes after any number of updates."""
+    """Prototypes after any number of updates: centres and queues as lists for each class."""
 
-    def __init__(self, init: Any, momentum: float = 0.99, text_momentum: float = 0.99) -> None:
-        self.visual = np.array([unit(row) for row in array(init)])
-        self.text = self.visual.copy()
-        self.count = [0] * len(self.visual)
-        self.text_count = 0
-        self.momentum, self.text_momentum = momentum, text_momentum
+    def __init__(
+        self,
+        init: Any,
+        momentum: float = 0.99,
+        text_momentum: float = 0.99,
+        *,
+        num_prototypes: int = 1,
+        queue_size: int = 0,
+        absent_momentum: float = 0.999,
+        absent_every: int = 4,
+    ) -> None:
+        start = np.array([unit(row) for row in array(init)])
+        self.centres = [[row.copy()] for row in start]  # those that have started, and the start value
+        self.counts = [[0] for _ in start]
+        self.text, self.absent = start.copy(), np.zeros_like(start)
+        self.absent_count = [0] * len(start)
+        self.text_count = self.step = 0
+        self.momentum, self.text_momentum, self.absent_momentum = momentum, text_momentum, absent_momentum
+        self.num_prototypes, self.queue_size, self.absent_every = num_prototypes, queue_size, absent_every
+        self.queue: list[list[tuple[int, Array]]] = [[] for _ in start]  # sample and feature, oldest first
+
+    @property
+    def visual(self) -> Array:
+        """(C, D) or (C, K, D), further centres as the first until they start."""
+        rows = [centres + centres[:1] * (self.num_prototypes - len(centres)) for centres in self.centres]
+        return np.array(rows) if self.num_prototypes > 1 else np.array(rows)[:, 0]
+
+    @visual.setter
+    def visual(self, value: Any) -> None:
+        self.centres = [[row] for row in array(value)]
+
+    @property
+    def count(self) -> Any:
+        rows = [counts + [0] * (self.num_prototypes - len(counts)) for counts in self.counts]
+        return rows if self.num_prototypes > 1 else [row[0] for row in rows]
+
+    @count.setter
+    def count(self, value: list[int]) -> None:
+        self.counts = [[n] for n in value]
 
     @property
     def seen(self) -> list[bool]:
-        return [n > 0 for n in self.count]
+        return [counts[0] > 0 for counts in self.counts]
 
-    def update(self, regions: Any, targets: Any, weights: Any = None, text: Any = None) -> None:
+    def nearest(self, c: int, feature: Array) -> int:
+        scores = [float(feature @ centre) for centre in self.centres[c]]
+        return scores.index(max(scores))
+
+    def update(self, regions: Any, targets: Any, weights: Any = None, text: Any = None, ids: Any = None) -> None:
         z, y = array(regions), array(targets)
         w = np.ones_like(y) if weights is None else array(weights)
-        for c in range(len(self.count)):
+        for c in range(len(self.centres)):
             entering = [b for b in range(len(y)) if y[b, c] == 1 and w[b, c] > 0]
-            if entering:
-                total = sum(w[b, c] for b in entering)
-                mean = sum(w[b, c] * unit(z[b, c]) for b in entering) / total
-                m = min(self.momentum, self.count[c] / (self.count[c] + 1))
-                self.visual[c] = unit(m * self.visual[c] + (1 - m) * mean)
-                self.count[c] += 1
+            chosen = {b: self.nearest(c, unit(z[b, c])) for b in entering}
+            for k in range(len(self.centres[c])):
+                own = [b for b in entering if chosen[b] == k]
+                if own:
+                    mean = sum(w[b, c] * unit(z[b, c]) for b in own) / sum(w[b, c] for b in own)
+                    m = min(self.momentum, self.counts[c][k] / (self.counts[c][k] + 1))
+                    self.centres[c][k] = unit(m * self.centres[c][k] + (1 - m) * mean)
+                    self.counts[c][k] += 1
+            absent = [unit(z[b, c]) for b in range(len(y)) if y[b, c] == 0]
+            if absent and self.step % self.absent_every == 0:
+                m = min(self.absent_momentum, self.absent_count[c] / (self.absent_count[c] + 1))
+                self.absent[c] = unit(m * self.absent[c] + (1 - m) * sum(absent) / len(absent))
+                self.absent_count[c] += 1
+            if self.queue_size:
+                self.queue[c] += [(int(ids[b]), unit(z[b, c])) for b in entering]
+                self.queue[c] = self.queue[c][-self.queue_size :]
+                if len(self.queue[c]) == self.queue_size and self.counts[c][0]:
+                    while len(self.centres[c]) < self.num_prototypes:
+                        closest = [max(float(old @ centre) for centre in self.centres[c]) for _, old in self.queue[c]]
+                        self.centres[c].append(self.queue[c][closest.index(min(closest))][1])
+                        self.counts[c].append(1)
+        self.step += 1
         if text is not None:
             m = min(self.text_momentum, self.text_count / (self.text_count + 1))
             for c, row in enumerate(array(text)):
                 self.text[c] = unit(m * self.text[c] + (1 - m) * unit(row))
             self.text_count += 1
 
+    def start_from(self, batches: list[tuple[Any, Any, Any]], min_score: float = 0.85) -> None:
+        for c in range(len(self.centres)):
+            groups: list[list[Array]] = [[] for _ in self.centres[c]]
+            for regions, targets, scores in batches:
+                for b in range(len(targets)):
+                    if float(targets[b][c]) == 1 and float(scores[b][c]) > min_score:
+                        feature = unit(array(regions)[b, c])
+                        groups[self.nearest(c, feature)].append(feature)
+            for k, group in enumerate(groups):
+                if group:
+                    self.centres[c][k] = unit(sum(group) / len(group))
+                    self.counts[c][k] = len(group)
+
 
 def similarities(
-    regions: Any, visual: Any, text: Any, seen: Any, temperature_visual: float = 0.07, temperature_text: float = 0.02
+    regions: Any,
+    visual: Any,
+    text: Any,
+    seen: Any,
+    temperature_visual: float = 0.07,
+    temperature_text: float = 0.02,
+    absent: Any = None,
 ) -> tuple[Array, Array, Array, Array]:
     """Intra visual, intra text, inter visual (over seen classes, 0 for the others), inter text."""
     z, v, t = array(regions), array(visual), array(text)
+    v = v[:, None] if v.ndim == 2 else v
     out = tuple(np.zeros(z.shape[:2]) for _ in range(4))
     classes = range(len(v))
     known = [c for c in classes if seen is None or bool(seen[c])]
     for b, c in np.ndindex(*z.shape[:2]):
         f = unit(z[b, c])
-        out[0][b, c] = f @ unit(v[c])
+        near = [max(float(f @ unit(centre)) for centre in centres) for centres in v]
+        out[0][b, c] = near[c] - (0.0 if absent is None else float(f @ unit(array(absent)[c])))
         out[1][b, c] = f @ unit(t[c])
         if c in known:
-            out[2][b, c] = softmax([float(f @ unit(v[k])) / temperature_visual for k in known])[known.index(c)]
+            out[2][b, c] = softmax([near[k] / temperature_visual for k in known])[known.index(c)]
         out[3][b, c] = softmax([float(f @ unit(t[k])) / temperature_text for k in classes])[c]
     return out[0], out[1], out[2], out[3]
 
@@ -349,14 +487,15 @@ class Labeler:
         self.known = [[0, 0] for _ in range(classes)]  # absent, present
 
     def update(self, regions: Any, targets: Any, bank: Any) -> None:
-        z, y = array(regions), array(targets)
+        y = array(targets)
+        s_v, s_t, _, _ = similarities(regions, bank.visual, bank.text, None, absent=bank.absent)
         for b, c in np.ndindex(*y.shape):
             if y[b, c] in (0, 1):
                 label = int(y[b, c])
                 self.known[c][label] += 1
                 if bool(bank.seen[c]):
-                    self.met.append((self.step, 0, c, label, float(unit(z[b, c]) @ unit(array(bank.visual)[c]))))
-                self.met.append((self.step, 1, c, label, float(unit(z[b, c]) @ unit(array(bank.text)[c]))))
+                    self.met.append((self.step, 0, c, label, float(s_v[b, c])))
+                self.met.append((self.step, 1, c, label, float(s_t[b, c])))
         self.step += 1
 
     def mean(self, modality: int, label: int, c: int | None) -> float | None:
@@ -391,7 +530,9 @@ class Labeler:
         return sigmoid(self.k * (s[b, c] - 0.5 * (present + absent)) / gap)
 
     def scores(self, regions: Any, targets: Any, bank: Any) -> Array:
-        s_v, s_t, pi_v, pi_t = similarities(regions, bank.visual, bank.text, bank.seen, self.tau_v, self.tau_t)
+        s_v, s_t, pi_v, pi_t = similarities(
+            regions, bank.visual, bank.text, bank.seen, self.tau_v, self.tau_t, bank.absent
+        )
         unknown = array(targets) == -1
         out = np.full(s_v.shape, 0.5)
         for b, c in np.ndindex(*out.shape):

@@ -9,10 +9,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from _ddp import Pool
-from cases import CLASSES, WIDTH, filled_bank, generator, labels, normal, objective
+from cases import CLASSES, WIDTH, everything_contrast, filled_bank, generator, labels, normal, objective
 from torch import Tensor, nn
 
 import trm_losses as tl
+from trm_losses import functional as TF
 from trm_losses._distributed import count_per_rank, gather_rows, resolve_group, sum_over_ranks
 
 WORLD = 2
@@ -59,6 +60,12 @@ def joined(loss: str, split: str) -> dict[str, Tensor]:
         return {"features": student, "teacher": teacher, "weights": weights[:, 0]}
     if loss == "objective":
         return {"features": normal(ROWS, 4, WIDTH, seed=45), "targets": y}
+    if loss == "images":
+        return {"features": normal(ROWS, WIDTH, seed=48), "targets": y, "weights": weights}
+    if loss == "contrast options":
+        saliency = (1.5 * normal(ROWS, CLASSES, 6, seed=49)).softmax(dim=-1)
+        features = normal(ROWS, CLASSES, WIDTH, seed=46)
+        return {"features": features, "targets": y, "weights": weights, "saliency": saliency, "ids": torch.arange(ROWS)}
     return {"features": normal(ROWS, CLASSES, WIDTH, seed=46), "targets": y, "weights": weights}
 
 
@@ -70,6 +77,9 @@ def build(loss: str, distributed: Any) -> nn.Module:
         return tl.RegionDistillationLoss(form=form, distributed=distributed)
     if loss == "contrast":
         return tl.MultimodalContrastiveLoss(distributed=distributed)
+    if loss in ("contrast options", "images"):
+        torch.manual_seed(0)
+        return everything_contrast(CLASSES, distributed=distributed).double()
     return objective(distributed=distributed).double()
 
 
@@ -78,6 +88,13 @@ def compute(loss: str, module: Any, batch: dict[str, Tensor], text: Tensor) -> T
         return module(batch["features"], batch["teacher"], batch["weights"])
     if loss == "objective":
         return module(batch["features"], text, batch["targets"]).loss
+    if loss == "images":
+        return module(batch["features"], None, batch["targets"], weights=batch["weights"])
+    if loss == "contrast options":
+        options = {key: batch[key] for key in ("weights", "saliency", "ids")}
+        memory = TF.Memory(normal(CLASSES, 3, WIDTH, seed=39), torch.arange(-1, 3 * CLASSES - 1).view(CLASSES, 3) % 9)
+        options |= {"memory": memory, "prototypes": normal(CLASSES, 2, WIDTH, seed=38)}
+        return module(batch["features"], text, batch["targets"], **options)
     if loss == "contrast":
         bank = filled_bank()
         options = {"prototypes": bank.visual, "seen": bank.seen, "weights": batch["weights"]}
@@ -95,17 +112,27 @@ def gradients(rank: int | None, loss: str, split: str) -> tuple[Tensor, Tensor, 
     value = compute(loss, module, batch, text)
     value.backward()
     shared = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
-    if "distillation" not in loss:
+    if "distillation" not in loss and loss != "images":
         assert text.grad is not None
         shared["text"] = text.grad
     assert batch["features"].grad is not None
     return value.detach(), batch["features"].grad, shared
 
 
-@pytest.mark.parametrize("split", SPLITS, ids=lambda name: name.replace(" ", "-"))
-@pytest.mark.parametrize(
-    "loss", ["matching", "distillation", "binary distillation", "distillation of features", "contrast", "objective"]
+LOSSES = (
+    "matching",
+    "distillation",
+    "binary distillation",
+    "distillation of features",
+    "contrast",
+    "contrast options",
+    "images",
+    "objective",
 )
+
+
+@pytest.mark.parametrize("split", SPLITS, ids=lambda name: name.replace(" ", "-"))
+@pytest.mark.parametrize("loss", LOSSES)
 def test_average_over_ranks_is_one_process(pool: Pool, loss: str, split: str) -> None:
     """DDP averages gradients: then the loss and every gradient are those of the joined batch."""
     ranks = pool.run(gradients, loss, split)
@@ -146,6 +173,44 @@ def test_running_state_agrees(pool: Pool, split: str) -> None:
     assert torch.equal(one["labeler.known_count"], start["labeler.known_count"]) != known
 
 
+def bank_updates(rank: int | None, split: str, split_passes: bool) -> dict[str, Tensor]:
+    """State of a bank with every option after five steps, and then after a whole pass in batches of its own."""
+    bank = tl.PrototypeBank(
+        CLASSES,
+        WIDTH,
+        num_prototypes=2,
+        queue_size=3,
+        absent=True,
+        absent_every=2,
+        init=normal(CLASSES, WIDTH, seed=91),
+        distributed=rank is not None,
+    )
+    rows = slice(None) if rank is None else part(rank, split)
+    for step in range(5):
+        z, y = normal(ROWS, CLASSES, WIDTH, seed=90 + step)[rows], joined_targets(split).roll(step, 1)[rows]
+        bank.update(z, y, ids=torch.arange(ROWS)[rows] + 10 * step)
+    if split_passes:
+        z, y = normal(ROWS, CLASSES, WIDTH, seed=96), joined_targets(split)
+        scores = torch.rand(ROWS, CLASSES, generator=generator(97))
+        own = [torch.arange(ROWS)] if rank is None else list(torch.arange(ROWS)[rows].split(1))  # as many batches as rows
+        bank.start_from([(z[i], y[i], scores[i]) for i in own], min_score=0.2)
+    return dict(bank.state_dict())
+
+
+@pytest.mark.parametrize("split_passes", [False, True], ids=["updates", "start-from"])
+@pytest.mark.parametrize("split", SPLITS, ids=lambda name: name.replace(" ", "-"))
+def test_centres_and_queues_agree(pool: Pool, split: str, split_passes: bool) -> None:
+    """Bit for bit between ranks; the queue, its ids and its cursor also with one process, the means up to rounding."""
+    first, second = pool.run(bank_updates, split, split_passes)
+    one = bank_updates(None, split, split_passes)
+    assert set(first) == set(one) and len(one) == 11
+    for key in one:
+        assert torch.equal(first[key], second[key]), key
+        torch.testing.assert_close(first[key], one[key], msg=key)
+    assert torch.equal(first["queue_ids"], one["queue_ids"])
+    assert bool((one["queue_ids"] >= 0).any()) == (split != "nothing known anywhere")
+
+
 def alone(rank: int, loss: str) -> Tensor:
     """With ``distributed=False`` a rank must not wait for the others, even where a group exists."""
     if rank == 0:
@@ -155,7 +220,7 @@ def alone(rank: int, loss: str) -> Tensor:
 
 
 def test_not_distributed_is_local(pool: Pool) -> None:
-    for loss in ("matching", "distillation", "contrast", "objective"):
+    for loss in ("matching", "distillation", "contrast", "contrast options", "images", "objective"):
         batch = {key: x[part(1, "unequal")] for key, x in joined(loss, "unequal").items()}
         expected = compute(loss, build(loss, distributed=False), batch, normal(CLASSES, WIDTH, seed=47)).detach()
         torch.testing.assert_close(pool.run(alone, loss)[1], expected)

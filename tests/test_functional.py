@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from cases import labels, normal
 from torch import Tensor
 
+from trm_losses import MultimodalContrastiveLoss
 from trm_losses import functional as TF
 
 FOCUS = [(0.0, 0.0, 0.0), (1.0, 2.0, 0.05), (0.5, 0.5, 0.1), (0.0, 3.0, 0.0), (2.0, 0.0, 0.2), (0.0, 2.5, 0.1), (3.0, 3.0, 0.05)]
@@ -266,7 +267,16 @@ SCENES: dict[str, dict[str, Any]] = {
     "seen": {"prototypes": normal(4, 8, seed=6), "seen": torch.tensor([True, False, True, False])},
     "none seen": {"prototypes": normal(4, 8, seed=6), "seen": torch.zeros(4, dtype=torch.bool)},
     "settings": {"temperature": 0.3, "temperature_region": 0.2, "anchor_threshold": 0.95},
+    "centres": {"prototypes": normal(4, 3, 8, seed=6), "seen": torch.tensor([True, False, True, True])},
+    "overlap": {"prototypes": normal(4, 8, seed=6), "saliency": (2 * normal(6, 4, 5, seed=7)).softmax(-1), "overlap": 0.4},
+    "memory": {"memory": TF.Memory(normal(4, 3, 8, seed=8), torch.arange(-2, 10).view(4, 3)), "ids": torch.arange(6) % 5},
+    "absent negatives": {"absent_negatives": True, "temperature": 0.5},
     "everything": {
+        "saliency": (2 * normal(6, 4, 5, seed=7)).softmax(-1),
+        "overlap": 0.5,
+        "memory": TF.Memory(normal(4, 3, 8, seed=8), torch.arange(-2, 10).view(4, 3)),
+        "ids": torch.arange(6),
+        "absent_negatives": True,
         "weights": normal(6, 4, seed=5).clamp(min=0),
         "prototypes": normal(4, 8, seed=6),
         "seen": torch.tensor([True, True, True, False]),
@@ -290,7 +300,185 @@ def test_five_contrasts_are_the_loops(scene: str) -> None:
     assert list(actual) == ["region_region", "region_text", "text_region", "region_prototype", "text_prototype"]
     for key, value in expected.items():
         close(actual[key], value)
-        assert value != 0 or (key.endswith("prototype") and scene in ("plain", "weights", "settings", "none seen"))
+        assert value != 0 or (key.endswith("prototype") and ("prototypes" not in given or scene == "none seen"))
+    plain = {key: value for key, value in given.items() if key in ("prototypes", "seen", "weights", "temperature")}
+    before = oracles.contrast(f, t, y, **plain)
+    changed = {key for key in expected if abs(expected[key] - before[key]) > 1e-3}
+    assert scene not in CHANGES or changed == CHANGES[scene], "the option must be at work here"
+
+
+CHANGES = {
+    "overlap": {"region_text", "region_prototype"},
+    "memory": {"region_region"},
+    "absent negatives": {"text_region"},
+}
+
+
+@pytest.mark.parametrize(
+    "only", [[], ["region_region"], ["text_region"], ["region_text", "text_prototype"], ["region_prototype"]], ids=str
+)
+def test_only_some_contrasts(only: list[str]) -> None:
+    f, t, y, given = normal(6, 4, 8).requires_grad_(), normal(4, 8, seed=1), pseudo_positives(), SCENES["everything"]
+    actual, expected = TF.multimodal_contrastive(f, t, y, only=only, **given), oracles.contrast(f, t, y, **given)
+    for key, value in expected.items():
+        close(actual[key], value if key in only else 0.0)
+        assert actual[key].requires_grad, "a term that is not computed stays on the graph"
+
+
+def test_a_term_that_is_switched_off_costs_nothing() -> None:
+    """The number of operators falls with every weight that is 0."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Count(TorchDispatchMode):
+        calls = 0
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.calls += 1
+            return function(*args, **(kwargs or {}))
+
+    counts = []
+    for off in range(5):
+        names = ("region_region", "region_text", "region_prototype", "text_prototype")
+        contrast = MultimodalContrastiveLoss(**dict.fromkeys(names[:off], 0.0), validate=False)  # type: ignore[arg-type]
+        with Count() as count:
+            contrast(normal(6, 4, 8), normal(4, 8, seed=1), pseudo_positives(), prototypes=normal(4, 8, seed=6))
+        counts.append(count.calls)
+    assert counts == sorted(set(counts), reverse=True)
+
+
+@pytest.mark.parametrize("block", [1, 41, 1 << 24])
+def test_overlap_in_blocks(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TF, "_BLOCK", block)
+    f, t, y, given = normal(6, 4, 8), normal(4, 8, seed=1), pseudo_positives(), SCENES["overlap"]
+    for key, value in oracles.contrast(f, t, y, **given).items():
+        close(TF.multimodal_contrastive(f, t, y, **given)[key], value)
+
+
+def test_a_sample_s_older_copy_is_neither_positive_nor_negative() -> None:
+    """A copy of the only anchor gives it no partner under its own id, and one under another."""
+    f, t, y = normal(1, 2, 8), normal(2, 8, seed=1), torch.tensor([[1.0, -1.0]])
+    past = torch.stack([f[0, :1], normal(1, 8, seed=2)])
+    for sample, alone in ((5, True), (6, False)):
+        memory = TF.Memory(past, torch.tensor([[sample], [5]]))
+        loss = TF.multimodal_contrastive(f, t, y, memory=memory, ids=torch.tensor([5]))["region_region"]
+        assert (loss == 0) == alone
+    # With a partner in the batch, the own copy does not enter the denominator; the same image's other class does.
+    f, y = torch.cat([f, normal(1, 2, 8, seed=3)]), torch.tensor([[1.0, -1.0], [1.0, -1.0]])
+    memory, ids = TF.Memory(past, torch.tensor([[5], [5]])), torch.tensor([5, 5])
+    loss = TF.multimodal_contrastive(f, t, y, memory=memory, ids=ids)["region_region"]
+    a, b, other = (oracles.unit(oracles.array(v)) for v in (f[0, 0], f[1, 0], past[1, 0]))
+    rows = [oracles.log_sum_exp([10 * float(v @ w) for w in (p, other)]) - 10 * float(v @ p) for v, p in ((a, b), (b, a))]
+    close(loss, sum(rows) / 2)
+
+
+def test_an_empty_memory_changes_nothing() -> None:
+    f, t, y = normal(6, 4, 8), normal(4, 8, seed=1), pseudo_positives()
+    empty = TF.Memory(torch.zeros(4, 3, 8), torch.full((4, 3), -1))
+    actual = TF.multimodal_contrastive(f, t, y, memory=empty, ids=torch.arange(6))
+    for key, value in TF.multimodal_contrastive(f, t, y).items():
+        close(actual[key], value, 1e-12)
+
+
+def test_memory_gives_a_single_anchor_its_positive() -> None:
+    y = torch.full((1, 2), -1.0)
+    y[0, 0] = 1
+    f, past = normal(1, 2, 8), normal(2, 1, 8, seed=1)
+    terms = TF.multimodal_contrastive(
+        f, normal(2, 8, seed=2), y, memory=TF.Memory(past, torch.tensor([[3], [4]])), ids=torch.tensor([0])
+    )
+    cosines = [float(oracles.unit(oracles.array(f[0, 0])) @ oracles.unit(oracles.array(p[0]))) / 0.1 for p in past]
+    close(terms["region_region"], oracles.log_sum_exp(cosines) - cosines[0])
+
+
+def test_the_projection_learns_from_all_it_projects_and_the_prototypes_from_nothing() -> None:
+    contrast = MultimodalContrastiveLoss(dim=8, head_dim=4, region_region=0, region_text=0, text_prototype=0).double()
+    assert contrast.head is not None
+    p = normal(4, 8, seed=6).requires_grad_()
+    f, y = normal(6, 4, 8), pseudo_positives()
+
+    def slope(prototypes: Tensor, features: Tensor) -> Tensor:
+        loss = contrast(features, normal(4, 8, seed=1), y, prototypes=prototypes)
+        return torch.autograd.grad(loss, contrast.head.output.weight)[0]  # type: ignore[union-attr]
+
+    together = slope(p, f)
+    assert p.grad is None and not together.isnan().any()
+    state = {key: x.detach().clone() for key, x in contrast.head.state_dict().items()}
+    step, moved = 1e-6, torch.zeros_like(state["output.weight"])
+    for i in np.ndindex(*moved.shape):
+        values = []
+        for sign in (1, -1):
+            state["output.weight"][i] += sign * step
+            values.append(oracles.contrast(f, normal(4, 8, seed=1), y, prototypes=p, head=state)["region_prototype"])
+            state["output.weight"][i] -= sign * step
+        moved[i] = (values[0] - values[1]) / (2 * step)
+    close(together, moved, 1e-6)
+    assert torch.autograd.grad(contrast(f, normal(4, 8, seed=1), y, prototypes=p), p, allow_unused=True)[0] is None
+
+
+# Images by their labels -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("threshold", [0.9, 0.3])
+def test_multi_label_contrast_is_the_loops(weighted: bool, threshold: float) -> None:
+    f, y = normal(9, 8), labels(9, 4, seed=3)
+    y[3], y[5] = -1, 0  # images without a positive label take no part
+    w = normal(9, 4, seed=5).clamp(min=0) if weighted else None
+    actual = TF.multi_label_contrastive(f, y, weights=w, temperature=0.2, anchor_threshold=threshold)
+    close(actual, oracles.multi_label(f, y, w, 0.2, threshold))
+    assert (y == 1).sum(dim=1).max() > 1 and actual > 0.1
+
+
+def test_images_without_a_positive_label_take_no_part() -> None:
+    f, y = normal(6, 8).requires_grad_(), labels(6, 4, seed=3)
+    y[2] = -1
+    y[4] = 0
+    TF.multi_label_contrastive(f, y).backward()
+    assert f.grad is not None and torch.count_nonzero(f.grad[[2, 4]]) == 0 and (f.grad[[0, 1]] != 0).all()
+    rest = [0, 1, 3, 5]
+    close(TF.multi_label_contrastive(f, y), TF.multi_label_contrastive(f[rest], y[rest]))
+
+
+@pytest.mark.parametrize("other", [0.0, -1.0])
+def test_one_label_an_image_is_sup_con(other: float) -> None:
+    f, label, _ = one_label_a_row(9, 4)
+    y = torch.full((9, 4), other).scatter(1, label[:, None], 1.0)
+    close(TF.multi_label_contrastive(f, y), oracles.sup_con(f, label, 0.1))
+
+
+def test_one_label_an_image_is_sup_con_of_pytorch_metric_learning() -> None:
+    losses = pytest.importorskip("pytorch_metric_learning.losses")
+    f, label, _ = one_label_a_row(9, 4)
+    ours, theirs = f.clone().requires_grad_(), f.clone().requires_grad_()
+    y = torch.zeros(9, 4).scatter(1, label[:, None], 1.0)
+    actual, expected = TF.multi_label_contrastive(ours, y), losses.SupConLoss(temperature=0.1)(theirs, label)
+    close(actual, expected, 1e-6)
+    actual.backward()
+    expected.backward()
+    close(ours.grad, theirs.grad, 1e-6)
+
+
+@pytest.mark.parametrize("positives", ["none", "one", "one image", "one class", "all", "no image"])
+def test_multi_label_contrast_at_the_edges(positives: str) -> None:
+    y = torch.full((0 if positives == "no image" else 4, 3), -1.0)
+    if positives in ("one", "one image"):
+        y[1, : 1 if positives == "one" else 3] = 1
+    elif positives == "one class":
+        y[:, 1] = 1
+    elif positives == "all":
+        y[:] = 1
+    f = normal(len(y), 8, dtype=torch.float32).requires_grad_()
+    loss = TF.multi_label_contrastive(f, y, temperature=0.01)
+    loss.backward()
+    assert f.grad is not None and torch.isfinite(f.grad).all()
+    assert (loss > 0) == (positives in ("one class", "all")) and torch.isfinite(loss)
+
+
+def test_text_none_takes_no_parts_of_regions() -> None:
+    given: dict[str, Any] = {"prototypes": normal(4, 8), "memory": SCENES["memory"]["memory"]}
+    for name, value in given.items():
+        with pytest.raises(ValueError, match=f"MultimodalContrastiveLoss: {name} must be None where text is None"):
+            MultimodalContrastiveLoss()(normal(6, 8), None, labels(6, 4), **{name: value})
 
 
 def test_compiled_contrast_keeps_every_entry_and_agrees() -> None:
@@ -423,6 +611,22 @@ def test_saliency_map() -> None:
             assert actual[b, c, i, j] == saliency[b, c, i * grid[1] + j]
     with pytest.raises(ValueError, match=r"saliency_map: saliency must have shape .* = \(B, C, 6\), got \(2, 3, 8\); N is the"):
         TF.saliency_map(saliency, (2, 3))
+
+
+@pytest.mark.parametrize("seen", [None, [True, False, True, True]])
+@pytest.mark.parametrize("block", [1 << 24, 40, 1])
+def test_similarities_with_centres_and_absent_prototypes(seen: Any, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TF, "_BLOCK", block)
+    f, v, t, absent = normal(5, 4, 6), 2 * normal(4, 3, 6, seed=1), normal(4, 6, seed=2), normal(4, 6, seed=3)
+    absent[1] = 0  # never updated
+    mask = None if seen is None else torch.tensor(seen)
+    actual = TF.prototype_similarities(f, v, t, seen=mask, absent=absent, temperature_visual=0.3, temperature_text=0.2)
+    for a, e in zip(actual, oracles.similarities(f, v, t, seen, 0.3, 0.2, absent), strict=True):
+        close(a, e, 1e-9)
+    without = TF.prototype_similarities(f, v, t, seen=mask, temperature_visual=0.3, temperature_text=0.2)
+    assert torch.equal(actual.inter_visual, without.inter_visual) and torch.equal(actual.intra_text, without.intra_text)
+    assert torch.equal(actual.intra_visual[:, 1], without.intra_visual[:, 1])
+    assert not torch.isclose(actual.intra_visual[:, 0], without.intra_visual[:, 0]).any()
 
 
 def test_default_temperatures_of_similarities() -> None:

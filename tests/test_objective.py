@@ -290,6 +290,59 @@ def test_texts_of_another_number_of_classes_are_refused_here() -> None:
         module(x["tokens"], x["text"][1:], x["targets"])
 
 
+OPTIONS: dict[str, Any] = {
+    "contrast": tl.MultimodalContrastiveLoss(overlap=0.6, absent_negatives=True, temperature=0.3, temperature_region=0.4),
+    "bank": tl.PrototypeBank(CLASSES, WIDTH, num_prototypes=2, queue_size=2, absent=True),
+}
+
+
+def test_ids_and_saliency_reach_the_contrast_and_the_queue() -> None:
+    module, x = small(**copy.deepcopy(OPTIONS)), objective_inputs(6, CLASSES)
+    assert module.bank is not None and module.contrast is not None
+    for step in range(3):
+        ids = torch.arange(6) + 3 * step
+        output = module(**x, ids=ids)
+        y = oracles.array(x["targets"])
+        given: dict[str, Any] = {"prototypes": module.bank.visual, "seen": module.bank.seen, "absent_negatives": True}
+        given |= {"saliency": output.regions.saliency, "overlap": 0.6, "memory": module.bank.memory, "ids": ids}
+        given |= {"temperature": 0.3, "temperature_region": 0.4}
+        names = ("region_region", "region_text", "region_prototype", "text_prototype")
+        expected = weighted(oracles.contrast(output.regions.query, x["text"], y, **given), dict.fromkeys(names, 1.0))
+        close(output.terms["contrast"], 0.1 * expected)
+        assert output.ids is ids
+        before = module.bank.queue_ids.clone()
+        output.loss.backward()
+        assert torch.equal(module.bank.queue_ids, before), "nothing enters before the optimiser's step"
+        module.update(output)
+        entered = {int(ids[b]) for b in range(6) if y[b, 0] == 1}
+        assert set(module.bank.queue_ids[0].tolist()) <= entered | {-1} and entered
+    assert (module.bank.count > 0).any(dim=0).all()
+
+
+def test_the_resumed_queue_equals_the_unbroken() -> None:
+    unbroken, resumed = (small(**copy.deepcopy(OPTIONS)) for _ in range(2))
+    x = objective_inputs(6, CLASSES)
+    for step in range(5):
+        losses = []
+        for module in (unbroken, resumed):
+            output = module(**{**x, "tokens": normal(6, TOKENS, WIDTH, seed=step)}, ids=torch.arange(6) + step)
+            module.update(output)
+            losses.append(output.loss)
+        assert torch.equal(*losses)
+        state = copy.deepcopy(unbroken.state_dict())
+        resumed = small(**copy.deepcopy(OPTIONS))
+        resumed.load_state_dict(state)
+
+
+def test_a_bank_with_a_queue_asks_for_ids() -> None:
+    module, x = small(**copy.deepcopy(OPTIONS)), objective_inputs(6, CLASSES)
+    with pytest.raises(ValueError, match=r"TRMObjective: ids \(B,\) must be given where the bank keeps a queue"):
+        module(**x)
+    with pytest.raises(ValueError, match=r"TRMObjective: ids must have shape \(B\) = \(6\), got \(5,\)"):
+        module(**x, ids=torch.arange(5))
+    assert small()(**x).ids is None
+
+
 WRONG: list[tuple[Any, str]] = [
     (lambda: small(teacher_text="frozen"), "teacher_text must be one of 'learned', 'fixed', got 'frozen'"),
     (lambda: small(teacher_text="fixed"), "reference_text .* must be given where teacher_text='fixed' .*, got nothing"),

@@ -52,6 +52,34 @@ def test_losses_do_not_depend_on_the_order_of_samples_or_classes(seed: int, batc
 
 @few
 @given(seeds, sizes, sizes, st.data())
+def test_contrasts_with_memory_maps_and_labels_do_not_depend_on_the_order(seed: int, batch: int, classes: int, data: Any) -> None:
+    f, t, y = scene(seed, batch, classes)
+    prototypes, past = normal(classes, 2, 6, seed=seed + 2), normal(classes, 3, 6, seed=seed + 3)
+    past_ids = torch.arange(-1, 3 * classes - 1).view(classes, 3) % 5
+    saliency, ids = (2 * normal(batch, classes, 4, seed=seed + 4)).softmax(dim=-1), torch.arange(batch)
+    b, c = orders(data, batch, classes)
+    given = {"overlap": 0.5, "absent_negatives": True}
+    one = TF.multimodal_contrastive(
+        f, t, y, prototypes=prototypes, saliency=saliency, memory=TF.Memory(past, past_ids), ids=ids, **given
+    )
+    two = TF.multimodal_contrastive(
+        f[b][:, c],
+        t[c],
+        y[b][:, c],
+        prototypes=prototypes[c].flip(1),
+        saliency=saliency[b][:, c],
+        memory=TF.Memory(past[c].flip(1), past_ids[c].flip(1)),
+        ids=ids[b],
+        **given,
+    )
+    for x, z in zip(one.values(), two.values(), strict=True):
+        torch.testing.assert_close(x, z, rtol=1e-9, atol=1e-9)
+    images = f.mean(dim=1)
+    torch.testing.assert_close(TF.multi_label_contrastive(images, y), TF.multi_label_contrastive(images[b], y[b][:, c]))
+
+
+@few
+@given(seeds, sizes, sizes, st.data())
 def test_poolers_and_similarities_follow_the_order(seed: int, batch: int, classes: int, data: Any) -> None:
     tokens, t = normal(batch, 7, 6, seed=seed), normal(classes, 6, seed=seed + 1)
     b, c = orders(data, batch, classes)

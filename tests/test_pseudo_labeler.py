@@ -68,6 +68,24 @@ def test_several_updates_are_the_loops(scene: str, targets: str, classes: int) -
     close(labeler.prior.sum() if labeler.expected_positives is None else 1.3, slow.expected_positives)
 
 
+@pytest.mark.parametrize("targets", ["mixed", "no absent"])
+def test_with_centres_and_absent_prototypes_it_is_the_loops(targets: str) -> None:
+    """Statistics and scores are of one and the same similarity."""
+    settings: dict[str, Any] = {"min_positives": 2, "temperature_text": 0.3, "temperature_visual": 0.3}
+    labeler, slow = PseudoLabeler(4, **settings), oracles.Labeler(4, **settings)
+    bank = PrototypeBank(4, 8, init=normal(4, 8, seed=1), num_prototypes=2, queue_size=3, absent=True, absent_every=2)
+    for step in range(5):
+        z = normal(8, 4, 8, seed=200 + step) + 0.5 * bank.text
+        y = labels(8, 4, seed=100 + step)
+        y = torch.where(y == 0, -1.0, y) if targets == "no absent" else y
+        for a, e in zip(labeler(z, y, bank), slow(z, y, bank), strict=True):
+            close(a, e)
+        labeler.update(z, y, bank)
+        slow.update(z, y, bank)
+        bank.update(z, y, text=normal(4, 8, seed=step), ids=torch.arange(8))
+    assert bank.count.min() > 0 and bank.absent is not None and bool(bank.absent.any()) == (targets == "mixed")
+
+
 def test_unseen_classes_take_no_visual_term() -> None:
     labeler, bank = PseudoLabeler(4, min_positives=0), PrototypeBank(4, 8, init=normal(4, 8))
     slow = oracles.Labeler(4, min_positives=0)

@@ -7,6 +7,7 @@ result is float32.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from typing import Literal, NamedTuple
 
 import torch
@@ -19,12 +20,14 @@ from ._checks import Dims
 from ._distributed import count_per_rank, gather_rows
 
 __all__ = [
+    "Memory",
     "Reduction",
     "Similarities",
     "asymmetric_loss",
     "calibrate",
     "class_sums",
     "feature_distillation",
+    "multi_label_contrastive",
     "multimodal_contrastive",
     "prototype_similarities",
     "region_attention",
@@ -318,19 +321,50 @@ def feature_distillation(
         return loss.sum() / torch.where(count > 0, count, 1.0)
 
 
+class Memory(NamedTuple):
+    """Past regions of each class: features (C, Q, D), and the sample each is of as ids (C, Q), -1 where there is none."""
+
+    features: Tensor
+    ids: Tensor
+
+
+# Largest block of intermediate values held at once, in elements (64 MiB of float32).
+_BLOCK = 1 << 24
+
+
+def _class_similarities(rows: Tensor, keys: Tensor) -> Tensor:
+    """rows (n, D) with the keys of each class, (C, D) or its nearest one of (C, K, D), all unit vectors: (n, C)."""
+    return rows @ keys.T if keys.ndim == 2 else torch.einsum("nd,ckd->nck", rows, keys).amax(dim=-1)
+
+
 def _rows_against_classes(
     rows: Tensor, keys: Tensor, positive: Tensor, temperature: float, allowed: Tensor | None = None
 ) -> Tensor:
-    """-log softmax over the keys (C, D) at each row's own class; classes not allowed leave the denominator."""
-    logits = rows @ keys.T / temperature
+    """-log softmax over the classes of the keys at each row's own class; classes not allowed leave the denominator."""
+    logits = _class_similarities(rows, keys) / temperature
     if allowed is not None:
         logits = logits.masked_fill(~allowed, _MASKED)
     return torch.logsumexp(logits, dim=1) - logits.gather(1, positive[:, None]).squeeze(1)
 
 
+@torch.no_grad()
+def _separate_classes(saliency: Tensor, sample: Tensor, own: Tensor, overlap: float) -> Tensor:
+    """(n, C) bool: classes whose map (B, C, N) in the anchor's image overlaps the anchor's own by at most ``overlap``."""
+    maps = upcast(saliency)
+    step = max(1, _BLOCK // max(1, maps[:1].numel()))
+    parts = [torch.ones(0, maps.shape[1], dtype=torch.bool, device=maps.device)]
+    for start in range(0, own.shape[0], step):
+        b, c = sample[start : start + step], own[start : start + step]
+        parts.append(torch.minimum(maps[b], maps[b, c][:, None]).sum(dim=-1) <= overlap)
+    return torch.cat(parts) | (own[:, None] == torch.arange(maps.shape[1], device=maps.device))
+
+
 def _weighted_mean(loss: Tensor, weights: Tensor, count: Tensor) -> Tensor:
     """sum(weights * loss) / count, the loss masked where its weight is 0, and 0 where nothing counts."""
     return (torch.where(weights > 0, loss, 0.0) * weights).sum() / torch.where(count > 0, count, 1.0)
+
+
+_CONTRASTS = ("region_region", "region_text", "text_region", "region_prototype", "text_prototype")
 
 
 def multimodal_contrastive(
@@ -341,9 +375,16 @@ def multimodal_contrastive(
     prototypes: Tensor | None = None,
     seen: Tensor | None = None,
     weights: Tensor | None = None,
+    saliency: Tensor | None = None,
+    memory: Memory | None = None,
+    ids: Tensor | None = None,
     temperature: float = 0.07,
     temperature_region: float = 0.1,
     anchor_threshold: float = 0.9,
+    overlap: float = 0.7,
+    absent_negatives: bool = False,
+    project: Callable[[Tensor], Tensor] | None = None,
+    only: Collection[str] | None = None,
     group: ProcessGroup | None = None,
 ) -> dict[str, Tensor]:
     r"""Five contrasts between regions, class texts and class prototypes.
@@ -351,20 +392,31 @@ def multimodal_contrastive(
     The anchors are the entries (b, c) whose target is at least ``anchor_threshold``: known positives, and
     pseudo-positives sure enough. With f the unit region, t the unit text and P the unit prototype of a class:
 
-    * ``region_region``: f against the regions of all anchors but itself, positives are the same class in other images;
+    * ``region_region``: f against the regions of all anchors but itself and against the memory, positives are the same
+      class in other images;
     * ``region_text``: f against all texts; ``text_region``: t of a class present in the batch against all anchors;
     * ``region_prototype``, ``text_prototype``: f, and t of every seen class, against the prototypes of seen classes
-      (which get no gradient); both 0 without prototypes.
+      (which get no gradient; the nearest of several centres speaks for its class); both 0 without prototypes.
 
     Each term is the mean of its :math:`-\log` softmax rows (``region_region`` over anchors with a positive,
     ``text_region`` first within a class); a weight multiplies its row and does not enter the count.
 
     Args:
         regions: (B, C, D). text: (C, D). targets: (B, C).
-        prototypes: (C, D). seen: (C,) bool, the classes whose prototype holds data; None for all.
+        prototypes: (C, D), or (C, K, D) for K centres a class. seen: (C,) bool, the classes whose prototype holds data;
+            None for all.
         weights: (B, C) factors of the anchors.
+        saliency: (B, C, N) maps that sum to 1. In ``region_text`` and ``region_prototype`` a class whose map shares more
+            than ``overlap``, :math:`\sum_n \min(A_{bcn}, A_{bc'n})`, with that of the anchor leaves the denominator.
+        memory: past regions without gradient. An anchor's own older copy, of its class and id, is left out; older regions
+            of its image under other classes are negatives, as those of the batch are.
+        ids: (B,) the batch's samples, for ``memory``.
         temperature: of all terms but ``region_region``, which has ``temperature_region``.
         anchor_threshold: least target of an anchor.
+        overlap: see ``saliency``.
+        absent_negatives: regions whose class is known to be absent are negatives of its text in ``text_region``.
+        project: maps unit vectors (..., D) of all kinds to where they are compared; with gradient to its own parameters.
+        only: the names of the terms to compute, None for all; the others are 0.
         group: process group; anchors of all ranks are contrasted.
 
     Returns:
@@ -373,73 +425,173 @@ def multimodal_contrastive(
 
     Reference: contrast within and across modalities is the paper's; this form is ours, after SADCL and SupCon.
     """
+
+    def embed(vectors: Tensor) -> Tensor:
+        return unit(vectors) if project is None else unit(project(unit(vectors)))
+
     with full_precision(regions):
         batch, classes, _ = regions.shape
-        texts = unit(text)
+        only = _CONTRASTS if only is None else only
+        texts = embed(text)
         is_anchor = targets >= anchor_threshold
         own = torch.arange(classes, device=regions.device).expand(batch, classes)
+        sample = torch.arange(batch, device=regions.device)[:, None].expand(batch, classes)
         if torch.compiler.is_compiling():  # static shapes: every entry stays, with weight 0 where it is no anchor
-            features, own, valid = unit(regions).flatten(0, 1), own.flatten(), is_anchor.flatten()
+            features, own, valid = embed(regions.flatten(0, 1)), own.flatten(), is_anchor.flatten()
+            sample = sample.flatten()
             row_weight = None if weights is None else weights.flatten()
         else:
-            features, own, valid = unit(regions[is_anchor]), own[is_anchor], is_anchor[is_anchor]
+            features, own, valid = embed(regions[is_anchor]), own[is_anchor], is_anchor[is_anchor]
+            sample = sample[is_anchor]
             row_weight = None if weights is None else weights[is_anchor]
         features = features.to(torch.promote_types(features.dtype, texts.dtype))
         texts = texts.to(features.dtype)
         row_weight = valid.to(features.dtype) if row_weight is None else valid * upcast(row_weight)
 
-        keys, key_real, offset = gather_rows(features, group)
-        key_class, key_valid = own, valid
-        if group is not None:
-            key_class = gather_rows(own, group)[0]
-            key_valid = gather_rows(valid.to(features.dtype), group)[0].bool() & key_real
-        key_mass = key_valid.to(features.dtype)
-
-        count_of_class = torch.zeros(classes, dtype=features.dtype, device=features.device)
-        count_of_class = count_of_class.index_add(0, key_class, key_mass)
-        anchors = count_per_rank(valid.sum().to(features.dtype), group)
         # Keeps a batch without anchors on the graph. A sum of no elements: one of all of them overflows in float16.
-        zero = upcast(regions.flatten()[:0].sum() + text.flatten()[:0].sum())
-        terms: dict[str, Tensor] = {}
+        zero = upcast(regions.flatten()[:0].sum() + text.flatten()[:0].sum()) + texts.flatten()[:0].sum()
+        terms = dict.fromkeys(_CONTRASTS, zero)
+        anchors = count_per_rank(valid.sum().to(features.dtype), group)
 
-        # Positives of an anchor enter through the sum of its class, so no pair is listed.
-        sum_of_class = torch.zeros(classes, features.shape[1], dtype=features.dtype, device=features.device)
-        sum_of_class = sum_of_class.index_add(0, key_class, keys * key_mass[:, None])
-        partners = count_of_class[own] - 1
-        paired = valid & (partners > 0)
-        position = torch.arange(features.shape[0], device=features.device) + offset
-        logits = features @ keys.T / temperature_region
-        excluded = ~key_valid[None, :] | (torch.arange(keys.shape[0], device=features.device)[None] == position[:, None])
-        log_sum = torch.logsumexp(logits.masked_fill(excluded, _MASKED), dim=1) if len(keys) else logits.sum(dim=1)
-        pull = (features * (sum_of_class[own] - features)).sum(dim=1) / (temperature_region * partners.clamp(min=1))
-        loss = torch.where(paired, log_sum - pull, 0.0)
-        count = count_per_rank(paired.sum().to(features.dtype), group)
-        terms["region_region"] = zero + _weighted_mean(loss, row_weight * paired, count)
+        if "region_region" in only or "text_region" in only:
+            keys, key_real, offset = gather_rows(features, group)
+            key_class, key_valid = own, valid
+            if group is not None:
+                key_class = gather_rows(own, group)[0]
+                key_valid = gather_rows(valid.to(features.dtype), group)[0].bool() & key_real
+            key_mass = key_valid.to(features.dtype)
+            count_of_class = torch.zeros(classes, dtype=features.dtype, device=features.device)
+            count_of_class = count_of_class.index_add(0, key_class, key_mass)
 
-        loss = _rows_against_classes(features, texts, own, temperature)
-        terms["region_text"] = zero + _weighted_mean(loss, row_weight, anchors)
+        if "region_region" in only:
+            # Positives of an anchor enter through the sum of its class, so no pair is listed.
+            sum_of_class = torch.zeros(classes, features.shape[1], dtype=features.dtype, device=features.device)
+            sum_of_class = sum_of_class.index_add(0, key_class, keys * key_mass[:, None])
+            partners = count_of_class[own] - 1
+            position = torch.arange(features.shape[0], device=features.device) + offset
+            logits = features @ keys.T / temperature_region
+            excluded = ~key_valid[None, :] | (torch.arange(keys.shape[0], device=features.device)[None] == position[:, None])
+            log_sum = torch.logsumexp(logits.masked_fill(excluded, _MASKED), dim=1) if len(keys) else logits.sum(dim=1)
+            pull = (features * (sum_of_class[own] - features)).sum(dim=1) / temperature_region
+            if memory is not None and ids is not None:
+                past = embed(memory.features.detach()).to(features.dtype)
+                stored = torch.einsum("nd,cqd->ncq", features, past) / temperature_region
+                there = memory.ids >= 0
+                others = there[own] & (memory.ids[own] != ids[sample][:, None])  # (n, Q), of the anchor's class
+                row = own[:, None, None].expand(-1, 1, others.shape[1])
+                usable = there.expand(len(own), -1, -1).scatter(1, row, others[:, None])
+                log_past = torch.logsumexp(stored.masked_fill(~usable, _MASKED).flatten(1), dim=1)
+                log_sum = torch.logaddexp(log_sum, log_past)
+                pull = pull + torch.where(others, stored.gather(1, row).squeeze(1), 0.0).sum(dim=1)
+                partners = partners + others.sum(dim=1)
+            paired = valid & (partners > 0)
+            loss = torch.where(paired, log_sum - pull / partners.clamp(min=1), 0.0)
+            count = count_per_rank(paired.sum().to(features.dtype), group)
+            terms["region_region"] = zero + _weighted_mean(loss, row_weight * paired, count)
 
-        logits = texts @ keys.T / temperature  # (C, all anchors)
-        log_sum = torch.logsumexp(logits.masked_fill(~key_valid[None], _MASKED), dim=1) if len(keys) else logits.sum(1)
-        loss = log_sum[own] - (features * texts[own]).sum(dim=1) / temperature
-        present = (count_of_class > 0).sum().to(features.dtype)
-        if group is not None:
-            present = present / torch.distributed.get_world_size(group)
-        terms["text_region"] = zero + _weighted_mean(loss, row_weight / count_of_class[own].clamp(min=1), present)
+        separate = None
+        if saliency is not None and ("region_text" in only or "region_prototype" in only):
+            separate = _separate_classes(saliency, sample, own, overlap)
 
-        terms["region_prototype"] = terms["text_prototype"] = zero
-        if prototypes is not None:
-            fixed = unit(prototypes.detach()).to(features.dtype)
+        if "region_text" in only:
+            loss = _rows_against_classes(features, texts, own, temperature, separate)
+            terms["region_text"] = zero + _weighted_mean(loss, row_weight, anchors)
+
+        if "text_region" in only:
+            logits = texts @ keys.T / temperature  # (C, all anchors)
+            log_sum = torch.logsumexp(logits.masked_fill(~key_valid[None], _MASKED), dim=1) if len(keys) else logits.sum(1)
+            if absent_negatives:
+                log_absent = _absent_log_sum(regions, targets == 0, texts, temperature, embed)
+                log_sum = torch.logaddexp(log_sum, torch.logsumexp(gather_rows(log_absent[None], group)[0], dim=0))
+            loss = log_sum[own] - (features * texts[own]).sum(dim=1) / temperature
+            present = (count_of_class > 0).sum().to(features.dtype)
+            if group is not None:
+                present = present / torch.distributed.get_world_size(group)
+            terms["text_region"] = zero + _weighted_mean(loss, row_weight / count_of_class[own].clamp(min=1), present)
+
+        if prototypes is not None and ("region_prototype" in only or "text_prototype" in only):
+            fixed = embed(prototypes.detach()).to(features.dtype)
             known = torch.ones(classes, dtype=torch.bool, device=fixed.device) if seen is None else seen
-            loss = _rows_against_classes(features, fixed, own, temperature, known)
+            loss = _rows_against_classes(features, fixed, own, temperature, known if separate is None else known & separate)
             counted = valid & known[own]
             count = count_per_rank(counted.sum().to(features.dtype), group)
-            terms["region_prototype"] = zero + _weighted_mean(loss, row_weight * counted, count)
-            every = torch.arange(classes, device=fixed.device)
-            loss = _rows_against_classes(texts, fixed, every, temperature, known)
-            mass = known.to(features.dtype)
-            terms["text_prototype"] = zero + _weighted_mean(loss, mass, mass.sum())
+            if "region_prototype" in only:
+                terms["region_prototype"] = zero + _weighted_mean(loss, row_weight * counted, count)
+            if "text_prototype" in only:
+                every = torch.arange(classes, device=fixed.device)
+                loss = _rows_against_classes(texts, fixed, every, temperature, known)
+                mass = known.to(features.dtype)
+                terms["text_prototype"] = zero + _weighted_mean(loss, mass, mass.sum())
         return terms
+
+
+def _absent_log_sum(
+    regions: Tensor, absent: Tensor, texts: Tensor, temperature: float, embed: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """(C,) log-sum-exp of each text with the regions (B, C, D) that do not show its class; -1e9 where there is none."""
+    batch, classes, _ = regions.shape
+    if torch.compiler.is_compiling():  # static shapes
+        features = embed(torch.where(absent[..., None], regions, 0.0)).to(texts.dtype)
+        logits = torch.einsum("bcd,cd->bc", features, texts) / temperature
+        logits = logits.masked_fill(~absent, _MASKED)
+    else:
+        own = torch.arange(classes, device=regions.device).expand(batch, classes)[absent]
+        entries = (embed(regions[absent]).to(texts.dtype) * texts[own]).sum(dim=-1) / temperature
+        logits = texts.new_full((batch, classes), _MASKED).masked_scatter(absent, entries)
+    return torch.logsumexp(logits, dim=0) if batch else logits.sum(dim=0) + _MASKED
+
+
+def multi_label_contrastive(
+    features: Tensor,
+    targets: Tensor,
+    *,
+    weights: Tensor | None = None,
+    temperature: float = 0.1,
+    anchor_threshold: float = 0.9,
+    project: Callable[[Tensor], Tensor] | None = None,
+    group: ProcessGroup | None = None,
+) -> Tensor:
+    r"""Supervised contrast of images that carry any number of labels, from one feature each.
+
+    .. math:: L = -\operatorname{mean}_{(b,c)} \frac{1}{|P_{bc}|} \sum_{p \in P_{bc}}
+        \log \frac{\exp(f_b \cdot f_p / \tau)}{\sum_{a \neq b} \exp(f_b \cdot f_a / \tau)}
+
+    Every positive label (b, c) is an anchor; its positives :math:`P_{bc}` are the other images with class c, and the
+    denominator runs over all other images with a positive label, each once. Labels without a partner are left out of the
+    mean. Where each image has exactly one label this is SupCon. Unknown and absent labels are no anchors; an image without
+    a positive label takes no part.
+
+    Args:
+        features: (B, D). targets: (B, C).
+        weights: (B, C) factors of the anchors, which do not enter the count.
+        temperature: :math:`\tau`. anchor_threshold: least target of an anchor.
+        project: see :func:`multimodal_contrastive`.
+        group: process group; images of all ranks are contrasted.
+
+    Returns:
+        A scalar; without a pair it is 0 and still attached to the features.
+
+    Reference: our choice, after MulSupCon (Zhang and Wu, AAAI 2024) and SupCon (Khosla et al., NeurIPS 2020).
+    """
+    with full_precision(features):
+        f = unit(features) if project is None else unit(project(unit(features)))
+        is_anchor = targets >= anchor_threshold
+        keys, key_real, offset = gather_rows(f, group)
+        label = is_anchor.to(f.dtype)
+        key_label = label if group is None else gather_rows(label, group)[0]
+        key_valid = (key_label.sum(dim=1) > 0) & key_real
+        position = torch.arange(f.shape[0], device=f.device) + offset
+        logits = f @ keys.T / temperature
+        excluded = ~key_valid[None, :] | (torch.arange(keys.shape[0], device=f.device)[None] == position[:, None])
+        log_sum = torch.logsumexp(logits.masked_fill(excluded, _MASKED), dim=1) if len(keys) else logits.sum(dim=1)
+        partners = key_label.sum(dim=0) - 1
+        to_class = f @ (key_label.T @ keys).T - (f * f).sum(dim=1, keepdim=True)
+        paired = is_anchor & (partners > 0)
+        loss = torch.where(paired, log_sum[:, None] - to_class / (temperature * partners.clamp(min=1)), 0.0)
+        row_weight = label if weights is None else label * upcast(weights)
+        count = count_per_rank(paired.sum().to(f.dtype), group)
+        zero = upcast(features.flatten()[:0].sum()) + f.flatten()[:0].sum()
+        return zero + _weighted_mean(loss, row_weight * paired, count)
 
 
 def class_sums(features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -496,20 +648,32 @@ class Similarities(NamedTuple):
     inter_text: Tensor
 
 
-# Largest (B, chunk, C) block of region-class similarities held at once, in elements (64 MiB of float32).
-_BLOCK = 1 << 24
+def intra_similarities(features: Tensor, visual: Tensor, text: Tensor, absent: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The intra-class similarities of :func:`prototype_similarities`: visual and text, each (B, C)."""
+    with full_precision(features):
+        z = upcast(features)
+        norm = torch.linalg.vector_norm(z, dim=-1).clamp(min=1e-12)
+
+        def cosine(prototypes: Tensor) -> Tensor:
+            return torch.einsum("bcd,cd->bc", z, unit(prototypes).to(z.dtype)).div(norm)
+
+        # The nearest of several centres speaks for its class.
+        s_v = torch.stack([cosine(centre) for centre in visual.reshape(z.shape[1], -1, z.shape[2]).unbind(dim=1)]).amax(dim=0)
+        return (s_v if absent is None else s_v - cosine(absent)), cosine(text)
 
 
-def _inter_class(features: Tensor, norm: Tensor, prototypes: Tensor, intra: Tensor, temperature: float, seen: Tensor) -> Tensor:
+def _inter_class(features: Tensor, norm: Tensor, prototypes: Tensor, temperature: float, seen: Tensor) -> Tensor:
     """softmax over the seen classes of region-prototype similarities, at each region's own class."""
     batch, classes, _ = features.shape
-    step = max(1, _BLOCK // max(1, batch * classes))
+    step = max(1, _BLOCK // max(1, batch * prototypes[..., 0].numel()))
     parts = []
     for start in range(0, classes, step):
-        block = slice(start, start + step)
-        logits = torch.einsum("bcd,kd->bck", features[:, block], prototypes) / (temperature * norm[:, block, None])
-        parts.append(torch.logsumexp(logits.masked_fill(~seen, _MASKED), dim=-1))
-    return torch.exp(intra / temperature - torch.cat(parts, dim=1)).clamp(max=1)
+        rows = features[:, start : start + step]
+        logits = _class_similarities(rows.flatten(0, 1), prototypes).view(batch, rows.shape[1], classes)
+        logits = logits / (temperature * norm[:, start : start + step, None])
+        own = logits.diagonal(start, dim1=1, dim2=2)
+        parts.append(torch.exp(own - torch.logsumexp(logits.masked_fill(~seen, _MASKED), dim=-1)))
+    return torch.cat(parts, dim=1).clamp(max=1) * seen
 
 
 def prototype_similarities(
@@ -518,18 +682,22 @@ def prototype_similarities(
     text: Tensor,
     *,
     seen: Tensor | None = None,
+    absent: Tensor | None = None,
     temperature_visual: float = 0.07,
     temperature_text: float = 0.02,
 ) -> Similarities:
     r"""The four relations from which unknown labels are estimated.
 
     * intra-class: :math:`s^v = \hat z_{bc} \cdot P^v_c` and :math:`s^t = \hat z_{bc} \cdot P^t_c`
-      ("does the region found for class c look like class c");
+      ("does the region found for class c look like class c"), the former less :math:`\hat z_{bc} \cdot P^-_c` where there
+      are absent-prototypes;
     * inter-class: :math:`\pi^x = \mathrm{softmax}_{c'}(\hat z_{bc} \cdot P^x_{c'} / \tau_x)[c]`
       ("does it look more like c than like any other class"); the visual one runs over seen classes and is 0 elsewhere.
 
     Args:
-        features: (B, C, D). visual, text: prototypes (C, D). seen: (C,) bool, None for all.
+        features: (B, C, D). visual, text: prototypes (C, D); visual may be (C, K, D), the nearest of the K centres counts.
+        seen: (C,) bool, None for all.
+        absent: (C, D) prototypes of absent entries; a class whose row is zero has none.
         temperature_visual, temperature_text: :math:`\tau_v, \tau_t`; tie the latter to the model, 2 / logit scale.
 
     Reference: intra- and inter-class relations in one modality and across the two are the paper's; the formulas ours.
@@ -537,13 +705,11 @@ def prototype_similarities(
     with full_precision(features):
         z = upcast(features)
         norm = torch.linalg.vector_norm(z, dim=-1).clamp(min=1e-12)
-        visual, text = unit(visual).to(z.dtype), unit(text).to(z.dtype)
         every = torch.ones(z.shape[1], dtype=torch.bool, device=z.device)
         known = every if seen is None else seen
-        s_v = torch.einsum("bcd,cd->bc", z, visual) / norm
-        s_t = torch.einsum("bcd,cd->bc", z, text) / norm
-        inter_v = _inter_class(z, norm, visual, s_v, temperature_visual, known) * known
-        inter_t = _inter_class(z, norm, text, s_t, temperature_text, every)
+        s_v, s_t = intra_similarities(z, visual, text, absent)
+        inter_v = _inter_class(z, norm, unit(visual).to(z.dtype), temperature_visual, known)
+        inter_t = _inter_class(z, norm, unit(text).to(z.dtype), temperature_text, every)
         return Similarities(s_v, s_t, inter_v, inter_t)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import functional as TF
@@ -12,6 +13,19 @@ from ._distributed import Distributed, resolve_group
 __all__ = ["MultimodalContrastiveLoss"]
 
 
+class _Projection(nn.Module):
+    """Two layers, D -> D -> ``out_dim``, for unit vectors of any leading shape."""
+
+    def __init__(self, dim: int, out_dim: int, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(dim, dim, device=device, dtype=dtype)
+        self.output = nn.Linear(dim, out_dim, device=device, dtype=dtype)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        projected: Tensor = self.output(F.relu(self.hidden(vectors.to(self.hidden.weight.dtype))))
+        return projected
+
+
 class MultimodalContrastiveLoss(nn.Module):
     r"""Contrast between regions, class texts and class prototypes.
 
@@ -19,21 +33,37 @@ class MultimodalContrastiveLoss(nn.Module):
 
     with the five terms of :func:`trm_losses.functional.multimodal_contrastive`. Anchors are the known positives, and the
     pseudo-positives whose soft target reaches ``anchor_threshold``. Unknown and absent entries are neither positives nor
-    negatives.
+    negatives (but see ``absent_negatives``).
+
+    Without text, features (B, D) of whole images are contrasted by their labels, any number an image:
+    :math:`\alpha_{rr}` times :func:`trm_losses.functional.multi_label_contrastive`, at ``temperature_region``.
+
+    With ``head_dim`` unit regions, texts, prototypes and memory are all compared behind one small projection (linear, ReLU,
+    linear), which learns from each of them, although prototypes and memory do not. Without it the loss acts in the joint
+    space itself, as closing the gap between the modalities needs.
 
     Args:
         temperature: of all terms but region-region.
         temperature_region: of the region-region term.
         anchor_threshold: least target of an anchor.
-        region_region, region_text, region_prototype, text_prototype: the weights :math:`\alpha`; 0 switches a term off.
+        region_region, region_text, region_prototype, text_prototype: the weights :math:`\alpha`; 0 switches a term off, and
+            it is not computed.
+        overlap: classes whose saliency maps share more than this with an anchor's leave its denominator against texts and
+            prototypes: a region that shows two classes is not pushed away from one of them. None for no such rule; 0.7 is a
+            good start.
+        absent_negatives: regions whose class is known to be absent are negatives of its text in the text-region term.
+        dim, head_dim: D and the width of the projection, 256 for instance; None for no projection.
         distributed: False, True or a process group: anchors of all ranks are contrasted, with gradient.
         validate: check label values and look for NaN (waits for the device).
 
     Shape:
-        regions (B, C, D), text (C, D), targets (B, C), prototypes (C, D), seen (C,) bool, weights (B, C) -> scalar.
+        regions (B, C, D), text (C, D), targets (B, C), prototypes (C, D) or (C, K, D), seen (C,) bool, weights (B, C),
+        saliency (B, C, N), memory (C, Q, D) with ids (C, Q), ids (B,) -> scalar; or regions (B, D), text None, targets
+        (B, C), weights (B, C) -> scalar.
 
     Raises:
-        ValueError, TypeError: shapes, devices, dtypes, label values or NaN, each by name.
+        ValueError, TypeError: shapes, devices, dtypes, label values or NaN, each by name; ``saliency`` missing where
+            ``overlap`` is set, ``ids`` where ``memory`` is given.
 
     Example:
         >>> import torch
@@ -41,8 +71,12 @@ class MultimodalContrastiveLoss(nn.Module):
         >>> regions = torch.randn(4, 3, 8, requires_grad=True)
         >>> contrast(regions, torch.randn(3, 8), torch.full((4, 3), -1.0)).item()  # no anchor: 0, still on the graph
         0.0
+        >>> labels = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 1.0]])
+        >>> round(contrast(torch.eye(3), None, labels).item(), 4)  # two others, equally far: log 2
+        0.6931
 
-    Reference: the aims and the prototypes are TRM-ML's (paper, patent); the form follows SADCL and SupCon, our choice.
+    Reference: the aims and the prototypes are TRM-ML's (paper, patent); the form follows SADCL and SupCon, our choice;
+    projection after SADCL; overlap, absent negatives and memory by sample are our choice.
     """
 
     def __init__(
@@ -55,14 +89,22 @@ class MultimodalContrastiveLoss(nn.Module):
         region_text: float = 1.0,
         region_prototype: float = 1.0,
         text_prototype: float = 1.0,
+        overlap: float | None = None,
+        absent_negatives: bool = False,
+        dim: int | None = None,
+        head_dim: int | None = None,
         distributed: Distributed = False,
         validate: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         name = type(self).__name__
         check_number(name, "temperature", temperature, 0, strict=True)
         check_number(name, "temperature_region", temperature_region, 0, strict=True)
         check_number(name, "anchor_threshold", anchor_threshold, 0, 1, strict=True)
+        if overlap is not None:
+            check_number(name, "overlap", overlap, 0, 1)
         self.alphas = {
             "region_region": region_region,
             "region_text": 0.5 * region_text,
@@ -73,7 +115,19 @@ class MultimodalContrastiveLoss(nn.Module):
         for key, alpha in self.alphas.items():
             check_number(name, key, alpha, 0)
         self.temperature, self.temperature_region = temperature, temperature_region
+        self.overlap, self.absent_negatives = overlap, absent_negatives
         self.anchor_threshold, self.distributed, self.validate = anchor_threshold, distributed, validate
+        self.dim, self.head_dim = dim, head_dim
+        self.head: _Projection | None = None
+        if head_dim is not None:
+            check_number(name, "head_dim", head_dim, 1)
+            if dim is None:
+                raise ValueError(f"{name}: dim must be given with head_dim: the width D of regions and text")
+            check_number(name, "dim", dim, 1)
+            self.head = _Projection(dim, head_dim, device, dtype)
+
+    def _dims(self) -> Dims:
+        return Dims(type(self).__name__) if self.head is None or self.dim is None else Dims(type(self).__name__, D=self.dim)
 
     def terms(
         self,
@@ -84,20 +138,34 @@ class MultimodalContrastiveLoss(nn.Module):
         prototypes: Tensor | None = None,
         seen: Tensor | None = None,
         weights: Tensor | None = None,
+        saliency: Tensor | None = None,
+        memory: TF.Memory | None = None,
+        ids: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The five terms by name, before their weights."""
-        dims = Dims(type(self).__name__)
+        """The five terms by name, before their weights; 0 where the weight is 0."""
+        dims = self._dims()
         dims.check("regions", regions, "B C D")
         dims.check("text", text, "C D", hint="text and regions share classes and width")
         dims.check("targets", targets, "B C", floating=False)
         if prototypes is not None:
-            dims.check("prototypes", prototypes, "C D")
+            several = isinstance(prototypes, Tensor) and prototypes.ndim == 3 and len(prototypes) == dims.sizes["C"]
+            dims.check("prototypes", prototypes, "C K D" if several else "C D", hint="(C, K, D) for K centres a class")
         if seen is not None:
             dims.check("seen", seen, "C", floating=False)
             if seen.dtype != torch.bool:
                 raise TypeError(f"{dims.owner}: seen must be bool, got {seen.dtype}")
         if weights is not None:
             dims.check("weights", weights, "B C")
+        if self.overlap is not None:
+            if saliency is None:
+                raise ValueError(f"{dims.owner}: saliency (B, C, N) must be given where overlap is set, got None")
+            dims.check("saliency", saliency, "B C N")
+        if memory is not None:
+            if ids is None:
+                raise ValueError(f"{dims.owner}: ids (B,) must be given with memory: no sample is its own positive")
+            dims.check("memory.features", memory.features, "C Q D")
+            dims.check("memory.ids", memory.ids, "C Q", floating=False)
+            dims.check("ids", ids, "B", floating=False)
         if self.validate:
             check_targets(dims.owner, targets)
             check_finite(dims.owner, "regions", regions)
@@ -109,28 +177,76 @@ class MultimodalContrastiveLoss(nn.Module):
             prototypes=prototypes,
             seen=seen,
             weights=weights,
+            saliency=None if self.overlap is None else saliency,
+            memory=memory,
+            ids=ids,
             temperature=self.temperature,
             temperature_region=self.temperature_region,
             anchor_threshold=self.anchor_threshold,
+            overlap=1.0 if self.overlap is None else self.overlap,
+            absent_negatives=self.absent_negatives,
+            project=self.head,
+            only=[key for key, alpha in self.alphas.items() if alpha],
+            group=resolve_group(self.distributed),
+        )
+
+    def _by_label(self, features: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+        """The contrast of features (B, D) by their labels (B, C)."""
+        dims = self._dims()
+        dims.check("regions", features, "B D", hint="without text, one feature of each image")
+        dims.check("targets", targets, "B C", floating=False)
+        if weights is not None:
+            dims.check("weights", weights, "B C")
+        if self.validate:
+            check_targets(dims.owner, targets)
+            check_finite(dims.owner, "regions", features)
+        return self.alphas["region_region"] * TF.multi_label_contrastive(
+            features,
+            targets,
+            weights=weights,
+            temperature=self.temperature_region,
+            anchor_threshold=self.anchor_threshold,
+            project=self.head,
             group=resolve_group(self.distributed),
         )
 
     def forward(
         self,
         regions: Tensor,
-        text: Tensor,
+        text: Tensor | None,
         targets: Tensor,
         *,
         prototypes: Tensor | None = None,
         seen: Tensor | None = None,
         weights: Tensor | None = None,
+        saliency: Tensor | None = None,
+        memory: TF.Memory | None = None,
+        ids: Tensor | None = None,
     ) -> Tensor:
         """The weighted sum of the terms; see the class."""
-        terms = self.terms(regions, text, targets, prototypes=prototypes, seen=seen, weights=weights)
+        if text is None:
+            for name, given in (("prototypes", prototypes), ("memory", memory)):
+                if given is not None:
+                    raise ValueError(f"{type(self).__name__}: {name} must be None where text is None: they belong to regions")
+            return self._by_label(regions, targets, weights)
+        terms = self.terms(
+            regions,
+            text,
+            targets,
+            prototypes=prototypes,
+            seen=seen,
+            weights=weights,
+            saliency=saliency,
+            memory=memory,
+            ids=ids,
+        )
         return torch.stack([self.alphas[key] * term for key, term in terms.items()]).sum()
 
     def extra_repr(self) -> str:
-        return (
+        text = (
             f"temperature={self.temperature}, temperature_region={self.temperature_region}, "
             f"anchor_threshold={self.anchor_threshold}"
         )
+        if self.overlap is not None:
+            text += f", overlap={self.overlap}"
+        return text + (", absent_negatives=True" if self.absent_negatives else "")

@@ -23,7 +23,8 @@ __all__ = ["TRMObjective", "TRMOutput"]
 class TRMOutput(NamedTuple):
     """One training step: the loss to call backward on, its weighted terms by name, and what :meth:`TRMObjective.update` needs.
 
-    logits and region_logits (B, C) belong to the query head and the region head; pseudo is None without a labeller.
+    logits and region_logits (B, C) belong to the query head and the region head; pseudo is None without a labeller; ids (B,)
+    are the samples, where they were given.
     """
 
     loss: Tensor
@@ -34,6 +35,7 @@ class TRMOutput(NamedTuple):
     logits: Tensor
     region_logits: Tensor
     pseudo: PseudoLabels | None
+    ids: Tensor | None = None
 
 
 class TRMObjective(nn.Module):
@@ -61,7 +63,7 @@ class TRMObjective(nn.Module):
     Args:
         pooler, matching: always there.
         distillation, contrast: optional losses.
-        bank, labeler: optional; contrast uses the bank's prototypes where there is one, a labeller needs a bank.
+        bank, labeler: optional; contrast uses the bank's prototypes where there is one, and its queue; a labeller needs a bank.
         lambda_region, lambda_pseudo, lambda_distillation, lambda_contrast: the factors :math:`\lambda`.
         teacher_text: which text makes the teacher's logits: ``"learned"``, the same as the student's; or ``"fixed"``,
             ``reference_text``, so that the frozen model's regions teach. The second vector of a matching by pairs is the
@@ -74,8 +76,11 @@ class TRMObjective(nn.Module):
         distributed: False, True or a process group for the counts of this module; give the parts the same.
 
     Shape:
-        tokens (B, N, D) or :class:`Regions`, text (C, D), targets (B, C) -> :class:`TRMOutput`; negative_text (C, D) where
-        ``matching`` has ``form="pair"``.
+        tokens (B, N, D) or :class:`Regions`, text (C, D), targets (B, C), ids (B,) int64 -> :class:`TRMOutput`;
+        negative_text (C, D) where ``matching`` has ``form="pair"``.
+
+    Raises:
+        ValueError, TypeError: of the parts, each by name; ``ids`` missing where the bank keeps a queue.
 
     Reference: the four parts and which teaches which are TRM-ML's (paper, patent); factors, gates, the fixed text of the
     teacher and the scale-free normalisers are our choice, gates after SADCL.
@@ -189,11 +194,17 @@ class TRMObjective(nn.Module):
         *,
         negative_text: Tensor | None = None,
         key_padding_mask: Tensor | None = None,
+        ids: Tensor | None = None,
     ) -> TRMOutput:
-        """Losses of a batch; see the class."""
+        """Losses of a batch; see the class. ids name the samples, where the bank keeps a queue of them."""
         dims = Dims(type(self).__name__, C=self.pooler.num_classes)
         dims.check("targets", targets, "B C", floating=False)
         dims.check("text", text, "C D", hint="one row for each class of num_classes")
+        memory = None if self.bank is None else self.bank.memory
+        if ids is not None:
+            dims.check("ids", ids, "B", floating=False)
+        elif memory is not None:
+            raise ValueError(f"{dims.owner}: ids (B,) must be given where the bank keeps a queue: the sample of each row")
         regions: Regions = (
             tokens if isinstance(tokens, Regions) else self.pooler(tokens, text, key_padding_mask=key_padding_mask)
         )
@@ -240,9 +251,12 @@ class TRMObjective(nn.Module):
                 prototypes=None if self.bank is None else self.bank.visual,
                 seen=None if self.bank is None else self.bank.seen,
                 weights=weights,
+                saliency=None if self.contrast.overlap is None else regions.saliency,
+                memory=memory,
+                ids=ids,
             )
         loss = torch.stack(list(terms.values())).sum()
-        return TRMOutput(loss, terms, regions, text, targets, logits, region_logits, pseudo)
+        return TRMOutput(loss, terms, regions, text, targets, logits, region_logits, pseudo, ids)
 
     def _similarity(self, regions: Tensor, text: Tensor, negative_text: Tensor | None) -> Tensor:
         """Logits (B, C) without the bias."""
@@ -275,4 +289,4 @@ class TRMObjective(nn.Module):
                 entering = self._positives(targets, output.pseudo, self.bank_pseudo_score)
                 sure = sure | (targets == UNKNOWN)
             gate = confidence * sure
-        self.bank.update(features, entering, weights=gate, text=text)
+        self.bank.update(features, entering, weights=gate, text=text, ids=output.ids)

@@ -1,14 +1,17 @@
-"""PrototypeBank: one visual and one text prototype for each class, kept over the run."""
+"""PrototypeBank: visual and text prototypes of each class, kept over the run."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from . import functional as TF
 from ._checks import Dims, check_finite, check_number
-from ._distributed import Distributed, resolve_group, sum_over_ranks
+from ._distributed import Distributed, gather_rows, resolve_group, sum_over_ranks
 from ._state import FullPrecisionState
 
 __all__ = ["PrototypeBank"]
@@ -23,26 +26,43 @@ class PrototypeBank(FullPrecisionState):
     visual prototype is its start value and ``seen`` is False. Call :meth:`update` after the optimiser's step, so that no
     sample votes for itself. The state is float32 in buffers, so it is saved, restored and moved with the module.
 
+    With ``num_prototypes`` K > 1 a class has several centres, and a feature moves the one nearest to it. The first centre
+    starts from data; the others start together when the queue of the class is full, each from the feature farthest from
+    the centres so far, since centres that start equal stay equal. Until then they are copies of the first, so that the
+    maximum over centres needs no mask.
+
     Args:
         num_classes, dim: C, D.
         momentum: m of the visual prototypes.
         text_momentum: m of the text prototypes.
         init: (C, D) start value of both, such as the features of a prompt template; zeros where it is not given.
+        num_prototypes: K, centres of a class; more than one needs a queue of at least K.
+        queue_size: Q, last features of each class that are kept with their sample's id; 0 for none.
+        absent: also keep prototypes of the entries known to be absent, at most one update in ``absent_every``.
+        absent_momentum: m of those. absent_every: see ``absent``.
         distributed: False, True or a process group: batch means are over all ranks, so that all ranks agree.
         validate: look for NaN and infinity in :meth:`update` (waits for the device).
 
     Attributes:
-        visual, text: (C, D) unit prototypes. count: (C,) updates of each visual prototype. seen: (C,) bool, count > 0.
+        visual: (C, D) unit prototypes, (C, K, D) for K > 1. text: (C, D). count: (C,) or (C, K), updates of each visual
+        prototype, 0 for a centre that has not started. seen: (C,) bool, the class holds data. absent: (C, D), zeros where
+        no absent entry was met, or None. memory: :class:`trm_losses.functional.Memory` of the queue, or None.
+
+    Raises:
+        ValueError, TypeError: shapes, devices, dtypes, NaN, settings, each by name; ``ids`` missing where there is a queue.
 
     Example:
         >>> import torch
-        >>> bank = PrototypeBank(2, 3)
-        >>> bank.update(torch.tensor([[[2., 0., 0.], [0., 5., 0.]]]), torch.tensor([[1., -1.]]))
+        >>> bank = PrototypeBank(2, 3, queue_size=2)
+        >>> bank.update(torch.tensor([[[2., 0., 0.], [0., 5., 0.]]]), torch.tensor([[1., -1.]]), ids=torch.tensor([7]))
         >>> bank.visual.tolist(), bank.seen.tolist()
         ([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]], [True, False])
+        >>> bank.memory.ids.tolist()
+        [[7, -1], [-1, -1]]
 
-    Reference: visual prototypes in a memory block and text prototypes are TRM-ML's (paper, patent); momentum and the
-    growing average at the start are our choice.
+    Reference: visual prototypes in a memory block and text prototypes are TRM-ML's (paper, patent); absent-prototypes and
+    a memory bank appear by name in the authors' other code; several centres follow SARB and HST, the offline start SADCL;
+    momentum, the growing average at the start, the ring and the farthest point are our choice.
     """
 
     init: Tensor
@@ -50,6 +70,12 @@ class PrototypeBank(FullPrecisionState):
     text: Tensor
     count: Tensor
     text_count: Tensor
+    absent: Tensor | None
+    absent_count: Tensor
+    absent_step: Tensor
+    queue: Tensor
+    queue_ids: Tensor
+    queue_cursor: Tensor
 
     def __init__(
         self,
@@ -59,6 +85,11 @@ class PrototypeBank(FullPrecisionState):
         momentum: float = 0.99,
         text_momentum: float = 0.99,
         init: Tensor | None = None,
+        num_prototypes: int = 1,
+        queue_size: int = 0,
+        absent: bool = False,
+        absent_momentum: float = 0.999,
+        absent_every: int = 4,
         distributed: Distributed = False,
         validate: bool = True,
         device: torch.device | str | None = None,
@@ -69,44 +100,79 @@ class PrototypeBank(FullPrecisionState):
         check_number(name, "dim", dim, 1)
         check_number(name, "momentum", momentum, 0, 1)
         check_number(name, "text_momentum", text_momentum, 0, 1)
+        check_number(name, "num_prototypes", num_prototypes, 1)
+        check_number(name, "queue_size", queue_size, 0)
+        check_number(name, "absent_momentum", absent_momentum, 0, 1)
+        check_number(name, "absent_every", absent_every, 1)
+        if num_prototypes > 1 and queue_size < num_prototypes:
+            raise ValueError(
+                f"{name}: queue_size must be at least num_prototypes = {num_prototypes}, from whose features the centres "
+                f"start, got {queue_size}"
+            )
         self.num_classes, self.dim = num_classes, dim
         self.momentum, self.text_momentum = momentum, text_momentum
+        self.num_prototypes, self.queue_size = num_prototypes, queue_size
+        self.absent_momentum, self.absent_every = absent_momentum, absent_every
         self.distributed, self.validate = distributed, validate
         start = torch.zeros(num_classes, dim)
         if init is not None:
             Dims(name, C=num_classes, D=dim).check("init", init, "C D")
             start = TF.unit(init.detach()).float()
+        centres = (num_classes,) if num_prototypes == 1 else (num_classes, num_prototypes)
         self.register_buffer("init", start.to(device))
-        self.register_buffer("visual", torch.empty_like(self.init))
+        self.register_buffer("visual", torch.empty(*centres, dim, device=device))
         self.register_buffer("text", torch.empty_like(self.init))
-        self.register_buffer("count", torch.zeros(num_classes, dtype=torch.int64, device=device))
+        self.register_buffer("count", torch.zeros(centres, dtype=torch.int64, device=device))
         self.register_buffer("text_count", torch.zeros((), dtype=torch.int64, device=device))
+        self.register_buffer("absent", torch.zeros_like(self.init) if absent else None)
+        if absent:
+            self.register_buffer("absent_count", torch.zeros(num_classes, dtype=torch.int64, device=device))
+            self.register_buffer("absent_step", torch.zeros((), dtype=torch.int64, device=device))
+        if queue_size:
+            self.register_buffer("queue", torch.zeros(num_classes, queue_size, dim, device=device))
+            self.register_buffer("queue_ids", torch.zeros(num_classes, queue_size, dtype=torch.int64, device=device))
+            self.register_buffer("queue_cursor", torch.zeros(num_classes, dtype=torch.int64, device=device))
         self.reset()
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Back to the start values; no class is seen."""
-        self.visual.copy_(self.init)
+        """Back to the start values; no class is seen, the queue is empty."""
+        for name, buffer in self.named_buffers(recurse=False):
+            if name != "init":
+                buffer.zero_()
+        self.visual.copy_(self.init if self.num_prototypes == 1 else self.init[:, None])
         self.text.copy_(self.init)
-        self.count.zero_()
-        self.text_count.zero_()
+        if self.queue_size:
+            self.queue_ids.fill_(-1)
 
     @property
     def seen(self) -> Tensor:
         """(C,) bool: the visual prototype holds data."""
-        return self.count > 0
+        return self.count > 0 if self.count.ndim == 1 else self.count[:, 0] > 0
+
+    @property
+    def memory(self) -> TF.Memory | None:
+        """The queue: features (C, Q, D) and ids (C, Q), -1 where there is none yet."""
+        return TF.Memory(self.queue, self.queue_ids) if self.queue_size else None
 
     @torch.no_grad()
     def update(
-        self, regions: Tensor, targets: Tensor, *, weights: Tensor | None = None, text: Tensor | None = None
+        self,
+        regions: Tensor,
+        targets: Tensor,
+        *,
+        weights: Tensor | None = None,
+        text: Tensor | None = None,
+        ids: Tensor | None = None,
     ) -> None:
         """Move the prototypes towards a batch.
 
         Args:
             regions: (B, C, D) features, normalised here.
-            targets: (B, C); entries with 1 enter, all others do not.
+            targets: (B, C); entries with 1 enter, all others do not (those with 0 enter the absent-prototypes).
             weights: (B, C) confidence of the entries that enter; those of weight 0 stay out.
             text: (C, D) current class texts, where the text prototypes shall follow them.
+            ids: (B,) int64, the sample of each row, not negative; must be given where there is a queue.
         """
         dims = Dims(type(self).__name__, C=self.num_classes, D=self.dim)
         dims.check("regions", regions, "B C D")
@@ -117,24 +183,140 @@ class PrototypeBank(FullPrecisionState):
             mass = torch.where(targets == 1, weights.float().clamp(min=0), 0.0)
         if text is not None:
             dims.check("text", text, "C D")
+        if self.queue_size:
+            if ids is None:
+                raise ValueError(f"{dims.owner}: ids (B,) must be given where there is a queue: the sample of each row")
+            dims.check("ids", ids, "B", floating=False)
+            if ids.dtype != torch.int64:
+                raise TypeError(f"{dims.owner}: ids must be int64, got {ids.dtype}")
         if self.validate:
-            check_finite(dims.owner, "regions", torch.where((mass > 0)[..., None], regions, 0.0))
+            enters = (mass > 0) if self.absent is None else (mass > 0) | (targets == 0)
+            check_finite(dims.owner, "regions", torch.where(enters[..., None], regions, 0.0))
             if text is not None:
                 check_finite(dims.owner, "text", text)
+            if self.queue_size and ids is not None and (ids < 0).any():
+                raise ValueError(f"{dims.owner}: ids must be at least 0 (-1 marks an empty place), got {int(ids.min())}")
         group = resolve_group(self.distributed)
         with TF.full_precision(regions):
-            sums, total = TF.class_sums(regions, mass)
-            joined = sum_over_ranks(torch.cat([sums.float(), total[:, None].float()], dim=1), group)
-            visual, count = TF.update_prototypes(
-                self.visual, self.count, joined[:, :-1], joined[:, -1], momentum=self.momentum
+            joined = sum_over_ranks(self._sums(regions, mass), group).flatten(0, 1)
+            centres, count = self._centres
+            moved, updates = TF.update_prototypes(
+                centres.flatten(0, 1), count.flatten(), joined[:, :-1], joined[:, -1], momentum=self.momentum
             )
-            self.visual.copy_(visual)
-            self.count.copy_(count)
+            self._set_centres(moved.view_as(centres), updates.view_as(count))
             if text is not None:
                 n = self.text_count.float()
                 m = (n / (n + 1)).clamp(max=self.text_momentum)
                 self.text.copy_(F.normalize(m * self.text + (1 - m) * TF.unit(text).float(), dim=-1))
                 self.text_count.add_(1)
+            if self.absent is not None:
+                if int(self.absent_step) % self.absent_every == 0:
+                    sums, total = TF.class_sums(regions, (targets == 0).float())
+                    joined = sum_over_ranks(torch.cat([sums.float(), total[:, None].float()], dim=1), group)
+                    moved, updates = TF.update_prototypes(
+                        self.absent, self.absent_count, joined[:, :-1], joined[:, -1], momentum=self.absent_momentum
+                    )
+                    self.absent.copy_(moved)
+                    self.absent_count.copy_(updates)
+                self.absent_step.add_(1)
+            if ids is not None and self.queue_size:
+                self._enqueue(regions, mass > 0, ids, group)
+                if self.num_prototypes > 1:
+                    self._start_centres()
+
+    @torch.no_grad()
+    def start_from(self, batches: Iterable[tuple[Tensor, Tensor, Tensor]], *, min_score: float = 0.85) -> None:
+        """Set the visual prototypes to means over a whole pass; :meth:`update` goes on from there.
+
+        A class without an entry stays as it is. With several centres each becomes the mean of the features nearest to it
+        so far, so that repeated passes are k-means. Queue, text and absent-prototypes are left alone. Ranks may have
+        different numbers of batches.
+
+        Args:
+            batches: (regions (B, C, D), targets (B, C), scores (B, C)) each; an entry enters where its target is 1 and its
+                score, the model's probability, is above ``min_score``.
+            min_score: see ``batches``.
+        """
+        name = type(self).__name__
+        check_number(name, "min_score", min_score, 0, 1)
+        centres, count = self._centres
+        total = torch.zeros(*centres.shape[:2], self.dim + 1, device=centres.device)
+        for regions, targets, scores in batches:
+            dims = Dims(name, C=self.num_classes, D=self.dim)
+            dims.check("regions", regions, "B C D")
+            dims.check("targets", targets, "B C", floating=False)
+            dims.check("scores", scores, "B C")
+            enters = (targets == 1) & (scores > min_score)
+            if self.validate:
+                check_finite(name, "regions", torch.where(enters[..., None], regions, 0.0))
+            with TF.full_precision(regions):
+                total += self._sums(regions.to(total.device), enters.to(total))
+        total = sum_over_ranks(total, resolve_group(self.distributed))
+        has = total[..., -1] > 0
+        centres = torch.where(has[..., None], F.normalize(total[..., :-1], dim=-1), centres)
+        # A mean of n features weighs in the running mean as n updates of one feature would.
+        self._set_centres(centres, torch.where(has, total[..., -1].to(count.dtype), count))
+
+    @property
+    def _centres(self) -> tuple[Tensor, Tensor]:
+        """Prototypes (C, K, D) and counts (C, K), also where K is 1."""
+        shape = (self.num_classes, self.num_prototypes)
+        return self.visual.view(*shape, self.dim), self.count.view(shape)
+
+    def _set_centres(self, centres: Tensor, count: Tensor) -> None:
+        """Take over prototypes (C, K, D) and counts; centres that have not started follow the first."""
+        started = (count > 0)[..., None]
+        self.visual.copy_(torch.where(started, centres, centres[:, :1]).view_as(self.visual))
+        self.count.copy_(count.view_as(self.count))
+
+    def _sums(self, regions: Tensor, mass: Tensor) -> Tensor:
+        """(C, K, D + 1): weighted sums of the features nearest to each started centre, and their mass."""
+        if self.num_prototypes == 1:
+            parts = [TF.class_sums(regions, mass)]
+        else:
+            centres, count = self._centres
+            near = torch.einsum("bcd,ckd->bck", TF.unit(regions), centres.to(TF.upcast(regions).dtype))
+            near[..., 1:].masked_fill_(count[:, 1:] == 0, -2.0)
+            nearest = near.argmax(dim=-1)
+            parts = [TF.class_sums(regions, mass * (nearest == k)) for k in range(self.num_prototypes)]
+        return torch.stack([torch.cat([sums, total[:, None]], dim=1).float() for sums, total in parts], dim=1)
+
+    def _enqueue(self, regions: Tensor, enters: Tensor, ids: Tensor, group: ProcessGroup | None) -> None:
+        """Take the entries of all ranks into the rings of their classes, in the order of ranks and rows."""
+        row, own = enters.nonzero(as_tuple=True)
+        features, real, _ = gather_rows(TF.unit(regions[row, own]).float(), group)
+        labels = gather_rows(torch.stack([own, ids[row]], dim=1), group)[0]
+        features, (own, sample) = features[real], labels[real].unbind(dim=1)
+        new = torch.bincount(own, minlength=self.num_classes)
+        # How many of its class come before each entry; of more than Q the last Q stay.
+        order = own.argsort(stable=True)
+        before = torch.empty_like(order)
+        before[order] = torch.arange(len(own), device=own.device) - (new.cumsum(0) - new)[own[order]]
+        stays = before >= new[own] - self.queue_size
+        own, before = own[stays], before[stays]
+        place = (self.queue_cursor[own] + before) % self.queue_size
+        self.queue[own, place] = features[stays]
+        self.queue_ids[own, place] = sample[stays]
+        self.queue_cursor.copy_((self.queue_cursor + new) % self.queue_size)
+
+    def _start_centres(self) -> None:
+        """Where the queue of a class is full, its further centres start from the features farthest from those before."""
+        centres, count = (x.clone() for x in self._centres)
+        full = self.seen & (self.queue_ids >= 0).all(dim=1)
+        for k in range(1, self.num_prototypes):
+            starts = full & (count[:, k] == 0)
+            if not starts.any():
+                continue
+            nearest = torch.einsum("cqd,ckd->cqk", self.queue, centres[:, :k]).amax(dim=-1)
+            farthest = self.queue.gather(1, nearest.argmin(dim=1)[:, None, None].expand(-1, 1, self.dim)).squeeze(1)
+            centres[:, k] = torch.where(starts[:, None], farthest, centres[:, k])
+            count[:, k] += starts
+        self._set_centres(centres, count)
 
     def extra_repr(self) -> str:
-        return f"num_classes={self.num_classes}, dim={self.dim}, momentum={self.momentum}"
+        text = f"num_classes={self.num_classes}, dim={self.dim}, momentum={self.momentum}"
+        if self.num_prototypes > 1:
+            text += f", num_prototypes={self.num_prototypes}"
+        if self.queue_size:
+            text += f", queue_size={self.queue_size}"
+        return text + (", absent=True" if self.absent is not None else "")

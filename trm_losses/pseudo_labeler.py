@@ -184,7 +184,8 @@ class PseudoLabeler(FullPrecisionState):
         dims = Dims(type(self).__name__, C=self.num_classes)
         dims.check("regions", regions, "B C D")
         dims.check("targets", targets, "B C", floating=False)
-        dims.check("bank.visual", bank.visual, "C D", hint="regions and bank share classes and width")
+        centres = "C D" if bank.visual.ndim == 2 else "C K D"
+        dims.check("bank.visual", bank.visual, centres, hint="regions and bank share classes and width")
         if text is not None:
             dims.check("text", text, "C D")
         if self.validate:
@@ -243,6 +244,7 @@ class PseudoLabeler(FullPrecisionState):
             bank.visual,
             text,
             seen=seen,
+            absent=bank.absent,
             temperature_visual=self.temperature_visual,
             temperature_text=self.temperature_text,
         )
@@ -299,10 +301,7 @@ class PseudoLabeler(FullPrecisionState):
         known = torch.stack([targets == 0, targets == 1])  # (absent, present) x B x C
         counts = known.sum(dim=1)
         with TF.full_precision(regions):
-            z = TF.unit(regions).float()
-            similarities = torch.stack(
-                [torch.einsum("bcd,cd->bc", z, TF.unit(prototype).float()) for prototype in (bank.visual, text)]
-            )
+            similarities = torch.stack(TF.intra_similarities(regions, bank.visual, text, bank.absent)).float()
             similarities = torch.where(targets == UNKNOWN, 0.0, similarities)
             sums = torch.einsum("xbc,mbc->xmc", similarities, known.float())
             mass = counts.float().expand(2, -1, -1).clone()
