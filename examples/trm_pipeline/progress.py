@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from threading import RLock
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -20,6 +21,7 @@ def without_bars() -> None:
     """No bars from here on: those of several processes would tear each other apart."""
     global _bars
     _bars = False
+    tqdm.set_lock(RLock())  # its own would be shared between processes, and left behind where one is ended
 
 
 def progress(items: Iterable[T], description: str, *, total: int | None = None) -> tqdm[T]:
