@@ -13,6 +13,7 @@ import sys
 import textwrap
 import time
 import types
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
@@ -614,6 +615,7 @@ def test_without_resume_a_folder_is_begun_afresh(run, tmp_path):
     (tmp_path / "out" / "checkpoints" / "linear-known0.5-seed1.pt").write_bytes(b"of another run")
     rows = run("--methods", "linear")
     assert [row["method"] for row in rows] == ["linear"]
+    assert run("--methods", "linear", "--resume", output=tmp_path / "nothing yet") == rows
     assert not list((tmp_path / "out" / "pseudo").iterdir())
     assert json.loads((tmp_path / "out" / "run.json").read_text())["methods"] == ["linear"]
 
@@ -685,6 +687,16 @@ def test_the_end_of_a_run_is_the_end_of_its_processes(how, command, tmp_path):
         time.sleep(0.1)
     assert not alive(workers)
     process.stderr.close()
+
+
+def test_a_killed_process_ends_the_run_with_one_clear_line(run, monkeypatch):
+    def broken(*_):
+        raise BrokenProcessPool("abruptly")
+        yield
+
+    monkeypatch.setattr(cells, "_in_processes", broken)
+    with pytest.raises(SystemExit, match="--resume and fewer jobs"):
+        run("--methods", "linear", "--jobs", "2")
 
 
 # Switches

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Sequence
+from concurrent.futures import BrokenExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -319,5 +320,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         run(args)
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"error: {error}") from error
+    except BrokenExecutor as error:
+        raise SystemExit(
+            "error: a process of --jobs was ended from outside, perhaps for want of memory; the same command with --resume "
+            "and fewer jobs goes on from here"
+        ) from error
     except KeyboardInterrupt:
         raise SystemExit("interrupted; the same command with --resume goes on from here") from None
