@@ -238,6 +238,8 @@ def test_seed_one_hides_labels_by_the_published_procedure(devkit, run, monkeypat
         (["--jobs", "0"], "jobs must be at least 1"),
         (["--known", "0.5", "--ablation-known", "0.1"], "must be among --known"),
         (["--known", "single", "--set", "expected_positives=none"], "needs expected_positives"),
+        (["--unseen", "19"], "must leave two classes"),
+        (["--unseen", "2", "--set", "query=free"], "queries that come from text"),
         (["--set", "single_negative_until=never"], "must be 'end' or 'warmup'"),
     ],
 )
@@ -770,3 +772,30 @@ def test_tensorboard_says_what_to_install(run, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="pip install tensorboard"):
         run("--methods", "text-pixel", "--tensorboard")
     assert not (tmp_path / "out").exists()
+
+
+# Classes without a label
+
+
+@pytest.mark.skipif(not hasattr(TRMHead, "with_classes"), reason="heads for other classes are not there yet")
+def test_unseen_classes_are_scored_by_name(run, tmp_path, devkit, backbone, monkeypatch):
+    seen = []
+    original = cells.train
+    monkeypatch.setattr(cells, "train", lambda *a, **k: seen.append(a) or original(*a, **k))
+    settings = ("--methods", "zero-shot-tokens", "--known", "single", "0.5", "--unseen", "4")
+    run(*settings)
+    labels = VOC(devkit, 2007, "train").targets[:, :-4]
+    assert torch.equal(seen[0][2], keep_single_positive(labels, seed=0)) and torch.equal(seen[1][2], hide_labels(labels, 0.5))
+    rows = [json.loads((tmp_path / "out" / "unseen" / f"trm-unseen4-{s}-seed1.json").read_text()) for s in ("single", "known0.5")]
+    assert [row["known"] for row in rows] == ["single", 0.5] and rows[0]["unseen"] == ["sheep", "sofa", "train", "tvmonitor"]
+    plain = eval_transform(224, mean=backbone.image_mean, std=backbone.image_std)
+    images = VOC(devkit, 2007, "test", transform=plain)
+    live = features.LiveFeatures(images, backbone, token_pool=2, device=torch.device("cpu"), workers=0)
+    text = backbone.template_text(experiment.class_prompt_names(True), presets.EMBEDDED.templates)
+    scores = torch.cat([methods.zero_shot_tokens(batch, text) for batch in live.batches(16)])
+    for part, columns in (("seen", slice(0, 16)), ("unseen", slice(16, 20))):
+        expected = 100 * float(mean_average_precision(scores[:, columns], images.targets[:, columns]))
+        assert rows[0][f"zero-shot-tokens {part}"] == pytest.approx(expected, abs=0.5)
+        assert rows[0][f"trm {part}"] > 30
+    monkeypatch.setattr(cells, "train", None)
+    run(*settings, "--resume")

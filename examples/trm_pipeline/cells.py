@@ -30,9 +30,9 @@ from .methods import METHODS, TRM, ZERO_SHOT, Setting
 from .presets import VARIANTS, Preset
 from .progress import say, without_bars
 from .report import Row
-from .training import Encode, score, train
+from .training import Encode, Trained, score, train
 
-__all__ = ["Cell", "Finished", "Known", "Prepared", "known_labels", "run_cell", "run_cells", "use_deterministic_algorithms"]
+__all__ = ["Cell", "Finished", "Known", "Prepared", "known_labels", "run_cell", "run_cells", "train_cell"]
 
 Known = float | Literal["single"]
 """Share of known labels, or one present label of each image and nothing else."""
@@ -129,6 +129,18 @@ def _trained(data: Prepared, cell: Cell, args: argparse.Namespace) -> tuple[dict
     """Metrics of a trained method and the seconds of training."""
     method, changes = VARIANTS.get(cell.method, (cell.method, {}))
     preset = dataclasses.replace(data.preset, **changes)  # type: ignore[arg-type]
+    trained = train_cell(data, cell, args, method=method, preset=preset)
+    if cell.method in METHODS and isinstance(trained.method, TRM):
+        with torch.no_grad():
+            text = data.encode(trained.method.prompts())
+        trained.method.head(text, list(VOC_CLASSES)).save(args.output / f"{cell.name}.pt")
+    if trained.trace:
+        write_json(args.output / "pseudo" / f"{cell.name}.json", trained.trace)
+    return trained.metrics, trained.seconds
+
+
+def train_cell(data: Prepared, cell: Cell, args: argparse.Namespace, *, method: str, preset: Preset) -> Trained:
+    """Train a method on what a cell's setting and seed leave of the labels, from its checkpoint where there is one."""
     single = cell.known == "single"
     targets = known_labels(data.targets, cell.known, cell.seed)
     steps = preset.epochs * -(-len(data.features) // preset.batch_size)
@@ -140,7 +152,7 @@ def _trained(data: Prepared, cell: Cell, args: argparse.Namespace) -> tuple[dict
         "amp": args.amp,
     }
     torch.manual_seed(cell.seed)
-    trained = train(
+    return train(
         METHODS[method](Setting(preset, data.text, data.names, data.logit_scale, steps, single=single)),
         data.features,
         targets,
@@ -157,13 +169,6 @@ def _trained(data: Prepared, cell: Cell, args: argparse.Namespace) -> tuple[dict
         amp=args.amp,
         log=args.output / "tensorboard" / cell.name if args.tensorboard else None,
     )
-    if cell.method in METHODS and isinstance(trained.method, TRM):
-        with torch.no_grad():
-            text = data.encode(trained.method.prompts())
-        trained.method.head(text, list(VOC_CLASSES)).save(args.output / f"{cell.name}.pt")
-    if trained.trace:
-        write_json(args.output / "pseudo" / f"{cell.name}.json", trained.trace)
-    return trained.metrics, trained.seconds
 
 
 def run_cells(

@@ -18,13 +18,14 @@ from trm_losses.backbones import OpenClipBackbone, load_open_clip
 from .cells import Cell, Finished, Known, Prepared, checkpoint_path, run_cells, use_deterministic_algorithms
 from .checkpoint import differences, tensor_digest, write_json
 from .data.drawn import write_drawn_voc
-from .data.voc import VOC, class_prompt_names, eval_transform, train_transform
+from .data.voc import VOC, VOC_CLASSES, class_prompt_names, eval_transform, train_transform
 from .embedded import load_embedded
 from .features import CachedFeatures, Features, LiveFeatures, cache_features, weights_digest
 from .methods import METHODS, ZERO_SHOT
 from .presets import EMBEDDED, PRESETS, VARIANTS, VOC2007_RN101, Preset, override
 from .progress import Scalars, say
 from .report import Row, draw_map_against_known, markdown_table
+from .unseen import unseen_row, unseen_table
 
 __all__ = ["main", "parser", "run"]
 
@@ -61,6 +62,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--ablation", action="store_true",
                    help="also trm without one part each, and with each other rule for pseudo-labels")  # fmt: skip
     p.add_argument("--ablation-known", type=known_argument, nargs="+", metavar="SHARE", help="default: all of --known")
+    p.add_argument("--unseen", type=int, default=0, metavar="N",
+                   help="also trm trained without the last N classes of the alphabet, and all scored by their names")  # fmt: skip
     p.add_argument("--seeds", type=int, nargs="+", default=[1], help="of training; seed s hides labels with seed s - 1")
     p.add_argument("--epochs", type=int, help="default: the preset's")
     p.add_argument("--output", type=Path, default=Path("runs/voc"), help="folder for results, heads and the picture")
@@ -112,6 +115,10 @@ def check_arguments(args: argparse.Namespace, preset: Preset) -> None:
     ):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    if not 0 <= args.unseen < len(VOC_CLASSES) - 1:
+        raise ValueError(f"--unseen must leave two classes of {len(VOC_CLASSES)} to train on, got {args.unseen}")
+    if args.unseen and preset.query == "free":
+        raise ValueError("--unseen needs queries that come from text; give --set query=tied")
     if "single" in args.known and preset.expected_positives is None:
         raise ValueError(
             "--known single needs expected_positives, the mean number of present labels of an image, which single "
@@ -244,9 +251,9 @@ class Results:
                 checkpoint_path(self.output, cell).unlink(missing_ok=True)
             return
         # Without the record nothing that is still there can be taken for a part of another run.
-        old = [record, self.output / "results.json", self.output / "times.json"]
-        for path in [*old, *self.output.glob("checkpoints/*.pt*"), *self.output.glob("pseudo/*.json")]:
-            path.unlink(missing_ok=True)
+        for pattern in ("run.json", "results.json", "times.json", "checkpoints/*.pt*", "pseudo/*.json", "unseen/*.json"):
+            for path in self.output.glob(pattern):
+                path.unlink(missing_ok=True)
         write_json(record, settings)
 
     def add(self, finished: Finished) -> None:
@@ -282,6 +289,7 @@ def run(args: argparse.Namespace) -> list[Row]:
             "seeds": args.seeds,
             "ablation": args.ablation,
             "ablation_known": args.ablation_known,
+            "unseen": args.unseen,
             "tune": args.tune,
             "amp": args.amp,
             "deterministic": args.deterministic,
@@ -300,11 +308,15 @@ def run(args: argparse.Namespace) -> list[Row]:
             results.add(cell)
 
     rows = results.ordered()
+    apart = dict.fromkeys(cell._replace(method="trm") for cell in cells if args.unseen)
+    unseen = [unseen_row(data, cell, args) for cell in apart]
     where = f"{'drawn scenes' if args.data_root is None else f'VOC{preset.year}'}, {data.name} model"
     say(
         f"\nmAP (%) on the {chosen_splits(args, preset)[1]} images, last epoch of the averaged weights; {where}:\n"
         f"{markdown_table(rows)}"
     )
+    if unseen:
+        say(f"\nmAP (%) with {', '.join(unseen[0]['unseen'])} never labelled in training:\n{unseen_table(unseen)}")
     written = [args.output / "results.json"]
     if curves := [row for row in rows if row["known"] != "single" and row["method"] not in VARIANTS]:
         written.append(args.output / "map_against_known.png")
