@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import partial
@@ -101,6 +101,7 @@ def checkpoint_path(output: Path, cell: Cell) -> Path:
 def run_cell(data: Prepared, cell: Cell, args: argparse.Namespace) -> Finished:
     """Train and score a cell; whatever else it leaves behind is on disk before it counts as finished."""
     single = cell.known == "single"
+    metrics: Mapping[str, float | None]
     if cell.method in ZERO_SHOT:
         metrics, seconds = _zero_shot(data, cell.method)
     else:
@@ -173,7 +174,7 @@ def train_cell(data: Prepared, cell: Cell, args: argparse.Namespace, *, method: 
 
 def run_cells(
     data: Prepared, cells: Sequence[Cell], args: argparse.Namespace, prepare: Callable[[argparse.Namespace], Prepared]
-) -> Iterator[Finished]:
+) -> Generator[Finished, None, None]:
     """Cells as they are finished: one after the other, or ``args.jobs`` at a time in processes of their own."""
     apart = [cell for cell in cells if args.jobs > 1 and cell.method not in ZERO_SHOT]
     announced = None
@@ -189,7 +190,7 @@ def run_cells(
 
 def _in_processes(
     cells: Sequence[Cell], args: argparse.Namespace, prepare: Callable[[argparse.Namespace], Prepared]
-) -> Iterator[Finished]:
+) -> Generator[Finished, None, None]:
     """Cells in the order in which they end; whatever ends this iterator early ends its processes too."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.jobs, context, _start_worker, (args, prepare)) as pool:

@@ -242,7 +242,10 @@ class Results:
         if resume and record.exists():
             found = json.loads(record.read_text())
             if changed := differences(json.loads(json.dumps(settings)), found):
-                raise ValueError(f"--resume: {self.output} holds a run with other settings: {'; '.join(changed)}")
+                raise ValueError(
+                    f"--resume: {self.output} holds a run with other settings: {'; '.join(changed)}. Give those, or another "
+                    "--output, or start afresh without --resume"
+                )
             for name, column, into in (("times.json", "seconds", self.seconds), ("results.json", None, self.rows)):
                 path = self.output / name
                 for row in json.loads(path.read_text()) if path.exists() else []:

@@ -50,7 +50,7 @@ class Scalars:
         self.check()
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(folder, purge_step=done + 1)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(folder, purge_step=done + 1)
 
     @staticmethod
     def check() -> None:
@@ -63,8 +63,8 @@ class Scalars:
     def add(self, epoch: int, values: Mapping[str, float]) -> None:
         """One point of each curve."""
         for name, value in values.items():
-            self._writer.add_scalar(name, value, epoch)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(name, value, epoch)
 
     def close(self) -> None:
         """Everything is on disk after this."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()

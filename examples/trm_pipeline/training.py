@@ -117,12 +117,18 @@ def train(
     decay = min(preset.ema_per_epoch ** (1 / steps), 0.9998)
     average = AveragedModel(method, multi_avg_fn=get_ema_multi_avg_fn(decay))
     averaged: Method = average.module
-    stateful = {"method": method, "average": average, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
+    stateful: dict[str, Any] = {
+        "method": method,
+        "average": average,
+        "optimizer": optimizer,
+        "schedule": schedule,
+        "scaler": scaler,
+    }
 
     done, best, seconds, metrics, shown = 0, 0.0, 0.0, {}, ""
     if state is not None:
         for name, part in stateful.items():
-            part.load_state_dict(state[name])  # type: ignore[attr-defined]
+            part.load_state_dict(state[name])
         done, best, seconds, metrics, shown = (state[key] for key in ("epoch", "best", "seconds", "metrics", "shown"))
         if trace is not None:
             trace.points = state["trace"]
