@@ -1,7 +1,20 @@
 """The pipeline of the examples from end to end: a few drawn scenes, the model that ships with the project."""
 
+import dataclasses
+import inspect
 import json
+import math
+import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import types
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,17 +22,18 @@ import torch
 pytest.importorskip("open_clip")
 pytest.importorskip("safetensors")
 
-from trm_pipeline import experiment, features, methods, presets, report
+from trm_pipeline import cells, checkpoint, experiment, features, methods, presets, report, training
 from trm_pipeline.data.drawn import write_drawn_voc
 from trm_pipeline.data.voc import VOC, eval_transform
+from trm_pipeline.pseudo_trace import PseudoTrace
 
-from trm_losses import TRMHead, TRMObjective
-from trm_losses.labels import hide_labels
+from trm_losses import PseudoLabeler, PseudoLabels, TRMHead, TRMObjective
+from trm_losses.labels import hide_labels, keep_single_positive
 from trm_losses.metrics import mean_average_precision
 
 SIZES = {"train": 40, "val": 30, "test": 30}
 COLUMNS = {
-    "method", "known", "seed", "mAP", "mAP_interpolated", "OF1", "CF1", "CF1_per_class", "best_epoch_mAP", "seconds",
+    "method", "known", "seed", "mAP", "mAP_interpolated", "OF1", "CF1", "CF1_per_class", "best_epoch_mAP", "expected_positives",
 }  # fmt: skip
 
 
@@ -82,9 +96,8 @@ def test_the_saved_head_scores_like_the_run(run, tmp_path, devkit, backbone):
 def test_the_same_command_gives_the_same_rows(run, tmp_path):
     first = run("--methods", "trm", "text-pixel", output=tmp_path / "a")
     second = run("--methods", "trm", "text-pixel", output=tmp_path / "b")
-    for row in (*first, *second):
-        row.pop("seconds")
     assert first == second
+    assert (tmp_path / "a" / "results.json").read_bytes() == (tmp_path / "b" / "results.json").read_bytes()
 
 
 def test_features_are_encoded_once(run, cache, capsys):
@@ -201,8 +214,8 @@ def test_tune_never_touches_the_test_images(run, capsys):
 
 def test_seed_one_hides_labels_by_the_published_procedure(devkit, run, monkeypatch):
     seen = []
-    original = experiment.hide_labels
-    monkeypatch.setattr(experiment, "hide_labels", lambda *a, **k: seen.append(original(*a, **k)) or seen[-1])
+    original = cells.hide_labels
+    monkeypatch.setattr(cells, "hide_labels", lambda *a, **k: seen.append(original(*a, **k)) or seen[-1])
     run("--methods", "linear", "--known", "0.1")
     full = VOC(devkit, 2007, "train").targets
     assert torch.equal(seen[0], hide_labels(full, 0.1, seed=0))
@@ -222,6 +235,12 @@ def test_seed_one_hides_labels_by_the_published_procedure(devkit, run, monkeypat
         (["--set", "epochs=many"], "must be of type int"),
         (["--data-root", "/nowhere/at/all"], "not found"),
         (["--set", "token_pool=3"], "token_pool must divide"),
+        (["--jobs", "0"], "jobs must be at least 1"),
+        (["--known", "0.5", "--ablation-known", "0.1"], "must be among --known"),
+        (["--known", "single", "--set", "expected_positives=none"], "needs expected_positives"),
+        (["--unseen", "19"], "must leave two classes"),
+        (["--unseen", "2", "--set", "query=free"], "queries that come from text"),
+        (["--set", "single_negative_until=never"], "must be 'end' or 'warmup'"),
     ],
 )
 def test_bad_input_is_one_clear_line(run, arguments, message):
@@ -278,3 +297,505 @@ def test_a_half_written_data_set_is_never_used(tmp_path):
     (first / "VOC2007" / "ImageSets" / "Main" / "train.txt").unlink()
     second = write_drawn_voc(tmp_path, sizes={"train": 2, "val": 1, "test": 1}, workers=1)
     assert second == first and len(VOC(second, 2007, "train")) == 2
+
+
+# Single positive labels
+
+
+def test_single_positives_know_one_present_label_of_each_image(run, devkit, monkeypatch, capsys):
+    seen = []
+    original = cells.train
+    monkeypatch.setattr(cells, "train", lambda *a, **k: seen.append((a[2], k["single"])) or original(*a, **k))
+    rows = run("--methods", "linear", "zero-shot-global", "--known", "0.5", "single", "--seeds", "3")
+    full = VOC(devkit, 2007, "train").targets
+    assert torch.equal(seen[0][0], hide_labels(full, 0.5, seed=2)) and not seen[0][1]
+    assert torch.equal(seen[1][0], keep_single_positive(full, seed=2)) and seen[1][1]
+    assert [(row["known"], row["expected_positives"]) for row in rows] == 2 * [(0.5, None), ("single", 2.4)]
+    assert "| 50%" in (out := capsys.readouterr().out) and "| single (k=2.4) |" in out
+
+
+def test_single_positives_start_from_the_assumed_share(run, monkeypatch):
+    priors = []
+    original = methods.LinearProbe.calibrate
+    monkeypatch.setattr(methods.LinearProbe, "calibrate", lambda self, *a: priors.append(a[2]) or original(self, *a))
+    run("--methods", "linear", "--known", "single", "--set", "expected_positives=4")
+    assert priors == [4 / 20]
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_the_labeller_is_told_what_single_positives_cannot_tell(single):
+    setting = methods.Setting(presets.EMBEDDED, torch.randn(20, 8), None, 100.0, 10, single=single)
+    labeler = methods.METHODS["trm"](setting).objective.labeler
+    assert labeler.expected_positives == (2.4 if single else None)
+
+
+def test_weak_negatives_follow_their_equation():
+    torch.manual_seed(0)
+    query, region = torch.randn(2, 5, 4, dtype=torch.float64, requires_grad=True).unbind()
+    targets = torch.randint(-1, 2, (5, 4)).double()
+    expected = sum(
+        factor * math.log(1 + math.exp(float(logits[b, c].detach())))
+        for factor, logits in ((1.0, query), (0.5, region))
+        for b in range(5)
+        for c in range(4)
+        if targets[b, c] == -1
+    )
+    terms = methods.weak_negatives(targets, 0.3, (1.0, query), (0.5, region))
+    assert float(terms["weak_negative"].detach()) == pytest.approx(0.3 * expected / 5, rel=1e-9)
+    (gradient,) = torch.autograd.grad(terms["weak_negative"], query)
+    assert ((gradient != 0) == (targets == -1)).all()
+    assert methods.weak_negatives(targets, 0.0, (1.0, query)) == {}
+
+
+@pytest.mark.parametrize("method", ["linear", "linear-assume-negative", "text-pixel", "trm-region", "trm"])
+def test_every_method_takes_unknown_labels_for_weak_negatives(method):
+    torch.manual_seed(0)
+    text = torch.randn(4, 8)
+    trained = methods.METHODS[method](methods.Setting(presets.EMBEDDED, text, None, 100.0, 10))
+    batch = features.Batch(torch.randn(3, 5, 8), torch.randn(3, 8), torch.arange(3))
+    targets = torch.tensor([[1, -1, -1, -1], [-1, 1, -1, -1], [0, -1, -1, -1.0]])
+    plain, weak = (trained.loss(batch, text, targets, weight) for weight in (0.0, 0.3))
+    assert set(weak) - set(plain) == {"weak_negative"}
+    assert (float(weak["weak_negative"].detach()) == 0) == (method == "linear-assume-negative")
+    if method == "trm":
+        output = trained._last
+        both = torch.nn.functional.softplus(output.logits) + torch.nn.functional.softplus(output.region_logits)
+        torch.testing.assert_close(weak["weak_negative"], 0.3 / 3 * both[targets == -1].sum())
+
+
+@pytest.mark.parametrize(("until", "steps"), [("end", 20), ("warmup", 4)])
+def test_weak_negatives_last_as_long_as_the_preset_says(run, monkeypatch, until, steps):
+    weights = []
+    original = methods.LinearProbe.loss
+    monkeypatch.setattr(methods.LinearProbe, "loss", lambda self, *a: weights.append(a[3]) or original(self, *a))
+    run("--methods", "linear", "--known", "single", "0.5", "--set", "batch_size=4", f"single_negative_until={until}",
+        "single_negative=0.2", "pseudo_warmup=0.2")  # fmt: skip
+    assert weights[:20] == [0.2] * steps + [0.0] * (20 - steps)
+    assert weights[20:] == [0.0] * 20
+
+
+# Ablations
+
+
+def test_ablations_stand_beside_the_methods(run):
+    settings = ("--known", "0.5", "single", "--ablation", "--ablation-known", "single", "--set", "batch_size=4", "lr=1e-2")
+    rows = run("--methods", "trm", *settings)
+    variants = ["trm-no-region", "trm-no-distillation", "trm-no-pseudo", "trm-no-contrast", "trm-rule-logit"]
+    assert [(row["method"], row["known"]) for row in rows] == [
+        ("trm", 0.5),
+        ("trm", "single"),
+        *((variant, "single") for variant in variants),
+    ]
+    assert len({row["mAP"] for row in rows[1:]}) > 3
+
+
+def test_there_is_a_variant_for_each_rule_of_the_labeller():
+    words = re.search(r"Literal\[(.*?)\]", str(inspect.signature(PseudoLabeler).parameters["rule"].annotation))
+    assert set(re.findall(r"\w+", words.group(1))) == set(presets.PSEUDO_RULES)
+    for rule in presets.PSEUDO_RULES:
+        assert presets.VARIANTS[f"trm-rule-{rule}"] == ("trm", {"pseudo_rule": rule})
+
+
+def variant(name, text):
+    method, changes = presets.VARIANTS[name]
+    preset = dataclasses.replace(presets.EMBEDDED, **changes)
+    return methods.METHODS[method](methods.Setting(preset, text, None, 100.0, 10))
+
+
+def test_variants_lack_the_part_that_their_names_say():
+    torch.manual_seed(0)
+    text = torch.randn(4, 8)
+    batch = features.Batch(torch.randn(3, 5, 8), torch.randn(3, 8), torch.arange(3))
+    targets = torch.tensor([[1, -1, 0, -1], [-1, 1, -1, 0], [0, -1, -1, -1.0]])
+    everything = set(variant("trm-rule-prototype", text).loss(batch, text, targets))
+    for part, missing in (
+        ("distillation", {"distillation"}),
+        ("contrast", {"contrast"}),
+        ("pseudo", {"pseudo_query", "pseudo_region"}),
+    ):
+        assert everything - set(variant(f"trm-no-{part}", text).loss(batch, text, targets)) == missing
+    without = variant("trm-no-region", text)
+    without.loss(batch, text, targets)
+    pooled = torch.nn.functional.normalize(batch.pooled, dim=-1)
+    torch.testing.assert_close(without._last.regions.region, pooled[:, None].expand(-1, 4, -1))
+    other = batch._replace(tokens=torch.randn(3, 5, 8))
+    assert torch.equal(without.logits(batch, text), without.logits(other, text))
+
+
+# How right pseudo-labels are
+
+
+def test_pseudo_labels_are_counted_as_loops_count_them():
+    torch.manual_seed(0)
+    truth = torch.randint(-1, 2, (12, 5)).float()
+    trace = PseudoTrace(truth)
+    counts = {"pos": [0, 0, 0], "neg": [0, 0, 0]}
+    for index in torch.randperm(12).split(4):
+        targets = torch.where(torch.rand(4, 5) < 0.3, truth[index], -1.0)
+        labels = torch.where(targets == -1, torch.tensor([-1.0, 0.0, 0.7])[torch.randint(3, (4, 5))], -1.0)
+        trace.add(PseudoLabels(labels, torch.ones(4, 5), torch.ones(4, 5)), targets, index)
+        for row, i in enumerate(index.tolist()):
+            for c in range(5):
+                if targets[row, c] != -1 or truth[i, c] == -1:
+                    continue
+                label, true = float(labels[row, c]), float(truth[i, c])
+                for key, said, is_true in (("pos", label > 0, true == 1), ("neg", label == 0, true == 0)):
+                    counts[key][0] += said and is_true
+                    counts[key][1] += said
+                    counts[key][2] += is_true
+    trace.point(7)
+    trace.point(8)
+    first, empty = trace.points
+    assert first == {
+        "step": 7,
+        "positive_precision": pytest.approx(counts["pos"][0] / counts["pos"][1], abs=1e-4),
+        "positive_recall": pytest.approx(counts["pos"][0] / counts["pos"][2], abs=1e-4),
+        "negative_precision": pytest.approx(counts["neg"][0] / counts["neg"][1], abs=1e-4),
+        "negative_recall": pytest.approx(counts["neg"][0] / counts["neg"][2], abs=1e-4),
+        "decided": counts["pos"][1] + counts["neg"][1],
+    }
+    assert empty == {**dict.fromkeys(first, None), "step": 8, "decided": 0}
+
+
+def test_a_run_leaves_the_trace_of_its_pseudo_labels(run, tmp_path):
+    run("--methods", "trm", "linear", "--set", "batch_size=4", "pseudo_warmup=0")
+    (path,) = (tmp_path / "out" / "pseudo").iterdir()
+    points = json.loads(path.read_text())
+    assert path.name == "trm-known0.5-seed1.json"
+    assert [point["step"] for point in points] == [3, 5, 8, 10, 13, 15, 18, 20]
+    assert points[-1]["decided"] > 0
+
+
+def test_the_hidden_truth_changes_nothing_but_the_trace(run, tmp_path, monkeypatch):
+    settings = ("--methods", "trm", "--set", "batch_size=8", "pseudo_warmup=0")
+    first = run(*settings, output=tmp_path / "a")
+    original = cells.train
+    monkeypatch.setattr(cells, "train", lambda *a, truth, **k: original(*a, truth=1 - truth, **k))
+    assert run(*settings, output=tmp_path / "b") == first
+    traces = [json.loads((tmp_path / name / "pseudo" / "trm-known0.5-seed1.json").read_text()) for name in "ab"]
+    assert traces[0] != traces[1]
+
+
+# Interrupted runs
+
+SMALL = ("--methods", "trm", "linear", "--known", "0.5", "single", "--epochs", "3", "--set", "batch_size=16")
+
+KILLER = """
+import os, signal, sys
+import torch
+from trm_pipeline import checkpoint, experiment, methods
+
+moment, argv, calls = sys.argv[1], sys.argv[2:], {"n": 0}
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def after(calls_before, original, last_words=lambda *a: None):
+    def wrapped(*args, **kwargs):
+        calls["n"] += 1
+        if calls["n"] > calls_before:
+            last_words(*args)
+            die()
+        return original(*args, **kwargs)
+    return wrapped
+
+replace, save = os.replace, torch.save
+if moment == "in an epoch":
+    methods.TRM.after_step = after(4, methods.TRM.after_step)
+elif moment == "between a cell and its row":
+    experiment.Results.add = after(1, experiment.Results.add)
+elif moment == "between two cells":
+    experiment.checkpoint_path = after(0, experiment.checkpoint_path)
+elif moment == "writing a checkpoint":
+    torch.save = after(2, torch.save, lambda state, path: open(path, "wb").write(b"half"))
+elif moment == "writing the results":
+    writing = after(1, replace)
+    os.replace = lambda source, path: (writing if str(path).endswith("results.json") else replace)(source, path)
+experiment.main(argv)
+"""
+
+
+@pytest.fixture(scope="session")
+def command(devkit, cache):
+    """Arguments of the small run for a process of its own, and its environment."""
+    root = Path(__file__).resolve().parents[1]
+    arguments = ["--data-root", str(devkit), "--preset", "embedded", "--cache", str(cache), "--device", "cpu", *SMALL]
+    paths = os.pathsep.join([str(root), str(root / "examples")])
+    return arguments, {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="session")
+def unbroken(command, tmp_path_factory):
+    """The folder of the small run that nothing interrupts."""
+    output = tmp_path_factory.mktemp("unbroken")
+    experiment.main([*command[0], "--output", str(output)])
+    return output
+
+
+def assert_same_run(first, second):
+    assert (first / "results.json").read_bytes() == (second / "results.json").read_bytes()
+    assert not list((first / "checkpoints").glob("*.pt"))
+    for path in (second / "pseudo").iterdir():
+        assert (first / "pseudo" / path.name).read_bytes() == path.read_bytes()
+    for path in second.glob("*.pt"):
+        heads = [TRMHead.load(folder / path.name).state_dict() for folder in (first, second)]
+        assert all(torch.equal(value, heads[1][key]) for key, value in heads[0].items())
+
+
+@pytest.mark.parametrize(
+    "moment",
+    ["in an epoch", "between a cell and its row", "between two cells", "writing a checkpoint", "writing the results"],
+)
+def test_a_killed_run_goes_on_to_the_same_results(moment, command, unbroken, tmp_path):
+    arguments, environment = command
+    arguments = [*arguments, "--output", str(tmp_path / "out")]
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLER, moment, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    finished = tmp_path / "out" / "results.json"
+    assert not finished.exists() or len(json.loads(finished.read_text())) < 4
+    experiment.main([*arguments, "--resume"])
+    assert_same_run(tmp_path / "out", unbroken)
+
+
+def test_a_checkpoint_is_gone_on_from_at_its_epoch(command, unbroken, tmp_path, monkeypatch):
+    arguments = [*command[0], "--output", str(tmp_path)]
+    original, epochs = checkpoint.Checkpoint.save, []
+
+    def interrupted(self, state):
+        epochs.append(state["epoch"])
+        original(self, state)
+        if len(epochs) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint.Checkpoint, "save", interrupted)
+    with pytest.raises(SystemExit, match="--resume goes on"):
+        experiment.main(arguments)
+    experiment.main([*arguments, "--resume"])
+    assert epochs == [1, 2, 3, *3 * [1, 2, 3]]
+    assert_same_run(tmp_path, unbroken)
+
+
+def test_a_finished_run_has_nothing_to_resume(command, unbroken, monkeypatch, capsys):
+    before = (unbroken / "results.json").read_bytes(), (unbroken / "times.json").read_bytes()
+    monkeypatch.setattr(cells, "train", None)
+    experiment.main([*command[0], "--output", str(unbroken), "--resume"])
+    assert before == ((unbroken / "results.json").read_bytes(), (unbroken / "times.json").read_bytes())
+    assert "4 of 4 rows are there already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--set", "lr=1"], "lr was 0.0003, now 1.0"),
+        (["--seeds", "2"], r"seeds was \[1\], now \[2\]"),
+        (["--amp"], "amp was false, now true"),
+    ],
+)
+def test_resume_refuses_other_settings_by_name(command, unbroken, change, message):
+    before = (unbroken / "results.json").read_bytes()
+    with pytest.raises(SystemExit, match=message):
+        experiment.main([*command[0], "--output", str(unbroken), "--resume", *change])
+    assert before == (unbroken / "results.json").read_bytes()
+
+
+def test_a_checkpoint_of_other_labels_is_refused(tmp_path):
+    path = tmp_path / "cell.pt"
+    checkpoint.Checkpoint(path, {"labels": "a"}).save({"epoch": 1})
+    assert checkpoint.Checkpoint(path, {"labels": "a"}).load() == {"epoch": 1}
+    with pytest.raises(ValueError, match='labels was "a", now "b"'):
+        checkpoint.Checkpoint(path, {"labels": "b"}).load()
+    path.write_bytes(b"half")
+    with pytest.raises(ValueError, match="cannot be read"):
+        checkpoint.Checkpoint(path, {"labels": "a"}).load()
+
+
+def test_without_resume_a_folder_is_begun_afresh(run, tmp_path):
+    run("--methods", "trm", "linear")
+    (tmp_path / "out" / "checkpoints").mkdir(exist_ok=True)
+    (tmp_path / "out" / "checkpoints" / "linear-known0.5-seed1.pt").write_bytes(b"of another run")
+    rows = run("--methods", "linear")
+    assert [row["method"] for row in rows] == ["linear"]
+    assert run("--methods", "linear", "--resume", output=tmp_path / "nothing yet") == rows
+    assert not list((tmp_path / "out" / "pseudo").iterdir())
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["methods"] == ["linear"]
+
+
+def test_seconds_stand_beside_the_results(unbroken):
+    rows, times = (json.loads((unbroken / name).read_text()) for name in ("results.json", "times.json"))
+    keys = ("method", "known", "seed")
+    assert [[row[key] for key in keys] for row in rows] == [[row[key] for key in keys] for row in times]
+    assert all(set(row) == COLUMNS for row in rows) and all(set(row) == {*keys, "seconds"} for row in times)
+    assert all(row["seconds"] > 0 for row in times)
+
+
+# Several processes
+
+
+def test_jobs_change_nothing_but_the_time(command, unbroken, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    experiment.main([*command[0], "--output", str(tmp_path), "--jobs", "2"])
+    assert_same_run(tmp_path, unbroken)
+    out = capfd.readouterr().out
+    assert sum(line.startswith(("trm, ", "linear, ")) for line in out.splitlines()) == 4
+
+
+def workers_of(pid):
+    """Processes below one, by id."""
+    found = subprocess.run(["ps", "-eo", "pid=,ppid=,stat="], capture_output=True, text=True, check=True).stdout
+    below = {pid}
+    for _ in range(3):
+        rows = (line.split() for line in found.splitlines())
+        below |= {int(child) for child, parent, stat in rows if int(parent) in below and not stat.startswith("Z")}
+    return below - {pid}
+
+
+def alive(pids):
+    found = subprocess.run(["ps", "-eo", "pid=,stat="], capture_output=True, text=True, check=True).stdout
+    running = {int(line.split()[0]) for line in found.splitlines() if not line.split()[1].startswith("Z")}
+    return running & set(pids)
+
+
+@pytest.mark.skipif(shutil.which("ps") is None, reason="looks for processes with ps")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_the_end_of_a_run_is_the_end_of_its_processes(how, command, tmp_path):
+    arguments, environment = command
+    arguments = [*arguments, "--output", str(tmp_path / "out"), "--jobs", "2", "--epochs", "1000"]
+    code = textwrap.dedent("""
+        from trm_pipeline import experiment
+        if __name__ == "__main__":
+            experiment.main()
+    """)
+    (tmp_path / "command.py").write_text(code)
+    process = subprocess.Popen(
+        [sys.executable, "command.py", *arguments], env=environment, cwd=tmp_path, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    limit = time.monotonic() + 120
+    while len(list((tmp_path / "out").glob("checkpoints/*.pt"))) < 2:
+        assert process.poll() is None and time.monotonic() < limit
+        time.sleep(0.1)
+    workers = workers_of(process.pid)
+    assert len(workers) >= 2
+    if how == signal.SIGINT:
+        os.killpg(process.pid, how)  # as a terminal does: to all of them
+        assert "--resume goes on from here" in process.communicate(timeout=60)[1].splitlines()[-1]
+    else:
+        process.kill()
+        process.wait()
+    limit = time.monotonic() + 20
+    while alive(workers) and time.monotonic() < limit:
+        time.sleep(0.1)
+    assert not alive(workers)
+    process.stderr.close()
+
+
+def test_a_killed_process_ends_the_run_with_one_clear_line(run, monkeypatch):
+    def broken(*_):
+        raise BrokenProcessPool("abruptly")
+        yield
+
+    monkeypatch.setattr(cells, "_in_processes", broken)
+    with pytest.raises(SystemExit, match="--resume and fewer jobs"):
+        run("--methods", "linear", "--jobs", "2")
+
+
+# Switches
+
+
+def test_mixed_precision_is_close_and_not_equal(run, tmp_path):
+    states = []
+    for name, amp in (("full", []), ("mixed", ["--amp"])):
+        run("--methods", "trm", "--set", "batch_size=8", *amp, output=tmp_path / name)
+        states.append(TRMHead.load(tmp_path / name / "trm-known0.5-seed1.pt").state_dict())
+    weights = [state["matching.bias"] for state in states]
+    assert not torch.equal(*weights)
+    torch.testing.assert_close(*weights, rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize("overflow", [False, True])
+def test_a_step_whose_gradient_overflows_is_not_taken(overflow):
+    weight = torch.nn.Parameter(torch.tensor([2.0]))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100 if overflow else 4.0)
+    taken = training.take_step((1e10 * weight).sum(), optimizer, scaler, [weight], 0.5)
+    assert taken is not overflow
+    assert float(weight.detach()) == (2.0 if overflow else 1.5)
+
+
+def test_a_skipped_step_moves_neither_average_nor_prototypes(run, monkeypatch):
+    monkeypatch.setattr(training, "take_step", lambda *a: False)
+    calls = []
+    monkeypatch.setattr(methods.TRM, "after_step", lambda self: calls.append(1))
+    monkeypatch.setattr(training.AveragedModel, "update_parameters", lambda self, model: calls.append(1))
+    run("--methods", "trm")
+    assert not calls
+
+
+def test_deterministic_algorithms_are_asked_for(run, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", asked.append)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    run("--methods", "zero-shot-global")
+    assert asked == [] and "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    run("--methods", "zero-shot-global", "--deterministic")
+    assert asked == [True] and torch.backends.cudnn.deterministic
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+def test_tensorboard_gets_losses_and_scores(run, tmp_path, monkeypatch):
+    written = []
+
+    class SummaryWriter:
+        def __init__(self, folder, purge_step):
+            self.run = folder.name
+            written.append((self.run, "purge", purge_step))
+
+        def add_scalar(self, name, value, step):
+            written.append((self.run, name, step))
+
+        def close(self):
+            written.append((self.run, "close", 0))
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=SummaryWriter))
+    run("--methods", "text-pixel", "--tensorboard")
+    name = "text-pixel-known0.5-seed1"
+    points = [(name, curve, epoch) for epoch in (1, 2) for curve in ("loss/matching", "test/mAP")]
+    assert written == [(name, "purge", 1), *points, (name, "close", 0)]
+
+
+def test_tensorboard_says_what_to_install(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(SystemExit, match="pip install tensorboard"):
+        run("--methods", "text-pixel", "--tensorboard")
+    assert not (tmp_path / "out").exists()
+
+
+# Classes without a label
+
+
+@pytest.mark.skipif(not hasattr(TRMHead, "with_classes"), reason="heads for other classes are not there yet")
+def test_unseen_classes_are_scored_by_name(run, tmp_path, devkit, backbone, monkeypatch):
+    seen = []
+    original = cells.train
+    monkeypatch.setattr(cells, "train", lambda *a, **k: seen.append(a) or original(*a, **k))
+    settings = ("--methods", "zero-shot-tokens", "--known", "single", "0.5", "--unseen", "4")
+    run(*settings)
+    labels = VOC(devkit, 2007, "train").targets[:, :-4]
+    assert torch.equal(seen[0][2], keep_single_positive(labels, seed=0)) and torch.equal(seen[1][2], hide_labels(labels, 0.5))
+    rows = [json.loads((tmp_path / "out" / "unseen" / f"trm-unseen4-{s}-seed1.json").read_text()) for s in ("single", "known0.5")]
+    assert [row["known"] for row in rows] == ["single", 0.5] and rows[0]["unseen"] == ["sheep", "sofa", "train", "tvmonitor"]
+    plain = eval_transform(224, mean=backbone.image_mean, std=backbone.image_std)
+    images = VOC(devkit, 2007, "test", transform=plain)
+    live = features.LiveFeatures(images, backbone, token_pool=2, device=torch.device("cpu"), workers=0)
+    text = backbone.template_text(experiment.class_prompt_names(True), presets.EMBEDDED.templates)
+    scores = torch.cat([methods.zero_shot_tokens(batch, text) for batch in live.batches(16)])
+    for part, columns in (("seen", slice(0, 16)), ("unseen", slice(16, 20))):
+        expected = 100 * float(mean_average_precision(scores[:, columns], images.targets[:, columns]))
+        assert rows[0][f"zero-shot-tokens {part}"] == pytest.approx(expected, abs=0.5)
+        assert rows[0][f"trm {part}"] > 30
+    monkeypatch.setattr(cells, "train", None)
+    run(*settings, "--resume")

@@ -1,33 +1,45 @@
-"""One command's work: data, features, every method at every share and seed, results, table and picture."""
+"""One command's work: data, features, every method in every setting and with every seed, results, table and picture."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import time
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
+from concurrent.futures import BrokenExecutor
+from contextlib import closing
 from pathlib import Path
 
 import torch
 
 from trm_losses.backbones import OpenClipBackbone, load_open_clip
-from trm_losses.labels import hide_labels, known_fraction
-from trm_losses.metrics import evaluate
 
+from .cells import Cell, Finished, Known, Prepared, checkpoint_path, run_cells, use_deterministic_algorithms
+from .checkpoint import differences, tensor_digest, write_json
 from .data.drawn import write_drawn_voc
 from .data.voc import VOC, VOC_CLASSES, class_prompt_names, eval_transform, train_transform
 from .embedded import load_embedded
 from .features import CachedFeatures, Features, LiveFeatures, cache_features, weights_digest
-from .methods import METHODS, TRM, ZERO_SHOT, Setting
-from .presets import EMBEDDED, PRESETS, VOC2007_RN101, Preset, override
-from .progress import say
-from .report import Row, draw_map_against_known, markdown_table, write_results
-from .training import score, train
+from .methods import METHODS, ZERO_SHOT
+from .presets import EMBEDDED, PRESETS, VARIANTS, VOC2007_RN101, Preset, override
+from .progress import Scalars, say
+from .report import Row, draw_map_against_known, markdown_table
+from .unseen import unseen_row, unseen_table
 
 __all__ = ["main", "parser", "run"]
 
 DEFAULT_METHODS = (*ZERO_SHOT, *METHODS)
+
+
+def known_argument(text: str) -> Known:
+    """A value of ``--known``."""
+    if text == "single":
+        return "single"
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be shares of known labels such as 0.1, or 'single'; got {text!r}") from None
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,12 +55,26 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--model", help="an open_clip model name, or 'embedded'")
     p.add_argument("--pretrained", help="an open_clip tag such as 'openai', or a weights file")
     p.add_argument("--image-size", type=int, help="side of the square images, a multiple of the model's stride")
-    p.add_argument("--known", type=float, nargs="+", default=[0.1, 0.5, 0.9], help="shares of known labels, above 0 to 1")
-    p.add_argument("--methods", nargs="+", default=list(DEFAULT_METHODS), choices=DEFAULT_METHODS, metavar="METHOD",
-                   help=f"any of {', '.join(DEFAULT_METHODS)}")  # fmt: skip
+    p.add_argument("--known", type=known_argument, nargs="+", default=[0.1, 0.5, 0.9], metavar="SHARE",
+                   help="shares of known labels, above 0 to 1; 'single': one present label an image, nothing else")  # fmt: skip
+    p.add_argument("--methods", nargs="+", default=list(DEFAULT_METHODS), choices=(*DEFAULT_METHODS, *VARIANTS),
+                   metavar="METHOD", help=f"any of {', '.join((*DEFAULT_METHODS, *VARIANTS))}")  # fmt: skip
+    p.add_argument("--ablation", action="store_true",
+                   help="also trm without one part each, and with each other rule for pseudo-labels")  # fmt: skip
+    p.add_argument("--ablation-known", type=known_argument, nargs="+", metavar="SHARE", help="default: all of --known")
+    p.add_argument("--unseen", type=int, default=0, metavar="N",
+                   help="also trm trained without the last N classes of the alphabet, and all scored by their names")  # fmt: skip
     p.add_argument("--seeds", type=int, nargs="+", default=[1], help="of training; seed s hides labels with seed s - 1")
     p.add_argument("--epochs", type=int, help="default: the preset's")
     p.add_argument("--output", type=Path, default=Path("runs/voc"), help="folder for results, heads and the picture")
+    p.add_argument("--resume", action="store_true",
+                   help="go on with the interrupted run in --output; the results are those of an unbroken one")  # fmt: skip
+    p.add_argument("--jobs", type=int, default=1,
+                   help="methods trained at a time, each in a process with its share of the cores; results do not depend on "
+                   "it but for the last digits, which depend on the number of threads")  # fmt: skip
+    p.add_argument("--amp", action="store_true", help="mixed precision: float16 on cuda, bfloat16 elsewhere")
+    p.add_argument("--deterministic", action="store_true", help="the same bits again on an accelerator, a little slower")
+    p.add_argument("--tensorboard", action="store_true", help="curves of losses and test mAP (needs the tensorboard package)")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--tune", action="store_true",
                    help="score on the val split and train on the train split: for choosing settings")  # fmt: skip
@@ -69,14 +95,42 @@ def choose_preset(args: argparse.Namespace) -> Preset:
     return override(preset, args.set)
 
 
+def chosen_splits(args: argparse.Namespace, preset: Preset) -> tuple[str, str]:
+    """What is trained on and what is scored."""
+    return ("train", preset.val_split) if args.tune else (preset.train_split, preset.test_split)
+
+
 def check_arguments(args: argparse.Namespace, preset: Preset) -> None:
     """Refuse at the door what would otherwise end a run late, or do something else than was asked for."""
     for share in args.known:
-        if not 0 < share <= 1:
+        if not isinstance(share, str) and not 0 < share <= 1:
             raise ValueError(f"--known must be shares above 0 and at most 1, got {share:g} (10 % is 0.1)")
-    for name, values in (("--seeds", args.seeds), ("epochs", [preset.epochs]), ("batch_size", [preset.batch_size])):
-        if min(values) < 1:
-            raise ValueError(f"{name} must be at least 1, got {min(values)}")
+    if missing := [share for share in args.ablation_known or () if share not in args.known]:
+        raise ValueError(f"--ablation-known must be among --known, where trm itself is trained; got {missing[0]}")
+    for name, value in (
+        ("--seeds", min(args.seeds)),
+        ("--jobs", args.jobs),
+        ("epochs", preset.epochs),
+        ("batch_size", preset.batch_size),
+    ):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if not 0 <= args.unseen < len(VOC_CLASSES) - 1:
+        raise ValueError(f"--unseen must leave two classes of {len(VOC_CLASSES)} to train on, got {args.unseen}")
+    if args.unseen and preset.query == "free":
+        raise ValueError("--unseen needs queries that come from text; give --set query=tied")
+    if "single" in args.known and preset.expected_positives is None:
+        raise ValueError(
+            "--known single needs expected_positives, the mean number of present labels of an image, which single "
+            "positives cannot tell; give --set expected_positives=2"
+        )
+    if preset.single_negative_until not in ("end", "warmup"):
+        raise ValueError(f"single_negative_until must be 'end' or 'warmup', got {preset.single_negative_until!r}")
+    splits = chosen_splits(args, preset)
+    if splits[0] == splits[1]:
+        raise ValueError(f"training and test images must be different splits, got {splits[0]!r} for both")
+    if args.tensorboard:
+        Scalars.check()
     if args.download and args.data_root is None:
         raise ValueError("--download needs --data-root, the folder to put VOC into")
     try:
@@ -96,32 +150,19 @@ def load_backbone(preset: Preset, device: torch.device) -> OpenClipBackbone:
     return load_open_clip(preset.model, preset.pretrained, image_size=preset.image_size, device=device)
 
 
-def run(args: argparse.Namespace) -> list[Row]:
-    """Everything the command does; returns the rows it wrote."""
-    started = time.perf_counter()
-    preset = choose_preset(args)
-    train_split, test_split = ("train", preset.val_split) if args.tune else (preset.train_split, preset.test_split)
-    check_arguments(args, preset)
-    if train_split == test_split:
-        raise ValueError(f"training and test images must be different splits, got {train_split!r} for both")
-    shares, seeds, chosen = (list(dict.fromkeys(values)) for values in (args.known, args.seeds, args.methods))
-    device = torch.device(args.device)
-    args.output.mkdir(parents=True, exist_ok=True)
+def prepare(args: argparse.Namespace) -> Prepared:
+    """Data, frozen model and features, each computed where it is not there yet."""
+    preset, device = choose_preset(args), torch.device(args.device)
+    train_split, test_split = chosen_splits(args, preset)
     root = args.data_root
     if root is None:
         root = write_drawn_voc(args.cache)
-
     backbone = load_backbone(preset, device)
     channels = {"mean": backbone.image_mean, "std": backbone.image_std}
     plain = eval_transform(preset.image_size, **channels)
     sets = {
         split: VOC(root, preset.year, split, transform=plain, download=args.download) for split in (train_split, test_split)
     }
-    say(
-        f"{len(sets[train_split])} training images ({train_split}), {len(sets[test_split])} test images ({test_split}), "
-        f"{backbone.name} at {backbone.image_size[0]} x {backbone.image_size[1]}"
-    )
-
     digest = weights_digest(backbone)
 
     def cached(split: str, *, mirror: bool) -> CachedFeatures:
@@ -143,64 +184,147 @@ def run(args: argparse.Namespace) -> list[Row]:
         features = LiveFeatures(augmented, backbone, token_pool=preset.token_pool, device=device)
     else:
         features = cached(train_split, mirror=preset.mirror)
-    test_features = cached(test_split, mirror=False)
-    full_targets, test_targets = sets[train_split].targets, sets[test_split].targets
-
     names = class_prompt_names(preset.split_words)
-    text = backbone.template_text(names, preset.templates)
     embedded_names = None
     if preset.prompts in ("shared", "csc"):
         embedded_names = backbone.embed_prompts([f"{name}." for name in names])
-    total_steps = preset.epochs * -(-len(features) // preset.batch_size)
-    setting = Setting(preset, text, embedded_names, backbone.logit_scale, total_steps)
+    return Prepared(
+        preset=preset,
+        device=device,
+        weights=digest,
+        features=features,
+        targets=sets[train_split].targets,
+        test_features=cached(test_split, mirror=False),
+        test_targets=sets[test_split].targets,
+        text=backbone.template_text(names, preset.templates),
+        names=embedded_names,
+        logit_scale=backbone.logit_scale,
+        encode=backbone.encode_prompts,
+        name=backbone.name,
+        description=f"{len(sets[train_split])} training images ({train_split}), {len(sets[test_split])} test images "
+        f"({test_split}), {backbone.name} at {backbone.image_size[0]} x {backbone.image_size[1]}",
+    )
 
-    rows: list[Row] = []
 
-    def keep(method: str, known: float, seed: int, metrics: Mapping[str, float | None], seconds: float) -> None:
-        figures = {key: None if value is None else round(value, 3) for key, value in metrics.items()}
-        rows.append({"method": method, "known": known, "seed": seed, **figures, "seconds": round(seconds, 2)})
-        write_results(args.output / "results.json", rows)
-
-    for method in (m for m in chosen if m in ZERO_SHOT):
-        pause = time.perf_counter()
-        logits = score(partial(ZERO_SHOT[method], text=text), test_features, preset.batch_size)
-        metrics: dict[str, float | None] = dict(evaluate(logits, test_targets))
-        # A cosine ranks images, but has no level above which a class counts as present.
-        metrics |= dict.fromkeys(("OF1", "CF1", "CF1_per_class"), None)
-        metrics["best_epoch_mAP"] = metrics["mAP"]
-        say(f"{method}: mAP {metrics['mAP']:.1f}")
-        for known in shares:
-            for seed in seeds:
-                keep(method, known, seed, metrics, time.perf_counter() - pause)
+def plan(args: argparse.Namespace, preset: Preset) -> list[Cell]:
+    """All cells of the run, in the order of their rows."""
+    settings, seeds, chosen = (list(dict.fromkeys(values)) for values in (args.known, args.seeds, args.methods))
+    cells = [Cell(m, known, seed) for m in chosen if m in ZERO_SHOT for known in settings for seed in seeds]
+    # A variant that changes nothing, such as the rule that trm has anyway, is trm itself.
+    ablation = [
+        name
+        for name, (method, changes) in VARIANTS.items()
+        if args.ablation and (method != "trm" or dataclasses.replace(preset, **changes) != preset)  # type: ignore[arg-type]
+    ]
     for seed in seeds:
-        for known in shares:
-            targets = hide_labels(full_targets, known, seed=seed - 1)
-            say(f"seed {seed}, {known_fraction(targets):.1%} of the labels known, {int((targets == 1).sum())} positives")
-            for method in (m for m in chosen if m in METHODS):
-                torch.manual_seed(seed)
-                trained = train(
-                    METHODS[method](setting),
-                    features,
-                    targets,
-                    test_features,
-                    test_targets,
-                    encode=backbone.encode_prompts,
-                    preset=preset,
-                    seed=seed,
-                    device=device,
-                    label=f"{method}, {100 * known:g}%, seed {seed}",
+        for known in settings:
+            trained = [m for m in chosen if m not in ZERO_SHOT]
+            if known in (args.ablation_known or settings):
+                trained += ablation
+            cells += [Cell(method, known, seed) for method in dict.fromkeys(trained)]
+    return cells
+
+
+class Results:
+    """``results.json``, which equal runs write byte by byte alike, and ``times.json``, in the order of the cells.
+
+    A cell counts as finished when its row is in ``results.json``; that is written last, and its checkpoint removed after.
+    """
+
+    def __init__(self, output: Path, cells: Sequence[Cell]) -> None:
+        self.output, self.cells = output, cells
+        self.rows: dict[Cell, Row] = {}
+        self.seconds: dict[Cell, float] = {}
+
+    def start(self, settings: dict[str, object], *, resume: bool) -> None:
+        """Go on with what an interrupted run of the same settings left, or begin afresh."""
+        record = self.output / "run.json"
+        if resume and record.exists():
+            found = json.loads(record.read_text())
+            if changed := differences(json.loads(json.dumps(settings)), found):
+                raise ValueError(
+                    f"--resume: {self.output} holds a run with other settings: {'; '.join(changed)}. Give those, or another "
+                    "--output, or start afresh without --resume"
                 )
-                keep(method, known, seed, trained.metrics, trained.seconds)
-                if isinstance(trained.method, TRM):
-                    with torch.no_grad():
-                        final_text = backbone.encode_prompts(trained.method.prompts())
-                    trained.method.head(final_text, list(VOC_CLASSES)).save(
-                        args.output / f"{method}-known{known:g}-seed{seed}.pt"
-                    )
-    data = f"{'drawn scenes' if args.data_root is None else f'VOC{preset.year}'}, {backbone.name} model"
-    say(f"\nmAP (%) on the {test_split} images, last epoch of the averaged weights; {data}:\n{markdown_table(rows)}")
-    draw_map_against_known(args.output / "map_against_known.png", rows, f"Missing labels: {data}")
-    say(f"\n{args.output / 'results.json'}, {args.output / 'map_against_known.png'}; {time.perf_counter() - started:.0f} s")
+            for name, column, into in (("times.json", "seconds", self.seconds), ("results.json", None, self.rows)):
+                path = self.output / name
+                for row in json.loads(path.read_text()) if path.exists() else []:
+                    into[Cell(row["method"], row["known"], row["seed"])] = row[column] if column else row
+            for cell in self.rows:
+                checkpoint_path(self.output, cell).unlink(missing_ok=True)
+            return
+        # Without the record nothing that is still there can be taken for a part of another run.
+        for pattern in ("run.json", "results.json", "times.json", "checkpoints/*.pt*", "pseudo/*.json", "unseen/*.json"):
+            for path in self.output.glob(pattern):
+                path.unlink(missing_ok=True)
+        write_json(record, settings)
+
+    def add(self, finished: Finished) -> None:
+        """Write the row of a cell."""
+        self.rows[finished.cell], self.seconds[finished.cell] = finished.row, finished.seconds
+        times = [{**cell._asdict(), "seconds": self.seconds[cell]} for cell in self.cells if cell in self.seconds]
+        write_json(self.output / "times.json", times)
+        write_json(self.output / "results.json", self.ordered())
+        checkpoint_path(self.output, finished.cell).unlink(missing_ok=True)
+
+    def ordered(self) -> list[Row]:
+        """The rows so far."""
+        return [self.rows[cell] for cell in self.cells if cell in self.rows]
+
+
+def run(args: argparse.Namespace) -> list[Row]:
+    """Everything the command does; returns the rows it wrote."""
+    started = time.perf_counter()
+    preset = choose_preset(args)
+    check_arguments(args, preset)
+    if args.deterministic:
+        use_deterministic_algorithms()
+    args.output.mkdir(parents=True, exist_ok=True)
+    data = prepare(args)
+    say(data.description)
+
+    cells = plan(args, preset)
+    results = Results(args.output, cells)
+    results.start(
+        {
+            "known": args.known,
+            "methods": args.methods,
+            "seeds": args.seeds,
+            "ablation": args.ablation,
+            "ablation_known": args.ablation_known,
+            "unseen": args.unseen,
+            "tune": args.tune,
+            "amp": args.amp,
+            "deterministic": args.deterministic,
+            "device": data.device.type,
+            "preset": dataclasses.asdict(preset),
+            "weights": data.weights,
+            "labels": [tensor_digest(data.targets), tensor_digest(data.test_targets)],
+        },
+        resume=args.resume,
+    )
+    todo = [cell for cell in cells if cell not in results.rows]
+    if len(todo) < len(cells):
+        say(f"{len(cells) - len(todo)} of {len(cells)} rows are there already")
+    with closing(run_cells(data, todo, args, prepare)) as finished:
+        for cell in finished:
+            results.add(cell)
+
+    rows = results.ordered()
+    apart = dict.fromkeys(cell._replace(method="trm") for cell in cells if args.unseen)
+    unseen = [unseen_row(data, cell, args) for cell in apart]
+    where = f"{'drawn scenes' if args.data_root is None else f'VOC{preset.year}'}, {data.name} model"
+    say(
+        f"\nmAP (%) on the {chosen_splits(args, preset)[1]} images, last epoch of the averaged weights; {where}:\n"
+        f"{markdown_table(rows)}"
+    )
+    if unseen:
+        say(f"\nmAP (%) with {', '.join(unseen[0]['unseen'])} never labelled in training:\n{unseen_table(unseen)}")
+    written = [args.output / "results.json"]
+    if curves := [row for row in rows if row["known"] != "single" and row["method"] not in VARIANTS]:
+        written.append(args.output / "map_against_known.png")
+        draw_map_against_known(written[-1], curves, f"Missing labels: {where}")
+    say(f"\n{', '.join(map(str, written))}; {time.perf_counter() - started:.0f} s")
     return rows
 
 
@@ -211,3 +335,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         run(args)
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"error: {error}") from error
+    except BrokenExecutor as error:
+        raise SystemExit(
+            "error: a process of --jobs was ended from outside, perhaps for want of memory; the same command with --resume "
+            "and fewer jobs goes on from here"
+        ) from error
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted; the same command with --resume goes on from here") from None

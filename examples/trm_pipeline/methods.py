@@ -16,6 +16,7 @@ from trm_losses import (
     PromptLearner,
     PrototypeBank,
     PseudoLabeler,
+    PseudoLabels,
     RegionDistillationLoss,
     RegionPooler,
     TextRegionMatchingLoss,
@@ -25,21 +26,31 @@ from trm_losses import (
     param_groups,
 )
 from trm_losses.functional import asymmetric_loss
+from trm_losses.labels import UNKNOWN
 
 from .features import Batch
 from .presets import Preset
 
-__all__ = ["METHODS", "ZERO_SHOT", "Method", "Setting", "zero_shot_global", "zero_shot_tokens"]
+__all__ = ["METHODS", "ZERO_SHOT", "Method", "Setting", "weak_negatives", "zero_shot_global", "zero_shot_tokens"]
 
 
 class Setting:
     """What a method is built from: the preset, class texts of the frozen model, its scale, and the number of steps."""
 
     def __init__(
-        self, preset: Preset, text: Tensor, names: PromptEmbeddings | None, logit_scale: float, total_steps: int
+        self,
+        preset: Preset,
+        text: Tensor,
+        names: PromptEmbeddings | None,
+        logit_scale: float,
+        total_steps: int,
+        *,
+        single: bool = False,
     ) -> None:
         self.preset, self.text, self.names = preset, text, names
         self.logit_scale, self.total_steps = logit_scale, total_steps
+        # With labels hidden at random the known ones tell it; with single positives they cannot.
+        self.expected_positives = preset.expected_positives if single else None
 
     @property
     def num_classes(self) -> int:
@@ -63,8 +74,8 @@ class Method(nn.Module, ABC):
     prompts: PromptLearner
 
     @abstractmethod
-    def loss(self, batch: Batch, text: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Terms to be summed and minimised."""
+    def loss(self, batch: Batch, text: Tensor, targets: Tensor, weak_negative: float = 0.0) -> dict[str, Tensor]:
+        """Terms to be summed and minimised; above 0 ``weak_negative`` adds :func:`weak_negatives`."""
 
     @abstractmethod
     def logits(self, batch: Batch, text: Tensor) -> Tensor:
@@ -78,8 +89,30 @@ class Method(nn.Module, ABC):
     def calibrate(self, batch: Batch, text: Tensor, prior: float) -> None:
         """Start the biases so that the mean probability is ``prior``."""
 
+    def pseudo_labels(self) -> PseudoLabels | None:
+        """Those of the last loss; None where the method makes none."""
+        return None
+
     def after_step(self) -> None:
         """What follows the optimiser's step."""
+
+
+def weak_negatives(targets: Tensor, weight: float, *heads: tuple[float, Tensor]) -> dict[str, Tensor]:
+    r"""Every unknown entry taken for an absent one, at a small weight w, for each head's factor f and logits (B, C).
+
+    .. math:: \frac{w}{B} \sum_h f_h \sum_{bc:\, y_{bc} = -1} -\log(1 - \sigma(\ell^h_{bc}))
+
+    It is divided by all entries, as pseudo-labels are, not by the few known ones. Nothing at weight 0.
+
+    Reference: WAN (Cole et al. 2021), where w = 1 / (C - 1) and the mean runs over all entries.
+    """
+    if not weight:
+        return {}
+    absent = torch.where(targets == UNKNOWN, 0.0, float(UNKNOWN))
+    losses = [
+        factor * asymmetric_loss(logits, absent, gamma_pos=0, gamma_neg=0, margin=0, reduction="sum") for factor, logits in heads
+    ]
+    return {"weak_negative": weight / len(targets) * torch.stack(losses).sum()}
 
 
 def zero_shot_global(batch: Batch, text: Tensor) -> Tensor:
@@ -134,10 +167,12 @@ class LinearProbe(Method):
         linear: Tensor = self.linear((F.normalize(batch.pooled, dim=-1) - self.mean) / self.deviation)
         return linear
 
-    def loss(self, batch: Batch, text: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def loss(self, batch: Batch, text: Tensor, targets: Tensor, weak_negative: float = 0.0) -> dict[str, Tensor]:
         targets = targets.clamp(min=0) if self.assume_negative else targets
-        loss = asymmetric_loss(self.logits(batch, text), targets, gamma_pos=0, gamma_neg=0, margin=0)
-        return {"bce": targets.shape[1] * loss}
+        logits = self.logits(batch, text)
+        loss = asymmetric_loss(logits, targets, gamma_pos=0, gamma_neg=0, margin=0)
+        # Where absent is assumed nothing is unknown, and the weak term is 0.
+        return {"bce": targets.shape[1] * loss, **weak_negatives(targets, weak_negative, (1.0, logits))}
 
     def groups(self, preset: Preset) -> list[dict[str, Any]]:
         return param_groups(self, lr=preset.linear_lr, weight_decay=preset.weight_decay)
@@ -169,8 +204,10 @@ class TextPixel(Method):
         cosine = zero_shot_tokens(batch, text, self.log_sharpness.exp())
         return self.matching.scale * cosine - self.matching.bias
 
-    def loss(self, batch: Batch, text: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        return {"matching": targets.shape[1] * self.matching.loss(self.logits(batch, text), targets)}
+    def loss(self, batch: Batch, text: Tensor, targets: Tensor, weak_negative: float = 0.0) -> dict[str, Tensor]:
+        logits = self.logits(batch, text)
+        loss = targets.shape[1] * self.matching.loss(logits, targets)
+        return {"matching": loss, **weak_negatives(targets, weak_negative, (1.0, logits))}
 
     def groups(self, preset: Preset) -> list[dict[str, Any]]:
         rest = param_groups(self.matching, lr=preset.text_pixel_lr, weight_decay=0.0)
@@ -204,6 +241,7 @@ class TRM(Method):
                 soft_positives=preset.soft_positives,
                 visual_weight=preset.visual_weight,
                 temperature_text=2 / setting.logit_scale,
+                expected_positives=setting.expected_positives,
                 warmup_steps=round(preset.pseudo_warmup * setting.total_steps),
                 ramp_steps=round(preset.pseudo_ramp * setting.total_steps),
             )
@@ -234,15 +272,26 @@ class TRM(Method):
             lambda_distillation=preset.lambda_distillation,
             lambda_contrast=preset.lambda_contrast,
         )
+        self.region_learning = preset.region_learning
         self._last: TRMOutput | None = None
 
+    def tokens(self, batch: Batch) -> Tensor:
+        """What regions are pooled from; of a single token, the image's feature, every region is that feature."""
+        return batch.tokens if self.region_learning else batch.pooled[:, None]
+
     def logits(self, batch: Batch, text: Tensor) -> Tensor:
-        regions = self.objective.pooler(batch.tokens, text)
+        regions = self.objective.pooler(self.tokens(batch), text)
         return self.objective.matching.logits(regions.query, text)
 
-    def loss(self, batch: Batch, text: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        self._last = self.objective(batch.tokens, text, targets)
-        return self._last.terms
+    def loss(self, batch: Batch, text: Tensor, targets: Tensor, weak_negative: float = 0.0) -> dict[str, Tensor]:
+        self._last = output = self.objective(self.tokens(batch), text, targets)
+        heads = [(1.0, output.logits)]
+        if output.region_logits is not output.logits:
+            heads.append((self.objective.lambda_region, output.region_logits))
+        return {**output.terms, **weak_negatives(targets, weak_negative, *heads)}
+
+    def pseudo_labels(self) -> PseudoLabels | None:
+        return None if self._last is None else self._last.pseudo
 
     def after_step(self) -> None:
         if self._last is not None:
@@ -255,7 +304,7 @@ class TRM(Method):
 
     @torch.no_grad()
     def calibrate(self, batch: Batch, text: Tensor, prior: float) -> None:
-        regions = self.objective.pooler(batch.tokens, text)
+        regions = self.objective.pooler(self.tokens(batch), text)
         self.objective.matching.calibrate_bias(regions.region, text, prior)
 
     def head(self, text: Tensor, class_names: list[str]) -> TRMHead:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from .data.drawn import TEMPLATES
 
-__all__ = ["EMBEDDED", "PRESETS", "VOC2007_RN101", "Preset", "override"]
+__all__ = ["EMBEDDED", "PRESETS", "PSEUDO_RULES", "VARIANTS", "VOC2007_RN101", "Preset", "override"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Preset:
     num_heads: int = 4
     query: str = "tied"
     attention_scale: float = 8.0
+    region_learning: bool = True  # False: the pooled image feature is the region of every class
     lambda_region: float = 1.0
     lambda_distillation: float = 1.0
     lambda_contrast: float = 0.1
@@ -67,6 +68,10 @@ class Preset:
     pseudo_warmup: float = 0.1  # shares of all steps
     pseudo_ramp: float = 0.1
     prototype_momentum: float = 0.99
+    # Single positive labels: one present label of each image is known and nothing else
+    expected_positives: float | None = None  # present labels of an image, for the bias start and the cap of pseudo-labels
+    single_negative: float = 0.3  # weight of "absent" at unknown entries, measured; Cole's WAN has 1 / (C - 1)
+    single_negative_until: str = "end"  # or "warmup", of the pseudo-labels
     # Peers
     linear_lr: float = 1e-3
     text_pixel_lr: float = 1e-2
@@ -91,6 +96,7 @@ EMBEDDED = Preset(
     prompts="residual",
     lr=3e-4,
     text_lr=1e-3,
+    expected_positives=2.4,  # an assumption about the scenes, not read from the labels of a run
     gamma_pos=0.0,
     gamma_neg=0.0,
     margin=0.0,
@@ -124,9 +130,21 @@ VOC2007_RN101 = Preset(
     epochs=50,
     batch_size=64,
     prompts="shared",
+    expected_positives=1.5,  # an assumption: about what is known of VOC, not read from the labels of a run
 )
 
 PRESETS = {preset.name: preset for preset in (EMBEDDED, VOC2007_RN101)}
+
+PSEUDO_RULES = ("prototype", "logit")
+
+VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
+    "trm-no-region": ("trm", {"region_learning": False}),
+    "trm-no-distillation": ("trm", {"lambda_distillation": 0.0}),
+    "trm-no-pseudo": ("trm-query", {}),
+    "trm-no-contrast": ("trm", {"lambda_contrast": 0.0}),
+    **{f"trm-rule-{rule}": ("trm", {"pseudo_rule": rule}) for rule in PSEUDO_RULES},
+}
+"""Ablations: the method a variant is, and what it changes in the preset."""
 
 
 def override(preset: Preset, assignments: Sequence[str]) -> Preset:

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Row", "draw_map_against_known", "markdown_table", "write_results"]
+__all__ = ["Row", "draw_map_against_known", "markdown_table"]
 
 Row = dict[str, Any]
-"""One run: method, known (share of labels), seed, mAP, mAP_interpolated, OF1, CF1, CF1_per_class, best_epoch_mAP, seconds."""
-
-
-def write_results(path: Path, rows: Sequence[Row]) -> None:
-    """A list of rows as JSON, replaced as a whole."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(list(rows), indent=1) + "\n")
-    os.replace(temporary, path)
+"""One run: method, known (share of labels or "single"), seed, mAP, mAP_interpolated, OF1, CF1, CF1_per_class, best_epoch_mAP,
+expected_positives (None unless single)."""
 
 
 def _cells(rows: Sequence[Row], method: str, known: float, key: str) -> list[float]:
@@ -39,8 +31,10 @@ def _mean_sd(values: Sequence[float]) -> str:
 
 def markdown_table(rows: Sequence[Row], key: str = "mAP") -> str:
     """Methods down, shares of known labels across; mean ± standard deviation over seeds."""
-    shares, methods = sorted(_ordered(rows, "known")), _ordered(rows, "method")
-    header = ["method", *(f"{100 * share:g}%" for share in shares)]
+    shares = sorted(_ordered(rows, "known"), key=lambda known: 2 if known == "single" else known)
+    methods = _ordered(rows, "method")
+    assumed = next((row["expected_positives"] for row in rows if row["known"] == "single"), None)
+    header = ["method", *(f"single (k={assumed:g})" if share == "single" else f"{100 * share:g}%" for share in shares)]
     body = [[method, *(_mean_sd(_cells(rows, method, share, key)) for share in shares)] for method in methods]
     widths = [max(len(line[column]) for line in [header, *body]) for column in range(len(header))]
     lines = [

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from trm_losses import PromptEmbeddings
-from trm_losses.metrics import evaluate, mean_average_precision
+from trm_losses.metrics import evaluate
 
+from .checkpoint import Checkpoint
 from .features import Batch, Features
 from .methods import Method
 from .presets import Preset
-from .progress import progress, say
+from .progress import Scalars, progress, say
+from .pseudo_trace import Point, PseudoTrace
 
 __all__ = ["Trained", "score", "train"]
 
@@ -25,11 +28,13 @@ Encode = Callable[[Tensor | PromptEmbeddings], Tensor]
 
 
 class Trained(NamedTuple):
-    """A run's averaged method at its last epoch, its scores on the test images, and how long training took."""
+    """A run's averaged method at its last epoch, its scores on the test images, how long training took, and how right its
+    pseudo-labels were on the way (empty where it makes none)."""
 
     method: Method
     metrics: dict[str, float]
     seconds: float
+    trace: list[Point]
 
 
 @torch.no_grad()
@@ -38,6 +43,20 @@ def score(logits: Callable[[Batch], Tensor], features: Features, batch_size: int
     parts = [(batch.index, logits(batch).float().cpu()) for batch in features.batches(batch_size)]
     order = torch.cat([index for index, _ in parts])
     return torch.cat([part for _, part in parts])[order.argsort()]
+
+
+def take_step(
+    loss: Tensor, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, parameters: Iterable[nn.Parameter], norm: float
+) -> bool:
+    """Backward, clip, step; whether the step was taken: a scaler skips it where a gradient overflowed."""
+    optimizer.zero_grad(set_to_none=True)
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    torch.nn.utils.clip_grad_norm_(parameters, norm)
+    before = scaler.get_scale()
+    scaler.step(optimizer)
+    scaler.update()
+    return scaler.get_scale() >= before
 
 
 def train(
@@ -52,59 +71,141 @@ def train(
     seed: int,
     device: torch.device,
     label: str,
+    single: bool = False,
+    truth: Tensor | None = None,
+    checkpoint: Checkpoint | None = None,
+    amp: bool = False,
+    log: Path | None = None,
 ) -> Trained:
     """Train on partial labels (N, C), -1 where unknown, and score the averaged weights on the test images.
 
     The main figures are those of the last epoch; the best epoch on the test images is a side figure, since choosing an
     epoch by it would be using the test labels.
+
+    Args:
+        single: the labels are single positives: of unknown labels and of the share of present ones, the preset's
+            assumptions take the place of what the known labels would tell.
+        truth: the labels (N, C) before any were hidden, for the trace of pseudo-labels and nothing else.
+        checkpoint: where to keep the state after each epoch; a state that is there is gone on from.
+        amp: autocast the trained part, to float16 with a scaler on cuda and to bfloat16 elsewhere. Scores for the table
+            are always computed in full precision.
+        log: folder for TensorBoard.
     """
-    started = time.perf_counter()
     method.to(device)
     generator = torch.Generator().manual_seed(seed)
     steps = -(-len(features) // preset.batch_size)
+    total = steps * preset.epochs
     optimizer = torch.optim.AdamW(method.groups(preset))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
         max_lr=[group["lr"] for group in optimizer.param_groups],
-        total_steps=steps * preset.epochs,
+        total_steps=total,
         pct_start=preset.warmup_share,
     )
+    on_cuda = device.type == "cuda"
+    autocast = partial(torch.autocast, device.type, torch.float16 if on_cuda else torch.bfloat16, enabled=amp)
+    scaler = torch.amp.GradScaler(device.type, enabled=amp and on_cuda)
+    trace = None if truth is None else PseudoTrace(truth)
+    weak_until = total if preset.single_negative_until == "end" else round(preset.pseudo_warmup * total)
 
-    known = targets >= 0
-    if known.any():
-        prior = float((targets == 1).sum() / known.sum())
+    state = None if checkpoint is None else checkpoint.load()
+    prior = _prior(targets, preset, single)
+    if state is None and prior is not None:
         first = next(iter(features.batches(4 * preset.batch_size, torch.Generator().manual_seed(seed))))
         with torch.no_grad():
             method.calibrate(first, encode(method.prompts()), min(max(prior, 0.01), 0.99))
     decay = min(preset.ema_per_epoch ** (1 / steps), 0.9998)
     average = AveragedModel(method, multi_avg_fn=get_ema_multi_avg_fn(decay))
     averaged: Method = average.module
+    stateful: dict[str, Any] = {
+        "method": method,
+        "average": average,
+        "optimizer": optimizer,
+        "schedule": schedule,
+        "scaler": scaler,
+    }
 
-    best, testing = 0.0, 0.0
-    bar = progress(range(preset.epochs), "")
+    done, best, seconds, metrics, shown = 0, 0.0, 0.0, {}, ""
+    if state is not None:
+        for name, part in stateful.items():
+            part.load_state_dict(state[name])
+        done, best, seconds, metrics, shown = (state[key] for key in ("epoch", "best", "seconds", "metrics", "shown"))
+        if trace is not None:
+            trace.points = state["trace"]
+        generator.set_state(state["generator"])
+        _set_random_state(state["random"], device)
+
+    scalars = Scalars(log, done) if log is not None else None
+    bar = progress(range(done, preset.epochs), "")
     bar.set_description(label)
-    for _ in bar:
+    for epoch in bar:
+        started = time.perf_counter()
         method.train()
-        for batch in features.batches(preset.batch_size, generator):
-            terms = method.loss(batch, encode(method.prompts()), targets[batch.index].to(device))
-            loss = torch.stack(list(terms.values())).sum()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(method.parameters(), preset.clip_norm)
-            optimizer.step()
-            schedule.step()
-            average.update_parameters(method)
-            method.after_step()
-        pause = time.perf_counter()
+        sums: dict[str, Tensor] = {}
+        for number, batch in enumerate(features.batches(preset.batch_size, generator), start=1):
+            step = epoch * steps + number
+            known = targets[batch.index].to(device)
+            weak = preset.single_negative if single and step <= weak_until else 0.0
+            with autocast():
+                terms = method.loss(batch, encode(method.prompts()), known, weak)
+                loss = torch.stack(list(terms.values())).sum()
+            pseudo = method.pseudo_labels()
+            if trace is not None and pseudo is not None:
+                trace.add(pseudo, known, batch.index)
+                if 4 * number // steps > 4 * (number - 1) // steps:
+                    trace.point(step)
+            if take_step(loss, optimizer, scaler, method.parameters(), preset.clip_norm):
+                schedule.step()
+                average.update_parameters(method)
+                method.after_step()
+            sums = {name: sums.get(name, 0.0) + value.detach() for name, value in terms.items()}
+        seconds += time.perf_counter() - started
         averaged.eval()
         with torch.no_grad():
             text = encode(averaged.prompts())
         logits = score(partial(averaged.logits, text=text), test_features, preset.batch_size)
-        best = max(best, 100 * float(mean_average_precision(logits, test_targets)))
-        bar.set_postfix({name: f"{float(value.detach()):.3f}" for name, value in terms.items()}, refresh=False)
-        testing += time.perf_counter() - pause
-    metrics = {**evaluate(logits, test_targets), "best_epoch_mAP": best}
-    seconds = time.perf_counter() - started - testing
-    shown = " ".join(f"{name} {float(value.detach()):.3f}" for name, value in terms.items())
-    say(f"{label}: mAP {metrics['mAP']:.1f}  OF1 {metrics['OF1']:.1f}  {seconds:.0f} s  (last step: {shown})")
-    return Trained(averaged, metrics, seconds)
+        metrics = evaluate(logits, test_targets)
+        best = max(best, metrics["mAP"])
+        means = {name: float(value) / steps for name, value in sums.items()}
+        shown = " ".join(f"{name} {value:.3f}" for name, value in means.items())
+        bar.set_postfix_str(shown, refresh=False)
+        if scalars is not None:
+            scalars.add(epoch + 1, {**{f"loss/{name}": value for name, value in means.items()}, "test/mAP": metrics["mAP"]})
+        if checkpoint is not None:
+            checkpoint.save(
+                {
+                    **{name: part.state_dict() for name, part in stateful.items()},
+                    "generator": generator.get_state(),
+                    "random": _random_state(device),
+                    "epoch": epoch + 1,
+                    "best": best,
+                    "seconds": seconds,
+                    "metrics": metrics,
+                    "shown": shown,
+                    "trace": [] if trace is None else trace.points,
+                }
+            )
+    if scalars is not None:
+        scalars.close()
+    averaged.eval()
+    say(f"{label}: mAP {metrics['mAP']:.1f}  OF1 {metrics['OF1']:.1f}  {seconds:.0f} s  (last epoch: {shown})")
+    return Trained(averaged, {**metrics, "best_epoch_mAP": best}, seconds, [] if trace is None else trace.points)
+
+
+def _prior(targets: Tensor, preset: Preset, single: bool) -> float | None:
+    """Share of present labels that the biases start from: of the known ones, or assumed; None where nothing is known."""
+    if single:
+        return None if preset.expected_positives is None else preset.expected_positives / targets.shape[1]
+    known = targets >= 0
+    return float((targets == 1).sum() / known.sum()) if known.any() else None
+
+
+def _random_state(device: torch.device) -> dict[str, Any]:
+    """The state of torch's own generators, which a dropout would draw from."""
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None}
+
+
+def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"] is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)

@@ -1,0 +1,243 @@
+"""One cell of a run's table: a method in a setting with a seed, in this process or in several beside each other."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from trm_losses import PromptEmbeddings
+from trm_losses.labels import hide_labels, keep_single_positive, known_fraction
+from trm_losses.metrics import evaluate
+
+from .checkpoint import Checkpoint, tensor_digest, write_json
+from .data.voc import VOC_CLASSES
+from .features import Features
+from .methods import METHODS, TRM, ZERO_SHOT, Setting
+from .presets import VARIANTS, Preset
+from .progress import say, without_bars
+from .report import Row
+from .training import Encode, Trained, score, train
+
+__all__ = ["Cell", "Finished", "Known", "Prepared", "known_labels", "run_cell", "run_cells", "train_cell"]
+
+Known = float | Literal["single"]
+"""Share of known labels, or one present label of each image and nothing else."""
+
+
+class Cell(NamedTuple):
+    """A method (or a variant of one) in a setting with a seed."""
+
+    method: str
+    known: Known
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """For files."""
+        setting = self.known if isinstance(self.known, str) else f"known{self.known:g}"
+        return f"{self.method}-{setting}-seed{self.seed}"
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        setting = self.known if isinstance(self.known, str) else f"{100 * self.known:g}%"
+        return f"{self.method}, {setting}, seed {self.seed}"
+
+
+class Finished(NamedTuple):
+    """A cell with its row of the table and the seconds its training took."""
+
+    cell: Cell
+    row: Row
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What all cells of a run share: features and labels of both splits, class texts, and the text tower behind them."""
+
+    preset: Preset
+    device: torch.device
+    weights: str  # digest of the frozen model
+    features: Features
+    targets: Tensor
+    test_features: Features
+    test_targets: Tensor
+    text: Tensor
+    names: PromptEmbeddings | None
+    logit_scale: float
+    encode: Encode
+    name: str  # of the model
+    description: str
+    zero_shot: dict[str, tuple[dict[str, float | None], float]] = field(default_factory=dict)  # metrics and seconds, once found
+
+
+def known_labels(targets: Tensor, known: Known, seed: int) -> Tensor:
+    """What is left of the labels (N, C) in a setting: seed s hides labels with seed s - 1."""
+    if isinstance(known, str):
+        return keep_single_positive(targets, seed=seed - 1)
+    return hide_labels(targets, known, seed=seed - 1)
+
+
+def checkpoint_path(output: Path, cell: Cell) -> Path:
+    """Where a cell in progress keeps its state."""
+    return output / "checkpoints" / f"{cell.name}.pt"
+
+
+def run_cell(data: Prepared, cell: Cell, args: argparse.Namespace) -> Finished:
+    """Train and score a cell; whatever else it leaves behind is on disk before it counts as finished."""
+    single = cell.known == "single"
+    metrics: Mapping[str, float | None]
+    if cell.method in ZERO_SHOT:
+        metrics, seconds = _zero_shot(data, cell.method)
+    else:
+        metrics, seconds = _trained(data, cell, args)
+    figures = {key: None if value is None else round(value, 3) for key, value in metrics.items()}
+    expected = data.preset.expected_positives if single else None
+    row: Row = {"method": cell.method, "known": cell.known, "seed": cell.seed, **figures, "expected_positives": expected}
+    return Finished(cell, row, round(seconds, 2))
+
+
+def _zero_shot(data: Prepared, method: str) -> tuple[dict[str, float | None], float]:
+    """Metrics of a classifier that learns nothing, and so is the same in every setting, and the seconds of scoring."""
+    if method not in data.zero_shot:
+        started = time.perf_counter()
+        logits = score(partial(ZERO_SHOT[method], text=data.text), data.test_features, data.preset.batch_size)
+        metrics: dict[str, float | None] = dict(evaluate(logits, data.test_targets))
+        # A cosine ranks images, but has no level above which a class counts as present.
+        metrics |= dict.fromkeys(("OF1", "CF1", "CF1_per_class"), None)
+        metrics["best_epoch_mAP"] = metrics["mAP"]
+        say(f"{method}: mAP {metrics['mAP']:.1f}")
+        data.zero_shot[method] = metrics, time.perf_counter() - started
+    return data.zero_shot[method]
+
+
+def _trained(data: Prepared, cell: Cell, args: argparse.Namespace) -> tuple[dict[str, float], float]:
+    """Metrics of a trained method and the seconds of training."""
+    method, changes = VARIANTS.get(cell.method, (cell.method, {}))
+    preset = dataclasses.replace(data.preset, **changes)  # type: ignore[arg-type]
+    trained = train_cell(data, cell, args, method=method, preset=preset)
+    if cell.method in METHODS and isinstance(trained.method, TRM):
+        with torch.no_grad():
+            text = data.encode(trained.method.prompts())
+        trained.method.head(text, list(VOC_CLASSES)).save(args.output / f"{cell.name}.pt")
+    if trained.trace:
+        write_json(args.output / "pseudo" / f"{cell.name}.json", trained.trace)
+    return trained.metrics, trained.seconds
+
+
+def train_cell(data: Prepared, cell: Cell, args: argparse.Namespace, *, method: str, preset: Preset) -> Trained:
+    """Train a method on what a cell's setting and seed leave of the labels, from its checkpoint where there is one."""
+    single = cell.known == "single"
+    targets = known_labels(data.targets, cell.known, cell.seed)
+    steps = preset.epochs * -(-len(data.features) // preset.batch_size)
+    made_with = {
+        "cell": cell.name,
+        "preset": dataclasses.asdict(preset),
+        "labels": tensor_digest(targets),
+        "weights": data.weights,
+        "amp": args.amp,
+    }
+    torch.manual_seed(cell.seed)
+    return train(
+        METHODS[method](Setting(preset, data.text, data.names, data.logit_scale, steps, single=single)),
+        data.features,
+        targets,
+        data.test_features,
+        data.test_targets,
+        encode=data.encode,
+        preset=preset,
+        seed=cell.seed,
+        device=data.device,
+        label=cell.label,
+        single=single,
+        truth=data.targets,
+        checkpoint=Checkpoint(checkpoint_path(args.output, cell), made_with),
+        amp=args.amp,
+        log=args.output / "tensorboard" / cell.name if args.tensorboard else None,
+    )
+
+
+def run_cells(
+    data: Prepared, cells: Sequence[Cell], args: argparse.Namespace, prepare: Callable[[argparse.Namespace], Prepared]
+) -> Generator[Finished, None, None]:
+    """Cells as they are finished: one after the other, or ``args.jobs`` at a time in processes of their own."""
+    apart = [cell for cell in cells if args.jobs > 1 and cell.method not in ZERO_SHOT]
+    announced = None
+    for cell in (cell for cell in cells if cell not in apart):
+        if cell.method not in ZERO_SHOT and announced != (announced := (cell.known, cell.seed)):
+            targets = known_labels(data.targets, cell.known, cell.seed)
+            known, positives = known_fraction(targets), int((targets == 1).sum())
+            say(f"seed {cell.seed}, {known:.1%} of the labels known, {positives} positives")
+        yield run_cell(data, cell, args)
+    if apart:
+        yield from _in_processes(apart, args, prepare)
+
+
+def _in_processes(
+    cells: Sequence[Cell], args: argparse.Namespace, prepare: Callable[[argparse.Namespace], Prepared]
+) -> Generator[Finished, None, None]:
+    """Cells in the order in which they end; whatever ends this iterator early ends its processes too."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.jobs, context, _start_worker, (args, prepare)) as pool:
+        try:
+            for future in as_completed([pool.submit(_work, cell) for cell in cells]):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+
+
+_worker: tuple[Prepared, argparse.Namespace] | None = None
+
+
+def _start_worker(args: argparse.Namespace, prepare: Callable[[argparse.Namespace], Prepared]) -> None:
+    """What a process needs for its cells: features are mapped from the cache that the parent has filled."""
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), cores // args.jobs)))
+    if args.deterministic:
+        use_deterministic_algorithms()
+    without_bars()
+    _worker = prepare(args), args
+
+
+def _work(cell: Cell) -> Finished:
+    if _worker is None:
+        raise RuntimeError("a cell was given to a process that was not started as a worker")
+    data, args = _worker
+    return run_cell(data, cell, args)
+
+
+def _end_with_parent() -> None:
+    """A killed parent cannot end its workers, and they must not write beside the run that resumes it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def use_deterministic_algorithms() -> None:
+    """Equal runs give equal bits on an accelerator too, at some cost in speed."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True

@@ -1,0 +1,82 @@
+"""Classes that training never saw a label of, scored by their names alone."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from functools import partial
+from typing import Any
+
+import torch
+
+from trm_losses import PromptEmbeddings
+from trm_losses.metrics import evaluate
+
+from .cells import Cell, Prepared, checkpoint_path, train_cell
+from .checkpoint import write_json
+from .data.voc import VOC_CLASSES
+from .methods import TRM, zero_shot_tokens
+from .training import score
+
+__all__ = ["seen_part", "unseen_row", "unseen_table"]
+
+
+def seen_part(data: Prepared, unseen: int) -> Prepared:
+    """The data as if the last ``unseen`` classes of the alphabet did not exist."""
+    names = data.names
+    if names is not None:
+        names = PromptEmbeddings(names.embeddings[:-unseen], names.eot[:-unseen])
+    return dataclasses.replace(
+        data,
+        text=data.text[:-unseen],
+        names=names,
+        targets=data.targets[:, :-unseen],
+        test_targets=data.test_targets[:, :-unseen],
+    )
+
+
+def unseen_row(data: Prepared, cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
+    """Train without the last ``args.unseen`` classes, then score all of them; mAP of both parts beside token zero-shot.
+
+    The new classes join the trained head by name: their texts are those of the frozen model, their bias is the mean of the
+    trained ones.
+    """
+    cell = cell._replace(method=f"{cell.method}-unseen{args.unseen}")
+    path = args.output / "unseen" / f"{cell.name}.json"
+    if not path.exists():  # else it is of the run that is resumed
+        write_json(path, _train_and_score(data, cell, args))
+    checkpoint_path(args.output, cell).unlink(missing_ok=True)
+    row: dict[str, Any] = json.loads(path.read_text())
+    return row
+
+
+def _train_and_score(data: Prepared, cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
+    trained = train_cell(seen_part(data, args.unseen), cell, args, method="trm", preset=data.preset)
+    method = trained.method
+    if not isinstance(method, TRM):
+        raise TypeError(f"only a head whose queries come from text scores unseen classes, got {type(method).__name__}")
+    with torch.no_grad():
+        text = data.encode(method.prompts())
+    seen = list(VOC_CLASSES[: -args.unseen])
+    head = method.head(text, seen).with_classes(torch.cat([text, data.text[-args.unseen :]]), list(VOC_CLASSES))
+    head.eval()
+    row: dict[str, Any] = {"known": cell.known, "seed": cell.seed, "unseen": list(VOC_CLASSES[-args.unseen :])}
+    for name, logits in (
+        ("trm", lambda batch: head(batch.tokens)),
+        ("zero-shot-tokens", partial(zero_shot_tokens, text=data.text)),
+    ):
+        scores = score(logits, data.test_features, data.preset.batch_size)
+        for part, columns in (("seen", slice(None, -args.unseen)), ("unseen", slice(-args.unseen, None))):
+            row[f"{name} {part}"] = round(evaluate(scores[:, columns], data.test_targets[:, columns])["mAP"], 3)
+    return row
+
+
+def unseen_table(rows: list[dict[str, Any]]) -> str:
+    """mAP on seen and unseen classes, a line for each setting and seed."""
+    keys = [key for key in rows[0] if key not in ("known", "seed", "unseen")]
+    lines = [f"| known | seed | {' | '.join(keys)} |", "| --- " * (len(keys) + 2) + "|"]
+    for row in rows:
+        known = row["known"] if isinstance(row["known"], str) else f"{100 * row['known']:g}%"
+        lines.append(f"| {known} | {row['seed']} | {' | '.join(f'{row[key]:.1f}' for key in keys)} |")
+    return "\n".join(lines)
