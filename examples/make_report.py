@@ -11,10 +11,11 @@ from trm_pipeline.report import make_report
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output", type=Path, help="the folder given to reproduce_voc.py as --output")
-    parser.add_argument("--data", default="", help="what the results were made on, for the titles")
+    parser.add_argument("--data", help="what the results were made on, for the titles; default: what the page said before")
+    parser.add_argument("--command", help="what made the results; default: what the page said before")
     args = parser.parse_args()
     try:
-        print(make_report(args.output, data=args.data))
+        print(make_report(args.output, command=args.command, data=args.data))
     except (ValueError, OSError, KeyError) as error:
         raise SystemExit(f"error: {error}") from error
 

@@ -117,6 +117,20 @@ def test_pseudo_labels_are_drawn_with_gaps(tmp_path):
     assert png_size(tmp_path / "p.png")[0] > 600
 
 
+def test_traces_are_drawn_by_method_and_variants_beside_the_whole(tmp_path):
+    names = ["trm-known0.1-seed1", "trm-known0.1-seed2", "trm-single-seed1", "trm-region-pseudo-known0.1-seed1"]
+    variants = ["trm-no-contrast-known0.1-seed1", "trm-rule-logit-known0.1-seed1", "trm-rule-logit-single-seed1"]
+    for name in (*names, *variants):
+        (tmp_path / f"{name}.json").write_text(json.dumps(trace()))
+    (tmp_path / "trm-known0.5-seed1.json").write_text("[]")  # nothing was measured
+    assert {key: set(group) for key, group in report._trace_groups(tmp_path).items()} == {
+        "trm": set(names[:3]),
+        "trm-region-pseudo": {names[3]},
+        "variants-known0.1": {*names[:2], *variants[:2]},
+        "variants-single": {names[2], variants[2]},
+    }
+
+
 def test_chosen_images_show_many_classes():
     targets = torch.zeros(6, 6)
     for image, present in enumerate([[0], [0, 1], [0, 1], [2, 3, 4, 5], [2, 3], [1, 4]]):
@@ -200,7 +214,7 @@ def output_folder(path):
     rows = [row(m, k, s, v + s) for m, v in (("text-pixel", 81.0), ("trm", 83.0)) for k in (0.1, "single") for s in (1, 2)]
     rows += [row("trm-no-contrast", 0.1, s, 82.5 + s) for s in (1, 2)]
     report.write_results(path / "results.json", rows)
-    (path / "run.json").write_text(json.dumps({"command": "reproduce_voc.py --set 'a<b'", "preset": {"name": "embedded"}}))
+    (path / "run.json").write_text(json.dumps({"seeds": [1, 2], "preset": {"name": "embedded"}}))
     (path / "pseudo").mkdir()
     (path / "pseudo" / "trm-known0.1-seed1.json").write_text(json.dumps(trace()))
     (path / "pseudo" / "trm-known0.9-seed1.json").write_text("[]")
@@ -210,15 +224,17 @@ def output_folder(path):
 def test_the_page_holds_everything_and_needs_nothing(tmp_path, maps):
     folder = output_folder(tmp_path)
     maps[0].save(folder / "saliency-trm.npz")
-    text = report.make_report(folder, data="drawn scenes").read_text(encoding="utf-8")
+    given = {"command": "reproduce_voc.py --set 'a<b'", "data": "drawn scenes", "notes": ["Not photographs."]}
+    text = report.make_report(folder, **given).read_text(encoding="utf-8")
     page = _Page(text)
-    names = ("map_against_known", "saliency-trm", "pseudo_labels")
+    names = ("map_against_known", "saliency-trm", "pseudo_labels-trm")
     assert len(page.sources) == 3
     for source, name in zip(page.sources, names, strict=True):
         kind, data = source.split(",")
         assert kind == "data:image/png;base64" and base64.b64decode(data) == (folder / f"{name}.png").read_bytes()
     assert not re.search(r"https?://|url\(|<script|<link", text)
     assert "reproduce_voc.py --set &#x27;a&lt;b&#x27;" in text and "drawn scenes" in text
+    assert "<p>Not photographs.</p>" in text
     assert f"torch {importlib.metadata.version('torch')}" in text
     assert page.tags.count("table") == 3  # mAP, OF1, ablation
     assert {"84.5 ± 0.7", "82.5 ± 0.7", "−0.5 ± 0.0"} <= set(page.cells)
@@ -228,8 +244,9 @@ def test_the_page_holds_everything_and_needs_nothing(tmp_path, maps):
 
 def test_the_page_is_the_same_when_made_again(tmp_path):
     folder = output_folder(tmp_path)
-    first = report.make_report(folder).read_bytes()
+    first = report.make_report(folder, command="reproduce_voc.py", data="drawn scenes", notes=["A note."]).read_bytes()
     assert report.make_report(folder).read_bytes() == first
+    assert report.make_report(folder, command="another").read_bytes() != first
     assert not list(folder.glob("*.tmp"))
 
 

@@ -238,7 +238,7 @@ def draw_saliency(path: Path, maps: SaliencyMaps, *, most_classes: int = 3) -> N
                     extent=(-0.5, width - 0.5, height - 0.5, -0.5), interpolation="bilinear",
                 )  # fmt: skip
                 axes.set_title(name, fontsize=9, fontweight="bold" if column % 2 else "normal")
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
 

@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -242,20 +243,44 @@ def write_report(
     return output / "report.html"
 
 
-def make_report(output: Path, *, data: str = "") -> Path:
+def _trace_groups(folder: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Traces of pseudo-labels that go into one picture: a method in all settings; in one setting trm and its variants."""
+    traces = {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
+    groups: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for name, trace in traces.items():
+        method, setting = re.match(r"(.+?)(-known[\d.]+|-single)?(-seed\d+)?$", name).group(1, 2)  # type: ignore[union-attr]
+        if trace and method.startswith(VARIANTS):
+            whole = {key: value for key, value in traces.items() if value and re.match(rf"trm{setting}-seed\d+$", key)}
+            groups.setdefault(f"variants{setting}", whole)[name] = trace
+        elif trace:
+            groups.setdefault(method, {})[name] = trace
+    return groups
+
+
+def make_report(output: Path, *, command: str | None = None, data: str | None = None, notes: Sequence[str] | None = None) -> Path:
     """Draw every picture an output folder has the results for, and write its page; returns the page.
 
-    Read are ``results.json``, and where they are there ``run.json`` (``command`` and settings), ``pseudo/*.json`` (traces of
-    pseudo-labels) and ``saliency*.npz`` (see :class:`~trm_pipeline.pictures.SaliencyMaps`). ``data`` names the data and the
-    model in titles.
+    Read are ``results.json``, and where they are there ``run.json`` (settings), ``pseudo/*.json`` (traces of pseudo-labels)
+    and ``saliency*.npz`` (see :class:`~trm_pipeline.pictures.SaliencyMaps`).
+
+    Args:
+        command: what made the results, as typed.
+        data: names the data and the model in titles.
+        notes: sentences under the title.
+
+    What is given is kept in ``report.json``, and taken from there where it is not given.
     """
     results = output / "results.json"
     if not results.is_file():
         raise FileNotFoundError(f"{results} not found: the folder must be the --output of reproduce_voc.py")
     rows: list[Row] = json.loads(results.read_text())
-    run: dict[str, Any] = json.loads((output / "run.json").read_text()) if (output / "run.json").is_file() else {}
-    command = run.get("command", "(not recorded)")
-    title = f"Missing labels: {data}" if data else "Multi-label recognition with missing labels"
+    kept, settings = (
+        json.loads(file.read_text()) if (file := output / name).is_file() else {} for name in ("report.json", "run.json")
+    )
+    given = {"command": command, "data": data, "notes": None if notes is None else list(notes)}
+    kept |= {key: value for key, value in given.items() if value is not None}
+    _replace(output / "report.json", json.dumps(kept, indent=1) + "\n")
+    title = f"Missing labels: {kept['data']}" if kept.get("data") else "Multi-label recognition with missing labels"
 
     pictures: list[tuple[Path, str]] = []
     if main := main_rows(rows):
@@ -264,10 +289,8 @@ def make_report(output: Path, *, data: str = "") -> Path:
     for file in sorted(output.glob("saliency*.npz")):
         draw_saliency(file.with_suffix(".png"), SaliencyMaps.load(file))
         pictures.append((file.with_suffix(".png"), f"Region saliency with the score of the class, beside zero-shot: {file.stem}"))
-    traces = {file.stem: json.loads(file.read_text()) for file in sorted((output / "pseudo").glob("*.json"))}
-    if traces := {name: trace for name, trace in traces.items() if trace}:
-        draw_pseudo_quality(output / "pseudo_labels.png", traces)
-        pictures.append((output / "pseudo_labels.png", "Pseudo-labels against the hidden truth, which training never sees"))
-    text = command if isinstance(command, str) else " ".join(map(str, command))
-    rest = {key: value for key, value in run.items() if key != "command"}
-    return write_report(output, rows, text, pictures, title=title, settings=rest)
+    for name, traces in _trace_groups(output / "pseudo").items():
+        draw_pseudo_quality(path := output / f"pseudo_labels-{name}.png", traces)
+        pictures.append((path, f"Pseudo-labels of {name} against the hidden truth, which training never sees"))
+    command = kept.get("command", "(not recorded)")
+    return write_report(output, rows, command, pictures, kept.get("notes", ()), title=title, settings=settings)
