@@ -83,7 +83,7 @@ def draw_map_against_known(path: Path, rows: Sequence[Mapping[str, Any]], title:
     looks = _looks(methods)
     bands = _bands(list(means.values()))[::-1]
     sizes = [len({method for (method, _), mean in means.items() if low <= mean <= high}) for low, high in bands]
-    heights = [max(2.4, 0.3 * size) for size in sizes]
+    heights = [max(1.5, 0.3 * size) for size in sizes]
     figure, grid = pyplot.subplots(
         len(bands),
         len(panels),
@@ -94,7 +94,8 @@ def draw_map_against_known(path: Path, rows: Sequence[Mapping[str, Any]], title:
         layout="constrained",
     )
     for line, (low, high) in enumerate(bands):
-        margin = 0.08 * max(high - low, 1.0) + max(spread[key] for key, mean in means.items() if low <= mean <= high)
+        margin = 0.08 * (high - low) + max(spread[key] for key, mean in means.items() if low <= mean <= high)
+        margin = max(margin, 1.0 - (high - low) / 2)  # at least two points high: a lone value needs no fine scale
         low, high = low - margin, high + margin
         last = line + 1 == len(bands)
         for column, panel in enumerate(panels):
