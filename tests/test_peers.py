@@ -125,7 +125,7 @@ def test_calibrated_start_has_the_prior_as_its_mean_probability(name, prior):
     method = methods.METHODS[name](setting())
     b = batch()
     method.calibrate(b, method.prompts(), prior)
-    assert float(torch.sigmoid(method.logits(b, method.prompts())).mean()) == pytest.approx(prior, abs=1e-3)
+    assert torch.sigmoid(method.logits(b, method.prompts())).mean().item() == pytest.approx(prior, abs=1e-3)
 
 
 @pytest.mark.parametrize("name", PEERS)
@@ -136,7 +136,7 @@ def test_every_parameter_is_trained_at_the_rate_of_the_preset(name):
     groups = method.groups(chosen.preset)
     assert {group["lr"] for group in groups} == {0.123} and {group["weight_decay"] for group in groups} == {0.0}
     assert {id(p) for group in groups for p in group["params"]} == {id(p) for p in method.parameters()}
-    assert float(method.matching.scale) == pytest.approx(7.0)
+    assert method.matching.scale.item() == pytest.approx(7.0)
 
 
 def test_one_class_and_one_image():

@@ -220,7 +220,8 @@ def write_report(
     over = f", mean ± standard deviation of {seeds} seeds" if seeds > 1 else ""
     if main:
         parts.append("<h2>Results</h2>")
-        parts.append(_html_table(_table(main, "mAP"), f"mAP (%) on the test images by share of known labels{over}; highest mean in bold", best=True))
+        caption = f"mAP (%) on the test images by share of known labels{over}; the highest mean in bold"
+        parts.append(_html_table(_table(main, "mAP"), caption, best=True))
         if any(row.get("OF1") is not None for row in main):
             scored = [row for row in main if row.get("OF1") is not None]
             parts.append(_html_table(_table(scored, "OF1"), f"OF1 (%) at probability 0.5{over}", best=True))
