@@ -1,4 +1,4 @@
-"""What is compared: zero-shot CLIP, linear probes, the text-pixel peer and TRM-ML, on the same features and labels."""
+"""What is compared: zero-shot CLIP, linear probes, tuned prompts and TRM-ML, on the same features and labels."""
 
 from __future__ import annotations
 
@@ -63,6 +63,18 @@ class Setting:
             return PromptLearner(mode, names=self.names, num_context=self.preset.num_context)  # type: ignore[arg-type]
         return PromptLearner(mode, text=self.text)  # type: ignore[arg-type]
 
+    def negative_prompts(self, mode: str) -> PromptLearner:
+        """Prompts for "not this class", started where they do not cancel the positive ones.
+
+        A vector of its own starts opposite to the class text, so that a difference of the two ranks images as zero-shot does.
+        Through the text tower it is contexts without the class name: with the name both texts would start almost equal.
+        """
+        names = self.names
+        if names is not None:
+            end = names.embeddings[torch.arange(len(names.eot), device=names.eot.device), names.eot]
+            names = PromptEmbeddings(torch.stack([names.embeddings[:, 0], end], dim=1), torch.ones_like(names.eot))
+        return Setting(self.preset, -self.text, names, self.logit_scale, self.total_steps).prompts(mode)
+
 
 class Method(nn.Module, ABC):
     """Something that learns from batches of frozen features and gives a logit for each class.
@@ -71,7 +83,7 @@ class Method(nn.Module, ABC):
     no frozen weights and can be copied for the average of its own.
     """
 
-    prompts: PromptLearner
+    prompts: nn.Module
 
     @abstractmethod
     def loss(self, batch: Batch, text: Tensor, targets: Tensor, weak_negative: float = 0.0) -> dict[str, Tensor]:
@@ -178,31 +190,32 @@ class LinearProbe(Method):
         return param_groups(self, lr=preset.linear_lr, weight_decay=preset.weight_decay)
 
 
-class TextPixel(Method):
-    r"""The text-pixel peer in its strong form: every token votes for every class.
+class PromptPeer(Method):
+    r"""Tuned prompts against frozen features, with a cosine :math:`z_{bc}` or a mean of cosines for each class.
 
-    .. math:: \ell_{bc} = s \sum_n \mathrm{softmax}_n(\kappa\, \hat V_{bn} \cdot \hat t_c)\, \hat V_{bn} \cdot \hat t_c - \beta_c
+    .. math:: \ell_{bc} = s\, z_{bc} - \beta_c
 
-    with tuned text, unit tokens, learned sharpness and scale, and a bias of each class in place of DualCoOp's negative
-    prompts.
+    Scale and bias are learned; the bias is calibrated, since a cosine says little about presence in absolute terms.
     """
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting, prompts: nn.Module, *, lr: float, scale: float) -> None:
         super().__init__()
         preset = setting.preset
-        self.prompts = setting.prompts(preset.prompts)
-        self.log_sharpness = nn.Parameter(torch.tensor(preset.attention_scale).log())
+        self.lr, self.prompts = lr, prompts
         self.matching = TextRegionMatchingLoss(
             setting.num_classes,
             gamma_pos=preset.gamma_pos,
             gamma_neg=preset.gamma_neg,
             margin=preset.margin,
-            scale=preset.scale,
+            scale=scale,
         )
 
+    @abstractmethod
+    def cosines(self, batch: Batch, text: Tensor) -> Tensor:
+        """z (B, C)."""
+
     def logits(self, batch: Batch, text: Tensor) -> Tensor:
-        cosine = zero_shot_tokens(batch, text, self.log_sharpness.exp())
-        return self.matching.scale * cosine - self.matching.bias
+        return self.matching.scale * self.cosines(batch, text) - self.matching.bias
 
     def loss(self, batch: Batch, text: Tensor, targets: Tensor, weak_negative: float = 0.0) -> dict[str, Tensor]:
         logits = self.logits(batch, text)
@@ -210,14 +223,79 @@ class TextPixel(Method):
         return {"matching": loss, **weak_negatives(targets, weak_negative, (1.0, logits))}
 
     def groups(self, preset: Preset) -> list[dict[str, Any]]:
-        rest = param_groups(self.matching, lr=preset.text_pixel_lr, weight_decay=0.0)
-        rest.append({"params": [self.log_sharpness], "lr": preset.text_pixel_lr, "weight_decay": 0.0})
-        return rest + param_groups(self.prompts, lr=preset.text_pixel_lr, weight_decay=0.0)
+        return param_groups(self, lr=self.lr, weight_decay=0.0)
 
     def calibrate(self, batch: Batch, text: Tensor, prior: float) -> None:
-        cosine = zero_shot_tokens(batch, text, self.log_sharpness.exp())
+        cosines = self.cosines(batch, text)
         # A one-dimensional joint space in which the text is 1: the logit is then scale * cosine - bias.
-        self.matching.calibrate_bias(cosine[..., None], torch.ones_like(text[:, :1]), prior)
+        self.matching.calibrate_bias(cosines[..., None], torch.ones_like(cosines[0, :, None]), prior)
+
+
+class TextImage(PromptPeer):
+    r"""CoOp for many labels: :math:`z_{bc} = \hat v_b \cdot \hat t_c` of the pooled feature and the tuned text."""
+
+    def __init__(self, setting: Setting) -> None:
+        preset = setting.preset
+        super().__init__(setting, setting.prompts(preset.prompts), lr=preset.text_image_lr, scale=preset.text_image_scale)
+
+    def cosines(self, batch: Batch, text: Tensor) -> Tensor:
+        return zero_shot_global(batch, text)
+
+
+class TextPixel(PromptPeer):
+    r"""The text-pixel peer in its strong form: every token votes for every class.
+
+    .. math:: z_{bc} = \sum_n \mathrm{softmax}_n(\kappa\, \hat V_{bn} \cdot \hat t_c)\, \hat V_{bn} \cdot \hat t_c
+
+    with tuned text, unit tokens and learned sharpness; the bias of each class stands in place of DualCoOp's negative prompts.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        preset = setting.preset
+        super().__init__(setting, setting.prompts(preset.prompts), lr=preset.text_pixel_lr, scale=preset.scale)
+        self.log_sharpness = nn.Parameter(torch.tensor(preset.attention_scale).log())
+
+    def cosines(self, batch: Batch, text: Tensor) -> Tensor:
+        return zero_shot_tokens(batch, text, self.log_sharpness.exp())
+
+
+class PromptPair(nn.Module):
+    """Positive and negative prompts of every class; gives what a :class:`PromptLearner` of 2C classes would."""
+
+    def __init__(self, positive: PromptLearner, negative: PromptLearner) -> None:
+        super().__init__()
+        self.positive, self.negative = positive, negative
+
+    def forward(self) -> Tensor | PromptEmbeddings:
+        """The C positive rows, then the C negative ones."""
+        positive, negative = self.positive(), self.negative()
+        if isinstance(positive, Tensor) or isinstance(negative, Tensor):
+            return torch.cat([positive, negative])
+        # What follows the end token does not reach the feature of a causal tower.
+        length = max(part.embeddings.shape[1] for part in (positive, negative))
+        padded = [F.pad(part.embeddings, (0, 0, 0, length - part.embeddings.shape[1])) for part in (positive, negative)]
+        return PromptEmbeddings(torch.cat(padded), torch.cat([positive.eot, negative.eot]))
+
+
+class DualCoOp(PromptPeer):
+    r"""DualCoOp: a positive and a negative prompt for each class, tokens weighted by the positive one.
+
+    .. math:: z_{bc} = \sum_n \mathrm{softmax}_n(\kappa\, \hat V_{bn} \cdot \hat t^+_c)\,
+        \hat V_{bn} \cdot (\hat t^+_c - \hat t^-_c)
+
+    Scale and sharpness are learned, as in TaI-DPT; the bias and the start of the negative prompts are our choice.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        preset = setting.preset
+        prompts = PromptPair(setting.prompts(preset.prompts), setting.negative_prompts(preset.prompts))
+        super().__init__(setting, prompts, lr=preset.dual_coop_lr, scale=preset.dual_coop_scale)
+        self.log_sharpness = nn.Parameter(torch.tensor(preset.attention_scale).log())
+
+    def cosines(self, batch: Batch, text: Tensor) -> Tensor:
+        similarity = F.normalize(batch.tokens, dim=-1) @ F.normalize(text, dim=-1).T  # (B, N, 2C)
+        positive, negative = similarity.chunk(2, dim=-1)
+        return (torch.softmax(self.log_sharpness.exp() * positive, dim=1) * (positive - negative)).sum(dim=1)
 
 
 class TRM(Method):
@@ -315,6 +393,8 @@ class TRM(Method):
 METHODS: dict[str, Callable[[Setting], Method]] = {
     "linear": lambda setting: LinearProbe(setting, assume_negative=False),
     "linear-assume-negative": lambda setting: LinearProbe(setting, assume_negative=True),
+    "text-image": TextImage,
+    "dual-coop": DualCoOp,
     "text-pixel": TextPixel,
     "trm-region": lambda setting: TRM(setting, query_head=False, pseudo_labels=False),
     "trm-region-pseudo": lambda setting: TRM(setting, query_head=False, pseudo_labels=True),

@@ -1,78 +1,297 @@
-"""Tables and pictures of results."""
+"""Tables of results, and the page that holds tables and pictures."""
 
 from __future__ import annotations
 
+import base64
+import html
+import importlib.metadata
+import json
+import os
+import platform
+import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Row", "draw_map_against_known", "markdown_table"]
+from .pictures import SaliencyMaps, draw_map_against_known, draw_pseudo_quality, draw_saliency
+
+__all__ = [
+    "Row", "ablation_rows", "ablation_table", "draw_map_against_known", "main_rows", "make_report", "markdown_table",
+    "write_report", "write_results",
+]  # fmt: skip
 
 Row = dict[str, Any]
-"""One run: method, known (share of labels or "single"), seed, mAP, mAP_interpolated, OF1, CF1, CF1_per_class, best_epoch_mAP,
-expected_positives (None unless single)."""
+"""One run: method, known (share of labels, or "single"), seed, mAP, mAP_interpolated, OF1, CF1, CF1_per_class, best_epoch_mAP,
+expected_positives (a number for "single", else None)."""
+
+Known = float | str
+"""A share of known labels, or "single": one positive label an image."""
+
+Table = list[list[str]]
+"""The header, then a line for each method."""
+
+NINE = tuple(tenth / 10 for tenth in range(1, 10))
+VARIANTS = ("trm-no-", "trm-rule-")
+"""Beginnings of names: TRM-ML without a part, or with another rule for its pseudo-labels."""
 
 
-def _cells(rows: Sequence[Row], method: str, known: float, key: str) -> list[float]:
-    return [row[key] for row in rows if row["method"] == method and row["known"] == known]
+def write_results(path: Path, rows: Sequence[Row]) -> None:
+    """A list of rows as JSON, replaced as a whole."""
+    _replace(path, json.dumps(list(rows), indent=1) + "\n")
+
+
+def _replace(path: Path, content: str) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(content, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def main_rows(rows: Sequence[Row]) -> list[Row]:
+    """Rows of the methods themselves, without the variants of an ablation."""
+    return [row for row in rows if not row["method"].startswith(VARIANTS)]
+
+
+def ablation_rows(rows: Sequence[Row], reference: str = "trm") -> list[Row]:
+    """Rows of the variants and of what they are compared with; none where either is missing."""
+    chosen = [row for row in rows if row["method"] == reference or row["method"].startswith(VARIANTS)]
+    return chosen if len({row["method"] == reference for row in chosen}) == 2 else []
 
 
 def _ordered(rows: Sequence[Row], key: str) -> list[Any]:
     return list(dict.fromkeys(row[key] for row in rows))
 
 
-def _mean_sd(values: Sequence[float]) -> str:
+def _settings(rows: Sequence[Row]) -> list[Known]:
+    """Shares ascending, then "single"."""
+    known = _ordered(rows, "known")
+    return [*sorted(share for share in known if share != "single"), *(["single"] if "single" in known else [])]
+
+
+def _heading(rows: Sequence[Row], known: Known) -> str:
+    if known != "single":
+        return f"{100 * float(known):g}%"
+    given = (row.get("expected_positives") for row in rows if row["known"] == "single")
+    assumed = sorted({value for value in given if value is not None})
+    return f"single (k={', '.join(f'{value:g}' for value in assumed)})" if assumed else "single"
+
+
+def _by_seed(rows: Sequence[Row], method: str, known: Known, key: str) -> dict[int, float]:
+    return {
+        row["seed"]: row[key]
+        for row in rows
+        if row["method"] == method and row["known"] == known and row.get(key) is not None
+    }
+
+
+def _average(rows: Sequence[Row], method: str, key: str) -> dict[int, float]:
+    """The mean over the nine shares for each seed that has them all."""
+    shares = [_by_seed(rows, method, share, key) for share in NINE]
+    return {seed: statistics.fmean(share[seed] for share in shares) for seed in shares[0] if all(seed in s for s in shares)}
+
+
+def _mean_sd(values: Sequence[float], form: str = ".1f") -> str:
     if not values:
         return ""
-    mean = f"{statistics.fmean(values):.1f}"
+    mean = f"{round(statistics.fmean(values), 1) + 0.0:{form}}".replace("-", "−")  # + 0.0: no minus before a zero
     return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
-def markdown_table(rows: Sequence[Row], key: str = "mAP") -> str:
-    """Methods down, shares of known labels across; mean ± standard deviation over seeds."""
-    shares = sorted(_ordered(rows, "known"), key=lambda known: 2 if known == "single" else known)
-    methods = _ordered(rows, "method")
-    assumed = next((row["expected_positives"] for row in rows if row["known"] == "single"), None)
-    header = ["method", *(f"single (k={assumed:g})" if share == "single" else f"{100 * share:g}%" for share in shares)]
-    body = [[method, *(_mean_sd(_cells(rows, method, share, key)) for share in shares)] for method in methods]
-    widths = [max(len(line[column]) for line in [header, *body]) for column in range(len(header))]
+def _table(rows: Sequence[Row], key: str) -> Table:
+    methods, settings = _ordered(rows, "method"), _settings(rows)
+    columns = [(_heading(rows, known), [_by_seed(rows, method, known, key) for method in methods]) for known in settings]
+    if set(NINE) <= set(settings):
+        place = len(settings) - ("single" in settings)
+        columns.insert(place, ("mean 10–90%", [_average(rows, method, key) for method in methods]))
+    header = ["method", *(heading for heading, _ in columns)]
+    body = [[method, *(_mean_sd(list(cells[i].values())) for _, cells in columns)] for i, method in enumerate(methods)]
+    return [header, *body]
+
+
+def _ablation(rows: Sequence[Row], reference: str, key: str) -> Table:
+    rows = ablation_rows(rows, reference)
+    variants = [method for method in _ordered(rows, "method") if method != reference]
+    settings = [known for known in _settings(rows) if any(_by_seed(rows, variant, known, key) for variant in variants)]
+    table = [["variant", *(_heading(rows, known) for known in settings)]]
+    base = {known: _by_seed(rows, reference, known, key) for known in settings}
+    table.append([reference, *(_mean_sd(list(base[known].values())) for known in settings)])
+    for variant in variants:
+        cells = [_by_seed(rows, variant, known, key) for known in settings]
+        pairs = [
+            [value - base[known][seed] for seed, value in cell.items() if seed in base[known]]
+            for known, cell in zip(settings, cells, strict=True)
+        ]
+        table.append([variant, *(_mean_sd(differences, "+.1f") for differences in pairs)])
+    return table
+
+
+def _markdown(table: Table) -> str:
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
-        for line in [header, ["-" * width for width in widths], *body]
+        for line in [table[0], ["-" * width for width in widths], *table[1:]]
     ]
     return "\n".join(lines)
 
 
-def draw_map_against_known(path: Path, rows: Sequence[Row], title: str) -> None:
-    """mAP on the test images against the share of known labels, a line for each method, bars of one deviation."""
-    import matplotlib
+def markdown_table(rows: Sequence[Row], key: str = "mAP") -> str:
+    """Methods down, shares of known labels across; mean ± standard deviation over seeds.
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    With all nine shares from 10 to 90 % a column averages them; single-positive runs come last.
+    """
+    return _markdown(_table(rows, key))
 
-    figure, axes = pyplot.subplots(figsize=(7.5, 4.8), layout="constrained")
-    ends: list[tuple[float, str, Any]] = []
-    for method in _ordered(rows, "method"):
-        shares = sorted({row["known"] for row in rows if row["method"] == method})
-        values = [_cells(rows, method, share, "mAP") for share in shares]
-        means = [statistics.fmean(cell) for cell in values]
-        spread = [statistics.stdev(cell) if len(cell) > 1 else 0.0 for cell in values]
-        style = ":" if method.startswith("zero-shot") else "-"
-        line = axes.errorbar([100 * s for s in shares], means, spread, marker="o", ms=4, capsize=3, ls=style, lw=1.6)
-        ends.append((means[-1], method, line.lines[0].get_color()))
-    axes.set(xlabel="known labels (%)", ylabel="mAP on the test images (%)", title=title)
-    # Names stand at the ends of their lines, pushed apart where lines end close together.
-    low, high = axes.get_ylim()
-    place, right = -float("inf"), max(100 * row["known"] for row in rows)
-    for value, method, color in sorted(ends):
-        place = max(value, place + 0.042 * (high - low))
-        axes.annotate(f" {method}", (right, value), (right + 2, place), color=color, fontsize=9, va="center")
-    axes.set_ylim(low, max(high, place))
-    axes.margins(x=0.03)
-    axes.set_xlim(right=right * 1.32)
-    axes.set_xticks(sorted({100 * row["known"] for row in rows}))
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+
+def ablation_table(rows: Sequence[Row], reference: str = "trm", key: str = "mAP") -> str:
+    """Variants down: their difference to ``reference`` on the same seeds, mean ± standard deviation of the differences."""
+    return _markdown(_ablation(rows, reference, key))
+
+
+def _html_table(table: Table, caption: str, *, best: bool = False) -> str:
+    """A table; ``best`` sets the highest mean of each column in bold."""
+    columns = range(1, len(table[0]))
+    means = [[float(line[c].split(" ±")[0]) if best and line[c] else float("nan") for c in columns] for line in table[1:]]
+    top = [max((line[c - 1] for line in means if line[c - 1] == line[c - 1]), default=None) for c in columns]
+
+    def row(line: Sequence[str], tag: str, values: Sequence[float] = ()) -> str:
+        first, *rest = (html.escape(cell) for cell in line)
+        bold = [bool(values) and values[i] == top[i] for i in range(len(rest))]
+        cells = (f"<{tag}><b>{cell}</b></{tag}>" if b else f"<{tag}>{cell}</{tag}>" for cell, b in zip(rest, bold, strict=True))
+        return f"<tr><th>{first}</th>{''.join(cells)}</tr>"
+
+    body = "\n".join(row(line, "td", values) for line, values in zip(table[1:], means, strict=True))
+    return (
+        f"<figure><figcaption>{html.escape(caption)}</figcaption><div class=wide><table>\n"
+        f"<thead>{row(table[0], 'th')}</thead>\n<tbody>\n{body}\n</tbody></table></div></figure>"
+    )
+
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; }
+body { max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
+pre, code { font: 14px/1.45 ui-monospace, monospace; background: #f4f4f4; }
+pre { padding: .7rem 1rem; white-space: pre-wrap; overflow-wrap: anywhere; }
+figure { margin: 1.2rem 0; } figcaption { color: #555; margin-bottom: .4rem; } img { max-width: 100%; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
+th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
+th:first-child { text-align: left; } thead th { border-bottom: 2px solid #888; }
+"""
+
+
+def _versions() -> str:
+    parts = [f"Python {platform.python_version()}"]
+    for name in ("torch", "open_clip_torch", "timm", "numpy"):
+        try:
+            parts.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    from trm_losses import __version__
+
+    return ", ".join([f"trm_losses {__version__}", *parts])
+
+
+def write_report(
+    output: Path,
+    rows: Sequence[Row],
+    command: str,
+    pictures: Sequence[tuple[Path, str]] = (),
+    notes: Sequence[str] = (),
+    *,
+    title: str = "Multi-label recognition with missing labels",
+    settings: Mapping[str, Any] | None = None,
+) -> Path:
+    """One page, ``report.html`` in the folder ``output``, that needs no other file and no network.
+
+    Args:
+        rows: see :data:`Row`.
+        command: what made them, as typed.
+        pictures: PNG files with a caption each, put into the page itself.
+        notes: sentences under the title.
+        settings: shown folded at the end.
+
+    The page holds nothing that changes between equal runs, such as the time.
+    """
+    main, ablation = main_rows(rows), ablation_rows(rows)
+    parts = [f"<h1>{html.escape(title)}</h1>", *(f"<p>{html.escape(note)}</p>" for note in notes)]
+    parts.append("<h2>Command</h2>")
+    parts.append(f"<pre>{html.escape(command)}</pre>\n<p>{html.escape(_versions())}</p>")
+    seeds = len(_ordered(rows, "seed"))
+    over = f", mean ± standard deviation of {seeds} seeds" if seeds > 1 else ""
+    if main:
+        parts.append("<h2>Results</h2>")
+        caption = f"mAP (%) on the test images by share of known labels{over}; the highest mean in bold"
+        parts.append(_html_table(_table(main, "mAP"), caption, best=True))
+        if any(row.get("OF1") is not None for row in main):
+            scored = [row for row in main if row.get("OF1") is not None]
+            parts.append(_html_table(_table(scored, "OF1"), f"OF1 (%) at probability 0.5{over}", best=True))
+    if ablation:
+        caption = "mAP (%) of trm and the difference each variant makes to it on the same seeds"
+        parts.append("<h2>Ablation</h2>")
+        parts.append(_html_table(_ablation(ablation, "trm", "mAP"), caption + (over and ", mean ± deviation of the differences")))
+    if pictures:
+        parts.append("<h2>Pictures</h2>")
+    for path, caption in pictures:
+        data = base64.b64encode(path.read_bytes()).decode()
+        text = html.escape(caption)
+        parts.append(f'<figure><figcaption>{text}</figcaption><img alt="{text}" src="data:image/png;base64,{data}"></figure>')
+    if settings:
+        content = html.escape(json.dumps(settings, indent=1, default=str))
+        parts.append(f"<details><summary>Settings</summary><pre>{content}</pre></details>")
+    page = "\n".join(parts)
+    head = f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+    _replace(output / "report.html", f"{head}\n<style>{_STYLE}</style></head>\n<body>\n{page}\n</body></html>\n")
+    return output / "report.html"
+
+
+def _trace_groups(folder: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Traces of pseudo-labels that go into one picture: a method in all settings; in one setting trm and its variants."""
+    traces = {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
+    groups: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for name, trace in traces.items():
+        method, setting = re.match(r"(.+?)(-known[\d.]+|-single)?(-seed\d+)?$", name).group(1, 2)  # type: ignore[union-attr]
+        if trace and method.startswith(VARIANTS):
+            whole = {key: value for key, value in traces.items() if value and re.match(rf"trm{setting}-seed\d+$", key)}
+            groups.setdefault(f"variants{setting}", whole)[name] = trace
+        elif trace:
+            groups.setdefault(method, {})[name] = trace
+    return groups
+
+
+def make_report(output: Path, *, command: str | None = None, data: str | None = None, notes: Sequence[str] | None = None) -> Path:
+    """Draw every picture an output folder has the results for, and write its page; returns the page.
+
+    Read are ``results.json``, and where they are there ``run.json`` (settings), ``pseudo/*.json`` (traces of pseudo-labels)
+    and ``saliency*.npz`` (see :class:`~trm_pipeline.pictures.SaliencyMaps`).
+
+    Args:
+        command: what made the results, as typed.
+        data: names the data and the model in titles.
+        notes: sentences under the title.
+
+    What is given is kept in ``report.json``, and taken from there where it is not given.
+    """
+    results = output / "results.json"
+    if not results.is_file():
+        raise FileNotFoundError(f"{results} not found: the folder must be the --output of reproduce_voc.py")
+    rows: list[Row] = json.loads(results.read_text())
+    kept, settings = (
+        json.loads(file.read_text()) if (file := output / name).is_file() else {} for name in ("report.json", "run.json")
+    )
+    given = {"command": command, "data": data, "notes": None if notes is None else list(notes)}
+    kept |= {key: value for key, value in given.items() if value is not None}
+    _replace(output / "report.json", json.dumps(kept, indent=1) + "\n")
+    title = f"Missing labels: {kept['data']}" if kept.get("data") else "Multi-label recognition with missing labels"
+
+    pictures: list[tuple[Path, str]] = []
+    if main := main_rows(rows):
+        draw_map_against_known(output / "map_against_known.png", main, title)
+        pictures.append((output / "map_against_known.png", "mAP against the share of known labels; bars: one deviation"))
+    for file in sorted(output.glob("saliency*.npz")):
+        draw_saliency(file.with_suffix(".png"), SaliencyMaps.load(file))
+        pictures.append((file.with_suffix(".png"), f"Region saliency with the score of the class, beside zero-shot: {file.stem}"))
+    for name, traces in _trace_groups(output / "pseudo").items():
+        draw_pseudo_quality(path := output / f"pseudo_labels-{name}.png", traces)
+        pictures.append((path, f"Pseudo-labels of {name} against the hidden truth, which training never sees"))
+    command = kept.get("command", "(not recorded)")
+    return write_report(output, rows, command, pictures, kept.get("notes", ()), title=title, settings=settings)
