@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from trm_losses import PromptEmbeddings
+from trm_losses.backbones import OpenClipBackbone
 from trm_losses.labels import hide_labels, keep_single_positive, known_fraction
 from trm_losses.metrics import evaluate
 
@@ -81,7 +82,8 @@ class Prepared:
     names: PromptEmbeddings | None
     logit_scale: float
     encode: Encode
-    name: str  # of the model
+    backbone: OpenClipBackbone
+    test_paths: list[str]  # image files
     description: str
     zero_shot: dict[str, tuple[dict[str, float | None], float]] = field(default_factory=dict)  # metrics and seconds, once found
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shlex
+import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
@@ -12,7 +14,9 @@ from contextlib import closing
 from pathlib import Path
 
 import torch
+from PIL import Image
 
+from trm_losses import TRMHead
 from trm_losses.backbones import OpenClipBackbone, load_open_clip
 
 from .cells import Cell, Finished, Known, Prepared, checkpoint_path, run_cells, use_deterministic_algorithms
@@ -22,9 +26,10 @@ from .data.voc import VOC, VOC_CLASSES, class_prompt_names, eval_transform, trai
 from .embedded import load_embedded
 from .features import CachedFeatures, Features, LiveFeatures, cache_features, weights_digest
 from .methods import METHODS, ZERO_SHOT
+from .pictures import choose_images, collect_saliency
 from .presets import EMBEDDED, PRESETS, VARIANTS, VOC2007_RN101, Preset, override
 from .progress import Scalars, say
-from .report import Row, draw_map_against_known, markdown_table
+from .report import Row, ablation_rows, ablation_table, main_rows, make_report, markdown_table
 from .unseen import unseen_row, unseen_table
 
 __all__ = ["main", "parser", "run"]
@@ -200,7 +205,8 @@ def prepare(args: argparse.Namespace) -> Prepared:
         names=embedded_names,
         logit_scale=backbone.logit_scale,
         encode=backbone.encode_prompts,
-        name=backbone.name,
+        backbone=backbone,
+        test_paths=sets[test_split].image_paths,
         description=f"{len(sets[train_split])} training images ({train_split}), {len(sets[test_split])} test images "
         f"({test_split}), {backbone.name} at {backbone.image_size[0]} x {backbone.image_size[1]}",
     )
@@ -254,7 +260,8 @@ class Results:
                 checkpoint_path(self.output, cell).unlink(missing_ok=True)
             return
         # Without the record nothing that is still there can be taken for a part of another run.
-        for pattern in ("run.json", "results.json", "times.json", "checkpoints/*.pt*", "pseudo/*.json", "unseen/*.json"):
+        made = ("checkpoints/*.pt*", "pseudo/*.json", "unseen/*.json", "saliency*.npz")
+        for pattern in ("run.json", "results.json", "times.json", *made):
             for path in self.output.glob(pattern):
                 path.unlink(missing_ok=True)
         write_json(record, settings)
@@ -313,24 +320,42 @@ def run(args: argparse.Namespace) -> list[Row]:
     rows = results.ordered()
     apart = dict.fromkeys(cell._replace(method="trm") for cell in cells if args.unseen)
     unseen = [unseen_row(data, cell, args) for cell in apart]
-    where = f"{'drawn scenes' if args.data_root is None else f'VOC{preset.year}'}, {data.name} model"
-    say(
-        f"\nmAP (%) on the {chosen_splits(args, preset)[1]} images, last epoch of the averaged weights; {where}:\n"
-        f"{markdown_table(rows)}"
-    )
+    where = f"{'drawn scenes' if args.data_root is None else f'VOC{preset.year}'}, {data.backbone.name} model"
+    notes = [f"mAP (%) on the {chosen_splits(args, preset)[1]} images, last epoch of the averaged weights; {where}."]
+    say(f"\n{notes[0]}\n{markdown_table(main_rows(rows))}")
+    if variants := ablation_rows(rows):
+        say(f"\nDifference to trm on the same seeds:\n{ablation_table(variants)}")
     if unseen:
         say(f"\nmAP (%) with {', '.join(unseen[0]['unseen'])} never labelled in training:\n{unseen_table(unseen)}")
-    written = [args.output / "results.json"]
-    if curves := [row for row in rows if row["known"] != "single" and row["method"] not in VARIANTS]:
-        written.append(args.output / "map_against_known.png")
-        draw_map_against_known(written[-1], curves, f"Missing labels: {where}")
-    say(f"\n{', '.join(map(str, written))}; {time.perf_counter() - started:.0f} s")
+    look_at_images(data, cells, args.output)
+    page = make_report(args.output, command=shlex.join(["reproduce_voc.py", *args.typed]), data=where, notes=notes)
+    say(f"\n{args.output / 'results.json'}, {page}; {time.perf_counter() - started:.0f} s")
     return rows
+
+
+def look_at_images(data: Prepared, cells: Sequence[Cell], output: Path) -> None:
+    """Saliency maps of the first trained trm head over some test images, for the page."""
+    heads = [path for cell in cells if cell.method == "trm" and (path := output / f"{cell.name}.pt").is_file()]
+    chosen = choose_images(data.test_targets)
+    if not heads or not chosen:
+        return
+    images = [Image.open(data.test_paths[i]) for i in chosen]
+    maps = collect_saliency(
+        TRMHead.load(heads[0]),
+        data.backbone,
+        images,
+        data.test_targets[chosen],
+        data.text,
+        token_pool=data.preset.token_pool,
+        sharpness=data.preset.attention_scale,
+    )
+    maps.save(output / f"saliency-{heads[0].stem}.npz")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; errors of data, names and settings are one line without a traceback."""
     args = parser().parse_args(argv)
+    args.typed = list(sys.argv[1:] if argv is None else argv)
     try:
         run(args)
     except (ValueError, OSError, ImportError) as error:
