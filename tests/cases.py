@@ -416,7 +416,7 @@ def bank_twin(module: tl.PrototypeBank, x: Inputs) -> Result:
 
 def call_labeler(module: tl.PseudoLabeler, x: Inputs) -> Result:
     bank = filled_bank(module.num_classes)
-    return tuple(module(x["regions"], x["targets"], bank, text=x.get("text"), logits=x.get("logits")))
+    return tuple(module(x["regions"], x["targets"], bank, text=x.get("text"), logits=x.get("logits"), ids=x.get("ids")))
 
 
 def labeler_inputs(batch: int, classes: int) -> Inputs:
@@ -428,6 +428,34 @@ def labeler_inputs(batch: int, classes: int) -> Inputs:
 
 def labeler_logits(batch: int, classes: int) -> Inputs:
     return {**labeler_inputs(batch, classes), "logits": 2 * normal(batch, classes, seed=13)}
+
+
+def labeler_ids(batch: int, classes: int) -> Inputs:
+    return {**labeler_inputs(batch, classes), "ids": torch.arange(batch).flip(0)}
+
+
+SAMPLES = 6
+
+
+def refreshed_labeler(classes: int) -> tl.PseudoLabeler:
+    labeler = tl.PseudoLabeler(
+        classes, rule="neighbour", num_samples=SAMPLES, neighbours=3, neighbour_temperature=0.3, weight_pos=0.8, weight_neg=0.6
+    )
+    labeler.refresh(*training_set(classes))
+    return labeler
+
+
+def training_set(classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Regions, logits and labels of all samples."""
+    return normal(SAMPLES, classes, WIDTH, seed=51), 2 * normal(SAMPLES, classes, seed=52), labels(SAMPLES, classes, seed=53)
+
+
+def neighbour_rule_oracle(module: tl.PseudoLabeler, x: Inputs) -> Any:
+    z, logits, known = (oracles.array(part) for part in training_set(module.num_classes))
+    said = np.array([[y if y != -1 else oracles.sigmoid(v) for y, v in zip(*rows, strict=True)] for rows in zip(known, logits)])
+    scores = oracles.neighbour_scores(z, said, 3, 0.3)[oracles.array(x["ids"]).astype(int)]
+    unknown = oracles.array(x["targets"]) == -1
+    return np.where(unknown, scores, -1.0), np.where(unknown, np.where(scores >= 0.5, 0.8, 0.6), 0.0), scores
 
 
 def logit_rule_oracle(module: tl.PseudoLabeler, x: Inputs) -> Any:
@@ -1002,6 +1030,22 @@ CASES = [
         state=LABELER_STATE,
         compiles=False,
         shows=("logit",),
+    ),
+    Case(
+        name="labeler, neighbour rule",
+        owner="PseudoLabeler",
+        build=refreshed_labeler,
+        inputs=labeler_ids,
+        call=call_labeler,
+        oracle=neighbour_rule_oracle,
+        wrong={
+            **refused(regions="B C D", targets="B C", ids="B"),
+            "ids: missing": (lambda x: {k: v for k, v in x.items() if k != "ids"}, ValueError, r"ids \(B,\) must be given"),
+            "ids: outside": (change("ids", lambda i: i + 5), ValueError, "ids must be from 0 to num_samples - 1 = 5, got 5 to 8"),
+        },
+        state=(*LABELER_STATE, "estimates"),
+        compiles=False,
+        shows=("neighbour",),
     ),
     Case(
         name="prompts, residual",

@@ -583,3 +583,16 @@ class Labeler:
                 if y[b, c] == -1 and q[b, c] <= self.threshold_neg:
                     labels[b, c], weights[b, c] = 0.0, self.ramp * self.weight_neg
         return labels, weights, q
+
+
+def neighbour_scores(features: Any, scores: Any, neighbours: int, temperature: float) -> Array:
+    """What the k most similar regions of a class in other images say, by sorting."""
+    f, s = array(features), array(scores)
+    out = s.copy()
+    for i, c in np.ndindex(*s.shape):
+        others = [(float(unit(f[i, c]) @ unit(f[j, c])), j) for j in range(len(f)) if j != i]
+        near = sorted(others, reverse=True)[:neighbours]
+        if near:
+            mass = [math.exp(similarity / temperature) for similarity, _ in near]
+            out[i, c] = sum(m * s[j, c] for m, (_, j) in zip(mass, near, strict=True)) / sum(mass)
+    return out

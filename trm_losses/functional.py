@@ -29,6 +29,7 @@ __all__ = [
     "feature_distillation",
     "multi_label_contrastive",
     "multimodal_contrastive",
+    "neighbour_scores",
     "prototype_similarities",
     "region_attention",
     "region_distillation",
@@ -725,3 +726,42 @@ def calibrate(
     Reference: our choice, because one fixed threshold cannot fit all classes.
     """
     return torch.sigmoid(steepness * (similarity - 0.5 * (mean_present + mean_absent)) / gap)
+
+
+@torch.no_grad()
+def neighbour_scores(
+    features: Tensor, scores: Tensor, *, neighbours: int = 20, temperature: float = 0.05
+) -> Tensor:
+    r"""What the images whose region of a class looks most alike say about that class: label propagation over regions.
+
+    .. math:: q_{ic} = \sum_{j \in \mathcal N_{ic}} \mathrm{softmax}_j(\hat r_{ic} \cdot \hat r_{jc} / \tau)\, s_{jc}
+
+    with :math:`\mathcal N_{ic}` the k images other than i whose regions of class c are the most similar. Classes and blocks of
+    images are taken in turn, so memory grows with the number of images, not with its square.
+
+    Args:
+        features: (N, C, D) regions of N images, in any floating type. scores: (N, C), known labels or probabilities.
+        neighbours: k; all other images where there are fewer. temperature: :math:`\tau`.
+
+    Returns:
+        (N, C) in float32 or the scores' own precision; a single image, which has no neighbour, keeps its score.
+
+    Reference: our choice; inter-image relations of one class beside the paper's relations to prototypes.
+    """
+    with full_precision(features):
+        scores = upcast(scores)
+        images, classes = scores.shape
+        k = min(neighbours, images - 1)
+        if k < 1:
+            return scores.clone()
+        out = torch.empty_like(scores)
+        step = max(1, _BLOCK // images)
+        for c in range(classes):
+            z = unit(features[:, c])
+            for start in range(0, images, step):
+                rows = torch.arange(start, min(start + step, images), device=z.device)
+                similarity = z[rows] @ z.T
+                similarity[rows - start, rows] = -float("inf")  # nobody speaks for itself
+                nearest, index = similarity.topk(k, dim=1)
+                out[rows, c] = (torch.softmax(nearest / temperature, dim=1).to(out.dtype) * scores[index, c]).sum(dim=1)
+        return out

@@ -69,6 +69,8 @@ class TRMObjective(nn.Module):
             ``reference_text``, so that the frozen model's regions teach. The second vector of a matching by pairs is the
             student's in both.
         reference_text: (C, D) texts of ``teacher_text="fixed"``, such as the frozen model's; a buffer.
+        pseudo_per: ``"entry"``: pseudo-labels are scaled as C / #entries; ``"known"``: as C / #known, so that a pseudo-label
+            of weight 1 counts as much as a known label whatever their share (as C / #entries where a batch knows nothing).
         anchor_score: least score of a pseudo-positive that becomes an anchor of the contrast.
         bank_confidence: after the labeller's warm-up, least probability (query head) at which a known positive enters
             the bank; before, all enter, or rare classes would never start.
@@ -103,6 +105,7 @@ class TRMObjective(nn.Module):
         lambda_contrast: float = 0.1,
         teacher_text: Literal["learned", "fixed"] = "learned",
         reference_text: Tensor | None = None,
+        pseudo_per: Literal["entry", "known"] = "entry",
         anchor_score: float = 0.9,
         bank_confidence: float = 0.8,
         bank_pseudo_score: float = 0.9,
@@ -128,6 +131,7 @@ class TRMObjective(nn.Module):
             raise ValueError(f"{name}: all parts must have the same num_classes, got {sizes}")
         if bank is not None and bank.dim != pooler.dim:
             raise ValueError(f"{name}: bank must have the pooler's dim = {pooler.dim}, got {bank.dim}")
+        check_choice(name, "pseudo_per", pseudo_per, ("entry", "known"))
         check_choice(name, "teacher_text", teacher_text, ("learned", "fixed"))
         if (teacher_text == "fixed") != (reference_text is not None):
             got = f"{'nothing' if reference_text is None else 'one'} with teacher_text={teacher_text!r}"
@@ -145,6 +149,7 @@ class TRMObjective(nn.Module):
         self.bank, self.labeler = bank, labeler
         self.lambda_region, self.lambda_pseudo = lambda_region, lambda_pseudo
         self.lambda_distillation, self.lambda_contrast = lambda_distillation, lambda_contrast
+        self.pseudo_per = pseudo_per
         self.anchor_score, self.distributed = anchor_score, distributed
         self.bank_confidence, self.bank_pseudo_score = bank_confidence, bank_pseudo_score
 
@@ -217,11 +222,14 @@ class TRMObjective(nn.Module):
 
         pseudo = None
         if self.labeler is not None and self.bank is not None:
-            pseudo = self.labeler(self._features(regions), targets, self.bank, logits=logits)
+            pseudo = self.labeler(self._features(regions), targets, self.bank, logits=logits, ids=ids)
 
         classes = targets.shape[1]
         group = resolve_group(self.distributed)
         entries = count_per_rank(logits.new_tensor(float(targets.numel())), group)
+        if self.pseudo_per == "known":
+            known = count_per_rank((targets != UNKNOWN).sum().to(entries.dtype), group)
+            entries = torch.where(known > 0, known, entries)
         per_entry = classes / torch.where(entries > 0, entries, 1.0)
         terms: dict[str, Tensor] = {}
         for factor, head, head_logits in heads:

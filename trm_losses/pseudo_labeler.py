@@ -45,22 +45,34 @@ class PseudoLabeler(FullPrecisionState):
 
     ``rule="logit"``: hard labels from the model's own logits, thresholds in logits.
 
+    ``rule="neighbour"``: soft labels that :meth:`refresh` computes for the whole training set at once, by
+    :func:`trm_losses.functional.neighbour_scores`: the k images whose region of a class is the most similar say what they
+    know of it, a label where there is one, else the probability that the model gives them. Every unknown entry takes its
+    estimate, sure or not, since what teaches something lies between the thresholds. Refresh from averaged weights, and
+    seldom (once an epoch): an estimate that follows the model's every step confirms the model's mistakes.
+
     Nothing is decided in the first ``warmup_steps``; the weights then grow linearly over ``ramp_steps``. Steps are counted
     by :meth:`update`, which is called after the optimiser's step, before the bank's. Known labels are never changed.
 
     Args:
         num_classes: C.
-        rule: ``"prototype"`` or ``"logit"``.
-        threshold_pos, threshold_neg: :math:`\theta_+, \theta_-`; None for 0.8 and 0.1 (prototype) or 0.9 and -0.9 (logit).
-        weight_pos, weight_neg: factors of pseudo-positives and pseudo-negatives in the loss.
-        soft_positives: the label of a pseudo-positive is q instead of 1 (prototype rule; the logit rule is hard).
+        rule: ``"prototype"``, ``"logit"`` or ``"neighbour"``.
+        threshold_pos, threshold_neg: :math:`\theta_+, \theta_-`; None for 0.8 and 0.1 (prototype) or 0.9 and -0.9 (logit). The
+            neighbour rule has none.
+        weight_pos, weight_neg: factors of pseudo-positives and pseudo-negatives in the loss; with the neighbour rule those
+            are the labels from one half up, and below. None for 1 and 0.5, or 1 and 1 (neighbour).
+        soft_positives: the label of a pseudo-positive is q instead of 1 (prototype rule; the logit rule is hard, and
+            the neighbour rule soft).
+        num_samples: N, the size of the training set (neighbour rule, and only there).
+        neighbours, neighbour_temperature: k and :math:`\tau` of the neighbour rule.
         visual_weight: :math:`\omega`.
         temperature_visual, temperature_text: of the inter-class terms; tie the latter to the model, 2 / its logit scale.
         steepness: k of :func:`trm_losses.functional.calibrate`. min_gap: least distance of the means.
         min_positives: known positives a class needs for statistics of its own.
         momentum: decay of the running statistics for each update.
         warmup_steps, ramp_steps: counted in updates; 10 % of training each is a good start.
-        cap: keep only the surest pseudo-positives of an image, at most max(1, 2k - its known positives).
+        cap: keep only the surest pseudo-positives of an image, at most max(1, 2k - its known positives); not of the neighbour
+            rule.
         expected_positives: k, the mean number of present classes; None estimates it from the known labels, which is only
             right where labels are hidden at random (not with single positives).
         distributed: False, True or a process group: statistics are over all ranks (but for the unknown entries that stand for
@@ -68,10 +80,11 @@ class PseudoLabeler(FullPrecisionState):
         validate: check label values and look for NaN (waits for the device).
 
     Shape:
-        regions (B, C, D), targets (B, C), text (C, D), logits (B, C) -> :class:`PseudoLabels` of (B, C).
+        regions (B, C, D), targets (B, C), text (C, D), logits (B, C), ids (B,) -> :class:`PseudoLabels` of (B, C).
 
     Raises:
-        ValueError, TypeError: shapes, devices, label values, settings, each by name; ``logits`` missing for the logit rule.
+        ValueError, TypeError: shapes, devices, label values, settings, each by name; ``logits`` or ``ids`` missing for
+            the rule that needs them.
 
     Example:
         >>> import torch
@@ -83,24 +96,28 @@ class PseudoLabeler(FullPrecisionState):
         [1.0, 0.0, -1.0, -1.0]
 
     Reference: estimating unknown labels from intra- and inter-class relations to multimodal prototypes is TRM-ML's
-    (paper); the logit rule is in the authors' other code; calibration, thresholds, ramp and cap are our choice.
+    (paper); the logit rule is in the authors' other code; calibration, thresholds, ramp, cap and neighbours are our choice.
     """
 
     step: Tensor
     similarity_sum: Tensor
     similarity_mass: Tensor
     known_count: Tensor
+    estimates: Tensor
 
     def __init__(
         self,
         num_classes: int,
         *,
-        rule: Literal["prototype", "logit"] = "prototype",
+        rule: Literal["prototype", "logit", "neighbour"] = "prototype",
         threshold_pos: float | None = None,
         threshold_neg: float | None = None,
-        weight_pos: float = 1.0,
-        weight_neg: float = 0.5,
+        weight_pos: float | None = None,
+        weight_neg: float | None = None,
         soft_positives: bool = True,
+        num_samples: int | None = None,
+        neighbours: int = 20,
+        neighbour_temperature: float = 0.05,
         visual_weight: float = 0.5,
         temperature_visual: float = 0.07,
         temperature_text: float = 0.02,
@@ -118,8 +135,18 @@ class PseudoLabeler(FullPrecisionState):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        check_choice(name, "rule", rule, ("prototype", "logit"))
-        defaults = (0.8, 0.1) if rule == "prototype" else (0.9, -0.9)
+        check_choice(name, "rule", rule, ("prototype", "logit", "neighbour"))
+        by_neighbours = rule == "neighbour"
+        if by_neighbours != (num_samples is not None):
+            raise ValueError(
+                f"{name}: num_samples must be given with rule='neighbour', the number of training images, and only there; "
+                f"got {num_samples!r} with rule={rule!r}"
+            )
+        if by_neighbours and (threshold_pos is not None or threshold_neg is not None):
+            raise ValueError(f"{name}: thresholds must not be given with rule='neighbour', whose labels are soft")
+        weight_pos = 1.0 if weight_pos is None else weight_pos
+        weight_neg = (1.0 if by_neighbours else 0.5) if weight_neg is None else weight_neg
+        defaults = (0.9, -0.9) if rule == "logit" else (0.8, 0.1)
         threshold_pos = defaults[0] if threshold_pos is None else threshold_pos
         threshold_neg = defaults[1] if threshold_neg is None else threshold_neg
         if threshold_neg >= threshold_pos:
@@ -134,12 +161,15 @@ class PseudoLabeler(FullPrecisionState):
             ("momentum", momentum, 0, 1),
             ("warmup_steps", warmup_steps, 0, None),
             ("ramp_steps", ramp_steps, 0, None),
+            ("num_samples", 1 if num_samples is None else num_samples, 1, None),
+            ("neighbours", neighbours, 1, None),
         ):
             check_number(name, key, value, low, high)
         for key, value in (
             ("temperature_visual", temperature_visual),
             ("temperature_text", temperature_text),
             ("min_gap", min_gap),
+            ("neighbour_temperature", neighbour_temperature),
             ("expected_positives", 1.0 if expected_positives is None else expected_positives),
         ):
             check_number(name, key, value, 0, strict=True)
@@ -151,11 +181,14 @@ class PseudoLabeler(FullPrecisionState):
         self.steepness, self.min_gap, self.min_positives = steepness, min_gap, min_positives
         self.momentum, self.warmup_steps, self.ramp_steps = momentum, warmup_steps, ramp_steps
         self.cap, self.expected_positives = cap, expected_positives
+        self.neighbours, self.neighbour_temperature = neighbours, neighbour_temperature
         self.distributed, self.validate = distributed, validate
         self.register_buffer("step", torch.zeros((), dtype=torch.int64, device=device))
         # Decayed sums of s over known entries: (modality: visual, text) x (absent, present) x C, and how many they hold.
         self.register_buffer("similarity_sum", torch.zeros(2, 2, num_classes, device=device))
         self.register_buffer("similarity_mass", torch.zeros(2, 2, num_classes, device=device))
+        if num_samples is not None:  # estimates of the neighbour rule by sample; -1 before the first refresh
+            self.register_buffer("estimates", torch.full((num_samples, num_classes), float(UNKNOWN), device=device))
         # Known labels met so far: (absent, present) x C.
         self.register_buffer("known_count", torch.zeros(2, num_classes, dtype=torch.int64, device=device))
 
@@ -164,6 +197,8 @@ class PseudoLabeler(FullPrecisionState):
         """Forget statistics and steps."""
         for buffer in self.buffers(recurse=False):
             buffer.zero_()
+        if self.rule == "neighbour":
+            self.estimates.fill_(UNKNOWN)
 
     @property
     def ramp(self) -> Tensor:
@@ -202,6 +237,7 @@ class PseudoLabeler(FullPrecisionState):
         *,
         text: Tensor | None = None,
         logits: Tensor | None = None,
+        ids: Tensor | None = None,
     ) -> PseudoLabels:
         """Pseudo-labels of a batch with the current prototypes, without gradient.
 
@@ -211,9 +247,12 @@ class PseudoLabeler(FullPrecisionState):
             bank: gives visual and text prototypes and which are seen.
             text: (C, D) in place of the bank's text prototypes.
             logits: (B, C) of the model, for ``rule="logit"``.
+            ids: (B,) the places of the images in the training set, for ``rule="neighbour"``.
         """
         dims = self._check(regions, targets, bank, text)
         unknown = targets == UNKNOWN
+        if self.rule == "neighbour":
+            return self._from_neighbours(dims, unknown, ids)
         with TF.full_precision(regions):
             if self.rule == "logit":
                 if logits is None:
@@ -233,6 +272,46 @@ class PseudoLabeler(FullPrecisionState):
             labels = torch.where(positive, label, torch.where(negative, 0.0, float(UNKNOWN)))
             weights = self.ramp * (positive * self.weight_pos + negative * self.weight_neg)
             return PseudoLabels(labels, weights.to(scores.dtype), scores)
+
+    def _from_neighbours(self, dims: Dims, unknown: Tensor, ids: Tensor | None) -> PseudoLabels:
+        """The soft labels of the last refresh."""
+        if ids is None:
+            raise ValueError(f"{dims.owner}: ids (B,) must be given for rule='neighbour', the places in the training set")
+        dims.check("ids", ids, "B", floating=False)
+        count = len(self.estimates)
+        if self.validate and bool(((ids < 0) | (ids >= count)).any()):
+            raise ValueError(f"{dims.owner}: ids must be from 0 to num_samples - 1 = {count - 1}, got {ids.min()} to {ids.max()}")
+        estimates = self.estimates[ids]
+        decided = unknown & (estimates >= 0) & (self.step >= self.warmup_steps)
+        weights = self.ramp * decided * torch.where(estimates >= 0.5, self.weight_pos, self.weight_neg)
+        scores = torch.where(estimates >= 0, estimates, 0.5)
+        return PseudoLabels(torch.where(decided, estimates, float(UNKNOWN)), weights, scores)
+
+    @torch.no_grad()
+    def refresh(self, regions: Tensor, logits: Tensor, targets: Tensor) -> None:
+        """New estimates for ``rule="neighbour"`` from the whole training set, in the order that ``ids`` count.
+
+        Give what averaged weights make of it, and the mean over views where an image has several. Where several processes
+        train, each gives the whole set.
+
+        Args:
+            regions: (N, C, D) region-level features, half precision welcome. logits, targets: (N, C).
+        """
+        if self.rule != "neighbour":
+            raise ValueError(f"{type(self).__name__}: refresh is of rule='neighbour', this is rule={self.rule!r}")
+        dims = Dims(type(self).__name__, N=len(self.estimates), C=self.num_classes)
+        dims.check("regions", regions, "N C D", hint="one for each of num_samples")
+        dims.check("logits", logits, "N C")
+        dims.check("targets", targets, "N C", floating=False)
+        if self.validate:
+            check_finite(dims.owner, "regions", regions)
+            check_finite(dims.owner, "logits", logits)
+            check_targets(dims.owner, targets)
+        said = torch.where(targets == UNKNOWN, torch.sigmoid(TF.upcast(logits)), targets.to(TF.upcast(logits).dtype))
+        heard = TF.neighbour_scores(
+            regions, said, neighbours=self.neighbours, temperature=self.neighbour_temperature
+        )
+        self.estimates.copy_(heard)
 
     @torch.no_grad()
     def scores(self, regions: Tensor, targets: Tensor, bank: PrototypeBank, *, text: Tensor | None = None) -> Tensor:

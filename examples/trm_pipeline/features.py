@@ -37,8 +37,12 @@ class Features(Protocol):
     def __len__(self) -> int:
         """Images."""
 
-    def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
-        """Batches in a random order drawn from ``generator``, or in the data set's order without one."""
+    def batches(self, batch_size: int, generator: torch.Generator | None = None, *, view: int = 0) -> Iterator[Batch]:
+        """Batches in a random order drawn from ``generator``, or in the data set's order without one, of one view then."""
+
+    @property
+    def views(self) -> int:
+        """How many there are of every image."""
 
 
 def pool_tokens(features: ImageFeatures, side: int) -> ImageFeatures:
@@ -65,16 +69,21 @@ class CachedFeatures:
     def __len__(self) -> int:
         return len(self.tokens[0])
 
-    def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
+    @property
+    def views(self) -> int:
         """See :class:`Features`."""
-        count, views = len(self), len(self.tokens)
+        return len(self.tokens)
+
+    def batches(self, batch_size: int, generator: torch.Generator | None = None, *, view: int = 0) -> Iterator[Batch]:
+        """See :class:`Features`."""
+        count = len(self)
         order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
-        view = torch.zeros(count, dtype=torch.int64)
-        if generator is not None and views > 1:
-            view = torch.randint(views, (count,), generator=generator)
+        drawn = torch.full((count,), view)
+        if generator is not None and self.views > 1:
+            drawn = torch.randint(self.views, (count,), generator=generator)
         for index in order.split(batch_size):
             tokens, pooled = (
-                torch.stack([torch.from_numpy(arrays[int(view[i])][int(i)]) for i in index]).float()
+                torch.stack([torch.from_numpy(arrays[int(drawn[i])][int(i)]) for i in index]).float()
                 for arrays in (self.tokens, self.pooled)
             )
             yield Batch(tokens.to(self.device), pooled.to(self.device), index)
@@ -105,7 +114,12 @@ class LiveFeatures:
     def __len__(self) -> int:
         return len(self.images)  # type: ignore[arg-type]
 
-    def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
+    @property
+    def views(self) -> int:
+        """See :class:`Features`; a random transformation shows another one at each visit."""
+        return 1
+
+    def batches(self, batch_size: int, generator: torch.Generator | None = None, *, view: int = 0) -> Iterator[Batch]:
         """See :class:`Features`."""
         loader = DataLoader(
             self.images,

@@ -28,14 +28,17 @@ from trm_losses import (
 from trm_losses.functional import asymmetric_loss
 from trm_losses.labels import UNKNOWN
 
-from .features import Batch
+from .features import Batch, Features
 from .presets import Preset
 
-__all__ = ["METHODS", "ZERO_SHOT", "Method", "Setting", "weak_negatives", "zero_shot_global", "zero_shot_tokens"]
+__all__ = ["METHODS", "ZERO_SHOT", "Encode", "Method", "Setting", "weak_negatives", "zero_shot_global", "zero_shot_tokens"]
+
+Encode = Callable[[Tensor | PromptEmbeddings], Tensor]
+"""The frozen text tower: what prompts give -> text (C, D)."""
 
 
 class Setting:
-    """What a method is built from: the preset, class texts of the frozen model, its scale, and the number of steps."""
+    """What a method is built from: the preset, class texts of the frozen model, its scale, the numbers of steps and images."""
 
     def __init__(
         self,
@@ -46,7 +49,9 @@ class Setting:
         total_steps: int,
         *,
         single: bool = False,
+        num_samples: int = 0,
     ) -> None:
+        self.num_samples = num_samples
         self.preset, self.text, self.names = preset, text, names
         self.logit_scale, self.total_steps = logit_scale, total_steps
         # With labels hidden at random the known ones tell it; with single positives they cannot.
@@ -107,6 +112,9 @@ class Method(nn.Module, ABC):
 
     def after_step(self) -> None:
         """What follows the optimiser's step."""
+
+    def before_epoch(self, epoch: int, features: Features, targets: Tensor, average: Method, encode: Encode) -> None:
+        """What has to be found out from the whole training set, with its partial labels, by the averaged weights."""
 
 
 def weak_negatives(targets: Tensor, weight: float, *heads: tuple[float, Tensor]) -> dict[str, Tensor]:
@@ -317,6 +325,9 @@ class TRM(Method):
                 weight_pos=preset.weight_pos,
                 weight_neg=preset.weight_neg,
                 soft_positives=preset.soft_positives,
+                num_samples=setting.num_samples if preset.pseudo_rule == "neighbour" else None,
+                neighbours=preset.neighbours,
+                neighbour_temperature=preset.neighbour_temperature,
                 visual_weight=preset.visual_weight,
                 temperature_text=2 / setting.logit_scale,
                 expected_positives=setting.expected_positives,
@@ -349,6 +360,7 @@ class TRM(Method):
             lambda_pseudo=preset.lambda_pseudo,
             lambda_distillation=preset.lambda_distillation,
             lambda_contrast=preset.lambda_contrast,
+            pseudo_per=preset.pseudo_per,  # type: ignore[arg-type]
         )
         self.region_learning = preset.region_learning
         self._last: TRMOutput | None = None
@@ -362,7 +374,7 @@ class TRM(Method):
         return self.objective.matching.logits(regions.query, text)
 
     def loss(self, batch: Batch, text: Tensor, targets: Tensor, weak_negative: float = 0.0) -> dict[str, Tensor]:
-        self._last = output = self.objective(self.tokens(batch), text, targets)
+        self._last = output = self.objective(self.tokens(batch), text, targets, ids=batch.index.to(targets.device))
         heads = [(1.0, output.logits)]
         if output.region_logits is not output.logits:
             heads.append((self.objective.lambda_region, output.region_logits))
@@ -375,6 +387,24 @@ class TRM(Method):
         if self._last is not None:
             self.objective.update(self._last)
             self._last = None
+
+    @torch.no_grad()
+    def before_epoch(self, epoch: int, features: Features, targets: Tensor, average: Method, encode: Encode) -> None:
+        labeler = self.objective.labeler
+        if labeler is None or labeler.rule != "neighbour" or labeler.step < labeler.warmup_steps or not isinstance(average, TRM):
+            return
+        average.eval()
+        text = encode(average.prompts())
+        regions = logits = torch.zeros(())  # means over the views
+        for view in range(features.views):
+            parts = []
+            for batch in features.batches(256, view=view):
+                found = average.objective.pooler(average.tokens(batch), text)
+                parts.append((found.region, average.objective.matching.logits(found.query, text), batch.index))
+            order = torch.cat([index for _, _, index in parts]).argsort().to(text.device)
+            regions = regions + torch.cat([region for region, _, _ in parts])[order] / features.views
+            logits = logits + torch.cat([logit for _, logit, _ in parts])[order] / features.views
+        labeler.refresh(regions, logits, targets.to(text.device))
 
     def groups(self, preset: Preset) -> list[dict[str, Any]]:
         rest = param_groups(self.objective, lr=preset.lr, weight_decay=preset.weight_decay)

@@ -58,11 +58,14 @@ class Preset:
     lambda_contrast: float = 0.1
     # Pseudo-labels (of the methods that have them)
     lambda_pseudo: float = 1.0
+    pseudo_per: str = "entry"  # or "known": as much weight as a known label
     pseudo_rule: str = "prototype"
+    neighbours: int = 20
+    neighbour_temperature: float = 0.05
     threshold_pos: float | None = None
     threshold_neg: float | None = None
-    weight_pos: float = 1.0
-    weight_neg: float = 0.5
+    weight_pos: float | None = None
+    weight_neg: float | None = None
     soft_positives: bool = True
     visual_weight: float = 0.5
     pseudo_warmup: float = 0.1  # shares of all steps
@@ -146,7 +149,7 @@ VOC2007_RN101 = Preset(
 
 PRESETS = {preset.name: preset for preset in (EMBEDDED, VOC2007_RN101)}
 
-PSEUDO_RULES = ("prototype", "logit")
+PSEUDO_RULES = ("prototype", "logit", "neighbour")
 
 VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "trm-no-region": ("trm", {"region_learning": False}),

@@ -17,9 +17,10 @@ Point = dict[str, float | int | None]
 class PseudoTrace:
     r"""Precision and recall of pseudo-labels over the unknown entries of the steps since the last point.
 
-    .. math:: P_+ = \frac{\#(\tilde y > 0, y = 1)}{\#(\tilde y > 0)}, \quad R_+ = \frac{\#(\tilde y > 0, y = 1)}{\#(y = 1)}
+    .. math:: P_+ = \frac{\#(\tilde y \ge \frac12, y = 1)}{\#(\tilde y \ge \frac12)}, \quad
+        R_+ = \frac{\#(\tilde y \ge \frac12, y = 1)}{\#(y = 1)}
 
-    and the same of absent labels, :math:`\tilde y = 0` against y = 0.
+    and the same of absent labels, :math:`0 \le \tilde y < \frac12` against y = 0.
 
     Args:
         truth: (N, C) the labels before any were hidden, of the whole training set.
@@ -39,7 +40,7 @@ class PseudoTrace:
         """Count a step: pseudo-labels and known labels (B, C) of the images ``index`` (B,)."""
         truth = self.truth[index]
         labels, hidden = pseudo.targets.cpu(), (targets.cpu() == UNKNOWN) & (truth != UNKNOWN)
-        for row, (said, true) in enumerate(((labels > 0, truth == 1), (labels == 0, truth == 0))):
+        for row, (said, true) in enumerate(((labels >= 0.5, truth == 1), ((labels >= 0) & (labels < 0.5), truth == 0))):
             said, true = said & hidden, true & hidden
             self._counts[row] += torch.stack([(said & true).sum(), said.sum(), true.sum()])
 

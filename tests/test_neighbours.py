@@ -1,0 +1,124 @@
+"""Label propagation over regions: the function, and the labeller's rule that stands on it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import oracles
+import pytest
+import torch
+from cases import CLASSES, WIDTH, filled_bank, labels, normal, objective, objective_inputs
+
+import trm_losses as tl
+from trm_losses import functional as TF
+
+
+@pytest.mark.parametrize("images, neighbours", [(9, 3), (9, 8), (4, 20), (2, 1), (1, 5)])
+@pytest.mark.parametrize("block", [1 << 24, 20, 1])
+def test_scores_are_the_loops(images: int, neighbours: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TF, "_BLOCK", block)
+    f, s = normal(images, 3, 5), torch.sigmoid(normal(images, 3, seed=1))
+    before = s.clone()
+    actual = TF.neighbour_scores(3 * f, s, neighbours=neighbours, temperature=0.2)
+    np.testing.assert_allclose(actual, oracles.neighbour_scores(f, s, neighbours, 0.2), rtol=1e-9)
+    assert torch.equal(s, before) and actual.dtype == torch.float64
+
+
+def test_half_precision_regions() -> None:
+    f, s = normal(12, 2, 16, dtype=torch.float32), torch.rand(12, 2, generator=torch.Generator().manual_seed(0))
+    exact = TF.neighbour_scores(f, s, neighbours=11)
+    for dtype in (torch.float16, torch.bfloat16):
+        near = TF.neighbour_scores(f.to(dtype), s, neighbours=11)
+        assert near.dtype == torch.float32
+        np.testing.assert_allclose(near, exact, atol=0.03)
+
+
+def test_two_clusters_take_over_the_label_of_their_one_known_image() -> None:
+    """What no threshold on the model's own probability could do: the model is undecided about all of them."""
+    direction = torch.eye(2).repeat_interleave(5, dim=0)[:, None]  # five images of one look, five of another
+    regions = direction + 0.05 * normal(10, 1, 2, dtype=torch.float32)
+    targets = torch.full((10, 1), -1.0)
+    targets[0], targets[5] = 1.0, 0.0
+    labeler = tl.PseudoLabeler(1, rule="neighbour", num_samples=10, neighbours=4)
+    labeler.refresh(regions, torch.zeros(10, 1), targets)
+    pseudo = labeler(regions, targets, tl.PrototypeBank(1, 2), ids=torch.arange(10))
+    assert (pseudo.targets[1:5] > 0.55).all() and ((pseudo.targets[6:] >= 0) & (pseudo.targets[6:] < 0.45)).all()
+    assert pseudo.targets[0] == pseudo.targets[5] == -1 and pseudo.weights[[0, 5]].eq(0).all()
+    assert pseudo.weights[1:5].eq(1).all() and pseudo.weights[6:].eq(1).all()
+
+
+def labeler_with(**settings: Any) -> tl.PseudoLabeler:
+    return tl.PseudoLabeler(3, **{"rule": "neighbour", "num_samples": 6, **settings})
+
+
+def test_nothing_is_decided_before_a_refresh_and_in_the_warm_up() -> None:
+    labeler, bank = labeler_with(warmup_steps=2, ramp_steps=2), filled_bank(3)
+    z, y, ids = normal(6, 3, WIDTH, dtype=torch.float32), torch.full((6, 3), -1.0), torch.arange(6)
+    weights = []
+    for step in range(5):
+        if step == 1:
+            labeler.refresh(z, torch.zeros(6, 3), y)
+        pseudo = labeler(z, y, bank, ids=ids)
+        weights.append(float(pseudo.weights.mean()))
+        assert bool((pseudo.targets == -1).all()) == (step < 2)
+        assert torch.allclose(pseudo.scores, torch.tensor(0.5))
+        labeler.update(z, y, bank)
+    assert weights == [0, 0, 0, 0.5, 1]
+    labeler.reset()
+    assert (labeler.estimates == -1).all() and labeler.step == 0
+
+
+def test_estimates_are_saved_and_restored() -> None:
+    labeler, fresh = labeler_with(), labeler_with()
+    z, y = normal(6, 3, WIDTH, dtype=torch.float32), labels(6, 3).float()
+    labeler.refresh(z, normal(6, 3, dtype=torch.float32), y)
+    fresh.load_state_dict(copy.deepcopy(labeler.state_dict()))
+    args = (z[:2], torch.full((2, 3), -1.0), filled_bank(3))
+    for a, b in zip(labeler(*args, ids=torch.tensor([4, 1])), fresh(*args, ids=torch.tensor([4, 1])), strict=True):
+        assert torch.equal(a, b)
+    assert labeler.half().estimates.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"num_samples": None}, "num_samples must be given with rule='neighbour'"),
+        ({"rule": "logit"}, "num_samples must be given with rule='neighbour', .* and only there"),
+        ({"num_samples": 0}, "num_samples must be at least 1"),
+        ({"threshold_pos": 0.9}, "thresholds must not be given with rule='neighbour'"),
+        ({"neighbours": 0}, "neighbours must be at least 1"),
+        ({"neighbour_temperature": 0.0}, "neighbour_temperature must be above 0"),
+    ],
+)
+def test_refuses_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        labeler_with(**settings)
+
+
+def test_refuses_a_refresh_that_does_not_fit() -> None:
+    z, logits, y = normal(6, 3, WIDTH), normal(6, 3), labels(6, 3)
+    labeler = labeler_with()
+    with pytest.raises(ValueError, match=r"regions must have shape \(N, C, D\) = \(6, 3, D\), got \(5, 3, 8\); one for each of"):
+        labeler.refresh(z[:5], logits, y)
+    with pytest.raises(ValueError, match="logits must be finite"):
+        labeler.refresh(z, logits.log(), y)
+    with pytest.raises(ValueError, match="targets must be 1"):
+        labeler.refresh(z, logits, y - 2)
+    with pytest.raises(ValueError, match="refresh is of rule='neighbour', this is rule='logit'"):
+        tl.PseudoLabeler(3, rule="logit").refresh(z, logits, y)
+
+
+@pytest.mark.parametrize("known", ["some", "none"])
+def test_pseudo_labels_can_weigh_as_much_as_known_ones(known: str) -> None:
+    x = objective_inputs(4, CLASSES)
+    if known == "none":
+        x["targets"] = torch.full_like(x["targets"], -1)
+    per_entry, per_known = (objective(pseudo_per=word).double()(**x).terms for word in ("entry", "known"))
+    share = max(1, int((x["targets"] != -1).sum())) / x["targets"].numel() if known == "some" else 1.0
+    for head in ("pseudo_query", "pseudo_region"):
+        assert per_entry[head] > 0
+        np.testing.assert_allclose(per_known[head].detach() * share, per_entry[head].detach(), rtol=1e-9)
+    with pytest.raises(ValueError, match="pseudo_per must be one of 'entry', 'known', got 'all'"):
+        objective(pseudo_per="all")
