@@ -452,7 +452,9 @@ def training_set(classes: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def neighbour_rule_oracle(module: tl.PseudoLabeler, x: Inputs) -> Any:
     z, logits, known = (oracles.array(part) for part in training_set(module.num_classes))
-    said = np.array([[y if y != -1 else oracles.sigmoid(v) for y, v in zip(*rows, strict=True)] for rows in zip(known, logits)])
+    said = known.copy()
+    for i in zip(*np.where(known == -1), strict=True):
+        said[i] = oracles.sigmoid(logits[i])
     scores = oracles.neighbour_scores(z, said, 3, 0.3)[oracles.array(x["ids"]).astype(int)]
     unknown = oracles.array(x["targets"]) == -1
     return np.where(unknown, scores, -1.0), np.where(unknown, np.where(scores >= 0.5, 0.8, 0.6), 0.0), scores
