@@ -110,6 +110,13 @@ def test_refuses_a_refresh_that_does_not_fit() -> None:
         tl.PseudoLabeler(3, rule="logit").refresh(z, logits, y)
 
 
+def test_estimates_stay_probabilities() -> None:
+    """A mean of ones, in float32, is not always one."""
+    labeler = tl.PseudoLabeler(40, rule="neighbour", num_samples=30, neighbours=20)
+    labeler.refresh(normal(30, 40, WIDTH, dtype=torch.float32), torch.zeros(30, 40), torch.ones(30, 40))
+    assert labeler.estimates.max() <= 1 and labeler.estimates.min() > 0.999
+
+
 @pytest.mark.parametrize("known", ["some", "none"])
 def test_pseudo_labels_can_weigh_as_much_as_known_ones(known: str) -> None:
     x = objective_inputs(4, CLASSES)

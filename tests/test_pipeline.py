@@ -324,7 +324,7 @@ def test_single_positives_start_from_the_assumed_share(run, monkeypatch):
 
 @pytest.mark.parametrize("single", [False, True])
 def test_the_labeller_is_told_what_single_positives_cannot_tell(single):
-    setting = methods.Setting(presets.EMBEDDED, torch.randn(20, 8), None, 100.0, 10, single=single)
+    setting = methods.Setting(presets.EMBEDDED, torch.randn(20, 8), None, 100.0, 10, single=single, num_samples=3)
     labeler = methods.METHODS["trm"](setting).objective.labeler
     assert labeler.expected_positives == (2.4 if single else None)
 
@@ -351,7 +351,7 @@ def test_weak_negatives_follow_their_equation():
 def test_every_method_takes_unknown_labels_for_weak_negatives(method):
     torch.manual_seed(0)
     text = torch.randn(4, 8)
-    trained = methods.METHODS[method](methods.Setting(presets.EMBEDDED, text, None, 100.0, 10))
+    trained = methods.METHODS[method](methods.Setting(presets.EMBEDDED, text, None, 100.0, 10, num_samples=3))
     batch = features.Batch(torch.randn(3, 5, 8), torch.randn(3, 8), torch.arange(3))
     targets = torch.tensor([[1, -1, -1, -1], [-1, 1, -1, -1], [0, -1, -1, -1.0]])
     plain, weak = (trained.loss(batch, text, targets, weight) for weight in (0.0, 0.3))
@@ -380,7 +380,7 @@ def test_weak_negatives_last_as_long_as_the_preset_says(run, monkeypatch, until,
 def test_ablations_stand_beside_the_methods(run):
     settings = ("--known", "0.5", "single", "--ablation", "--ablation-known", "single", "--set", "batch_size=4", "lr=1e-2")
     rows = run("--methods", "trm", *settings)
-    variants = ["trm-no-region", "trm-no-distillation", "trm-no-pseudo", "trm-no-contrast", "trm-rule-logit"]
+    variants = ["trm-no-region", "trm-no-distillation", "trm-no-pseudo", "trm-no-contrast", "trm-rule-prototype", "trm-rule-logit"]
     assert [(row["method"], row["known"]) for row in rows] == [
         ("trm", 0.5),
         ("trm", "single"),
@@ -393,13 +393,14 @@ def test_there_is_a_variant_for_each_rule_of_the_labeller():
     words = re.search(r"Literal\[(.*?)\]", str(inspect.signature(PseudoLabeler).parameters["rule"].annotation))
     assert set(re.findall(r"\w+", words.group(1))) == set(presets.PSEUDO_RULES)
     for rule in presets.PSEUDO_RULES:
-        assert presets.VARIANTS[f"trm-rule-{rule}"] == ("trm", {"pseudo_rule": rule})
+        method, changes = presets.VARIANTS[f"trm-rule-{rule}"]
+        assert method == "trm" and changes["pseudo_rule"] == rule
 
 
 def variant(name, text):
     method, changes = presets.VARIANTS[name]
     preset = dataclasses.replace(presets.EMBEDDED, **changes)
-    return methods.METHODS[method](methods.Setting(preset, text, None, 100.0, 10))
+    return methods.METHODS[method](methods.Setting(preset, text, None, 100.0, 10, num_samples=3))
 
 
 def test_variants_lack_the_part_that_their_names_say():

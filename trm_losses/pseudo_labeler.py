@@ -311,7 +311,7 @@ class PseudoLabeler(FullPrecisionState):
         heard = TF.neighbour_scores(
             regions, said, neighbours=self.neighbours, temperature=self.neighbour_temperature
         )
-        self.estimates.copy_(heard)
+        self.estimates.copy_(heard.clamp(0, 1))  # a mean of ones may round to more than one
 
     @torch.no_grad()
     def scores(self, regions: Tensor, targets: Tensor, bank: PrototypeBank, *, text: Tensor | None = None) -> Tensor:

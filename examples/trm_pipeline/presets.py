@@ -103,6 +103,12 @@ EMBEDDED = Preset(
     prompts="residual",
     lr=3e-4,
     text_lr=1e-3,
+    # Against thresholds on prototypes, logits and quantiles; chosen on val at 10 and 50 % (docs/pseudo-labels.md).
+    pseudo_rule="neighbour",
+    pseudo_per="known",
+    lambda_pseudo=0.5,
+    pseudo_warmup=0.3,
+    pseudo_ramp=0.05,
     expected_positives=2.4,  # an assumption about the scenes, not read from the labels of a run
     gamma_pos=0.0,
     gamma_neg=0.0,
@@ -151,12 +157,18 @@ PRESETS = {preset.name: preset for preset in (EMBEDDED, VOC2007_RN101)}
 
 PSEUDO_RULES = ("prototype", "logit", "neighbour")
 
+# Labels from thresholds cover part of the entries, and follow the model from step to step.
+_BY_THRESHOLD = {"lambda_pseudo": 1.0, "pseudo_per": "entry", "pseudo_warmup": 0.1, "pseudo_ramp": 0.1}
+
 VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "trm-no-region": ("trm", {"region_learning": False}),
     "trm-no-distillation": ("trm", {"lambda_distillation": 0.0}),
     "trm-no-pseudo": ("trm-query", {}),
     "trm-no-contrast": ("trm", {"lambda_contrast": 0.0}),
-    **{f"trm-rule-{rule}": ("trm", {"pseudo_rule": rule}) for rule in PSEUDO_RULES},
+    **{
+        f"trm-rule-{rule}": ("trm", {"pseudo_rule": rule, **({} if rule == "neighbour" else _BY_THRESHOLD)})
+        for rule in PSEUDO_RULES
+    },
 }
 """Ablations: the method a variant is, and what it changes in the preset."""
 
