@@ -1,19 +1,52 @@
-"""The README's snippet and the minimal loop run as they stand."""
+"""The snippets of the README and of docs/ run as they stand, and so does the minimal loop; links of the pages lead somewhere."""
 
+import os
 import re
 import runpy
 from pathlib import Path
 
+import pytest
+import torch
+
 ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def snippets(page):
+    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def run(page, snippet, scope):
+    torch.manual_seed(0)
+    exec(compile(snippet, page.name, "exec"), scope)
 
 
 def test_snippet_runs_and_is_short():
-    snippet = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(1)
+    snippet = snippets(PAGES[0])[0]
     assert len(snippet.strip().splitlines()) <= 15
     scope: dict = {}
-    exec(compile(snippet, "README.md", "exec"), scope)
+    run(PAGES[0], snippet, scope)
     assert set(scope["output"].terms) >= {"matching_query", "matching_region", "distillation", "contrast"}
     assert scope["objective"].labeler.step == 3
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_snippets_of_a_page_run_one_after_the_other(page, tmp_path, monkeypatch):
+    """In one scope, as a reader would type them; what they write lands in a folder of its own."""
+    found = snippets(page)
+    if any("trm_losses.backbones" in snippet for snippet in found):
+        pytest.importorskip("open_clip")
+        pytest.importorskip("timm")
+    monkeypatch.chdir(tmp_path)
+    scope: dict = {}
+    for snippet in found:
+        run(page, snippet, scope)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_of_a_page_lead_to_files(page):
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        assert os.path.exists(page.parent / link), link
 
 
 def test_minimal_loop_finds_the_hidden_labels(capsys):
