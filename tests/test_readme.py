@@ -3,6 +3,7 @@
 import os
 import re
 import runpy
+import shlex
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,32 @@ def test_snippets_of_a_page_run_one_after_the_other(page, tmp_path, monkeypatch)
 def test_links_of_a_page_lead_to_files(page):
     for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         assert os.path.exists(page.parent / link), link
+
+
+def test_commands_of_the_pages_are_understood():
+    """Also their settings and combinations; nothing is run."""
+    pytest.importorskip("open_clip")
+    pytest.importorskip("safetensors")
+    from trm_pipeline import experiment
+
+    lines = [line for page in PAGES for line in page.read_text(encoding="utf-8").splitlines()]
+    commands = [found[1] for line in lines if (found := re.match(r"\S*python examples/reproduce_voc\.py([^`]*)", line))]
+    assert len(commands) >= 5
+    for command in commands:
+        args = experiment.parser().parse_args(shlex.split(command))
+        args.tensorboard = False  # which asks for its package
+        experiment.check_arguments(args, experiment.choose_preset(args))
+
+
+def test_page_of_the_pipeline_names_every_argument():
+    pytest.importorskip("open_clip")
+    pytest.importorskip("safetensors")
+    from trm_pipeline import experiment
+
+    page = (ROOT / "docs" / "pipeline.md").read_text(encoding="utf-8")
+    options = {option for action in experiment.parser()._actions for option in action.option_strings} - {"-h", "--help"}
+    assert {option for option in options if f"`{option}" not in page} == set()
+    assert {method for method in experiment.DEFAULT_METHODS if f"`{method}`" not in page} == set()
 
 
 def test_minimal_loop_finds_the_hidden_labels(capsys):
