@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from trm_losses import PrototypeBank, RegionPooler, TextRegionMatchingLoss, TRMHead, metrics
+from trm_losses import PrototypeBank, PseudoLabeler, RegionPooler, TextRegionMatchingLoss, TRMHead, metrics
 from trm_losses import functional as TF
 
 few = settings(max_examples=25, deadline=None, derandomize=True)
@@ -271,6 +271,9 @@ def test_an_image_of_which_nothing_is_known_changes_no_mean(seed: int, batch: in
     one, two = (PrototypeBank(classes, 6, absent=True) for _ in range(2))
     one.update(f, y), two.update(more, unknown)
     agree(one.buffers(), two.buffers(), 1e-6)
+    labelers = [PseudoLabeler(classes), PseudoLabeler(classes)]
+    labelers[0].update(f, y, one), labelers[1].update(more, unknown, one)
+    agree(labelers[0].buffers(), labelers[1].buffers(), 1e-6)
 
 
 @few
