@@ -343,7 +343,8 @@ SETTINGS: list[tuple[Any, dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize("build, settings, message", SETTINGS, ids=ids)
+# Processes that share the tests must name them alike, and a function's repr is its place in memory.
+@pytest.mark.parametrize("build, settings, message", SETTINGS, ids=[f"{n}-{'-'.join(s)}" for n, (_, s, _) in enumerate(SETTINGS)])
 def test_refuses_settings(build: Any, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(**settings)

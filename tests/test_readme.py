@@ -1,19 +1,80 @@
-"""The README's snippet and the minimal loop run as they stand."""
+"""The snippets of the README and of docs/ run as they stand, and so does the minimal loop; links of the pages lead somewhere."""
 
+import os
 import re
 import runpy
+import shlex
 from pathlib import Path
 
+import pytest
+import torch
+
 ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def snippets(page):
+    found = re.findall(r"^( *)```python\n(.*?)^ *```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return [re.sub(f"^{indent}", "", code, flags=re.MULTILINE) for indent, code in found]
+
+
+def run(page, snippet, scope):
+    torch.manual_seed(0)
+    exec(compile(snippet, page.name, "exec"), scope)
 
 
 def test_snippet_runs_and_is_short():
-    snippet = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(1)
+    snippet = snippets(PAGES[0])[0]
     assert len(snippet.strip().splitlines()) <= 15
     scope: dict = {}
-    exec(compile(snippet, "README.md", "exec"), scope)
+    run(PAGES[0], snippet, scope)
     assert set(scope["output"].terms) >= {"matching_query", "matching_region", "distillation", "contrast"}
     assert scope["objective"].labeler.step == 3
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_snippets_of_a_page_run_one_after_the_other(page, tmp_path, monkeypatch):
+    """In one scope, as a reader would type them; what they write lands in a folder of its own."""
+    found = snippets(page)
+    if any("trm_losses.backbones" in snippet for snippet in found):
+        pytest.importorskip("open_clip")
+        pytest.importorskip("timm")
+    monkeypatch.chdir(tmp_path)
+    scope: dict = {}
+    for snippet in found:
+        run(page, snippet, scope)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_of_a_page_lead_to_files(page):
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        assert os.path.exists(page.parent / link), link
+
+
+def test_commands_of_the_pages_are_understood():
+    """Also their settings and combinations; nothing is run."""
+    pytest.importorskip("open_clip")
+    pytest.importorskip("safetensors")
+    from trm_pipeline import experiment
+
+    lines = [line for page in PAGES for line in page.read_text(encoding="utf-8").splitlines()]
+    commands = [found[1] for line in lines if (found := re.match(r"\S*python examples/reproduce_voc\.py([^`]*)", line))]
+    assert len(commands) >= 5
+    for command in commands:
+        args = experiment.parser().parse_args(shlex.split(command))
+        args.tensorboard = False  # which asks for its package
+        experiment.check_arguments(args, experiment.choose_preset(args))
+
+
+def test_page_of_the_pipeline_names_every_argument():
+    pytest.importorskip("open_clip")
+    pytest.importorskip("safetensors")
+    from trm_pipeline import experiment
+
+    page = (ROOT / "docs" / "pipeline.md").read_text(encoding="utf-8")
+    options = {option for action in experiment.parser()._actions for option in action.option_strings} - {"-h", "--help"}
+    assert {option for option in options if f"`{option}" not in page} == set()
+    assert {method for method in experiment.DEFAULT_METHODS if f"`{method}`" not in page} == set()
 
 
 def test_minimal_loop_finds_the_hidden_labels(capsys):
