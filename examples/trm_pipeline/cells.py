@@ -27,11 +27,11 @@ from trm_losses.metrics import evaluate
 from .checkpoint import Checkpoint, tensor_digest, write_json
 from .data.voc import VOC_CLASSES
 from .features import Features
-from .methods import METHODS, TRM, ZERO_SHOT, Setting
+from .methods import METHODS, TRM, ZERO_SHOT, Encode, Setting
 from .presets import VARIANTS, Preset
 from .progress import say, without_bars
 from .report import Row
-from .training import Encode, Trained, score, train
+from .training import Trained, score, train
 
 __all__ = ["Cell", "Finished", "Known", "Prepared", "known_labels", "run_cell", "run_cells", "train_cell"]
 

@@ -12,19 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from trm_losses import PromptEmbeddings
 from trm_losses.metrics import evaluate
 
 from .checkpoint import Checkpoint
 from .features import Batch, Features
-from .methods import Method
+from .methods import Encode, Method
 from .presets import Preset
 from .progress import Scalars, progress, say
 from .pseudo_trace import Point, PseudoTrace
 
 __all__ = ["Trained", "score", "train"]
-
-Encode = Callable[[Tensor | PromptEmbeddings], Tensor]
 
 
 class Trained(NamedTuple):
@@ -140,6 +137,7 @@ def train(
     bar.set_description(label)
     for epoch in bar:
         started = time.perf_counter()
+        method.before_epoch(epoch, features, targets, averaged, encode)
         method.train()
         sums: dict[str, Tensor] = {}
         for number, batch in enumerate(features.batches(preset.batch_size, generator), start=1):
