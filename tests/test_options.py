@@ -237,7 +237,7 @@ def test_the_queue_knows_images_by_their_place_in_the_data_set():
     ("warmup", "total", "epochs", "expected"), [(0.1, 100, 10, 1), (0.15, 100, 10, 2), (0, 100, 10, 0), (0.1, 90, 30, 3)]
 )
 def test_the_bank_starts_again_once_after_the_warm_up(warmup, total, epochs, expected):
-    settings = ("bank_offline=true", f"pseudo_warmup={warmup}", f"epochs={epochs}", "batch_size=4", "bank_min_score=0.5")
+    settings = ("bank_offline=true", f"pseudo_warmup={warmup}", f"epochs={epochs}", "batch_size=4", "scale=2", "bank_min_score=0.5")
     method = built(*settings, total=total)
     torch.nn.init.normal_(method.objective.pooler.mlp[-1].weight, std=0.3)
     several = Several(drawn())
@@ -252,12 +252,23 @@ def test_the_bank_starts_again_once_after_the_warm_up(warmup, total, epochs, exp
     method.eval()
     regions = method.objective.pooler(several.batch.tokens, text).query
     scores = torch.sigmoid(method.logits(several.batch, text))
+    assert 0.5 < scores[(TARGETS == 1) & (scores > 0.5)].min() < 0.85 and (scores[TARGETS == 1] <= 0.5).any()
     for c in range(4):
         chosen = [regions[b, c] / regions[b, c].norm() for b in range(6) if TARGETS[b, c] == 1 and scores[b, c] > 0.5]
         assert bank.count[c] == len(chosen)
         if chosen:
             torch.testing.assert_close(bank.visual[c], (sum(chosen) / sum(chosen).norm()).detach())
     assert bank.count.sum() > 0
+
+
+def test_the_bank_never_starts_from_features_that_hold_the_query():
+    method = built("bank_offline=true", "pseudo_warmup=0", "residual=query", "bank_min_score=0", "num_heads=1")
+    several, text = Several(drawn()), method.prompts()
+    method.before_epoch(0, several, TARGETS, method, lambda prompts: prompts)
+    regions = torch.nn.functional.normalize(method.objective.pooler(several.batch.tokens, text).region, dim=-1)
+    for c in range(4):
+        mean = sum(regions[b, c] for b in range(6) if TARGETS[b, c] == 1)
+        torch.testing.assert_close(method.objective.bank.visual[c], (mean / mean.norm()).detach())
 
 
 def test_without_being_asked_the_bank_never_starts_again():
