@@ -25,7 +25,7 @@ from .data.drawn import write_drawn_voc
 from .data.voc import VOC, VOC_CLASSES, class_prompt_names, eval_transform, train_transform
 from .embedded import load_embedded
 from .features import CachedFeatures, Features, LiveFeatures, cache_features, weights_digest
-from .methods import METHODS, ZERO_SHOT
+from .methods import METHODS, ZERO_SHOT, Setting
 from .pictures import choose_images, collect_saliency
 from .presets import EMBEDDED, PRESETS, VARIANTS, VOC2007_RN101, Preset, override
 from .progress import Scalars, say
@@ -124,6 +124,11 @@ def check_arguments(args: argparse.Namespace, preset: Preset) -> None:
         raise ValueError(f"--unseen must leave two classes of {len(VOC_CLASSES)} to train on, got {args.unseen}")
     if args.unseen and preset.query == "free":
         raise ValueError("--unseen needs queries that come from text; give --set query=tied")
+    if args.unseen and preset.match_form != "single":
+        raise ValueError("--unseen needs a matching with nothing learned for each class; give --set match_form=single")
+    # Words and numbers of the method are its parts' own to check; here with any texts, before anything is computed.
+    any_text = torch.ones(2, max(1, preset.num_heads))
+    METHODS["trm"](Setting(dataclasses.replace(preset, prompts="fixed"), any_text, None, 100.0, preset.epochs))
     if "single" in args.known and preset.expected_positives is None:
         raise ValueError(
             "--known single needs expected_positives, the mean number of present labels of an image, which single "
@@ -148,11 +153,15 @@ def load_backbone(preset: Preset, device: torch.device) -> OpenClipBackbone:
     """The frozen model a preset names."""
     if preset.model == "embedded":
         model, tokenizer = load_embedded()
-        backbone = OpenClipBackbone(model, tokenizer=tokenizer, name="embedded", image_size=preset.image_size)
+        backbone = OpenClipBackbone(
+            model, tokenizer=tokenizer, name="embedded", image_size=preset.image_size, value_path=preset.value_path
+        )
         return backbone.to(device)
     if preset.pretrained is None:
         raise ValueError(f"--model {preset.model} needs --pretrained: a tag of open_clip such as 'openai', or a weights file")
-    return load_open_clip(preset.model, preset.pretrained, image_size=preset.image_size, device=device)
+    return load_open_clip(
+        preset.model, preset.pretrained, image_size=preset.image_size, value_path=preset.value_path, device=device
+    )
 
 
 def prepare(args: argparse.Namespace) -> Prepared:

@@ -161,8 +161,8 @@ def cache_features(
     """Features of a data set out of the cache below ``root``, computed where they are not there yet.
 
     ``images`` are resized to the backbone's size and normalised with its channel statistics, nothing else. The key holds
-    everything the features depend on: model, weights, size, statistics, pooling, views, kind of device and the image files
-    (name, length, time of change). A cache of anything else has another name, and one that was not finished has no name at all.
+    everything the features depend on: model, weights, size, statistics, pooling, value path, views, kind of device and the image
+    files (name, length, time of change). A cache of anything else has another name, and one that was not finished has none.
     """
     stats = [(os.path.abspath(path), os.stat(path)) for path in files]
     views = 1 + int(mirror)
@@ -174,6 +174,7 @@ def cache_features(
         "channels": (backbone.image_mean, backbone.image_std),
         "device": device.type,  # encoded under autocast on an accelerator, in full precision elsewhere
         "token_pool": token_pool,
+        "value_path": backbone.value_path,
         "views": views,
         "files": [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats],
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -110,11 +110,11 @@ class Method(nn.Module, ABC):
         """Those of the last loss; None where the method makes none."""
         return None
 
+    def before_epoch(self, epoch: int, features: Features, targets: Tensor, average: Method, encode: Encode) -> None:
+        """What comes before epoch ``epoch`` (from 0) over training features with labels (N, C); ``average`` is the one so far."""
+
     def after_step(self) -> None:
         """What follows the optimiser's step."""
-
-    def before_epoch(self, epoch: int, features: Features, targets: Tensor, average: Method, encode: Encode) -> None:
-        """What has to be found out from the whole training set, with its partial labels, by the averaged weights."""
 
 
 def weak_negatives(targets: Tensor, weight: float, *heads: tuple[float, Tensor]) -> dict[str, Tensor]:
@@ -312,10 +312,27 @@ class TRM(Method):
     def __init__(self, setting: Setting, *, query_head: bool, pseudo_labels: bool) -> None:
         super().__init__()
         preset, classes, dim = setting.preset, setting.num_classes, setting.text.shape[1]
-        self.prompts = setting.prompts(preset.prompts)
-        bank = labeler = None
+        if preset.head not in ("query", "region", "mean"):
+            raise ValueError(f"head must be 'query', 'region' or 'mean', got {preset.head!r}")
+        self.scored = preset.head
+        self.prompts: nn.Module = setting.prompts(preset.prompts)
+        if preset.match_form == "pair":
+            self.prompts = PromptPair(setting.prompts(preset.prompts), setting.negative_prompts(preset.prompts))
+        warmup_steps = round(preset.pseudo_warmup * setting.total_steps)
+        bank = distillation = contrast = labeler = None
         if pseudo_labels or preset.lambda_contrast:
-            bank = PrototypeBank(classes, dim, momentum=preset.prototype_momentum, init=setting.text)
+            bank = PrototypeBank(
+                classes,
+                dim,
+                momentum=preset.prototype_momentum,
+                text_momentum=preset.prototype_text_momentum,
+                init=setting.text,
+                num_prototypes=preset.num_prototypes,
+                queue_size=preset.queue_size,
+                absent=preset.absent,
+                absent_momentum=preset.absent_momentum,
+                absent_every=preset.absent_every,
+            )
         if pseudo_labels:
             labeler = PseudoLabeler(
                 classes,
@@ -329,11 +346,38 @@ class TRM(Method):
                 neighbours=preset.neighbours,
                 neighbour_temperature=preset.neighbour_temperature,
                 visual_weight=preset.visual_weight,
-                temperature_text=2 / setting.logit_scale,
+                temperature_visual=preset.temperature_visual,
+                temperature_text=2 / setting.logit_scale if preset.temperature_text is None else preset.temperature_text,
+                steepness=preset.steepness,
+                min_gap=preset.min_gap,
+                min_positives=preset.min_positives,
+                momentum=preset.statistics_momentum,
+                cap=preset.cap,
                 expected_positives=setting.expected_positives,
-                warmup_steps=round(preset.pseudo_warmup * setting.total_steps),
+                warmup_steps=warmup_steps,
                 ramp_steps=round(preset.pseudo_ramp * setting.total_steps),
             )
+        if query_head and preset.lambda_distillation:
+            distillation = RegionDistillationLoss(
+                form=preset.distillation_form,  # type: ignore[arg-type]
+                temperature=preset.distillation_temperature,
+            )
+        if preset.lambda_contrast:
+            contrast = MultimodalContrastiveLoss(
+                temperature=preset.contrast_temperature,
+                temperature_region=preset.contrast_temperature_region,
+                anchor_threshold=preset.contrast_anchor_threshold,
+                region_region=preset.contrast_region_region,
+                region_text=preset.contrast_region_text,
+                region_prototype=preset.contrast_region_prototype,
+                text_prototype=preset.contrast_text_prototype,
+                overlap=preset.contrast_overlap,
+                absent_negatives=preset.contrast_absent_negatives,
+                dim=dim,
+                head_dim=preset.contrast_head_dim,
+            )
+        # Without a distillation there is no teacher to give a text to.
+        teacher_text = preset.teacher_text if distillation is not None else "learned"
         start = setting.text if preset.query == "free" else None
         self.objective = TRMObjective(
             RegionPooler(
@@ -343,17 +387,27 @@ class TRM(Method):
                 query=preset.query,  # type: ignore[arg-type]
                 query_init=start,
                 query_head=query_head,
+                mlp_input=preset.mlp_input,  # type: ignore[arg-type]
+                residual=preset.residual,  # type: ignore[arg-type]
+                mlp_ratio=preset.mlp_ratio,
+                dropout=preset.dropout,
                 attention_scale=preset.attention_scale,
+                normalize_tokens=preset.normalize_tokens,
+                key_norm=preset.key_norm,  # type: ignore[arg-type]
             ),
             TextRegionMatchingLoss(
                 classes,
+                form=preset.match_form,  # type: ignore[arg-type]
+                dim=dim if preset.match_form == "pair_free" else None,
                 gamma_pos=preset.gamma_pos,
                 gamma_neg=preset.gamma_neg,
                 margin=preset.margin,
+                detach_focus=preset.detach_focus,
                 scale=preset.scale,
+                normalize_regions=preset.normalize_regions,
             ),
-            distillation=RegionDistillationLoss() if query_head and preset.lambda_distillation else None,
-            contrast=MultimodalContrastiveLoss() if preset.lambda_contrast else None,
+            distillation=distillation,
+            contrast=contrast,
             bank=bank,
             labeler=labeler,
             lambda_region=preset.lambda_region,
@@ -361,7 +415,16 @@ class TRM(Method):
             lambda_distillation=preset.lambda_distillation,
             lambda_contrast=preset.lambda_contrast,
             pseudo_per=preset.pseudo_per,  # type: ignore[arg-type]
+            teacher_text=teacher_text,  # type: ignore[arg-type]
+            reference_text=setting.text if teacher_text == "fixed" else None,
+            anchor_score=preset.anchor_score,
+            bank_confidence=preset.bank_confidence,
+            bank_pseudo_score=preset.bank_pseudo_score,
         )
+        self.bank_min_score, self.batch_size = preset.bank_min_score, preset.batch_size
+        # The first epoch that begins after the warm-up; told by its number, so that it is the same one in a resumed run.
+        steps = -(-setting.total_steps // preset.epochs)
+        self.bank_epoch = -(-warmup_steps // steps) if preset.bank_offline and bank is not None else None
         self.region_learning = preset.region_learning
         self._last: TRMOutput | None = None
 
@@ -369,12 +432,27 @@ class TRM(Method):
         """What regions are pooled from; of a single token, the image's feature, every region is that feature."""
         return batch.tokens if self.region_learning else batch.pooled[:, None]
 
+    def texts(self, text: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The class texts (C, D), and the negative ones where matching is by pairs, out of what the prompts gave."""
+        if self.objective.matching.form != "pair":
+            return text, None
+        positive, negative = text.chunk(2)
+        return positive, negative
+
     def logits(self, batch: Batch, text: Tensor) -> Tensor:
+        text, negative = self.texts(text)
         regions = self.objective.pooler(self.tokens(batch), text)
-        return self.objective.matching.logits(regions.query, text)
+        if self.scored == "mean":
+            return 0.5 * (self._match(regions.query, text, negative) + self._match(regions.region, text, negative))
+        return self._match(regions.query if self.scored == "query" else regions.region, text, negative)
+
+    def _match(self, features: Tensor, text: Tensor, negative: Tensor | None) -> Tensor:
+        return self.objective.matching.logits(features, text, negative_text=negative)
 
     def loss(self, batch: Batch, text: Tensor, targets: Tensor, weak_negative: float = 0.0) -> dict[str, Tensor]:
-        self._last = output = self.objective(self.tokens(batch), text, targets, ids=batch.index.to(targets.device))
+        text, negative = self.texts(text)
+        ids = batch.index.to(text.device)
+        self._last = output = self.objective(self.tokens(batch), text, targets, negative_text=negative, ids=ids)
         heads = [(1.0, output.logits)]
         if output.region_logits is not output.logits:
             heads.append((self.objective.lambda_region, output.region_logits))
@@ -383,28 +461,53 @@ class TRM(Method):
     def pseudo_labels(self) -> PseudoLabels | None:
         return None if self._last is None else self._last.pseudo
 
+    @torch.no_grad()
+    def before_epoch(self, epoch: int, features: Features, targets: Tensor, average: Method, encode: Encode) -> None:
+        if epoch == self.bank_epoch:
+            self._start_bank(features, targets, encode)
+        labeler = self.objective.labeler
+        if labeler is not None and labeler.rule == "neighbour" and labeler.step >= labeler.warmup_steps:
+            if not isinstance(average, TRM):
+                raise TypeError(f"the average of TRM must be a TRM, got {type(average).__name__}")
+            average.eval()
+            labeler.refresh(*average.seen_in(features, encode), targets.to(labeler.step.device))
+
+    def _start_bank(self, features: Features, targets: Tensor, encode: Encode) -> None:
+        """Prototypes from the whole training set as the model sees it now."""
+        bank = self.objective.bank
+        if bank is None:
+            return
+        self.eval()  # the training loop sets the mode again
+        text, negative = self.texts(encode(self.prompts()))
+
+        def passed() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+            for batch in features.batches(self.batch_size):
+                regions = self.objective.pooler(self.tokens(batch), text)
+                kept = regions.region if self.objective.pooler.residual == "query" else regions.query
+                scores = torch.sigmoid(self._match(regions.query, text, negative))
+                yield kept, targets[batch.index].to(kept.device), scores
+
+        bank.start_from(passed(), min_score=self.bank_min_score)
+
     def after_step(self) -> None:
         if self._last is not None:
             self.objective.update(self._last)
             self._last = None
 
     @torch.no_grad()
-    def before_epoch(self, epoch: int, features: Features, targets: Tensor, average: Method, encode: Encode) -> None:
-        labeler = self.objective.labeler
-        if labeler is None or labeler.rule != "neighbour" or labeler.step < labeler.warmup_steps or not isinstance(average, TRM):
-            return
-        average.eval()
-        text = encode(average.prompts())
-        regions = logits = torch.zeros(())  # means over the views
+    def seen_in(self, features: Features, encode: Encode) -> tuple[Tensor, Tensor]:
+        """Regions (N, C, D) and logits (N, C) of all images, in the data set's order, each the mean over the image's views."""
+        text, negative = self.texts(encode(self.prompts()))
+        regions, logits = [], []
         for view in range(features.views):
             parts = []
-            for batch in features.batches(256, view=view):
-                found = average.objective.pooler(average.tokens(batch), text)
-                parts.append((found.region, average.objective.matching.logits(found.query, text), batch.index))
+            for batch in features.batches(self.batch_size, view=view):
+                found = self.objective.pooler(self.tokens(batch), text)
+                parts.append((found.region, self._match(found.query, text, negative), batch.index))
             order = torch.cat([index for _, _, index in parts]).argsort().to(text.device)
-            regions = regions + torch.cat([region for region, _, _ in parts])[order] / features.views
-            logits = logits + torch.cat([logit for _, logit, _ in parts])[order] / features.views
-        labeler.refresh(regions, logits, targets.to(text.device))
+            regions.append(torch.cat([region for region, _, _ in parts])[order])
+            logits.append(torch.cat([logit for _, logit, _ in parts])[order])
+        return torch.stack(regions).mean(dim=0), torch.stack(logits).mean(dim=0)
 
     def groups(self, preset: Preset) -> list[dict[str, Any]]:
         rest = param_groups(self.objective, lr=preset.lr, weight_decay=preset.weight_decay)
@@ -412,12 +515,22 @@ class TRM(Method):
 
     @torch.no_grad()
     def calibrate(self, batch: Batch, text: Tensor, prior: float) -> None:
+        text, negative = self.texts(text)
         regions = self.objective.pooler(self.tokens(batch), text)
-        self.objective.matching.calibrate_bias(regions.region, text, prior)
+        scored = regions.region if self.scored == "region" else regions.query
+        self.objective.matching.calibrate_bias(scored, text, prior, negative_text=negative)
 
     def head(self, text: Tensor, class_names: list[str]) -> TRMHead:
         """What inference needs of it."""
-        return TRMHead(self.objective.pooler, self.objective.matching, text, class_names)
+        text, negative = self.texts(text)
+        return TRMHead(
+            self.objective.pooler,
+            self.objective.matching,
+            text,
+            class_names,
+            negative_text=negative,
+            head=self.scored,  # type: ignore[arg-type]
+        )
 
 
 METHODS: dict[str, Callable[[Setting], Method]] = {

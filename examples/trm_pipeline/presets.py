@@ -39,23 +39,52 @@ class Preset:
     weight_decay: float = 1e-2
     clip_norm: float = 1.0
     ema_per_epoch: float = 0.82  # share of the old average that is left after an epoch; at most 0.9998 a step
+    # Backbone
+    value_path: bool = False  # tokens of a ViT's last block by its value path alone
     # Text
     prompts: str = "shared"  # fixed, residual, shared, csc
     num_context: int = 16
     # Text-region matching
     lr: float = 1e-4
     text_lr: float = 1e-4
+    match_form: str = "single"  # pair, against negative prompts as DualCoOp's; pair_free, against a free vector
+    normalize_regions: bool = False  # match by cosine
     gamma_pos: float = 1.0
     gamma_neg: float = 2.0
     margin: float = 0.05
+    detach_focus: bool = False  # no gradient through the focusing factor
     scale: float = 20.0
+    head: str = "query"  # whose logits are scored: query, region, mean
+    # Regions
     num_heads: int = 4
-    query: str = "tied"
+    query: str = "tied"  # free, conditioned
+    mlp_input: str | None = None  # attention, region, query; none: what fits the residual
+    residual: str = "region"  # or query
+    key_norm: str = "unit"  # or layer
+    normalize_tokens: bool = True
+    mlp_ratio: float = 4.0
+    dropout: float = 0.1
     attention_scale: float = 8.0
     region_learning: bool = True  # False: the pooled image feature is the region of every class
     lambda_region: float = 1.0
+    # Distillation
     lambda_distillation: float = 1.0
+    distillation_form: str = "kl_class"  # kl_binary, cosine
+    distillation_temperature: float = 4.0
+    teacher_text: str = "learned"  # or fixed: the class texts of the frozen model
+    # Contrast
     lambda_contrast: float = 0.1
+    contrast_temperature: float = 0.07
+    contrast_temperature_region: float = 0.1
+    contrast_anchor_threshold: float = 0.9
+    contrast_region_region: float = 1.0
+    contrast_region_text: float = 1.0
+    contrast_region_prototype: float = 1.0
+    contrast_text_prototype: float = 1.0
+    contrast_head_dim: int | None = None  # width of a projection, 256 for instance
+    contrast_overlap: float | None = None  # share of common saliency above which classes are no negatives, such as 0.7
+    contrast_absent_negatives: bool = False
+    anchor_score: float = 0.9  # least score of a pseudo-positive that becomes an anchor
     # Pseudo-labels (of the methods that have them)
     lambda_pseudo: float = 1.0
     pseudo_per: str = "entry"  # or "known": as much weight as a known label
@@ -68,9 +97,27 @@ class Preset:
     weight_neg: float | None = None
     soft_positives: bool = True
     visual_weight: float = 0.5
+    temperature_visual: float = 0.07
+    temperature_text: float | None = None  # none: 2 / the frozen model's logit scale
+    steepness: float = 6.0  # of the calibrated similarities
+    min_gap: float = 0.02
+    min_positives: int = 10  # known ones that a class needs for statistics of its own
+    statistics_momentum: float = 0.99
+    cap: bool = True  # only the surest pseudo-positives of an image
     pseudo_warmup: float = 0.1  # shares of all steps
     pseudo_ramp: float = 0.1
+    # Prototypes
     prototype_momentum: float = 0.99
+    prototype_text_momentum: float = 0.99
+    num_prototypes: int = 1  # of a class; more need a queue of at least as many
+    queue_size: int = 0  # last regions of each class, which are contrasted too
+    absent: bool = False  # also prototypes of absence
+    absent_momentum: float = 0.999
+    absent_every: int = 4
+    bank_confidence: float = 0.8  # least probability of a known positive that enters, after the warm-up
+    bank_pseudo_score: float = 0.9  # least score of a pseudo-positive that enters
+    bank_offline: bool = False  # start again from the whole training set in the first epoch after the warm-up
+    bank_min_score: float = 0.85  # least probability of a known positive that counts there
     # Single positive labels: one present label of each image is known and nothing else
     expected_positives: float | None = None  # present labels of an image, for the bias start and the cap of pseudo-labels
     single_negative: float = 0.3  # weight of "absent" at unknown entries, measured; Cole's WAN has 1 / (C - 1)

@@ -1,0 +1,373 @@
+"""Every option of the library through ``--set``: it reaches its part, and a run with it gives a row."""
+
+import dataclasses
+import inspect
+
+import pytest
+import torch
+
+pytest.importorskip("open_clip")
+pytest.importorskip("safetensors")
+
+from test_pipeline import cache, devkit, run  # noqa: F401
+from trm_pipeline import experiment, features, methods, presets, training
+
+from trm_losses import (
+    MultimodalContrastiveLoss,
+    PrototypeBank,
+    PseudoLabeler,
+    RegionDistillationLoss,
+    RegionPooler,
+    TextRegionMatchingLoss,
+    TRMHead,
+    TRMObjective,
+)
+
+# A value that is not the default, with what else it needs after it, and the attribute of the objective where it ends up.
+OPTIONS = [
+    ("query=free", "pooler.query_kind"),
+    ("query=conditioned", "pooler.query_kind"),
+    ("mlp_input=region", "pooler.mlp_input"),
+    ("residual=query", "pooler.residual"),
+    ("key_norm=layer", "pooler.key_norm"),
+    ("normalize_tokens=false", "pooler.normalize_tokens"),
+    ("dropout=0.3", "pooler.dropout_rate"),
+    ("num_heads=2", "pooler.num_heads"),
+    ("match_form=pair", "matching.form"),
+    ("match_form=pair_free", "matching.form"),
+    ("normalize_regions=true", "matching.normalize_regions"),
+    ("detach_focus=true", "matching.detach_focus"),
+    ("gamma_pos=0.5", "matching.gamma_pos"),
+    ("gamma_neg=0.5", "matching.gamma_neg"),
+    ("margin=0.2", "matching.margin"),
+    ("distillation_form=kl_binary", "distillation.form"),
+    ("distillation_form=cosine", "distillation.form"),
+    ("distillation_temperature=2", "distillation.temperature"),
+    ("teacher_text=fixed", "teacher_text"),
+    ("contrast_temperature=0.2", "contrast.temperature"),
+    ("contrast_temperature_region=0.2", "contrast.temperature_region"),
+    ("contrast_anchor_threshold=0.5", "contrast.anchor_threshold"),
+    ("contrast_head_dim=3", "contrast.head_dim"),
+    ("contrast_overlap=0.7", "contrast.overlap"),
+    ("contrast_absent_negatives=true", "contrast.absent_negatives"),
+    ("lambda_region=0.3", "lambda_region"),
+    ("lambda_pseudo=0.3", "lambda_pseudo"),
+    ("lambda_distillation=0.3", "lambda_distillation"),
+    ("lambda_contrast=0.3", "lambda_contrast"),
+    ("anchor_score=0.7", "anchor_score"),
+    ("bank_confidence=0.7", "bank_confidence"),
+    ("bank_pseudo_score=0.7", "bank_pseudo_score"),
+    ("prototype_momentum=0.5", "bank.momentum"),
+    ("prototype_text_momentum=0.5", "bank.text_momentum"),
+    ("num_prototypes=2 queue_size=3", "bank.num_prototypes"),
+    ("queue_size=3", "bank.queue_size"),
+    ("absent_momentum=0.5", "bank.absent_momentum"),
+    ("absent_every=2", "bank.absent_every"),
+    ("pseudo_rule=logit", "labeler.rule"),
+    ("threshold_pos=0.7", "labeler.threshold_pos"),
+    ("threshold_neg=0.2", "labeler.threshold_neg"),
+    ("weight_pos=0.7", "labeler.weight_pos"),
+    ("weight_neg=0.7", "labeler.weight_neg"),
+    ("soft_positives=false", "labeler.soft_positives"),
+    ("visual_weight=0.7", "labeler.visual_weight"),
+    ("temperature_visual=0.2", "labeler.temperature_visual"),
+    ("temperature_text=0.2", "labeler.temperature_text"),
+    ("steepness=3", "labeler.steepness"),
+    ("min_gap=0.1", "labeler.min_gap"),
+    ("min_positives=3", "labeler.min_positives"),
+    ("statistics_momentum=0.5", "labeler.momentum"),
+    ("cap=false", "labeler.cap"),
+]
+
+
+def built(*settings, name="trm", classes=4, dim=8, total=10):
+    torch.manual_seed(0)
+    preset = presets.override(presets.EMBEDDED, settings)
+    return methods.METHODS[name](methods.Setting(preset, torch.randn(classes, dim), None, 100.0, total))
+
+
+def drawn(images=6, tokens=5, dim=8):
+    generator = torch.Generator().manual_seed(1)
+    tokens, pooled = (torch.randn(images, *shape, generator=generator) for shape in ((tokens, dim), (dim,)))
+    return features.Batch(tokens, pooled, torch.arange(images) + 10)
+
+
+TARGETS = torch.tensor([[1, -1, 0, 1], [1, 1, -1, 0], [0, 1, 1, -1], [-1, 0, 1, 1], [1, -1, -1, 1], [-1, 1, 1, 0.0]])
+
+
+def found(method, path):
+    for name in path.split("."):
+        method = getattr(method, name)
+    return method
+
+
+@pytest.mark.parametrize(("settings", "path"), OPTIONS)
+def test_an_option_reaches_its_part(settings, path):
+    settings = settings.split()
+    name = settings[0].split("=")[0]
+    value = getattr(presets.override(presets.EMBEDDED, settings), name)
+    assert found(built(*settings).objective, path) == value != getattr(presets.EMBEDDED, name)
+
+
+def test_options_without_an_attribute_of_their_own_reach_their_part():
+    assert built("mlp_ratio=2").objective.pooler.mlp[1].out_features == 16
+    assert built().objective.bank.absent is None and built("absent=true").objective.bank.absent.shape == (4, 8)
+    assert built("scale=7").objective.matching.scale.item() == pytest.approx(7)
+    assert built("attention_scale=3").objective.pooler.log_attention_scale.exp().item() == pytest.approx(3)
+    assert built().objective.labeler.temperature_text == 2 / 100
+    for term, own in (("region_region", 1), ("region_text", 0.5), ("region_prototype", 1), ("text_prototype", 1)):
+        assert built(f"contrast_{term}=0.25").objective.contrast.alphas[term] == 0.25 * own
+
+
+# Settings of the library that the preset has under another name, or has its own start for.
+NAMES = {
+    RegionPooler: {},
+    TextRegionMatchingLoss: {"form": "match_form"},
+    RegionDistillationLoss: {"form": "distillation_form", "temperature": "distillation_temperature"},
+    MultimodalContrastiveLoss: {},
+    PrototypeBank: {"momentum": "prototype_momentum", "text_momentum": "prototype_text_momentum"},
+    PseudoLabeler: {"rule": "pseudo_rule", "momentum": "statistics_momentum"},
+    TRMObjective: {},
+}
+# Not settings: sizes, tensors and parts, and what no run on one device has a use for.
+APART = {
+    "num_classes", "dim", "device", "dtype", "distributed", "validate", "reduction", "init", "query_init", "negative_init",
+    "query_head", "bias", "pooler", "matching", "distillation", "contrast", "bank", "labeler", "reference_text",
+    "warmup_steps", "ramp_steps",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("part", NAMES)
+def test_every_option_of_a_part_is_a_setting_with_its_default(part):
+    fields = {field.name: field.default for field in dataclasses.fields(presets.Preset)}
+    for name, parameter in inspect.signature(part).parameters.items():
+        if name in APART:
+            continue
+        mine = NAMES[part].get(name, f"contrast_{name}" if part is MultimodalContrastiveLoss else name)
+        assert mine in fields, f"{part.__name__}.{name}"
+        if mine not in ("temperature_text", "expected_positives"):  # the first follows the model, the second is assumed
+            assert fields[mine] == parameter.default, f"{part.__name__}.{name}"
+
+
+@pytest.mark.parametrize("name", [name for name in methods.METHODS if name.startswith("trm")])
+def test_options_of_parts_that_a_method_lacks_do_no_harm(name):
+    method = built("teacher_text=fixed", "residual=query", "bank_offline=true", "queue_size=2", "lambda_contrast=0", name=name)
+    text = method.prompts()
+    assert sum(method.loss(drawn(), text, TARGETS).values()).isfinite()
+    method.after_step()
+    method.before_epoch(1, Several(drawn()), TARGETS, method, lambda prompts: prompts)
+    assert method.logits(drawn(), text).shape == (6, 4)
+
+
+# What an option means to the method
+
+
+class Several:
+    """Features of one batch, in batches of the size asked for."""
+
+    def __init__(self, batch):
+        self.batch, self.asked = batch._replace(index=torch.arange(len(batch.index))), []
+
+    def __len__(self):
+        return len(self.batch.index)
+
+    def batches(self, batch_size, generator=None):
+        self.asked.append((batch_size, generator))
+        for rows in torch.arange(len(self)).split(batch_size):
+            yield features.Batch(*(part[rows] for part in self.batch))
+
+
+@pytest.mark.parametrize("mode", ["fixed", "residual"])
+def test_a_pair_splits_the_texts_and_starts_where_they_do_not_cancel(mode):
+    method = built("match_form=pair", f"prompts={mode}").eval()
+    text, batch = method.prompts(), drawn()
+    assert text.shape == (8, 8)
+    torch.testing.assert_close(text[4:], -text[:4])
+    changed = torch.cat([text[:4], torch.randn(4, 8)]).detach()
+    regions = method.objective.pooler(batch.tokens, changed[:4]).query
+    positive, negative = (torch.nn.functional.normalize(part, dim=-1) for part in changed.chunk(2))
+    for b in range(6):
+        for c in range(4):
+            expected = 20 * (regions[b, c] @ positive[c] - regions[b, c] @ negative[c])
+            assert method.logits(batch, changed)[b, c].item() == pytest.approx(expected.item(), abs=1e-4)
+    method.calibrate(batch, changed, 0.3)
+    assert torch.sigmoid(method.logits(batch, changed)).mean().item() == pytest.approx(0.3, abs=1e-3)
+    head = method.head(changed, list("abcd")).eval()
+    torch.testing.assert_close(head(batch.tokens), method.logits(batch, changed))
+    method.loss(batch, changed, TARGETS)
+    torch.testing.assert_close(method._last.text, changed[:4])
+
+
+@pytest.mark.parametrize("word", ["query", "region", "mean"])
+def test_the_head_that_is_asked_for_scores(word):
+    method = built(f"head={word}").eval()
+    torch.nn.init.normal_(method.objective.pooler.mlp[-1].weight, std=0.3)
+    text, batch = method.prompts(), drawn()
+    output = method.objective(batch.tokens, text, TARGETS, ids=batch.index)
+    query, region = output.logits, output.region_logits
+    assert not torch.allclose(query, region)
+    expected = {"query": query, "region": region, "mean": (query + region) / 2}[word]
+    torch.testing.assert_close(method.logits(batch, text), expected)
+    head = method.head(text, list("abcd"))
+    assert head.head == word
+    torch.testing.assert_close(head(batch.tokens), expected)
+    method.calibrate(batch, text, 0.3)
+    if word != "mean":
+        assert torch.sigmoid(method.logits(batch, text)).mean().item() == pytest.approx(0.3, abs=1e-3)
+
+
+def test_the_fixed_teacher_is_the_text_of_the_frozen_model():
+    torch.manual_seed(0)
+    text = torch.randn(4, 8)
+    assert torch.equal(built("teacher_text=fixed").objective.reference_text, text)
+    assert built().objective.reference_text is None
+
+
+def test_the_queue_knows_images_by_their_place_in_the_data_set():
+    method = built("queue_size=6")
+    method.loss(drawn(), method.prompts(), TARGETS)
+    method.after_step()
+    ids = method.objective.bank.queue_ids
+    assert [sorted(row[row >= 0].tolist()) for row in ids] == [
+        [10 + b for b in range(6) if TARGETS[b, c] == 1] for c in range(4)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("warmup", "total", "epochs", "expected"), [(0.1, 100, 10, 1), (0.15, 100, 10, 2), (0, 100, 10, 0), (0.1, 90, 30, 3)]
+)
+def test_the_bank_starts_again_once_after_the_warm_up(warmup, total, epochs, expected):
+    settings = ("bank_offline=true", f"pseudo_warmup={warmup}", f"epochs={epochs}", "batch_size=4", "scale=2", "bank_min_score=0.5")
+    method = built(*settings, total=total)
+    torch.nn.init.normal_(method.objective.pooler.mlp[-1].weight, std=0.3)
+    several = Several(drawn())
+    bank, text = method.objective.bank, method.prompts()
+    before, started = bank.visual.clone(), []
+    for epoch in range(epochs):
+        method.train()
+        method.before_epoch(epoch, several, TARGETS, method, lambda prompts: prompts)
+        started += [] if torch.equal(bank.visual, before) else [epoch]
+        before = bank.visual.clone()
+    assert started == [expected] and several.asked == [(4, None)]
+    method.eval()
+    regions = method.objective.pooler(several.batch.tokens, text).query
+    scores = torch.sigmoid(method.logits(several.batch, text))
+    assert 0.5 < scores[(TARGETS == 1) & (scores > 0.5)].min() < 0.85 and (scores[TARGETS == 1] <= 0.5).any()
+    for c in range(4):
+        chosen = [regions[b, c] / regions[b, c].norm() for b in range(6) if TARGETS[b, c] == 1 and scores[b, c] > 0.5]
+        assert bank.count[c] == len(chosen)
+        if chosen:
+            torch.testing.assert_close(bank.visual[c], (sum(chosen) / sum(chosen).norm()).detach())
+    assert bank.count.sum() > 0
+
+
+def test_the_bank_never_starts_from_features_that_hold_the_query():
+    method = built("bank_offline=true", "pseudo_warmup=0", "residual=query", "bank_min_score=0", "num_heads=1")
+    several, text = Several(drawn()), method.prompts()
+    method.before_epoch(0, several, TARGETS, method, lambda prompts: prompts)
+    regions = torch.nn.functional.normalize(method.objective.pooler(several.batch.tokens, text).region, dim=-1)
+    for c in range(4):
+        mean = sum(regions[b, c] for b in range(6) if TARGETS[b, c] == 1)
+        torch.testing.assert_close(method.objective.bank.visual[c], (mean / mean.norm()).detach())
+
+
+def test_without_being_asked_the_bank_never_starts_again():
+    method = built()
+    for epoch in range(10):
+        method.before_epoch(epoch, None, TARGETS, method, None)
+    assert not method.objective.bank.seen.any()
+
+
+# From the command line
+
+TOGETHER = {
+    "pair": "match_form=pair num_prototypes=2 queue_size=3 absent=true contrast_overlap=0.7 contrast_absent_negatives=true "
+    "head=mean distillation_form=kl_binary teacher_text=fixed contrast_head_dim=8 bank_offline=true pseudo_warmup=0.4",
+    "pair through the text tower": "match_form=pair prompts=shared num_context=2 query=conditioned head=region",
+    "free": "match_form=pair_free query=free mlp_input=region key_norm=layer normalize_tokens=false mlp_ratio=1 dropout=0 "
+    "detach_focus=true distillation_temperature=1 absent=true absent_every=1",
+    "decoder": "residual=query normalize_regions=true distillation_form=cosine queue_size=4 cap=false min_positives=1 "
+    "contrast_region_text=0 temperature_text=0.05",
+}
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_options_together_give_a_row_and_a_head(name, run, tmp_path):  # noqa: F811
+    (row,) = run("--methods", "trm", "--set", "batch_size=8", *TOGETHER[name].split())
+    head = TRMHead.load(tmp_path / "out" / "trm-known0.5-seed1.pt")
+    assert 0 < row["mAP"] <= 100
+    assert head.matching.form == presets.override(presets.EMBEDDED, TOGETHER[name].split()).match_form
+
+
+def test_a_queue_and_centres_are_gone_on_from(run, tmp_path, monkeypatch):  # noqa: F811
+    settings = ("--methods", "trm", "--epochs", "3", "--set", "batch_size=8", "num_prototypes=2", "queue_size=3", "absent=true",
+                "bank_offline=true", "pseudo_warmup=0.3", "bank_min_score=0.1")  # fmt: skip
+    unbroken = run(*settings, output=tmp_path / "whole")
+    original, epochs = training.Checkpoint.save, []
+
+    def interrupted(self, state):
+        original(self, state)
+        epochs.append(state["epoch"])
+        if len(epochs) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.Checkpoint, "save", interrupted)
+    with pytest.raises(SystemExit, match="--resume goes on"):
+        run(*settings)
+    assert run(*settings, "--resume") == unbroken and epochs == [1, 2, 3]
+    heads = [TRMHead.load(tmp_path / name / "trm-known0.5-seed1.pt").state_dict() for name in ("whole", "out")]
+    assert all(torch.equal(value, heads[1][key]) for key, value in heads[0].items())
+
+
+def test_every_method_is_told_of_every_epoch(run, monkeypatch):  # noqa: F811
+    told = []
+
+    def before_epoch(self, epoch, features, targets, average, encode):
+        assert len(features) == len(targets) and type(average) is type(self) and average is not self
+        told.append((type(self).__name__, epoch, tuple(encode(self.prompts()).shape[:1])))
+
+    monkeypatch.setattr(methods.Method, "before_epoch", before_epoch)
+    run("--methods", "linear", "dual-coop")
+    assert told == [("LinearProbe", 0, (20,)), ("LinearProbe", 1, (20,)), ("DualCoOp", 0, (40,)), ("DualCoOp", 1, (40,))]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("match_form=both", "form must be one of"),
+        ("head=both", "head must be 'query', 'region' or 'mean', got 'both'"),
+        ("num_prototypes=2", "queue_size must be at least num_prototypes"),
+        ("teacher_text=fixed distillation_form=cosine", "pass distillation"),
+        ("contrast_head_dim=0", "head_dim must be"),
+        ("value_path=true", "no value path to take"),
+    ],
+)
+def test_options_that_do_not_fit_are_one_clear_line(settings, message, run, tmp_path):  # noqa: F811
+    with pytest.raises(SystemExit, match=message):
+        run("--methods", "zero-shot-global", "--set", *settings.split())
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_unseen_classes_have_no_vectors_of_absence(run):  # noqa: F811
+    with pytest.raises(SystemExit, match="match_form=single"):
+        run("--methods", "trm", "--unseen", "2", "--set", "match_form=pair")
+
+
+def test_the_value_path_reaches_the_backbone_and_the_name_of_the_cache(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(experiment, "load_open_clip", lambda *a, **k: asked.append(k["value_path"]))
+    for value in ("true", "false"):
+        preset = presets.override(presets.VOC2007_RN101, [f"value_path={value}"])
+        experiment.load_backbone(preset, torch.device("cpu"))
+    assert asked == [True, False]
+    backbone = experiment.load_backbone(presets.EMBEDDED, torch.device("cpu"))
+    monkeypatch.setattr(features, "_write_view", lambda *a: None)
+    monkeypatch.setattr(features, "CachedFeatures", lambda folder, *a: folder)
+    folders = []
+    for backbone.value_path in (False, True, False):
+        folders.append(
+            features.cache_features(
+                tmp_path, None, [], backbone, weights="a", token_pool=2, mirror=False, device=torch.device("cpu")
+            )
+        )
+    assert folders[0] == folders[2] != folders[1]
