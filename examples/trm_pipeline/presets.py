@@ -146,7 +146,7 @@ VOC2007_RN101 = Preset(
 
 PRESETS = {preset.name: preset for preset in (EMBEDDED, VOC2007_RN101)}
 
-PSEUDO_RULES = ("prototype", "logit")
+PSEUDO_RULES = ("prototype", "quantile", "logit")
 
 VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "trm-no-region": ("trm", {"region_learning": False}),
