@@ -117,6 +117,21 @@ def test_quantile_shares_follow_the_prior_of_each_class() -> None:
     assert not positive.any() and negative.all()
 
 
+@pytest.mark.parametrize(
+    "known, score, low", [([9, 0], 1.0, 0.0), ([5, 5], 0.0, 0.2), ([9, 1], 0.5, 0.6)], ids=["top", "bottom", "no score"]
+)
+def test_an_empty_share_takes_no_score_whatever(known: list[int], score: float, low: float) -> None:
+    """Nor is one half decided, though it lies below everything met."""
+    labeler, free = PseudoLabeler(1, rule="quantile"), torch.ones(1, 1, dtype=torch.bool)
+    evenly(labeler, [known])
+    labeler.histogram[:, : int(256 * low)] = 0
+    labeler.histogram[:, 128:] *= low > 0  # for the first: all below one half
+    positive, negative = labeler._within_shares(torch.full((1, 1), score), free)
+    assert not positive.any() and not negative.any()
+    positive, negative = labeler._within_shares(torch.full((1, 1), 0.3 if low == 0 else 0.51), free)
+    assert negative.any() == (known != [5, 5])
+
+
 def test_quantile_is_free_of_scale() -> None:
     """Scores pressed together in a few bins give up nearly the same shares."""
     labeler = PseudoLabeler(1, rule="quantile", momentum=1.0)
@@ -138,6 +153,9 @@ def test_where_positives_are_given_the_prior_is_the_model_s() -> None:
     labeler.histogram[1, 128:] = 0  # mean scores 1/2 and 1/4: priors 0.2 * 4/3 and 0.2 * 2/3
     positive, negative = labeler._within_shares(scores, torch.ones(100, 2, dtype=torch.bool))
     assert positive.sum(dim=0).tolist() == [16, 54] and negative.sum(dim=0).tolist() == [47, 37]
+    certain = PseudoLabeler(1, rule="quantile", expected_positives=9.0)  # a prior is at most one
+    positive, negative = certain._within_shares(evenly(certain, [[0, 5]]), torch.ones(100, 1, dtype=torch.bool))
+    assert positive.sum() == 60 and not negative.any()
 
 
 def test_quantile_counts_unknown_entries_that_have_a_score() -> None:
@@ -204,6 +222,9 @@ def test_single_positive_takes_the_lowest_of_each_image_until_an_absent_label_is
     fresh = PseudoLabeler(3, expected_positives=0.5, single_positive=True)
     empty = fresh(z[:, :3], torch.full((8, 3), -1.0), PrototypeBank(3, 8))
     assert (empty.targets == UNKNOWN).all()  # where every term abstains there is no order
+    fresh, scores = PseudoLabeler(5, expected_positives=1.0, single_positive=True), torch.tensor([[0.4, 0.5, 0.1, 0.5, 0.6]])
+    chosen = fresh._lowest(scores, torch.ones(1, 5, dtype=torch.bool))
+    assert chosen.tolist() == [[True, False, True, False, True]]  # the share is of all unknown entries
 
 
 @pytest.mark.parametrize("targets", ["mixed", "no absent"])

@@ -412,17 +412,20 @@ class PseudoLabeler(FullPrecisionState):
         assert self.expected_positives is not None
         share = max(0.0, 1 - 2 * self.expected_positives / self.num_classes)
         decided = unknown & (scores != 0.5) & (self.known_count[0].sum() == 0)
-        order = torch.where(decided, scores, math.inf).argsort(dim=1, stable=True)
-        rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
+        rank = self._ranks(torch.where(decided, scores, math.inf))
         return decided & (rank < (share * unknown.sum(dim=1, keepdim=True)).floor())
 
     def _within_cap(self, scores: Tensor, positive: Tensor, targets: Tensor) -> Tensor:
         """(B, C) bool: among the surest candidates of its image that the cap leaves room for."""
         expected = self.prior.sum() if self.expected_positives is None else self.expected_positives
         room = (2 * expected - (targets == 1).sum(dim=1, keepdim=True)).clamp(min=1).floor()
-        order = torch.where(positive, scores, -1.0).argsort(dim=1, descending=True, stable=True)
-        rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
-        return rank < room
+        return self._ranks(torch.where(positive, -scores, math.inf)) < room
+
+    @staticmethod
+    def _ranks(values: Tensor) -> Tensor:
+        """(B, C) int64: place of each value in its row, from 0 for the least."""
+        order = values.argsort(dim=1, stable=True)
+        return torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
 
     @torch.no_grad()
     def update(
