@@ -416,7 +416,8 @@ def bank_twin(module: tl.PrototypeBank, x: Inputs) -> Result:
 
 def call_labeler(module: tl.PseudoLabeler, x: Inputs) -> Result:
     bank = filled_bank(module.num_classes)
-    return tuple(module(x["regions"], x["targets"], bank, text=x.get("text"), logits=x.get("logits"), ids=x.get("ids")))
+    optional = {key: x.get(key) for key in ("text", "logits", "ema_logits", "ids")}
+    return tuple(module(x["regions"], x["targets"], bank, **optional))
 
 
 def labeler_inputs(batch: int, classes: int) -> Inputs:
@@ -472,13 +473,17 @@ def logit_rule_oracle(module: tl.PseudoLabeler, x: Inputs) -> Any:
     return out, weights, scores
 
 
-def labeler_oracle(module: tl.PseudoLabeler, x: Inputs) -> Any:
-    slow = oracles.Labeler(module.num_classes, min_positives=3)
+def labeler_vote(batch: int, classes: int) -> Inputs:
+    return {**labeler_inputs(batch, classes), "ema_logits": 2 * normal(batch, classes, seed=14)}
+
+
+def labeler_oracle(module: tl.PseudoLabeler, x: Inputs, **settings: Any) -> Any:
+    slow = oracles.Labeler(module.num_classes, min_positives=3, **settings)
     bank = filled_bank(module.num_classes)
     for seed in (31, 32):
         z = normal(6, module.num_classes, WIDTH, seed=seed) + bank.visual
         slow.update(z, labels(6, module.num_classes, seed), bank)
-    return slow(x["regions"], x["targets"], bank)
+    return slow(x["regions"], x["targets"], bank, x.get("ema_logits"))
 
 
 def names(classes: int) -> tl.PromptEmbeddings:
@@ -1032,6 +1037,29 @@ CASES = [
         state=LABELER_STATE,
         compiles=False,
         shows=("logit",),
+    ),
+    *(
+        Case(
+            name=f"labeler, {name}",
+            owner="PseudoLabeler",
+            build=lambda c, settings=settings: filled_labeler(c, **settings),
+            inputs=labeler_vote if "ema_weight" in settings else labeler_inputs,
+            call=call_labeler,
+            oracle=lambda m, x, settings=settings: labeler_oracle(m, x, **settings),
+            wrong={**refused(ema_logits="B C"), **integers("ema_logits")} if "ema_weight" in settings else {},
+            state=(*LABELER_STATE, *state),
+            compiles=False,
+            finite=("regions", "ema_logits") if "ema_weight" in settings else ("regions",),
+            shows=shows,
+        )
+        for name, settings, state, shows in (
+            ("quantile rule", {"rule": "quantile"}, ("histogram",), ("quantile", "quantile_pos=0.6")),
+            ("quantile rule, given positives", {"rule": "quantile", "expected_positives": 1.5}, ("histogram",), ()),
+            ("averaged model's vote", {"ema_weight": 0.4, "threshold_pos": 0.6, "threshold_neg": 0.4}, (), ()),
+            ("related labels", {"relation": 0.2}, ("cooccurrence",), ("relation=0.2",)),
+            ("related prototypes", {"relation": 0.2, "relation_from": "prototypes"}, (), ("relation=0.2",)),
+            ("single positive", {"single_positive": True, "expected_positives": 1.0}, (), ()),
+        )
     ),
     Case(
         name="labeler, neighbour rule",

@@ -482,12 +482,23 @@ class Labeler:
         self.min_positives, self.momentum = settings.get("min_positives", 10), settings.get("momentum", 0.99)
         self.warmup, self.ramp_steps = settings.get("warmup_steps", 0), settings.get("ramp_steps", 0)
         self.cap, self.expected = settings.get("cap", True), settings.get("expected_positives")
+        self.rule, self.top = settings.get("rule", "prototype"), settings.get("quantile_pos", 0.6)
+        self.eta, self.single = settings.get("ema_weight", 0.3), settings.get("single_positive", False)
+        self.relation, self.relation_from = settings.get("relation", 0.0), settings.get("relation_from", "labels")
+        self.scored: list[tuple[int, int, float]] = []  # step, class, score of an unknown entry
+        self.pairs = [[0] * classes for _ in range(classes)]  # images in which both are known present
         self.step = 0
         self.met: list[tuple[int, int, int, int, float]] = []  # step, modality, class, label, similarity
         self.known = [[0, 0] for _ in range(classes)]  # absent, present
 
-    def update(self, regions: Any, targets: Any, bank: Any) -> None:
+    def update(self, regions: Any, targets: Any, bank: Any, ema_logits: Any = None) -> None:
         y = array(targets)
+        q = self.scores(regions, targets, bank, ema_logits)
+        for b, c in np.ndindex(*y.shape):
+            if y[b, c] == -1 and q[b, c] != 0.5:
+                self.scored.append((self.step, c, float(q[b, c])))
+            for other in range(self.classes):
+                self.pairs[c][other] += int(y[b, c] == y[b, other] == 1)
         s_v, s_t, _, _ = similarities(regions, bank.visual, bank.text, None, absent=bank.absent)
         for b, c in np.ndindex(*y.shape):
             if y[b, c] in (0, 1):
@@ -529,7 +540,7 @@ class Labeler:
         gap = max(present - absent, 0.5 * (pooled_present - pooled_absent), self.min_gap)
         return sigmoid(self.k * (s[b, c] - 0.5 * (present + absent)) / gap)
 
-    def scores(self, regions: Any, targets: Any, bank: Any) -> Array:
+    def scores(self, regions: Any, targets: Any, bank: Any, ema_logits: Any = None) -> Array:
         s_v, s_t, pi_v, pi_t = similarities(
             regions, bank.visual, bank.text, bank.seen, self.tau_v, self.tau_t, bank.absent
         )
@@ -551,7 +562,64 @@ class Labeler:
             total = sum(w for w, _ in parts)
             if total:
                 out[b, c] = sum(w * q for w, q in parts) / total
+        if ema_logits is not None:
+            for i in np.ndindex(*out.shape):
+                out[i] = (1 - self.eta) * out[i] + self.eta * sigmoid(array(ema_logits)[i])
+        if self.relation:
+            rows = self.related(bank)
+            for b in range(len(out)):
+                present = [c for c in range(self.classes) if array(targets)[b, c] == 1 and rows[c] is not None]
+                for c in range(self.classes) if present else ():
+                    told = sum(rows[k][c] for k in present) / len(present)
+                    out[b, c] = (1 - self.relation) * out[b, c] + self.relation * told
         return out
+
+    def related(self, bank: Any) -> list[Any]:
+        """A row of G for each class, or None where it has none."""
+        rows: list[Any] = []
+        for c in range(self.classes):
+            own = [0.0] * self.classes
+            for k in range(self.classes):
+                if k != c and self.relation_from == "labels":
+                    own[k] = self.pairs[c][k]
+                elif k != c:
+                    p, other = (unit(self.prototype(bank, i)) for i in (c, k))
+                    own[k] = math.exp(float(p @ other) / 0.1)
+            rows.append([x / sum(own) for x in own] if sum(own) else None)
+        return rows
+
+    @staticmethod
+    def prototype(bank: Any, c: int) -> Array:
+        visual = array(bank.visual)[c]
+        return array(bank.text)[c] if not bool(bank.seen[c]) else visual if visual.ndim == 1 else visual.mean(axis=0)
+
+    def cut(self, c: int, share: float, from_top: bool) -> float:
+        """The score above (below) which this share of the class's histogram lies."""
+        bins = [0.0] * 256
+        for step, k, q in self.scored:
+            if k == c:
+                bins[min(255, int(q * 256))] += self.momentum ** (self.step - 1 - step)
+        wanted = share * sum(bins)
+        for b in range(255, -1, -1) if from_top else range(256):
+            if bins[b] and bins[b] >= wanted:
+                return (b + 1 - wanted / bins[b]) / 256 if from_top else (b + wanted / bins[b]) / 256
+            wanted -= bins[b]
+        raise AssertionError("a share above one")
+
+    def quantiles(self, c: int) -> tuple[float, float]:
+        """Scores from which up, and down to which, entries of a class are decided."""
+        if not any(k == c for _, k, _ in self.scored) or (self.expected is None and not sum(self.known[c])):
+            return math.inf, -math.inf
+        if self.expected is None:
+            prior = self.known[c][1] / sum(self.known[c])
+        else:
+            means = {}
+            for k in {k for _, k, _ in self.scored}:
+                mass = [(self.momentum ** (self.step - 1 - t), min(255, int(q * 256))) for t, j, q in self.scored if j == k]
+                means[k] = sum(m * (b + 0.5) / 256 for m, b in mass) / sum(m for m, _ in mass)
+            prior = min(1.0, self.expected / self.classes * means[c] / (sum(means.values()) / len(means)))
+        top, bottom = self.top * prior, max(0.0, 1 - 2 * prior)
+        return self.cut(c, top, True) if top else math.inf, self.cut(c, bottom, False) if bottom else -math.inf
 
     @property
     def ramp(self) -> float:
@@ -566,22 +634,31 @@ class Labeler:
         pooled = sum(k[1] for k in self.known) / max(1, sum(map(sum, self.known)))
         return sum(k[1] / sum(k) if sum(k) else pooled for k in self.known)
 
-    def __call__(self, regions: Any, targets: Any, bank: Any) -> tuple[Array, Array, Array]:
+    def __call__(self, regions: Any, targets: Any, bank: Any, ema_logits: Any = None) -> tuple[Array, Array, Array]:
         """Targets, weights, scores."""
-        q, y = self.scores(regions, targets, bank), array(targets)
+        q, y = self.scores(regions, targets, bank, ema_logits), array(targets)
         labels, weights = np.full(q.shape, -1.0), np.zeros(q.shape)
         if self.step < self.warmup:
             return labels, weights, q
         for b in range(len(q)):
-            candidates = [c for c in range(self.classes) if y[b, c] == -1 and q[b, c] >= self.threshold_pos]
+            up, down = [self.threshold_pos] * self.classes, [self.threshold_neg] * self.classes
+            free = [c for c in range(self.classes) if y[b, c] == -1]
+            if self.rule == "quantile":
+                up, down = (list(x) for x in zip(*(self.quantiles(c) for c in range(self.classes)), strict=True))
+                free = [c for c in free if q[b, c] != 0.5]
+            candidates = [c for c in free if q[b, c] >= up[c]]
+            absent = [c for c in free if q[b, c] <= down[c]]
+            if self.single and not any(k[0] for k in self.known):
+                number = math.floor(max(0.0, 1 - 2 * self.expected_positives / self.classes) * len(free) + 1e-6)
+                lowest = sorted((c for c in free if q[b, c] != 0.5), key=lambda c: q[b, c])[:number]
+                absent += [c for c in lowest if c not in candidates]
             if self.cap:
                 room = math.floor(max(1.0, 2 * self.expected_positives - sum(y[b] == 1)))
                 candidates = sorted(candidates, key=lambda c: -q[b, c])[:room]
             for c in candidates:
                 labels[b, c], weights[b, c] = q[b, c], self.ramp * self.weight_pos
-            for c in range(self.classes):
-                if y[b, c] == -1 and q[b, c] <= self.threshold_neg:
-                    labels[b, c], weights[b, c] = 0.0, self.ramp * self.weight_neg
+            for c in absent:
+                labels[b, c], weights[b, c] = 0.0, self.ramp * self.weight_neg
         return labels, weights, q
 
 

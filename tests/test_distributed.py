@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from _ddp import Pool
-from cases import CLASSES, WIDTH, everything_contrast, filled_bank, generator, labels, normal, objective
+from cases import CLASSES, WIDTH, everything_contrast, filled_bank, filled_labeler, generator, labels, normal, objective
 from torch import Tensor, nn
 
 import trm_losses as tl
@@ -171,6 +171,29 @@ def test_running_state_agrees(pool: Pool, split: str) -> None:
     assert not torch.equal(one["bank.text"], start["bank.text"])
     known = split != "nothing known anywhere"
     assert torch.equal(one["labeler.known_count"], start["labeler.known_count"]) != known
+
+
+def labeler_updates(rank: int | None, split: str) -> dict[str, Tensor]:
+    """State of a labeler with histograms and co-occurrence after three steps."""
+    labeler = filled_labeler(rule="quantile", relation=0.1)
+    labeler.distributed = rank is not None  # filled with the same on every rank before
+    rows = slice(None) if rank is None else part(rank, split)
+    for step in range(3):
+        z, y = normal(ROWS, CLASSES, WIDTH, seed=70 + step)[rows], joined_targets(split).roll(step, 1)[rows]
+        labeler.update(z, y, filled_bank())
+    return dict(labeler.state_dict())
+
+
+@pytest.mark.parametrize("split", SPLITS, ids=lambda name: name.replace(" ", "-"))
+def test_histograms_and_cooccurrence_agree(pool: Pool, split: str) -> None:
+    first, second = pool.run(labeler_updates, split)
+    one, start = labeler_updates(None, split), filled_labeler(rule="quantile", relation=0.1).state_dict()
+    for key in one:
+        assert torch.equal(first[key], second[key]), key
+        torch.testing.assert_close(first[key], one[key], msg=key)
+    assert not torch.equal(one["histogram"], start["histogram"])
+    known = split != "nothing known anywhere"
+    assert torch.equal(one["cooccurrence"], start["cooccurrence"]) != known
 
 
 def bank_updates(rank: int | None, split: str, split_passes: bool) -> dict[str, Tensor]:

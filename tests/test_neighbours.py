@@ -87,7 +87,7 @@ def test_estimates_are_saved_and_restored() -> None:
         ({"num_samples": None}, "num_samples must be given with rule='neighbour'"),
         ({"rule": "logit"}, "num_samples must be given with rule='neighbour', .* and only there"),
         ({"num_samples": 0}, "num_samples must be at least 1"),
-        ({"threshold_pos": 0.9}, "thresholds must not be given with rule='neighbour'"),
+        ({"threshold_pos": 0.9}, "threshold_pos and threshold_neg must be None with rule='neighbour', got 0.9 and None"),
         ({"neighbours": 0}, "neighbours must be at least 1"),
         ({"neighbour_temperature": 0.0}, "neighbour_temperature must be above 0"),
     ],

@@ -15,6 +15,7 @@ from cases import (
     TOKENS,
     WIDTH,
     filled_bank,
+    filled_labeler,
     labels,
     normal,
     objective,
@@ -181,6 +182,20 @@ def test_what_enters_statistics_and_prototypes(warmup: int) -> None:
     close(module.bank.text, slow.text)
     assert module.bank.count.tolist() == slow.count
     assert all(torch.equal(a, b) for a, b in zip(module.labeler.buffers(), labeler.buffers(), strict=True))
+
+
+def test_an_averaged_model_s_vote_reaches_scores_and_histograms() -> None:
+    module, x = objective().double(), objective_inputs(8, CLASSES)
+    module.labeler, vote = filled_labeler(rule="quantile", ema_weight=0.8), 3 * normal(8, CLASSES, seed=71)
+    labeler = copy.deepcopy(module.labeler)
+    output = module(**x, ema_logits=vote)
+    expected = labeler(output.regions.query, x["targets"], module.bank, ema_logits=vote)
+    assert output.pseudo is not None and all(torch.equal(a, b) for a, b in zip(output.pseudo, expected, strict=True))
+    assert not torch.allclose(expected.scores, labeler(output.regions.query, x["targets"], module.bank).scores)
+    labeler.update(output.regions.query, x["targets"], module.bank, scores=expected.scores)
+    module.update(output)
+    assert torch.equal(module.labeler.histogram, labeler.histogram)
+    small()(**x, ema_logits=vote)  # nobody to vote with
 
 
 def test_without_labeler_every_known_positive_enters_with_its_confidence() -> None:

@@ -380,7 +380,8 @@ def test_weak_negatives_last_as_long_as_the_preset_says(run, monkeypatch, until,
 def test_ablations_stand_beside_the_methods(run):
     settings = ("--known", "0.5", "single", "--ablation", "--ablation-known", "single", "--set", "batch_size=4", "lr=1e-2")
     rows = run("--methods", "trm", *settings)
-    variants = ["trm-no-region", "trm-no-distillation", "trm-no-pseudo", "trm-no-contrast", "trm-rule-prototype", "trm-rule-logit"]
+    parts, rules = ("region", "distillation", "pseudo", "contrast"), ("prototype", "quantile", "logit")
+    variants = [*(f"trm-no-{part}" for part in parts), *(f"trm-rule-{rule}" for rule in rules)]
     assert [(row["method"], row["known"]) for row in rows] == [
         ("trm", 0.5),
         ("trm", "single"),

@@ -112,14 +112,15 @@ def test_poolers_and_similarities_follow_the_order(seed: int, batch: int, classe
 @few
 @given(seeds, sizes, st.data())
 def test_pseudo_labels_follow_the_order(seed: int, batch: int, data: Any) -> None:
-    labeler, bank = filled_labeler(threshold_pos=0.6, threshold_neg=0.4), filled_bank()
+    settings = data.draw(st.sampled_from([{"threshold_pos": 0.6, "threshold_neg": 0.4}, {"rule": "quantile", "relation": 0.2}]))
+    labeler, bank = filled_labeler(**settings), filled_bank()
     f, y = normal(batch, 5, 8, seed=seed) + bank.visual, scene(seed, batch, 5)[2]
     b, c = orders(data, batch, 5)
     one = labeler(f, y, bank)
     for buffer in (*labeler.buffers(), bank.visual, bank.text, bank.count):
         if buffer.dim():
-            classes_at = [d for d, n in enumerate(buffer.shape) if n == 5][0]
-            buffer.copy_(buffer.index_select(classes_at, c))
+            for classes_at in [d for d, n in enumerate(buffer.shape) if n == 5]:
+                buffer.copy_(buffer.index_select(classes_at, c))
     for x, z in zip(one, labeler(f[b][:, c], y[b][:, c], bank), strict=True):
         torch.testing.assert_close(x[b][:, c], z, rtol=1e-5, atol=1e-6)
 

@@ -46,6 +46,11 @@ SCENES: dict[str, dict[str, Any]] = {
     "lenient": {"threshold_pos": 0.55, "threshold_neg": 0.45, "weight_pos": 0.7, "weight_neg": 0.3, "temperature_text": 0.3},
     "uncapped": {"threshold_pos": 0.4, "threshold_neg": 0.2, "cap": False, "temperature_text": 0.3},
     "given cap": {"threshold_pos": 0.3, "threshold_neg": 0.2, "expected_positives": 1.3, "temperature_text": 0.3},
+    "quantile": {"rule": "quantile", "quantile_pos": 0.83, "temperature_text": 0.3, "momentum": 0.9},
+    "quantile given": {"rule": "quantile", "expected_positives": 1.3, "temperature_text": 0.3, "cap": False},
+    "single positive": {"single_positive": True, "expected_positives": 0.9, "threshold_neg": 0.01},
+    "related labels": {"relation": 0.2, "min_positives": 2, "temperature_text": 0.3},
+    "related prototypes": {"relation": 0.15, "relation_from": "prototypes", "rule": "quantile"},
 }
 
 
@@ -65,7 +70,161 @@ def test_several_updates_are_the_loops(scene: str, targets: str, classes: int) -
         bank.update(z, y, text=normal(classes, 8, seed=step))
     assert labeler.known_count.T.tolist() == slow.known
     assert int(labeler.step) == 4
-    close(labeler.prior.sum() if labeler.expected_positives is None else 1.3, slow.expected_positives)
+    close(labeler.prior.sum() if labeler.expected_positives is None else labeler.expected_positives, slow.expected_positives)
+
+
+@pytest.mark.parametrize("rule", ["prototype", "quantile"])
+def test_an_averaged_model_votes_in_scores_and_histograms(rule: str) -> None:
+    settings: dict[str, Any] = {"rule": rule, "ema_weight": 0.6, "relation": 0.1, "temperature_text": 0.3, "min_positives": 2}
+    settings |= {"threshold_pos": 0.6, "threshold_neg": 0.3} if rule == "prototype" else {"quantile_pos": 0.9, "momentum": 0.5}
+    labeler, slow, bank = PseudoLabeler(5, **settings), oracles.Labeler(5, **settings), filled_bank()
+    for step in range(4):
+        (z, y), vote = batch(step, bank, 5), 3 * normal(8, 5, seed=300 + step)
+        pseudo = labeler(z, y, bank, ema_logits=vote)
+        for a, e in zip(pseudo, slow(z, y, bank, vote), strict=True):
+            close(a, e)
+        labeler.update(z, y, bank, scores=pseudo.scores)
+        slow.update(z, y, bank, vote)
+    assert (pseudo.targets > 0).any() and (pseudo.targets == 0).any()
+    plain = PseudoLabeler(5, ema_weight=0.25)
+    pseudo = plain(torch.zeros(1, 5, 8), torch.full((1, 5), -1.0), PrototypeBank(5, 8), ema_logits=torch.zeros(1, 5) + 2)
+    close(pseudo.scores, 0.75 * 0.5 + 0.25 * torch.sigmoid(torch.full((1, 5), 2.0)))
+
+
+def test_the_logit_rule_takes_no_vote() -> None:
+    labeler, z = PseudoLabeler(5, rule="logit"), normal(1, 5)
+    with pytest.raises(ValueError, match="ema_logits must be None with rule='logit'"):
+        labeler(normal(1, 5, 8), torch.full((1, 5), -1.0), filled_bank(), logits=z, ema_logits=z)
+
+
+def evenly(labeler: PseudoLabeler, known: list[list[int]]) -> Tensor:
+    """Histograms of scores spread evenly over [0, 1], and known labels (absent, present) of each class; the scores (100, C)."""
+    labeler.histogram.fill_(1.0)
+    labeler.known_count.copy_(torch.tensor(known).T)
+    return ((torch.arange(100) + 0.5) / 100)[:, None].expand(-1, len(known))
+
+
+def test_quantile_shares_follow_the_prior_of_each_class() -> None:
+    """The top 0.6 r and the bottom 1 - 2 r; a class without known labels or scores abstains."""
+    labeler = PseudoLabeler(5, rule="quantile")
+    scores = evenly(labeler, [[9, 1], [7, 3], [4, 6], [0, 0], [9, 1]])
+    labeler.histogram[4] = 0
+    positive, negative = labeler._within_shares(scores, torch.ones(100, 5, dtype=torch.bool))
+    assert positive.sum(dim=0).tolist() == [6, 18, 36, 0, 0] and negative.sum(dim=0).tolist() == [80, 40, 0, 0, 0]
+    assert positive[-6:, 0].all() and negative[:80, 0].all()
+    none_present = PseudoLabeler(1, rule="quantile")
+    positive, negative = none_present._within_shares(evenly(none_present, [[9, 0]]), torch.ones(100, 1, dtype=torch.bool))
+    assert not positive.any() and negative.all()
+
+
+@pytest.mark.parametrize(
+    "known, score, low", [([9, 0], 1.0, 0.0), ([5, 5], 0.0, 0.2), ([9, 1], 0.5, 0.6)], ids=["top", "bottom", "no score"]
+)
+def test_an_empty_share_takes_no_score_whatever(known: list[int], score: float, low: float) -> None:
+    """Nor is one half decided, though it lies below everything met."""
+    labeler, free = PseudoLabeler(1, rule="quantile"), torch.ones(1, 1, dtype=torch.bool)
+    evenly(labeler, [known])
+    labeler.histogram[:, : int(256 * low)] = 0
+    labeler.histogram[:, 128:] *= low > 0  # for the first: all below one half
+    positive, negative = labeler._within_shares(torch.full((1, 1), score), free)
+    assert not positive.any() and not negative.any()
+    positive, negative = labeler._within_shares(torch.full((1, 1), 0.3 if low == 0 else 0.51), free)
+    assert negative.any() == (known != [5, 5])
+
+
+def test_quantile_is_free_of_scale() -> None:
+    """Scores pressed together in a few bins give up nearly the same shares."""
+    labeler = PseudoLabeler(1, rule="quantile", momentum=1.0)
+    labeler.known_count.copy_(torch.tensor([[7], [3]]))
+    bank, y = filled_bank(1), torch.full((1000, 1), -1.0)
+    for low, width in ((0.0, 1.0), (0.4, 0.01), (0.99, 0.01)):
+        labeler.histogram.zero_()
+        q = low + width * torch.rand(1000, 1, generator=torch.Generator().manual_seed(1))
+        labeler.update(torch.zeros(1000, 1, 8), y, bank, scores=q)
+        assert labeler.histogram.sum() == 1000
+        positive, negative = labeler._within_shares(q, y == UNKNOWN)
+        assert abs(int(positive.sum()) - 180) < 30 and abs(int(negative.sum()) - 400) < 30
+
+
+def test_where_positives_are_given_the_prior_is_the_model_s() -> None:
+    """k / C times the class's mean score relative to the mean over classes; no known absent label is asked for."""
+    labeler = PseudoLabeler(2, rule="quantile", expected_positives=0.4)
+    scores = evenly(labeler, [[0, 5], [0, 0]])
+    labeler.histogram[1, 128:] = 0  # mean scores 1/2 and 1/4: priors 0.2 * 4/3 and 0.2 * 2/3
+    positive, negative = labeler._within_shares(scores, torch.ones(100, 2, dtype=torch.bool))
+    assert positive.sum(dim=0).tolist() == [16, 54] and negative.sum(dim=0).tolist() == [47, 37]
+    certain = PseudoLabeler(1, rule="quantile", expected_positives=9.0)  # a prior is at most one
+    positive, negative = certain._within_shares(evenly(certain, [[0, 5]]), torch.ones(100, 1, dtype=torch.bool))
+    assert positive.sum() == 60 and not negative.any()
+
+
+def test_quantile_counts_unknown_entries_that_have_a_score() -> None:
+    """Decayed; neither known labels nor scores of one half, which are no score, come in; nor are the latter decided."""
+    labeler, bank = PseudoLabeler(1, rule="quantile", momentum=0.5), filled_bank(1)
+    y = torch.tensor([[-1.0], [1.0], [-1.0], [-1.0], [0.0]])
+    q = torch.tensor([[0.5], [0.9], [0.2], [1.0], [0.1]])
+    for _ in range(2):
+        labeler.update(torch.zeros(5, 1, 8), y, bank, scores=q)
+    assert labeler.histogram.nonzero().tolist() == [[0, 51], [0, 255]] and labeler.histogram.sum() == 3
+    nothing = PseudoLabeler(3, rule="quantile")
+    for _ in range(2):
+        nothing.update(normal(4, 3, 8), torch.full((4, 3), -1.0), PrototypeBank(3, 8))
+    pseudo = nothing(normal(4, 3, 8), torch.full((4, 3), -1.0), PrototypeBank(3, 8))
+    assert (pseudo.targets == UNKNOWN).all() and torch.count_nonzero(nothing.histogram) == 0
+
+
+def test_present_classes_speak_for_those_that_come_with_them() -> None:
+    """Three times with the second class and once with the third; the fourth was never met, and has no say."""
+    labeler, bank = PseudoLabeler(4, relation=0.2), PrototypeBank(4, 8)
+    y = torch.tensor([[1.0, 1, 0, -1], [1, 1, -1, 0], [1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1]])
+    labeler.update(torch.zeros(5, 4, 8), y, bank)
+    assert labeler.cooccurrence.tolist() == [[4, 3, 1, 0], [3, 3, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1]]
+    asked = torch.tensor([[1.0, -1, -1, -1], [-1, 1, 1, -1], [-1, -1, -1, 1], [-1, -1, -1, -1], [1, -1, -1, 1]])
+    q = labeler(torch.zeros(5, 4, 8), asked, bank).scores
+    close(q[0, 1:], [0.4 + 0.2 * 0.75, 0.4 + 0.2 * 0.25, 0.4])
+    close(q[1, [0, 3]], [0.4 + 0.2 * 1.0, 0.4])
+    close(q[2:4], np.full((2, 4), 0.5))  # without a word of anyone, as it was
+    close(q[4], q[0])
+    alone = PseudoLabeler(1, relation=0.2, relation_from="prototypes")
+    close(alone(torch.zeros(1, 1, 8), torch.ones(1, 1), PrototypeBank(1, 8)).scores, [[0.5]])
+
+
+def test_related_prototypes_are_visual_where_seen() -> None:
+    """Of several centres their mean; else the text given."""
+    bank = PrototypeBank(3, 8, init=normal(3, 8, seed=1), num_prototypes=2, queue_size=4)
+    for step in range(3):
+        y = torch.tensor([1.0, 1.0, -1.0]).expand(4, 3)
+        bank.update(normal(4, 3, 8, seed=step), y, ids=torch.arange(4), text=normal(3, 8, seed=9))
+    settings: dict[str, Any] = {"relation": 0.5, "relation_from": "prototypes"}
+    z, y = normal(3, 3, 8, seed=4), torch.tensor([[1.0, -1, -1], [1, 1, -1], [-1, -1, 1]])
+    labeler, slow = PseudoLabeler(3, **settings), oracles.Labeler(3, **settings)
+    close(labeler(z, y, bank).scores, slow(z, y, bank)[2])
+    assert not hasattr(labeler, "cooccurrence") and bank.seen.tolist() == [True, True, False]
+
+
+def test_single_positive_takes_the_lowest_of_each_image_until_an_absent_label_is_met() -> None:
+    bank = filled_bank(5)
+    labeler, plain = (PseudoLabeler(5, expected_positives=1.0, threshold_neg=0.0, single_positive=s) for s in (True, False))
+    z, y = batch(0, bank, 5)
+    y = torch.where(y == 1, 1.0, -1.0)
+    for one in (labeler, plain):
+        one.update(z, y, bank)
+    pseudo, before = labeler(z, y, bank), plain(z, y, bank)
+    for row, q, known in zip(pseudo.targets, pseudo.scores, y, strict=True):
+        free = [c for c in range(5) if known[c] == UNKNOWN]
+        lowest = sorted(free, key=lambda c: float(q[c]))[: int(0.6 * len(free) + 1e-6)]
+        assert [c for c in range(5) if row[c] == 0] == sorted(lowest)
+    assert not (before.targets == 0).any() and torch.equal(pseudo.targets > 0, before.targets > 0)
+    assert (pseudo.weights[pseudo.targets == 0] == 0.5).all()
+    y[0, 1] = 0.0
+    labeler.update(z, y, bank)
+    assert not (labeler(z, y, bank).targets == 0).any()
+    fresh = PseudoLabeler(3, expected_positives=0.5, single_positive=True)
+    empty = fresh(z[:, :3], torch.full((8, 3), -1.0), PrototypeBank(3, 8))
+    assert (empty.targets == UNKNOWN).all()  # where every term abstains there is no order
+    fresh, scores = PseudoLabeler(5, expected_positives=1.0, single_positive=True), torch.tensor([[0.4, 0.5, 0.1, 0.5, 0.6]])
+    chosen = fresh._lowest(scores, torch.ones(1, 5, dtype=torch.bool))
+    assert chosen.tolist() == [[True, False, True, False, True]]  # the share is of all unknown entries
 
 
 @pytest.mark.parametrize("targets", ["mixed", "no absent"])
@@ -242,10 +401,12 @@ def test_no_gradient() -> None:
     assert not any(x.requires_grad for x in (*pseudo, *labeler.buffers()))
 
 
-def test_resumed_equals_unbroken() -> None:
-    bank, unbroken = filled_bank(), PseudoLabeler(5, warmup_steps=1, ramp_steps=3, min_positives=2)
+@pytest.mark.parametrize("options", [{}, {"rule": "quantile", "relation": 0.1}], ids=["defaults", "options"])
+def test_resumed_equals_unbroken(options: dict[str, Any]) -> None:
+    bank, unbroken = filled_bank(), PseudoLabeler(5, warmup_steps=1, ramp_steps=3, min_positives=2, **options)
     unbroken.update(*batch(0, bank, 5), bank)
-    resumed = PseudoLabeler(5, warmup_steps=1, ramp_steps=3, min_positives=2)
+    assert all(torch.count_nonzero(b) for b in unbroken.buffers())
+    resumed = PseudoLabeler(5, warmup_steps=1, ramp_steps=3, min_positives=2, **options)
     resumed.load_state_dict(copy.deepcopy(unbroken.state_dict()))
     for labeler in (unbroken, resumed):
         labeler.update(*batch(1, bank, 5), bank)

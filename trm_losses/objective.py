@@ -200,8 +200,10 @@ class TRMObjective(nn.Module):
         negative_text: Tensor | None = None,
         key_padding_mask: Tensor | None = None,
         ids: Tensor | None = None,
+        ema_logits: Tensor | None = None,
     ) -> TRMOutput:
-        """Losses of a batch; see the class. ids name the samples, where the bank keeps a queue of them."""
+        """Losses of a batch; see the class. ids name the samples, where the bank keeps a queue of them; ema_logits (B, C) of an
+        averaged model vote in the labeller's scores, where there is one."""
         dims = Dims(type(self).__name__, C=self.pooler.num_classes)
         dims.check("targets", targets, "B C", floating=False)
         dims.check("text", text, "C D", hint="one row for each class of num_classes")
@@ -222,7 +224,9 @@ class TRMObjective(nn.Module):
 
         pseudo = None
         if self.labeler is not None and self.bank is not None:
-            pseudo = self.labeler(self._features(regions), targets, self.bank, logits=logits, ids=ids)
+            pseudo = self.labeler(
+                self._features(regions), targets, self.bank, logits=logits, ema_logits=ema_logits, ids=ids
+            )
 
         classes = targets.shape[1]
         group = resolve_group(self.distributed)
@@ -292,7 +296,8 @@ class TRMObjective(nn.Module):
             started = self.labeler.step >= self.labeler.warmup_steps
             sure = ~started | (confidence >= self.bank_confidence)
             # First the statistics: they compare with prototypes that these samples have not moved yet.
-            self.labeler.update(features, targets, self.bank)
+            scores = None if output.pseudo is None else output.pseudo.scores
+            self.labeler.update(features, targets, self.bank, scores=scores)
             if output.pseudo is not None:
                 entering = self._positives(targets, output.pseudo, self.bank_pseudo_score)
                 sure = sure | (targets == UNKNOWN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -15,6 +16,9 @@ from .labels import UNKNOWN
 from .prototype_bank import PrototypeBank
 
 __all__ = ["PseudoLabeler", "PseudoLabels"]
+
+_BINS = 256  # of the histograms of scores
+_RELATION_TEMPERATURE = 0.1
 
 
 class PseudoLabels(NamedTuple):
@@ -43,8 +47,23 @@ class PseudoLabeler(FullPrecisionState):
     ``min_positives`` known positives use statistics pooled over classes. Without any known absent label the mean over the
     batch's unknown entries stands for the mean of absent ones.
 
+    ``rule="quantile"``: the same scores without absolute thresholds. Of the unknown entries met so far (a decayed histogram for
+    each class) the top share :math:`\rho_+ r_c` becomes present and the bottom share :math:`\max(0, 1 - 2 r_c)` absent. The
+    class prior :math:`r_c` is the share of present among the known labels; where ``expected_positives`` says that labels are not
+    hidden at random, k / C times the class's mean score relative to the mean over classes. A class without known labels (in
+    the former case) or without scores abstains; a score of exactly one half, which is that of a class whose every term
+    abstains, is neither counted nor decided.
+
     ``rule="logit"``: hard labels from the model's own logits, thresholds in logits.
 
+    With ``ema_logits`` of an averaged model its vote joins in, :math:`q \leftarrow (1 - \eta) q + \eta \sigma(\ell)`; then, with
+    ``relation`` :math:`\rho > 0`, the known present classes of the image speak for those that come with them,
+
+    .. math:: q_{bc} \leftarrow (1 - \rho) q_{bc} + \rho \operatorname{mean}_{c' : Y_{bc'} = 1} G_{c'c}
+
+    with G the counts of two classes known present in one image, each row divided by its sum, or
+    :math:`\mathrm{softmax}(P P^\top / 0.1)` of the visual prototypes (the text where not seen), both over the other classes.
+    Classes that were never met with another have no row; an image without any keeps its scores.
     ``rule="neighbour"``: soft labels that :meth:`refresh` computes for the whole training set at once, by
     :func:`trm_losses.functional.neighbour_scores`: the k images whose region of a class is the most similar say what they
     know of it, a label where there is one, else the probability that the model gives them. Every unknown entry takes its
@@ -56,35 +75,40 @@ class PseudoLabeler(FullPrecisionState):
 
     Args:
         num_classes: C.
-        rule: ``"prototype"``, ``"logit"`` or ``"neighbour"``.
-        threshold_pos, threshold_neg: :math:`\theta_+, \theta_-`; None for 0.8 and 0.1 (prototype) or 0.9 and -0.9 (logit). The
-            neighbour rule has none.
+        rule: ``"prototype"``, ``"quantile"``, ``"logit"`` or ``"neighbour"``.
+        threshold_pos, threshold_neg: :math:`\theta_+, \theta_-`; None for 0.8 and 0.1 (prototype) or 0.9 and -0.9 (logit); not
+            for the others.
+        quantile_pos: :math:`\rho_+` of the quantile rule; 0.3 to 0.9.
+        ema_weight: :math:`\eta`, where ``ema_logits`` are given.
+        relation: :math:`\rho`, 0 to 0.2. relation_from: G, ``"labels"`` or ``"prototypes"``. Both of the first two rules.
         weight_pos, weight_neg: factors of pseudo-positives and pseudo-negatives in the loss; with the neighbour rule those
             are the labels from one half up, and below. None for 1 and 0.5, or 1 and 1 (neighbour).
-        soft_positives: the label of a pseudo-positive is q instead of 1 (prototype rule; the logit rule is hard, and
-            the neighbour rule soft).
+        soft_positives: the label of a pseudo-positive is q instead of 1 (the logit rule is hard, the neighbour rule soft).
         num_samples: N, the size of the training set (neighbour rule, and only there).
         neighbours, neighbour_temperature: k and :math:`\tau` of the neighbour rule.
         visual_weight: :math:`\omega`.
         temperature_visual, temperature_text: of the inter-class terms; tie the latter to the model, 2 / its logit scale.
         steepness: k of :func:`trm_losses.functional.calibrate`. min_gap: least distance of the means.
         min_positives: known positives a class needs for statistics of its own.
-        momentum: decay of the running statistics for each update.
+        momentum: decay of the running statistics and histograms for each update.
         warmup_steps, ramp_steps: counted in updates; 10 % of training each is a good start.
         cap: keep only the surest pseudo-positives of an image, at most max(1, 2k - its known positives); not of the neighbour
             rule.
         expected_positives: k, the mean number of present classes; None estimates it from the known labels, which is only
             right where labels are hidden at random (not with single positives).
+        single_positive: with the prototype rule and ``expected_positives``: as long as no known absent label was met, the lowest
+            scores of an image, up to a share of 1 - 2k / C of its unknown entries, become absent too.
         distributed: False, True or a process group: statistics are over all ranks (but for the unknown entries that stand for
             absent ones while no absent label is known at all: those are the rank's own).
         validate: check label values and look for NaN (waits for the device).
 
     Shape:
-        regions (B, C, D), targets (B, C), text (C, D), logits (B, C), ids (B,) -> :class:`PseudoLabels` of (B, C).
+        regions (B, C, D), targets (B, C), text (C, D), logits, ema_logits (B, C), ids (B,) -> :class:`PseudoLabels` of (B, C).
 
     Raises:
-        ValueError, TypeError: shapes, devices, label values, settings, each by name; ``logits`` or ``ids`` missing for
-            the rule that needs them.
+        ValueError, TypeError: shapes, devices, label values, settings, each by name; ``logits`` or ``ids`` missing for the
+            rule that needs them, ``ema_logits`` or thresholds given to one that takes none; ``single_positive`` without
+            ``expected_positives``.
 
     Example:
         >>> import torch
@@ -96,7 +120,8 @@ class PseudoLabeler(FullPrecisionState):
         [1.0, 0.0, -1.0, -1.0]
 
     Reference: estimating unknown labels from intra- and inter-class relations to multimodal prototypes is TRM-ML's
-    (paper); the logit rule is in the authors' other code; calibration, thresholds, ramp, cap and neighbours are our choice.
+    (paper); the logit rule is in the authors' other code; calibration, thresholds, quantiles, the averaged model's vote, the
+    relation term, neighbours, ramp and cap are our choice.
     """
 
     step: Tensor
@@ -104,14 +129,20 @@ class PseudoLabeler(FullPrecisionState):
     similarity_mass: Tensor
     known_count: Tensor
     estimates: Tensor
+    histogram: Tensor
+    cooccurrence: Tensor
 
     def __init__(
         self,
         num_classes: int,
         *,
-        rule: Literal["prototype", "logit", "neighbour"] = "prototype",
+        rule: Literal["prototype", "quantile", "logit", "neighbour"] = "prototype",
         threshold_pos: float | None = None,
         threshold_neg: float | None = None,
+        quantile_pos: float = 0.6,
+        ema_weight: float = 0.3,
+        relation: float = 0.0,
+        relation_from: Literal["labels", "prototypes"] = "labels",
         weight_pos: float | None = None,
         weight_neg: float | None = None,
         soft_positives: bool = True,
@@ -129,30 +160,40 @@ class PseudoLabeler(FullPrecisionState):
         ramp_steps: int = 0,
         cap: bool = True,
         expected_positives: float | None = None,
+        single_positive: bool = False,
         distributed: Distributed = False,
         validate: bool = True,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        check_choice(name, "rule", rule, ("prototype", "logit", "neighbour"))
+        check_choice(name, "rule", rule, ("prototype", "quantile", "logit", "neighbour"))
+        check_choice(name, "relation_from", relation_from, ("labels", "prototypes"))
+        if rule in ("quantile", "neighbour") and (threshold_pos, threshold_neg) != (None, None):
+            got = f"{threshold_pos} and {threshold_neg}"
+            hint = "set quantile_pos" if rule == "quantile" else "its labels are soft"
+            raise ValueError(f"{name}: threshold_pos and threshold_neg must be None with rule={rule!r}, got {got}; {hint}")
+        if single_positive and (rule != "prototype" or expected_positives is None):
+            got = f"rule={rule!r} and expected_positives={expected_positives}"
+            raise ValueError(f"{name}: single_positive needs rule='prototype' and expected_positives, got {got}")
         by_neighbours = rule == "neighbour"
         if by_neighbours != (num_samples is not None):
             raise ValueError(
                 f"{name}: num_samples must be given with rule='neighbour', the number of training images, and only there; "
                 f"got {num_samples!r} with rule={rule!r}"
             )
-        if by_neighbours and (threshold_pos is not None or threshold_neg is not None):
-            raise ValueError(f"{name}: thresholds must not be given with rule='neighbour', whose labels are soft")
         weight_pos = 1.0 if weight_pos is None else weight_pos
         weight_neg = (1.0 if by_neighbours else 0.5) if weight_neg is None else weight_neg
-        defaults = (0.9, -0.9) if rule == "logit" else (0.8, 0.1)
+        defaults = {"prototype": (0.8, 0.1), "logit": (0.9, -0.9)}.get(rule, (math.inf, -math.inf))
         threshold_pos = defaults[0] if threshold_pos is None else threshold_pos
         threshold_neg = defaults[1] if threshold_neg is None else threshold_neg
         if threshold_neg >= threshold_pos:
             raise ValueError(f"{name}: threshold_neg must be below threshold_pos, got {threshold_neg} and {threshold_pos}")
         for key, value, low, high in (
             ("num_classes", num_classes, 1, None),
+            ("quantile_pos", quantile_pos, 0, 1),
+            ("ema_weight", ema_weight, 0, 1),
+            ("relation", relation, 0, 1),
             ("weight_pos", weight_pos, 0, None),
             ("weight_neg", weight_neg, 0, None),
             ("visual_weight", visual_weight, 0, 1),
@@ -175,12 +216,14 @@ class PseudoLabeler(FullPrecisionState):
             check_number(name, key, value, 0, strict=True)
         self.num_classes, self.rule = num_classes, rule
         self.threshold_pos, self.threshold_neg = threshold_pos, threshold_neg
+        self.quantile_pos, self.ema_weight = quantile_pos, ema_weight
+        self.relation, self.relation_from = relation, relation_from
         self.weight_pos, self.weight_neg, self.soft_positives = weight_pos, weight_neg, soft_positives
         self.visual_weight = visual_weight
         self.temperature_visual, self.temperature_text = temperature_visual, temperature_text
         self.steepness, self.min_gap, self.min_positives = steepness, min_gap, min_positives
         self.momentum, self.warmup_steps, self.ramp_steps = momentum, warmup_steps, ramp_steps
-        self.cap, self.expected_positives = cap, expected_positives
+        self.cap, self.expected_positives, self.single_positive = cap, expected_positives, single_positive
         self.neighbours, self.neighbour_temperature = neighbours, neighbour_temperature
         self.distributed, self.validate = distributed, validate
         self.register_buffer("step", torch.zeros((), dtype=torch.int64, device=device))
@@ -191,6 +234,11 @@ class PseudoLabeler(FullPrecisionState):
             self.register_buffer("estimates", torch.full((num_samples, num_classes), float(UNKNOWN), device=device))
         # Known labels met so far: (absent, present) x C.
         self.register_buffer("known_count", torch.zeros(2, num_classes, dtype=torch.int64, device=device))
+        if rule == "quantile":  # Decayed counts of the scores of unknown entries.
+            self.register_buffer("histogram", torch.zeros(num_classes, _BINS, device=device))
+        if relation and relation_from == "labels":  # Images in which both classes are known present.
+            together = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+            self.register_buffer("cooccurrence", together)
 
     @torch.no_grad()
     def reset(self) -> None:
@@ -238,6 +286,7 @@ class PseudoLabeler(FullPrecisionState):
         text: Tensor | None = None,
         logits: Tensor | None = None,
         ids: Tensor | None = None,
+        ema_logits: Tensor | None = None,
     ) -> PseudoLabels:
         """Pseudo-labels of a batch with the current prototypes, without gradient.
 
@@ -248,6 +297,7 @@ class PseudoLabeler(FullPrecisionState):
             text: (C, D) in place of the bank's text prototypes.
             logits: (B, C) of the model, for ``rule="logit"``.
             ids: (B,) the places of the images in the training set, for ``rule="neighbour"``.
+            ema_logits: (B, C) of an averaged model, whose vote joins the scores of the other rules.
         """
         dims = self._check(regions, targets, bank, text)
         unknown = targets == UNKNOWN
@@ -257,18 +307,29 @@ class PseudoLabeler(FullPrecisionState):
             if self.rule == "logit":
                 if logits is None:
                     raise ValueError(f"{dims.owner}: logits (B, C) must be given for rule='logit'")
+                if ema_logits is not None:
+                    raise ValueError(f"{dims.owner}: ema_logits must be None with rule='logit'; pass them as logits")
                 dims.check("logits", logits, "B C")
                 level = TF.upcast(logits)
                 scores = torch.sigmoid(level)
             else:
-                scores = level = self.scores(regions, targets, bank, text=text)
-            positive = unknown & (level >= self.threshold_pos)
-            negative = unknown & (level <= self.threshold_neg)
+                if ema_logits is not None:
+                    dims.check("ema_logits", ema_logits, "B C")
+                    if self.validate:
+                        check_finite(dims.owner, "ema_logits", ema_logits)
+                scores = level = self.scores(regions, targets, bank, text=text, ema_logits=ema_logits)
+            if self.rule == "quantile":
+                positive, negative = self._within_shares(scores, unknown)
+            else:
+                positive = unknown & (level >= self.threshold_pos)
+                negative = unknown & (level <= self.threshold_neg)
+            if self.single_positive:
+                negative = negative | (self._lowest(scores, unknown) & ~positive)
             if self.cap:
                 positive = positive & self._within_cap(scores, positive, targets)
             active = self.step >= self.warmup_steps
             positive, negative = positive & active, negative & active
-            label = scores if self.soft_positives and self.rule == "prototype" else torch.ones_like(scores)
+            label = scores if self.soft_positives and self.rule != "logit" else torch.ones_like(scores)
             labels = torch.where(positive, label, torch.where(negative, 0.0, float(UNKNOWN)))
             weights = self.ramp * (positive * self.weight_pos + negative * self.weight_neg)
             return PseudoLabels(labels, weights.to(scores.dtype), scores)
@@ -314,7 +375,15 @@ class PseudoLabeler(FullPrecisionState):
         self.estimates.copy_(heard.clamp(0, 1))  # a mean of ones may round to more than one
 
     @torch.no_grad()
-    def scores(self, regions: Tensor, targets: Tensor, bank: PrototypeBank, *, text: Tensor | None = None) -> Tensor:
+    def scores(
+        self,
+        regions: Tensor,
+        targets: Tensor,
+        bank: PrototypeBank,
+        *,
+        text: Tensor | None = None,
+        ema_logits: Tensor | None = None,
+    ) -> Tensor:
         """q (B, C) of the prototype rule for every entry, known ones included; 0.5 where every term abstains."""
         text = bank.text if text is None else text
         seen = bank.seen
@@ -341,7 +410,30 @@ class PseudoLabeler(FullPrecisionState):
             parts.append((inter, 0.5 * weight * (usable & comparable)))
         mass = torch.stack([weight for _, weight in parts]).sum(dim=0)
         total = torch.stack([score * weight for score, weight in parts]).sum(dim=0)
-        return torch.where(mass > 0, total / torch.where(mass > 0, mass, 1.0), 0.5)
+        scores = torch.where(mass > 0, total / torch.where(mass > 0, mass, 1.0), 0.5)
+        if ema_logits is not None:
+            scores = (1 - self.ema_weight) * scores + self.ema_weight * torch.sigmoid(TF.upcast(ema_logits))
+        return self._joined_by_related(scores, targets, bank, text) if self.relation else scores
+
+    def _joined_by_related(self, scores: Tensor, targets: Tensor, bank: PrototypeBank, text: Tensor) -> Tensor:
+        """Scores (B, C) with the share of the image's known present classes."""
+        with TF.full_precision(scores):
+            related = self._related(bank, text).to(scores.dtype)
+            speaks = ((targets == 1) & (related.sum(dim=1) > 0)).to(scores.dtype)
+            number = speaks.sum(dim=1, keepdim=True)
+            moved = (1 - self.relation) * scores + self.relation * (speaks @ related) / number.clamp(min=1)
+            return torch.where(number > 0, moved, scores)
+
+    def _related(self, bank: PrototypeBank, text: Tensor) -> Tensor:
+        """G (C, C): how much a present class of the row speaks for that of the column, another one; rows sum to 1 or 0."""
+        own = torch.eye(self.num_classes, dtype=torch.bool, device=text.device)
+        if self.relation_from == "labels":
+            counts = self.cooccurrence.float().masked_fill(own, 0.0)
+            return counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
+        visual = bank.visual if bank.visual.ndim == 2 else bank.visual.mean(dim=1)
+        prototypes = TF.unit(torch.where(bank.seen[:, None], visual, text.to(visual.dtype)))
+        related = torch.exp((prototypes @ prototypes.T - 1) / _RELATION_TEMPERATURE).masked_fill(own, 0.0)
+        return related / related.sum(dim=1, keepdim=True).clamp(min=1e-12)  # of one class alone: no row
 
     def _calibrated(self, intra: Tensor, unknown: Tensor, modality: int) -> tuple[Tensor, Tensor]:
         """The calibrated similarity (B, C), and whether the class's statistics can be trusted (C,)."""
@@ -363,18 +455,72 @@ class PseudoLabeler(FullPrecisionState):
         trusted = (mass[1].sum() > 0) & (difference > 0)
         return TF.calibrate(intra, present, absent, gap, steepness=self.steepness), trusted
 
+    def _within_shares(self, scores: Tensor, unknown: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C) bool each: in the top and in the bottom share of the scores of the class."""
+        mass = self.histogram.sum(dim=1)
+        if self.expected_positives is None:
+            ready, prior = (mass > 0) & (self.known_count.sum(dim=0) > 0), self.prior
+        else:
+            centres = (torch.arange(_BINS, device=mass.device) + 0.5) / _BINS
+            mean = self.histogram @ centres / torch.where(mass > 0, mass, 1.0)
+            ready, overall = mass > 0, mean.sum() / (mass > 0).sum().clamp(min=1)
+            prior = self.expected_positives / self.num_classes * mean / torch.where(overall > 0, overall, 1.0)
+        prior = prior.clamp(0, 1)
+        top, bottom = self.quantile_pos * prior, (1 - 2 * prior).clamp(min=0)
+        decided = unknown & ready & (scores != 0.5)
+        positive = decided & (top > 0) & (scores >= 1 - self._cut(self.histogram.flip(1), top))
+        negative = decided & (bottom > 0) & (scores <= self._cut(self.histogram, bottom)) & ~positive
+        return positive, negative
+
+    @staticmethod
+    def _cut(histogram: Tensor, share: Tensor) -> Tensor:
+        """(C,) score below which this share of the histogram lies, linear inside a bin."""
+        below, wanted = histogram.cumsum(dim=1), share * histogram.sum(dim=1)
+        index = (below < wanted[:, None]).sum(dim=1, keepdim=True).clamp(max=_BINS - 1)
+        inside = histogram.gather(1, index)
+        part = (wanted[:, None] - below.gather(1, index) + inside) / torch.where(inside > 0, inside, 1.0)
+        return ((index + part.clamp(0, 1)) / _BINS).squeeze(1)
+
+    def _lowest(self, scores: Tensor, unknown: Tensor) -> Tensor:
+        """(B, C) bool: among the lowest scores of the image, up to the share 1 - 2k / C; none once an absent label was met."""
+        assert self.expected_positives is not None
+        share = max(0.0, 1 - 2 * self.expected_positives / self.num_classes)
+        decided = unknown & (scores != 0.5) & (self.known_count[0].sum() == 0)
+        rank = self._ranks(torch.where(decided, scores, math.inf))
+        return decided & (rank < (share * unknown.sum(dim=1, keepdim=True)).floor())
+
     def _within_cap(self, scores: Tensor, positive: Tensor, targets: Tensor) -> Tensor:
         """(B, C) bool: among the surest candidates of its image that the cap leaves room for."""
         expected = self.prior.sum() if self.expected_positives is None else self.expected_positives
         room = (2 * expected - (targets == 1).sum(dim=1, keepdim=True)).clamp(min=1).floor()
-        order = torch.where(positive, scores, -1.0).argsort(dim=1, descending=True, stable=True)
-        rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
-        return rank < room
+        return self._ranks(torch.where(positive, -scores, math.inf)) < room
+
+    @staticmethod
+    def _ranks(values: Tensor) -> Tensor:
+        """(B, C) int64: place of each value in its row, from 0 for the least."""
+        order = values.argsort(dim=1, stable=True)
+        return torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
 
     @torch.no_grad()
-    def update(self, regions: Tensor, targets: Tensor, bank: PrototypeBank, *, text: Tensor | None = None) -> None:
-        """Count a step and take the known entries of a batch into the statistics; before the bank's own update."""
-        self._check(regions, targets, bank, text)
+    def update(
+        self,
+        regions: Tensor,
+        targets: Tensor,
+        bank: PrototypeBank,
+        *,
+        text: Tensor | None = None,
+        scores: Tensor | None = None,
+    ) -> None:
+        """Count a step and take the known entries of a batch into the statistics; before the bank's own update.
+
+        Args:
+            regions, targets, bank, text: as in the call.
+            scores: (B, C) of the call on this batch, for the histograms of ``rule="quantile"``; None computes them again, without
+                the vote of an averaged model.
+        """
+        dims = self._check(regions, targets, bank, text)
+        if scores is not None:
+            dims.check("scores", scores, "B C")
         text = bank.text if text is None else text
         group = resolve_group(self.distributed)
         known = torch.stack([targets == 0, targets == 1])  # (absent, present) x B x C
@@ -388,13 +534,25 @@ class PseudoLabeler(FullPrecisionState):
             sums[0] *= bank.seen
             mass[0] *= bank.seen
             joined = sum_over_ranks(torch.cat([sums, mass, counts[None].float()]), group)
+            if self.rule == "quantile":
+                scores = self.scores(regions, targets, bank, text=text) if scores is None else scores
+                counted = (targets == UNKNOWN) & (scores != 0.5)
+                index = (scores * _BINS).long().clamp(0, _BINS - 1) + _BINS * torch.arange(scores.shape[1], device=scores.device)
+                met = torch.zeros_like(self.histogram).flatten().index_add_(0, index.flatten(), counted.flatten().float())
+                self.histogram.mul_(self.momentum).add_(sum_over_ranks(met.view_as(self.histogram), group))
+            if self.relation and self.relation_from == "labels":
+                together = sum_over_ranks(known[1].float().T @ known[1].float(), group)
+                self.cooccurrence.add_(together.to(torch.int64))
         self.similarity_sum.mul_(self.momentum).add_(joined[:2])
         self.similarity_mass.mul_(self.momentum).add_(joined[2:4])
         self.known_count.add_(joined[4].to(torch.int64))
         self.step.add_(1)
 
     def extra_repr(self) -> str:
+        thresholds = f"threshold_pos={self.threshold_pos}, threshold_neg={self.threshold_neg}"
         return (
-            f"num_classes={self.num_classes}, rule={self.rule!r}, threshold_pos={self.threshold_pos}, "
-            f"threshold_neg={self.threshold_neg}, warmup_steps={self.warmup_steps}, ramp_steps={self.ramp_steps}"
+            f"num_classes={self.num_classes}, rule={self.rule!r}, "
+            f"{f'quantile_pos={self.quantile_pos}' if self.rule == 'quantile' else thresholds}, "
+            f"warmup_steps={self.warmup_steps}, ramp_steps={self.ramp_steps}"
+            f"{f', relation={self.relation}' if self.relation else ''}"
         )

@@ -202,7 +202,7 @@ VOC2007_RN101 = Preset(
 
 PRESETS = {preset.name: preset for preset in (EMBEDDED, VOC2007_RN101)}
 
-PSEUDO_RULES = ("prototype", "logit", "neighbour")
+PSEUDO_RULES = ("prototype", "quantile", "logit", "neighbour")
 
 # Labels from thresholds cover part of the entries, and follow the model from step to step.
 _BY_THRESHOLD = {"lambda_pseudo": 1.0, "pseudo_per": "entry", "pseudo_warmup": 0.1, "pseudo_ramp": 0.1}
