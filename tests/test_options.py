@@ -133,7 +133,7 @@ NAMES = {
 APART = {
     "num_classes", "dim", "device", "dtype", "distributed", "validate", "reduction", "init", "query_init", "negative_init",
     "query_head", "bias", "pooler", "matching", "distillation", "contrast", "bank", "labeler", "reference_text",
-    "warmup_steps", "ramp_steps",
+    "warmup_steps", "ramp_steps", "num_samples",
 }  # fmt: skip
 
 
@@ -237,9 +237,8 @@ def test_the_queue_knows_images_by_their_place_in_the_data_set():
     ("warmup", "total", "epochs", "expected"), [(0.1, 100, 10, 1), (0.15, 100, 10, 2), (0, 100, 10, 0), (0.1, 90, 30, 3)]
 )
 def test_the_bank_starts_again_once_after_the_warm_up(warmup, total, epochs, expected):
-    settings = ["bank_offline=true", f"pseudo_warmup={warmup}", f"epochs={epochs}", "batch_size=4", "scale=2"]
-    settings.append("bank_min_score=0.5")
-    method = built(*settings, total=total)
+    settings = ("bank_offline=true", f"pseudo_warmup={warmup}", f"epochs={epochs}", "batch_size=4", "scale=2")
+    method = built(*settings, "bank_min_score=0.5", total=total)
     torch.nn.init.normal_(method.objective.pooler.mlp[-1].weight, std=0.3)
     several = Several(drawn())
     bank, text = method.objective.bank, method.prompts()
