@@ -48,11 +48,11 @@ class PseudoLabeler(FullPrecisionState):
     batch's unknown entries stands for the mean of absent ones.
 
     ``rule="quantile"``: the same scores without absolute thresholds. Of the unknown entries met so far (a decayed histogram for
-    each class) the top share :math:`\rho_+ r_c` becomes present and the bottom share :math:`\max(0, 1 - 2 r_c)` absent. The
-    class prior :math:`r_c` is the share of present among the known labels; where ``expected_positives`` says that labels are not
-    hidden at random, k / C times the class's mean score relative to the mean over classes. A class without known labels (in
-    the former case) or without scores abstains; a score of exactly one half, which is that of a class whose every term
-    abstains, is neither counted nor decided.
+    each class) the top share :math:`\rho_+ r_c` becomes present (with the label 1, for q may be of any size) and the bottom
+    share :math:`\max(0, 1 - 2 r_c)` absent. The class prior :math:`r_c` is the share of present among the known labels; where
+    ``expected_positives`` says that labels are not hidden at random, k / C times the class's mean score relative to the mean
+    over classes. A class without known labels (in the former case) or without scores abstains; a score of exactly one half,
+    which is that of a class whose every term abstains, is neither counted nor decided.
 
     ``rule="logit"``: hard labels from the model's own logits, thresholds in logits.
 
@@ -77,7 +77,7 @@ class PseudoLabeler(FullPrecisionState):
         ema_weight: :math:`\eta`, where ``ema_logits`` are given.
         relation: :math:`\rho`, 0 to 0.2. relation_from: G, ``"labels"`` or ``"prototypes"``.
         weight_pos, weight_neg: factors of pseudo-positives and pseudo-negatives in the loss.
-        soft_positives: the label of a pseudo-positive is q instead of 1 (the logit rule is hard).
+        soft_positives: the label of a pseudo-positive is q instead of 1 (prototype rule; the others are hard).
         visual_weight: :math:`\omega`.
         temperature_visual, temperature_text: of the inter-class terms; tie the latter to the model, 2 / its logit scale.
         steepness: k of :func:`trm_losses.functional.calibrate`. min_gap: least distance of the means.
@@ -295,7 +295,7 @@ class PseudoLabeler(FullPrecisionState):
                 positive = positive & self._within_cap(scores, positive, targets)
             active = self.step >= self.warmup_steps
             positive, negative = positive & active, negative & active
-            label = scores if self.soft_positives and self.rule != "logit" else torch.ones_like(scores)
+            label = scores if self.soft_positives and self.rule == "prototype" else torch.ones_like(scores)
             labels = torch.where(positive, label, torch.where(negative, 0.0, float(UNKNOWN)))
             weights = self.ramp * (positive * self.weight_pos + negative * self.weight_neg)
             return PseudoLabels(labels, weights.to(scores.dtype), scores)
