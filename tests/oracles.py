@@ -656,7 +656,7 @@ class Labeler:
                 room = math.floor(max(1.0, 2 * self.expected_positives - sum(y[b] == 1)))
                 candidates = sorted(candidates, key=lambda c: -q[b, c])[:room]
             for c in candidates:
-                labels[b, c], weights[b, c] = q[b, c], self.ramp * self.weight_pos
+                labels[b, c], weights[b, c] = q[b, c] if self.rule == "prototype" else 1.0, self.ramp * self.weight_pos
             for c in absent:
                 labels[b, c], weights[b, c] = 0.0, self.ramp * self.weight_neg
         return labels, weights, q

@@ -48,11 +48,11 @@ class PseudoLabeler(FullPrecisionState):
     batch's unknown entries stands for the mean of absent ones.
 
     ``rule="quantile"``: the same scores without absolute thresholds. Of the unknown entries met so far (a decayed histogram for
-    each class) the top share :math:`\rho_+ r_c` becomes present and the bottom share :math:`\max(0, 1 - 2 r_c)` absent. The
-    class prior :math:`r_c` is the share of present among the known labels; where ``expected_positives`` says that labels are not
-    hidden at random, k / C times the class's mean score relative to the mean over classes. A class without known labels (in
-    the former case) or without scores abstains; a score of exactly one half, which is that of a class whose every term
-    abstains, is neither counted nor decided.
+    each class) the top share :math:`\rho_+ r_c` becomes present (with the label 1, for q may be of any size) and the bottom
+    share :math:`\max(0, 1 - 2 r_c)` absent. The class prior :math:`r_c` is the share of present among the known labels; where
+    ``expected_positives`` says that labels are not hidden at random, k / C times the class's mean score relative to the mean
+    over classes. A class without known labels (in the former case) or without scores abstains; a score of exactly one half,
+    which is that of a class whose every term abstains, is neither counted nor decided.
 
     ``rule="logit"``: hard labels from the model's own logits, thresholds in logits.
 
@@ -83,7 +83,7 @@ class PseudoLabeler(FullPrecisionState):
         relation: :math:`\rho`, 0 to 0.2. relation_from: G, ``"labels"`` or ``"prototypes"``. Both of the first two rules.
         weight_pos, weight_neg: factors of pseudo-positives and pseudo-negatives in the loss; with the neighbour rule those
             are the labels from one half up, and below. None for 1 and 0.5, or 1 and 1 (neighbour).
-        soft_positives: the label of a pseudo-positive is q instead of 1 (the logit rule is hard, the neighbour rule soft).
+        soft_positives: the label of a pseudo-positive is q instead of 1 (prototype rule; the next two are hard, the last is soft).
         num_samples: N, the size of the training set (neighbour rule, and only there).
         neighbours, neighbour_temperature: k and :math:`\tau` of the neighbour rule.
         visual_weight: :math:`\omega`.
@@ -302,6 +302,8 @@ class PseudoLabeler(FullPrecisionState):
         dims = self._check(regions, targets, bank, text)
         unknown = targets == UNKNOWN
         if self.rule == "neighbour":
+            if ema_logits is not None:
+                raise ValueError(f"{dims.owner}: ema_logits must be None with rule='neighbour'; give them to refresh")
             return self._from_neighbours(dims, unknown, ids)
         with TF.full_precision(regions):
             if self.rule == "logit":
@@ -329,7 +331,7 @@ class PseudoLabeler(FullPrecisionState):
                 positive = positive & self._within_cap(scores, positive, targets)
             active = self.step >= self.warmup_steps
             positive, negative = positive & active, negative & active
-            label = scores if self.soft_positives and self.rule != "logit" else torch.ones_like(scores)
+            label = scores if self.soft_positives and self.rule == "prototype" else torch.ones_like(scores)
             labels = torch.where(positive, label, torch.where(negative, 0.0, float(UNKNOWN)))
             weights = self.ramp * (positive * self.weight_pos + negative * self.weight_neg)
             return PseudoLabels(labels, weights.to(scores.dtype), scores)

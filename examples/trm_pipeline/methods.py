@@ -49,13 +49,13 @@ class Setting:
         total_steps: int,
         *,
         single: bool = False,
-        num_samples: int = 0,
+        num_samples: int = 1,
     ) -> None:
         self.num_samples = num_samples
         self.preset, self.text, self.names = preset, text, names
         self.logit_scale, self.total_steps = logit_scale, total_steps
         # With labels hidden at random the known ones tell it; with single positives they cannot.
-        self.expected_positives = preset.expected_positives if single else None
+        self.single, self.expected_positives = single, preset.expected_positives if single else None
 
     @property
     def num_classes(self) -> int:
@@ -342,6 +342,11 @@ class TRM(Method):
                 weight_pos=preset.weight_pos,
                 weight_neg=preset.weight_neg,
                 soft_positives=preset.soft_positives,
+                quantile_pos=preset.quantile_pos,
+                ema_weight=preset.ema_weight,
+                relation=preset.relation,
+                relation_from=preset.relation_from,  # type: ignore[arg-type]
+                single_positive=preset.single_positive and setting.single,
                 num_samples=setting.num_samples if preset.pseudo_rule == "neighbour" else None,
                 neighbours=preset.neighbours,
                 neighbour_temperature=preset.neighbour_temperature,
@@ -376,6 +381,9 @@ class TRM(Method):
                 dim=dim,
                 head_dim=preset.contrast_head_dim,
             )
+        lambda_pseudo, pseudo_per = preset.lambda_pseudo, preset.pseudo_per
+        if setting.single and preset.single_lambda_pseudo is not None:
+            lambda_pseudo, pseudo_per = preset.single_lambda_pseudo, "entry"
         # Without a distillation there is no teacher to give a text to.
         teacher_text = preset.teacher_text if distillation is not None else "learned"
         start = setting.text if preset.query == "free" else None
@@ -411,10 +419,10 @@ class TRM(Method):
             bank=bank,
             labeler=labeler,
             lambda_region=preset.lambda_region,
-            lambda_pseudo=preset.lambda_pseudo,
+            lambda_pseudo=lambda_pseudo,
             lambda_distillation=preset.lambda_distillation,
             lambda_contrast=preset.lambda_contrast,
-            pseudo_per=preset.pseudo_per,  # type: ignore[arg-type]
+            pseudo_per=pseudo_per,  # type: ignore[arg-type]
             teacher_text=teacher_text,  # type: ignore[arg-type]
             reference_text=setting.text if teacher_text == "fixed" else None,
             anchor_score=preset.anchor_score,
@@ -427,6 +435,8 @@ class TRM(Method):
         self.bank_epoch = -(-warmup_steps // steps) if preset.bank_offline and bank is not None else None
         self.region_learning = preset.region_learning
         self._last: TRMOutput | None = None
+        self.ema_vote = preset.ema_vote and labeler is not None
+        self._voter: tuple[Method, Encode] | None = None  # in a tuple, so that its weights are not taken for this method's
 
     def tokens(self, batch: Batch) -> Tensor:
         """What regions are pooled from; of a single token, the image's feature, every region is that feature."""
@@ -452,17 +462,29 @@ class TRM(Method):
     def loss(self, batch: Batch, text: Tensor, targets: Tensor, weak_negative: float = 0.0) -> dict[str, Tensor]:
         text, negative = self.texts(text)
         ids = batch.index.to(text.device)
-        self._last = output = self.objective(self.tokens(batch), text, targets, negative_text=negative, ids=ids)
+        self._last = output = self.objective(
+            self.tokens(batch), text, targets, negative_text=negative, ids=ids, ema_logits=self._vote(batch)
+        )
         heads = [(1.0, output.logits)]
         if output.region_logits is not output.logits:
             heads.append((self.objective.lambda_region, output.region_logits))
         return {**output.terms, **weak_negatives(targets, weak_negative, *heads)}
+
+    @torch.no_grad()
+    def _vote(self, batch: Batch) -> Tensor | None:
+        """Logits of the averaged model, where it has a vote on pseudo-labels."""
+        if self._voter is None:
+            return None
+        average, encode = self._voter
+        average.eval()
+        return average.logits(batch, encode(average.prompts()))
 
     def pseudo_labels(self) -> PseudoLabels | None:
         return None if self._last is None else self._last.pseudo
 
     @torch.no_grad()
     def before_epoch(self, epoch: int, features: Features, targets: Tensor, average: Method, encode: Encode) -> None:
+        self._voter = (average, encode) if self.ema_vote else None
         if epoch == self.bank_epoch:
             self._start_bank(features, targets, encode)
         labeler = self.objective.labeler

@@ -89,6 +89,11 @@ class Preset:
     lambda_pseudo: float = 1.0
     pseudo_per: str = "entry"  # or "known": as much weight as a known label
     pseudo_rule: str = "prototype"
+    quantile_pos: float = 0.6
+    ema_vote: bool = False  # the averaged model's logits join the scores, with the weight
+    ema_weight: float = 0.3
+    relation: float = 0.0
+    relation_from: str = "labels"  # or prototypes
     neighbours: int = 20
     neighbour_temperature: float = 0.05
     threshold_pos: float | None = None
@@ -122,6 +127,8 @@ class Preset:
     expected_positives: float | None = None  # present labels of an image, for the bias start and the cap of pseudo-labels
     single_negative: float = 0.3  # weight of "absent" at unknown entries, measured; Cole's WAN has 1 / (C - 1)
     single_negative_until: str = "end"  # or "warmup", of the pseudo-labels
+    single_positive: bool = False  # the lowest scores of an image become absent (prototype rule)
+    single_lambda_pseudo: float | None = None  # for lambda_pseudo, and per entry: few labels are known, and only present ones
     # Peers
     linear_lr: float = 1e-3
     text_pixel_lr: float = 1e-2
@@ -156,6 +163,7 @@ EMBEDDED = Preset(
     lambda_pseudo=0.5,
     pseudo_warmup=0.3,
     pseudo_ramp=0.05,
+    single_lambda_pseudo=2.0,
     expected_positives=2.4,  # an assumption about the scenes, not read from the labels of a run
     gamma_pos=0.0,
     gamma_neg=0.0,
