@@ -3,6 +3,8 @@
 import dataclasses
 import inspect
 
+import numpy as np
+import oracles
 import pytest
 import torch
 
@@ -64,8 +66,15 @@ OPTIONS = [
     ("absent_momentum=0.5", "bank.absent_momentum"),
     ("absent_every=2", "bank.absent_every"),
     ("pseudo_rule=logit", "labeler.rule"),
-    ("threshold_pos=0.7", "labeler.threshold_pos"),
-    ("threshold_neg=0.2", "labeler.threshold_neg"),
+    ("threshold_pos=0.7 pseudo_rule=prototype", "labeler.threshold_pos"),
+    ("threshold_neg=0.2 pseudo_rule=prototype", "labeler.threshold_neg"),
+    ("quantile_pos=0.5 pseudo_rule=quantile", "labeler.quantile_pos"),
+    ("ema_weight=0.5", "labeler.ema_weight"),
+    ("relation=0.1", "labeler.relation"),
+    ("relation_from=prototypes", "labeler.relation_from"),
+    ("neighbours=3", "labeler.neighbours"),
+    ("neighbour_temperature=0.2", "labeler.neighbour_temperature"),
+    ("pseudo_per=entry", "pseudo_per"),
     ("weight_pos=0.7", "labeler.weight_pos"),
     ("weight_neg=0.7", "labeler.weight_neg"),
     ("soft_positives=false", "labeler.soft_positives"),
@@ -83,7 +92,7 @@ OPTIONS = [
 def built(*settings, name="trm", classes=4, dim=8, total=10):
     torch.manual_seed(0)
     preset = presets.override(presets.EMBEDDED, settings)
-    return methods.METHODS[name](methods.Setting(preset, torch.randn(classes, dim), None, 100.0, total))
+    return methods.METHODS[name](methods.Setting(preset, torch.randn(classes, dim), None, 100.0, total, num_samples=20))
 
 
 def drawn(images=6, tokens=5, dim=8):
@@ -163,7 +172,9 @@ def test_options_of_parts_that_a_method_lacks_do_no_harm(name):
 
 
 class Several:
-    """Features of one batch, in batches of the size asked for."""
+    """Features of one batch, in batches of the size asked for; a second view is the batch with tokens of another length."""
+
+    views = 2
 
     def __init__(self, batch):
         self.batch, self.asked = batch._replace(index=torch.arange(len(batch.index))), []
@@ -171,10 +182,66 @@ class Several:
     def __len__(self):
         return len(self.batch.index)
 
-    def batches(self, batch_size, generator=None):
+    def batches(self, batch_size, generator=None, *, view=0):
         self.asked.append((batch_size, generator))
-        for rows in torch.arange(len(self)).split(batch_size):
-            yield features.Batch(*(part[rows] for part in self.batch))
+        for rows in torch.arange(len(self)).flip(0).split(batch_size):
+            batch = features.Batch(*(part[rows] for part in self.batch))
+            yield batch._replace(tokens=batch.tokens.roll(1, -1)) if view else batch
+
+
+def warm(method):
+    """Past the warm-up of its pseudo-labels."""
+    method.objective.labeler.step.fill_(100)
+    return method
+
+
+def test_neighbours_are_asked_by_the_averaged_weights_over_all_views():
+    method, average = warm(built("batch_size=4")), built("batch_size=4")
+    torch.nn.init.normal_(average.objective.pooler.mlp[-1].weight, std=0.3)
+    several, texts = Several(drawn()), []
+
+    def encode(prompts):
+        texts.append(prompts)
+        return prompts
+
+    method.objective.labeler = PseudoLabeler(4, rule="neighbour", num_samples=6)
+    method.before_epoch(0, several, TARGETS, average, encode)
+    z, logits = [], []
+    with torch.no_grad():
+        for tokens in (several.batch.tokens, several.batch.tokens.roll(1, -1)):
+            regions = average.objective.pooler(tokens, texts[0])
+            z.append(regions.region)
+            logits.append(average.objective.matching.logits(regions.query, texts[0]))
+    probability = torch.sigmoid((logits[0] + logits[1]) / 2)
+    said = torch.where(TARGETS == -1, probability, TARGETS)
+    expected = oracles.neighbour_scores((z[0] + z[1]) / 2, said, 20, 0.05)
+    np.testing.assert_allclose(method.objective.labeler.estimates, expected, atol=1e-5)
+    assert len(several.asked) == 2 and not average.training
+    method.objective.labeler.warmup_steps = 1  # and nothing is asked before the end of the warm-up
+    method.before_epoch(0, several, TARGETS, average, encode)
+    assert len(several.asked) == 2
+
+
+def test_the_averaged_model_votes_where_it_is_asked_to():
+    settings = ("pseudo_rule=prototype", "dropout=0", "pseudo_warmup=0", "ema_weight=1")
+    method, silent, average = built("ema_vote=true", *settings), built(*settings), built()
+    torch.nn.init.normal_(average.objective.pooler.mlp[-1].weight, std=0.3)
+    before = set(method.state_dict())
+    for asked in (method, silent):
+        asked.before_epoch(0, Several(drawn()), TARGETS, average, lambda prompts: prompts)
+        asked.loss(drawn(), asked.prompts(), TARGETS)
+    with torch.no_grad():
+        expected = torch.sigmoid(average.logits(drawn(), average.prompts()))
+    torch.testing.assert_close(method.pseudo_labels().scores, expected)
+    assert not torch.allclose(silent.pseudo_labels().scores, expected, atol=1e-2)
+    assert set(method.state_dict()) == before, "the voter's weights are not the method's"
+
+
+def test_single_positives_have_a_weight_of_pseudo_labels_of_their_own():
+    preset = presets.override(presets.EMBEDDED, ["single_lambda_pseudo=0.7", "lambda_pseudo=0.2"])
+    for single, expected in ((True, (0.7, "entry")), (False, (0.2, "known"))):
+        objective = methods.METHODS["trm"](methods.Setting(preset, torch.randn(4, 8), None, 100.0, 10, single=single)).objective
+        assert (objective.lambda_pseudo, objective.pseudo_per) == expected
 
 
 @pytest.mark.parametrize("mode", ["fixed", "residual"])
@@ -237,8 +304,8 @@ def test_the_queue_knows_images_by_their_place_in_the_data_set():
     ("warmup", "total", "epochs", "expected"), [(0.1, 100, 10, 1), (0.15, 100, 10, 2), (0, 100, 10, 0), (0.1, 90, 30, 3)]
 )
 def test_the_bank_starts_again_once_after_the_warm_up(warmup, total, epochs, expected):
-    settings = ("bank_offline=true", f"pseudo_warmup={warmup}", f"epochs={epochs}", "batch_size=4", "scale=2")
-    method = built(*settings, "bank_min_score=0.5", total=total)
+    settings = ("bank_offline=true", "pseudo_rule=prototype", f"pseudo_warmup={warmup}", f"epochs={epochs}")
+    method = built(*settings, "batch_size=4", "scale=2", "bank_min_score=0.5", total=total)
     torch.nn.init.normal_(method.objective.pooler.mlp[-1].weight, std=0.3)
     several = Several(drawn())
     bank, text = method.objective.bank, method.prompts()
@@ -262,7 +329,9 @@ def test_the_bank_starts_again_once_after_the_warm_up(warmup, total, epochs, exp
 
 
 def test_the_bank_never_starts_from_features_that_hold_the_query():
-    method = built("bank_offline=true", "pseudo_warmup=0", "residual=query", "bank_min_score=0", "num_heads=1")
+    method = built(
+        "bank_offline=true", "pseudo_rule=prototype", "pseudo_warmup=0", "residual=query", "bank_min_score=0", "num_heads=1"
+    )
     several, text = Several(drawn()), method.prompts()
     method.before_epoch(0, several, TARGETS, method, lambda prompts: prompts)
     regions = torch.nn.functional.normalize(method.objective.pooler(several.batch.tokens, text).region, dim=-1)

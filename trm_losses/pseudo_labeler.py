@@ -83,7 +83,8 @@ class PseudoLabeler(FullPrecisionState):
         relation: :math:`\rho`, 0 to 0.2. relation_from: G, ``"labels"`` or ``"prototypes"``. Both of the first two rules.
         weight_pos, weight_neg: factors of pseudo-positives and pseudo-negatives in the loss; with the neighbour rule those
             are the labels from one half up, and below. None for 1 and 0.5, or 1 and 1 (neighbour).
-        soft_positives: the label of a pseudo-positive is q instead of 1 (prototype rule; the next two are hard, the last is soft).
+        soft_positives: the label of a pseudo-positive is q instead of 1 (prototype rule; quantile and logit are hard,
+            neighbour is soft).
         num_samples: N, the size of the training set (neighbour rule, and only there).
         neighbours, neighbour_temperature: k and :math:`\tau` of the neighbour rule.
         visual_weight: :math:`\omega`.

@@ -1,0 +1,140 @@
+"""What pseudo-labels are worth on the val images of the drawn VOC: each rule, none at all, and oracles that know the truth.
+
+    python benchmarks/pseudo_labels.py --seeds 1 2 3 4 5 --known 0.1 0.5
+    python benchmarks/pseudo_labels.py --method trm-region-pseudo --rules none oracle-positive oracle-negative oracle-unsure
+
+An oracle gives unknown entries their true label after the warm-up, with the weights of the preset's own rule: all of them, or
+those that are present, absent, on the wrong side of one half by the model's own probability, between 0.1 and 0.9, or outside.
+The last column is the share of the whole oracle's gain that a rule reaches, from means over the seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+
+from trm_pipeline import experiment, methods, training
+from trm_pipeline.cells import known_labels
+from trm_pipeline.presets import PSEUDO_RULES, VARIANTS
+
+from trm_losses import PrototypeBank, PseudoLabeler, PseudoLabels
+from trm_losses.labels import UNKNOWN
+
+# Which unknown entries are told, by their truth and the model's own probability.
+ORACLES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "oracle": lambda y, p: y >= 0,
+    "oracle-positive": lambda y, p: y == 1,
+    "oracle-negative": lambda y, p: y == 0,
+    "oracle-wrong": lambda y, p: (p > 0.5) != (y == 1),
+    "oracle-unsure": lambda y, p: (p > 0.1) & (p < 0.9),
+    "oracle-sure": lambda y, p: (p <= 0.1) | (p >= 0.9),
+}
+
+
+class Oracle(PseudoLabeler):
+    """Tells the truth about the unknown entries it is asked to tell."""
+
+    def __init__(self, labeler: PseudoLabeler, truth: Tensor, told: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__(
+            labeler.num_classes, rule="logit", warmup_steps=labeler.warmup_steps, ramp_steps=labeler.ramp_steps
+        )
+        self.truth, self.told = truth, told
+
+    def forward(
+        self,
+        regions: Tensor,
+        targets: Tensor,
+        bank: PrototypeBank,
+        *,
+        text: Tensor | None = None,
+        logits: Tensor | None = None,
+        ids: Tensor | None = None,
+        ema_logits: Tensor | None = None,
+    ) -> PseudoLabels:
+        """The truth at the entries that are told, after the warm-up."""
+        if ids is None or logits is None:
+            raise ValueError("Oracle: ids and logits must be given")
+        truth = self.truth[ids].to(logits.dtype)
+        told = (targets == UNKNOWN) & self.told(truth, torch.sigmoid(logits.detach())) & (self.step >= self.warmup_steps)
+        return PseudoLabels(torch.where(told, truth, float(UNKNOWN)), self.ramp * told, torch.where(told, truth, 0.5))
+
+
+def run(args: argparse.Namespace, rule: str, known: float, seed: int) -> float:
+    """mAP on val at the last epoch."""
+    torch.set_num_threads(1)
+    typed = ["--tune", "--cache", str(args.cache), *(["--set", *args.set] if args.set else [])]
+    data = experiment.prepare(experiment.parser().parse_args(typed))
+    changes = dict(VARIANTS[f"trm-rule-{rule}"][1]) if rule in PSEUDO_RULES and rule != data.preset.pseudo_rule else {}
+    if rule == "none":
+        changes["lambda_pseudo"] = 0.0
+    preset = dataclasses.replace(data.preset, **changes)  # type: ignore[arg-type]
+    targets = known_labels(data.targets, known, seed)
+    total = preset.epochs * -(-len(data.features) // preset.batch_size)
+    torch.manual_seed(seed)
+    setting = methods.Setting(preset, data.text, data.names, data.logit_scale, total, num_samples=len(data.features))
+    method = methods.METHODS[args.method](setting)
+    if rule in ORACLES:
+        if not isinstance(method, methods.TRM) or method.objective.labeler is None:
+            raise ValueError(f"--method must be one with pseudo-labels, got {args.method}")
+        method.objective.labeler = Oracle(method.objective.labeler, data.targets, ORACLES[rule])
+    trained = training.train(
+        method,
+        data.features,
+        targets,
+        data.test_features,
+        data.test_targets,
+        encode=data.encode,
+        preset=preset,
+        seed=seed,
+        device=data.device,
+        label=f"{rule}, {100 * known:g}%, seed {seed}",
+    )
+    return trained.metrics["mAP"]
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--rules", nargs="+", default=["none", *PSEUDO_RULES, "oracle"], choices=["none", *PSEUDO_RULES, *ORACLES])
+    p.add_argument("--known", type=float, nargs="+", default=[0.1, 0.5])
+    p.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    p.add_argument("--method", default="trm", help="trm or trm-region-pseudo")
+    p.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="change settings of the preset")
+    p.add_argument("--jobs", type=int, default=2)
+    p.add_argument("--cache", type=Path, default=Path("~/.cache/trm_losses").expanduser())
+    p.add_argument("--json", type=Path)
+    args = p.parse_args()
+    cells = [(rule, known, seed) for seed in args.seeds for known in args.known for rule in args.rules]
+    with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
+        found = dict(zip(cells, pool.map(run, *zip(*((args, *cell) for cell in cells), strict=True)), strict=True))
+    if args.json:
+        args.json.write_text(json.dumps([[*cell, value] for cell, value in found.items()], indent=1) + "\n")
+    for known in args.known:
+        cell = {rule: [found[rule, known, seed] for seed in args.seeds] for rule in args.rules}
+        print(f"\n{args.method} at {100 * known:g} % known labels, {len(args.seeds)} seeds: mAP (%) on val")
+        print("| rule | mAP | over none, paired | share of the oracle's gain |\n| --- | --- | --- | --- |")
+        for rule, values in cell.items():
+            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+            gain, share = "", ""
+            if "none" in cell and rule != "none":
+                gains = [a - b for a, b in zip(values, cell["none"], strict=True)]
+                gain = f"{statistics.fmean(gains):+.1f}" + (f" ± {statistics.stdev(gains):.1f}" if len(gains) > 1 else "")
+                if "oracle" in cell:
+                    whole = statistics.fmean(cell["oracle"]) - statistics.fmean(cell["none"])
+                    share = f"{100 * statistics.fmean(gains) / whole:.0f} %"
+            print(f"| {rule} | {statistics.fmean(values):.1f}{spread} | {gain} | {share} |")
+
+
+if __name__ == "__main__":
+    main()
