@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 
 ## Install, then TRM-ML and its peers on drawn VOC scenes: table, picture and heads in runs/voc
 reproduce: $(VENV)/.examples
-	$(BIN)/python examples/reproduce_voc.py
+	$(BIN)/python examples/reproduce_voc.py --jobs 2
 
 ## The whole study: every share from 10 % to 90 % and single positives, three seeds, ablations; some 40 minutes on two cores.
 ## Started again after an interruption it goes on where it was
