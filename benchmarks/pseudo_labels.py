@@ -51,6 +51,7 @@ class Oracle(PseudoLabeler):
             labeler.num_classes, rule="logit", warmup_steps=labeler.warmup_steps, ramp_steps=labeler.ramp_steps
         )
         self.truth, self.told = truth, told
+        self.weight_pos, self.weight_neg = labeler.weight_pos, labeler.weight_neg
 
     def forward(
         self,
@@ -68,7 +69,8 @@ class Oracle(PseudoLabeler):
             raise ValueError("Oracle: ids and logits must be given")
         truth = self.truth[ids].to(logits.dtype)
         told = (targets == UNKNOWN) & self.told(truth, torch.sigmoid(logits.detach())) & (self.step >= self.warmup_steps)
-        return PseudoLabels(torch.where(told, truth, float(UNKNOWN)), self.ramp * told, torch.where(told, truth, 0.5))
+        weights = self.ramp * told * torch.where(truth == 1, self.weight_pos, self.weight_neg)
+        return PseudoLabels(torch.where(told, truth, float(UNKNOWN)), weights, torch.where(told, truth, 0.5))
 
 
 def run(args: argparse.Namespace, rule: str, known: float, seed: int) -> float:
@@ -77,17 +79,17 @@ def run(args: argparse.Namespace, rule: str, known: float, seed: int) -> float:
     typed = ["--tune", "--cache", str(args.cache), *(["--set", *args.set] if args.set else [])]
     data = experiment.prepare(experiment.parser().parse_args(typed))
     changes = dict(VARIANTS[f"trm-rule-{rule}"][1]) if rule in PSEUDO_RULES and rule != data.preset.pseudo_rule else {}
-    if rule == "none":
-        changes["lambda_pseudo"] = 0.0
     preset = dataclasses.replace(data.preset, **changes)  # type: ignore[arg-type]
     targets = known_labels(data.targets, known, seed)
     total = preset.epochs * -(-len(data.features) // preset.batch_size)
     torch.manual_seed(seed)
     setting = methods.Setting(preset, data.text, data.names, data.logit_scale, total, num_samples=len(data.features))
     method = methods.METHODS[args.method](setting)
+    if not isinstance(method, methods.TRM) or method.objective.labeler is None:
+        raise ValueError(f"--method must be one with pseudo-labels, got {args.method}")
+    if rule == "none":
+        method.objective.labeler = None  # and no pseudo-label in prototypes or contrast either
     if rule in ORACLES:
-        if not isinstance(method, methods.TRM) or method.objective.labeler is None:
-            raise ValueError(f"--method must be one with pseudo-labels, got {args.method}")
         method.objective.labeler = Oracle(method.objective.labeler, data.targets, ORACLES[rule])
     trained = training.train(
         method,
@@ -109,7 +111,7 @@ def main() -> None:
     p.add_argument("--rules", nargs="+", default=["none", *PSEUDO_RULES, "oracle"], choices=["none", *PSEUDO_RULES, *ORACLES])
     p.add_argument("--known", type=float, nargs="+", default=[0.1, 0.5])
     p.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    p.add_argument("--method", default="trm", help="trm or trm-region-pseudo")
+    p.add_argument("--method", default="trm", choices=("trm", "trm-region-pseudo"))
     p.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="change settings of the preset")
     p.add_argument("--jobs", type=int, default=2)
     p.add_argument("--cache", type=Path, default=Path("~/.cache/trm_losses").expanduser())
@@ -132,7 +134,7 @@ def main() -> None:
                 gain = f"{statistics.fmean(gains):+.1f}" + (f" ± {statistics.stdev(gains):.1f}" if len(gains) > 1 else "")
                 if "oracle" in cell:
                     whole = statistics.fmean(cell["oracle"]) - statistics.fmean(cell["none"])
-                    share = f"{100 * statistics.fmean(gains) / whole:.0f} %"
+                    share = f"{100 * statistics.fmean(gains) / whole:.0f} %" if whole else ""
             print(f"| {rule} | {statistics.fmean(values):.1f}{spread} | {gain} | {share} |")
 
 

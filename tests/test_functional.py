@@ -10,7 +10,7 @@ import oracles
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import labels, normal
+from cases import generator, labels, normal
 from torch import Tensor
 
 from trm_losses import MultimodalContrastiveLoss
@@ -643,3 +643,21 @@ def test_calibrate() -> None:
         middle = (float(present[c]) + float(absent[c])) / 2
         close(actual[b, c], oracles.sigmoid(5 * (float(s[b, c]) - middle) / float(gap[c])))
     close(TF.calibrate((present + absent)[None] / 2, present, absent, gap), np.full((1, 2), 0.5))
+
+
+def test_images_without_a_positive_label_hold_whatever_they_like() -> None:
+    """Not even NaN reaches the contrast of images by their labels, nor the gradient of the others."""
+    f, y = normal(6, 8), labels(6, 4, seed=2)
+    y[3] = -1
+    weights = torch.rand(6, 4, generator=generator(1), dtype=torch.float64)
+    found = []
+    for value in (0.0, float("nan")):
+        g, w = f.clone(), weights.clone()
+        g[3], w[y < 0.9] = value, value
+        g.requires_grad_()
+        loss = TF.multi_label_contrastive(g, y, weights=w)
+        loss.backward()
+        found.append((loss.detach(), g.grad))
+    for clean, dirty in zip(*found, strict=True):
+        assert torch.equal(clean, dirty) and clean.isfinite().all()
+    assert found[0][0] > 0

@@ -88,6 +88,7 @@ def test_estimates_are_saved_and_restored() -> None:
         ({"rule": "logit"}, "num_samples must be given with rule='neighbour', .* and only there"),
         ({"num_samples": 0}, "num_samples must be at least 1"),
         ({"threshold_pos": 0.9}, "threshold_pos and threshold_neg must be None with rule='neighbour', got 0.9 and None"),
+        ({"relation": 0.1}, "relation needs rule='prototype' or 'quantile', got 0.1 with rule='neighbour'"),
         ({"neighbours": 0}, "neighbours must be at least 1"),
         ({"neighbour_temperature": 0.0}, "neighbour_temperature must be above 0"),
     ],
@@ -95,6 +96,15 @@ def test_estimates_are_saved_and_restored() -> None:
 def test_refuses_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         labeler_with(**settings)
+
+
+def test_ids_are_places() -> None:
+    labeler, z, y = labeler_with(), normal(2, 3, WIDTH, dtype=torch.float32), torch.full((2, 3), -1.0)
+    for ids in (torch.tensor([0.0, 1.0]), torch.tensor([True, False]), torch.tensor([0, 1], dtype=torch.uint8)):
+        with pytest.raises(TypeError, match="PseudoLabeler: ids must be int64, got"):
+            labeler(z, y, filled_bank(3), ids=ids)
+    whole = torch.compile(labeler, fullgraph=True, backend="eager")
+    assert (whole(z, y, filled_bank(3), ids=torch.tensor([5, 0])).targets == -1).all()
 
 
 def test_refuses_a_refresh_that_does_not_fit() -> None:

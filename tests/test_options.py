@@ -70,7 +70,7 @@ OPTIONS = [
     ("threshold_neg=0.2 pseudo_rule=prototype", "labeler.threshold_neg"),
     ("quantile_pos=0.5 pseudo_rule=quantile", "labeler.quantile_pos"),
     ("ema_weight=0.5", "labeler.ema_weight"),
-    ("relation=0.1", "labeler.relation"),
+    ("relation=0.1 pseudo_rule=prototype", "labeler.relation"),
     ("relation_from=prototypes", "labeler.relation_from"),
     ("neighbours=3", "labeler.neighbours"),
     ("neighbour_temperature=0.2", "labeler.neighbour_temperature"),
@@ -189,14 +189,8 @@ class Several:
             yield batch._replace(tokens=batch.tokens.roll(1, -1)) if view else batch
 
 
-def warm(method):
-    """Past the warm-up of its pseudo-labels."""
-    method.objective.labeler.step.fill_(100)
-    return method
-
-
 def test_neighbours_are_asked_by_the_averaged_weights_over_all_views():
-    method, average = warm(built("batch_size=4")), built("batch_size=4")
+    method, average = built("batch_size=4", "pseudo_warmup=0"), built("batch_size=4")
     torch.nn.init.normal_(average.objective.pooler.mlp[-1].weight, std=0.3)
     several, texts = Several(drawn()), []
 
@@ -217,8 +211,12 @@ def test_neighbours_are_asked_by_the_averaged_weights_over_all_views():
     expected = oracles.neighbour_scores((z[0] + z[1]) / 2, said, 20, 0.05)
     np.testing.assert_allclose(method.objective.labeler.estimates, expected, atol=1e-5)
     assert len(several.asked) == 2 and not average.training
-    method.objective.labeler.warmup_steps = 1  # and nothing is asked before the end of the warm-up
-    method.before_epoch(0, several, TARGETS, average, encode)
+    late = built("pseudo_warmup=0.25", "epochs=10", total=100)  # in the third epoch, from which estimates must be there
+    for epoch, asked in ((0, 2), (1, 2), (2, 4), (3, 6)):
+        late.objective.labeler = PseudoLabeler(4, rule="neighbour", num_samples=6)
+        late.before_epoch(epoch, several, TARGETS, average, encode)
+        assert len(several.asked) == asked
+    several.asked = several.asked[:2]
     assert len(several.asked) == 2
 
 
@@ -341,7 +339,7 @@ def test_the_bank_never_starts_from_features_that_hold_the_query():
 
 
 def test_without_being_asked_the_bank_never_starts_again():
-    method = built()
+    method = built("pseudo_rule=prototype")
     for epoch in range(10):
         method.before_epoch(epoch, None, TARGETS, method, None)
     assert not method.objective.bank.seen.any()

@@ -575,8 +575,10 @@ def multi_label_contrastive(
     Reference: our choice, after MulSupCon (Zhang and Wu, AAAI 2024) and SupCon (Khosla et al., NeurIPS 2020).
     """
     with full_precision(features):
-        f = unit(features) if project is None else unit(project(unit(features)))
         is_anchor = targets >= anchor_threshold
+        # What an image without a positive label holds must not matter, not even NaN: 0 * NaN would reach the sums.
+        features = torch.where(is_anchor.any(dim=1, keepdim=True), features, 0.0)
+        f = unit(features) if project is None else unit(project(unit(features)))
         keys, key_real, offset = gather_rows(f, group)
         label = is_anchor.to(f.dtype)
         key_label = label if group is None else gather_rows(label, group)[0]
@@ -589,7 +591,7 @@ def multi_label_contrastive(
         to_class = f @ (key_label.T @ keys).T - (f * f).sum(dim=1, keepdim=True)
         paired = is_anchor & (partners > 0)
         loss = torch.where(paired, log_sum[:, None] - to_class / (temperature * partners.clamp(min=1)), 0.0)
-        row_weight = label if weights is None else label * upcast(weights)
+        row_weight = label if weights is None else torch.where(is_anchor, upcast(weights), 0.0)
         count = count_per_rank(paired.sum().to(f.dtype), group)
         zero = upcast(features.flatten()[:0].sum()) + f.flatten()[:0].sum()
         return zero + _weighted_mean(loss, row_weight * paired, count)

@@ -82,7 +82,8 @@ class TRMObjective(nn.Module):
         negative_text (C, D) where ``matching`` has ``form="pair"``.
 
     Raises:
-        ValueError, TypeError: of the parts, each by name; ``ids`` missing where the bank keeps a queue.
+        ValueError, TypeError: of the parts, each by name; ``ids`` missing where the bank keeps a queue or
+            the labeller goes by neighbours.
 
     Reference: the four parts and which teaches which are TRM-ML's (paper, patent); factors, gates, the fixed text of the
     teacher and the scale-free normalisers are our choice, gates after SADCL.
@@ -202,8 +203,9 @@ class TRMObjective(nn.Module):
         ids: Tensor | None = None,
         ema_logits: Tensor | None = None,
     ) -> TRMOutput:
-        """Losses of a batch; see the class. ids name the samples, where the bank keeps a queue of them; ema_logits (B, C) of an
-        averaged model vote in the labeller's scores, where there is one."""
+        """Losses of a batch; see the class. ids name the samples, where the bank keeps a queue of them, or are their
+        places in the training set, where the labeller goes by neighbours; ema_logits (B, C) of an averaged model vote in the
+        labeller's scores, where there is one."""
         dims = Dims(type(self).__name__, C=self.pooler.num_classes)
         dims.check("targets", targets, "B C", floating=False)
         dims.check("text", text, "C D", hint="one row for each class of num_classes")

@@ -56,6 +56,12 @@ class PseudoLabeler(FullPrecisionState):
 
     ``rule="logit"``: hard labels from the model's own logits, thresholds in logits.
 
+    ``rule="neighbour"``: soft labels that :meth:`refresh` computes for the whole training set at once, by
+    :func:`trm_losses.functional.neighbour_scores`: the k images whose region of a class is the most similar say what they
+    know of it, a label where there is one, else the probability that the model gives them. Every unknown entry takes its
+    estimate, sure or not, since what teaches something lies between the thresholds. Refresh from averaged weights, and
+    seldom (once an epoch): an estimate that follows the model's every step confirms the model's mistakes.
+
     With ``ema_logits`` of an averaged model its vote joins in, :math:`q \leftarrow (1 - \eta) q + \eta \sigma(\ell)`; then, with
     ``relation`` :math:`\rho > 0`, the known present classes of the image speak for those that come with them,
 
@@ -64,11 +70,6 @@ class PseudoLabeler(FullPrecisionState):
     with G the counts of two classes known present in one image, each row divided by its sum, or
     :math:`\mathrm{softmax}(P P^\top / 0.1)` of the visual prototypes (the text where not seen), both over the other classes.
     Classes that were never met with another have no row; an image without any keeps its scores.
-    ``rule="neighbour"``: soft labels that :meth:`refresh` computes for the whole training set at once, by
-    :func:`trm_losses.functional.neighbour_scores`: the k images whose region of a class is the most similar say what they
-    know of it, a label where there is one, else the probability that the model gives them. Every unknown entry takes its
-    estimate, sure or not, since what teaches something lies between the thresholds. Refresh from averaged weights, and
-    seldom (once an epoch): an estimate that follows the model's every step confirms the model's mistakes.
 
     Nothing is decided in the first ``warmup_steps``; the weights then grow linearly over ``ramp_steps``. Steps are counted
     by :meth:`update`, which is called after the optimiser's step, before the bank's. Known labels are never changed.
@@ -177,6 +178,8 @@ class PseudoLabeler(FullPrecisionState):
         if single_positive and (rule != "prototype" or expected_positives is None):
             got = f"rule={rule!r} and expected_positives={expected_positives}"
             raise ValueError(f"{name}: single_positive needs rule='prototype' and expected_positives, got {got}")
+        if relation and rule not in ("prototype", "quantile"):
+            raise ValueError(f"{name}: relation needs rule='prototype' or 'quantile', got {relation} with rule={rule!r}")
         by_neighbours = rule == "neighbour"
         if by_neighbours != (num_samples is not None):
             raise ValueError(
@@ -342,8 +345,10 @@ class PseudoLabeler(FullPrecisionState):
         if ids is None:
             raise ValueError(f"{dims.owner}: ids (B,) must be given for rule='neighbour', the places in the training set")
         dims.check("ids", ids, "B", floating=False)
+        if ids.dtype != torch.int64:
+            raise TypeError(f"{dims.owner}: ids must be int64, got {ids.dtype}")
         count = len(self.estimates)
-        if self.validate and bool(((ids < 0) | (ids >= count)).any()):
+        if self.validate and not torch.compiler.is_compiling() and bool(((ids < 0) | (ids >= count)).any()):
             raise ValueError(f"{dims.owner}: ids must be from 0 to num_samples - 1 = {count - 1}, got {ids.min()} to {ids.max()}")
         estimates = self.estimates[ids]
         decided = unknown & (estimates >= 0) & (self.step >= self.warmup_steps)
@@ -372,10 +377,8 @@ class PseudoLabeler(FullPrecisionState):
             check_finite(dims.owner, "logits", logits)
             check_targets(dims.owner, targets)
         said = torch.where(targets == UNKNOWN, torch.sigmoid(TF.upcast(logits)), targets.to(TF.upcast(logits).dtype))
-        heard = TF.neighbour_scores(
-            regions, said, neighbours=self.neighbours, temperature=self.neighbour_temperature
-        )
-        self.estimates.copy_(heard.clamp(0, 1))  # a mean of ones may round to more than one
+        estimates = TF.neighbour_scores(regions, said, neighbours=self.neighbours, temperature=self.neighbour_temperature)
+        self.estimates.copy_(estimates.clamp(0, 1))  # a mean of ones may round to more than one
 
     @torch.no_grad()
     def scores(

@@ -133,7 +133,8 @@ def _trained(data: Prepared, cell: Cell, args: argparse.Namespace) -> tuple[dict
     method, changes = VARIANTS.get(cell.method, (cell.method, {}))
     preset = dataclasses.replace(data.preset, **changes)  # type: ignore[arg-type]
     trained = train_cell(data, cell, args, method=method, preset=preset)
-    if cell.method in METHODS and isinstance(trained.method, TRM):
+    # A head is given tokens, not the pooled feature that a method without region learning is trained on.
+    if cell.method in METHODS and isinstance(trained.method, TRM) and preset.region_learning:
         with torch.no_grad():
             text = data.encode(trained.method.prompts())
         trained.method.head(text, list(VOC_CLASSES)).save(args.output / f"{cell.name}.pt")

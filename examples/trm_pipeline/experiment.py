@@ -124,16 +124,22 @@ def check_arguments(args: argparse.Namespace, preset: Preset) -> None:
         raise ValueError(f"--unseen must leave two classes of {len(VOC_CLASSES)} to train on, got {args.unseen}")
     if args.unseen and preset.query == "free":
         raise ValueError("--unseen needs queries that come from text; give --set query=tied")
+    if args.unseen and not preset.region_learning:
+        raise ValueError("--unseen needs regions of the classes; give --set region_learning=true")
+    if preset.ema_vote and preset.pseudo_rule in ("logit", "neighbour"):
+        raise ValueError(f"ema_vote needs pseudo_rule=prototype or quantile, got {preset.pseudo_rule!r}")
     if args.unseen and preset.match_form != "single":
         raise ValueError("--unseen needs a matching with nothing learned for each class; give --set match_form=single")
-    # Words and numbers of the method are its parts' own to check; here with any texts, before anything is computed.
-    any_text = torch.ones(2, max(1, preset.num_heads))
-    METHODS["trm"](Setting(dataclasses.replace(preset, prompts="fixed"), any_text, None, 100.0, preset.epochs))
     if "single" in args.known and preset.expected_positives is None:
         raise ValueError(
             "--known single needs expected_positives, the mean number of present labels of an image, which single "
             "positives cannot tell; give --set expected_positives=2"
         )
+    # Words and numbers of the method are its parts' own to check; here with any texts, before anything is computed.
+    any_text = torch.ones(2, max(1, preset.num_heads))
+    for single in {known == "single" for known in args.known}:
+        setting = Setting(dataclasses.replace(preset, prompts="fixed"), any_text, None, 100.0, preset.epochs, single=single)
+        METHODS["trm"](setting)
     if preset.single_negative_until not in ("end", "warmup"):
         raise ValueError(f"single_negative_until must be 'end' or 'warmup', got {preset.single_negative_until!r}")
     splits = chosen_splits(args, preset)

@@ -433,6 +433,8 @@ class TRM(Method):
         # The first epoch that begins after the warm-up; told by its number, so that it is the same one in a resumed run.
         steps = -(-setting.total_steps // preset.epochs)
         self.bank_epoch = -(-warmup_steps // steps) if preset.bank_offline and bank is not None else None
+        # Estimates are there when the warm-up ends, inside an epoch too, and whatever steps a scaler has skipped.
+        self.neighbour_epoch = warmup_steps // steps
         self.region_learning = preset.region_learning
         self._last: TRMOutput | None = None
         self.ema_vote = preset.ema_vote and labeler is not None
@@ -488,7 +490,7 @@ class TRM(Method):
         if epoch == self.bank_epoch:
             self._start_bank(features, targets, encode)
         labeler = self.objective.labeler
-        if labeler is not None and labeler.rule == "neighbour" and labeler.step >= labeler.warmup_steps:
+        if labeler is not None and labeler.rule == "neighbour" and epoch >= self.neighbour_epoch:
             if not isinstance(average, TRM):
                 raise TypeError(f"the average of TRM must be a TRM, got {type(average).__name__}")
             average.eval()

@@ -157,7 +157,7 @@ EMBEDDED = Preset(
     prompts="residual",
     lr=3e-4,
     text_lr=1e-3,
-    # Against thresholds on prototypes, logits and quantiles; chosen on val at 10 and 50 % (docs/pseudo-labels.md).
+    # Against thresholds on prototypes, logits and quantiles; chosen on val at 10 and 50 % (benchmarks/pseudo_labels.py).
     pseudo_rule="neighbour",
     pseudo_per="known",
     lambda_pseudo=0.5,
@@ -214,6 +214,8 @@ PSEUDO_RULES = ("prototype", "quantile", "logit", "neighbour")
 
 # Labels from thresholds cover part of the entries, and follow the model from step to step.
 _BY_THRESHOLD = {"lambda_pseudo": 1.0, "pseudo_per": "entry", "pseudo_warmup": 0.1, "pseudo_ramp": 0.1}
+# What one rule takes and another refuses, or reads on another scale.
+_OWN_DEFAULTS = {"threshold_pos": None, "threshold_neg": None, "ema_vote": False, "single_positive": False, "relation": 0.0}
 
 VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "trm-no-region": ("trm", {"region_learning": False}),
@@ -221,7 +223,7 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "trm-no-pseudo": ("trm-query", {}),
     "trm-no-contrast": ("trm", {"lambda_contrast": 0.0}),
     **{
-        f"trm-rule-{rule}": ("trm", {"pseudo_rule": rule, **({} if rule == "neighbour" else _BY_THRESHOLD)})
+        f"trm-rule-{rule}": ("trm", {"pseudo_rule": rule, **_OWN_DEFAULTS, **({} if rule == "neighbour" else _BY_THRESHOLD)})
         for rule in PSEUDO_RULES
     },
 }
