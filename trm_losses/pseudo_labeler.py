@@ -69,7 +69,8 @@ class PseudoLabeler(FullPrecisionState):
 
     with G the counts of two classes known present in one image, each row divided by its sum, or
     :math:`\mathrm{softmax}(P P^\top / 0.1)` of the visual prototypes (the text where not seen), both over the other classes.
-    Classes that were never met with another have no row; an image without any keeps its scores.
+    Classes that were never met with another have no row; an image without any keeps its scores. Elsewhere a class that nothing
+    speaks for falls to :math:`(1 - \rho) q`: with thresholds near 1 keep the ratio small.
 
     Nothing is decided in the first ``warmup_steps``; the weights then grow linearly over ``ramp_steps``. Steps are counted
     by :meth:`update`, which is called after the optimiser's step, before the bank's. Known labels are never changed.
