@@ -19,7 +19,7 @@ pytest.importorskip("safetensors")
 pytest.importorskip("matplotlib")
 
 from PIL import Image
-from trm_pipeline import experiment, methods, pictures, presets, report
+from trm_pipeline import checkpoint, experiment, methods, pictures, presets, report
 from trm_pipeline.data.voc import VOC_CLASSES, class_prompt_names
 
 from trm_losses import RegionPooler, TextRegionMatchingLoss, TRMHead
@@ -213,7 +213,7 @@ class _Page(HTMLParser):
 def output_folder(path):
     rows = [row(m, k, s, v + s) for m, v in (("text-pixel", 81.0), ("trm", 83.0)) for k in (0.1, "single") for s in (1, 2)]
     rows += [row("trm-no-contrast", 0.1, s, 82.5 + s) for s in (1, 2)]
-    report.write_results(path / "results.json", rows)
+    checkpoint.write_json(path / "results.json", rows)
     (path / "run.json").write_text(json.dumps({"seeds": [1, 2], "preset": {"name": "embedded"}}))
     (path / "pseudo").mkdir()
     (path / "pseudo" / "trm-known0.1-seed1.json").write_text(json.dumps(trace()))
@@ -251,7 +251,7 @@ def test_the_page_is_the_same_when_made_again(tmp_path):
 
 
 def test_a_page_of_results_alone(tmp_path):
-    report.write_results(tmp_path / "results.json", [row("zero-shot-global", 0.1, 1, 46.0, OF1=None)])
+    checkpoint.write_json(tmp_path / "results.json", [row("zero-shot-global", 0.1, 1, 46.0, OF1=None)])
     page = _Page(report.make_report(tmp_path).read_text(encoding="utf-8"))
     assert page.tags.count("table") == 1 and len(page.sources) == 1
 

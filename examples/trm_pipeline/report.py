@@ -18,7 +18,7 @@ from .pictures import SaliencyMaps, draw_map_against_known, draw_pseudo_quality,
 
 __all__ = [
     "Row", "ablation_rows", "ablation_table", "draw_map_against_known", "main_rows", "make_report", "markdown_table",
-    "write_report", "write_results",
+    "write_report",
 ]  # fmt: skip
 
 Row = dict[str, Any]
@@ -34,11 +34,6 @@ Table = list[list[str]]
 NINE = tuple(tenth / 10 for tenth in range(1, 10))
 VARIANTS = ("trm-no-", "trm-rule-")
 """Beginnings of names: TRM-ML without a part, or with another rule for its pseudo-labels."""
-
-
-def write_results(path: Path, rows: Sequence[Row]) -> None:
-    """A list of rows as JSON, replaced as a whole."""
-    _replace(path, json.dumps(list(rows), indent=1) + "\n")
 
 
 def _replace(path: Path, content: str) -> None:
