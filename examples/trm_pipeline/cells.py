@@ -14,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,16 +28,12 @@ from .checkpoint import Checkpoint, tensor_digest, write_json
 from .data.voc import VOC_CLASSES
 from .features import Features
 from .methods import METHODS, TRM, ZERO_SHOT, Encode, Setting
-from .presets import VARIANTS, Preset
+from .presets import VARIANTS, Known, Preset
 from .progress import say, without_bars
 from .report import Row
 from .training import Trained, score, train
 
-__all__ = ["Cell", "Finished", "Known", "Prepared", "known_labels", "run_cell", "run_cells", "train_cell"]
-
-Known = float | Literal["single"]
-"""Share of known labels, or one present label of each image and nothing else."""
-
+__all__ = ["Cell", "Finished", "Prepared", "known_labels", "run_cell", "run_cells", "train_cell"]
 
 class Cell(NamedTuple):
     """A method (or a variant of one) in a setting with a seed."""

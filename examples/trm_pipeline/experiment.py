@@ -19,7 +19,7 @@ from PIL import Image
 from trm_losses import TRMHead
 from trm_losses.backbones import OpenClipBackbone, load_open_clip
 
-from .cells import Cell, Finished, Known, Prepared, checkpoint_path, run_cells, use_deterministic_algorithms
+from .cells import Cell, Finished, Prepared, checkpoint_path, run_cells, use_deterministic_algorithms
 from .checkpoint import differences, tensor_digest, write_json
 from .data.drawn import write_drawn_voc
 from .data.voc import VOC, VOC_CLASSES, class_prompt_names, eval_transform, train_transform
@@ -27,7 +27,7 @@ from .embedded import load_embedded
 from .features import CachedFeatures, Features, LiveFeatures, cache_features, weights_digest
 from .methods import METHODS, ZERO_SHOT, Setting
 from .pictures import choose_images, collect_saliency
-from .presets import EMBEDDED, PRESETS, VARIANTS, VOC2007_RN101, Preset, override
+from .presets import EMBEDDED, PRESETS, VARIANTS, VOC2007_RN101, Known, Preset, override
 from .progress import Scalars, say
 from .report import Row, ablation_rows, ablation_table, main_rows, make_report, markdown_table
 from .unseen import unseen_row, unseen_table

@@ -8,10 +8,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from .data.drawn import TEMPLATES
 
-__all__ = ["EMBEDDED", "PRESETS", "PSEUDO_RULES", "VARIANTS", "VOC2007_RN101", "Preset", "override"]
+__all__ = ["EMBEDDED", "PRESETS", "PSEUDO_RULES", "VARIANTS", "VOC2007_RN101", "Known", "Preset", "override"]
+
+Known = float | Literal["single"]
+"""Share of known labels, or one present label of each image and nothing else."""
 
 
 @dataclass(frozen=True)

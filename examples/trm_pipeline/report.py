@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .pictures import SaliencyMaps, draw_map_against_known, draw_pseudo_quality, draw_saliency
+from .presets import VARIANTS, Known
 
 __all__ = [
     "Row", "ablation_rows", "ablation_table", "draw_map_against_known", "main_rows", "make_report", "markdown_table",
@@ -25,15 +26,10 @@ Row = dict[str, Any]
 """One run: method, known (share of labels, or "single"), seed, mAP, mAP_interpolated, OF1, CF1, CF1_per_class, best_epoch_mAP,
 expected_positives (a number for "single", else None)."""
 
-Known = float | str
-"""A share of known labels, or "single": one positive label an image."""
-
 Table = list[list[str]]
 """The header, then a line for each method."""
 
 NINE = tuple(tenth / 10 for tenth in range(1, 10))
-VARIANTS = ("trm-no-", "trm-rule-")
-"""Beginnings of names: TRM-ML without a part, or with another rule for its pseudo-labels."""
 
 
 def _replace(path: Path, content: str) -> None:
@@ -44,12 +40,12 @@ def _replace(path: Path, content: str) -> None:
 
 def main_rows(rows: Sequence[Row]) -> list[Row]:
     """Rows of the methods themselves, without the variants of an ablation."""
-    return [row for row in rows if not row["method"].startswith(VARIANTS)]
+    return [row for row in rows if row["method"] not in VARIANTS]
 
 
 def ablation_rows(rows: Sequence[Row], reference: str = "trm") -> list[Row]:
     """Rows of the variants and of what they are compared with; none where either is missing."""
-    chosen = [row for row in rows if row["method"] == reference or row["method"].startswith(VARIANTS)]
+    chosen = [row for row in rows if row["method"] == reference or row["method"] in VARIANTS]
     return chosen if len({row["method"] == reference for row in chosen}) == 2 else []
 
 
@@ -245,7 +241,7 @@ def _trace_groups(folder: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
     groups: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for name, trace in traces.items():
         method, setting = re.match(r"(.+?)(-known[\d.]+|-single)?(-seed\d+)?$", name).group(1, 2)  # type: ignore[union-attr]
-        if trace and method.startswith(VARIANTS):
+        if trace and method in VARIANTS:
             whole = {key: value for key, value in traces.items() if value and re.match(rf"trm{setting}-seed\d+$", key)}
             groups.setdefault(f"variants{setting}", whole)[name] = trace
         elif trace:

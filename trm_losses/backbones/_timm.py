@@ -117,7 +117,9 @@ class TimmTower:
         try:
             return forward(images, **options)
         except (AssertionError, IndexError, RuntimeError) as error:  # timm: a size that a table or window does not fit
-            if isinstance(error, torch.cuda.OutOfMemoryError) or tuple(images.shape[2:]) == self.fits:
+            size_is_right = tuple(images.shape[2:]) == self.fits
+            other = images.dtype != next(self.trunk.parameters()).dtype or not len(images)
+            if isinstance(error, torch.cuda.OutOfMemoryError) or size_is_right or other:
                 raise
             line = str(error).split("\n")[0]
             raise ValueError(
