@@ -26,6 +26,60 @@ def test_scores_are_the_loops(images: int, neighbours: int, block: int, monkeypa
     assert torch.equal(s, before) and actual.dtype == torch.float64
 
 
+@pytest.mark.parametrize("known", [None, labels(9, 3) != -1], ids=["none", "some"])
+def test_scores_are_passed_on_from_known_labels(known: torch.Tensor | None) -> None:
+    f, s = normal(9, 3, 5), torch.sigmoid(normal(9, 3, seed=1))
+    actual = TF.neighbour_scores(f, s, known=known, neighbours=3, temperature=0.2, steps=4)
+    np.testing.assert_allclose(actual, oracles.neighbour_scores(f, s, 3, 0.2, known=known, steps=4), rtol=1e-9)
+    assert not torch.allclose(actual, TF.neighbour_scores(f, s, neighbours=3, temperature=0.2), atol=1e-2)
+
+
+def test_a_prior_is_matched_by_one_shift_a_class() -> None:
+    q, y = torch.sigmoid(3 * normal(40, 4)), labels(40, 4)
+    q = torch.where(y == -1, q, y.double())
+    free = y == -1
+    least, room = (q * ~free).mean(dim=0), free.double().mean(dim=0)
+    prior = least + room * torch.tensor([0.1, 0.3, 0.6, 0.95])
+    matched = TF.match_prior(q, prior, free)
+    for c in range(4):
+        assert matched[:, c].mean().item() == pytest.approx(float(prior[c]), abs=1e-9)
+        shifts = (torch.logit(matched[:, c]) - torch.logit(q[:, c]))[free[:, c]]
+        np.testing.assert_allclose(shifts, shifts[0].expand_as(shifts), atol=1e-6)
+    assert torch.equal(matched[~free], q[~free])
+
+
+@pytest.mark.parametrize("case", ["certain", "out of reach", "nothing free", "half"])
+def test_priors_at_the_edge(case: str) -> None:
+    q, free = torch.tensor([[0.0], [1.0], [0.5], [1.0]]), torch.tensor([[True], [True], [True], [False]])
+    if case == "certain":  # even labels of which the model is certain have a place on the scale
+        assert TF.match_prior(q, torch.tensor([0.6]), free).mean().item() == pytest.approx(0.6, abs=1e-5)
+    if case == "out of reach":  # the known one alone is more than the prior
+        np.testing.assert_allclose(TF.match_prior(q, torch.tensor([0.1]), free)[:, 0], [0, 0, 0, 1], atol=1e-6)
+        np.testing.assert_allclose(TF.match_prior(q, torch.tensor([1.0]), free)[:, 0], [1, 1, 1, 1], atol=1e-6)
+    if case == "nothing free":
+        assert torch.equal(TF.match_prior(q, torch.tensor([0.5]), torch.zeros_like(free)), q)
+    if case == "half":
+        assert TF.match_prior(q.half(), torch.tensor([0.6]), free).mean().item() == pytest.approx(0.6, abs=1e-3)
+
+
+def test_estimates_of_single_positives_have_the_assumed_number_of_positives() -> None:
+    z, logits = normal(6, 3, WIDTH), normal(6, 3, seed=1) - 3
+    y = torch.full((6, 3), -1.0)
+    y[torch.arange(6), torch.tensor([0, 1, 2, 0, 0, 1])] = 1.0
+    labeler = labeler_with(expected_positives=1.5, neighbours=3, neighbour_temperature=0.3, neighbour_steps=2)
+    labeler.refresh(z, logits, y)
+    p = np.vectorize(oracles.sigmoid)(oracles.array(logits))
+    unknown = oracles.array(y) == -1
+    said = np.where(unknown, p, 1.0)
+    told = oracles.neighbour_scores(z, said, 3, 0.3, known=~unknown, steps=2)
+    merged = np.where(unknown, oracles.array(labeler.estimates), 1.0)
+    np.testing.assert_allclose(merged.mean(axis=0), 0.5 * p.mean(axis=0) / p.mean(), atol=1e-5)
+    np.testing.assert_allclose(oracles.array(labeler.estimates)[~unknown], told[~unknown], atol=1e-6)
+    for c in range(3):
+        order = np.argsort(told[unknown[:, c], c])
+        assert (np.diff(oracles.array(labeler.estimates)[unknown[:, c], c][order]) >= -1e-6).all()
+
+
 def test_half_precision_regions() -> None:
     f, s = normal(12, 2, 16, dtype=torch.float32), torch.rand(12, 2, generator=torch.Generator().manual_seed(0))
     exact = TF.neighbour_scores(f, s, neighbours=11)

@@ -74,6 +74,7 @@ OPTIONS = [
     ("relation_from=prototypes", "labeler.relation_from"),
     ("neighbours=3", "labeler.neighbours"),
     ("neighbour_temperature=0.2", "labeler.neighbour_temperature"),
+    ("neighbour_steps=2", "labeler.neighbour_steps"),
     ("pseudo_per=entry", "pseudo_per"),
     ("weight_pos=0.7", "labeler.weight_pos"),
     ("weight_neg=0.7", "labeler.weight_neg"),
@@ -154,13 +155,15 @@ def test_every_option_of_a_part_is_a_setting_with_its_default(part):
             continue
         mine = NAMES[part].get(name, f"contrast_{name}" if part is MultimodalContrastiveLoss else name)
         assert mine in fields, f"{part.__name__}.{name}"
-        if mine not in ("temperature_text", "expected_positives"):  # the first follows the model, the second is assumed
+        # The first follows the model, the second is assumed, the last two follow the rule of the pseudo-labels.
+        if mine not in ("temperature_text", "expected_positives", "lambda_pseudo", "pseudo_per"):
             assert fields[mine] == parameter.default, f"{part.__name__}.{name}"
 
 
 @pytest.mark.parametrize("name", [name for name in methods.METHODS if name.startswith("trm")])
 def test_options_of_parts_that_a_method_lacks_do_no_harm(name):
-    method = built("teacher_text=fixed", "residual=query", "bank_offline=true", "queue_size=2", "lambda_contrast=0", name=name)
+    settings = ("teacher_text=fixed", "residual=query", "bank_offline=true", "queue_size=2", "lambda_contrast=0")
+    method = built(*settings, "pseudo_rule=prototype", name=name)
     text = method.prompts()
     assert sum(method.loss(drawn(), text, TARGETS).values()).isfinite()
     method.after_step()
@@ -235,11 +238,15 @@ def test_the_averaged_model_votes_where_it_is_asked_to():
     assert set(method.state_dict()) == before, "the voter's weights are not the method's"
 
 
-def test_single_positives_have_a_weight_of_pseudo_labels_of_their_own():
-    preset = presets.override(presets.EMBEDDED, ["single_lambda_pseudo=0.7", "lambda_pseudo=0.2"])
-    for single, expected in ((True, (0.7, "entry")), (False, (0.2, "known"))):
-        objective = methods.METHODS["trm"](methods.Setting(preset, torch.randn(4, 8), None, 100.0, 10, single=single)).objective
-        assert (objective.lambda_pseudo, objective.pseudo_per) == expected
+@pytest.mark.parametrize("rule", presets.PSEUDO_RULES)
+def test_each_rule_has_its_schedule_and_settings_go_first(rule):
+    suited = presets.SCHEDULES[rule]
+    assert presets.pseudo_schedule(presets.override(presets.EMBEDDED, [f"pseudo_rule={rule}"])) == suited
+    own = presets.override(presets.EMBEDDED, [f"pseudo_rule={rule}", "lambda_pseudo=0", "pseudo_ramp=0.5"])
+    assert presets.pseudo_schedule(own) == suited._replace(lambda_pseudo=0.0, pseudo_ramp=0.5)
+    objective = methods.METHODS["trm"](methods.Setting(own, torch.randn(4, 8), None, 100.0, 40)).objective
+    assert (objective.lambda_pseudo, objective.pseudo_per) == (0.0, suited.pseudo_per)
+    assert (objective.labeler.warmup_steps, objective.labeler.ramp_steps) == (round(40 * suited.pseudo_warmup), 20)
 
 
 @pytest.mark.parametrize("mode", ["fixed", "residual"])

@@ -29,6 +29,7 @@ __all__ = [
     "feature_distillation",
     "multi_label_contrastive",
     "multimodal_contrastive",
+    "match_prior",
     "neighbour_scores",
     "prototype_similarities",
     "region_attention",
@@ -731,24 +732,60 @@ def calibrate(
 
 
 @torch.no_grad()
+def match_prior(probabilities: Tensor, prior: Tensor, free: Tensor) -> Tensor:
+    r"""Probabilities moved to a class prior: :math:`\sigma(\mathrm{logit}\, q_{ic} + b_c)` with one shift for each class.
+
+    Training without known absent labels leaves probabilities at a level of its own; their order is kept.
+
+    Args:
+        probabilities: (N, C), known labels among them. prior: (C,) the mean that a class shall have over its N entries, as near
+            as its free entries can bring it. free: (N, C) bool, entries that are moved.
+
+    Returns:
+        (N, C) in float32 or the probabilities' own precision; what is not free is as it was.
+
+    Reference: our choice.
+    """
+    with full_precision(probabilities):
+        q = upcast(probabilities)
+        logits = torch.logit(q, eps=1e-6)
+        wanted = prior * len(q) - (q * ~free).sum(dim=0)
+        low, high = (logits.new_full((logits.shape[1],), bound) for bound in (-40.0, 40.0))
+        for _ in range(60):  # each halves the interval: the sum grows with the shift
+            middle = 0.5 * (low + high)
+            short = (torch.sigmoid(logits + middle) * free).sum(dim=0) < wanted
+            low, high = torch.where(short, middle, low), torch.where(short, high, middle)
+        return torch.where(free, torch.sigmoid(logits + high), q)
+
+
+@torch.no_grad()
 def neighbour_scores(
-    features: Tensor, scores: Tensor, *, neighbours: int = 20, temperature: float = 0.05
+    features: Tensor,
+    scores: Tensor,
+    *,
+    known: Tensor | None = None,
+    neighbours: int = 20,
+    temperature: float = 0.05,
+    steps: int = 1,
 ) -> Tensor:
     r"""What the images whose region of a class looks most alike say about that class: label propagation over regions.
 
     .. math:: q_{ic} = \sum_{j \in \mathcal N_{ic}} \mathrm{softmax}_j(\hat r_{ic} \cdot \hat r_{jc} / \tau)\, s_{jc}
 
-    with :math:`\mathcal N_{ic}` the k images other than i whose regions of class c are the most similar. Classes and blocks of
-    images are taken in turn, so memory grows with the number of images, not with its square.
+    with :math:`\mathcal N_{ic}` the k images other than i whose regions of class c are the most similar. With several steps what
+    came out is passed on, and known entries say what they said at first. Classes and blocks of images are taken in turn, so
+    memory grows with the number of images, not with its square.
 
     Args:
         features: (N, C, D) regions of N images, in any floating type. scores: (N, C), known labels or probabilities.
-        neighbours: k; all other images where there are fewer. temperature: :math:`\tau`.
+        known: (N, C) bool, entries that keep their score between the steps; None for no entry.
+        neighbours: k; all other images where there are fewer. temperature: :math:`\tau`. steps: how often.
 
     Returns:
         (N, C) in float32 or the scores' own precision; a single image, which has no neighbour, keeps its score.
 
-    Reference: our choice; inter-image relations of one class beside the paper's relations to prototypes.
+    Reference: our choice; inter-image relations of one class beside the paper's relations to prototypes. Passing on with known
+    labels clamped is label propagation (Zhu and Ghahramani, 2002).
     """
     with full_precision(features):
         scores = upcast(scores)
@@ -757,13 +794,22 @@ def neighbour_scores(
         if k < 1:
             return scores.clone()
         out = torch.empty_like(scores)
-        step = max(1, _BLOCK // images)
         for c in range(classes):
-            z = unit(features[:, c])
-            for start in range(0, images, step):
-                rows = torch.arange(start, min(start + step, images), device=z.device)
-                similarity = z[rows] @ z.T
-                similarity[rows - start, rows] = -float("inf")  # nobody speaks for itself
-                nearest, index = similarity.topk(k, dim=1)
-                out[rows, c] = (torch.softmax(nearest / temperature, dim=1).to(out.dtype) * scores[index, c]).sum(dim=1)
+            similarity, index = _nearest(unit(features[:, c]), k)
+            weight = torch.softmax(similarity / temperature, dim=1).to(out.dtype)
+            said = scores[:, c]
+            for _ in range(steps):
+                out[:, c] = (weight * said[index]).sum(dim=1)
+                said = out[:, c] if known is None else torch.where(known[:, c], scores[:, c], out[:, c])
         return out
+
+
+def _nearest(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """(N, k) greatest products of each row of z (N, D) with other rows, and which rows they are."""
+    images = len(z)
+    blocks = []
+    for rows in torch.split(torch.arange(images, device=z.device), max(1, _BLOCK // images)):
+        similarity = z[rows] @ z.T
+        similarity[rows - rows[0], rows] = -float("inf")  # nobody speaks for itself
+        blocks.append(similarity.topk(k, dim=1))
+    return torch.cat([block.values for block in blocks]), torch.cat([block.indices for block in blocks])

@@ -58,9 +58,12 @@ class PseudoLabeler(FullPrecisionState):
 
     ``rule="neighbour"``: soft labels that :meth:`refresh` computes for the whole training set at once, by
     :func:`trm_losses.functional.neighbour_scores`: the k images whose region of a class is the most similar say what they
-    know of it, a label where there is one, else the probability that the model gives them. Every unknown entry takes its
-    estimate, sure or not, since what teaches something lies between the thresholds. Refresh from averaged weights, and
-    seldom (once an epoch): an estimate that follows the model's every step confirms the model's mistakes.
+    know of it, a label where there is one, else the probability that the model gives them; with several ``neighbour_steps``
+    what they heard of their own neighbours. Every unknown entry takes its estimate, sure or not, since what teaches something
+    lies between the thresholds. Given ``expected_positives``, :func:`trm_losses.functional.match_prior` moves the estimates of
+    each class to the prior :math:`r_c` of the quantile rule, with the mean probability as the score: without known absent
+    labels the model's own level means nothing. Refresh from averaged weights, and seldom (once an epoch): an estimate that
+    follows the model's every step confirms the model's mistakes.
 
     With ``ema_logits`` of an averaged model its vote joins in, :math:`q \leftarrow (1 - \eta) q + \eta \sigma(\ell)`; then, with
     ``relation`` :math:`\rho > 0`, the known present classes of the image speak for those that come with them,
@@ -88,7 +91,7 @@ class PseudoLabeler(FullPrecisionState):
         soft_positives: the label of a pseudo-positive is q instead of 1 (prototype rule; quantile and logit are hard,
             neighbour is soft).
         num_samples: N, the size of the training set (neighbour rule, and only there).
-        neighbours, neighbour_temperature: k and :math:`\tau` of the neighbour rule.
+        neighbours, neighbour_temperature, neighbour_steps: k, :math:`\tau`, and how often scores are passed on (neighbour rule).
         visual_weight: :math:`\omega`.
         temperature_visual, temperature_text: of the inter-class terms; tie the latter to the model, 2 / its logit scale.
         steepness: k of :func:`trm_losses.functional.calibrate`. min_gap: least distance of the means.
@@ -152,6 +155,7 @@ class PseudoLabeler(FullPrecisionState):
         num_samples: int | None = None,
         neighbours: int = 20,
         neighbour_temperature: float = 0.05,
+        neighbour_steps: int = 1,
         visual_weight: float = 0.5,
         temperature_visual: float = 0.07,
         temperature_text: float = 0.02,
@@ -209,6 +213,7 @@ class PseudoLabeler(FullPrecisionState):
             ("ramp_steps", ramp_steps, 0, None),
             ("num_samples", 1 if num_samples is None else num_samples, 1, None),
             ("neighbours", neighbours, 1, None),
+            ("neighbour_steps", neighbour_steps, 1, None),
         ):
             check_number(name, key, value, low, high)
         for key, value in (
@@ -229,7 +234,7 @@ class PseudoLabeler(FullPrecisionState):
         self.steepness, self.min_gap, self.min_positives = steepness, min_gap, min_positives
         self.momentum, self.warmup_steps, self.ramp_steps = momentum, warmup_steps, ramp_steps
         self.cap, self.expected_positives, self.single_positive = cap, expected_positives, single_positive
-        self.neighbours, self.neighbour_temperature = neighbours, neighbour_temperature
+        self.neighbours, self.neighbour_temperature, self.neighbour_steps = neighbours, neighbour_temperature, neighbour_steps
         self.distributed, self.validate = distributed, validate
         self.register_buffer("step", torch.zeros((), dtype=torch.int64, device=device))
         # Decayed sums of s over known entries: (modality: visual, text) x (absent, present) x C, and how many they hold.
@@ -377,9 +382,22 @@ class PseudoLabeler(FullPrecisionState):
             check_finite(dims.owner, "regions", regions)
             check_finite(dims.owner, "logits", logits)
             check_targets(dims.owner, targets)
-        said = torch.where(targets == UNKNOWN, torch.sigmoid(TF.upcast(logits)), targets.to(TF.upcast(logits).dtype))
-        estimates = TF.neighbour_scores(regions, said, neighbours=self.neighbours, temperature=self.neighbour_temperature)
-        self.estimates.copy_(estimates.clamp(0, 1))  # a mean of ones may round to more than one
+        unknown = targets == UNKNOWN
+        probabilities = torch.sigmoid(TF.upcast(logits))
+        known = targets.to(probabilities.dtype)
+        estimates = TF.neighbour_scores(
+            regions,
+            torch.where(unknown, probabilities, known),
+            known=~unknown,
+            neighbours=self.neighbours,
+            temperature=self.neighbour_temperature,
+            steps=self.neighbour_steps,
+        ).clamp(0, 1)  # a mean of ones may round to more than one
+        if self.expected_positives is not None:
+            prior = self._assumed_prior(probabilities.mean(dim=0), torch.ones_like(unknown[0]))
+            matched = TF.match_prior(torch.where(unknown, estimates, known), prior, unknown)
+            estimates = torch.where(unknown, matched, estimates)
+        self.estimates.copy_(estimates)
 
     @torch.no_grad()
     def scores(
@@ -470,14 +488,19 @@ class PseudoLabeler(FullPrecisionState):
         else:
             centres = (torch.arange(_BINS, device=mass.device) + 0.5) / _BINS
             mean = self.histogram @ centres / torch.where(mass > 0, mass, 1.0)
-            ready, overall = mass > 0, mean.sum() / (mass > 0).sum().clamp(min=1)
-            prior = self.expected_positives / self.num_classes * mean / torch.where(overall > 0, overall, 1.0)
-        prior = prior.clamp(0, 1)
+            ready = mass > 0
+            prior = self._assumed_prior(mean, ready)
         top, bottom = self.quantile_pos * prior, (1 - 2 * prior).clamp(min=0)
         decided = unknown & ready & (scores != 0.5)
         positive = decided & (top > 0) & (scores >= 1 - self._cut(self.histogram.flip(1), top))
         negative = decided & (bottom > 0) & (scores <= self._cut(self.histogram, bottom)) & ~positive
         return positive, negative
+
+    def _assumed_prior(self, mean: Tensor, ready: Tensor) -> Tensor:
+        """(C,) k / C times a class's mean score relative to the mean over the classes that are ready."""
+        assert self.expected_positives is not None
+        overall = (mean * ready).sum() / ready.sum().clamp(min=1)
+        return (self.expected_positives / self.num_classes * mean / torch.where(overall > 0, overall, 1.0)).clamp(0, 1)
 
     @staticmethod
     def _cut(histogram: Tensor, share: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from trm_losses.functional import asymmetric_loss
 from trm_losses.labels import UNKNOWN
 
 from .features import Batch, Features
-from .presets import Preset
+from .presets import Preset, pseudo_schedule
 
 __all__ = ["METHODS", "ZERO_SHOT", "Encode", "Method", "Setting", "weak_negatives", "zero_shot_global", "zero_shot_tokens"]
 
@@ -318,7 +318,8 @@ class TRM(Method):
         self.prompts: nn.Module = setting.prompts(preset.prompts)
         if preset.match_form == "pair":
             self.prompts = PromptPair(setting.prompts(preset.prompts), setting.negative_prompts(preset.prompts))
-        warmup_steps = round(preset.pseudo_warmup * setting.total_steps)
+        planned = pseudo_schedule(preset)
+        warmup_steps = round(planned.pseudo_warmup * setting.total_steps)
         bank = distillation = contrast = labeler = None
         if pseudo_labels or preset.lambda_contrast:
             bank = PrototypeBank(
@@ -350,6 +351,7 @@ class TRM(Method):
                 num_samples=setting.num_samples if preset.pseudo_rule == "neighbour" else None,
                 neighbours=preset.neighbours,
                 neighbour_temperature=preset.neighbour_temperature,
+                neighbour_steps=preset.neighbour_steps,
                 visual_weight=preset.visual_weight,
                 temperature_visual=preset.temperature_visual,
                 temperature_text=2 / setting.logit_scale if preset.temperature_text is None else preset.temperature_text,
@@ -360,7 +362,7 @@ class TRM(Method):
                 cap=preset.cap,
                 expected_positives=setting.expected_positives,
                 warmup_steps=warmup_steps,
-                ramp_steps=round(preset.pseudo_ramp * setting.total_steps),
+                ramp_steps=round(planned.pseudo_ramp * setting.total_steps),
             )
         if query_head and preset.lambda_distillation:
             distillation = RegionDistillationLoss(
@@ -381,9 +383,6 @@ class TRM(Method):
                 dim=dim,
                 head_dim=preset.contrast_head_dim,
             )
-        lambda_pseudo, pseudo_per = preset.lambda_pseudo, preset.pseudo_per
-        if setting.single and preset.single_lambda_pseudo is not None:
-            lambda_pseudo, pseudo_per = preset.single_lambda_pseudo, "entry"
         # Without a distillation there is no teacher to give a text to.
         teacher_text = preset.teacher_text if distillation is not None else "learned"
         start = setting.text if preset.query == "free" else None
@@ -419,10 +418,10 @@ class TRM(Method):
             bank=bank,
             labeler=labeler,
             lambda_region=preset.lambda_region,
-            lambda_pseudo=lambda_pseudo,
+            lambda_pseudo=planned.lambda_pseudo,
             lambda_distillation=preset.lambda_distillation,
             lambda_contrast=preset.lambda_contrast,
-            pseudo_per=pseudo_per,  # type: ignore[arg-type]
+            pseudo_per=planned.pseudo_per,  # type: ignore[arg-type]
             teacher_text=teacher_text,  # type: ignore[arg-type]
             reference_text=setting.text if teacher_text == "fixed" else None,
             anchor_score=preset.anchor_score,

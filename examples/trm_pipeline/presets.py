@@ -8,11 +8,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from .data.drawn import TEMPLATES
 
-__all__ = ["EMBEDDED", "PRESETS", "PSEUDO_RULES", "VARIANTS", "VOC2007_RN101", "Known", "Preset", "override"]
+__all__ = [
+    "EMBEDDED", "PRESETS", "PSEUDO_RULES", "SCHEDULES", "VARIANTS", "VOC2007_RN101", "Known", "Preset", "Schedule", "override",
+    "pseudo_schedule",
+]  # fmt: skip
 
 Known = float | Literal["single"]
 """Share of known labels, or one present label of each image and nothing else."""
@@ -89,10 +92,12 @@ class Preset:
     contrast_overlap: float | None = None  # share of common saliency above which classes are no negatives, such as 0.7
     contrast_absent_negatives: bool = False
     anchor_score: float = 0.9  # least score of a pseudo-positive that becomes an anchor
-    # Pseudo-labels (of the methods that have them)
-    lambda_pseudo: float = 1.0
-    pseudo_per: str = "entry"  # or "known": as much weight as a known label
+    # Pseudo-labels (of the methods that have them); None: what suits the rule, see SCHEDULES
     pseudo_rule: str = "prototype"
+    lambda_pseudo: float | None = None
+    pseudo_per: str | None = None  # "entry", or "known": as much weight as a known label
+    pseudo_warmup: float | None = None  # shares of all steps
+    pseudo_ramp: float | None = None
     quantile_pos: float = 0.6
     ema_vote: bool = False  # the averaged model's logits join the scores, with the weight
     ema_weight: float = 0.3
@@ -100,6 +105,7 @@ class Preset:
     relation_from: str = "labels"  # or prototypes
     neighbours: int = 20
     neighbour_temperature: float = 0.05
+    neighbour_steps: int = 1
     threshold_pos: float | None = None
     threshold_neg: float | None = None
     weight_pos: float | None = None
@@ -113,8 +119,6 @@ class Preset:
     min_positives: int = 10  # known ones that a class needs for statistics of its own
     statistics_momentum: float = 0.99
     cap: bool = True  # only the surest pseudo-positives of an image
-    pseudo_warmup: float = 0.1  # shares of all steps
-    pseudo_ramp: float = 0.1
     # Prototypes
     prototype_momentum: float = 0.99
     prototype_text_momentum: float = 0.99
@@ -132,7 +136,6 @@ class Preset:
     single_negative: float = 0.3  # weight of "absent" at unknown entries, measured; Cole's WAN has 1 / (C - 1)
     single_negative_until: str = "end"  # or "warmup", of the pseudo-labels
     single_positive: bool = False  # the lowest scores of an image become absent (prototype rule)
-    single_lambda_pseudo: float | None = None  # for lambda_pseudo, and per entry: few labels are known, and only present ones
     # Peers
     linear_lr: float = 1e-3
     text_pixel_lr: float = 1e-2
@@ -163,11 +166,7 @@ EMBEDDED = Preset(
     text_lr=1e-3,
     # Against thresholds on prototypes, logits and quantiles; chosen on val at 10 and 50 % (benchmarks/pseudo_labels.py).
     pseudo_rule="neighbour",
-    pseudo_per="known",
-    lambda_pseudo=0.5,
-    pseudo_warmup=0.3,
-    pseudo_ramp=0.05,
-    single_lambda_pseudo=2.0,
+    neighbour_steps=3,
     expected_positives=2.4,  # an assumption about the scenes, not read from the labels of a run
     gamma_pos=0.0,
     gamma_neg=0.0,
@@ -214,10 +213,34 @@ VOC2007_RN101 = Preset(
 
 PRESETS = {preset.name: preset for preset in (EMBEDDED, VOC2007_RN101)}
 
-PSEUDO_RULES = ("prototype", "quantile", "logit", "neighbour")
 
-# Labels from thresholds cover part of the entries, and follow the model from step to step.
-_BY_THRESHOLD = {"lambda_pseudo": 1.0, "pseudo_per": "entry", "pseudo_warmup": 0.1, "pseudo_ramp": 0.1}
+class Schedule(NamedTuple):
+    """Weight of pseudo-labels in the loss, what it is relative to, and the shares of all steps before and while it grows."""
+
+    lambda_pseudo: float
+    pseudo_per: str
+    pseudo_warmup: float
+    pseudo_ramp: float
+
+
+# Labels from thresholds cover part of the entries; neighbours tell something of every unknown one.
+_BY_THRESHOLD = Schedule(lambda_pseudo=1.0, pseudo_per="entry", pseudo_warmup=0.1, pseudo_ramp=0.1)
+SCHEDULES = {
+    **dict.fromkeys(("prototype", "quantile", "logit"), _BY_THRESHOLD),
+    "neighbour": Schedule(lambda_pseudo=0.5, pseudo_per="known", pseudo_warmup=0.1, pseudo_ramp=0.05),
+}
+
+PSEUDO_RULES = tuple(SCHEDULES)
+
+
+def pseudo_schedule(preset: Preset) -> Schedule:
+    """What suits the preset's rule, and what the preset says itself."""
+    if preset.pseudo_rule not in SCHEDULES:
+        raise ValueError(f"pseudo_rule must be one of {', '.join(SCHEDULES)}, got {preset.pseudo_rule!r}")
+    own = {name: value for name in Schedule._fields if (value := getattr(preset, name)) is not None}
+    return SCHEDULES[preset.pseudo_rule]._replace(**own)
+
+
 # What one rule takes and another refuses, or reads on another scale.
 _OWN_DEFAULTS = {"threshold_pos": None, "threshold_neg": None, "ema_vote": False, "single_positive": False, "relation": 0.0}
 
@@ -226,10 +249,7 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "trm-no-distillation": ("trm", {"lambda_distillation": 0.0}),
     "trm-no-pseudo": ("trm-query", {}),
     "trm-no-contrast": ("trm", {"lambda_contrast": 0.0}),
-    **{
-        f"trm-rule-{rule}": ("trm", {"pseudo_rule": rule, **_OWN_DEFAULTS, **({} if rule == "neighbour" else _BY_THRESHOLD)})
-        for rule in PSEUDO_RULES
-    },
+    **{f"trm-rule-{rule}": ("trm", {"pseudo_rule": rule, **_OWN_DEFAULTS}) for rule in PSEUDO_RULES},
 }
 """Ablations: the method a variant is, and what it changes in the preset."""
 

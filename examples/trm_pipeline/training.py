@@ -17,7 +17,7 @@ from trm_losses.metrics import evaluate
 from .checkpoint import Checkpoint
 from .features import Batch, Features
 from .methods import Encode, Method
-from .presets import Preset
+from .presets import Preset, pseudo_schedule
 from .progress import Scalars, progress, say
 from .pseudo_trace import Point, PseudoTrace
 
@@ -103,7 +103,7 @@ def train(
     autocast = partial(torch.autocast, device.type, torch.float16 if on_cuda else torch.bfloat16, enabled=amp)
     scaler = torch.amp.GradScaler(device.type, enabled=amp and on_cuda)
     trace = None if truth is None else PseudoTrace(truth)
-    weak_until = total if preset.single_negative_until == "end" else round(preset.pseudo_warmup * total)
+    weak_until = total if preset.single_negative_until == "end" else round(pseudo_schedule(preset).pseudo_warmup * total)
 
     state = None if checkpoint is None else checkpoint.load()
     prior = _prior(targets, preset, single)
