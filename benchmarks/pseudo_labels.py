@@ -1,6 +1,6 @@
 """What pseudo-labels are worth on the val images of the drawn VOC: each rule, none at all, and oracles that know the truth.
 
-    python benchmarks/pseudo_labels.py --seeds 1 2 3 4 5 --known 0.1 0.5
+    python benchmarks/pseudo_labels.py --seeds 1 2 3 4 5 --known 0.1 0.5 single
     python benchmarks/pseudo_labels.py --method trm-region-pseudo --rules none oracle-positive oracle-negative oracle-unsure
 
 An oracle gives unknown entries their true label after the warm-up, with the weights of the preset's own rule: all of them, or
@@ -17,6 +17,7 @@ import statistics
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
 from trm_pipeline import experiment, methods, training
-from trm_pipeline.cells import known_labels
+from trm_pipeline.cells import Cell, build
 from trm_pipeline.presets import PSEUDO_RULES, VARIANTS
 
 from trm_losses import PrototypeBank, PseudoLabeler, PseudoLabels
@@ -73,18 +74,15 @@ class Oracle(PseudoLabeler):
         return PseudoLabels(torch.where(told, truth, float(UNKNOWN)), weights, torch.where(told, truth, 0.5))
 
 
-def run(args: argparse.Namespace, rule: str, known: float, seed: int) -> float:
-    """mAP on val at the last epoch."""
+def run(args: argparse.Namespace, cell: Cell) -> float:
+    """mAP on val at the last epoch; the cell's method is the rule."""
     torch.set_num_threads(1)
     typed = ["--tune", "--cache", str(args.cache), *(["--set", *args.set] if args.set else [])]
     data = experiment.prepare(experiment.parser().parse_args(typed))
+    rule = cell.method
     changes = dict(VARIANTS[f"trm-rule-{rule}"][1]) if rule in PSEUDO_RULES and rule != data.preset.pseudo_rule else {}
     preset = dataclasses.replace(data.preset, **changes)  # type: ignore[arg-type]
-    targets = known_labels(data.targets, known, seed)
-    total = preset.epochs * -(-len(data.features) // preset.batch_size)
-    torch.manual_seed(seed)
-    setting = methods.Setting(preset, data.text, data.names, data.logit_scale, total, num_samples=len(data.features))
-    method = methods.METHODS[args.method](setting)
+    method, targets = build(data, cell, method=args.method, preset=preset)
     if not isinstance(method, methods.TRM) or method.objective.labeler is None:
         raise ValueError(f"--method must be one with pseudo-labels, got {args.method}")
     if rule == "none":
@@ -99,9 +97,10 @@ def run(args: argparse.Namespace, rule: str, known: float, seed: int) -> float:
         data.test_targets,
         encode=data.encode,
         preset=preset,
-        seed=seed,
+        seed=cell.seed,
         device=data.device,
-        label=f"{rule}, {100 * known:g}%, seed {seed}",
+        label=cell.label,
+        single=cell.known == "single",
     )
     return trained.metrics["mAP"]
 
@@ -109,7 +108,7 @@ def run(args: argparse.Namespace, rule: str, known: float, seed: int) -> float:
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--rules", nargs="+", default=["none", *PSEUDO_RULES, "oracle"], choices=["none", *PSEUDO_RULES, *ORACLES])
-    p.add_argument("--known", type=float, nargs="+", default=[0.1, 0.5])
+    p.add_argument("--known", type=experiment.known_argument, nargs="+", default=[0.1, 0.5])
     p.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     p.add_argument("--method", default="trm", choices=("trm", "trm-region-pseudo"))
     p.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="change settings of the preset")
@@ -117,14 +116,15 @@ def main() -> None:
     p.add_argument("--cache", type=Path, default=Path("~/.cache/trm_losses").expanduser())
     p.add_argument("--json", type=Path)
     args = p.parse_args()
-    cells = [(rule, known, seed) for seed in args.seeds for known in args.known for rule in args.rules]
+    cells = [Cell(rule, known, seed) for seed in args.seeds for known in args.known for rule in args.rules]
     with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
-        found = dict(zip(cells, pool.map(run, *zip(*((args, *cell) for cell in cells), strict=True)), strict=True))
+        found = dict(zip(cells, pool.map(partial(run, args), cells), strict=True))
     if args.json:
         args.json.write_text(json.dumps([[*cell, value] for cell, value in found.items()], indent=1) + "\n")
     for known in args.known:
-        cell = {rule: [found[rule, known, seed] for seed in args.seeds] for rule in args.rules}
-        print(f"\n{args.method} at {100 * known:g} % known labels, {len(args.seeds)} seeds: mAP (%) on val")
+        cell = {rule: [found[Cell(rule, known, seed)] for seed in args.seeds] for rule in args.rules}
+        setting = "single positive labels" if known == "single" else f"{100 * known:g} % known labels"
+        print(f"\n{args.method} at {setting}, {len(args.seeds)} seeds: mAP (%) on val")
         print("| rule | mAP | over none, paired | share of the oracle's gain |\n| --- | --- | --- | --- |")
         for rule, values in cell.items():
             spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""

@@ -27,13 +27,13 @@ from trm_losses.metrics import evaluate
 from .checkpoint import Checkpoint, tensor_digest, write_json
 from .data.voc import VOC_CLASSES
 from .features import Features
-from .methods import METHODS, TRM, ZERO_SHOT, Encode, Setting
+from .methods import METHODS, TRM, ZERO_SHOT, Encode, Method, Setting
 from .presets import VARIANTS, Known, Preset
 from .progress import say, without_bars
 from .report import Row
 from .training import Trained, score, train
 
-__all__ = ["Cell", "Finished", "Prepared", "known_labels", "run_cell", "run_cells", "train_cell"]
+__all__ = ["Cell", "Finished", "Prepared", "build", "known_labels", "run_cell", "run_cells", "train_cell"]
 
 class Cell(NamedTuple):
     """A method (or a variant of one) in a setting with a seed."""
@@ -139,11 +139,19 @@ def _trained(data: Prepared, cell: Cell, args: argparse.Namespace) -> tuple[dict
     return trained.metrics, trained.seconds
 
 
-def train_cell(data: Prepared, cell: Cell, args: argparse.Namespace, *, method: str, preset: Preset) -> Trained:
-    """Train a method on what a cell's setting and seed leave of the labels, from its checkpoint where there is one."""
-    single = cell.known == "single"
+def build(data: Prepared, cell: Cell, *, method: str, preset: Preset) -> tuple[Method, Tensor]:
+    """A method at its start, and what a cell's setting and seed leave of the labels."""
     targets = known_labels(data.targets, cell.known, cell.seed)
     steps = preset.epochs * -(-len(data.features) // preset.batch_size)
+    torch.manual_seed(cell.seed)
+    single, samples = cell.known == "single", len(data.features)
+    setting = Setting(preset, data.text, data.names, data.logit_scale, steps, single=single, num_samples=samples)
+    return METHODS[method](setting), targets
+
+
+def train_cell(data: Prepared, cell: Cell, args: argparse.Namespace, *, method: str, preset: Preset) -> Trained:
+    """Train a method on what a cell's setting and seed leave of the labels, from its checkpoint where there is one."""
+    built, targets = build(data, cell, method=method, preset=preset)
     made_with = {
         "cell": cell.name,
         "preset": dataclasses.asdict(preset),
@@ -151,12 +159,8 @@ def train_cell(data: Prepared, cell: Cell, args: argparse.Namespace, *, method: 
         "weights": data.weights,
         "amp": args.amp,
     }
-    torch.manual_seed(cell.seed)
-    setting = Setting(
-        preset, data.text, data.names, data.logit_scale, steps, single=single, num_samples=len(data.features)
-    )
     return train(
-        METHODS[method](setting),
+        built,
         data.features,
         targets,
         data.test_features,
@@ -166,7 +170,7 @@ def train_cell(data: Prepared, cell: Cell, args: argparse.Namespace, *, method: 
         seed=cell.seed,
         device=data.device,
         label=cell.label,
-        single=single,
+        single=cell.known == "single",
         truth=data.targets,
         checkpoint=Checkpoint(checkpoint_path(args.output, cell), made_with),
         amp=args.amp,

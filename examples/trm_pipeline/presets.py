@@ -227,7 +227,7 @@ class Schedule(NamedTuple):
 _BY_THRESHOLD = Schedule(lambda_pseudo=1.0, pseudo_per="entry", pseudo_warmup=0.1, pseudo_ramp=0.1)
 SCHEDULES = {
     **dict.fromkeys(("prototype", "quantile", "logit"), _BY_THRESHOLD),
-    "neighbour": Schedule(lambda_pseudo=0.5, pseudo_per="known", pseudo_warmup=0.1, pseudo_ramp=0.05),
+    "neighbour": Schedule(lambda_pseudo=0.5, pseudo_per="known", pseudo_warmup=0.2, pseudo_ramp=0.05),
 }
 
 PSEUDO_RULES = tuple(SCHEDULES)
