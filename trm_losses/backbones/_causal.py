@@ -42,11 +42,13 @@ def _is_touched(module: nn.Module) -> bool:
     return any(hooks) or not vars(module).keys().isdisjoint({"forward", "attention"})
 
 
-def shared_keys(blocks: Sequence[Any], x: Tensor, mask: Tensor) -> list[KeysValues]:
+def shared_keys(blocks: Sequence[Any], x: Tensor, mask: Tensor) -> Sequence[KeysValues | None]:
     """Keys and values in every block of the tokens x (P, W) that all classes begin with.
 
     No token sees a later one, so these are the same whatever follows; of the last block nothing else is needed.
     """
+    if not len(x):
+        return [None] * len(blocks)
     kept = []
     for block in blocks:
         q, k, v = _heads(block.attn, _project(block.attn, block.ln_1(x))[None])
@@ -56,13 +58,13 @@ def shared_keys(blocks: Sequence[Any], x: Tensor, mask: Tensor) -> list[KeysValu
     return kept
 
 
-def end_states(blocks: Sequence[Any], x: Tensor, ends: Tensor, shared: Sequence[KeysValues], mask: Tensor) -> Tensor:
+def end_states(blocks: Sequence[Any], x: Tensor, ends: Tensor, shared: Sequence[KeysValues | None], mask: Tensor) -> Tensor:
     """States (C, W) after the last block of the tokens ``ends`` (C,) of x (C, L, W), which follow the shared ones.
 
     What comes after an end reaches no feature. On a CPU the tokens up to the ends stand in one matrix, and attention alone
     lays them out by class, padded to the longest. Elsewhere padding costs less than to wait for their number.
     """
-    packed = x.device.type == "cpu"
+    packed = _packs(x)
     if packed:
         x = x[:, : int(ends.max()) + 1]
     classes, length, width = x.shape
@@ -90,6 +92,10 @@ def end_states(blocks: Sequence[Any], x: Tensor, ends: Tensor, shared: Sequence[
             (q,) = _heads(attn, _project(attn, seen[last], slice(width))[:, None])
             x = _finish(block, x[last], _attend(q, k, v, mask[ends][:, None], keys)[:, 0])
     return x
+
+
+def _packs(x: Tensor) -> bool:
+    return x.device.type == "cpu"
 
 
 def _project(attn: nn.MultiheadAttention, x: Tensor, rows: slice = slice(None)) -> Tensor:
