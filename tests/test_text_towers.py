@@ -215,7 +215,7 @@ def test_chunks_by_size(monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = learner(backbone, "shared", 7)
     wanted = text_and_slope(backbone.encode_prompts(prompts()), prompts.context)
     tokens = prompts().embeddings.shape[1] - 1 - CONTEXT
-    monkeypatch.setattr(_text, "_KEPT_BYTES", 3 * tokens * 3 * 9 * 32 * 8)
+    monkeypatch.setattr(_text, "_KEPT_BYTES", 4 * tokens * 3 * 9 * 32 * 8 - 1)
     rows = Rows(backbone)
     agree(text_and_slope(backbone.encode_prompts(prompts()), prompts.context), wanted)
     assert rows.calls[-1] == [3, 3, 1, *reversed([3, 3, 1])]
@@ -321,6 +321,20 @@ def test_prompts_that_stay_as_they_are_keep_the_bits_of_encode_text() -> None:
     assert rows.calls[-1] == [4]  # with a gradient, only what reaches the features
     with torch.no_grad():
         assert torch.equal(backbone.encode_prompts(trained), wanted)
+        rows.clear()
+        assert_near(backbone.encode_prompts(PromptEmbeddings(*prompts, prefix=1)), wanted, 1e-5)
+        assert rows.calls[-1] == [4]  # and where a prefix says so
+
+
+def test_a_list_of_prompts_gives_its_rows_one_after_the_other() -> None:
+    backbone = tower()
+    positive, negative = learner(backbone, "shared", 4), learner(backbone, "shared", 3)
+    nn.init.normal_(negative.context)
+    rows = Rows(backbone)
+    text = backbone.encode_prompts([positive(), negative()], chunk_size=5)
+    assert [calls[0] for calls in rows.calls[:-1]] == [1 + CONTEXT] * 2 and rows.calls[-1] == [4, 3]
+    assert_near(text[:4], backbone.encode_prompts(positive()), 1e-10)
+    assert_near(text[4:], backbone.encode_prompts(negative()), 1e-10)
 
 
 @pytest.mark.parametrize("mode", ["fixed", "residual"])

@@ -166,7 +166,9 @@ class OpenClipBackbone(FrozenBackbone):
         """
         return self._text().embed(self._ids(texts))
 
-    def encode_prompts(self, prompts: PromptEmbeddings | Tensor, *, chunk_size: int | None = None) -> Tensor:
+    def encode_prompts(
+        self, prompts: PromptEmbeddings | Tensor | list[PromptEmbeddings], *, chunk_size: int | None = None
+    ) -> Tensor:
         """Encode prompts given as embeddings into text features (C, D), not normalised.
 
         The gradient flows to the embeddings, through the frozen tower. They may be shorter than the context length where
@@ -180,7 +182,8 @@ class OpenClipBackbone(FrozenBackbone):
         the bits of ``encode_text``; so do the prompts of any other tower, which costs what it costs.
 
         Args:
-            prompts: from :meth:`embed_prompts`, from a prompt learner, or finished text.
+            prompts: from :meth:`embed_prompts`, from a prompt learner, or finished text. A list, such as positive and
+                negative prompts with contexts of their own, gives the rows of its parts one after the other.
             chunk_size: classes that pass through the tower at once. With more classes than that each chunk is computed
                 again in the backward pass: the same values and gradients, up to twice the time, and memory that hardly
                 grows with C. Default: all at once up to about 2 GiB of activations, some 1000 names with shared
@@ -188,6 +191,8 @@ class OpenClipBackbone(FrozenBackbone):
         """
         if isinstance(prompts, Tensor):
             return prompts
+        if isinstance(prompts, list):
+            return torch.cat([self.encode_prompts(part, chunk_size=chunk_size) for part in prompts])
         return self._text().encode(prompts, chunk_size)
 
     def template_text(self, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
