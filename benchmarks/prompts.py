@@ -66,7 +66,8 @@ def every_token(model: Any, prompts: PromptLearner, names: Tensor) -> Tensor:
 
 
 def distance(got: Tensor, wanted: Tensor) -> float:
-    return float((got - wanted).abs().max() / wanted.abs().max())
+    """Largest difference as a share of the largest value."""
+    return float((got - wanted).detach().abs().max() / wanted.detach().abs().max())
 
 
 def run(backbone: OpenClipBackbone, setting: Setting, rounds: int) -> list[dict[str, object]]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import json
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -122,7 +125,7 @@ def test_only_what_reaches_the_features_is_computed() -> None:
         rows = Rows(backbone)
         backbone.encode_prompts(prompts())
         tokens = int((prompts.eot + 1 - prefix).sum())
-        assert rows.calls == [[prefix, tokens], [prefix, tokens], [4]]
+        assert rows.calls == [[prefix + tokens], [prefix + tokens], [4]]
         rows.clear()
         backbone.encode_prompts(PromptEmbeddings(*prompts()))
         tokens += 4 * prefix
@@ -169,7 +172,8 @@ def test_padded_as_on_an_accelerator(mode: Mode, monkeypatch: pytest.MonkeyPatch
     rows = Rows(backbone)
     agree(text_and_slope(backbone.encode_prompts(prompts()), prompts.context), wanted)
     given = prompts()
-    assert isinstance(given, PromptEmbeddings) and rows.calls[0][-1] == 4 * (given.embeddings.shape[1] - given.prefix)
+    assert isinstance(given, PromptEmbeddings)
+    assert rows.calls[0] == [given.prefix + 4 * (given.embeddings.shape[1] - given.prefix)]
 
 
 @pytest.mark.parametrize("mode", ["shared", "csc"])
@@ -332,7 +336,8 @@ def test_a_list_of_prompts_gives_its_rows_one_after_the_other() -> None:
     nn.init.normal_(negative.context)
     rows = Rows(backbone)
     text = backbone.encode_prompts([positive(), negative()], chunk_size=5)
-    assert [calls[0] for calls in rows.calls[:-1]] == [1 + CONTEXT] * 2 and rows.calls[-1] == [4, 3]
+    tokens = [1 + CONTEXT + int((prompts.eot - CONTEXT).sum()) for prompts in (positive, negative)]
+    assert rows.calls == [tokens, tokens, [4, 3]]
     assert_near(text[:4], backbone.encode_prompts(positive()), 1e-10)
     assert_near(text[4:], backbone.encode_prompts(negative()), 1e-10)
 
@@ -344,3 +349,30 @@ def test_finished_text_needs_no_tower(mode: Any) -> None:
     rows = Rows(backbone)
     text = prompts()
     assert isinstance(text, Tensor) and backbone.encode_prompts(text) is text and rows.calls == [[], [], []]
+
+
+def test_the_benchmark_compares_what_it_times(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On a tiny tower; the figures are there, the forms agree, and one that does not stops the run."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    benchmark = importlib.import_module("prompts")
+    small = [benchmark.Setting("shared", 5, (None, 2), 3), benchmark.Setting("csc", 3, num_context=3)]
+    monkeypatch.setattr(benchmark, "SETTINGS", small)
+    monkeypatch.setattr(benchmark, "RN101_TEXT", {**TEXT, "vocab_size": 50})
+    threads = torch.get_num_threads()
+    try:
+        benchmark.main(["--rounds", "2", "--json", str(tmp_path / "figures.json")])
+        figures = json.loads((tmp_path / "figures.json").read_text())["prompts"]
+        assert [(row["mode"], row["classes"], row["chunk_size"]) for row in figures] == [
+            ("shared", 5, None),
+            ("shared", 5, 2),
+            ("csc", 3, None),
+        ]
+        for row in figures:
+            low, high = row["time_ratio_range"]
+            assert 0 < low <= row["time_ratio"] <= high and row["memory_ratio"] > 0 and row["relative_error"] < 1e-4
+        benchmark.main(["--rounds", "1", "--only", "csc", "--classes", "3"])
+        monkeypatch.setattr(benchmark, "every_token", lambda model, prompts, names: 2 * prompts.context.sum() * torch.ones(3, 512))
+        with pytest.raises(RuntimeError, match="text or gradient is off"):
+            benchmark.run(benchmark.small_model({**TEXT, "vocab_size": 50}), small[1], 1)
+    finally:
+        torch.set_num_threads(threads)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["end_states", "is_known", "shared_keys"]
+__all__ = ["end_states", "is_known"]
 
 _PARTS = {"ln_1", "attn", "ls_1", "ln_2", "mlp", "ls_2"}
 
@@ -42,27 +42,12 @@ def _is_touched(module: nn.Module) -> bool:
     return any(hooks) or not vars(module).keys().isdisjoint({"forward", "attention"})
 
 
-def shared_keys(blocks: Sequence[Any], x: Tensor, mask: Tensor) -> Sequence[KeysValues | None]:
-    """Keys and values in every block of the tokens x (P, W) that all classes begin with.
+def end_states(blocks: Sequence[Any], first: Tensor, x: Tensor, ends: Tensor, mask: Tensor) -> Tensor:
+    """States (C, W) after the last block of the tokens ``ends`` (C,) of x (C, L, W), which follow the tokens first (P, W).
 
-    No token sees a later one, so these are the same whatever follows; of the last block nothing else is needed.
-    """
-    if not len(x):
-        return [None] * len(blocks)
-    kept = []
-    for block in blocks:
-        q, k, v = _heads(block.attn, _project(block.attn, block.ln_1(x))[None])
-        kept.append((k[:, 0], v[:, 0]))
-        if block is not blocks[-1]:
-            x = _finish(block, x, _attend(q, k, v, mask[: len(x), : len(x)])[0])
-    return kept
-
-
-def end_states(blocks: Sequence[Any], x: Tensor, ends: Tensor, shared: Sequence[KeysValues | None], mask: Tensor) -> Tensor:
-    """States (C, W) after the last block of the tokens ``ends`` (C,) of x (C, L, W), which follow the shared ones.
-
-    What comes after an end reaches no feature. On a CPU the tokens up to the ends stand in one matrix, and attention alone
-    lays them out by class, padded to the longest. Elsewhere padding costs less than to wait for their number.
+    No token sees a later one: what all classes begin with is the same whatever follows, and what comes after an end reaches
+    no feature. All tokens stand in one matrix, and attention alone lays them out by class, padded to the longest. On a CPU
+    nothing after an end is in the matrix; elsewhere the padding costs less than to wait for the number of tokens.
     """
     packed = _packs(x)
     if packed:
@@ -74,24 +59,32 @@ def end_states(blocks: Sequence[Any], x: Tensor, ends: Tensor, shared: Sequence[
         real = torch.arange(length) <= ends[:, None]
         cells, last = real.flatten().nonzero().squeeze(1), real.sum(dim=1).cumsum(dim=0) - 1
         x = x.index_select(0, cells)
+    parts = [len(first), len(x)]
+    x = torch.cat([first, x])
 
     def lay(rows: Tensor) -> Tensor:
         if packed:
             rows = rows.new_zeros(classes * length, rows.shape[1]).index_put((cells,), rows)  # index_copy would keep rows
         return rows.view(classes, length, rows.shape[1])
 
-    mask = mask[:length, :length]  # it is the same among any tokens that follow each other
-    for block, keys in zip(blocks, shared, strict=True):
-        attn, seen = block.attn, block.ln_1(x)
-        if block is not blocks[-1]:
-            q, k, v = _heads(attn, lay(_project(attn, seen)))
-            attended = _attend(q, k, v, mask, keys).flatten(0, 1)
-            x = _finish(block, x, attended.index_select(0, cells) if packed else attended)
-        else:  # all are looked at once more, but only the ends look
-            k, v = _heads(attn, lay(_project(attn, seen, slice(width, None))))
-            (q,) = _heads(attn, _project(attn, seen[last], slice(width))[:, None])
-            x = _finish(block, x[last], _attend(q, k, v, mask[ends][:, None], keys)[:, 0])
-    return x
+    early, late = mask[: len(first), : len(first)], mask[:length, :length]  # the same among any tokens that follow each other
+    for block in blocks[:-1]:
+        attn = block.attn
+        shared, own = torch.split(_project(attn, block.ln_1(x)), parts)
+        q, k, v = _heads(attn, shared.clone()[None])  # a view would keep all rows
+        seen, keys = _attend(q, k, v, early)[0], (k[:, 0], v[:, 0])
+        q, k, v = _heads(attn, lay(own))
+        own_seen = _attend(q, k, v, late, keys).flatten(0, 1)
+        x = _finish(block, x, torch.cat([seen, own_seen.index_select(0, cells) if packed else own_seen]))
+    # Of the last block only the ends matter: they look at all tokens once more.
+    block, last = blocks[-1], len(first) + last
+    attn, normed = block.attn, block.ln_1(x)
+    shared, own = torch.split(_project(attn, normed, slice(width, None)), parts)
+    k, v = _heads(attn, shared.clone()[None])
+    keys = k[:, 0], v[:, 0]
+    k, v = _heads(attn, lay(own))
+    (q,) = _heads(attn, _project(attn, normed[last], slice(width))[:, None])
+    return _finish(block, x[last], _attend(q, k, v, late[ends][:, None], keys)[:, 0])
 
 
 def _packs(x: Tensor) -> bool:
@@ -105,11 +98,12 @@ def _project(attn: nn.MultiheadAttention, x: Tensor, rows: slice = slice(None)) 
 
 def _heads(attn: nn.MultiheadAttention, x: Tensor) -> tuple[Tensor, ...]:
     """Take what stands side by side in x (C, L, k W) apart, each part (H, C, L, d)."""
-    return x.view(*x.shape[:2], -1, attn.num_heads, attn.head_dim).permute(2, 3, 0, 1, 4).unbind()
+    parts = x.shape[2] // attn.embed_dim
+    return x.view(*x.shape[:2], parts, attn.num_heads, attn.head_dim).permute(2, 3, 0, 1, 4).unbind()
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, shared: KeysValues | None = None) -> Tensor:
-    r"""Attention (C, I, W) of q (H, C, I, d) to the shared keys and to those of its own class (H, C, J, d).
+    """Attention (C, I, W) of q (H, C, I, d) to the shared keys and to those of its own class (H, C, J, d).
 
     One softmax over both. The shared keys are multiplied once and not copied for every class, which is most of what a
     kernel for the whole of it would have to keep; the two parts of the scores are small.
@@ -120,7 +114,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, shared: KeysValues | 
     if shared is None:
         return (scores.softmax(dim=-1) @ v).permute(1, 2, 0, 3).flatten(2)
     keys, values = shared
-    first = (q.flatten(1, 2) @ keys.transpose(-2, -1)).view(*q.shape[:3], -1)
+    first = (q.flatten(1, 2) @ keys.transpose(-2, -1)).view(*q.shape[:3], keys.shape[1])
     weights = torch.cat([first, scores], dim=-1).softmax(dim=-1)
     first, own = torch.split(weights, [first.shape[-1], scores.shape[-1]], dim=-1)
     seen = own @ v + (first.flatten(1, 2) @ values).view(q.shape)

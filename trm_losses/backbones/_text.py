@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .._checks import Dims, check_number
 from ..prompts import PromptEmbeddings
-from ._causal import end_states, is_known, shared_keys
+from ._causal import end_states, is_known
 
 __all__ = ["TextTower"]
 
@@ -105,10 +105,10 @@ class TextTower:
             raise ValueError(f"{_OWNER}: prompts.prefix must end before every eot, got {prefix} of {length} tokens")
         blocks = self.transformer.resblocks
         first, own = torch.split(embeddings, [prefix, length - prefix], dim=1)
-        shared = shared_keys(blocks, self._placed(first[0], 0), mask)
+        shared = self._placed(first[0], 0)
 
         def states(own: Tensor, ends: Tensor) -> Tensor:
-            return end_states(blocks, self._placed(own, prefix), ends, shared, mask)
+            return end_states(blocks, shared, self._placed(own, prefix), ends, mask)
 
         if chunk_size is None:
             kept = own.shape[1] * len(blocks) * 9 * own.shape[2] * self.transformer.get_cast_dtype().itemsize

@@ -184,10 +184,11 @@ class OpenClipBackbone(FrozenBackbone):
         Args:
             prompts: from :meth:`embed_prompts`, from a prompt learner, or finished text. A list, such as positive and
                 negative prompts with contexts of their own, gives the rows of its parts one after the other.
-            chunk_size: classes that pass through the tower at once. With more classes than that each chunk is computed
-                again in the backward pass: the same values and gradients, up to twice the time, and memory that hardly
-                grows with C. Default: all at once up to about 2 GiB of activations, some 1000 names with shared
-                contexts in the tower of RN101, and as many as that at a time beyond it; all in any other tower.
+            chunk_size: classes that pass through the tower at once. With more classes than that each chunk computes what
+                it shares for itself, and everything again in the backward pass: the same values and gradients, about
+                twice the time, and memory that hardly grows with C. Default: as many as keep about 2 GiB for the
+                backward pass, some 2000 names behind shared contexts in the tower of RN101; all in a tower whose
+                blocks are not open_clip's default ones.
         """
         if isinstance(prompts, Tensor):
             return prompts
