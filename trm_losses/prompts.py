@@ -52,9 +52,7 @@ class PromptLearner(nn.Module):
     contexts) has more room.  ``backbone.encode_prompts(prompts())`` gives text (C, D) in every mode. A causal tower computes
     start and shared contexts once for all classes, so that a class costs no more than its name.
 
-    ``prompts(classes)`` gives the rows of these classes alone. With thousands of classes a step then pays for some:
-
-    .. code-block:: python
+    ``prompts(classes)`` gives the rows of these classes alone. With thousands of classes a step then pays for some::
 
         classes = labels.sample_classes(targets, 256)  # those present in the batch, and others drawn at random
         text = backbone.encode_prompts(prompts(classes))  # goes with targets[:, classes]

@@ -187,7 +187,7 @@ class OpenClipBackbone(FrozenBackbone):
             chunk_size: classes that pass through the tower at once. With more classes than that each chunk computes what
                 it shares for itself, and everything again in the backward pass: the same values and gradients, about
                 twice the time, and memory that hardly grows with C. Default: as many as keep about 2 GiB for the
-                backward pass, some 2000 names behind shared contexts in the tower of RN101; all in a tower whose
+                backward pass, some 1500 names behind shared contexts in the tower of RN101; all in a tower whose
                 blocks are not open_clip's default ones.
         """
         if isinstance(prompts, Tensor):
