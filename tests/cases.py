@@ -1110,6 +1110,16 @@ CASES = [
         state=("start", "rest", "eot", "context"),
     ),
     Case(
+        name="prompts, some classes",
+        owner="PromptLearner",
+        build=lambda c: shaken(tl.PromptLearner("csc", names=names(c), num_context=2)),
+        inputs=lambda b, c: {"classes": torch.arange(0, c, 2).flip(0)},
+        call=lambda m, x: tuple(m(x["classes"])),
+        oracle=lambda m, x: tuple(part[x["classes"].numpy()] for part in prompts_oracle(m, x)),
+        wrong={key: how for key, how in refused(classes="K").items() if key in ("classes: rank", "classes: list")},
+        state=("start", "rest", "eot", "context"),
+    ),
+    Case(
         name="objective",
         owner="TRMObjective",
         build=lambda c: objective(c),

@@ -18,6 +18,7 @@ from trm_losses.labels import (
     hide_labels,
     keep_single_positive,
     known_fraction,
+    sample_classes,
 )
 
 SHARES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
@@ -252,3 +253,51 @@ def test_bad_seed(seed: int) -> None:
         keep_single_positive(torch.zeros(2, 2), seed=seed)
     with pytest.raises(TypeError):
         hide_labels(torch.zeros(2, 2), seed=0.5)  # type: ignore[arg-type]
+
+
+# --- classes of a step ---
+
+
+def test_sampled_classes_hold_those_present_and_fill_up_with_others() -> None:
+    targets = torch.full((3, 50), -1)
+    targets[0, 7], targets[1, 30], targets[2, 7], targets[1, 41] = 1, 1, 1, 0
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.zeros(50)
+    for _ in range(2000):
+        classes = sample_classes(targets, 12, generator=generator)
+        assert classes.shape == (12,) and classes.dtype == torch.long and {7, 30} <= set(classes.tolist())
+        assert (classes.diff() > 0).all(), "ascending, each once"
+        counts[classes] += 1
+    others = torch.cat([counts[:7], counts[8:30], counts[31:]]) / 2000  # 10 of 48, known absences like unknown ones
+    assert others.min() > 10 / 48 - 0.05 and others.max() < 10 / 48 + 0.05
+
+
+def test_sampled_classes_where_too_many_are_present_and_where_all_fit() -> None:
+    targets = torch.zeros(2, 10)
+    targets[0, :6] = 0.3  # soft labels count as present
+    generator = torch.Generator().manual_seed(0)
+    seen = {tuple(sample_classes(targets, 4, generator=generator).tolist()) for _ in range(200)}
+    assert len(seen) == 15 and {c for classes in seen for c in classes} == set(range(6))  # 4 of 6
+    for size in (10, 11, 1000):
+        assert sample_classes(targets, size).tolist() == list(range(10))
+    assert sample_classes(torch.full((1, 1), -1), 5).tolist() == [0]
+
+
+def test_sampled_classes_follow_the_generator() -> None:
+    targets = torch.zeros(1, 1000, dtype=torch.bool)
+    first, again, other = (sample_classes(targets, 10, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    torch.manual_seed(3)
+    drawn = sample_classes(targets, 10)
+    assert not torch.equal(drawn, sample_classes(targets, 10))
+    torch.manual_seed(3)
+    assert torch.equal(drawn, sample_classes(targets, 10))
+
+
+def test_sampled_classes_refuse() -> None:
+    with pytest.raises(ValueError, match="^sample_classes: size must be at least 1, got 0"):
+        sample_classes(torch.zeros(2, 3), 0)
+    with pytest.raises(ValueError, match=r"^sample_classes: targets must have shape \(B, C\)"):
+        sample_classes(torch.zeros(3), 1)
+    with pytest.raises(TypeError, match="^sample_classes: targets must be a torch.Tensor"):
+        sample_classes([[1]], 1)  # type: ignore[arg-type]

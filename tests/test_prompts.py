@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -71,6 +73,69 @@ def test_the_tower_s_limit() -> None:
         ValueError, match="PromptLearner: class 2 takes 5 tokens, with num_context = 6 that is over the tower's 10"
     ):
         PromptLearner("shared", names=names(5), num_context=6, context_length=10)
+
+
+BUILDS: dict[str, dict[str, Any]] = {
+    "fixed": {"text": TEXT},
+    "residual": {"text": TEXT},
+    "shared": {"names": names(5), "num_context": 3},
+    "csc": {"names": names(5), "num_context": 3},
+}
+
+
+@pytest.mark.parametrize("mode", BUILDS)
+def test_rows_of_some_classes(mode: Any) -> None:
+    torch.manual_seed(0)
+    learner = PromptLearner(mode, **BUILDS[mode])
+    for parameter in learner.parameters():
+        torch.nn.init.normal_(parameter)
+    for classes in ([3, 0, 3], [1], []):
+        whole, rows = learner(), learner(torch.tensor(classes, dtype=torch.long))
+        for all_of_it, some in zip(*((x,) if isinstance(x, torch.Tensor) else x for x in (whole, rows)), strict=True):
+            assert some.shape == (len(classes), *all_of_it.shape[1:])
+            assert all(torch.equal(some[i], all_of_it[c]) for i, c in enumerate(classes))
+    if mode != "fixed":
+        rows = learner(torch.tensor([3, 0, 3]))
+        (rows if isinstance(rows, torch.Tensor) else rows.embeddings).sum().backward()
+        (gradient,) = (p.grad for p in learner.parameters())
+        assert gradient is not None
+        per_class = torch.tensor([1.0, 0, 0, 2, 0])
+        wanted = torch.tensor(3.0) if mode == "shared" else per_class.view(-1, *[1] * (gradient.dim() - 1))
+        assert torch.equal(gradient, wanted.expand(gradient.shape))
+    for bad, error in ((torch.tensor(1), ValueError), ([1], TypeError)):
+        with pytest.raises(error, match="^PromptLearner: classes must"):
+            learner(bad)  # type: ignore[arg-type]
+
+
+def alike(classes: int) -> PromptEmbeddings:
+    """Names that begin with the same token, as those of a tokenizer do."""
+    embeddings, eot = names(classes)
+    return PromptEmbeddings(torch.cat([embeddings[:1, :1].expand(classes, 1, -1), embeddings[:, 1:]], dim=1), eot)
+
+
+def test_the_prefix_says_what_all_rows_share() -> None:
+    shared, csc = (PromptLearner(mode, names=alike(5), num_context=3) for mode in ("shared", "csc"))
+    for learner, prefix in ((shared, 4), (csc, 1), (PromptLearner("shared", names=alike(1), num_context=2), 3)):
+        for prompts in (learner(), learner(torch.tensor([0]))):
+            assert isinstance(prompts, PromptEmbeddings) and prompts.prefix == prefix
+            assert all(torch.equal(row[:prefix], prompts.embeddings[0, :prefix]) for row in prompts.embeddings)
+    other_starts = PromptLearner("shared", names=names(5), num_context=3)
+    assert other_starts().prefix == 0
+    ends_at_once = PromptLearner("shared", names=PromptEmbeddings(alike(2).embeddings, torch.tensor([0, 2])), num_context=3)
+    assert ends_at_once().prefix == 0  # the feature of class 0 stands on the last context
+    shared.load_state_dict(other_starts.state_dict())
+    assert shared().prefix == 0
+    shared.load_state_dict(PromptLearner("shared", names=alike(5), num_context=3).state_dict())
+    assert shared().prefix == 4
+
+
+def test_prompt_embeddings_are_a_pair() -> None:
+    prompts = PromptEmbeddings(*names(3), prefix=2)
+    embeddings, eot = prompts
+    assert len(prompts) == 2 and embeddings is prompts.embeddings and eot is prompts[1]
+    assert PromptEmbeddings(embeddings, eot).prefix == 0 and prompts._replace(eot=eot + 1).prefix == 0
+    for twin in (copy.deepcopy(prompts), pickle.loads(pickle.dumps(prompts))):
+        assert isinstance(twin, PromptEmbeddings) and twin.prefix == 2 and torch.equal(twin.eot, eot)
 
 
 WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [

@@ -18,7 +18,17 @@ from itertools import repeat, starmap
 import torch
 from torch import Tensor
 
-__all__ = ["UNKNOWN", "from_positive_only", "from_ternary", "hide_labels", "keep_single_positive", "known_fraction"]
+from ._checks import check_number
+
+__all__ = [
+    "UNKNOWN",
+    "from_positive_only",
+    "from_ternary",
+    "hide_labels",
+    "keep_single_positive",
+    "known_fraction",
+    "sample_classes",
+]
 
 UNKNOWN: int = -1
 """The value of an entry whose label is not known."""
@@ -204,6 +214,49 @@ def keep_single_positive(targets: Tensor, *, seed: int = 0) -> Tensor:
     column = torch.where(positive, draws, -1.0).argmax(dim=1, keepdim=True)
     keep = torch.zeros_like(positive).scatter_(1, column, True) & positive
     return torch.where(keep.to(targets.device), targets, UNKNOWN)
+
+
+def sample_classes(targets: Tensor, size: int, *, generator: torch.Generator | None = None) -> Tensor:
+    r"""Choose the classes of one training step: those present in the batch, and others at random up to ``size``.
+
+    .. math:: \operatorname{top}_{K}\big(u_c + \mathbb{1}[\exists b: y_{bc} > 0]\big), \qquad
+        u \sim U[0, 1)^C, \quad K = \min(\text{size}, C)
+
+    With thousands of classes their texts cost more than anything else in a step; ``prompts(classes)`` of a
+    :class:`~trm_losses.PromptLearner` gives the texts that go with ``targets[:, classes]``. Where more classes than ``size``
+    are present, ``size`` of these are drawn. Presences then weigh more among the known labels than they do in the whole.
+
+    Every rank must take the same classes if what it learns is to agree: give the targets of all ranks, gathered, and
+    generators of the same seed. Nothing here waits for an accelerator, and values are not checked.
+
+    Args:
+        targets: labels in this package's encoding, soft ones allowed; one above 0 counts as present.
+        size: number of classes to take, 1 or more.
+        generator: source of the draws, on any device. Default: the generator of torch for the device of ``targets``.
+
+    Shape:
+        targets (B, C), the result (K,).
+
+    Returns:
+        Indices of the classes in ascending order.
+
+    Raises:
+        TypeError: ``targets`` is not a tensor of bools, integers or floats.
+        ValueError: wrong shape, or ``size`` below 1.
+
+    Example:
+        >>> classes = sample_classes(torch.tensor([[1, 0, -1, 0, 0], [0, 0, -1, 1, 0]]), 3)
+        >>> len(classes), bool((classes == 0).any() and (classes == 3).any())
+        (3, True)
+
+    Reference:
+        Our choice; sampled softmax draws the classes of a step in this way.
+    """
+    targets = _matrix("sample_classes", targets)
+    check_number("sample_classes", "size", size, 1)
+    draws = torch.rand(targets.shape[1], generator=generator, device=generator.device if generator else targets.device)
+    draws = draws.to(targets.device) + (targets > 0).any(dim=0)
+    return draws.topk(min(size, len(draws))).indices.sort().values
 
 
 def _numpy_uniform(owner: str, count: int, seed: int) -> Tensor:

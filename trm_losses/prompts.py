@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +13,27 @@ from ._checks import Dims, check_choice, check_finite, check_number
 __all__ = ["PromptEmbeddings", "PromptLearner"]
 
 
-class PromptEmbeddings(NamedTuple):
-    """What a frozen text tower takes in place of token ids.
-
-    embeddings (C, L, Dw): word embeddings before the positional ones; eot (C,): the position whose state is the feature.
-    """
-
+class _Prompts(NamedTuple):
     embeddings: Tensor
     eot: Tensor
+
+
+class PromptEmbeddings(_Prompts):
+    """What a frozen text tower takes in place of token ids: a pair, and what the tower may know of it.
+
+    Args:
+        embeddings: (C, L, Dw), word embeddings before the positional ones.
+        eot: (C,), the position whose state is the feature.
+        prefix: number of leading tokens that are the same in all rows and end before every ``eot``. A causal tower computes
+            them once, from the first row. 0 promises nothing and is always right.
+    """
+
+    prefix: int = 0  # where a copy such as _replace knows no better
+
+    def __new__(cls, embeddings: Tensor, eot: Tensor, prefix: int = 0) -> PromptEmbeddings:
+        self = super().__new__(cls, embeddings, eot)
+        self.prefix = prefix
+        return self
 
 
 class PromptLearner(nn.Module):
@@ -36,7 +49,13 @@ class PromptLearner(nn.Module):
     ============  ==========================================================  =================  ====================
 
     ``fixed`` and ``residual`` need no text tower in the loop. ``shared`` is safer with few labels, ``csc`` (class-specific
-    contexts) has more room.  ``backbone.encode_prompts(prompts())`` gives text (C, D) in every mode.
+    contexts) has more room.  ``backbone.encode_prompts(prompts())`` gives text (C, D) in every mode. A causal tower computes
+    start and shared contexts once for all classes, so that a class costs no more than its name.
+
+    ``prompts(classes)`` gives the rows of these classes alone. With thousands of classes a step then pays for some::
+
+        classes = labels.sample_classes(targets, 256)  # those present in the batch, and others drawn at random
+        text = backbone.encode_prompts(prompts(classes))  # goes with targets[:, classes]
 
     Args:
         mode: see above.
@@ -112,6 +131,7 @@ class PromptLearner(nn.Module):
                 raise ValueError(f"{name}: context_init of shared contexts must have shape (L, Dw), got (C, L, Dw)")
             start = context_init.detach().expand(shape).clone()
         self.context = nn.Parameter(start)
+        self._find_prefix()
 
     reference: Tensor
     start: Tensor
@@ -123,14 +143,37 @@ class PromptLearner(nn.Module):
         """C."""
         return len(self.reference if self.mode in ("fixed", "residual") else self.eot)
 
-    def forward(self) -> Tensor | PromptEmbeddings:
-        """Text (C, D), or the embeddings that the frozen text tower turns into it; see the table of the class."""
+    def forward(self, classes: Tensor | None = None) -> Tensor | PromptEmbeddings:
+        """Text (C, D), or the embeddings that the frozen text tower turns into it; see the table of the class.
+
+        Args:
+            classes: indices (K,) of the rows to give, in their order. Default: all classes.
+        """
+        if classes is not None:
+            Dims(type(self).__name__).check("classes", classes, "K", floating=False)
         if self.mode == "fixed":
-            return self.reference
+            return _rows(self.reference, classes)
         if self.mode == "residual":
-            return self.reference + self.delta
-        context = self.context.expand(self.num_classes, *self.context.shape[-2:])
-        return PromptEmbeddings(torch.cat([self.start, context, self.rest], dim=1), self.eot)
+            return _rows(self.reference, classes) + _rows(self.delta, classes)
+        start, rest, eot = (_rows(x, classes) for x in (self.start, self.rest, self.eot))
+        context = self.context if self.mode == "shared" else _rows(self.context, classes)
+        context = context.expand(len(eot), *context.shape[-2:])
+        return PromptEmbeddings(torch.cat([start, context, rest], dim=1), eot, self._prefix)
+
+    def _find_prefix(self) -> None:
+        """How many leading tokens all classes share: the start and, in mode "shared", the contexts."""
+        prefix = 1 + (self.context.shape[0] if self.mode == "shared" else 0)
+        alike = (self.start == self.start[:1]).all() and (self.eot >= prefix).all()
+        self._prefix = prefix if alike else 0
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        if self.mode in ("shared", "csc"):
+            self._find_prefix()
 
     def extra_repr(self) -> str:
         return f"mode={self.mode!r}, num_classes={self.num_classes}"
+
+
+def _rows(x: Tensor, classes: Tensor | None) -> Tensor:
+    return x if classes is None else x.index_select(0, classes)

@@ -33,7 +33,7 @@ from .presets import Preset, pseudo_schedule
 
 __all__ = ["METHODS", "ZERO_SHOT", "Encode", "Method", "Setting", "weak_negatives", "zero_shot_global", "zero_shot_tokens"]
 
-Encode = Callable[[Tensor | PromptEmbeddings], Tensor]
+Encode = Callable[[Tensor | PromptEmbeddings | list[PromptEmbeddings]], Tensor]
 """The frozen text tower: what prompts give -> text (C, D)."""
 
 
@@ -268,21 +268,18 @@ class TextPixel(PromptPeer):
 
 
 class PromptPair(nn.Module):
-    """Positive and negative prompts of every class; gives what a :class:`PromptLearner` of 2C classes would."""
+    """Positive and negative prompts of every class."""
 
     def __init__(self, positive: PromptLearner, negative: PromptLearner) -> None:
         super().__init__()
         self.positive, self.negative = positive, negative
 
-    def forward(self) -> Tensor | PromptEmbeddings:
-        """The C positive rows, then the C negative ones."""
+    def forward(self) -> Tensor | list[PromptEmbeddings]:
+        """The C positive rows, then the C negative ones; as a list where each goes through the tower with its own contexts."""
         positive, negative = self.positive(), self.negative()
         if isinstance(positive, Tensor) or isinstance(negative, Tensor):
             return torch.cat([positive, negative])
-        # What follows the end token does not reach the feature of a causal tower.
-        length = max(part.embeddings.shape[1] for part in (positive, negative))
-        padded = [F.pad(part.embeddings, (0, 0, 0, length - part.embeddings.shape[1])) for part in (positive, negative)]
-        return PromptEmbeddings(torch.cat(padded), torch.cat([positive.eot, negative.eot]))
+        return [positive, negative]
 
 
 class DualCoOp(PromptPeer):

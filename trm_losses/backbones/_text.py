@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from .._checks import Dims
+from .._checks import Dims, check_number
 from ..prompts import PromptEmbeddings
+from ._causal import end_states, is_known
 
 __all__ = ["TextTower"]
 
 _OWNER = "OpenClipBackbone"
+_KEPT_BYTES = 2**31  # of activations, above which classes go through the tower in chunks
 
 
 class TextTower:
@@ -43,6 +47,7 @@ class TextTower:
                 "read from one token of the prompt (pool type 'argmax', 'eos' or 'last'); encode_text works "
                 "on it"
             )
+        self.known = is_known(open_clip, text.transformer)
         self.token_embedding: Any = text.token_embedding
         self.positions: Tensor = text.positional_embedding
         self.transformer: Any = text.transformer
@@ -60,24 +65,64 @@ class TextTower:
             eot = torch.full_like(ids[:, 0], ids.shape[1] - 1)
         return PromptEmbeddings(self.token_embedding(ids), eot)  # the table is frozen: no gradient starts here
 
-    def encode(self, prompts: PromptEmbeddings) -> Tensor:
+    def encode(self, prompts: PromptEmbeddings, chunk_size: int | None = None) -> Tensor:
         """Run the tower on embeddings (C, L, Dw) and read the features (C, D) at ``prompts.eot``."""
         embeddings, eot = prompts
         context, width = self.positions.shape
         dims = Dims(_OWNER, Dw=width)
         dims.check("embeddings", embeddings, "C L Dw", hint="take them from embed_prompts of the same model")
         dims.check("eot", eot, "C", floating=False)
-        length = embeddings.shape[1]
+        classes, length = embeddings.shape[:2]
         if length > context or (length < context and self.mask is None):
             bound = "at most" if self.mask is not None else "for a tower that is not causal exactly"
             raise ValueError(f"{_OWNER}: prompts must be {bound} {context} tokens long, got {length}")
-        dtype = self.transformer.get_cast_dtype()
-        x = embeddings.to(dtype) + self.positions[:length].to(dtype)
-        x = self.transformer(x, attn_mask=None if self.mask is None else self.mask[:length, :length])
-        x = self.norm(x)
-        features: Tensor = x[torch.arange(x.shape[0], device=x.device), eot]
+        if chunk_size is not None:
+            check_number(_OWNER, "chunk_size", chunk_size, 1)
+        whole = length == context and not prompts.prefix and not (embeddings.requires_grad and torch.is_grad_enabled())
+        if self.mask is None or not self.known or whole or not classes:
+            states = self._in_chunks(self._all_states, embeddings, eot, chunk_size or classes or 1)
+        else:
+            states = self._end_states(self.mask, prompts, chunk_size)
+        features: Tensor = self.norm(states)
         if isinstance(self.projection, nn.Linear):
             features = self.projection(features)
         elif self.projection is not None:
             features = features @ self.projection
         return features
+
+    def _all_states(self, embeddings: Tensor, eot: Tensor) -> Tensor:
+        """States (C, W) at the ends by open_clip's own modules, on every token there is."""
+        length = embeddings.shape[1]
+        mask = None if self.mask is None else self.mask[:length, :length]
+        x: Tensor = self.transformer(self._placed(embeddings, 0), attn_mask=mask)
+        return x[torch.arange(x.shape[0], device=x.device), eot]
+
+    def _end_states(self, mask: Tensor, prompts: PromptEmbeddings, chunk_size: int | None) -> Tensor:
+        """The same states, from the tokens that reach them."""
+        embeddings, eot = prompts
+        prefix, length = prompts.prefix, embeddings.shape[1]
+        if not 0 <= prefix < length or (eot.device.type == "cpu" and int(eot.min()) < prefix):
+            raise ValueError(f"{_OWNER}: prompts.prefix must end before every eot, got {prefix} of {length} tokens")
+        blocks = self.transformer.resblocks
+        first, own = torch.split(embeddings, [prefix, length - prefix], dim=1)
+        shared = self._placed(first[0], 0)
+
+        def states(own: Tensor, ends: Tensor) -> Tensor:
+            return end_states(blocks, shared, self._placed(own, prefix), ends, mask)
+
+        if chunk_size is None:
+            kept = own.shape[1] * len(blocks) * 9 * own.shape[2] * self.transformer.get_cast_dtype().itemsize
+            chunk_size = max(1, _KEPT_BYTES // kept)
+        return self._in_chunks(states, own, eot - prefix, chunk_size)
+
+    def _in_chunks(self, states: Callable[[Tensor, Tensor], Tensor], x: Tensor, ends: Tensor, size: int) -> Tensor:
+        """``states(x, ends)``; where that is more than one chunk of classes, each is computed again in the backward pass."""
+        if size >= len(x):
+            return states(x, ends)
+        chunks = zip(torch.split(x, size), torch.split(ends, size), strict=True)
+        return torch.cat([checkpoint(states, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks])
+
+    def _placed(self, embeddings: Tensor, start: int) -> Tensor:
+        """Add the positions from ``start`` on."""
+        dtype = self.transformer.get_cast_dtype()
+        return embeddings.to(dtype) + self.positions[start : start + embeddings.shape[-2]].to(dtype)

@@ -166,19 +166,35 @@ class OpenClipBackbone(FrozenBackbone):
         """
         return self._text().embed(self._ids(texts))
 
-    def encode_prompts(self, prompts: PromptEmbeddings | Tensor) -> Tensor:
+    def encode_prompts(
+        self, prompts: PromptEmbeddings | Tensor | list[PromptEmbeddings], *, chunk_size: int | None = None
+    ) -> Tensor:
         """Encode prompts given as embeddings into text features (C, D), not normalised.
 
-        The gradient flows to the embeddings, through the frozen tower. They may be shorter than the context
-        length where the tower is causal; mask and positions are then cut to fit. This is the cheap path: what
-        follows the last ``eot`` never reaches a feature, so prompts cut there give the same text up to rounding
-        (about 1e-6) for a fraction of the work. :class:`~trm_losses.PromptLearner` cuts its prompts; nothing
-        is cut here, so that whole prompts give the bits of ``encode_text``. A plain tensor is taken for
-        finished text features (C, D) and comes back as it is.
+        The gradient flows to the embeddings, through the frozen tower. They may be shorter than the context length where
+        the tower is causal; mask and positions are then cut to fit. A plain tensor is taken for finished text features
+        (C, D) and comes back as it is.
+
+        In a causal tower of open_clip's default blocks only what reaches a feature is computed: nothing after a prompt's
+        end, the leading tokens that are the same in all rows (``prompts.prefix``) once, the last block for the ends
+        alone. :class:`~trm_losses.PromptLearner` gives such prompts. The text is that of the whole tower up to rounding
+        (about 1e-6). Whole prompts without a gradient and without a prefix pass through the model's own modules and get
+        the bits of ``encode_text``; so do the prompts of any other tower, which costs what it costs.
+
+        Args:
+            prompts: from :meth:`embed_prompts`, from a prompt learner, or finished text. A list, such as positive and
+                negative prompts with contexts of their own, gives the rows of its parts one after the other.
+            chunk_size: classes that pass through the tower at once. With more classes than that each chunk computes what
+                it shares for itself, and everything again in the backward pass: the same values and gradients, about
+                twice the time, and memory that hardly grows with C. Default: as many as keep about 2 GiB for the
+                backward pass, some 1500 names behind shared contexts in the tower of RN101; all in a tower whose
+                blocks are not open_clip's default ones.
         """
         if isinstance(prompts, Tensor):
             return prompts
-        return self._text().encode(prompts)
+        if isinstance(prompts, list):
+            return torch.cat([self.encode_prompts(part, chunk_size=chunk_size) for part in prompts])
+        return self._text().encode(prompts, chunk_size)
 
     def template_text(self, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
         """Text features of classes over several templates: unit features, averaged, normalised (CLIP).
