@@ -493,14 +493,16 @@ def names(classes: int) -> tl.PromptEmbeddings:
 
 
 def prompts_oracle(module: tl.PromptLearner, x: Inputs) -> Any:
-    embeddings, eot = names(module.num_classes)
+    embeddings, eot, _ = names(module.num_classes)
     context, e = oracles.array(module.context), oracles.array(embeddings)
     longest = int(eot.max()) + 1
     rows = []
     for c in range(len(e)):
         own = context if module.mode == "shared" else context[c]
         rows.append(np.stack([e[c, 0], *own, *e[c, 1:longest]]))
-    return np.stack(rows), oracles.array(eot) + context.shape[-2]
+    alike = bool((e[:, 0] == e[0, 0]).all())
+    prefix = (1 + (len(context) if module.mode == "shared" else 0)) * alike
+    return np.stack(rows), oracles.array(eot) + context.shape[-2], prefix
 
 
 def call_objective(module: tl.TRMObjective, x: Inputs) -> Result:
@@ -1115,7 +1117,7 @@ CASES = [
         build=lambda c: shaken(tl.PromptLearner("csc", names=names(c), num_context=2)),
         inputs=lambda b, c: {"classes": torch.arange(0, c, 2).flip(0)},
         call=lambda m, x: tuple(m(x["classes"])),
-        oracle=lambda m, x: tuple(part[x["classes"].numpy()] for part in prompts_oracle(m, x)),
+        oracle=lambda m, x: tuple(y if isinstance(y, int) else y[x["classes"].numpy()] for y in prompts_oracle(m, x)),
         wrong={key: how for key, how in refused(classes="K").items() if key in ("classes: rank", "classes: list")},
         state=("start", "rest", "eot", "context"),
     ),

@@ -579,7 +579,7 @@ def test_prompts_are_encode_text_exactly_in_every_supported_tower(custom: bool, 
 def test_prompts_cut_after_their_end_give_the_same_features(rn50: OpenClipBackbone) -> None:
     backbones = [rn50, OpenClipBackbone(tiny(VIT, custom=True))]
     for backbone in backbones:
-        embeddings, eot = backbone.embed_prompts(TEXTS)
+        embeddings, eot, _ = backbone.embed_prompts(TEXTS)
         cut = PromptEmbeddings(embeddings[:, : int(eot.max()) + 1], eot)
         assert cut.embeddings.shape[1] < backbone.context_length
         assert_near(backbone.encode_prompts(cut), backbone.encode_text(TEXTS), 1e-5)
@@ -597,7 +597,7 @@ def test_learned_contexts_that_spell_words_give_the_features_of_these_words(rn50
 
 
 def test_gradient_reaches_embeddings_and_nothing_frozen(rn50: OpenClipBackbone) -> None:
-    embeddings, eot = rn50.embed_prompts(TEXTS)
+    embeddings, eot, _ = rn50.embed_prompts(TEXTS)
     assert not embeddings.requires_grad
     embeddings.requires_grad_()
     rn50.encode_prompts(PromptEmbeddings(embeddings, eot)).square().sum().backward()
@@ -611,7 +611,7 @@ def test_gradient_reaches_embeddings_and_nothing_frozen(rn50: OpenClipBackbone) 
 
 def test_gradient_is_right() -> None:
     backbone = OpenClipBackbone(tiny(VIT, custom=True)).double()
-    embeddings, eot = backbone.embed_prompts(["a cat", "dog"])
+    embeddings, eot, _ = backbone.embed_prompts(["a cat", "dog"])
     cut = embeddings[:, : int(eot.max()) + 1].clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: backbone.encode_prompts(PromptEmbeddings(x, eot)), (cut,))
 
@@ -623,7 +623,7 @@ def test_finished_text_passes_through(rn50: OpenClipBackbone) -> None:
 
 def test_prompt_errors() -> None:
     backbone = OpenClipBackbone(tiny(VIT))
-    embeddings, eot = backbone.embed_prompts(TEXTS)
+    embeddings, eot, _ = backbone.embed_prompts(TEXTS)
     with pytest.raises(ValueError, match=r"embeddings must have shape \(C, L, Dw\) = \(C, L, 32\), got \(3, 12, 31\)"):
         backbone.encode_prompts(PromptEmbeddings(embeddings[..., :31], eot))
     with pytest.raises(ValueError, match=r"eot must have shape \(C\) = \(3\), got \(2,\)"):

@@ -24,7 +24,7 @@ def ids(value: Any) -> str:
 
 
 def tensors(result: Any) -> tuple[Tensor, ...]:
-    return result if isinstance(result, tuple) else (result,)
+    return tuple(map(torch.as_tensor, result)) if isinstance(result, tuple) else (result,)
 
 
 def to(inputs: Inputs, dtype: torch.dtype) -> Inputs:
@@ -162,7 +162,7 @@ def test_compiles_whole(case: Case) -> None:
     run = torch.compile(Caller(case, module), fullgraph=True, backend="aot_eager")
     given, twins = ({k: x.clone().requires_grad_(k in case.learns) for k, x in inputs.items()} for _ in range(2))
     actual, expected = run(given), case.call(module, twins)
-    agree(actual, tuple(e.detach() for e in expected) if isinstance(expected, tuple) else expected)
+    agree(actual, tuple(e.detach() for e in tensors(expected)) if isinstance(expected, tuple) else expected)
     if case.learns:
         sum(x.square().sum() for x in tensors(actual)).backward()
         sum(x.square().sum() for x in tensors(expected)).backward()

@@ -65,7 +65,7 @@ def learner(backbone: OpenClipBackbone, mode: Mode, classes: int = 4) -> PromptL
 def whole_tower(backbone: OpenClipBackbone, prompts: PromptEmbeddings) -> Tensor:
     """Every token up to the context length through open_clip's modules; anything stands after the end."""
     text: Any = getattr(backbone.model, "text", backbone.model)
-    embeddings, eot = prompts
+    embeddings, eot, _ = prompts
     room = text.positional_embedding.shape[0] - embeddings.shape[1]
     dtype = text.transformer.get_cast_dtype()
     x = torch.cat([embeddings, torch.ones_like(embeddings[:, :1]).expand(-1, room, -1)], dim=1).to(dtype)
@@ -127,7 +127,7 @@ def test_only_what_reaches_the_features_is_computed() -> None:
         tokens = int((prompts.eot + 1 - prefix).sum())
         assert rows.calls == [[prefix + tokens], [prefix + tokens], [4]]
         rows.clear()
-        backbone.encode_prompts(PromptEmbeddings(*prompts()))
+        backbone.encode_prompts(prompts()._replace(prefix=0))
         tokens += 4 * prefix
         assert rows.calls == [[tokens], [tokens], [4]]  # nobody said that a prefix is shared
 
@@ -149,7 +149,7 @@ def test_any_prefix_that_is_shared_gives_the_same(prefix: int) -> None:
 
 def test_a_prefix_must_end_before_the_ends() -> None:
     backbone = tower()
-    embeddings, eot = learner(backbone, "shared")()
+    embeddings, eot, _ = learner(backbone, "shared")()
     for prefix in (-1, int(eot.min()) + 1, embeddings.shape[1]):
         with pytest.raises(ValueError, match=f"^OpenClipBackbone: prompts.prefix must end before every eot, got {prefix} of"):
             backbone.encode_prompts(PromptEmbeddings(embeddings, eot, prefix))
@@ -286,7 +286,7 @@ def test_a_tower_that_is_not_known_is_run_as_it_is(how: str) -> None:
 
 def test_a_tower_that_is_not_causal_ignores_the_prefix() -> None:
     backbone = tower(no_causal_mask=True)
-    embeddings, eot = backbone.embed_prompts(ids(backbone))
+    embeddings, eot, _ = backbone.embed_prompts(ids(backbone))
     embeddings = torch.cat([embeddings[:1, :4].expand(4, -1, -1), embeddings[:, 4:]], dim=1).requires_grad_()
     wanted = text_and_slope(backbone.encode_prompts(PromptEmbeddings(embeddings, eot)), embeddings)
     got = text_and_slope(backbone.encode_prompts(PromptEmbeddings(embeddings, eot, 3)), embeddings)
@@ -326,7 +326,7 @@ def test_prompts_that_stay_as_they_are_keep_the_bits_of_encode_text() -> None:
     with torch.no_grad():
         assert torch.equal(backbone.encode_prompts(trained), wanted)
         rows.clear()
-        assert_near(backbone.encode_prompts(PromptEmbeddings(*prompts, prefix=1)), wanted, 1e-5)
+        assert_near(backbone.encode_prompts(prompts._replace(prefix=1)), wanted, 1e-5)
         assert rows.calls[-1] == [4]  # and where a prefix says so
 
 

@@ -13,13 +13,8 @@ from ._checks import Dims, check_choice, check_finite, check_number
 __all__ = ["PromptEmbeddings", "PromptLearner"]
 
 
-class _Prompts(NamedTuple):
-    embeddings: Tensor
-    eot: Tensor
-
-
-class PromptEmbeddings(_Prompts):
-    """What a frozen text tower takes in place of token ids: a pair, and what the tower may know of it.
+class PromptEmbeddings(NamedTuple):
+    """What a frozen text tower takes in place of token ids.
 
     Args:
         embeddings: (C, L, Dw), word embeddings before the positional ones.
@@ -28,12 +23,9 @@ class PromptEmbeddings(_Prompts):
             them once, from the first row. 0 promises nothing and is always right.
     """
 
-    prefix: int = 0  # where a copy such as _replace knows no better
-
-    def __new__(cls, embeddings: Tensor, eot: Tensor, prefix: int = 0) -> PromptEmbeddings:
-        self = super().__new__(cls, embeddings, eot)
-        self.prefix = prefix
-        return self
+    embeddings: Tensor
+    eot: Tensor
+    prefix: int = 0
 
 
 class PromptLearner(nn.Module):
@@ -106,7 +98,7 @@ class PromptLearner(nn.Module):
         if names is None:
             raise ValueError(f"{name}: mode={mode!r} needs names, as backbone.embed_prompts(['dog.', ...]) gives them")
         check_number(name, "num_context", num_context, 1)
-        embeddings, eot = names
+        embeddings, eot, _ = names
         dims.check("names.embeddings", embeddings, "C T Dw")
         dims.check("names.eot", eot, "C", floating=False)
         classes, _, width = embeddings.shape

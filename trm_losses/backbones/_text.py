@@ -67,7 +67,7 @@ class TextTower:
 
     def encode(self, prompts: PromptEmbeddings, chunk_size: int | None = None) -> Tensor:
         """Run the tower on embeddings (C, L, Dw) and read the features (C, D) at ``prompts.eot``."""
-        embeddings, eot = prompts
+        embeddings, eot, _ = prompts
         context, width = self.positions.shape
         dims = Dims(_OWNER, Dw=width)
         dims.check("embeddings", embeddings, "C L Dw", hint="take them from embed_prompts of the same model")
@@ -99,8 +99,8 @@ class TextTower:
 
     def _end_states(self, mask: Tensor, prompts: PromptEmbeddings, chunk_size: int | None) -> Tensor:
         """The same states, from the tokens that reach them."""
-        embeddings, eot = prompts
-        prefix, length = prompts.prefix, embeddings.shape[1]
+        embeddings, eot, prefix = prompts
+        length = embeddings.shape[1]
         if not 0 <= prefix < length or (eot.device.type == "cpu" and int(eot.min()) < prefix):
             raise ValueError(f"{_OWNER}: prompts.prefix must end before every eot, got {prefix} of {length} tokens")
         blocks = self.transformer.resblocks
