@@ -1,0 +1,99 @@
+"""Log-sum-exp of rows with all keys but themselves, in memory linear in their number.
+
+Written out, N anchors need several N x N matrices: similarities, mask, softmax and its gradient. Here a block of rows at a
+time is formed and dropped, and formed again for the gradient. Where rows and keys are the same, that costs nothing:
+similarities are symmetric, so that only keys from the block on are needed, for the rows and, transposed, for the keys.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+__all__ = ["MASKED", "log_sum_of_others"]
+
+# Stands for minus infinity inside a softmax: exp() of it is 0, and a row of nothing else stays finite.
+MASKED = -1e9
+
+# Rows held at once; so many or fewer take the plain form, which is no slower there.
+_ROWS = 256
+
+# From here on exp(1 / temperature), the largest that unit vectors reach, is small enough in float32 for sums without the
+# maximum of each row taken out first.
+_SAFE_TEMPERATURE = 0.02
+
+
+def log_sum_of_others(rows: Tensor, keys: Tensor, valid: Tensor | None, first: int, temperature: float) -> Tensor:
+    """(n,) the log of the sum of exp(row . key / temperature) over the keys, all of them unit vectors.
+
+    Args:
+        rows: (n, D). keys: (M, D), the rows themselves or those of all ranks.
+        valid: (M,) bool, the keys that count; None for all.
+        first: the key that is row 0; row i leaves out key first + i, which is itself.
+    """
+    if torch.compiler.is_compiling() or rows.shape[0] <= _ROWS:
+        return _plain(rows, keys, valid, first, temperature)
+    if keys is rows and valid is None and temperature >= _SAFE_TEMPERATURE:
+        result: Tensor = _LogSumOfOthers.apply(rows, temperature)
+        return result
+    parts = [
+        checkpoint(_plain, part, keys, valid, first + i * _ROWS, temperature, use_reentrant=False, preserve_rng_state=False)
+        for i, part in enumerate(torch.split(rows, _ROWS))
+    ]
+    return torch.cat(parts)
+
+
+def _plain(rows: Tensor, keys: Tensor, valid: Tensor | None, first: int, temperature: float) -> Tensor:
+    """The equation as it reads, with all rows at once."""
+    if not len(keys):
+        return rows.sum(dim=1)
+    place = torch.arange(keys.shape[0], device=rows.device)
+    excluded = place == torch.arange(first, first + rows.shape[0], device=rows.device)[:, None]
+    if valid is not None:
+        excluded = excluded | ~valid
+    return torch.logsumexp((rows @ keys.T / temperature).masked_fill(excluded, MASKED), dim=1)
+
+
+class _LogSumOfOthers(torch.autograd.Function):
+    """The same with the rows as keys: two products of N x N x D where autograd takes three."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, temperature: float) -> Tensor:
+        total = rows.new_zeros(rows.shape[0])
+        for start in range(0, rows.shape[0], _ROWS):
+            pairs = _block(rows, start, temperature)
+            end = start + pairs.shape[0]
+            total[start:end] += pairs.sum(dim=1)
+            total[end:] += pairs[:, end - start :].sum(dim=0)
+        ctx.temperature = temperature
+        ctx.save_for_backward(rows, total)
+        return total.log()
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
+        rows, total = ctx.saved_tensors
+        # Who calls backward inside autocast must not lose the precision of the forward pass.
+        with torch.autocast(rows.device.type, enabled=False):
+            if torch.is_grad_enabled():  # create_graph=True: what is written out below has no derivative of its own
+                log_sum = _plain(rows, rows, None, 0, ctx.temperature)
+                return torch.autograd.grad(log_sum, rows, grad_output, create_graph=True)[0], None
+            share = grad_output / (total * ctx.temperature)
+            gradient = torch.zeros_like(rows)
+            for start in range(0, rows.shape[0], _ROWS):
+                pairs = _block(rows, start, ctx.temperature)
+                end = start + pairs.shape[0]
+                pairs *= share[start:end, None] + share[start:]  # a pair (i, j) is in the sums of i and of j
+                gradient[start:end].addmm_(pairs, rows[start:])
+                gradient[end:].addmm_(pairs[:, end - start :].T, rows[start:end])
+        return gradient, None
+
+
+def _block(rows: Tensor, start: int, temperature: float) -> Tensor:
+    """exp(row . key / temperature) of ``_ROWS`` rows from ``start`` with the rows from ``start`` on, 0 with itself."""
+    part = rows[start : start + _ROWS]
+    pairs = torch.addmm(part.new_zeros(()), part, rows[start:].T, beta=0, alpha=1 / temperature).exp_()
+    pairs[:, : part.shape[0]].fill_diagonal_(0)
+    return pairs
