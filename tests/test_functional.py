@@ -87,16 +87,40 @@ def test_absent_label_at_the_margin_has_a_finite_slope(gamma_neg: float) -> None
     assert x.grad is not None and torch.isfinite(x.grad).all() and (x.grad >= 0).all()
 
 
+@pytest.mark.parametrize("margin", [0.05, 0.0])
 @pytest.mark.parametrize("path", ["summed", "entries", "weights that learn"])
-def test_what_is_unknown_may_hold_anything(path: str) -> None:
+def test_what_is_unknown_may_hold_anything(path: str, margin: float) -> None:
     x = torch.tensor([0.5, float("nan"), float("inf"), -float("inf")], requires_grad=True)
     y = torch.tensor([1.0, -1.0, -1.0, -1.0])
     w = torch.tensor([1.0, float("nan"), 1.0, float("inf")], requires_grad=path == "weights that learn")
-    loss = TF.asymmetric_loss(x, y, w, reduction="none" if path == "entries" else "sum").sum()
+    loss = TF.asymmetric_loss(x, y, w, margin=margin, reduction="none" if path == "entries" else "sum").sum()
     loss.backward()
     close(loss.detach(), oracles.asymmetric([0.5], [1.0]).sum(), 1e-6)
     assert x.grad is not None and torch.isfinite(x.grad).all() and torch.count_nonzero(x.grad[1:]) == 0
     assert x.grad[0] < 0 and (w.grad is None or torch.count_nonzero(w.grad[1:]) == 0)
+
+
+@pytest.mark.parametrize("margin", [0.05, 0.0])
+def test_an_infinite_logit_that_is_right_costs_nothing_and_a_nan_is_not_hidden(margin: float) -> None:
+    x = torch.tensor([float("inf"), -float("inf"), 0.5], requires_grad=True)
+    y = torch.tensor([1.0, 0.0, 1.0])
+    loss = TF.asymmetric_loss(x, y, margin=margin, reduction="sum")
+    loss.backward()
+    close(loss, oracles.asymmetric([0.5], [1.0]).sum(), 1e-6)
+    assert x.grad is not None and torch.count_nonzero(x.grad[:2]) == 0
+    assert TF.asymmetric_loss(torch.tensor([0.5, float("nan")]), torch.tensor([1.0, 0.0]), margin=margin).isnan()
+
+
+@pytest.mark.parametrize("chunk", [3, 1 << 17])
+def test_the_mean_counts_what_is_known_whatever_its_weight(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of integer labels: present, absent, and not the unknown."""
+    monkeypatch.setattr("trm_losses._asymmetric._CHUNK", chunk)
+    x, y, w = normal(6, 7), labels(6, 7, soft=False), torch.full((6, 7), 0.125)
+    known = sum(int(v) >= 0 for v in y.flatten())
+    for targets in (y, y.int()):
+        mean, total = (TF.asymmetric_loss(x, targets, w, reduction=name) for name in ("mean", "sum"))
+        close(known * mean, total)
+        close(total, oracles.asymmetric(x, y, w).sum())
 
 
 def test_weights_may_learn() -> None:

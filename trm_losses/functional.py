@@ -97,12 +97,12 @@ def asymmetric_loss(
         if reduction == "none":
             return _asymmetric_entries(x, targets, w, focus)
         if torch.compiler.is_compiling() or (w is not None and w.requires_grad):
-            total = _asymmetric_entries(x, targets, w, focus).sum()
+            total, known = _asymmetric_entries(x, targets, w, focus).sum(), (targets >= 0).sum().to(x.dtype)
         else:
-            total = asymmetric_sum(x, targets, w, focus, lambda x, y, w: _asymmetric_entries(x, y, w, focus).sum())
+            total, known = asymmetric_sum(x, targets, w, focus, lambda x, y, w: _asymmetric_entries(x, y, w, focus).sum())
         if reduction == "sum":
             return total
-        count = count_per_rank((targets >= 0).sum().to(total.dtype), group)
+        count = count_per_rank(known, group)
         # Not clamped at 1: a rank's share of the joined count may be a fraction. Nothing known anywhere: 0 / 1.
         return total / torch.where(count > 0, count, 1.0)
 
