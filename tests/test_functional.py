@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from cases import generator, labels, normal
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trm_losses import MultimodalContrastiveLoss
 from trm_losses import functional as TF
@@ -186,6 +187,54 @@ def test_text_region_logits(normalize: bool, with_bias: bool) -> None:
     close(longer, shorter if normalize else 2 * shorter)  # the length of a region counts, that of a text never
 
 
+@pytest.mark.parametrize("learns", ["regions", "text", "both"])
+def test_cosines_have_first_and_second_derivatives(learns: str) -> None:
+    r, t = normal(3, 4, 5), normal(4, 5, seed=1)
+    learned = [r] * (learns != "text") + [t] * (learns != "regions")
+    for x in learned:
+        x.requires_grad_()
+
+    def function(*_: Tensor) -> Tensor:
+        return TF.text_region_logits(r, t, 7.0, negative=normal(4, 5, seed=3), normalize_regions=True)
+
+    assert torch.autograd.gradcheck(function, learned) and torch.autograd.gradgradcheck(function, learned)
+
+
+def test_the_gradient_of_cosines_is_one_tensor_as_large_as_the_regions() -> None:
+    class Large(TorchDispatchMode):
+        found: set[int] = set()
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, Tensor) and result.untyped_storage().nbytes() >= r.untyped_storage().nbytes():
+                kept.append(result)  # so that no storage is taken twice
+                self.found.add(result.untyped_storage().data_ptr())
+            return result
+
+    r, t, kept = normal(3, 4, 50).requires_grad_(), normal(4, 50, seed=1).requires_grad_(), []
+    with Large() as large:
+        torch.autograd.grad(TF.text_region_logits(r, t, 7.0, normalize_regions=True).sum(), (r, t))
+    assert len(large.found - {r.data_ptr()}) == 1
+
+
+def test_cosine_of_a_region_that_is_zero_is_zero_and_finite() -> None:
+    r, t = torch.zeros(2, 3, 4, requires_grad=True), normal(3, 4, dtype=torch.float32).requires_grad_()
+    logits = TF.text_region_logits(r, t, 7.0, normalize_regions=True)
+    logits.sum().backward()
+    assert torch.count_nonzero(logits) == 0 and r.grad is not None and torch.isfinite(r.grad).all()
+    assert torch.count_nonzero(t.grad) == 0
+
+
+def test_backward_of_cosines_inside_autocast_keeps_its_precision() -> None:
+    r, t = normal(3, 4, 5, dtype=torch.float32).requires_grad_(), normal(4, 5, seed=1, dtype=torch.float32).requires_grad_()
+    outside, inside = (TF.text_region_logits(r, t, 7.0, normalize_regions=True).sum() for _ in range(2))
+    expected = torch.autograd.grad(outside, (r, t))
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = torch.autograd.grad(inside, (r, t))
+    assert torch.equal(actual[0], expected[0])
+    close(actual[1], expected[1], 1e-6)
+
+
 # Attention ------------------------------------------------------------------------------------------------------------
 
 
@@ -351,8 +400,6 @@ def test_only_some_contrasts(only: list[str]) -> None:
 
 def test_a_term_that_is_switched_off_costs_nothing() -> None:
     """The number of operators falls with every weight that is 0."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
     class Count(TorchDispatchMode):
         calls = 0
 

@@ -19,6 +19,7 @@ from ._asymmetric import Focus, asymmetric_sum
 from ._checks import Dims
 from ._contrast import MASKED as _MASKED
 from ._contrast import log_sum_of_others
+from ._cosine import region_cosine
 from ._distributed import count_per_rank, gather_rows
 
 __all__ = [
@@ -169,10 +170,7 @@ def text_region_logits(
         t = unit(text).to(r.dtype)
         if negative is not None:
             t = t - negative.to(r.dtype)
-        logits = torch.einsum("bcd,cd->bc", r, t)
-        if normalize_regions:
-            logits = logits / torch.linalg.vector_norm(r, dim=-1).clamp(min=1e-12)
-        logits = scale * logits
+        logits = scale * (region_cosine(r, t) if normalize_regions else torch.einsum("bcd,cd->bc", r, t))
         return logits if bias is None else logits - bias
 
 
