@@ -10,7 +10,7 @@ import numpy as np
 import oracles
 import pytest
 import torch
-from cases import normal
+from cases import labels, normal
 from test_functional import SCENES, close, pseudo_positives
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -131,6 +131,12 @@ def test_gradients_in_blocks_are_those_at_once(scene: str, monkeypatch: pytest.M
         slopes.append((f.grad, t.grad))
     for blocks, at_once in zip(*slopes, strict=True):
         close(blocks, at_once)
+
+
+def test_images_by_their_labels_in_blocks_are_the_loops(block: int) -> None:
+    f, y = normal(9, 8).requires_grad_(), labels(9, 4, seed=3)
+    y[3], y[5] = -1, 0  # images without a positive label are no keys
+    close(TF.multi_label_contrastive(f, y, temperature=0.2), oracles.multi_label(f, y, None, 0.2, 0.9))
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.1])
