@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from trm_losses import _contrast
 from trm_losses import functional as TF
-from trm_losses._contrast import log_sum_of_others
+from trm_losses._contrast import log_sum_of_others, unit_rows
 
 TEMPERATURES = [0.005, 0.02, 0.1, 1.0]  # the first takes the maximum of each row out, in blocks too
 
@@ -112,6 +112,19 @@ def test_the_sum_of_many_equal_pairs_stays_within_float32() -> None:
     """The temperature from which no maximum is taken out leaves room for any number of anchors."""
     room = math.log(torch.finfo(torch.float32).max) - 1 / _contrast._SAFE_TEMPERATURE
     assert room > math.log(1e9)
+
+
+def test_unit_rows_have_first_and_second_derivatives() -> None:
+    x = normal(3, 4, 5).requires_grad_()
+    close(unit_rows(x), [[oracles.unit(row) for row in image] for image in oracles.array(x)])
+    assert torch.autograd.gradcheck(unit_rows, (x,)) and torch.autograd.gradgradcheck(unit_rows, (x,))
+
+
+def test_a_row_of_zeros_stays_zero_and_finite() -> None:
+    x = torch.zeros(2, 3, requires_grad=True)
+    unit_rows(x).sum().backward()
+    assert torch.count_nonzero(unit_rows(x)) == 0 and x.grad is not None and torch.isfinite(x.grad).all()
+    assert unit_rows(torch.zeros(0, 3)).shape == (0, 3)
 
 
 @pytest.mark.parametrize("scene", SCENES, ids=lambda name: name.replace(" ", "-"))

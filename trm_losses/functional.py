@@ -18,7 +18,7 @@ from torch.distributed import ProcessGroup
 from ._asymmetric import Focus, asymmetric_sum
 from ._checks import Dims
 from ._contrast import MASKED as _MASKED
-from ._contrast import log_sum_of_others
+from ._contrast import log_sum_of_others, unit_rows
 from ._cosine import region_cosine
 from ._distributed import count_per_rank, gather_rows
 
@@ -397,7 +397,8 @@ def multimodal_contrastive(
       (which get no gradient; the nearest of several centres speaks for its class); both 0 without prototypes.
 
     Each term is the mean of its :math:`-\log` softmax rows (``region_region`` over anchors with a positive,
-    ``text_region`` first within a class); a weight multiplies its row and does not enter the count.
+    ``text_region`` first within a class); a weight multiplies its row and does not enter the count. Many anchors are
+    compared a block of rows at a time (not under ``torch.compile``), so that memory grows with their number, not its square.
 
     Args:
         regions: (B, C, D). text: (C, D). targets: (B, C).
@@ -425,7 +426,8 @@ def multimodal_contrastive(
     """
 
     def embed(vectors: Tensor) -> Tensor:
-        return unit(vectors) if project is None else unit(project(unit(vectors)))
+        rows = unit_rows(upcast(vectors))
+        return rows if project is None else unit_rows(upcast(project(rows)))
 
     with full_precision(regions):
         only = _CONTRASTS if only is None else only
