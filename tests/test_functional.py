@@ -200,6 +200,18 @@ def test_cosines_have_first_and_second_derivatives(learns: str) -> None:
     assert torch.autograd.gradcheck(function, learned) and torch.autograd.gradgradcheck(function, learned)
 
 
+def test_gradients_by_function_transforms() -> None:
+    """``torch.func.grad`` of cosines, and of the contrast."""
+
+    def loss(r: Tensor) -> Tensor:
+        contrast = TF.multimodal_contrastive(r, normal(4, 5, seed=1), y)
+        return TF.text_region_logits(r, normal(4, 5, seed=1), 7.0, normalize_regions=True).square().sum() + sum(contrast.values())
+
+    r, y = normal(3, 4, 5).requires_grad_(), torch.ones(3, 4)
+    (expected,) = torch.autograd.grad(loss(r), r)
+    close(torch.func.grad(loss)(r.detach()), expected)
+
+
 def test_the_gradient_of_cosines_is_one_tensor_as_large_as_the_regions() -> None:
     class Large(TorchDispatchMode):
         found: set[int] = set()

@@ -116,12 +116,14 @@ class _UnitRows(torch.autograd.Function):
     """Keeps what it returns and not the rows. The length is returned for second derivatives, which pass through it."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(rows: Tensor) -> tuple[Tensor, Tensor]:
         length = _length(rows)
-        unit = rows / length
+        return rows / length, length
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(unit, length)
-        return unit, length
+        ctx.save_for_backward(*output)
 
     @staticmethod
     def backward(ctx: Any, by_unit: Tensor | None, by_length: Tensor | None) -> Tensor | None:

@@ -17,7 +17,7 @@ def region_cosine(regions: Tensor, directions: Tensor) -> Tensor:
     """(B, C) r . t / |r| of regions (B, C, D) and directions (C, D), which are taken as they are."""
     if torch.compiler.is_compiling():
         return _plain(regions, directions)
-    result: Tensor = _RegionCosine.apply(regions, directions)
+    result: Tensor = _RegionCosine.apply(regions, directions)[0]
     return result
 
 
@@ -33,19 +33,23 @@ def _length(regions: Tensor) -> Tensor:
 
 class _RegionCosine(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, regions: Tensor, directions: Tensor) -> Tensor:
+    def forward(regions: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
         length = _length(regions)
-        cosine = torch.einsum("bcd,cd->bc", regions, directions) / length
-        ctx.save_for_backward(regions, directions, length, cosine)
-        return cosine
+        return torch.einsum("bcd,cd->bc", regions, directions) / length, length
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        regions, directions, length, cosine = ctx.saved_tensors
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+        cosine, length = output
+        ctx.mark_non_differentiable(length)
+        ctx.save_for_backward(*inputs, cosine, length)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        regions, directions, cosine, length = ctx.saved_tensors
         # Who calls backward inside autocast must not lose the precision of the forward pass.
         with torch.autocast(regions.device.type, enabled=False):
             if torch.is_grad_enabled():  # create_graph=True: what was kept is not on the graph
-                length, cosine = _length(regions), _plain(regions, directions)
+                cosine, length = _plain(regions, directions), _length(regions)
             # dc/dt = r / |r|, and dc/dr = (t - c r / |r|) / |r|.
             share = grad_output / length
             by_region = by_direction = None
