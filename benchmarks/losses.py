@@ -1,6 +1,9 @@
 """Time and peak memory of the parts against their usual replacements, paired in one run.
 
     python benchmarks/losses.py --rounds 20 --only contrast matching
+    python benchmarks/losses.py --sizes full --json figures.json
+
+Where two candidates compute the same, their values and gradients are compared before anything is timed.
 """
 
 from __future__ import annotations
@@ -10,8 +13,9 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +34,8 @@ class Pair(NamedTuple):
     ours: Callable[[], object]
     peer: Callable[[], object]
     peer_name: str
+    tolerance: float | None = None
+    """Largest difference of values and gradients, as a share of the peer's largest; None where the two are not the same."""
 
 
 def published_asl(logits: Tensor, targets: Tensor) -> Tensor:
@@ -43,9 +49,25 @@ def published_asl(logits: Tensor, targets: Tensor) -> Tensor:
     return -(known * loss * focus).sum() / known.sum()
 
 
+def published_sup_con(features: Tensor, own: Tensor, temperature: float = 0.1) -> Tensor:
+    """Supervised contrast as it is usually written: matrices of all pairs, and masks of positives and of the diagonal."""
+    f = F.normalize(features, dim=-1)
+    logits = f @ f.T / temperature
+    logits = logits - logits.max(dim=1, keepdim=True).values.detach()
+    others = 1 - torch.eye(len(f))
+    positive = (own[:, None] == own[None]).float() * others
+    log_p = logits - torch.log((torch.exp(logits) * others).sum(dim=1, keepdim=True))
+    return -((positive * log_p).sum(dim=1) / positive.sum(dim=1)).mean()
+
+
 def backward(loss: Callable[[], Tensor], *leaves: Tensor) -> Callable[[], object]:
-    """One forward and backward; nothing is kept, so that every call allocates the same."""
-    return lambda: torch.autograd.grad(loss(), leaves, allow_unused=True)
+    """One forward and backward, the value and its gradients; nothing is kept, so that every call allocates the same."""
+
+    def run() -> tuple[Tensor | None, ...]:
+        value = loss()
+        return (value.detach(), *torch.autograd.grad(value, leaves, allow_unused=True))
+
+    return run
 
 
 def labels(batch: int, classes: int, generator: torch.Generator) -> Tensor:
@@ -54,73 +76,74 @@ def labels(batch: int, classes: int, generator: torch.Generator) -> Tensor:
     return torch.where(torch.rand(batch, classes, generator=generator) < 0.5, truth, -1.0)
 
 
-def asl_pair(batch: int, classes: int) -> Pair:
+def asl_pairs(batch: int, classes: int) -> list[Pair]:
     g = torch.Generator().manual_seed(0)
     x = torch.randn(batch, classes, generator=g).requires_grad_()
     y = labels(batch, classes, g)
-    return Pair(
-        f"asymmetric loss {batch}x{classes}",
-        backward(lambda: asymmetric_loss(x, y), x),
-        backward(lambda: published_asl(x, y), x),
-        "published formula",
-    )
+    ours, peer = backward(lambda: asymmetric_loss(x, y), x), backward(lambda: published_asl(x, y), x)
+    return [Pair(f"asymmetric loss {batch}x{classes}", ours, peer, "published formula", 1e-4)]
 
 
-def matching_pair(batch: int, classes: int, dim: int) -> Pair:
+def matching_pairs(batch: int, classes: int, dim: int) -> list[Pair]:
     g = torch.Generator().manual_seed(0)
     regions = torch.randn(batch, classes, dim, generator=g).requires_grad_()
     text = torch.randn(classes, dim, generator=g).requires_grad_()
     y = labels(batch, classes, g)
-    ours = TextRegionMatchingLoss(classes, normalize_regions=True, validate=False)
+    loss = TextRegionMatchingLoss(classes, normalize_regions=True, validate=False)
 
-    def peer() -> Tensor:
-        cosine = (F.normalize(regions, dim=-1) * F.normalize(text, dim=-1)).sum(dim=-1)
-        return published_asl(20 * cosine, y)
+    def product() -> Tensor:
+        return (F.normalize(regions, dim=-1) * F.normalize(text, dim=-1)).sum(dim=-1)
 
-    return Pair(
-        f"matching {batch}x{classes}x{dim}",
-        backward(lambda: ours(regions, text, y), regions, text),
-        backward(peer, regions, text),
-        "normalise, multiply, sum + published formula",
-    )
+    def function() -> Tensor:
+        return F.cosine_similarity(regions, text[None], dim=-1)
+
+    ours = backward(lambda: loss(regions, text, y), regions, text)
+    pairs = []
+    for cosine, name in ((product, "normalise, multiply, sum"), (function, "F.cosine_similarity")):
+        peer = backward(lambda cosine=cosine: published_asl(20 * cosine(), y), regions, text)  # type: ignore[misc]
+        pairs.append(Pair(f"matching {batch}x{classes}x{dim}", ours, peer, f"{name} + published formula", 1e-4))
+    return pairs
 
 
-def contrast_pair(batch: int, classes: int, dim: int) -> Pair | None:
-    try:
-        from pytorch_metric_learning.losses import SupConLoss
-    except ImportError:
-        return None
+def contrast_pairs(batch: int, classes: int, dim: int, share: float = 1.0) -> list[Pair]:
+    """The region-region term alone; ``share`` of the entries are anchors."""
     g = torch.Generator().manual_seed(0)
     regions = torch.randn(batch, classes, dim, generator=g).requires_grad_()
     text = torch.randn(classes, dim, generator=g)
-    y = labels(batch, classes, g)
-    ours = MultimodalContrastiveLoss(region_text=0, region_prototype=0, text_prototype=0, validate=False)
-    supcon = SupConLoss(temperature=0.1)
+    y = (torch.rand(batch, classes, generator=g) < share).float()
+    y[:2] = 1  # SupCon has no answer for an anchor without a partner
+    loss = MultimodalContrastiveLoss(region_text=0, region_prototype=0, text_prototype=0, validate=False)
     anchors = y == 1
     own = torch.arange(classes).expand_as(y)[anchors]
-    return Pair(
-        f"contrast {batch}x{classes}x{dim} ({int(anchors.sum())} anchors)",
-        backward(lambda: ours(regions, text, y), regions),
-        backward(lambda: supcon(regions[anchors], own), regions),
-        "pytorch-metric-learning SupConLoss (one of our five terms)",
-    )
+    name = f"contrast {batch}x{classes}x{dim} ({int(anchors.sum())} anchors)"
+    ours = backward(lambda: loss(regions, text, y), regions)
+    peers = {"published N x N formula": backward(lambda: published_sup_con(regions[anchors], own), regions)}
+    try:
+        from pytorch_metric_learning.losses import SupConLoss
+    except ImportError:
+        pass
+    else:
+        supcon = SupConLoss(temperature=0.1)
+        peers["pytorch-metric-learning SupConLoss"] = backward(lambda: supcon(regions[anchors], own), regions)
+    return [Pair(name, ours, peer, peer_name, 1e-4) for peer_name, peer in peers.items()]
 
 
-def pooler_pair(batch: int, classes: int, tokens: int, dim: int) -> Pair:
+def pooler_pairs(batch: int, classes: int, tokens: int, dim: int) -> list[Pair]:
     g = torch.Generator().manual_seed(0)
     x = torch.randn(batch, tokens, dim, generator=g)
     text = torch.randn(classes, dim, generator=g).requires_grad_()
     ours = RegionPooler(classes, dim, num_heads=1, query_head=False, validate=False)
     attention = nn.MultiheadAttention(dim, 1, batch_first=True)
-    return Pair(
+    pair = Pair(
         f"pooler {batch}x{classes}x{tokens}x{dim}, 1 head, regions only",
         backward(lambda: ours(x, text).region.sum(), text, *ours.parameters()),
         backward(lambda: attention(text.expand(batch, -1, -1), x, x)[0].sum(), text, *attention.parameters()),
         "nn.MultiheadAttention",
     )
+    return [pair]
 
 
-def bank_pair(batch: int, classes: int, dim: int) -> Pair:
+def bank_pairs(batch: int, classes: int, dim: int) -> list[Pair]:
     g = torch.Generator().manual_seed(0)
     regions = torch.randn(batch, classes, dim, generator=g)
     y = labels(batch, classes, g)
@@ -133,23 +156,72 @@ def bank_pair(batch: int, classes: int, dim: int) -> Pair:
             if len(rows):
                 state[c] = F.normalize(0.99 * state[c] + 0.01 * F.normalize(rows, dim=-1).mean(dim=0), dim=-1)
 
-    return Pair(f"prototypes {batch}x{classes}x{dim}", lambda: ours.update(regions, y), loop, "loop over classes")
+    return [Pair(f"prototypes {batch}x{classes}x{dim}", lambda: ours.update(regions, y), loop, "loop over classes")]
 
 
-def metric_pair(images: int, classes: int) -> Pair | None:
+def metric_pairs(images: int, classes: int) -> list[Pair]:
     try:
         from torchmetrics.functional.classification import multilabel_average_precision
     except ImportError:
-        return None
+        return []
     g = torch.Generator().manual_seed(0)
     scores = torch.rand(images, classes, generator=g)
     y = (torch.rand(images, classes, generator=g) < 0.1).long()
-    return Pair(
-        f"average precision {images}x{classes}",
-        lambda: average_precision(scores, y),
-        lambda: multilabel_average_precision(scores, y, num_labels=classes, average="none"),
-        "torchmetrics",
-    )
+
+    def peer() -> Tensor:
+        return multilabel_average_precision(scores, y, num_labels=classes, average="none")
+
+    return [Pair(f"average precision {images}x{classes}", lambda: average_precision(scores, y), peer, "torchmetrics", 1e-4)]
+
+
+Build = Callable[..., list[Pair]]
+
+SIZES: dict[str, list[tuple[Build, tuple[Any, ...]]]] = {
+    "small": [
+        (asl_pairs, (128, 80)),
+        (asl_pairs, (128, 9605)),
+        (matching_pairs, (64, 20, 512)),
+        (matching_pairs, (64, 80, 512)),
+        (contrast_pairs, (9, 59, 512)),
+        (contrast_pairs, (256, 200, 512, 0.02)),
+        (pooler_pairs, (16, 20, 196, 512)),
+        (pooler_pairs, (16, 80, 196, 512)),
+        (bank_pairs, (64, 80, 512)),
+        (metric_pairs, (5000, 80)),
+    ],
+    "full": [
+        *((asl_pairs, (batch, classes)) for batch, classes in ((64, 20), (128, 80), (128, 200), (128, 312), (128, 9605))),
+        *((matching_pairs, (batch, classes, 512)) for batch, classes in ((64, 20), (64, 80), (32, 312), (4, 9605))),
+        *((contrast_pairs, (batch, classes, 512)) for batch, classes in ((4, 34), (9, 59), (21, 80), (64, 64))),
+        (contrast_pairs, (64, 80, 512, 0.02)),
+        (contrast_pairs, (256, 200, 512, 0.02)),
+        (pooler_pairs, (16, 20, 196, 512)),
+        (pooler_pairs, (16, 80, 196, 512)),
+        (pooler_pairs, (32, 80, 49, 1024)),
+        (pooler_pairs, (8, 312, 196, 512)),
+        (bank_pairs, (64, 80, 512)),
+        (bank_pairs, (128, 200, 512)),
+        (metric_pairs, (4952, 20)),
+        (metric_pairs, (5000, 80)),
+        (metric_pairs, (10000, 200)),
+    ],
+}
+
+
+def tensors(result: object) -> list[Tensor]:
+    """The tensors of a result, in order."""
+    return [x for x in (result if isinstance(result, tuple) else (result,)) if isinstance(x, Tensor)]
+
+
+def difference(pair: Pair) -> float | None:
+    """How far values and gradients of the two are apart, as a share of the peer's largest."""
+    if pair.tolerance is None:
+        return None
+    ours, theirs = tensors(pair.ours()), tensors(pair.peer())
+    worst = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(ours, theirs, strict=True))
+    if not worst <= pair.tolerance:
+        raise SystemExit(f"{pair.name} and {pair.peer_name} differ by {worst:.1e}, more than {pair.tolerance:.0e}; not timed")
+    return worst
 
 
 def peak_memory(work: Callable[[], object]) -> int:
@@ -165,7 +237,8 @@ def peak_memory(work: Callable[[], object]) -> int:
 
 
 def measure(pair: Pair, rounds: int, warmup: int) -> dict[str, object]:
-    """Interleaved rounds; the ratio is taken within each round."""
+    """Interleaved rounds; the ratio is taken within each round. First of all the two are compared."""
+    apart = difference(pair)
     ours, ratios = [], []
     for index in range(warmup + rounds):
         times = []
@@ -182,6 +255,7 @@ def measure(pair: Pair, rounds: int, warmup: int) -> dict[str, object]:
     return {
         "pair": pair.name,
         "peer": pair.peer_name,
+        "difference": apart,
         "milliseconds": 1e3 * statistics.median(ours),
         "time_ratio": middle,
         "time_ratio_quartiles": [low, high],
@@ -190,45 +264,50 @@ def measure(pair: Pair, rounds: int, warmup: int) -> dict[str, object]:
     }
 
 
-def main() -> None:
+def versions() -> dict[str, str]:
+    """Of what is measured and of what it is measured against."""
+    found = {"python": platform.python_version(), "machine": platform.machine(), "torch": torch.__version__}
+    for name in ("pytorch-metric-learning", "torchmetrics"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", choices=list(SIZES), default="small", help="full takes some minutes")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", nargs="*", default=[], help="words that a pair's name must begin with")
     parser.add_argument("--json", help="file for the figures")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
+    if args.rounds < 2:
+        parser.error(f"--rounds must be at least 2 for quartiles, got {args.rounds}")
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    pairs = [
-        asl_pair(128, 80),
-        asl_pair(128, 9605),
-        matching_pair(64, 20, 512),
-        matching_pair(64, 80, 512),
-        contrast_pair(64, 80, 512),
-        contrast_pair(256, 200, 512),
-        pooler_pair(16, 20, 196, 512),
-        pooler_pair(16, 80, 196, 512),
-        bank_pair(64, 80, 512),
-        metric_pair(5000, 80),
-    ]
-    print(f"torch {torch.__version__}, {platform.machine()}, {args.threads} thread(s), {args.rounds} rounds")
-    print(f"{'pair':58} {'ms':>8}  time / peer (quartiles)   memory / peer  peer")
+    setting = {**versions(), "threads": args.threads, "rounds": args.rounds}
+    print(", ".join(f"{key} {value}" for key, value in setting.items()))
+    print(f"{'pair':48} {'ms':>8}  time / peer (quartiles)   memory / peer  {'differ':>7}  peer")
     figures = []
-    for pair in pairs:
-        if pair is None or (args.only and not pair.name.startswith(tuple(args.only))):
-            continue
-        row = measure(pair, args.rounds, args.warmup)
-        figures.append(row)
-        low, high = row["time_ratio_quartiles"]  # type: ignore[misc]
-        print(
-            f"{pair.name:58} {row['milliseconds']:8.2f}  {row['time_ratio']:5.2f} ({low:.2f}-{high:.2f})"
-            f"{row['memory_ratio']:19.2f}  {pair.peer_name}",
-            flush=True,
-        )
+    for build, size in SIZES[args.sizes]:
+        for pair in build(*size):
+            if args.only and not pair.name.startswith(tuple(args.only)):
+                continue
+            row = measure(pair, args.rounds, args.warmup)
+            figures.append(row)
+            low, high = row["time_ratio_quartiles"]  # type: ignore[misc]
+            apart = "" if row["difference"] is None else f"{row['difference']:.0e}"
+            print(
+                f"{pair.name:48} {row['milliseconds']:8.2f}  {row['time_ratio']:5.2f} ({low:.2f}-{high:.2f})"
+                f"{row['memory_ratio']:19.2f}  {apart:>7}  {pair.peer_name}",
+                flush=True,
+            )
     if args.json:
         with open(args.json, "w") as file:
-            json.dump({"torch": torch.__version__, "threads": args.threads, "pairs": figures}, file, indent=1)
+            json.dump({**setting, "pairs": figures}, file, indent=1)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from cases import CLASSES, WIDTH, everything_contrast, filled_bank, filled_label
 from torch import Tensor, nn
 
 import trm_losses as tl
+from trm_losses import _contrast
 from trm_losses import functional as TF
 from trm_losses._distributed import count_per_rank, gather_rows, resolve_group, sum_over_ranks
 
@@ -144,6 +146,21 @@ def test_average_over_ranks_is_one_process(pool: Pool, loss: str, split: str) ->
         torch.testing.assert_close(torch.stack([r[2][name] for r in ranks]).mean(dim=0), gradient, msg=name)
     if split == "unequal":
         assert features.abs().max() > 1e-3 and all(g.abs().max() > 1e-6 for g in shared.values())
+
+
+def gradients_in_blocks(rank: int, loss: str, split: str) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    with mock.patch.object(_contrast, "_ROWS", 2):
+        return gradients(rank, loss, split)
+
+
+@pytest.mark.parametrize("loss", ["contrast options", "images"])
+@pytest.mark.parametrize("split", SPLITS, ids=lambda name: name.replace(" ", "-"))
+def test_blocks_of_rows_on_ranks(pool: Pool, loss: str, split: str) -> None:
+    """A rank's rows find themselves among the keys of all, in every block."""
+    ranks = pool.run(gradients_in_blocks, loss, split)
+    value, features, _ = gradients(None, loss, split)
+    torch.testing.assert_close(torch.stack([r[0] for r in ranks]).mean(), value)
+    torch.testing.assert_close(torch.cat([r[1] for r in ranks]) / WORLD, features)
 
 
 def updates(rank: int | None, split: str) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from cases import generator, labels, normal
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trm_losses import MultimodalContrastiveLoss
 from trm_losses import functional as TF
@@ -87,16 +88,40 @@ def test_absent_label_at_the_margin_has_a_finite_slope(gamma_neg: float) -> None
     assert x.grad is not None and torch.isfinite(x.grad).all() and (x.grad >= 0).all()
 
 
+@pytest.mark.parametrize("margin", [0.05, 0.0])
 @pytest.mark.parametrize("path", ["summed", "entries", "weights that learn"])
-def test_what_is_unknown_may_hold_anything(path: str) -> None:
+def test_what_is_unknown_may_hold_anything(path: str, margin: float) -> None:
     x = torch.tensor([0.5, float("nan"), float("inf"), -float("inf")], requires_grad=True)
     y = torch.tensor([1.0, -1.0, -1.0, -1.0])
     w = torch.tensor([1.0, float("nan"), 1.0, float("inf")], requires_grad=path == "weights that learn")
-    loss = TF.asymmetric_loss(x, y, w, reduction="none" if path == "entries" else "sum").sum()
+    loss = TF.asymmetric_loss(x, y, w, margin=margin, reduction="none" if path == "entries" else "sum").sum()
     loss.backward()
     close(loss.detach(), oracles.asymmetric([0.5], [1.0]).sum(), 1e-6)
     assert x.grad is not None and torch.isfinite(x.grad).all() and torch.count_nonzero(x.grad[1:]) == 0
     assert x.grad[0] < 0 and (w.grad is None or torch.count_nonzero(w.grad[1:]) == 0)
+
+
+@pytest.mark.parametrize("margin", [0.05, 0.0])
+def test_an_infinite_logit_that_is_right_costs_nothing_and_a_nan_is_not_hidden(margin: float) -> None:
+    x = torch.tensor([float("inf"), -float("inf"), 0.5], requires_grad=True)
+    y = torch.tensor([1.0, 0.0, 1.0])
+    loss = TF.asymmetric_loss(x, y, margin=margin, reduction="sum")
+    loss.backward()
+    close(loss, oracles.asymmetric([0.5], [1.0]).sum(), 1e-6)
+    assert x.grad is not None and torch.count_nonzero(x.grad[:2]) == 0
+    assert TF.asymmetric_loss(torch.tensor([0.5, float("nan")]), torch.tensor([1.0, 0.0]), margin=margin).isnan()
+
+
+@pytest.mark.parametrize("chunk", [3, 1 << 17])
+def test_the_mean_counts_what_is_known_whatever_its_weight(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of integer labels: present, absent, and not the unknown."""
+    monkeypatch.setattr("trm_losses._asymmetric._CHUNK", chunk)
+    x, y, w = normal(6, 7), labels(6, 7, soft=False), torch.full((6, 7), 0.125)
+    known = sum(int(v) >= 0 for v in y.flatten())
+    for targets in (y, y.int()):
+        mean, total = (TF.asymmetric_loss(x, targets, w, reduction=name) for name in ("mean", "sum"))
+        close(known * mean, total)
+        close(total, oracles.asymmetric(x, y, w).sum())
 
 
 def test_weights_may_learn() -> None:
@@ -160,6 +185,66 @@ def test_text_region_logits(normalize: bool, with_bias: bool) -> None:
     longer = TF.text_region_logits(2 * r, 3 * t, 7.0, normalize_regions=normalize)
     shorter = TF.text_region_logits(r, t, 7.0, normalize_regions=normalize)
     close(longer, shorter if normalize else 2 * shorter)  # the length of a region counts, that of a text never
+
+
+@pytest.mark.parametrize("learns", ["regions", "text", "both"])
+def test_cosines_have_first_and_second_derivatives(learns: str) -> None:
+    r, t = normal(3, 4, 5), normal(4, 5, seed=1)
+    learned = [r] * (learns != "text") + [t] * (learns != "regions")
+    for x in learned:
+        x.requires_grad_()
+
+    def function(*_: Tensor) -> Tensor:
+        return TF.text_region_logits(r, t, 7.0, negative=normal(4, 5, seed=3), normalize_regions=True)
+
+    assert torch.autograd.gradcheck(function, learned) and torch.autograd.gradgradcheck(function, learned)
+
+
+def test_gradients_by_function_transforms() -> None:
+    """``torch.func.grad`` of cosines, and of the contrast."""
+
+    def loss(r: Tensor) -> Tensor:
+        contrast = TF.multimodal_contrastive(r, normal(4, 5, seed=1), y)
+        return TF.text_region_logits(r, normal(4, 5, seed=1), 7.0, normalize_regions=True).square().sum() + sum(contrast.values())
+
+    r, y = normal(3, 4, 5).requires_grad_(), torch.ones(3, 4)
+    (expected,) = torch.autograd.grad(loss(r), r)
+    close(torch.func.grad(loss)(r.detach()), expected)
+
+
+def test_the_gradient_of_cosines_is_one_tensor_as_large_as_the_regions() -> None:
+    class Large(TorchDispatchMode):
+        found: set[int] = set()
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, Tensor) and result.untyped_storage().nbytes() >= r.untyped_storage().nbytes():
+                kept.append(result)  # so that no storage is taken twice
+                self.found.add(result.untyped_storage().data_ptr())
+            return result
+
+    r, t, kept = normal(3, 4, 50).requires_grad_(), normal(4, 50, seed=1).requires_grad_(), []
+    with Large() as large:
+        torch.autograd.grad(TF.text_region_logits(r, t, 7.0, normalize_regions=True).sum(), (r, t))
+    assert len(large.found - {r.data_ptr()}) == 1
+
+
+def test_cosine_of_a_region_that_is_zero_is_zero_and_finite() -> None:
+    r, t = torch.zeros(2, 3, 4, requires_grad=True), normal(3, 4, dtype=torch.float32).requires_grad_()
+    logits = TF.text_region_logits(r, t, 7.0, normalize_regions=True)
+    logits.sum().backward()
+    assert torch.count_nonzero(logits) == 0 and r.grad is not None and torch.isfinite(r.grad).all()
+    assert torch.count_nonzero(t.grad) == 0
+
+
+def test_backward_of_cosines_inside_autocast_keeps_its_precision() -> None:
+    r, t = normal(3, 4, 5, dtype=torch.float32).requires_grad_(), normal(4, 5, seed=1, dtype=torch.float32).requires_grad_()
+    outside, inside = (TF.text_region_logits(r, t, 7.0, normalize_regions=True).sum() for _ in range(2))
+    expected = torch.autograd.grad(outside, (r, t))
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = torch.autograd.grad(inside, (r, t))
+    assert torch.equal(actual[0], expected[0])
+    close(actual[1], expected[1], 1e-6)
 
 
 # Attention ------------------------------------------------------------------------------------------------------------
@@ -327,8 +412,6 @@ def test_only_some_contrasts(only: list[str]) -> None:
 
 def test_a_term_that_is_switched_off_costs_nothing() -> None:
     """The number of operators falls with every weight that is 0."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
     class Count(TorchDispatchMode):
         calls = 0
 

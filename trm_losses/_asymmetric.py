@@ -1,12 +1,13 @@
 """The asymmetric loss summed in one pass: value and gradient together, one kept buffer instead of a dozen.
 
 The formula as written in :mod:`trm_losses.functional` is bound by memory traffic: autograd keeps some thirteen copies of
-the logits. Here the derivative is written out, the dense pass treats every entry as absent in place, and the few present
-and soft entries are overwritten after.
+the logits. Here the derivative is written out, the dense pass treats every entry as absent, with a factor of 0 where it is
+not (a mask would cost as much as the rest together), and the few present and soft entries are overwritten after.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,8 +17,8 @@ from torch import Tensor
 
 __all__ = ["Focus", "asymmetric_sum"]
 
-# Elements handled at once, in reused memory. At least 32,768 for each thread, or the operators run on one thread.
-_CHUNK = 1 << 18
+# Elements handled at once for each thread: at least 32,768, or the operators run on one thread.
+_CHUNK = 1 << 17
 
 
 class Focus(NamedTuple):
@@ -49,72 +50,90 @@ def _absent(x: Tensor, focus: Focus) -> tuple[Tensor, Tensor]:
         power = torch.exp(gamma * F.logsigmoid(x))
         slope = p if focus.detach else p + gamma * (1 - p) * negative_log
         return power * negative_log, power * slope
-    q = (p - margin).clamp_(min=0)
+    slope = torch.addcmul(p, p, p, value=-1)
+    q = p.sub_(margin).clamp_(min=0)
     rest = 1 - q
-    negative_log = rest.log().neg_()
-    slope = p * (1 - p)
     if not gamma:
-        return negative_log, slope.div_(rest).mul_(q > 0)
+        return -rest.log(), slope.div_(rest).mul_(q > 0)
     # gamma < 1: 0 ** (gamma - 1) is infinite where q is 0; loss and slope are 0 there.
     lower = torch.where(q > 0, q, 1.0) ** (gamma - 1) * (q > 0) if gamma < 1 else _power(q, gamma - 1) if gamma > 1 else None
     inner = q / rest
+    negative_log = rest.log_().neg_()
     if not focus.detach:
         inner.add_(negative_log, alpha=gamma)
     slope.mul_(inner)
-    loss = q * negative_log  # not in place: lower may be q itself
+    loss = negative_log.mul_(q)
     return (loss, slope) if lower is None else (loss.mul_(lower), slope.mul_(lower))
 
 
 def _present(x: Tensor, y: Tensor, focus: Focus) -> tuple[Tensor, Tensor]:
     """Loss and derivative of logits whose label is 1, or soft (plain cross-entropy)."""
-    log_p, log_not_p, p = F.logsigmoid(x), F.logsigmoid(-x), torch.sigmoid(x)
-    soft = -y * log_p - (1 - y) * log_not_p
+    log_p, p = F.logsigmoid(x), torch.sigmoid(x)
+    log_not_p = log_p - x
+    soft = torch.addcmul(log_not_p, x, y).neg_()  # y log p + (1 - y) log(1 - p), where log p is x + log(1 - p)
     if not focus.gamma_pos:
         hard, slope = -log_p, p - 1
     else:
         power = torch.exp(focus.gamma_pos * log_not_p)
-        hard = -power * log_p
-        slope = p - 1 if focus.detach else focus.gamma_pos * p * log_p + p - 1
-        slope = power * slope
-    return torch.where(y < 1, soft, hard), torch.where(y < 1, p - y, slope)
+        slope = p - 1
+        if not focus.detach:
+            slope.addcmul_(p, log_p, value=focus.gamma_pos)
+        hard, slope = (power * log_p).neg_(), slope.mul_(power)
+    is_soft = y < 1
+    return torch.where(is_soft, soft, hard), torch.where(is_soft, p - y, slope)
+
+
+def _one_pass(
+    x: Tensor, y: Tensor, w: Tensor | None, focus: Focus, gradient: Tensor | None, masked: bool
+) -> tuple[Tensor, Tensor]:
+    """The loss summed and the number of known entries, of flat tensors; the slope of each entry goes into ``gradient``.
+
+    Unless ``masked``, a NaN or infinite logit or weight of an entry that is unknown may make the sum NaN, as 0 * inf.
+    """
+    total, known = x.new_zeros(()), x.new_zeros(())
+    step = _CHUNK * torch.get_num_threads() if x.device.type == "cpu" else max(1, x.numel())
+    for start in range(0, x.numel(), step):
+        part = slice(start, start + step)
+        xc, yc, wc = x[part], y[part], None if w is None else w[part]
+        factor = torch.eq(yc, 0, out=torch.empty_like(xc))
+        known += factor.sum()
+        if wc is not None:
+            factor.mul_(wc.where(yc == 0, 0.0) if masked else wc)
+        loss, slope = _absent(xc.where(yc == 0, 0.0) if masked else xc, focus)
+        total += torch.dot(loss, factor)
+        if gradient is not None:
+            torch.mul(slope, factor, out=gradient[part])
+        index = (yc > 0).nonzero().squeeze(1)
+        known += len(index)
+        if len(index):
+            loss, slope = _present(xc[index], yc[index].to(x.dtype), focus)
+            if wc is not None:
+                loss, slope = loss * wc[index], slope * wc[index]
+            total += loss.sum()
+            if gradient is not None:
+                gradient[part][index] = slope
+    return total, known
 
 
 class _AsymmetricSum(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, logits: Tensor, targets: Tensor, weights: Tensor | None, focus: Focus, plain: Callable[..., Tensor]
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         x, y = logits.reshape(-1), targets.reshape(-1)
         w = None if weights is None else weights.reshape(-1)
-        total = x.new_zeros(())
         gradient = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        for start in range(0, x.numel(), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            yc = y[part]
-            # An infinite logit at an unknown entry must not become 0 * inf.
-            xc = x[part].where(yc >= 0, 0.0)
-            loss, slope = _absent(xc, focus)
-            dense = (yc == 0).to(x.dtype)
-            if w is not None:
-                dense *= w[part]
-                dense = dense.where(yc == 0, 0.0)
-            total += torch.dot(loss, dense)
-            if gradient is not None:
-                torch.mul(slope, dense, out=gradient[part])
-            index = (yc > 0).nonzero().squeeze(1)
-            if len(index):
-                loss, slope = _present(xc[index], yc[index].to(x.dtype), focus)
-                if w is not None:
-                    loss, slope = loss * w[part][index], slope * w[part][index]
-                total += loss.sum()
-                if gradient is not None:
-                    gradient[part][index] = slope
+        on_cpu = x.device.type == "cpu"
+        total, known = _one_pass(x, y, w, focus, gradient, masked=not on_cpu)
+        if on_cpu and not math.isfinite(total.item()):  # elsewhere to ask would be to wait, and masks are cheap
+            total, known = _one_pass(x, y, w, focus, gradient, masked=True)
         ctx.plain = plain
         ctx.save_for_backward(logits, targets, weights, gradient)
-        return total
+        ctx.mark_non_differentiable(known)
+        return total, known
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         logits, targets, weights, gradient = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: the written-out derivative has no derivative of its own
             (result,) = torch.autograd.grad(ctx.plain(logits, targets, weights), logits, grad_output, create_graph=True)
@@ -124,7 +143,10 @@ class _AsymmetricSum(torch.autograd.Function):
 
 def asymmetric_sum(
     logits: Tensor, targets: Tensor, weights: Tensor | None, focus: Focus, plain: Callable[..., Tensor]
-) -> Tensor:
-    """The loss summed over known entries; ``plain`` is the same sum in differentiable operators, for second derivatives."""
-    result: Tensor = _AsymmetricSum.apply(logits, targets, weights, focus, plain)
+) -> tuple[Tensor, Tensor]:
+    """The loss summed over known entries, and how many there are.
+
+    ``plain`` is the same sum in differentiable operators, for second derivatives.
+    """
+    result: tuple[Tensor, Tensor] = _AsymmetricSum.apply(logits, targets, weights, focus, plain)
     return result

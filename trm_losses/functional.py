@@ -17,6 +17,9 @@ from torch.distributed import ProcessGroup
 
 from ._asymmetric import Focus, asymmetric_sum
 from ._checks import Dims
+from ._contrast import MASKED as _MASKED
+from ._contrast import log_sum_of_others, unit_rows
+from ._cosine import region_cosine
 from ._distributed import count_per_rank, gather_rows
 
 __all__ = [
@@ -40,9 +43,6 @@ __all__ = [
 ]
 
 Reduction = Literal["none", "mean", "sum"]
-
-# Stands for minus infinity inside a softmax: exp() of it is 0, and a row of nothing else stays finite.
-_MASKED = -1e9
 
 
 def full_precision(tensor: Tensor) -> torch.autocast:
@@ -99,12 +99,12 @@ def asymmetric_loss(
         if reduction == "none":
             return _asymmetric_entries(x, targets, w, focus)
         if torch.compiler.is_compiling() or (w is not None and w.requires_grad):
-            total = _asymmetric_entries(x, targets, w, focus).sum()
+            total, known = _asymmetric_entries(x, targets, w, focus).sum(), (targets >= 0).sum().to(x.dtype)
         else:
-            total = asymmetric_sum(x, targets, w, focus, lambda x, y, w: _asymmetric_entries(x, y, w, focus).sum())
+            total, known = asymmetric_sum(x, targets, w, focus, lambda x, y, w: _asymmetric_entries(x, y, w, focus).sum())
         if reduction == "sum":
             return total
-        count = count_per_rank((targets >= 0).sum().to(total.dtype), group)
+        count = count_per_rank(known, group)
         # Not clamped at 1: a rank's share of the joined count may be a fraction. Nothing known anywhere: 0 / 1.
         return total / torch.where(count > 0, count, 1.0)
 
@@ -171,10 +171,7 @@ def text_region_logits(
         t = unit(text).to(r.dtype)
         if negative is not None:
             t = t - negative.to(r.dtype)
-        logits = torch.einsum("bcd,cd->bc", r, t)
-        if normalize_regions:
-            logits = logits / torch.linalg.vector_norm(r, dim=-1).clamp(min=1e-12)
-        logits = scale * logits
+        logits = scale * (region_cosine(r, t) if normalize_regions else torch.einsum("bcd,cd->bc", r, t))
         return logits if bias is None else logits - bias
 
 
@@ -401,7 +398,8 @@ def multimodal_contrastive(
       (which get no gradient; the nearest of several centres speaks for its class); both 0 without prototypes.
 
     Each term is the mean of its :math:`-\log` softmax rows (``region_region`` over anchors with a positive,
-    ``text_region`` first within a class); a weight multiplies its row and does not enter the count.
+    ``text_region`` first within a class); a weight multiplies its row and does not enter the count. Many anchors are
+    compared a block of rows at a time (not under ``torch.compile``), so that memory grows with their number, not its square.
 
     Args:
         regions: (B, C, D). text: (C, D). targets: (B, C).
@@ -429,102 +427,157 @@ def multimodal_contrastive(
     """
 
     def embed(vectors: Tensor) -> Tensor:
-        return unit(vectors) if project is None else unit(project(unit(vectors)))
+        rows = unit_rows(upcast(vectors))
+        return rows if project is None else unit_rows(upcast(project(rows)))
 
     with full_precision(regions):
-        batch, classes, _ = regions.shape
         only = _CONTRASTS if only is None else only
         texts = embed(text)
-        is_anchor = targets >= anchor_threshold
-        own = torch.arange(classes, device=regions.device).expand(batch, classes)
-        sample = torch.arange(batch, device=regions.device)[:, None].expand(batch, classes)
-        if torch.compiler.is_compiling():  # static shapes: every entry stays, with weight 0 where it is no anchor
-            features, own, valid = embed(regions.flatten(0, 1)), own.flatten(), is_anchor.flatten()
-            sample = sample.flatten()
-            row_weight = None if weights is None else weights.flatten()
-        else:
-            features, own, valid = embed(regions[is_anchor]), own[is_anchor], is_anchor[is_anchor]
-            sample = sample[is_anchor]
-            row_weight = None if weights is None else weights[is_anchor]
-        features = features.to(torch.promote_types(features.dtype, texts.dtype))
-        texts = texts.to(features.dtype)
-        row_weight = valid.to(features.dtype) if row_weight is None else valid * upcast(row_weight)
+        rows = _anchors(regions, targets >= anchor_threshold, weights, embed)
+        texts = texts.to(torch.promote_types(rows.features.dtype, texts.dtype))
+        rows = rows._replace(features=rows.features.to(texts.dtype), weight=rows.weight.to(texts.dtype))
 
-        # Keeps a batch without anchors on the graph. A sum of no elements: one of all of them overflows in float16.
-        zero = upcast(regions.flatten()[:0].sum() + text.flatten()[:0].sum()) + texts.flatten()[:0].sum()
+        # Keeps a batch without anchors on the graph, as a sum of no elements.
+        zero = rows.features.flatten()[:0].sum() + texts.flatten()[:0].sum()
         terms = dict.fromkeys(_CONTRASTS, zero)
-        anchors = count_per_rank(valid.sum().to(features.dtype), group)
-
-        if "region_region" in only or "text_region" in only:
-            keys, key_real, offset = gather_rows(features, group)
-            key_class, key_valid = own, valid
-            if group is not None:
-                key_class = gather_rows(own, group)[0]
-                key_valid = gather_rows(valid.to(features.dtype), group)[0].bool() & key_real
-            key_mass = key_valid.to(features.dtype)
-            count_of_class = torch.zeros(classes, dtype=features.dtype, device=features.device)
-            count_of_class = count_of_class.index_add(0, key_class, key_mass)
-
-        if "region_region" in only:
-            # Positives of an anchor enter through the sum of its class, so no pair is listed.
-            sum_of_class = torch.zeros(classes, features.shape[1], dtype=features.dtype, device=features.device)
-            sum_of_class = sum_of_class.index_add(0, key_class, keys * key_mass[:, None])
-            partners = count_of_class[own] - 1
-            position = torch.arange(features.shape[0], device=features.device) + offset
-            logits = features @ keys.T / temperature_region
-            excluded = ~key_valid[None, :] | (torch.arange(keys.shape[0], device=features.device)[None] == position[:, None])
-            log_sum = torch.logsumexp(logits.masked_fill(excluded, _MASKED), dim=1) if len(keys) else logits.sum(dim=1)
-            pull = (features * (sum_of_class[own] - features)).sum(dim=1) / temperature_region
-            if memory is not None and ids is not None:
-                past = embed(memory.features.detach()).to(features.dtype)
-                stored = torch.einsum("nd,cqd->ncq", features, past) / temperature_region
-                there = memory.ids >= 0
-                others = there[own] & (memory.ids[own] != ids[sample][:, None])  # (n, Q), of the anchor's class
-                row = own[:, None, None].expand(-1, 1, others.shape[1])
-                usable = there.expand(len(own), -1, -1).scatter(1, row, others[:, None])
-                log_past = torch.logsumexp(stored.masked_fill(~usable, _MASKED).flatten(1), dim=1)
-                log_sum = torch.logaddexp(log_sum, log_past)
-                pull = pull + torch.where(others, stored.gather(1, row).squeeze(1), 0.0).sum(dim=1)
-                partners = partners + others.sum(dim=1)
-            paired = valid & (partners > 0)
-            loss = torch.where(paired, log_sum - pull / partners.clamp(min=1), 0.0)
-            count = count_per_rank(paired.sum().to(features.dtype), group)
-            terms["region_region"] = zero + _weighted_mean(loss, row_weight * paired, count)
 
         separate = None
         if saliency is not None and ("region_text" in only or "region_prototype" in only):
-            separate = _separate_classes(saliency, sample, own, overlap)
+            separate = _separate_classes(saliency, rows.sample, rows.own, overlap)
 
+        if "region_region" in only or "text_region" in only:
+            keys = _keys(rows, len(texts), group)
+        if "region_region" in only:
+            past = None if memory is None or ids is None else _past(rows, memory, ids, temperature_region, embed)
+            terms["region_region"] = zero + _region_region(rows, keys, past, temperature_region, group)
         if "region_text" in only:
-            loss = _rows_against_classes(features, texts, own, temperature, separate)
-            terms["region_text"] = zero + _weighted_mean(loss, row_weight, anchors)
-
+            loss = _rows_against_classes(rows.features, texts, rows.own, temperature, separate)
+            count = count_per_rank(rows.valid.sum().to(texts.dtype), group)
+            terms["region_text"] = zero + _weighted_mean(loss, rows.weight, count)
         if "text_region" in only:
-            logits = texts @ keys.T / temperature  # (C, all anchors)
-            log_sum = torch.logsumexp(logits.masked_fill(~key_valid[None], _MASKED), dim=1) if len(keys) else logits.sum(1)
-            if absent_negatives:
-                log_absent = _absent_log_sum(regions, targets == 0, texts, temperature, embed)
-                log_sum = torch.logaddexp(log_sum, torch.logsumexp(gather_rows(log_absent[None], group)[0], dim=0))
-            loss = log_sum[own] - (features * texts[own]).sum(dim=1) / temperature
-            present = (count_of_class > 0).sum().to(features.dtype)
-            if group is not None:
-                present = present / torch.distributed.get_world_size(group)
-            terms["text_region"] = zero + _weighted_mean(loss, row_weight / count_of_class[own].clamp(min=1), present)
-
+            absent = _absent_log_sum(regions, targets == 0, texts, temperature, embed) if absent_negatives else None
+            terms["text_region"] = zero + _text_region(rows, keys, texts, absent, temperature, group)
         if prototypes is not None and ("region_prototype" in only or "text_prototype" in only):
-            fixed = embed(prototypes.detach()).to(features.dtype)
-            known = torch.ones(classes, dtype=torch.bool, device=fixed.device) if seen is None else seen
-            loss = _rows_against_classes(features, fixed, own, temperature, known if separate is None else known & separate)
-            counted = valid & known[own]
-            count = count_per_rank(counted.sum().to(features.dtype), group)
+            fixed = embed(prototypes.detach()).to(texts.dtype)
+            known = torch.ones(len(texts), dtype=torch.bool, device=fixed.device) if seen is None else seen
             if "region_prototype" in only:
-                terms["region_prototype"] = zero + _weighted_mean(loss, row_weight * counted, count)
+                allowed = known if separate is None else known & separate
+                loss = _rows_against_classes(rows.features, fixed, rows.own, temperature, allowed)
+                counted = rows.valid & known[rows.own]
+                count = count_per_rank(counted.sum().to(texts.dtype), group)
+                terms["region_prototype"] = zero + _weighted_mean(loss, rows.weight * counted, count)
             if "text_prototype" in only:
-                every = torch.arange(classes, device=fixed.device)
+                every = torch.arange(len(texts), device=fixed.device)
                 loss = _rows_against_classes(texts, fixed, every, temperature, known)
-                mass = known.to(features.dtype)
+                mass = known.to(texts.dtype)
                 terms["text_prototype"] = zero + _weighted_mean(loss, mass, mass.sum())
         return terms
+
+
+class _Anchors(NamedTuple):
+    """The n entries of a batch that are contrasted; when compiling every entry, for static shapes."""
+
+    features: Tensor  # (n, D), unit
+    own: Tensor  # (n,) the class
+    sample: Tensor  # (n,) the place in the batch
+    valid: Tensor  # (n,) False where the entry is no anchor
+    weight: Tensor  # (n,) 0 there
+
+
+class _Keys(NamedTuple):
+    """The anchors of all ranks, for the rows of this one to be contrasted with."""
+
+    features: Tensor  # (M, D)
+    own: Tensor  # (M,)
+    valid: Tensor | None  # (M,), None where all are
+    first: int  # the place of this rank's first row
+    mass: Tensor  # (C,) how many are valid of each class
+
+
+def _anchors(regions: Tensor, is_anchor: Tensor, weights: Tensor | None, embed: Callable[[Tensor], Tensor]) -> _Anchors:
+    batch, classes = is_anchor.shape
+    own = torch.arange(classes, device=regions.device).expand(batch, classes)
+    sample = torch.arange(batch, device=regions.device)[:, None].expand(batch, classes)
+
+    def chosen(entries: Tensor) -> Tensor:
+        return entries.flatten(0, 1) if torch.compiler.is_compiling() else entries[is_anchor]
+
+    features, valid = embed(chosen(regions)), chosen(is_anchor)
+    weight = valid.to(features.dtype) if weights is None else valid * upcast(chosen(weights))
+    return _Anchors(features, chosen(own), chosen(sample), valid, weight)
+
+
+def _keys(rows: _Anchors, classes: int, group: ProcessGroup | None) -> _Keys:
+    features, real, first = gather_rows(rows.features, group)
+    own, valid = rows.own, rows.valid if torch.compiler.is_compiling() else None
+    if group is not None:
+        own = gather_rows(own, group)[0]
+        valid = gather_rows(rows.valid.to(features.dtype), group)[0].bool() & real
+    one = features.new_ones(len(own)) if valid is None else valid.to(features.dtype)
+    return _Keys(features, own, valid, first, features.new_zeros(classes).index_add(0, own, one))
+
+
+class _Past(NamedTuple):
+    """What a memory adds to each of n anchors."""
+
+    log_sum: Tensor  # (n,) log-sum-exp over the regions it may be contrasted with
+    partners: Tensor  # (n,) how many of them are of its class and another sample
+    pull: Tensor  # (n,) the sum of its similarities with those
+
+
+def _past(rows: _Anchors, memory: Memory, ids: Tensor, temperature: float, embed: Callable[[Tensor], Tensor]) -> _Past:
+    past = embed(memory.features.detach()).to(rows.features.dtype)
+    stored = torch.einsum("nd,cqd->ncq", rows.features, past) / temperature
+    there = memory.ids >= 0
+    others = there[rows.own] & (memory.ids[rows.own] != ids[rows.sample][:, None])  # (n, Q), of the anchor's class
+    row = rows.own[:, None, None].expand(-1, 1, others.shape[1])
+    usable = there.expand(len(rows.own), -1, -1).scatter(1, row, others[:, None])
+    log_sum = torch.logsumexp(stored.masked_fill(~usable, _MASKED).flatten(1), dim=1)
+    pull = torch.where(others, stored.gather(1, row).squeeze(1), 0.0).sum(dim=1)
+    return _Past(log_sum, others.sum(dim=1), pull * temperature)
+
+
+def _region_region(
+    rows: _Anchors, keys: _Keys, past: _Past | None, temperature: float, group: ProcessGroup | None
+) -> Tensor:
+    """Each anchor against all others: the mean of its log-sum-exp less its mean similarity with those of its class."""
+    features, own = rows.features, rows.own
+    log_sum = log_sum_of_others(features, keys.features, keys.valid, keys.first, temperature)
+    partners = keys.mass[own] - 1
+    if past is not None:
+        log_sum, partners = torch.logaddexp(log_sum, past.log_sum), partners + past.partners
+    paired = rows.valid & (partners > 0)
+    count = count_per_rank(paired.sum().to(features.dtype), group)
+    weight = torch.where(paired & (rows.weight > 0), rows.weight, 0.0) / torch.where(count > 0, count, 1.0)
+    share = weight / partners.clamp(min=1)
+
+    # The similarities with those of a class, summed over its anchors, are one product of two sums: no pair is listed.
+    nothing = features.new_zeros(len(keys.mass), features.shape[1])
+    key_features = keys.features if keys.valid is None else keys.features * keys.valid[:, None]
+    pull = (nothing.index_add(0, own, share[:, None] * features) * nothing.index_add(0, keys.own, key_features)).sum()
+    # That of an anchor with itself is in it too; a unit vector keeps its length, so it has no gradient.
+    pull = pull - (share * torch.linalg.vector_norm(features.detach(), dim=1).square()).sum()
+    if past is not None:
+        pull = pull + (share * past.pull).sum()
+    loss: Tensor = (weight * log_sum).sum() - pull / temperature
+    return loss
+
+
+def _text_region(
+    rows: _Anchors, keys: _Keys, texts: Tensor, absent: Tensor | None, temperature: float, group: ProcessGroup | None
+) -> Tensor:
+    """Each text of a class present against all anchors, and ``absent`` (C,) log-sums of regions that do not show it."""
+    logits = texts @ keys.features.T / temperature  # (C, all anchors)
+    if keys.valid is not None:
+        logits = logits.masked_fill(~keys.valid, _MASKED)
+    log_sum = torch.logsumexp(logits, dim=1) if len(keys.own) else logits.sum(dim=1)
+    if absent is not None:
+        log_sum = torch.logaddexp(log_sum, torch.logsumexp(gather_rows(absent[None], group)[0], dim=0))
+    loss = log_sum[rows.own] - (rows.features * texts[rows.own]).sum(dim=1) / temperature
+    present = (keys.mass > 0).sum().to(texts.dtype)
+    if group is not None:
+        present = present / torch.distributed.get_world_size(group)
+    return _weighted_mean(loss, rows.weight / keys.mass[rows.own].clamp(min=1), present)
 
 
 def _absent_log_sum(
@@ -580,14 +633,11 @@ def multi_label_contrastive(
         # What an image without a positive label holds must not matter, not even NaN: 0 * NaN would reach the sums.
         features = torch.where(is_anchor.any(dim=1, keepdim=True), features, 0.0)
         f = unit(features) if project is None else unit(project(unit(features)))
-        keys, key_real, offset = gather_rows(f, group)
+        keys, key_real, first = gather_rows(f, group)
         label = is_anchor.to(f.dtype)
         key_label = label if group is None else gather_rows(label, group)[0]
         key_valid = (key_label.sum(dim=1) > 0) & key_real
-        position = torch.arange(f.shape[0], device=f.device) + offset
-        logits = f @ keys.T / temperature
-        excluded = ~key_valid[None, :] | (torch.arange(keys.shape[0], device=f.device)[None] == position[:, None])
-        log_sum = torch.logsumexp(logits.masked_fill(excluded, _MASKED), dim=1) if len(keys) else logits.sum(dim=1)
+        log_sum = log_sum_of_others(f, keys, key_valid, first, temperature)
         partners = key_label.sum(dim=0) - 1
         to_class = f @ (key_label.T @ keys).T - (f * f).sum(dim=1, keepdim=True)
         paired = is_anchor & (partners > 0)

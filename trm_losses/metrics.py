@@ -20,7 +20,7 @@ from .labels import UNKNOWN
 __all__ = ["F1Scores", "average_precision", "evaluate", "f1_scores", "mean_average_precision"]
 
 # Classes sorted at a time: larger chunks leave the processor's cache and need more memory.
-_CHUNK = 16
+_CHUNK = 8
 
 
 class F1Scores(NamedTuple):
