@@ -181,7 +181,7 @@ def region_attention(
     queries: Tensor,
     keys: Tensor,
     query_weight: Tensor,
-    key_weight: Tensor,
+    key_weight: Tensor | None,
     scale: Tensor | float,
     *,
     num_heads: int,
@@ -193,8 +193,8 @@ def region_attention(
     where that is cheaper than projecting every token.
 
     Args:
-        queries: (C, D) unit vectors. keys: (B, N, D).
-        query_weight, key_weight: (D, D); rows are split over the heads.
+        queries: (C, D) unit vectors. keys: (B, N, D); or (B, H, N, D / H), projected already.
+        query_weight, key_weight: (D, D); rows are split over the heads. key_weight is None where the keys are projected.
         scale: :math:`\kappa`. The factor h makes up for a head's slice carrying 1/h of the product.
         num_heads: H.
         key_padding_mask: (B, N) bool, True where there is no token. An image of padding alone gives zeros.
@@ -207,18 +207,27 @@ def region_attention(
     classes, width = queries.shape
     split = queries @ query_weight.T
     split = split.reshape(classes, num_heads, width // num_heads).transpose(0, 1)  # (H, C, d)
-    key_heads = key_weight.reshape(num_heads, width // num_heads, width)  # (H, d, D)
-    if classes * num_heads <= width + classes:
-        folded = torch.bmm(split, key_heads)  # (H, C, D)
+    if key_weight is not None and folds_keys(classes, width, num_heads):
+        folded = torch.bmm(split, key_weight.reshape(num_heads, width // num_heads, width))  # (H, C, D)
         logits = torch.einsum("bnd,hcd->bhcn", keys, folded)
     else:
-        projected = torch.einsum("bnd,hed->bhne", keys, key_heads)
+        projected = keys if key_weight is None else project_heads(keys, key_weight, num_heads)
         logits = torch.einsum("hce,bhne->bhcn", split, projected)
     logits = upcast(logits) * (scale * num_heads)
     if key_padding_mask is None:
         return logits.softmax(dim=-1)
     padded = key_padding_mask[:, None, None, :]
     return logits.masked_fill(padded, _MASKED).softmax(dim=-1).masked_fill(padded, 0.0)
+
+
+def folds_keys(classes: int, width: int, num_heads: int) -> bool:
+    """Whether :func:`region_attention` folds the key projection into the queries, or projects the tokens."""
+    return classes * num_heads <= width + classes
+
+
+def project_heads(tokens: Tensor, weight: Tensor, num_heads: int) -> Tensor:
+    """Tokens (B, N, D) through the rows (D, D) that each head has: (B, H, N, D / H)."""
+    return torch.einsum("bnd,hed->bhne", tokens, weight.reshape(num_heads, -1, tokens.shape[-1]))
 
 
 def saliency_map(saliency: Tensor, grid: tuple[int, int]) -> Tensor:
