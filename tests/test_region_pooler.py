@@ -233,15 +233,15 @@ def test_chunks_of_classes_are_the_whole(reading: dict[str, Any], tokens: int, s
         if chunked:
             widths = []
 
-            def use(regions: Regions, part: slice) -> tuple[Tensor, ...]:
+            def use(regions: Regions, part: slice) -> dict[str, Tensor]:
                 widths.append(regions.region.shape[1])
-                return (regions.region * weight[:, part]).sum(dim=-1), (regions.query * weight[:, part]).sum(dim=-1), *regions
+                return {"sum": (regions.query * weight[:, part]).sum(dim=-1), **regions._asdict()}
 
-            made = pooler.map_classes(use, prepared, size)
+            made = [*pooler.map_classes(use, prepared, size).values()]
             assert widths[0] == min(size, 23) and max(widths) <= size and sum(widths) == 23
         else:
             regions = pooler(v, t, key_padding_mask=mask if padded else None)
-            made = ((regions.region * weight).sum(dim=-1), (regions.query * weight).sum(dim=-1), *regions)
+            made = [(regions.query * weight).sum(dim=-1), *regions]
         pooler.zero_grad()
         sum(x.square().sum() for x in made).backward()
         return [*made, *(p.grad for p in (v, t, *pooler.parameters()) if p.grad is not None)]
@@ -259,9 +259,9 @@ def test_a_chunk_computed_again_has_the_same_dropout() -> None:
     fed: list[Tensor] = []
     pooler.mlp[4].register_forward_pre_hook(lambda _, given: fed.append(given[0].detach()))
     tokens, text = normal(2, 6, 8, dtype=torch.float32), normal(6, 8, seed=1, dtype=torch.float32)
-    (sums,) = pooler.map_classes(lambda regions, _: (regions.query.sum(dim=-1),), pooler.prepare(tokens, text), 2)
+    made = pooler.map_classes(lambda regions, _: {"sum": regions.query.sum(dim=-1)}, pooler.prepare(tokens, text), 2)
     first = torch.cat([x.flatten(0, 1) for x in fed])
-    sums.sum().backward()
+    made["sum"].sum().backward()
     assert len(fed) == 6 and not torch.equal(fed[0], fed[1])
     torch.testing.assert_close(pooler.mlp[4].weight.grad, first.sum(dim=0).expand(8, -1))
 
@@ -272,8 +272,8 @@ def test_chunks_keep_no_regions_for_the_backward_pass() -> None:
     text = normal(64, 8, seed=1, dtype=torch.float32)
     prepared = pooler.prepare(normal(4, 6, 8, dtype=torch.float32), text)
 
-    def logits(regions: Regions, part: slice) -> tuple[Tensor]:
-        return (torch.einsum("bcd,cd->bc", regions.query, text[part]),)
+    def logits(regions: Regions, part: slice) -> dict[str, Tensor]:
+        return {"logits": torch.einsum("bcd,cd->bc", regions.query, text[part])}
 
     with torch.autograd.graph.saved_tensors_hooks(lambda x: held.append(x.numel()) or x, lambda x: x):  # type: ignore[func-returns-value]
         pooler.map_classes(logits, prepared, 8)
@@ -305,4 +305,4 @@ def test_some_classes_by_index() -> None:
     alone = pooler.pool(prepared, query_head=False)
     assert alone.query is alone.region and torch.equal(alone.region, every.region)
     with pytest.raises(ValueError, match="RegionPooler: size must be at least 1, got 0"):
-        pooler.map_classes(lambda regions, _: (regions.region,), prepared, 0)
+        pooler.map_classes(lambda regions, _: regions._asdict(), prepared, 0)

@@ -18,8 +18,10 @@ from torch.distributed import ProcessGroup
 from ._asymmetric import Focus, asymmetric_sum
 from ._checks import Dims
 from ._distributed import count_per_rank, gather_rows
+from ._entries import Entries, take
 
 __all__ = [
+    "Entries",
     "Memory",
     "Reduction",
     "Similarities",
@@ -378,7 +380,7 @@ _CONTRASTS = ("region_region", "region_text", "text_region", "region_prototype",
 
 
 def multimodal_contrastive(
-    regions: Tensor,
+    regions: Tensor | Entries,
     text: Tensor,
     targets: Tensor,
     *,
@@ -412,7 +414,8 @@ def multimodal_contrastive(
     ``text_region`` first within a class); a weight multiplies its row and does not enter the count.
 
     Args:
-        regions: (B, C, D). text: (C, D). targets: (B, C).
+        regions: (B, C, D), or :class:`Entries` that hold the anchors and, for ``absent_negatives``, the absent. text: (C, D).
+        targets: (B, C).
         prototypes: (C, D), or (C, K, D) for K centres a class. seen: (C,) bool, the classes whose prototype holds data;
             None for all.
         weights: (B, C) factors of the anchors.
@@ -439,19 +442,21 @@ def multimodal_contrastive(
     def embed(vectors: Tensor) -> Tensor:
         return unit(vectors) if project is None else unit(project(unit(vectors)))
 
-    with full_precision(regions):
-        batch, classes, _ = regions.shape
+    given = regions.features if isinstance(regions, Entries) else regions
+    with full_precision(given):
+        batch, classes = targets.shape
         only = _CONTRASTS if only is None else only
         texts = embed(text)
         is_anchor = targets >= anchor_threshold
-        own = torch.arange(classes, device=regions.device).expand(batch, classes)
-        sample = torch.arange(batch, device=regions.device)[:, None].expand(batch, classes)
-        if torch.compiler.is_compiling():  # static shapes: every entry stays, with weight 0 where it is no anchor
+        own = torch.arange(classes, device=given.device).expand(batch, classes)
+        sample = torch.arange(batch, device=given.device)[:, None].expand(batch, classes)
+        if torch.compiler.is_compiling() and isinstance(regions, Tensor):
+            # Static shapes: every entry stays, with weight 0 where it is no anchor.
             features, own, valid = embed(regions.flatten(0, 1)), own.flatten(), is_anchor.flatten()
             sample = sample.flatten()
             row_weight = None if weights is None else weights.flatten()
         else:
-            features, own, valid = embed(regions[is_anchor]), own[is_anchor], is_anchor[is_anchor]
+            features, own, valid = embed(take(regions, is_anchor)), own[is_anchor], is_anchor[is_anchor]
             sample = sample[is_anchor]
             row_weight = None if weights is None else weights[is_anchor]
         features = features.to(torch.promote_types(features.dtype, texts.dtype))
@@ -459,7 +464,7 @@ def multimodal_contrastive(
         row_weight = valid.to(features.dtype) if row_weight is None else valid * upcast(row_weight)
 
         # Keeps a batch without anchors on the graph. A sum of no elements: one of all of them overflows in float16.
-        zero = upcast(regions.flatten()[:0].sum() + text.flatten()[:0].sum()) + texts.flatten()[:0].sum()
+        zero = upcast(given.flatten()[:0].sum() + text.flatten()[:0].sum()) + texts.flatten()[:0].sum()
         terms = dict.fromkeys(_CONTRASTS, zero)
         anchors = count_per_rank(valid.sum().to(features.dtype), group)
 
@@ -536,17 +541,17 @@ def multimodal_contrastive(
 
 
 def _absent_log_sum(
-    regions: Tensor, absent: Tensor, texts: Tensor, temperature: float, embed: Callable[[Tensor], Tensor]
+    regions: Tensor | Entries, absent: Tensor, texts: Tensor, temperature: float, embed: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """(C,) log-sum-exp of each text with the regions (B, C, D) that do not show its class; -1e9 where there is none."""
-    batch, classes, _ = regions.shape
-    if torch.compiler.is_compiling():  # static shapes
+    batch, classes = absent.shape
+    if torch.compiler.is_compiling() and isinstance(regions, Tensor):  # static shapes
         features = embed(torch.where(absent[..., None], regions, 0.0)).to(texts.dtype)
         logits = torch.einsum("bcd,cd->bc", features, texts) / temperature
         logits = logits.masked_fill(~absent, _MASKED)
     else:
-        own = torch.arange(classes, device=regions.device).expand(batch, classes)[absent]
-        entries = (embed(regions[absent]).to(texts.dtype) * texts[own]).sum(dim=-1) / temperature
+        own = torch.arange(classes, device=absent.device).expand(batch, classes)[absent]
+        entries = (embed(take(regions, absent)).to(texts.dtype) * texts[own]).sum(dim=-1) / temperature
         logits = texts.new_full((batch, classes), _MASKED).masked_scatter(absent, entries)
     return torch.logsumexp(logits, dim=0) if batch else logits.sum(dim=0) + _MASKED
 
@@ -606,21 +611,22 @@ def multi_label_contrastive(
         return zero + _weighted_mean(loss, row_weight * paired, count)
 
 
-def class_sums(features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+def class_sums(features: Tensor | Entries, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Weighted sums of unit features by class: (B, C, D) and (B, C) -> sums (C, D) and mass (C,).
 
-    Entries of weight 0 take no part, whatever they hold.
+    Entries of weight 0 take no part, whatever they hold; :class:`Entries` need hold the others alone.
     """
     weights = upcast(weights)
     enters = weights > 0
-    if torch.compiler.is_compiling():  # static shapes
+    if torch.compiler.is_compiling() and isinstance(features, Tensor):  # static shapes
         entered = torch.where(enters[..., None], unit(features), 0.0)
         return torch.einsum("bc,bcd->cd", weights, entered.to(weights.dtype)), weights.sum(dim=0)
     # Few entries enter: only those are read.
-    entered, weight = unit(features[enters]).to(weights.dtype), weights[enters]
-    own = torch.arange(features.shape[1], device=features.device).expand_as(enters)[enters]
-    sums = entered.new_zeros(features.shape[1:]).index_add_(0, own, entered * weight[:, None])
-    return sums, weight.new_zeros(features.shape[1]).index_add_(0, own, weight)
+    entered, weight = unit(take(features, enters)).to(weights.dtype), weights[enters]
+    classes = weights.shape[1]
+    own = torch.arange(classes, device=weights.device).expand_as(enters)[enters]
+    sums = entered.new_zeros(classes, entered.shape[1]).index_add_(0, own, entered * weight[:, None])
+    return sums, weight.new_zeros(classes).index_add_(0, own, weight)
 
 
 def update_prototypes(
@@ -660,32 +666,38 @@ class Similarities(NamedTuple):
     inter_text: Tensor
 
 
-def intra_similarities(features: Tensor, visual: Tensor, text: Tensor, absent: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def intra_similarities(
+    features: Tensor, visual: Tensor, text: Tensor, absent: Tensor | None = None, *, first: int = 0
+) -> tuple[Tensor, Tensor]:
     """The intra-class similarities of :func:`prototype_similarities`: visual and text, each (B, C)."""
     with full_precision(features):
         z = upcast(features)
+        own = slice(first, first + z.shape[1])
         norm = torch.linalg.vector_norm(z, dim=-1).clamp(min=1e-12)
 
         def cosine(prototypes: Tensor) -> Tensor:
-            return torch.einsum("bcd,cd->bc", z, unit(prototypes).to(z.dtype)).div(norm)
+            return torch.einsum("bcd,cd->bc", z, unit(prototypes[own]).to(z.dtype)).div(norm)
 
         # The nearest of several centres speaks for its class.
-        s_v = torch.stack([cosine(centre) for centre in visual.reshape(z.shape[1], -1, z.shape[2]).unbind(dim=1)]).amax(dim=0)
+        s_v = torch.stack([cosine(centre) for centre in visual.reshape(len(visual), -1, z.shape[2]).unbind(dim=1)]).amax(dim=0)
         return (s_v if absent is None else s_v - cosine(absent)), cosine(text)
 
 
-def _inter_class(features: Tensor, norm: Tensor, prototypes: Tensor, temperature: float, seen: Tensor) -> Tensor:
+def _inter_class(
+    features: Tensor, norm: Tensor, prototypes: Tensor, temperature: float, seen: Tensor, first: int
+) -> Tensor:
     """softmax over the seen classes of region-prototype similarities, at each region's own class."""
-    batch, classes, _ = features.shape
+    batch, own_classes, _ = features.shape
+    classes = len(prototypes)
     step = max(1, _BLOCK // max(1, batch * prototypes[..., 0].numel()))
     parts = []
-    for start in range(0, classes, step):
+    for start in range(0, own_classes, step):
         rows = features[:, start : start + step]
         logits = _class_similarities(rows.flatten(0, 1), prototypes).view(batch, rows.shape[1], classes)
         logits = logits / (temperature * norm[:, start : start + step, None])
-        own = logits.diagonal(start, dim1=1, dim2=2)
+        own = logits.diagonal(first + start, dim1=1, dim2=2)
         parts.append(torch.exp(own - torch.logsumexp(logits.masked_fill(~seen, _MASKED), dim=-1)))
-    return torch.cat(parts, dim=1).clamp(max=1) * seen
+    return torch.cat(parts, dim=1).clamp(max=1) * seen[first : first + own_classes]
 
 
 def prototype_similarities(
@@ -697,6 +709,7 @@ def prototype_similarities(
     absent: Tensor | None = None,
     temperature_visual: float = 0.07,
     temperature_text: float = 0.02,
+    first: int = 0,
 ) -> Similarities:
     r"""The four relations from which unknown labels are estimated.
 
@@ -711,17 +724,18 @@ def prototype_similarities(
         seen: (C,) bool, None for all.
         absent: (C, D) prototypes of absent entries; a class whose row is zero has none.
         temperature_visual, temperature_text: :math:`\tau_v, \tau_t`; tie the latter to the model, 2 / logit scale.
+        first: where ``features`` are of a chunk of the classes, (B, c, D), the class with which it begins.
 
     Reference: intra- and inter-class relations in one modality and across the two are the paper's; the formulas ours.
     """
     with full_precision(features):
         z = upcast(features)
         norm = torch.linalg.vector_norm(z, dim=-1).clamp(min=1e-12)
-        every = torch.ones(z.shape[1], dtype=torch.bool, device=z.device)
+        every = torch.ones(len(text), dtype=torch.bool, device=z.device)
         known = every if seen is None else seen
-        s_v, s_t = intra_similarities(z, visual, text, absent)
-        inter_v = _inter_class(z, norm, unit(visual).to(z.dtype), temperature_visual, known)
-        inter_t = _inter_class(z, norm, unit(text).to(z.dtype), temperature_text, every)
+        s_v, s_t = intra_similarities(z, visual, text, absent, first=first)
+        inter_v = _inter_class(z, norm, unit(visual).to(z.dtype), temperature_visual, known, first)
+        inter_t = _inter_class(z, norm, unit(text).to(z.dtype), temperature_text, every, first)
         return Similarities(s_v, s_t, inter_v, inter_t)
 
 

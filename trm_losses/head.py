@@ -125,15 +125,15 @@ class TRMHead(nn.Module):
             chunk = classes if whole else class_chunk(batch, classes, tokens.shape[1], self.pooler.dim)
         check_number(type(self).__name__, "chunk", chunk, 1)
         if chunk >= classes:
-            return self._logits(self.pooler.pool(prepared, query_head=query_head), slice(None))[0]
-        return self.pooler.map_classes(self._logits, prepared, chunk, query_head=query_head)[0]
+            return self._logits(self.pooler.pool(prepared, query_head=query_head), slice(None))["logits"]
+        return self.pooler.map_classes(self._logits, prepared, chunk, query_head=query_head)["logits"]
 
-    def _logits(self, regions: Regions, classes: slice) -> tuple[Tensor]:
+    def _logits(self, regions: Regions, classes: slice) -> dict[str, Tensor]:
         """Logits of the regions of some classes."""
         negative = None if self.negative_text is None else self.negative_text[classes]
         levels = {"query": (regions.query,), "region": (regions.region,), "mean": (regions.query, regions.region)}[self.head]
         logits = [self.matching.logits(r, self.text[classes], negative_text=negative, classes=classes) for r in levels]
-        return (logits[0] if len(logits) == 1 else 0.5 * (logits[0] + logits[1]),)
+        return {"logits": logits[0] if len(logits) == 1 else 0.5 * (logits[0] + logits[1])}
 
     @torch.no_grad()
     def predict(self, tokens: Tensor, *, chunk: int | None = None) -> Tensor:

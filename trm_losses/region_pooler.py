@@ -278,20 +278,20 @@ class RegionPooler(nn.Module):
 
     def map_classes(
         self,
-        use: Callable[[Regions, slice], tuple[Tensor, ...]],
+        use: Callable[[Regions, slice], dict[str, Tensor]],
         prepared: Prepared,
         size: int,
         *,
         query_head: bool = True,
-    ) -> tuple[Tensor, ...]:
+    ) -> dict[str, Tensor]:
         """What ``use`` makes of the regions of ``size`` classes after another, joined; never all regions at once.
 
         In training each chunk is computed again in the backward pass, with the same dropout, so that memory holds the
         regions of one chunk whatever the number of classes.
 
         Args:
-            use: takes the :class:`Regions` of a chunk and its slice of the classes, gives tensors with the classes second,
-                such as logits (B, c).
+            use: takes the :class:`Regions` of a chunk and its slice of the classes, gives tensors by name with the classes
+                second, such as logits (B, c). What needs no gradient comes last: it is not computed again.
             prepared: of :meth:`prepare`.
             size: classes in a chunk; :func:`class_chunk` suggests one.
             query_head: as in :meth:`pool`.
@@ -300,13 +300,12 @@ class RegionPooler(nn.Module):
             >>> import torch
             >>> pooler, text, tokens = RegionPooler(1000, 8), torch.randn(1000, 8), torch.randn(2, 49, 8)
             >>> def logits(regions, classes):
-            ...     return (torch.einsum("bcd,cd->bc", regions.query, text[classes]),)
-            >>> (joined,) = pooler.map_classes(logits, pooler.prepare(tokens, text), 300)
-            >>> joined.shape
+            ...     return {"logits": torch.einsum("bcd,cd->bc", regions.query, text[classes])}
+            >>> pooler.map_classes(logits, pooler.prepare(tokens, text), 300)["logits"].shape
             torch.Size([2, 1000])
         """
 
-        def chunk(part: slice) -> tuple[Tensor, ...]:
+        def chunk(part: slice) -> dict[str, Tensor]:
             return use(self.pool(prepared, part, query_head=query_head), part)
 
         check_number(type(self).__name__, "size", size, 1)
@@ -315,7 +314,31 @@ class RegionPooler(nn.Module):
             part = slice(start, start + size)
             again = torch.is_grad_enabled()
             parts.append(checkpoint(chunk, part, use_reentrant=False) if again else chunk(part))
-        return tuple(torch.cat(joined, dim=1) for joined in zip(*parts, strict=True))
+        return {key: torch.cat([part[key] for part in parts], dim=1) for key in parts[0]}
+
+    def entries(self, prepared: Prepared, mask: Tensor, *, level: Literal["region", "query"] = "query") -> TF.Entries:
+        """Regions at the entries of a mask (B, C) alone, such as the positives: what contrast and bank read of all regions.
+
+        One image after another, so that no token is copied for each of its entries.
+        """
+        dims = Dims(type(self).__name__, B=len(prepared.tokens), C=len(prepared.queries))
+        dims.check("mask", mask, "B C", floating=False)
+        check_choice(dims.owner, "level", level, ("region", "query"))
+        row, own = mask.nonzero(as_tuple=True)
+
+        def pooled(images: slice, classes: Tensor) -> Tensor:
+            queries, tokens, keys, values, padding = prepared
+            values, padding = (None if x is None else x[images] for x in (values, padding))
+            part = Prepared(queries, tokens[images], keys[images], values, padding)
+            regions = self.pool(part, classes, query_head=level == "query")
+            return (regions.query if level == "query" else regions.region).flatten(0, 1)
+
+        # First no row at all, but on the graph: where there is no entry, other ranks wait for this one's backward pass.
+        features = [pooled(slice(0, 0), own.new_zeros(1))]
+        for b, classes in enumerate(torch.split(own, mask.sum(dim=1).tolist())):
+            if len(classes):
+                features.append(pooled(slice(b, b + 1), classes))
+        return TF.Entries(torch.cat(features), row, own)
 
     def extra_repr(self) -> str:
         return (
