@@ -10,7 +10,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -190,15 +190,19 @@ def measure(pair: Pair, rounds: int, warmup: int) -> dict[str, object]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """What every benchmark of pairs takes."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", nargs="*", default=[], help="words that a pair's name must begin with")
     parser.add_argument("--json", help="file for the figures")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    return parser
+
+
+def main() -> None:
+    args = arguments(__doc__).parse_args()
     torch.manual_seed(0)
     pairs = [
         asl_pair(128, 80),
@@ -212,6 +216,12 @@ def main() -> None:
         bank_pair(64, 80, 512),
         metric_pair(5000, 80),
     ]
+    report(pairs, args)
+
+
+def report(pairs: Iterable[Pair | None], args: argparse.Namespace) -> None:
+    """Measure the pairs that were asked for, print them and write them down."""
+    torch.set_num_threads(args.threads)
     print(f"torch {torch.__version__}, {platform.machine()}, {args.threads} thread(s), {args.rounds} rounds")
     print(f"{'pair':58} {'ms':>8}  time / peer (quartiles)   memory / peer  peer")
     figures = []
