@@ -85,7 +85,8 @@ class TRMObjective(nn.Module):
             and each chunk is computed again in the backward pass. Loss and gradients are the same; with dropout, contrast
             and prototypes have a draw of their own. None (default) takes all; ``"auto"`` all while the pooler's widest
             values stay below 512 MiB; compiled code always all. With ``absent_negatives``, or a bank's ``absent``, the
-            regions of all known absent entries are held nevertheless.
+            regions of all known absent entries are held nevertheless. Time grows with the classes, but for the labeller's
+            prototype and quantile rules, which compare each region with the prototypes of all classes.
         distributed: False, True or a process group for the counts of this module; give the parts the same.
 
     Shape:
