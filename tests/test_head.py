@@ -219,6 +219,16 @@ def test_many_classes_are_scored_in_chunks_unless_told_or_trained() -> None:
         made(tokens, chunk=0)
 
 
+@pytest.mark.parametrize("which", ["query", "region"])
+def test_exports_with_any_number_of_images(which: Any) -> None:
+    made = head(which, {"validate": False}, validate=False)
+    batch = torch.export.Dim("batch", min=2, max=64)
+    with torch.no_grad():
+        exported = torch.export.export(made, (TOKENS,), dynamic_shapes=({0: batch},))
+        several = normal(9, 6, 8, seed=5, dtype=torch.float32)
+        torch.testing.assert_close(exported.module()(several), made(several))
+
+
 def test_a_head_of_regions_alone_computes_no_mlp() -> None:
     made, called = head("region"), []
     made.pooler.mlp.register_forward_hook(lambda *_: called.append(1))

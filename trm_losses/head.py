@@ -119,7 +119,7 @@ class TRMHead(nn.Module):
         :func:`trm_losses.region_pooler.class_chunk`; compiled code, and training, which would compute the chunks twice, take all.
         """
         prepared, query_head = self.pooler.prepare(tokens, self.text), self.head != "region"
-        batch, classes = len(tokens), len(prepared.queries)
+        batch, classes = tokens.shape[0], prepared.queries.shape[0]
         if chunk is None:
             whole = torch.compiler.is_compiling() or torch.is_grad_enabled()
             chunk = classes if whole else class_chunk(batch, classes, tokens.shape[1], self.pooler.dim)

@@ -225,7 +225,7 @@ class RegionPooler(nn.Module):
             queries = queries @ self.text_weight
         unit_tokens = TF.unit(tokens).to(dtype)  # not in float16, where a token of zeros would become NaN
         keys = unit_tokens if self.key_norm == "unit" else F.layer_norm(tokens, (self.dim,))
-        classes, heads = len(queries), self.num_heads
+        classes, heads = queries.shape[0], self.num_heads
         if not TF.folds_keys(classes, self.dim, heads):
             keys = TF.project_heads(keys, self.key_weight, heads)
         values = None
@@ -310,7 +310,7 @@ class RegionPooler(nn.Module):
 
         check_number(type(self).__name__, "size", size, 1)
         parts = []
-        for start in range(0, max(1, len(prepared.queries)), size):
+        for start in range(0, max(1, prepared.queries.shape[0]), size):
             part = slice(start, start + size)
             again = torch.is_grad_enabled()
             parts.append(checkpoint(chunk, part, use_reentrant=False) if again else chunk(part))
@@ -321,7 +321,7 @@ class RegionPooler(nn.Module):
 
         One image after another, so that no token is copied for each of its entries.
         """
-        dims = Dims(type(self).__name__, B=len(prepared.tokens), C=len(prepared.queries))
+        dims = Dims(type(self).__name__, B=prepared.tokens.shape[0], C=prepared.queries.shape[0])
         dims.check("mask", mask, "B C", floating=False)
         check_choice(dims.owner, "level", level, ("region", "query"))
         row, own = mask.nonzero(as_tuple=True)
