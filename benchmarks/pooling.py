@@ -63,7 +63,7 @@ def pooling_pair(size: Size, heads: int) -> Pair:
     x, text = torch.randn(batch, tokens, dim, generator=g), torch.randn(classes, dim, generator=g).requires_grad_()
     ours = RegionPooler(classes, dim, num_heads=heads, query_head=False, validate=False)
     attention = nn.MultiheadAttention(dim, heads, batch_first=True)
-    name = f"pool {called(size)}, {heads} head(s)"
+    name = f"regions {called(size)}, {heads} head(s)"
     same(name, ours(x, text).region, plain_regions(ours, x, text))
     return Pair(
         name,
@@ -169,10 +169,10 @@ def main() -> None:
     torch.manual_seed(0)
 
     def wanted(word: str) -> bool:
-        return not args.only or any(word.startswith(given[: len(word)]) for given in args.only)
+        return not args.only or any(given.startswith(word) or word.startswith(given) for given in args.only)
 
     made: list[Callable[[], Pair]] = []
-    if wanted("pool "):
+    if wanted("regions"):
         made += [lambda s=s, h=h: pooling_pair(s, h) for s in POOLING[args.sizes] for h in (1, 4, 8)]  # type: ignore[misc]
     if wanted("pool and match"):
         made += [lambda s=s, h=h: matching_pair(s, h) for s in MATCHING[args.sizes] for h in (1, 4)]  # type: ignore[misc]
