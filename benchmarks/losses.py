@@ -13,7 +13,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from typing import Any, NamedTuple
 
@@ -275,36 +275,46 @@ def versions() -> dict[str, str]:
     return found
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", choices=list(SIZES), default="small", help="full takes some minutes")
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """What every benchmark of pairs takes."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", nargs="*", default=[], help="words that a pair's name must begin with")
     parser.add_argument("--json", help="file for the figures")
-    args = parser.parse_args(arguments)
+    return parser
+
+
+def main(typed: Sequence[str] | None = None) -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--sizes", choices=list(SIZES), default="small", help="full takes some minutes")
+    args = parser.parse_args(typed)
     if args.rounds < 2:
         parser.error(f"--rounds must be at least 2 for quartiles, got {args.rounds}")
-    torch.set_num_threads(args.threads)
     torch.manual_seed(0)
+    report((pair for build, size in SIZES[args.sizes] for pair in build(*size)), args)
+
+
+def report(pairs: Iterable[Pair | None], args: argparse.Namespace) -> None:
+    """Measure the pairs that were asked for, print them and write them down."""
+    torch.set_num_threads(args.threads)
     setting = {**versions(), "threads": args.threads, "rounds": args.rounds}
     print(", ".join(f"{key} {value}" for key, value in setting.items()))
-    print(f"{'pair':48} {'ms':>8}  time / peer (quartiles)   memory / peer  {'differ':>7}  peer")
+    print(f"{'pair':58} {'ms':>8}  time / peer (quartiles)   memory / peer  {'differ':>7}  peer")
     figures = []
-    for build, size in SIZES[args.sizes]:
-        for pair in build(*size):
-            if args.only and not pair.name.startswith(tuple(args.only)):
-                continue
-            row = measure(pair, args.rounds, args.warmup)
-            figures.append(row)
-            low, high = row["time_ratio_quartiles"]  # type: ignore[misc]
-            apart = "" if row["difference"] is None else f"{row['difference']:.0e}"
-            print(
-                f"{pair.name:48} {row['milliseconds']:8.2f}  {row['time_ratio']:5.2f} ({low:.2f}-{high:.2f})"
-                f"{row['memory_ratio']:19.2f}  {apart:>7}  {pair.peer_name}",
-                flush=True,
-            )
+    for pair in pairs:
+        if pair is None or (args.only and not pair.name.startswith(tuple(args.only))):
+            continue
+        row = measure(pair, args.rounds, args.warmup)
+        figures.append(row)
+        low, high = row["time_ratio_quartiles"]  # type: ignore[misc]
+        apart = "" if row["difference"] is None else f"{row['difference']:.0e}"
+        print(
+            f"{pair.name:58} {row['milliseconds']:8.2f}  {row['time_ratio']:5.2f} ({low:.2f}-{high:.2f})"
+            f"{row['memory_ratio']:19.2f}  {apart:>7}  {pair.peer_name}",
+            flush=True,
+        )
     if args.json:
         with open(args.json, "w") as file:
             json.dump({**setting, "pairs": figures}, file, indent=1)

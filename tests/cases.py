@@ -1193,6 +1193,56 @@ CASES = [
         finite=("tokens", "text"),
     ),
     Case(
+        name="objective, classes in chunks",
+        owner="TRMObjective",
+        build=lambda c: objective(c, pooler={"query": "conditioned"}, distillation={"form": "cosine"}, class_chunk=2),
+        inputs=objective_inputs,
+        call=call_objective,
+        oracle=objective_oracle,
+        learns=("tokens", "text"),
+        wrong={
+            **refused(tokens="B N D", text="C D", targets="B C"),
+            **integers("tokens", "text"),
+            **encodings(),
+        },
+        state=(
+            "pooler.text_weight",
+            *(f"pooler.{key}" for key in POOLER_STATE),
+            *(f"matching.{key}" for key in MATCHING_STATE),
+            *(f"bank.{key}" for key in BANK_STATE),
+            *(f"labeler.{key}" for key in LABELER_STATE),
+        ),
+        finite=("tokens", "text"),
+    ),
+    Case(
+        name="objective, pair in chunks of classes",
+        owner="TRMObjective",
+        build=lambda c: objective(
+            c, matching={"form": "pair"}, teacher_text="fixed", reference_text=normal(c, WIDTH, seed=33), class_chunk=3
+        ),
+        inputs=with_negative(objective_inputs),
+        call=call_objective,
+        oracle=objective_oracle,
+        learns=("tokens", "text", "negative_text"),
+        wrong={
+            **refused(tokens="B N D", text="C D", targets="B C", negative_text="C D"),
+            **integers("tokens", "text", "negative_text"),
+            "negative_text: rows": (
+                change("negative_text", lambda x: torch.cat([x, x])),
+                ValueError,
+                r"must have shape \(C, D\) = \(5, 8\), got \(10, 8\)",
+            ),
+        },
+        state=(
+            *(f"pooler.{key}" for key in POOLER_STATE),
+            *(f"matching.{key}" for key in MATCHING_STATE),
+            *(f"bank.{key}" for key in BANK_STATE),
+            *(f"labeler.{key}" for key in LABELER_STATE),
+            "reference_text",
+        ),
+        finite=("tokens", "text", "negative_text"),
+    ),
+    Case(
         name="head",
         owner="TRMHead",
         build=head,

@@ -60,7 +60,7 @@ def joined(loss: str, split: str) -> dict[str, Tensor]:
     if "distillation" in loss:
         student, teacher = 3 * normal(ROWS, CLASSES, seed=43), 3 * normal(ROWS, CLASSES, seed=44)
         return {"features": student, "teacher": teacher, "weights": weights[:, 0]}
-    if loss == "objective":
+    if "objective" in loss:
         return {"features": normal(ROWS, 4, WIDTH, seed=45), "targets": y}
     if loss == "images":
         return {"features": normal(ROWS, WIDTH, seed=48), "targets": y, "weights": weights}
@@ -82,13 +82,16 @@ def build(loss: str, distributed: Any) -> nn.Module:
     if loss in ("contrast options", "images"):
         torch.manual_seed(0)
         return everything_contrast(CLASSES, distributed=distributed).double()
+    if loss == "objective in chunks":
+        distillation = {"form": "cosine"}
+        return objective(distributed=distributed, distillation=distillation, class_chunk=2).double()
     return objective(distributed=distributed).double()
 
 
 def compute(loss: str, module: Any, batch: dict[str, Tensor], text: Tensor) -> Tensor:
     if "distillation" in loss:
         return module(batch["features"], batch["teacher"], batch["weights"])
-    if loss == "objective":
+    if "objective" in loss:
         return module(batch["features"], text, batch["targets"]).loss
     if loss == "images":
         return module(batch["features"], None, batch["targets"], weights=batch["weights"])
@@ -130,6 +133,7 @@ LOSSES = (
     "contrast options",
     "images",
     "objective",
+    "objective in chunks",
 )
 
 

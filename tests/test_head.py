@@ -186,6 +186,57 @@ def test_round_trip_of_a_hidden_width_that_a_ratio_hits_only_by_rounding(tmp_pat
     assert TRMHead.load(tmp_path / "head.pt").pooler.mlp[1].out_features == 15
 
 
+@pytest.mark.parametrize("which", ["query", "region", "mean"])
+@pytest.mark.parametrize("pooler, matching", [(pooler, matching) for _, pooler, matching in SAVED], ids=str)
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+def test_classes_in_chunks_have_the_same_logits(which: Any, pooler: dict[str, Any], matching: dict[str, Any], chunk: int) -> None:
+    made, tokens = head(which, matching, **pooler).double(), TOKENS.double().requires_grad_()
+    with torch.no_grad():
+        torch.testing.assert_close(made(tokens, chunk=chunk), made(tokens), rtol=1e-10, atol=1e-11)
+        torch.testing.assert_close(made.predict(tokens, chunk=chunk), torch.sigmoid(made(tokens)), rtol=1e-10, atol=1e-11)
+    grads = [torch.autograd.grad(made(tokens, chunk=size).square().sum(), tokens)[0] for size in (chunk, None)]
+    torch.testing.assert_close(*grads, rtol=1e-10, atol=1e-11)
+
+
+def test_many_classes_are_scored_in_chunks_unless_told_or_trained() -> None:
+    """Regions of 9,000 classes are never held at once; those of few are, as before."""
+    many, text = 9000, normal(9000, 64, dtype=torch.float32)
+    made = TRMHead(RegionPooler(many, 64), TextRegionMatchingLoss(many), text, [str(c) for c in range(many)])
+    widths: list[int] = []
+    made.pooler.mlp.register_forward_hook(lambda *args: widths.append(args[2].shape[1]))
+    tokens = normal(16, 4, 64, seed=1, dtype=torch.float32)
+    with torch.no_grad():
+        chunked = made.eval()(tokens)
+        assert len(widths) > 1 and sum(widths) == many and max(widths) < many / 2
+        widths.clear()
+        made(tokens[:, :, :], chunk=many)
+        made(tokens[:2])
+    assert widths == [many, many]
+    widths.clear()
+    torch.testing.assert_close(made(tokens), chunked, rtol=1e-5, atol=1e-5)
+    assert widths == [many]
+    with pytest.raises(ValueError, match="TRMHead: chunk must be at least 1, got 0"):
+        made(tokens, chunk=0)
+
+
+@pytest.mark.parametrize("which", ["query", "region"])
+def test_exports_with_any_number_of_images(which: Any) -> None:
+    made = head(which, {"validate": False}, validate=False)
+    batch = torch.export.Dim("batch", min=2, max=64)
+    with torch.no_grad():
+        exported = torch.export.export(made, (TOKENS,), dynamic_shapes=({0: batch},))
+        several = normal(9, 6, 8, seed=5, dtype=torch.float32)
+        torch.testing.assert_close(exported.module()(several), made(several))
+
+
+def test_a_head_of_regions_alone_computes_no_mlp() -> None:
+    made, called = head("region"), []
+    made.pooler.mlp.register_forward_hook(lambda *_: called.append(1))
+    made(TOKENS)
+    made(TOKENS, chunk=1)
+    assert not called
+
+
 def test_heads() -> None:
     query, region, mean = (head(which)(TOKENS) for which in ("query", "region", "mean"))
     assert not torch.allclose(query, region)

@@ -358,6 +358,132 @@ def test_a_bank_with_a_queue_asks_for_ids() -> None:
     assert small()(**x).ids is None
 
 
+def chunk_parts(**options: Any) -> dict[str, Any]:
+    """All parts, with a labeller whose decisions and gates are at work."""
+    labeler = {"rule": "prototype", "threshold_pos": 0.6, "threshold_neg": 0.4, **options.pop("labeler", {})}
+    return {
+        "distillation": tl.RegionDistillationLoss(),
+        "contrast": tl.MultimodalContrastiveLoss(),
+        "bank": filled_bank(),
+        "labeler": filled_labeler(**{k: v for k, v in labeler.items() if v is not None}),
+        "anchor_score": 0.65,
+        "bank_confidence": 0.5,
+        "bank_pseudo_score": 0.62,
+        **options,
+    }
+
+
+RULE: dict[str, Any] = {"threshold_pos": None, "threshold_neg": None}
+CHUNKED: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "alone": ({}, {}, {}),
+    "defaults": (chunk_parts(), {}, {}),
+    "contrast alone": ({"contrast": tl.MultimodalContrastiveLoss()}, {}, {}),
+    "bank alone": ({"bank": filled_bank()}, {}, {}),
+    "one head": (chunk_parts(), {"query_head": False}, {}),
+    "residual from the query": (chunk_parts(), {"residual": "query", "query": "free"}, {}),
+    "cosine distillation": (chunk_parts(distillation=tl.RegionDistillationLoss(form="cosine")), {"mlp_input": "region"}, {}),
+    "summed distillation": (chunk_parts(distillation=tl.RegionDistillationLoss(form="cosine", reduction="sum")), {}, {}),
+    "binary distillation": (
+        chunk_parts(distillation=tl.RegionDistillationLoss(form="kl_binary")), {"query": "conditioned"}, {"form": "pair"}
+    ),
+    "fixed text": (
+        chunk_parts(teacher_text="fixed", reference_text=normal(CLASSES, WIDTH)), {}, {"form": "pair_free", "dim": WIDTH}
+    ),
+    "every option of contrast and bank": (chunk_parts(**OPTIONS), {}, {"normalize_regions": True}),
+    "quantile": (chunk_parts(labeler={"rule": "quantile", "ema_weight": 0.5, **RULE}), {}, {}),
+    "logit": (chunk_parts(labeler={"rule": "logit", "threshold_neg": -0.5}), {}, {}),
+    "neighbour": (chunk_parts(labeler={"rule": "neighbour", "num_samples": 20, **RULE}, pseudo_per="known"), {}, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("targets", ["mixed", "all unknown", "all known"])
+@pytest.mark.parametrize("chunk", [1, 2, 4])
+@pytest.mark.parametrize("name", CHUNKED, ids=lambda name: name.replace(" ", "-"))
+def test_classes_in_chunks_are_all_classes_at_once(name: str, chunk: int, targets: str) -> None:
+    """Loss, terms, pseudo-labels, every gradient, and after two steps the state of bank and labeller."""
+    parts, pooler, matching = CHUNKED[name]
+    x, mask = objective_inputs(6, CLASSES), torch.zeros(6, TOKENS, dtype=torch.bool)
+    mask[:2, 4:] = mask[2] = True
+    x |= {"targets": {"mixed": x["targets"], "all unknown": torch.full_like(x["targets"], -1.0)}.get(targets, x["targets"].abs())}
+    x |= {"key_padding_mask": mask, "ids": torch.arange(6)}
+    if name == "quantile":
+        x["ema_logits"] = 3 * normal(6, CLASSES, seed=71)
+    if matching.get("form") == "pair":
+        x["negative_text"] = normal(CLASSES, WIDTH, seed=3)
+
+    def run(class_chunk: int | None) -> list[Any]:
+        torch.manual_seed(0)
+        made = shaken(tl.RegionPooler(CLASSES, WIDTH, num_heads=2, dropout=0.0, **pooler))
+        loss = shaken(tl.TextRegionMatchingLoss(CLASSES, scale=5.0, **matching))
+        module = tl.TRMObjective(made, loss, **copy.deepcopy(parts), class_chunk=class_chunk).double()  # type: ignore[arg-type]
+        if name == "neighbour":
+            module.labeler.estimates.copy_(torch.rand(20, CLASSES, generator=torch.Generator().manual_seed(1)))
+        results: list[Any] = []
+        for step in range(2):
+            given = {**x, "ids": x["ids"] + 6 * step}
+            given |= {key: x[key].clone().requires_grad_() for key in ("tokens", "text")}
+            output = module(**given)
+            assert isinstance(output.regions, tl.Regions) == (class_chunk is None)
+            module.zero_grad()
+            output.loss.backward()
+            results += [output.loss, *output.terms.values(), output.logits, output.region_logits, *(output.pseudo or ())]
+            results += [p.grad for p in (given["tokens"], given["text"], *module.parameters())]
+            module.update(output)
+            results += [x.clone() for x in module.buffers()]
+        return results
+
+    actual, expected = run(chunk), run(None)
+    assert len(actual) == len(expected)
+    for a, e in zip(actual, expected, strict=True):
+        if a is None or e is None:  # a query head that nothing reads has no gradient
+            assert a is e
+        elif a.dtype == torch.float32:  # running state
+            torch.testing.assert_close(a, e, rtol=1e-5, atol=1e-6)
+        else:
+            torch.testing.assert_close(a, e, rtol=1e-10, atol=1e-10)
+
+
+def test_in_chunks_no_value_has_classes_times_width() -> None:
+    """The largest value of a step, among all that its operators make; and the prototypes are compared once."""
+    classes, width, batch, chunk = 300, 64, 8, 20
+    text, tokens = normal(classes, width, seed=1, dtype=torch.float32), normal(batch, 4, width, dtype=torch.float32)
+    y = labels(batch, classes, soft=False).float()
+    y[y == 1], y[:, 0] = 0, 1  # one positive an image
+
+    def largest(class_chunk: int | None) -> tuple[int, int]:
+        module = tl.TRMObjective.from_text(text, total_steps=10)
+        module.class_chunk = class_chunk
+        sizes = [0]
+
+        class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+            def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                made = function(*args, **(kwargs or {}))
+                sizes.extend(x.untyped_storage().nbytes() // 4 for x in [made] if isinstance(x, Tensor))
+                return made
+
+        with mock.patch.object(TF, "prototype_similarities", wraps=TF.prototype_similarities) as compared, Watch():
+            output = module(tokens, text, y)
+            output.loss.backward()
+            module.update(output)
+        return max(sizes), compared.call_count
+
+    whole, in_chunks = largest(None), largest(chunk)
+    assert whole[0] >= 4 * batch * classes * width
+    assert in_chunks[0] < batch * classes * width
+    assert (whole[1], in_chunks[1]) == (1, classes // chunk)
+
+
+def test_auto_takes_all_classes_while_they_fit() -> None:
+    module, x = objective(class_chunk="auto").double(), objective_inputs(4, CLASSES)
+    assert isinstance(module(**x).regions, tl.Regions)
+    with mock.patch("trm_losses.objective._MANY", 1), mock.patch("trm_losses.region_pooler._BLOCK", 4 * 4 * (TOKENS + WIDTH) * 2):
+        output = module(**x)
+    assert isinstance(output.regions, TF.Entries)
+    close(output.loss, objective().double()(**x).loss, 1e-10)
+    regions = module.pooler(x["tokens"], x["text"])
+    assert isinstance(module(regions, x["text"], x["targets"]).regions, tl.Regions)
+
+
 WRONG: list[tuple[Any, str]] = [
     (lambda: small(teacher_text="frozen"), "teacher_text must be one of 'learned', 'fixed', got 'frozen'"),
     (lambda: small(teacher_text="fixed"), "reference_text .* must be given where teacher_text='fixed' .*, got nothing"),
@@ -378,6 +504,8 @@ WRONG: list[tuple[Any, str]] = [
     (lambda: small(bank=tl.PrototypeBank(CLASSES, WIDTH + 1)), "bank must have the pooler's dim = 8, got 9"),
     (lambda: small(bank=tl.PrototypeBank(CLASSES + 1, WIDTH)), "all parts must have the same num_classes, got .*'bank': 6"),
     (lambda: small(lambda_region=-1.0), "lambda_region must be at least 0"),
+    (lambda: small(class_chunk=0), "class_chunk must be at least 1, got 0"),
+    (lambda: small(class_chunk="all"), "class_chunk must be one of 'auto', got 'all'"),
     (
         lambda: tl.TRMObjective(tl.RegionPooler(3, 8), tl.TextRegionMatchingLoss(4)),
         "all parts must have the same num_classes, got {'pooler': 3, 'matching': 4}",

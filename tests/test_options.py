@@ -59,6 +59,7 @@ OPTIONS = [
     ("anchor_score=0.7", "anchor_score"),
     ("bank_confidence=0.7", "bank_confidence"),
     ("bank_pseudo_score=0.7", "bank_pseudo_score"),
+    ("class_chunk=3", "class_chunk"),
     ("prototype_momentum=0.5", "bank.momentum"),
     ("prototype_text_momentum=0.5", "bank.text_momentum"),
     ("num_prototypes=2 queue_size=3", "bank.num_prototypes"),

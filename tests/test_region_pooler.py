@@ -12,6 +12,7 @@ from cases import normal, shaken
 from torch import Tensor
 
 from trm_losses import RegionPooler
+from trm_losses.region_pooler import Regions, class_chunk
 
 READINGS = [
     {},
@@ -215,3 +216,93 @@ def test_dropout_of_every_reading_leaves_the_query_itself(reading: dict[str, Any
     added = query if "residual" in reading else query - region
     assert added.abs().max() > 0.1
     torch.testing.assert_close(added[0], added[1])  # no image reaches the MLP
+
+
+@pytest.mark.parametrize("reading", [{**r, **n} for r in READINGS for n in ({}, {"num_heads": 2, "key_norm": "layer"})], ids=str)
+@pytest.mark.parametrize("tokens, size", [(3, 1), (3, 7), (60, 4), (3, 100)])
+@pytest.mark.parametrize("padded", [False, True])
+def test_chunks_of_classes_are_the_whole(reading: dict[str, Any], tokens: int, size: int, padded: bool) -> None:
+    """Values and gradients, on both sides of every order of products, whether or not the chunks come out even."""
+    pooler, weight = shaken(RegionPooler(23, 8, **reading)).double(), normal(3, 23, 8, seed=2)
+    mask = torch.zeros(3, tokens, dtype=torch.bool)
+    mask[0, 1:] = mask[1] = True
+
+    def run(chunked: bool) -> list[Tensor]:
+        v, t = normal(3, tokens, 8).requires_grad_(), normal(23, 8, seed=1).requires_grad_()
+        prepared = pooler.prepare(v, t, key_padding_mask=mask if padded else None)
+        if chunked:
+            widths = []
+
+            def use(regions: Regions, part: slice) -> dict[str, Tensor]:
+                widths.append(regions.region.shape[1])
+                return {"sum": (regions.query * weight[:, part]).sum(dim=-1), **regions._asdict()}
+
+            made = [*pooler.map_classes(use, prepared, size).values()]
+            assert widths[0] == min(size, 23) and max(widths) <= size and sum(widths) == 23
+        else:
+            regions = pooler(v, t, key_padding_mask=mask if padded else None)
+            made = [(regions.query * weight).sum(dim=-1), *regions]
+        pooler.zero_grad()
+        sum(x.square().sum() for x in made).backward()
+        return [*made, *(p.grad for p in (v, t, *pooler.parameters()) if p.grad is not None)]
+
+    for actual, expected in zip(run(True), run(False), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-11)
+
+
+def test_a_chunk_computed_again_has_the_same_dropout() -> None:
+    """The loss is linear in what the last layer gives, so its gradient is what the forward pass fed that layer."""
+    pooler = shaken(RegionPooler(6, 8))
+    for part in pooler.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.5
+    fed: list[Tensor] = []
+    pooler.mlp[4].register_forward_pre_hook(lambda _, given: fed.append(given[0].detach()))
+    tokens, text = normal(2, 6, 8, dtype=torch.float32), normal(6, 8, seed=1, dtype=torch.float32)
+    made = pooler.map_classes(lambda regions, _: {"sum": regions.query.sum(dim=-1)}, pooler.prepare(tokens, text), 2)
+    first = torch.cat([x.flatten(0, 1) for x in fed])
+    made["sum"].sum().backward()
+    assert len(fed) == 6 and not torch.equal(fed[0], fed[1])
+    torch.testing.assert_close(pooler.mlp[4].weight.grad, first.sum(dim=0).expand(8, -1))
+
+
+def test_chunks_keep_no_regions_for_the_backward_pass() -> None:
+    """What autograd keeps does not grow with the regions: it is the results and what the chunks share."""
+    pooler, held = RegionPooler(64, 8, dropout=0.0), []
+    text = normal(64, 8, seed=1, dtype=torch.float32)
+    prepared = pooler.prepare(normal(4, 6, 8, dtype=torch.float32), text)
+
+    def logits(regions: Regions, part: slice) -> dict[str, Tensor]:
+        return {"logits": torch.einsum("bcd,cd->bc", regions.query, text[part])}
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: held.append(x.numel()) or x, lambda x: x):  # type: ignore[func-returns-value]
+        pooler.map_classes(logits, prepared, 8)
+    in_chunks, held[:] = sum(held), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: held.append(x.numel()) or x, lambda x: x):  # type: ignore[func-returns-value]
+        logits(pooler.pool(prepared), slice(None))
+    assert in_chunks < sum(held) / 20
+
+
+@pytest.mark.parametrize("batch, classes, tokens, dim", [(64, 20, 49, 512), (64, 80, 49, 512), (1, 1, 1, 1), (0, 20, 49, 512)])
+def test_few_classes_are_taken_at_once(batch: int, classes: int, tokens: int, dim: int) -> None:
+    assert class_chunk(batch, classes, tokens, dim) == classes
+
+
+@pytest.mark.parametrize("batch, tokens, dim", [(8, 49, 512), (64, 196, 1024), (4096, 784, 4096)])
+def test_many_classes_are_taken_in_chunks_that_do_not_grow_with_them(batch: int, tokens: int, dim: int) -> None:
+    small, large = class_chunk(batch, 10_000, tokens, dim), class_chunk(batch, 100_000, tokens, dim)
+    assert small == large and 1 <= small < 10_000
+    assert small == 1 or 4 * batch * small * dim <= 2**22
+    assert class_chunk(batch, 10_000, tokens, dim, whole=2**60) == 10_000
+
+
+def test_some_classes_by_index() -> None:
+    pooler = shaken(RegionPooler(23, 8))
+    prepared = pooler.prepare(normal(2, 6, 8, dtype=torch.float32), normal(23, 8, seed=1, dtype=torch.float32))
+    some, every = pooler.pool(prepared, torch.tensor([7, 0, 7])), pooler.pool(prepared)
+    for part, whole in zip(some, every, strict=True):
+        torch.testing.assert_close(part, whole[:, [7, 0, 7]])
+    alone = pooler.pool(prepared, query_head=False)
+    assert alone.query is alone.region and torch.equal(alone.region, every.region)
+    with pytest.raises(ValueError, match="RegionPooler: size must be at least 1, got 0"):
+        pooler.map_classes(lambda regions, _: regions._asdict(), prepared, 0)

@@ -21,8 +21,10 @@ from ._contrast import MASKED as _MASKED
 from ._contrast import log_sum_of_others, unit_rows
 from ._cosine import region_cosine
 from ._distributed import count_per_rank, gather_rows
+from ._entries import Entries, take
 
 __all__ = [
+    "Entries",
     "Memory",
     "Reduction",
     "Similarities",
@@ -179,7 +181,7 @@ def region_attention(
     queries: Tensor,
     keys: Tensor,
     query_weight: Tensor,
-    key_weight: Tensor,
+    key_weight: Tensor | None,
     scale: Tensor | float,
     *,
     num_heads: int,
@@ -191,8 +193,8 @@ def region_attention(
     where that is cheaper than projecting every token.
 
     Args:
-        queries: (C, D) unit vectors. keys: (B, N, D).
-        query_weight, key_weight: (D, D); rows are split over the heads.
+        queries: (C, D) unit vectors. keys: (B, N, D); or (B, H, N, D / H), projected already.
+        query_weight, key_weight: (D, D); rows are split over the heads. key_weight is None where the keys are projected.
         scale: :math:`\kappa`. The factor h makes up for a head's slice carrying 1/h of the product.
         num_heads: H.
         key_padding_mask: (B, N) bool, True where there is no token. An image of padding alone gives zeros.
@@ -205,18 +207,27 @@ def region_attention(
     classes, width = queries.shape
     split = queries @ query_weight.T
     split = split.reshape(classes, num_heads, width // num_heads).transpose(0, 1)  # (H, C, d)
-    key_heads = key_weight.reshape(num_heads, width // num_heads, width)  # (H, d, D)
-    if classes * num_heads <= width + classes:
-        folded = torch.bmm(split, key_heads)  # (H, C, D)
+    if key_weight is not None and folds_keys(classes, width, num_heads):
+        folded = torch.bmm(split, key_weight.reshape(num_heads, width // num_heads, width))  # (H, C, D)
         logits = torch.einsum("bnd,hcd->bhcn", keys, folded)
     else:
-        projected = torch.einsum("bnd,hed->bhne", keys, key_heads)
+        projected = keys if key_weight is None else project_heads(keys, key_weight, num_heads)
         logits = torch.einsum("hce,bhne->bhcn", split, projected)
     logits = upcast(logits) * (scale * num_heads)
     if key_padding_mask is None:
         return logits.softmax(dim=-1)
     padded = key_padding_mask[:, None, None, :]
     return logits.masked_fill(padded, _MASKED).softmax(dim=-1).masked_fill(padded, 0.0)
+
+
+def folds_keys(classes: int, width: int, num_heads: int) -> bool:
+    """Whether :func:`region_attention` folds the key projection into the queries, or projects the tokens."""
+    return classes * num_heads <= width + classes
+
+
+def project_heads(tokens: Tensor, weight: Tensor, num_heads: int) -> Tensor:
+    """Tokens (B, N, D) through the rows (D, D) that each head has: (B, H, N, D / H)."""
+    return torch.einsum("bnd,hed->bhne", tokens, weight.reshape(num_heads, -1, tokens.shape[-1]))
 
 
 def saliency_map(saliency: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -367,7 +378,7 @@ _CONTRASTS = ("region_region", "region_text", "text_region", "region_prototype",
 
 
 def multimodal_contrastive(
-    regions: Tensor,
+    regions: Tensor | Entries,
     text: Tensor,
     targets: Tensor,
     *,
@@ -402,7 +413,8 @@ def multimodal_contrastive(
     compared a block of rows at a time (not under ``torch.compile``), so that memory grows with their number, not its square.
 
     Args:
-        regions: (B, C, D). text: (C, D). targets: (B, C).
+        regions: (B, C, D), or :class:`Entries` that hold the anchors and, for ``absent_negatives``, the absent. text: (C, D).
+        targets: (B, C).
         prototypes: (C, D), or (C, K, D) for K centres a class. seen: (C,) bool, the classes whose prototype holds data;
             None for all.
         weights: (B, C) factors of the anchors.
@@ -430,7 +442,7 @@ def multimodal_contrastive(
         rows = unit_rows(upcast(vectors))
         return rows if project is None else unit_rows(upcast(project(rows)))
 
-    with full_precision(regions):
+    with full_precision(regions.features if isinstance(regions, Entries) else regions):
         only = _CONTRASTS if only is None else only
         texts = embed(text)
         rows = _anchors(regions, targets >= anchor_threshold, weights, embed)
@@ -494,15 +506,19 @@ class _Keys(NamedTuple):
     mass: Tensor  # (C,) how many are valid of each class
 
 
-def _anchors(regions: Tensor, is_anchor: Tensor, weights: Tensor | None, embed: Callable[[Tensor], Tensor]) -> _Anchors:
+def _anchors(
+    regions: Tensor | Entries, is_anchor: Tensor, weights: Tensor | None, embed: Callable[[Tensor], Tensor]
+) -> _Anchors:
     batch, classes = is_anchor.shape
-    own = torch.arange(classes, device=regions.device).expand(batch, classes)
-    sample = torch.arange(batch, device=regions.device)[:, None].expand(batch, classes)
+    own = torch.arange(classes, device=is_anchor.device).expand(batch, classes)
+    sample = torch.arange(batch, device=is_anchor.device)[:, None].expand(batch, classes)
+    every = torch.compiler.is_compiling() and isinstance(regions, Tensor)
 
     def chosen(entries: Tensor) -> Tensor:
-        return entries.flatten(0, 1) if torch.compiler.is_compiling() else entries[is_anchor]
+        return entries.flatten(0, 1) if every else entries[is_anchor]
 
-    features, valid = embed(chosen(regions)), chosen(is_anchor)
+    features = embed(regions.flatten(0, 1) if every and isinstance(regions, Tensor) else take(regions, is_anchor))
+    valid = chosen(is_anchor)
     weight = valid.to(features.dtype) if weights is None else valid * upcast(chosen(weights))
     return _Anchors(features, chosen(own), chosen(sample), valid, weight)
 
@@ -581,17 +597,17 @@ def _text_region(
 
 
 def _absent_log_sum(
-    regions: Tensor, absent: Tensor, texts: Tensor, temperature: float, embed: Callable[[Tensor], Tensor]
+    regions: Tensor | Entries, absent: Tensor, texts: Tensor, temperature: float, embed: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """(C,) log-sum-exp of each text with the regions (B, C, D) that do not show its class; -1e9 where there is none."""
-    batch, classes, _ = regions.shape
-    if torch.compiler.is_compiling():  # static shapes
+    batch, classes = absent.shape
+    if torch.compiler.is_compiling() and isinstance(regions, Tensor):  # static shapes
         features = embed(torch.where(absent[..., None], regions, 0.0)).to(texts.dtype)
         logits = torch.einsum("bcd,cd->bc", features, texts) / temperature
         logits = logits.masked_fill(~absent, _MASKED)
     else:
-        own = torch.arange(classes, device=regions.device).expand(batch, classes)[absent]
-        entries = (embed(regions[absent]).to(texts.dtype) * texts[own]).sum(dim=-1) / temperature
+        own = torch.arange(classes, device=absent.device).expand(batch, classes)[absent]
+        entries = (embed(take(regions, absent)).to(texts.dtype) * texts[own]).sum(dim=-1) / temperature
         logits = texts.new_full((batch, classes), _MASKED).masked_scatter(absent, entries)
     return torch.logsumexp(logits, dim=0) if batch else logits.sum(dim=0) + _MASKED
 
@@ -648,21 +664,22 @@ def multi_label_contrastive(
         return zero + _weighted_mean(loss, row_weight * paired, count)
 
 
-def class_sums(features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+def class_sums(features: Tensor | Entries, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Weighted sums of unit features by class: (B, C, D) and (B, C) -> sums (C, D) and mass (C,).
 
-    Entries of weight 0 take no part, whatever they hold.
+    Entries of weight 0 take no part, whatever they hold; :class:`Entries` need hold the others alone.
     """
     weights = upcast(weights)
     enters = weights > 0
-    if torch.compiler.is_compiling():  # static shapes
+    if torch.compiler.is_compiling() and isinstance(features, Tensor):  # static shapes
         entered = torch.where(enters[..., None], unit(features), 0.0)
         return torch.einsum("bc,bcd->cd", weights, entered.to(weights.dtype)), weights.sum(dim=0)
     # Few entries enter: only those are read.
-    entered, weight = unit(features[enters]).to(weights.dtype), weights[enters]
-    own = torch.arange(features.shape[1], device=features.device).expand_as(enters)[enters]
-    sums = entered.new_zeros(features.shape[1:]).index_add_(0, own, entered * weight[:, None])
-    return sums, weight.new_zeros(features.shape[1]).index_add_(0, own, weight)
+    entered, weight = unit(take(features, enters)).to(weights.dtype), weights[enters]
+    classes = weights.shape[1]
+    own = torch.arange(classes, device=weights.device).expand_as(enters)[enters]
+    sums = entered.new_zeros(classes, entered.shape[1]).index_add_(0, own, entered * weight[:, None])
+    return sums, weight.new_zeros(classes).index_add_(0, own, weight)
 
 
 def update_prototypes(
@@ -702,32 +719,38 @@ class Similarities(NamedTuple):
     inter_text: Tensor
 
 
-def intra_similarities(features: Tensor, visual: Tensor, text: Tensor, absent: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def intra_similarities(
+    features: Tensor, visual: Tensor, text: Tensor, absent: Tensor | None = None, *, first: int = 0
+) -> tuple[Tensor, Tensor]:
     """The intra-class similarities of :func:`prototype_similarities`: visual and text, each (B, C)."""
     with full_precision(features):
         z = upcast(features)
+        own = slice(first, first + z.shape[1])
         norm = torch.linalg.vector_norm(z, dim=-1).clamp(min=1e-12)
 
         def cosine(prototypes: Tensor) -> Tensor:
-            return torch.einsum("bcd,cd->bc", z, unit(prototypes).to(z.dtype)).div(norm)
+            return torch.einsum("bcd,cd->bc", z, unit(prototypes[own]).to(z.dtype)).div(norm)
 
         # The nearest of several centres speaks for its class.
-        s_v = torch.stack([cosine(centre) for centre in visual.reshape(z.shape[1], -1, z.shape[2]).unbind(dim=1)]).amax(dim=0)
+        s_v = torch.stack([cosine(centre) for centre in visual.reshape(len(visual), -1, z.shape[2]).unbind(dim=1)]).amax(dim=0)
         return (s_v if absent is None else s_v - cosine(absent)), cosine(text)
 
 
-def _inter_class(features: Tensor, norm: Tensor, prototypes: Tensor, temperature: float, seen: Tensor) -> Tensor:
+def _inter_class(
+    features: Tensor, norm: Tensor, prototypes: Tensor, temperature: float, seen: Tensor, first: int
+) -> Tensor:
     """softmax over the seen classes of region-prototype similarities, at each region's own class."""
-    batch, classes, _ = features.shape
+    batch, own_classes, _ = features.shape
+    classes = len(prototypes)
     step = max(1, _BLOCK // max(1, batch * prototypes[..., 0].numel()))
     parts = []
-    for start in range(0, classes, step):
+    for start in range(0, own_classes, step):
         rows = features[:, start : start + step]
         logits = _class_similarities(rows.flatten(0, 1), prototypes).view(batch, rows.shape[1], classes)
         logits = logits / (temperature * norm[:, start : start + step, None])
-        own = logits.diagonal(start, dim1=1, dim2=2)
+        own = logits.diagonal(first + start, dim1=1, dim2=2)
         parts.append(torch.exp(own - torch.logsumexp(logits.masked_fill(~seen, _MASKED), dim=-1)))
-    return torch.cat(parts, dim=1).clamp(max=1) * seen
+    return torch.cat(parts, dim=1).clamp(max=1) * seen[first : first + own_classes]
 
 
 def prototype_similarities(
@@ -739,6 +762,7 @@ def prototype_similarities(
     absent: Tensor | None = None,
     temperature_visual: float = 0.07,
     temperature_text: float = 0.02,
+    first: int = 0,
 ) -> Similarities:
     r"""The four relations from which unknown labels are estimated.
 
@@ -753,17 +777,18 @@ def prototype_similarities(
         seen: (C,) bool, None for all.
         absent: (C, D) prototypes of absent entries; a class whose row is zero has none.
         temperature_visual, temperature_text: :math:`\tau_v, \tau_t`; tie the latter to the model, 2 / logit scale.
+        first: where ``features`` are of a chunk of the classes, (B, c, D), the class with which it begins.
 
     Reference: intra- and inter-class relations in one modality and across the two are the paper's; the formulas ours.
     """
     with full_precision(features):
         z = upcast(features)
         norm = torch.linalg.vector_norm(z, dim=-1).clamp(min=1e-12)
-        every = torch.ones(z.shape[1], dtype=torch.bool, device=z.device)
+        every = torch.ones(len(text), dtype=torch.bool, device=z.device)
         known = every if seen is None else seen
-        s_v, s_t = intra_similarities(z, visual, text, absent)
-        inter_v = _inter_class(z, norm, unit(visual).to(z.dtype), temperature_visual, known)
-        inter_t = _inter_class(z, norm, unit(text).to(z.dtype), temperature_text, every)
+        s_v, s_t = intra_similarities(z, visual, text, absent, first=first)
+        inter_v = _inter_class(z, norm, unit(visual).to(z.dtype), temperature_visual, known, first)
+        inter_t = _inter_class(z, norm, unit(text).to(z.dtype), temperature_text, every, first)
         return Similarities(s_v, s_t, inter_v, inter_t)
 
 

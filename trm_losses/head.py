@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ._checks import Dims, check_choice
-from .region_pooler import RegionPooler, Regions
+from ._checks import Dims, check_choice, check_number
+from .region_pooler import RegionPooler, Regions, class_chunk
 from .text_region_matching import TextRegionMatchingLoss
 
 __all__ = ["TRMHead", "param_groups"]
@@ -111,23 +111,37 @@ class TRMHead(nn.Module):
         self.register_buffer("text", text.detach().clone())
         self.register_buffer("negative_text", None if negative_text is None else negative_text.detach().clone())
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Logits (B, C)."""
-        regions: Regions = self.pooler(tokens, self.text)
-        if self.head == "mean":
-            return 0.5 * (self._logits(regions.query) + self._logits(regions.region))
-        return self._logits(regions.query if self.head == "query" else regions.region)
+    def forward(self, tokens: Tensor, *, chunk: int | None = None) -> Tensor:
+        """Logits (B, C).
 
-    def _logits(self, regions: Tensor) -> Tensor:
-        return self.matching.logits(regions, self.text, negative_text=self.negative_text)
+        Thousands of classes go through in chunks, so that memory does not grow with their number times the width; the
+        logits are the same. ``chunk`` is the number of classes taken at once. Where it is not given it is chosen by
+        :func:`trm_losses.region_pooler.class_chunk`; compiled code, and training, which would compute the chunks twice, take all.
+        """
+        prepared, query_head = self.pooler.prepare(tokens, self.text), self.head != "region"
+        batch, classes = tokens.shape[0], prepared.queries.shape[0]
+        if chunk is None:
+            whole = torch.compiler.is_compiling() or torch.is_grad_enabled()
+            chunk = classes if whole else class_chunk(batch, classes, tokens.shape[1], self.pooler.dim)
+        check_number(type(self).__name__, "chunk", chunk, 1)
+        if chunk >= classes:
+            return self._logits(self.pooler.pool(prepared, query_head=query_head), slice(None))["logits"]
+        return self.pooler.map_classes(self._logits, prepared, chunk, query_head=query_head)["logits"]
+
+    def _logits(self, regions: Regions, classes: slice) -> dict[str, Tensor]:
+        """Logits of the regions of some classes."""
+        negative = None if self.negative_text is None else self.negative_text[classes]
+        levels = {"query": (regions.query,), "region": (regions.region,), "mean": (regions.query, regions.region)}[self.head]
+        logits = [self.matching.logits(r, self.text[classes], negative_text=negative, classes=classes) for r in levels]
+        return {"logits": logits[0] if len(logits) == 1 else 0.5 * (logits[0] + logits[1])}
 
     @torch.no_grad()
-    def predict(self, tokens: Tensor) -> Tensor:
-        """Probabilities (B, C), in eval mode whatever mode the module is in."""
+    def predict(self, tokens: Tensor, *, chunk: int | None = None) -> Tensor:
+        """Probabilities (B, C), in eval mode whatever mode the module is in; ``chunk`` as in :meth:`forward`."""
         modes = [(module, module.training) for module in self.modules()]
         self.eval()
         try:
-            return torch.sigmoid(self(tokens))
+            return torch.sigmoid(self(tokens, chunk=chunk))
         finally:
             for module, training in modes:
                 module.training = training

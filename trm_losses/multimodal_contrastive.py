@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from . import functional as TF
 from ._checks import Dims, check_finite, check_number, check_targets
 from ._distributed import Distributed, resolve_group
+from ._entries import check_regions
 
 __all__ = ["MultimodalContrastiveLoss"]
 
@@ -57,7 +58,8 @@ class MultimodalContrastiveLoss(nn.Module):
         validate: check label values and look for NaN (waits for the device).
 
     Shape:
-        regions (B, C, D), text (C, D), targets (B, C), prototypes (C, D) or (C, K, D), seen (C,) bool, weights (B, C),
+        regions (B, C, D) or :class:`trm_losses.functional.Entries` of the anchors (and, with ``absent_negatives``, of the known
+        absent), text (C, D), targets (B, C), prototypes (C, D) or (C, K, D), seen (C,) bool, weights (B, C),
         saliency (B, C, N), memory (C, Q, D) with ids (C, Q), ids (B,) -> scalar; or regions (B, D), text None, targets
         (B, C), weights (B, C) -> scalar.
 
@@ -131,7 +133,7 @@ class MultimodalContrastiveLoss(nn.Module):
 
     def terms(
         self,
-        regions: Tensor,
+        regions: Tensor | TF.Entries,
         text: Tensor,
         targets: Tensor,
         *,
@@ -144,7 +146,7 @@ class MultimodalContrastiveLoss(nn.Module):
     ) -> dict[str, Tensor]:
         """The five terms by name, before their weights; 0 where the weight is 0."""
         dims = self._dims()
-        dims.check("regions", regions, "B C D")
+        check_regions(dims, regions)
         dims.check("text", text, "C D", hint="text and regions share classes and width")
         dims.check("targets", targets, "B C", floating=False)
         if prototypes is not None:
@@ -168,7 +170,9 @@ class MultimodalContrastiveLoss(nn.Module):
             dims.check("ids", ids, "B", floating=False)
         if self.validate:
             check_targets(dims.owner, targets)
-            check_finite(dims.owner, "regions", regions)
+            needed = targets >= self.anchor_threshold
+            check_regions(dims, regions, needed=needed | (targets == 0) if self.absent_negatives else needed)
+            check_finite(dims.owner, "regions", regions.features if isinstance(regions, TF.Entries) else regions)
             check_finite(dims.owner, "text", text)
         return TF.multimodal_contrastive(
             regions,
@@ -212,7 +216,7 @@ class MultimodalContrastiveLoss(nn.Module):
 
     def forward(
         self,
-        regions: Tensor,
+        regions: Tensor | TF.Entries,
         text: Tensor | None,
         targets: Tensor,
         *,
@@ -228,6 +232,8 @@ class MultimodalContrastiveLoss(nn.Module):
             for name, given in (("prototypes", prototypes), ("memory", memory)):
                 if given is not None:
                     raise ValueError(f"{type(self).__name__}: {name} must be None where text is None: they belong to regions")
+            if isinstance(regions, TF.Entries):
+                raise TypeError(f"{type(self).__name__}: regions must be a torch.Tensor (B, D) where text is None, got Entries")
             return self._by_label(regions, targets, weights)
         terms = self.terms(
             regions,

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from . import functional as TF
 from ._checks import Dims, check_choice, check_number
 from ._distributed import Distributed, count_per_rank, resolve_group
 from .distillation import RegionDistillationLoss
@@ -14,28 +15,33 @@ from .labels import UNKNOWN
 from .multimodal_contrastive import MultimodalContrastiveLoss
 from .prototype_bank import PrototypeBank
 from .pseudo_labeler import PseudoLabeler, PseudoLabels
-from .region_pooler import RegionPooler, Regions
+from .region_pooler import Prepared, RegionPooler, Regions, class_chunk
 from .text_region_matching import TextRegionMatchingLoss
 
 __all__ = ["TRMObjective", "TRMOutput"]
+
+# Elements of the pooler's widest value (512 MiB of float32) beyond which class_chunk="auto" takes the classes in chunks.
+_MANY = 1 << 27
 
 
 class TRMOutput(NamedTuple):
     """One training step: the loss to call backward on, its weighted terms by name, and what :meth:`TRMObjective.update` needs.
 
     logits and region_logits (B, C) belong to the query head and the region head; pseudo is None without a labeller; ids (B,)
-    are the samples, where they were given.
+    are the samples, where they were given. Where the classes were taken in chunks, regions are those alone that contrast and
+    bank read, and similarities are what the labeller reads; otherwise similarities are None.
     """
 
     loss: Tensor
     terms: dict[str, Tensor]
-    regions: Regions
+    regions: Regions | TF.Entries
     text: Tensor
     targets: Tensor
     logits: Tensor
     region_logits: Tensor
     pseudo: PseudoLabels | None
     ids: Tensor | None = None
+    similarities: TF.Similarities | None = None
 
 
 class TRMObjective(nn.Module):
@@ -75,6 +81,12 @@ class TRMObjective(nn.Module):
         bank_confidence: after the labeller's warm-up, least probability (query head) at which a known positive enters
             the bank; before, all enter, or rare classes would never start.
         bank_pseudo_score: least score at which a pseudo-positive enters the bank.
+        class_chunk: how many classes to take at once, where there are thousands: no value of the size (B, C, D) is then held,
+            and each chunk is computed again in the backward pass. Loss and gradients are the same; with dropout, contrast
+            and prototypes have a draw of their own. None (default) takes all; ``"auto"`` all while the pooler's widest
+            values stay below 512 MiB; compiled code always all. With ``absent_negatives``, or a bank's ``absent``, the
+            regions of all known absent entries are held nevertheless. Time grows with the classes, but for the labeller's
+            prototype and quantile rules, which compare each region with the prototypes of all classes.
         distributed: False, True or a process group for the counts of this module; give the parts the same.
 
     Shape:
@@ -110,6 +122,7 @@ class TRMObjective(nn.Module):
         anchor_score: float = 0.9,
         bank_confidence: float = 0.8,
         bank_pseudo_score: float = 0.9,
+        class_chunk: int | Literal["auto"] | None = None,
         distributed: Distributed = False,
     ) -> None:
         super().__init__()
@@ -132,6 +145,11 @@ class TRMObjective(nn.Module):
             raise ValueError(f"{name}: all parts must have the same num_classes, got {sizes}")
         if bank is not None and bank.dim != pooler.dim:
             raise ValueError(f"{name}: bank must have the pooler's dim = {pooler.dim}, got {bank.dim}")
+        if isinstance(class_chunk, str):
+            check_choice(name, "class_chunk", class_chunk, ("auto",))
+        elif class_chunk is not None:
+            check_number(name, "class_chunk", class_chunk, 1)
+        self.class_chunk = class_chunk
         check_choice(name, "pseudo_per", pseudo_per, ("entry", "known"))
         check_choice(name, "teacher_text", teacher_text, ("learned", "fixed"))
         if (teacher_text == "fixed") != (reference_text is not None):
@@ -214,21 +232,31 @@ class TRMObjective(nn.Module):
             dims.check("ids", ids, "B", floating=False)
         elif memory is not None:
             raise ValueError(f"{dims.owner}: ids (B,) must be given where the bank keeps a queue: the sample of each row")
-        regions: Regions = (
-            tokens if isinstance(tokens, Regions) else self.pooler(tokens, text, key_padding_mask=key_padding_mask)
-        )
-        two_heads = regions.query is not regions.region
-        bias, similarity = self.matching.bias, self._similarity(regions.query, text, negative_text)
-        region_similarity = self._similarity(regions.region, text, negative_text) if two_heads else similarity
+        regions: Regions | TF.Entries
+        features: Tensor | TF.Entries
+        compared: Tensor | TF.Similarities | None
+        prepared = self._prepare_chunks(tokens, text, key_padding_mask)
+        if prepared is None:
+            regions = tokens if isinstance(tokens, Regions) else self.pooler(tokens, text, key_padding_mask=key_padding_mask)
+            found = self._measure(regions, text, negative_text)
+            features = compared = self._features(regions)
+        else:
+            if negative_text is not None:
+                dims.check("negative_text", negative_text, "C D")
+            found = self._measure_chunks(prepared, text, negative_text)
+            compared = TF.Similarities(*(found[key] for key in TF.Similarities._fields)) if self.labeler is not None else None
+        two_heads = "region" in found
+        bias, similarity = self.matching.bias, found["query"]
+        region_similarity = found.get("region", similarity)
         logits = similarity - bias
         region_logits = region_similarity - bias if two_heads else logits
         heads = [(1.0, "query", logits)] + ([(self.lambda_region, "region", region_logits)] if two_heads else [])
 
         pseudo = None
-        if self.labeler is not None and self.bank is not None:
-            pseudo = self.labeler(
-                self._features(regions), targets, self.bank, logits=logits, ema_logits=ema_logits, ids=ids
-            )
+        if self.labeler is not None and self.bank is not None and compared is not None:
+            pseudo = self.labeler(compared, targets, self.bank, logits=logits, ema_logits=ema_logits, ids=ids)
+        if prepared is not None:
+            regions = features = self._entries(prepared, targets, pseudo)
 
         classes = targets.shape[1]
         group = resolve_group(self.distributed)
@@ -245,36 +273,106 @@ class TRMObjective(nn.Module):
                 loss = self.matching.loss(head_logits, pseudo.targets, pseudo.weights, reduction="sum")
                 terms[f"pseudo_{head}"] = self.lambda_pseudo * factor * per_entry * loss
         if self.distillation is not None and two_heads:
-            student, teacher = similarity, region_similarity
-            if self.reference_text is not None:
-                teacher = self._similarity(regions.region, self.reference_text, negative_text)
+            student, teacher = similarity, found.get("teacher", region_similarity)
             if self.distillation.form == "kl_binary":
                 student, teacher = student - bias, teacher - bias
-            elif self.distillation.form == "cosine":
+            elif isinstance(regions, Regions) and self.distillation.form == "cosine":
                 student, teacher = regions.query, regions.region
-            terms["distillation"] = self.lambda_distillation * self.distillation(student, teacher)
+            if "distance" in found:
+                distilled = self._mean_distance(self.distillation, found["distance"])
+            else:
+                distilled = self.distillation(student, teacher)
+            terms["distillation"] = self.lambda_distillation * distilled
         if self.contrast is not None:
             anchors, weights = targets, None
             if pseudo is not None:
                 anchors = self._positives(targets, pseudo, self.anchor_score)
                 weights = torch.where(targets == UNKNOWN, pseudo.weights, 1.0)
             terms["contrast"] = self.lambda_contrast * self.contrast(
-                self._features(regions),
+                features,
                 text,
                 anchors,
                 prototypes=None if self.bank is None else self.bank.visual,
                 seen=None if self.bank is None else self.bank.seen,
                 weights=weights,
-                saliency=None if self.contrast.overlap is None else regions.saliency,
+                saliency=found.get("saliency"),
                 memory=memory,
                 ids=ids,
             )
         loss = torch.stack(list(terms.values())).sum()
-        return TRMOutput(loss, terms, regions, text, targets, logits, region_logits, pseudo, ids)
+        similarities = compared if isinstance(compared, TF.Similarities) else None
+        return TRMOutput(loss, terms, regions, text, targets, logits, region_logits, pseudo, ids, similarities)
 
-    def _similarity(self, regions: Tensor, text: Tensor, negative_text: Tensor | None) -> Tensor:
-        """Logits (B, C) without the bias."""
-        return self.matching.logits(regions, text, negative_text=negative_text, bias=False)
+    def _measure(
+        self, regions: Regions, text: Tensor, negative_text: Tensor | None, classes: slice = slice(None)
+    ) -> dict[str, Tensor]:
+        """Logits (B, c) without the bias of query head, region head and another teacher, as far as there are; and saliency."""
+
+        def similarity(features: Tensor, text: Tensor) -> Tensor:
+            negative = None if negative_text is None else negative_text[classes]
+            return self.matching.logits(features, text[classes], negative_text=negative, bias=False, classes=classes)
+
+        found = {"query": similarity(regions.query, text)}
+        if regions.query is not regions.region:
+            found["region"] = similarity(regions.region, text)
+            if self.reference_text is not None:
+                found["teacher"] = similarity(regions.region, self.reference_text)
+        if self.contrast is not None and self.contrast.overlap is not None:
+            found["saliency"] = regions.saliency.detach()
+        return found
+
+    def _prepare_chunks(self, tokens: Tensor | Regions, text: Tensor, key_padding_mask: Tensor | None) -> Prepared | None:
+        """What chunks of classes share; None where all classes are taken at once."""
+        if not isinstance(tokens, Tensor) or tokens.ndim != 3 or torch.compiler.is_compiling():
+            return None
+        if self._chunk(tokens) >= self.pooler.num_classes:
+            return None
+        return self.pooler.prepare(tokens, text, key_padding_mask=key_padding_mask)
+
+    def _chunk(self, tokens: Tensor) -> int:
+        """How many classes to take at once, of these or of prepared tokens (B, N, D)."""
+        classes = self.pooler.num_classes
+        if self.class_chunk != "auto":
+            return classes if self.class_chunk is None else self.class_chunk
+        return class_chunk(tokens.shape[0], classes, tokens.shape[-2], self.pooler.dim, whole=_MANY)
+
+    def _measure_chunks(self, prepared: Prepared, text: Tensor, negative_text: Tensor | None) -> dict[str, Tensor]:
+        """:meth:`_measure` of all classes in chunks; and, (B, C) each, what else would ask for all regions."""
+
+        def use(regions: Regions, classes: slice) -> dict[str, Tensor]:
+            found = self._measure(regions, text, negative_text, classes)
+            if self.distillation is not None and self.distillation.form == "cosine" and "region" in found:
+                found["distance"] = TF.feature_distillation(regions.query, regions.region, reduction="none")
+            if self.labeler is not None and self.bank is not None:  # without gradient: last
+                found |= self.labeler.similarities(self._features(regions), self.bank, first=classes.start)._asdict()
+            return found
+
+        return self.pooler.map_classes(use, prepared, self._chunk(prepared.tokens))
+
+    @staticmethod
+    def _mean_distance(distillation: RegionDistillationLoss, distance: Tensor) -> Tensor:
+        """The distillation of features, from the distance (B, C) of each entry's."""
+        if distillation.reduction != "mean":
+            return distance.sum() if distillation.reduction == "sum" else distance
+        count = count_per_rank(distance.new_tensor(float(distance.numel())), resolve_group(distillation.distributed))
+        return distance.sum() / torch.where(count > 0, count, 1.0)
+
+    def _entries(self, prepared: Prepared, targets: Tensor, pseudo: PseudoLabels | None) -> TF.Entries:
+        """The regions that contrast and bank read: of positives, known or sure, and of absent entries where these take part."""
+        read = torch.zeros_like(targets, dtype=torch.bool)
+        if self.contrast is not None:
+            anchors = targets if pseudo is None else self._positives(targets, pseudo, self.anchor_score)
+            read = read | (anchors >= self.contrast.anchor_threshold)
+            if self.contrast.absent_negatives:
+                read = read | (targets == 0)
+        if self.bank is not None:
+            entering = targets if pseudo is None else self._positives(targets, pseudo, self.bank_pseudo_score)
+            read = read | (entering == 1)
+            if self.bank.absent is not None:
+                read = read | (targets == 0)
+        level: Literal["region", "query"] = "region" if self.pooler.residual == "query" else "query"
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.contrast is not None):
+            return self.pooler.entries(prepared, read, level=level)
 
     def _features(self, regions: Regions) -> Tensor:
         """What contrast, prototypes and pseudo-labels look at: (B, C, D) features without the class identity of a query."""
@@ -289,17 +387,23 @@ class TRMObjective(nn.Module):
     @torch.no_grad()
     def update(self, output: TRMOutput) -> None:
         """Take a finished step into statistics and prototypes; after the optimiser's step, not where that was skipped."""
-        features, targets, text = self._features(output.regions).detach(), output.targets, output.text.detach()
+        targets, text = output.targets, output.text.detach()
         if self.bank is None:
             return
+        features: Tensor | TF.Entries
+        compared: Tensor | TF.Similarities | None
+        if isinstance(output.regions, TF.Entries):
+            features, compared = output.regions, output.similarities
+        else:
+            features = compared = self._features(output.regions).detach()
         confidence = torch.sigmoid(output.logits.detach())
         entering, gate = targets, confidence
-        if self.labeler is not None:
+        if self.labeler is not None and compared is not None:
             started = self.labeler.step >= self.labeler.warmup_steps
             sure = ~started | (confidence >= self.bank_confidence)
             # First the statistics: they compare with prototypes that these samples have not moved yet.
             scores = None if output.pseudo is None else output.pseudo.scores
-            self.labeler.update(features, targets, self.bank, scores=scores)
+            self.labeler.update(compared, targets, self.bank, scores=scores)
             if output.pseudo is not None:
                 entering = self._positives(targets, output.pseudo, self.bank_pseudo_score)
                 sure = sure | (targets == UNKNOWN)

@@ -12,6 +12,7 @@ from torch.distributed import ProcessGroup
 from . import functional as TF
 from ._checks import Dims, check_finite, check_number
 from ._distributed import Distributed, gather_rows, resolve_group, sum_over_ranks
+from ._entries import check_regions, take
 from ._state import FullPrecisionState
 
 __all__ = ["PrototypeBank"]
@@ -158,7 +159,7 @@ class PrototypeBank(FullPrecisionState):
     @torch.no_grad()
     def update(
         self,
-        regions: Tensor,
+        regions: Tensor | TF.Entries,
         targets: Tensor,
         *,
         weights: Tensor | None = None,
@@ -168,14 +169,14 @@ class PrototypeBank(FullPrecisionState):
         """Move the prototypes towards a batch.
 
         Args:
-            regions: (B, C, D) features, normalised here.
+            regions: (B, C, D) features, normalised here, or :class:`trm_losses.functional.Entries` of those that enter.
             targets: (B, C); entries with 1 enter, all others do not (those with 0 enter the absent-prototypes).
             weights: (B, C) confidence of the entries that enter; those of weight 0 stay out.
             text: (C, D) current class texts, where the text prototypes shall follow them.
             ids: (B,) int64, the sample of each row, not negative; must be given where there is a queue.
         """
         dims = Dims(type(self).__name__, C=self.num_classes, D=self.dim)
-        dims.check("regions", regions, "B C D")
+        check_regions(dims, regions)
         dims.check("targets", targets, "B C", floating=False)
         mass = (targets == 1).float()
         if weights is not None:
@@ -191,13 +192,15 @@ class PrototypeBank(FullPrecisionState):
                 raise TypeError(f"{dims.owner}: ids must be int64, got {ids.dtype}")
         if self.validate:
             enters = (mass > 0) if self.absent is None else (mass > 0) | (targets == 0)
-            check_finite(dims.owner, "regions", torch.where(enters[..., None], regions, 0.0))
+            check_regions(dims, regions, needed=enters)
+            read = take(regions, enters) if isinstance(regions, TF.Entries) else torch.where(enters[..., None], regions, 0.0)
+            check_finite(dims.owner, "regions", read)
             if text is not None:
                 check_finite(dims.owner, "text", text)
             if self.queue_size and ids is not None and (ids < 0).any():
                 raise ValueError(f"{dims.owner}: ids must be at least 0 (-1 marks an empty place), got {int(ids.min())}")
         group = resolve_group(self.distributed)
-        with TF.full_precision(regions):
+        with TF.full_precision(mass):
             joined = sum_over_ranks(self._sums(regions, mass), group).flatten(0, 1)
             centres, count = self._centres
             moved, updates = TF.update_prototypes(
@@ -269,22 +272,25 @@ class PrototypeBank(FullPrecisionState):
         self.visual.copy_(torch.where(started, centres, centres[:, :1]).view_as(self.visual))
         self.count.copy_(count.view_as(self.count))
 
-    def _sums(self, regions: Tensor, mass: Tensor) -> Tensor:
+    def _sums(self, regions: Tensor | TF.Entries, mass: Tensor) -> Tensor:
         """(C, K, D + 1): weighted sums of the features nearest to each started centre, and their mass."""
         if self.num_prototypes == 1:
             parts = [TF.class_sums(regions, mass)]
         else:
             centres, count = self._centres
-            near = torch.einsum("bcd,ckd->bck", TF.unit(regions), centres.to(TF.upcast(regions).dtype))
-            near[..., 1:].masked_fill_(count[:, 1:] == 0, -2.0)
-            nearest = near.argmax(dim=-1)
+            row, own = (mass > 0).nonzero(as_tuple=True)
+            features = TF.unit(take(regions, mass > 0))
+            near = torch.einsum("nd,nkd->nk", features, centres[own].to(features.dtype))
+            near[:, 1:].masked_fill_(count[own, 1:] == 0, -2.0)
+            nearest = torch.zeros_like(mass, dtype=torch.int64)
+            nearest[row, own] = near.argmax(dim=-1)
             parts = [TF.class_sums(regions, mass * (nearest == k)) for k in range(self.num_prototypes)]
         return torch.stack([torch.cat([sums, total[:, None]], dim=1).float() for sums, total in parts], dim=1)
 
-    def _enqueue(self, regions: Tensor, enters: Tensor, ids: Tensor, group: ProcessGroup | None) -> None:
+    def _enqueue(self, regions: Tensor | TF.Entries, enters: Tensor, ids: Tensor, group: ProcessGroup | None) -> None:
         """Take the entries of all ranks into the rings of their classes, in the order of ranks and rows."""
         row, own = enters.nonzero(as_tuple=True)
-        features, real, _ = gather_rows(TF.unit(regions[row, own]).float(), group)
+        features, real, _ = gather_rows(TF.unit(take(regions, enters)).float(), group)
         labels = gather_rows(torch.stack([own, ids[row]], dim=1), group)[0]
         features, (own, sample) = features[real], labels[real].unbind(dim=1)
         new = torch.bincount(own, minlength=self.num_classes)

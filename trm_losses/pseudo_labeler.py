@@ -273,9 +273,14 @@ class PseudoLabeler(FullPrecisionState):
         pooled = present.sum() / known.sum().clamp(min=1)
         return torch.where(known > 0, present / known.clamp(min=1), pooled)
 
-    def _check(self, regions: Tensor, targets: Tensor, bank: PrototypeBank, text: Tensor | None) -> Dims:
+    def _check(self, regions: Tensor | TF.Similarities, targets: Tensor, bank: PrototypeBank, text: Tensor | None) -> Dims:
         dims = Dims(type(self).__name__, C=self.num_classes)
-        dims.check("regions", regions, "B C D")
+        if isinstance(regions, TF.Similarities):
+            for key, value in regions._asdict().items():
+                dims.check(key, value, "B C")
+            dims.sizes["D"] = bank.dim
+        else:
+            dims.check("regions", regions, "B C D")
         dims.check("targets", targets, "B C", floating=False)
         centres = "C D" if bank.visual.ndim == 2 else "C K D"
         dims.check("bank.visual", bank.visual, centres, hint="regions and bank share classes and width")
@@ -283,13 +288,14 @@ class PseudoLabeler(FullPrecisionState):
             dims.check("text", text, "C D")
         if self.validate:
             check_targets(dims.owner, targets)
-            check_finite(dims.owner, "regions", regions)
+            for value in regions if isinstance(regions, TF.Similarities) else [regions]:
+                check_finite(dims.owner, "regions", value)
         return dims
 
     @torch.no_grad()
     def forward(
         self,
-        regions: Tensor,
+        regions: Tensor | TF.Similarities,
         targets: Tensor,
         bank: PrototypeBank,
         *,
@@ -301,7 +307,7 @@ class PseudoLabeler(FullPrecisionState):
         """Pseudo-labels of a batch with the current prototypes, without gradient.
 
         Args:
-            regions: (B, C, D) features of the kind that the bank holds.
+            regions: (B, C, D) features of the kind that the bank holds, or the :meth:`similarities` of all classes.
             targets: (B, C); entries other than -1 are left alone.
             bank: gives visual and text prototypes and which are seen.
             text: (C, D) in place of the bank's text prototypes.
@@ -315,7 +321,7 @@ class PseudoLabeler(FullPrecisionState):
             if ema_logits is not None:
                 raise ValueError(f"{dims.owner}: ema_logits must be None with rule='neighbour'; give them to refresh")
             return self._from_neighbours(dims, unknown, ids)
-        with TF.full_precision(regions):
+        with TF.full_precision(targets):
             if self.rule == "logit":
                 if logits is None:
                     raise ValueError(f"{dims.owner}: logits (B, C) must be given for rule='logit'")
@@ -400,9 +406,33 @@ class PseudoLabeler(FullPrecisionState):
         self.estimates.copy_(estimates)
 
     @torch.no_grad()
+    def similarities(
+        self, regions: Tensor, bank: PrototypeBank, *, text: Tensor | None = None, first: int = 0
+    ) -> TF.Similarities:
+        """What the labeller reads of regions (B, C, D): it takes these in their place, joined from chunks of the classes.
+
+        Args:
+            regions: (B, c, D) of the c classes from ``first`` on. bank, text: as in the call.
+        """
+        text = bank.text if text is None else text
+        if self.rule in ("logit", "neighbour"):  # these compare with no other class
+            visual, textual = TF.intra_similarities(regions, bank.visual, text, bank.absent, first=first)
+            return TF.Similarities(visual, textual, torch.zeros_like(visual), torch.zeros_like(textual))
+        return TF.prototype_similarities(
+            regions,
+            bank.visual,
+            text,
+            seen=bank.seen,
+            absent=bank.absent,
+            temperature_visual=self.temperature_visual,
+            temperature_text=self.temperature_text,
+            first=first,
+        )
+
+    @torch.no_grad()
     def scores(
         self,
-        regions: Tensor,
+        regions: Tensor | TF.Similarities,
         targets: Tensor,
         bank: PrototypeBank,
         *,
@@ -412,15 +442,7 @@ class PseudoLabeler(FullPrecisionState):
         """q (B, C) of the prototype rule for every entry, known ones included; 0.5 where every term abstains."""
         text = bank.text if text is None else text
         seen = bank.seen
-        sim = TF.prototype_similarities(
-            regions,
-            bank.visual,
-            text,
-            seen=seen,
-            absent=bank.absent,
-            temperature_visual=self.temperature_visual,
-            temperature_text=self.temperature_text,
-        )
+        sim = regions if isinstance(regions, TF.Similarities) else self.similarities(regions, bank, text=text)
         many = torch.tensor(self.num_classes > 1, device=seen.device)
         has_text = torch.linalg.vector_norm(text.float(), dim=-1) > 0
         parts: list[tuple[Tensor, Tensor]] = []  # probability (B, C) and weight (C,) of each term
@@ -534,7 +556,7 @@ class PseudoLabeler(FullPrecisionState):
     @torch.no_grad()
     def update(
         self,
-        regions: Tensor,
+        regions: Tensor | TF.Similarities,
         targets: Tensor,
         bank: PrototypeBank,
         *,
@@ -555,8 +577,12 @@ class PseudoLabeler(FullPrecisionState):
         group = resolve_group(self.distributed)
         known = torch.stack([targets == 0, targets == 1])  # (absent, present) x B x C
         counts = known.sum(dim=1)
-        with TF.full_precision(regions):
-            similarities = torch.stack(TF.intra_similarities(regions, bank.visual, text, bank.absent)).float()
+        with TF.full_precision(targets):
+            if isinstance(regions, TF.Similarities):
+                intra = regions.intra_visual, regions.intra_text
+            else:
+                intra = TF.intra_similarities(regions, bank.visual, text, bank.absent)
+            similarities = torch.stack(intra).float()
             similarities = torch.where(targets == UNKNOWN, 0.0, similarities)
             sums = torch.einsum("xbc,mbc->xmc", similarities, known.float())
             mass = counts.float().expand(2, -1, -1).clone()

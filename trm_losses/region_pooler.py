@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from . import functional as TF
 from ._checks import Dims, check_choice, check_finite, check_number
 
-__all__ = ["RegionPooler", "Regions"]
+__all__ = ["Prepared", "RegionPooler", "Regions", "class_chunk"]
+
+# Elements of the widest intermediate value: all classes at once up to the first (64 MiB of float32), and in chunks of the
+# second beyond it, which is some 2,000 rows of width 512: fewer make slow products, more leave the cache.
+_WHOLE, _BLOCK = 1 << 24, 1 << 22
 
 
 class Regions(NamedTuple):
@@ -21,6 +27,29 @@ class Regions(NamedTuple):
     region: Tensor
     query: Tensor
     saliency: Tensor
+
+
+class Prepared(NamedTuple):
+    """What all classes share of a batch, made once for any number of chunks: see :meth:`RegionPooler.prepare`.
+
+    queries (C, D); tokens (B, N, D), those that R pools; keys and values (B, N, D), or (B, H, N, D / H) where many classes make
+    it cheaper to project the tokens; values is None where nothing reads them, padding (B, N) where there is none.
+    """
+
+    queries: Tensor
+    tokens: Tensor
+    keys: Tensor
+    values: Tensor | None
+    padding: Tensor | None
+
+
+def class_chunk(batch: int, classes: int, tokens: int, dim: int, *, whole: int = _WHOLE) -> int:
+    """How many classes to take at once: all where the widest intermediate values come to at most ``whole`` elements.
+
+    Widest are the hidden layer of the MLP, 4 D, and the maps of 4 heads, 4 N, for each image and class.
+    """
+    each = 4 * batch * (dim + tokens)
+    return classes if classes * each <= whole else max(1, min(classes, _BLOCK // each))
 
 
 class RegionPooler(nn.Module):
@@ -164,6 +193,10 @@ class RegionPooler(nn.Module):
 
     def forward(self, tokens: Tensor, text: Tensor | None = None, *, key_padding_mask: Tensor | None = None) -> Regions:
         """Pool tokens (B, N, D) into one region for each class; see the class for shapes."""
+        return self.pool(self.prepare(tokens, text, key_padding_mask=key_padding_mask))
+
+    def prepare(self, tokens: Tensor, text: Tensor | None = None, *, key_padding_mask: Tensor | None = None) -> Prepared:
+        """What :meth:`pool` and :meth:`map_classes` share between classes; the arguments are those of :meth:`forward`."""
         name = type(self).__name__
         dims = Dims(name, D=self.dim)
         dims.check("tokens", tokens, "B N D")
@@ -192,22 +225,40 @@ class RegionPooler(nn.Module):
             queries = queries @ self.text_weight
         unit_tokens = TF.unit(tokens).to(dtype)  # not in float16, where a token of zeros would become NaN
         keys = unit_tokens if self.key_norm == "unit" else F.layer_norm(tokens, (self.dim,))
+        classes, heads = queries.shape[0], self.num_heads
+        if not TF.folds_keys(classes, self.dim, heads):
+            keys = TF.project_heads(keys, self.key_weight, heads)
+        values = None
+        if self.query_head and self.mlp_input != "region":
+            values = self.value_norm(tokens)
+            # The projection goes to whichever side, classes or tokens, takes fewer products.
+            if (heads - 1) * classes * tokens.shape[1] + classes * self.dim >= tokens.shape[1] * self.dim:
+                values = TF.project_heads(values, self.value_weight, heads)
+        return Prepared(queries, unit_tokens if self.normalize_tokens else tokens, keys, values, key_padding_mask)
+
+    def pool(self, prepared: Prepared, classes: slice | Tensor | None = None, *, query_head: bool = True) -> Regions:
+        """Regions of all classes, or of some: a slice, or an index (c,).
+
+        ``query_head=False`` leaves the MLP out of this call; then ``query`` is ``region``.
+        """
+        queries, tokens, keys, values, padding = prepared
+        queries = queries if classes is None else queries[classes]
         attention = TF.region_attention(
-            TF.unit(queries).to(dtype),
+            TF.unit(queries).to(tokens.dtype),
             keys,
             self.query_weight,
-            self.key_weight,
+            self.key_weight if keys.ndim == 3 else None,
             self.log_attention_scale.exp(),
             num_heads=self.num_heads,
-            key_padding_mask=key_padding_mask,
+            key_padding_mask=padding,
         )
         saliency = attention.mean(dim=1)
-        region = torch.bmm(saliency.to(tokens.dtype), unit_tokens if self.normalize_tokens else tokens)
-        if not self.query_head:
+        region = torch.bmm(saliency.to(tokens.dtype), tokens)
+        if not (self.query_head and query_head):
             return Regions(region, region, saliency)
-        if self.mlp_input == "region":
+        if values is None:
             return Regions(region, region + self.mlp(self.dropout(region)), saliency)
-        read = self.dropout(self.output(self._attend(attention, self.value_norm(tokens))))
+        read = self.dropout(self.output(self._attend(attention, values)))
         if self.mlp_input == "query":
             read = queries + read
         if self.residual == "query":
@@ -216,18 +267,78 @@ class RegionPooler(nn.Module):
         return Regions(region, region + self.mlp(read), saliency)
 
     def _attend(self, attention: Tensor, values: Tensor) -> Tensor:
-        """concat_i(A_i values W_i): the projection goes to whichever side, classes or tokens, takes fewer products."""
-        _, heads, classes, tokens = attention.shape
-        weight = self.value_weight.reshape(heads, self.dim // heads, self.dim)
+        """concat_i(A_i values W_i), of values that are projected already or are after the pooling."""
         attention = attention.to(values.dtype)
-        pooled_first = (heads - 1) * classes * tokens + classes * self.dim < tokens * self.dim
-        if pooled_first:
-            pooled = torch.bmm(attention.flatten(1, 2), values).reshape(-1, heads, classes, self.dim)
-            parts = torch.einsum("bhcd,hed->bche", pooled, weight)
-        else:
-            projected = torch.einsum("bnd,hed->bhne", values, weight)
-            parts = torch.einsum("bhcn,bhne->bche", attention, projected)
-        return parts.flatten(2)
+        if values.ndim == 4:
+            return torch.einsum("bhcn,bhne->bche", attention, values).flatten(2)
+        _, heads, classes, _ = attention.shape
+        weight = self.value_weight.reshape(heads, self.dim // heads, self.dim)
+        pooled = torch.bmm(attention.flatten(1, 2), values).reshape(-1, heads, classes, self.dim)
+        return torch.einsum("bhcd,hed->bche", pooled, weight).flatten(2)
+
+    def map_classes(
+        self,
+        use: Callable[[Regions, slice], dict[str, Tensor]],
+        prepared: Prepared,
+        size: int,
+        *,
+        query_head: bool = True,
+    ) -> dict[str, Tensor]:
+        """What ``use`` makes of the regions of ``size`` classes after another, joined; never all regions at once.
+
+        In training each chunk is computed again in the backward pass, with the same dropout, so that memory holds the
+        regions of one chunk whatever the number of classes.
+
+        Args:
+            use: takes the :class:`Regions` of a chunk and its slice of the classes, gives tensors by name with the classes
+                second, such as logits (B, c). What needs no gradient comes last: it is not computed again.
+            prepared: of :meth:`prepare`.
+            size: classes in a chunk; :func:`class_chunk` suggests one.
+            query_head: as in :meth:`pool`.
+
+        Example:
+            >>> import torch
+            >>> pooler, text, tokens = RegionPooler(1000, 8), torch.randn(1000, 8), torch.randn(2, 49, 8)
+            >>> def logits(regions, classes):
+            ...     return {"logits": torch.einsum("bcd,cd->bc", regions.query, text[classes])}
+            >>> pooler.map_classes(logits, pooler.prepare(tokens, text), 300)["logits"].shape
+            torch.Size([2, 1000])
+        """
+
+        def chunk(part: slice) -> dict[str, Tensor]:
+            return use(self.pool(prepared, part, query_head=query_head), part)
+
+        check_number(type(self).__name__, "size", size, 1)
+        parts = []
+        for start in range(0, max(1, prepared.queries.shape[0]), size):
+            part = slice(start, start + size)
+            again = torch.is_grad_enabled()
+            parts.append(checkpoint(chunk, part, use_reentrant=False) if again else chunk(part))
+        return {key: torch.cat([part[key] for part in parts], dim=1) for key in parts[0]}
+
+    def entries(self, prepared: Prepared, mask: Tensor, *, level: Literal["region", "query"] = "query") -> TF.Entries:
+        """Regions at the entries of a mask (B, C) alone, such as the positives: what contrast and bank read of all regions.
+
+        One image after another, so that no token is copied for each of its entries.
+        """
+        dims = Dims(type(self).__name__, B=prepared.tokens.shape[0], C=prepared.queries.shape[0])
+        dims.check("mask", mask, "B C", floating=False)
+        check_choice(dims.owner, "level", level, ("region", "query"))
+        row, own = mask.nonzero(as_tuple=True)
+
+        def pooled(images: slice, classes: Tensor) -> Tensor:
+            queries, tokens, keys, values, padding = prepared
+            values, padding = (None if x is None else x[images] for x in (values, padding))
+            part = Prepared(queries, tokens[images], keys[images], values, padding)
+            regions = self.pool(part, classes, query_head=level == "query")
+            return (regions.query if level == "query" else regions.region).flatten(0, 1)
+
+        # First no row at all, but on the graph: where there is no entry, other ranks wait for this one's backward pass.
+        features = [pooled(slice(0, 0), own.new_zeros(1))]
+        for b, classes in enumerate(torch.split(own, mask.sum(dim=1).tolist())):
+            if len(classes):
+                features.append(pooled(slice(b, b + 1), classes))
+        return TF.Entries(torch.cat(features), row, own)
 
     def extra_repr(self) -> str:
         return (

@@ -126,16 +126,28 @@ class TextRegionMatchingLoss(nn.Module):
         # A little room: log(100) rounds up in float32, and above the limit there is no gradient.
         return self.log_scale.clamp(max=math.log(self.max_scale) + 1e-6).exp()
 
-    def logits(self, regions: Tensor, text: Tensor, *, negative_text: Tensor | None = None, bias: bool = True) -> Tensor:
-        """Logits (B, C); ``bias=False`` leaves the bias of the classes out, as distillation wants it."""
-        dims = Dims(type(self).__name__, C=self.num_classes)
+    def logits(
+        self,
+        regions: Tensor,
+        text: Tensor,
+        *,
+        negative_text: Tensor | None = None,
+        bias: bool = True,
+        classes: slice = slice(None),
+    ) -> Tensor:
+        """Logits (B, C); ``bias=False`` leaves the bias of the classes out, as distillation wants it.
+
+        ``classes`` are those that regions and texts are of, where they are of a part of the classes.
+        """
+        dims = Dims(type(self).__name__, C=len(range(*classes.indices(self.num_classes))))
         dims.check("regions", regions, "B C D", hint="one region for each class of num_classes")
         dims.check("text", text, "C D", hint="text and regions share the width D of the joint space")
         if (self.form == "pair") != (negative_text is not None):
             got = f"{'nothing' if negative_text is None else 'one'} with form={self.form!r}"
             raise ValueError(f"{dims.owner}: negative_text (C, D) must be given where form='pair' and there alone, got {got}")
-        negative: Tensor | None = self.negative
-        if negative is not None:
+        negative: Tensor | None = None
+        if self.negative is not None:
+            negative = self.negative[classes]
             dims.check("negative", negative, "C D", hint="the free vector has the width D of the joint space")
         if negative_text is not None:
             dims.check("negative_text", negative_text, "C D")
@@ -149,7 +161,7 @@ class TextRegionMatchingLoss(nn.Module):
             regions,
             text,
             self.scale,
-            self.bias if bias else None,
+            self.bias[classes] if bias else None,
             negative=negative,
             normalize_regions=self.normalize_regions,
         )

@@ -74,6 +74,7 @@ class Preset:
     attention_scale: float = 8.0
     region_learning: bool = True  # False: the pooled image feature is the region of every class
     lambda_region: float = 1.0
+    class_chunk: int | None = None  # classes taken at once, where there are thousands; none: all
     # Distillation
     lambda_distillation: float = 1.0
     distillation_form: str = "kl_class"  # kl_binary, cosine
@@ -167,6 +168,7 @@ EMBEDDED = Preset(
     # Against thresholds on prototypes, logits and quantiles; chosen on val at 10 and 50 % (benchmarks/pseudo_labels.py).
     pseudo_rule="neighbour",
     neighbour_steps=3,
+    lambda_contrast=1.0,
     expected_positives=2.4,  # an assumption about the scenes, not read from the labels of a run
     gamma_pos=0.0,
     gamma_neg=0.0,

@@ -1,0 +1,147 @@
+"""Regions of some entries, and similarities of some classes, in place of regions of all: the same results."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from cases import (
+    CLASSES,
+    TOKENS,
+    WIDTH,
+    call_contrast,
+    everything_contrast,
+    filled_bank,
+    filled_labeler,
+    labels,
+    normal,
+    shaken,
+    with_memory,
+)
+from torch import Tensor
+
+import trm_losses as tl
+from trm_losses import functional as TF
+
+
+def entries(regions: Tensor, mask: Tensor) -> TF.Entries:
+    """Entry by entry, in the order of images and classes."""
+    places = [(b, c) for b in range(len(mask)) for c in range(mask.shape[1]) if mask[b, c]]
+    row, own = (torch.tensor([place[i] for place in places], dtype=torch.int64) for i in (0, 1))
+    features = torch.stack([regions[place] for place in places]) if places else regions.flatten(0, 1)[:0]
+    return TF.Entries(features, row, own)
+
+
+@pytest.mark.parametrize("level", ["region", "query"])
+@pytest.mark.parametrize("tokens", [1, 40])
+@pytest.mark.parametrize("mask", ["some", "all", "none"])
+def test_pooler_gives_the_regions_of_a_mask(level: Any, tokens: int, mask: str) -> None:
+    pooler = shaken(tl.RegionPooler(9, WIDTH, num_heads=2)).double()
+    chosen = {"some": labels(4, 9, soft=False) == 1, "all": torch.ones(4, 9).bool(), "none": torch.zeros(4, 9).bool()}[mask]
+    chosen[2] = mask == "all"
+    padding = torch.zeros(4, tokens, dtype=torch.bool)
+    padding[1, 1:] = True
+    results = []
+    for alone in (True, False):
+        v, t = normal(4, tokens, WIDTH, seed=2).requires_grad_(), normal(9, WIDTH, seed=1).requires_grad_()
+        prepared = pooler.prepare(v, t, key_padding_mask=padding)
+        regions = entries(getattr(pooler.pool(prepared), level), chosen)
+        given = pooler.entries(prepared, chosen, level=level) if alone else regions
+        assert torch.equal(given.row, regions.row) and torch.equal(given.own, regions.own) and given.features.requires_grad
+        pooler.zero_grad()
+        given.features.pow(3).sum().backward()
+        gradients = (torch.zeros(()) if p.grad is None else p.grad for p in pooler.parameters())
+        results.append([given.features, v.grad, t.grad, *gradients])
+    for a, e in zip(*results, strict=True):
+        torch.testing.assert_close(a, e if e.ndim else e.expand_as(a), rtol=1e-10, atol=1e-12, check_dtype=e.ndim > 0)
+
+
+def test_contrast_reads_the_anchors_and_where_told_the_absent() -> None:
+    for module in (everything_contrast(CLASSES).double(), tl.MultimodalContrastiveLoss()):
+        x, results = with_memory(6, CLASSES), []
+        for some in (True, False):
+            regions = x["regions"].clone().requires_grad_()
+            mask = (x["targets"] >= module.anchor_threshold) | ((x["targets"] == 0) & module.absent_negatives)
+            assert 0 < mask.sum() < mask.numel()
+            loss = call_contrast(module, {**x, "regions": entries(regions, mask) if some else regions})
+            results.append((loss.detach(), torch.autograd.grad(loss, regions)[0]))
+        torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
+
+
+def test_without_an_anchor_contrast_of_entries_is_zero_and_on_the_graph() -> None:
+    x = with_memory(4, CLASSES)
+    x["targets"] = torch.full_like(x["targets"], -1.0)
+    regions = x["regions"].requires_grad_()
+    module = everything_contrast(CLASSES, False).double()
+    module.alphas["text_prototype"] = 0.0  # which asks for no anchor
+    loss = call_contrast(module, {**x, "regions": entries(regions, x["targets"] == 1)})
+    loss.backward()
+    assert loss == 0 and regions.grad is not None and torch.count_nonzero(regions.grad) == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"num_prototypes": 2, "queue_size": 3, "absent": True, "absent_every": 2}], ids=str)
+def test_bank_reads_what_enters(options: dict[str, Any]) -> None:
+    banks = [tl.PrototypeBank(CLASSES, WIDTH, **options) for _ in range(2)]
+    for step in range(6):
+        y, regions = labels(5, CLASSES, seed=step), normal(5, CLASSES, WIDTH, seed=50 + step)
+        given = {"weights": torch.rand(5, CLASSES, generator=torch.Generator().manual_seed(step)), "ids": torch.arange(5)}
+        banks[0].update(entries(regions, (y == 1) | ((y == 0) & bool(options))), y, **given)
+        banks[1].update(regions, y, **given)
+    for a, e in zip(banks[0].buffers(), banks[1].buffers(), strict=True):
+        assert torch.equal(a, e)
+    assert (banks[0].count > 0).any()
+
+
+@pytest.mark.parametrize("rule", ["prototype", "quantile", "logit", "neighbour"])
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_labeler_reads_similarities_of_chunks(rule: Any, size: int) -> None:
+    """Also with several centres, absent prototypes, and classes never seen."""
+    settings: dict[str, Any] = {"num_samples": 6} if rule == "neighbour" else {}
+    bank = tl.PrototypeBank(CLASSES, WIDTH, num_prototypes=2, queue_size=2, absent=True, init=normal(CLASSES, WIDTH, seed=20))
+    for step in range(3):
+        y = labels(6, CLASSES, seed=step)
+        y[:, 3] = -1
+        bank.update(normal(6, CLASSES, WIDTH, seed=step), y, ids=torch.arange(6))
+    assert bank.seen.any() and not bank.seen.all()
+    labeler, x, y = filled_labeler(rule=rule, **settings).double(), normal(6, CLASSES, WIDTH, seed=9), labels(6, CLASSES, seed=9)
+    parts = [labeler.similarities(x[:, c : c + size], bank, first=c) for c in range(0, CLASSES, size)]
+    joined = TF.Similarities(*(torch.cat(part, dim=1) for part in zip(*parts, strict=True)))
+    given: dict[str, Any] = {"logits": normal(6, CLASSES, seed=3), "ids": torch.arange(6)}
+    for a, e in zip(labeler(joined, y, bank, **given), labeler(x, y, bank, **given), strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-10, atol=1e-12)
+    twin = copy.deepcopy(labeler)
+    labeler.update(joined, y, bank)
+    twin.update(x, y, bank)
+    for a, e in zip(labeler.buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(a, e)
+    with pytest.raises(ValueError, match=r"PseudoLabeler: intra_visual must have shape \(B, C\) = \(B, 5\), got \(6, 4\)"):
+        labeler(TF.Similarities(*(s[:, 1:] for s in joined)), y, bank, **given)
+    with pytest.raises(ValueError, match="PseudoLabeler: regions must be finite, got 30 NaN or infinite of 30 values"):
+        labeler(joined._replace(inter_text=joined.inter_text * float("nan")), y, bank, **given)
+
+
+def test_refuses_entries_that_are_not_there() -> None:
+    regions, y = normal(4, CLASSES, WIDTH), labels(4, CLASSES, soft=False)
+    some = entries(regions, y == 1)
+    fewer = TF.Entries(*(part[1:] for part in some))
+    contrast, bank = tl.MultimodalContrastiveLoss(absent_negatives=True), filled_bank()
+    missing = "regions must hold every entry that is read, got {} and {} missing; pool them with RegionPooler.entries"
+    for call, owner, held, lacking in (
+        (lambda: contrast(some, normal(CLASSES, WIDTH), y), "MultimodalContrastiveLoss", len(some.own), int((y == 0).sum())),
+        (lambda: bank.update(fewer, y), "PrototypeBank", len(fewer.own), 1),
+    ):
+        with pytest.raises(ValueError, match=f"{owner}: {missing.format(held, lacking)}"):
+            call()
+    with pytest.raises(ValueError, match=r"PrototypeBank: regions.own must have shape \(n\) = \(\d+\), got \(1,\)"):
+        bank.update(some._replace(own=some.own[:1]), y)
+    with pytest.raises(ValueError, match=r"PrototypeBank: regions.features must have shape \(n, D\) = \(n, 8\), got"):
+        bank.update(some._replace(features=some.features[:, 1:]), y)
+    with pytest.raises(TypeError, match=r"regions must be a torch.Tensor \(B, D\) where text is None, got Entries"):
+        tl.MultimodalContrastiveLoss()(some, None, y)
+    prepared = tl.RegionPooler(CLASSES, WIDTH).prepare(normal(4, TOKENS, WIDTH), normal(CLASSES, WIDTH))
+    with pytest.raises(ValueError, match=r"RegionPooler: mask must have shape \(B, C\) = \(4, 5\), got \(3, 5\)"):
+        tl.RegionPooler(CLASSES, WIDTH).entries(prepared, y[1:] == 1)
+    with pytest.raises(ValueError, match="RegionPooler: level must be one of 'region', 'query', got 'both'"):
+        tl.RegionPooler(CLASSES, WIDTH).entries(prepared, y == 1, level="both")  # type: ignore[arg-type]
