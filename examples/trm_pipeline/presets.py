@@ -168,7 +168,7 @@ EMBEDDED = Preset(
     # Against thresholds on prototypes, logits and quantiles; chosen on val at 10 and 50 % (benchmarks/pseudo_labels.py).
     pseudo_rule="neighbour",
     neighbour_steps=3,
-    lambda_contrast=1.0,
+    lambda_contrast=0.3,
     expected_positives=2.4,  # an assumption about the scenes, not read from the labels of a run
     gamma_pos=0.0,
     gamma_neg=0.0,
