@@ -245,56 +245,25 @@ class TRMObjective(nn.Module):
                 dims.check("negative_text", negative_text, "C D")
             found = self._measure_chunks(prepared, text, negative_text)
             compared = TF.Similarities(*(found[key] for key in TF.Similarities._fields)) if self.labeler is not None else None
-        two_heads = "region" in found
-        bias, similarity = self.matching.bias, found["query"]
-        region_similarity = found.get("region", similarity)
-        logits = similarity - bias
-        region_logits = region_similarity - bias if two_heads else logits
-        heads = [(1.0, "query", logits)] + ([(self.lambda_region, "region", region_logits)] if two_heads else [])
-
+        logits = found["query"] - self.matching.bias
+        region_logits = found["region"] - self.matching.bias if "region" in found else logits
         pseudo = None
         if self.labeler is not None and self.bank is not None and compared is not None:
             pseudo = self.labeler(compared, targets, self.bank, logits=logits, ema_logits=ema_logits, ids=ids)
         if prepared is not None:
             regions = features = self._entries(prepared, targets, pseudo)
 
-        classes = targets.shape[1]
-        group = resolve_group(self.distributed)
-        entries = count_per_rank(logits.new_tensor(float(targets.numel())), group)
-        if self.pseudo_per == "known":
-            known = count_per_rank((targets != UNKNOWN).sum().to(entries.dtype), group)
-            entries = torch.where(known > 0, known, entries)
-        per_entry = classes / torch.where(entries > 0, entries, 1.0)
-        terms: dict[str, Tensor] = {}
-        for factor, head, head_logits in heads:
-            terms[f"matching_{head}"] = factor * classes * self.matching.loss(head_logits, targets, reduction="mean")
-        if pseudo is not None:
-            for factor, head, head_logits in heads:
-                loss = self.matching.loss(head_logits, pseudo.targets, pseudo.weights, reduction="sum")
-                terms[f"pseudo_{head}"] = self.lambda_pseudo * factor * per_entry * loss
-        if self.distillation is not None and two_heads:
-            student, teacher = similarity, found.get("teacher", region_similarity)
-            if self.distillation.form == "kl_binary":
-                student, teacher = student - bias, teacher - bias
-            elif isinstance(regions, Regions) and self.distillation.form == "cosine":
-                student, teacher = regions.query, regions.region
-            if "distance" in found:
-                distilled = self._mean_distance(self.distillation, found["distance"])
-            else:
-                distilled = self.distillation(student, teacher)
-            terms["distillation"] = self.lambda_distillation * distilled
+        terms = self._matching_terms(logits, region_logits, targets, pseudo)
+        if self.distillation is not None and "region" in found:
+            terms["distillation"] = self.lambda_distillation * self._distilled(self.distillation, found, regions)
         if self.contrast is not None:
-            anchors, weights = targets, None
-            if pseudo is not None:
-                anchors = self._positives(targets, pseudo, self.anchor_score)
-                weights = torch.where(targets == UNKNOWN, pseudo.weights, 1.0)
             terms["contrast"] = self.lambda_contrast * self.contrast(
                 features,
                 text,
-                anchors,
+                targets if pseudo is None else self._positives(targets, pseudo, self.anchor_score),
                 prototypes=None if self.bank is None else self.bank.visual,
                 seen=None if self.bank is None else self.bank.seen,
-                weights=weights,
+                weights=None if pseudo is None else torch.where(targets == UNKNOWN, pseudo.weights, 1.0),
                 saliency=found.get("saliency"),
                 memory=memory,
                 ids=ids,
@@ -302,6 +271,39 @@ class TRMObjective(nn.Module):
         loss = torch.stack(list(terms.values())).sum()
         similarities = compared if isinstance(compared, TF.Similarities) else None
         return TRMOutput(loss, terms, regions, text, targets, logits, region_logits, pseudo, ids, similarities)
+
+    def _matching_terms(
+        self, logits: Tensor, region_logits: Tensor, targets: Tensor, pseudo: PseudoLabels | None
+    ) -> dict[str, Tensor]:
+        """The matching loss of each head over known labels and over pseudo-labels."""
+        classes, group = targets.shape[1], resolve_group(self.distributed)
+        entries = count_per_rank(logits.new_tensor(float(targets.numel())), group)
+        if self.pseudo_per == "known":
+            known = count_per_rank((targets != UNKNOWN).sum().to(entries.dtype), group)
+            entries = torch.where(known > 0, known, entries)
+        per_entry = classes / torch.where(entries > 0, entries, 1.0)
+        heads = [(1.0, "query", logits)]
+        if region_logits is not logits:
+            heads.append((self.lambda_region, "region", region_logits))
+        terms: dict[str, Tensor] = {}
+        for factor, head, head_logits in heads:
+            terms[f"matching_{head}"] = factor * classes * self.matching.loss(head_logits, targets, reduction="mean")
+        if pseudo is not None:
+            for factor, head, head_logits in heads:
+                loss = self.matching.loss(head_logits, pseudo.targets, pseudo.weights, reduction="sum")
+                terms[f"pseudo_{head}"] = self.lambda_pseudo * factor * per_entry * loss
+        return terms
+
+    def _distilled(
+        self, distillation: RegionDistillationLoss, found: dict[str, Tensor], regions: Regions | TF.Entries
+    ) -> Tensor:
+        """How far the query head is from its teacher, by what the form compares."""
+        if "distance" in found:
+            return self._mean_distance(distillation, found["distance"])
+        if distillation.form == "cosine" and isinstance(regions, Regions):
+            return distillation(regions.query, regions.region)  # type: ignore[no-any-return]
+        bias = self.matching.bias if distillation.form == "kl_binary" else 0.0
+        return distillation(found["query"] - bias, found.get("teacher", found["region"]) - bias)  # type: ignore[no-any-return]
 
     def _measure(
         self, regions: Regions, text: Tensor, negative_text: Tensor | None, classes: slice = slice(None)
