@@ -373,7 +373,8 @@ class PseudoLabeler(FullPrecisionState):
         """New estimates for ``rule="neighbour"`` from the whole training set, in the order that ``ids`` count.
 
         Give what averaged weights make of it, and the mean over views where an image has several. Where several processes
-        train, each gives the whole set.
+        train, each gives the whole set. The regions take N C D numbers (0.2 GB for the 5,011 images of VOC2007 at D = 512, 6.7 GB
+        in half precision for the 82,783 of COCO), the comparison 2 N N C D operations, block by block.
 
         Args:
             regions: (N, C, D) region-level features, half precision welcome. logits, targets: (N, C).
