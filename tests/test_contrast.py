@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from trm_losses import _contrast
 from trm_losses import functional as TF
-from trm_losses._contrast import log_sum_of_others, unit_rows
+from trm_losses._contrast import _plain, log_sum_of_others, unit_rows
 
 TEMPERATURES = [0.005, 0.02, 0.1, 1.0]  # the first takes the maximum of each row out, in blocks too
 
@@ -181,3 +181,27 @@ def test_backward_inside_autocast_keeps_its_precision(monkeypatch: pytest.Monkey
     with torch.autocast("cpu", torch.bfloat16):
         (actual,) = torch.autograd.grad(inside, x)
     assert torch.equal(actual, expected)
+
+
+def test_a_learned_temperature_gets_its_gradient_from_blocks_too() -> None:
+    rows = torch.nn.functional.normalize(normal(300, 8), dim=1)
+    slopes = []
+    for part in (log_sum_of_others, _plain):
+        temperature = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+        part(rows, rows, None, 0, temperature).sum().backward()
+        slopes.append(temperature.grad)
+    torch.testing.assert_close(*slopes)
+
+
+def test_blocks_pass_through_function_transforms() -> None:
+    rows = torch.nn.functional.normalize(normal(300, 8), dim=1)
+    fast = rows.clone().requires_grad_()
+    log_sum_of_others(fast, fast, None, 0, 0.1).sum().backward()
+    slope = torch.func.grad(lambda x: log_sum_of_others(x, x, None, 0, 0.1).sum())(rows)
+    torch.testing.assert_close(slope, fast.grad)
+
+
+def test_rows_of_zeros_get_no_gradient() -> None:
+    rows = torch.zeros(3, 4, requires_grad=True)
+    (unit_rows(rows) * normal(3, 4, dtype=torch.float32)).sum().backward()
+    assert torch.count_nonzero(rows.grad) == 0

@@ -145,3 +145,25 @@ def test_refuses_entries_that_are_not_there() -> None:
         tl.RegionPooler(CLASSES, WIDTH).entries(prepared, y[1:] == 1)
     with pytest.raises(ValueError, match="RegionPooler: level must be one of 'region', 'query', got 'both'"):
         tl.RegionPooler(CLASSES, WIDTH).entries(prepared, y == 1, level="both")  # type: ignore[arg-type]
+
+
+def test_refuses_entries_out_of_order() -> None:
+    y = torch.tensor([[1.0, 0, 1], [0, 1, -1]])
+    held = TF.Entries(normal(3, WIDTH), torch.tensor([0, 0, 1]), torch.tensor([0, 2, 1]))
+    for order in ([1, 0, 2], [0, 0, 1, 2]):
+        with pytest.raises(ValueError, match="regions must stand in the order of their rows and classes, each entry once"):
+            tl.MultimodalContrastiveLoss()(TF.Entries(*(part[order] for part in held)), normal(3, WIDTH, seed=1), y)
+
+
+def test_chunks_are_computed_again_from_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint restores the random state of the devices of the tensors that it is given, so it must be given some."""
+    given = []
+
+    def spy(function: Any, *args: Any, **options: Any) -> Any:
+        given.extend(arg for part in args for arg in (part if isinstance(part, tuple) else (part,)))
+        return function(*args)
+
+    monkeypatch.setattr("trm_losses.region_pooler.checkpoint", spy)
+    pooler = tl.RegionPooler(5, WIDTH, num_heads=1)
+    pooler.map_classes(lambda r, c: {"query": r.query}, pooler.prepare(normal(2, 6, WIDTH).float(), normal(5, WIDTH).float()), 2)
+    assert any(isinstance(arg, torch.Tensor) for arg in given)

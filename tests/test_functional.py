@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from trm_losses import MultimodalContrastiveLoss
 from trm_losses import functional as TF
+from trm_losses._asymmetric import Focus, _one_pass
 
 FOCUS = [(0.0, 0.0, 0.0), (1.0, 2.0, 0.05), (0.5, 0.5, 0.1), (0.0, 3.0, 0.0), (2.0, 0.0, 0.2), (0.0, 2.5, 0.1), (3.0, 3.0, 0.05)]
 
@@ -744,3 +745,55 @@ def test_images_without_a_positive_label_hold_whatever_they_like() -> None:
     for clean, dirty in zip(*found, strict=True):
         assert torch.equal(clean, dirty) and clean.isfinite().all()
     assert found[0][0] > 0
+
+
+@pytest.mark.parametrize("y, x", [(1.0, -math.inf), (0.3, math.inf), (0.3, -math.inf)])
+def test_infinite_logits_that_are_wrong_cost_infinitely(y: float, x: float) -> None:
+    assert TF.asymmetric_loss(torch.tensor([[x, 1.0]]), torch.tensor([[y, -1.0]]), reduction="sum") == math.inf
+
+
+@pytest.mark.parametrize("settings", [{}, {"gamma_pos": 0.0, "gamma_neg": 0.0, "margin": 0.0}, {"detach_focus": True}])
+def test_present_entries_looked_up_or_computed_everywhere(settings: dict[str, Any]) -> None:
+    """What waits for a device and what does not: the same."""
+    x, y, w = normal(200), labels(20, 10).flatten().double(), normal(200, seed=3).abs()
+    focus = Focus(**{"gamma_pos": 1.0, "gamma_neg": 2.0, "margin": 0.05, "detach": False} | {
+        {"detach_focus": "detach"}.get(key, key): value for key, value in settings.items()
+    })
+    found = []
+    for sparse in (True, False):
+        gradient = torch.empty_like(x)
+        found.append((*_one_pass(x, y, w, focus, gradient, masked=True, sparse=sparse), gradient))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_soft_targets_and_broadcast_weights_get_what_the_entries_get() -> None:
+    x, y, w = normal(4, 3), torch.rand(4, 3, dtype=torch.float64, requires_grad=True), normal(3, seed=2).abs()
+    slopes = [
+        torch.autograd.grad(part, y)[0]
+        for part in (TF.asymmetric_loss(x, y, w, reduction="sum"), TF.asymmetric_loss(x, y, w, reduction="none").sum())
+    ]
+    torch.testing.assert_close(*slopes)
+    hard = labels(4, 3)
+    whole = TF.asymmetric_loss(x, hard, w.expand(4, 3), reduction="sum")
+    torch.testing.assert_close(TF.asymmetric_loss(x, hard, w, reduction="sum"), whole)
+
+
+def test_the_loss_passes_through_function_transforms() -> None:
+    x, y = normal(4, 3), labels(4, 3)
+    slope = torch.func.grad(lambda x: TF.asymmetric_loss(x, y))(x)
+    twin = x.clone().requires_grad_()
+    TF.asymmetric_loss(twin, y).backward()
+    torch.testing.assert_close(slope, twin.grad)
+
+
+def test_cosines_pass_through_function_transforms() -> None:
+    r, t = normal(3, 4, 8), normal(4, 8, seed=1)
+    one = torch.func.vmap(lambda r: TF.text_region_logits(r[None], t, 2.0, normalize_regions=True)[0])(r)
+    torch.testing.assert_close(one, TF.text_region_logits(r, t, 2.0, normalize_regions=True))
+
+
+def test_a_region_of_zeros_gets_no_gradient() -> None:
+    r = torch.zeros(2, 3, 4, requires_grad=True)
+    TF.text_region_logits(r, torch.ones(3, 4), 10.0, normalize_regions=True).sum().backward()
+    assert torch.count_nonzero(r.grad) == 0

@@ -338,3 +338,13 @@ def test_param_groups_of_several_modules() -> None:
     assert len(ids) == len(set(ids)) and id(prompts.delta) in ids
     assert param_groups(PromptLearner("fixed", text=TEXT)) == []
     assert len(param_groups(prompts)) == 1
+
+
+def test_the_pooler_is_called_as_a_module() -> None:
+    """Hooks on it, and what wraps it, take part in inference."""
+    pooler, matching = RegionPooler(3, 8, num_heads=1), TextRegionMatchingLoss(3)
+    calls = []
+    pooler.register_forward_hook(lambda *_: calls.append(1))
+    head = TRMHead(pooler, matching, torch.randn(3, 8), list("abc"))
+    head.predict(torch.randn(2, 4, 8))
+    assert calls == [1]

@@ -48,6 +48,13 @@ def test_a_prior_is_matched_by_one_shift_a_class() -> None:
     assert torch.equal(matched[~free], q[~free])
 
 
+def test_a_prior_keeps_the_order_of_probabilities_of_any_size() -> None:
+    q = torch.tensor([[1e-30], [1e-9], [1e-7], [0.3], [1 - 1e-6], [0.9]])
+    moved = TF.match_prior(q, torch.tensor([0.6]), torch.ones_like(q, dtype=torch.bool))[:, 0]
+    assert moved.mean().item() == pytest.approx(0.6, abs=1e-5)
+    assert (moved.double()[[0, 1, 2, 3, 5, 4]].diff() >= 0).all() and moved[2] > moved[1] > moved[0]
+
+
 @pytest.mark.parametrize("case", ["certain", "out of reach", "nothing free", "half"])
 def test_priors_at_the_edge(case: str) -> None:
     q, free = torch.tensor([[0.0], [1.0], [0.5], [1.0]]), torch.tensor([[True], [True], [True], [False]])
@@ -193,3 +200,16 @@ def test_pseudo_labels_can_weigh_as_much_as_known_ones(known: str) -> None:
         np.testing.assert_allclose(per_known[head].detach() * share, per_entry[head].detach(), rtol=1e-9)
     with pytest.raises(ValueError, match="pseudo_per must be one of 'entry', 'known', got 'all'"):
         objective(pseudo_per="all")
+
+
+@pytest.mark.parametrize("rule", ["prototype", "quantile", "logit", "neighbour"])
+def test_scores_are_those_of_the_prototypes_under_every_rule(rule: str) -> None:
+    settings = {"num_samples": 6} if rule == "neighbour" else {}
+    bank, z, y = filled_bank(3), normal(6, 3, WIDTH), labels(6, 3)
+    labelers = [tl.PseudoLabeler(3, rule=r, **s) for r, s in ((rule, settings), ("prototype", {}))]  # type: ignore[arg-type]
+    for labeler in labelers:
+        labeler.update(z, y, bank)
+    assert torch.equal(*(labeler.scores(z, y, bank) for labeler in labelers))
+    if rule in ("logit", "neighbour"):
+        with pytest.raises(ValueError, match=f"regions must be \\(B, C, D\\) with rule='{rule}', got similarities"):
+            labelers[0].scores(labelers[0].similarities(z, bank), y, bank)

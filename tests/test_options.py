@@ -55,11 +55,10 @@ OPTIONS = [
     ("lambda_region=0.3", "lambda_region"),
     ("lambda_pseudo=0.3", "lambda_pseudo"),
     ("lambda_distillation=0.3", "lambda_distillation"),
-    ("lambda_contrast=0.3", "lambda_contrast"),
+    ("lambda_contrast=0.6", "lambda_contrast"),
     ("anchor_score=0.7", "anchor_score"),
     ("bank_confidence=0.7", "bank_confidence"),
     ("bank_pseudo_score=0.7", "bank_pseudo_score"),
-    ("class_chunk=3", "class_chunk"),
     ("prototype_momentum=0.5", "bank.momentum"),
     ("prototype_text_momentum=0.5", "bank.text_momentum"),
     ("num_prototypes=2 queue_size=3", "bank.num_prototypes"),
@@ -144,7 +143,7 @@ NAMES = {
 APART = {
     "num_classes", "dim", "device", "dtype", "distributed", "validate", "reduction", "init", "query_init", "negative_init",
     "query_head", "bias", "pooler", "matching", "distillation", "contrast", "bank", "labeler", "reference_text",
-    "warmup_steps", "ramp_steps", "num_samples",
+    "warmup_steps", "ramp_steps", "num_samples", "class_chunk",
 }  # fmt: skip
 
 

@@ -376,3 +376,37 @@ def test_the_benchmark_compares_what_it_times(monkeypatch: pytest.MonkeyPatch, t
             benchmark.run(benchmark.small_model({**TEXT, "vocab_size": 50}), small[1], 1)
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("mask", ["open", "banded", "bool"])
+def test_other_masks_take_the_models_own_way(mask: str) -> None:
+    backbone = tower()
+    plain = backbone.model.attn_mask
+    backbone.model.attn_mask = {
+        "open": torch.zeros_like(plain),
+        "banded": torch.full_like(plain, -torch.inf).triu(1) + torch.full_like(plain, -torch.inf).tril(-4),
+        "bool": plain < 0,
+    }[mask]
+    prompts = backbone.embed_prompts(ids(backbone))
+    trained = PromptEmbeddings(prompts.embeddings.requires_grad_(), prompts.eot)
+    assert_near(backbone.encode_prompts(trained), whole_tower(backbone, trained), 1e-10)
+    assert not backbone._text().causal
+    with pytest.raises(ValueError, match="for a tower that is not causal exactly"):
+        backbone.encode_prompts(learner(backbone, "shared")())
+
+
+def test_checkpointing_and_hooks_on_all_modules_take_the_models_own_way() -> None:
+    backbone = tower()
+    assert backbone._text().known
+    backbone.model.set_grad_checkpointing(True)
+    assert not backbone._text().known
+    backbone.model.set_grad_checkpointing(False)
+    with torch.nn.modules.module.register_module_forward_hook(lambda *_: None):
+        assert not backbone._text().known
+    assert backbone._text().known
+
+
+def test_a_plain_pair_is_taken_for_prompts() -> None:
+    backbone = tower()
+    embeddings, eot, _ = backbone.embed_prompts(ids(backbone))
+    assert torch.equal(backbone.encode_prompts((embeddings, eot)), backbone.encode_prompts(PromptEmbeddings(embeddings, eot)))

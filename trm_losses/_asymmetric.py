@@ -68,9 +68,8 @@ def _absent(x: Tensor, focus: Focus) -> tuple[Tensor, Tensor]:
 
 def _present(x: Tensor, y: Tensor, focus: Focus) -> tuple[Tensor, Tensor]:
     """Loss and derivative of logits whose label is 1, or soft (plain cross-entropy)."""
-    log_p, p = F.logsigmoid(x), torch.sigmoid(x)
-    log_not_p = log_p - x
-    soft = torch.addcmul(log_not_p, x, y).neg_()  # y log p + (1 - y) log(1 - p), where log p is x + log(1 - p)
+    log_p, log_not_p, p = F.logsigmoid(x), F.logsigmoid(-x), torch.sigmoid(x)
+    soft = -y * log_p - (1 - y) * log_not_p
     if not focus.gamma_pos:
         hard, slope = -log_p, p - 1
     else:
@@ -84,11 +83,12 @@ def _present(x: Tensor, y: Tensor, focus: Focus) -> tuple[Tensor, Tensor]:
 
 
 def _one_pass(
-    x: Tensor, y: Tensor, w: Tensor | None, focus: Focus, gradient: Tensor | None, masked: bool
+    x: Tensor, y: Tensor, w: Tensor | None, focus: Focus, gradient: Tensor | None, *, masked: bool, sparse: bool
 ) -> tuple[Tensor, Tensor]:
     """The loss summed and the number of known entries, of flat tensors; the slope of each entry goes into ``gradient``.
 
-    Unless ``masked``, a NaN or infinite logit or weight of an entry that is unknown may make the sum NaN, as 0 * inf.
+    Unless ``masked``, a NaN or infinite logit or weight of an entry that is unknown may make the sum NaN, as 0 * inf. Present
+    and soft entries are looked up where ``sparse``, which waits for the device, and otherwise computed everywhere.
     """
     total, known = x.new_zeros(()), x.new_zeros(())
     step = _CHUNK * torch.get_num_threads() if x.device.type == "cpu" else max(1, x.numel())
@@ -103,15 +103,20 @@ def _one_pass(
         total += torch.dot(loss, factor)
         if gradient is not None:
             torch.mul(slope, factor, out=gradient[part])
-        index = (yc > 0).nonzero().squeeze(1)
-        known += len(index)
-        if len(index):
-            loss, slope = _present(xc[index], yc[index].to(x.dtype), focus)
-            if wc is not None:
-                loss, slope = loss * wc[index], slope * wc[index]
-            total += loss.sum()
-            if gradient is not None:
-                gradient[part][index] = slope
+        index = (yc > 0).nonzero().squeeze(1) if sparse else None
+        known += len(index) if index is not None else (yc > 0).sum()
+        if index is not None and not len(index):
+            continue
+        if index is not None:
+            xc, yc, wc = xc[index], yc[index], None if wc is None else wc[index]
+        loss, slope = _present(xc, yc.to(x.dtype), focus)
+        if wc is not None:
+            loss, slope = loss * wc, slope * wc
+        total += (loss if sparse else loss.where(yc > 0, 0.0)).sum()
+        if gradient is not None and index is not None:
+            gradient[part][index] = slope
+        elif gradient is not None:
+            gradient[part] = slope.where(yc > 0, gradient[part])
     return total, known
 
 
@@ -124,9 +129,10 @@ class _AsymmetricSum(torch.autograd.Function):
         w = None if weights is None else weights.reshape(-1)
         gradient = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         on_cpu = x.device.type == "cpu"
-        total, known = _one_pass(x, y, w, focus, gradient, masked=not on_cpu)
-        if on_cpu and not math.isfinite(total.item()):  # elsewhere to ask would be to wait, and masks are cheap
-            total, known = _one_pass(x, y, w, focus, gradient, masked=True)
+        # Elsewhere to ask the device would be to wait, and masks are cheap.
+        total, known = _one_pass(x, y, w, focus, gradient, masked=not on_cpu, sparse=on_cpu)
+        if on_cpu and not math.isfinite(total.item()):
+            total, known = _one_pass(x, y, w, focus, gradient, masked=True, sparse=True)
         ctx.plain = plain
         ctx.save_for_backward(logits, targets, weights, gradient)
         ctx.mark_non_differentiable(known)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ._fused import may_fuse
+
 __all__ = ["MASKED", "log_sum_of_others", "unit_rows"]
 
 # Stands for minus infinity inside a softmax: exp() of it is 0, and a row of nothing else stays finite.
@@ -25,18 +27,23 @@ _ROWS = 256
 # maximum of each row taken out first.
 _SAFE_TEMPERATURE = 0.02
 
+_LEAST = 1e-12  # length of a row
 
-def log_sum_of_others(rows: Tensor, keys: Tensor, valid: Tensor | None, first: int, temperature: float) -> Tensor:
+
+def log_sum_of_others(
+    rows: Tensor, keys: Tensor, valid: Tensor | None, first: int, temperature: float | Tensor
+) -> Tensor:
     """(n,) the log of the sum of exp(row . key / temperature) over the keys, all of them unit vectors.
 
     Args:
         rows: (n, D). keys: (M, D), the rows themselves or those of all ranks.
         valid: (M,) bool, the keys that count; None for all.
         first: the key that is row 0; row i leaves out key first + i, which is itself.
+        temperature: a learned one, a tensor, gets its gradient too.
     """
-    if torch.compiler.is_compiling() or rows.shape[0] <= _ROWS:
+    if not may_fuse() or rows.shape[0] <= _ROWS:
         return _plain(rows, keys, valid, first, temperature)
-    if keys is rows and valid is None and temperature >= _SAFE_TEMPERATURE:
+    if keys is rows and valid is None and not isinstance(temperature, Tensor) and temperature >= _SAFE_TEMPERATURE:
         result: Tensor = _LogSumOfOthers.apply(rows, temperature)
         return result
     parts = [
@@ -46,7 +53,7 @@ def log_sum_of_others(rows: Tensor, keys: Tensor, valid: Tensor | None, first: i
     return torch.cat(parts)
 
 
-def _plain(rows: Tensor, keys: Tensor, valid: Tensor | None, first: int, temperature: float) -> Tensor:
+def _plain(rows: Tensor, keys: Tensor, valid: Tensor | None, first: int, temperature: float | Tensor) -> Tensor:
     """The equation as it reads, with all rows at once."""
     if not len(keys):
         return rows.sum(dim=1)
@@ -101,14 +108,14 @@ def _block(rows: Tensor, start: int, temperature: float) -> Tensor:
 
 def unit_rows(rows: Tensor) -> Tensor:
     """Rows of length one (a zero row stays zero), as ``F.normalize`` gives them; half the memory in the backward pass."""
-    if torch.compiler.is_compiling():
+    if not may_fuse():
         return rows / _length(rows)
     result: Tensor = _UnitRows.apply(rows)[0]
     return result
 
 
 def _length(rows: Tensor) -> Tensor:
-    length: Tensor = torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp(min=1e-12)
+    length: Tensor = torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp(min=_LEAST)
     return length
 
 
@@ -132,5 +139,6 @@ class _UnitRows(torch.autograd.Function):
         if by_unit is not None:
             along = (unit * by_unit).sum(dim=-1, keepdim=True)
             across = torch.addcmul(by_unit, unit, along, value=-1) / length
+            across = across * (length > _LEAST)  # a row of zeros has no direction; by the clamp it would have a huge slope
             gradient = across if gradient is None else gradient + across
         return gradient

@@ -10,12 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._fused import may_fuse
+
 __all__ = ["region_cosine"]
+
+_LEAST = 1e-12  # length of a region
 
 
 def region_cosine(regions: Tensor, directions: Tensor) -> Tensor:
     """(B, C) r . t / |r| of regions (B, C, D) and directions (C, D), which are taken as they are."""
-    if torch.compiler.is_compiling():
+    if not may_fuse():
         return _plain(regions, directions)
     result: Tensor = _RegionCosine.apply(regions, directions)[0]
     return result
@@ -27,7 +31,7 @@ def _plain(regions: Tensor, directions: Tensor) -> Tensor:
 
 
 def _length(regions: Tensor) -> Tensor:
-    length: Tensor = torch.linalg.vector_norm(regions, dim=-1).clamp(min=1e-12)
+    length: Tensor = torch.linalg.vector_norm(regions, dim=-1).clamp(min=_LEAST)
     return length
 
 
@@ -51,7 +55,7 @@ class _RegionCosine(torch.autograd.Function):
             if torch.is_grad_enabled():  # create_graph=True: what was kept is not on the graph
                 cosine, length = _plain(regions, directions), _length(regions)
             # dc/dt = r / |r|, and dc/dr = (t - c r / |r|) / |r|.
-            share = grad_output / length
+            share = grad_output / length * (length > _LEAST)  # a region of zeros has no direction, and gets no gradient
             by_region = by_direction = None
             if ctx.needs_input_grad[0]:
                 by_region = regions * (-share * cosine / length)[..., None]

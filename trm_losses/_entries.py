@@ -30,7 +30,7 @@ def take(regions: Tensor | Entries, mask: Tensor) -> Tensor:
 
 
 def check_regions(dims: Dims, regions: Tensor | Entries, *, needed: Tensor | None = None) -> None:
-    """Check shapes; and, where a mask of the ``needed`` entries is given, that none is missing (waits for the device)."""
+    """Check shapes; and, where a mask of the ``needed`` entries is given, that they are in order (waits for the device)."""
     if not isinstance(regions, Entries):
         dims.check("regions", regions, "B C D")
         return
@@ -38,6 +38,9 @@ def check_regions(dims: Dims, regions: Tensor | Entries, *, needed: Tensor | Non
     dims.check("regions.row", regions.row, "n", floating=False)
     dims.check("regions.own", regions.own, "n", floating=False)
     if needed is not None and not torch.compiler.is_compiling():
+        places = regions.row * needed.shape[1] + regions.own
+        if bool((places.diff() <= 0).any()):
+            raise ValueError(f"{dims.owner}: regions must stand in the order of their rows and classes, each entry once")
         held = torch.zeros_like(needed)
         held[regions.row, regions.own] = True
         missing = int((needed & ~held).sum())

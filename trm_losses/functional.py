@@ -7,6 +7,7 @@ result is float32.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from typing import Literal, NamedTuple
 
@@ -22,6 +23,7 @@ from ._contrast import log_sum_of_others, unit_rows
 from ._cosine import region_cosine
 from ._distributed import count_per_rank, gather_rows
 from ._entries import Entries, take
+from ._fused import may_fuse
 
 __all__ = [
     "Entries",
@@ -85,7 +87,7 @@ def asymmetric_loss(
     Args:
         logits: (B, C), or any shape shared with ``targets``.
         targets: 1, 0, between, or -1 for unknown: those give 0 and no gradient.
-        weights: a factor for each entry; the mean still divides by the number of known entries.
+        weights: a factor for each entry, broadcast; the mean still divides by the number of known entries.
         gamma_pos, gamma_neg: focusing exponents of present and absent labels.
         margin: the probability shift :math:`\delta` of absent labels.
         detach_focus: no gradient through the focusing factors.
@@ -96,11 +98,11 @@ def asymmetric_loss(
     """
     with full_precision(logits):
         x = upcast(logits)
-        w = None if weights is None else weights.to(x.dtype)
+        w = None if weights is None else weights.to(x.dtype).expand_as(x)
         focus = Focus(gamma_pos, gamma_neg, margin, detach_focus)
         if reduction == "none":
             return _asymmetric_entries(x, targets, w, focus)
-        if torch.compiler.is_compiling() or (w is not None and w.requires_grad):
+        if not may_fuse() or targets.requires_grad or (w is not None and w.requires_grad):
             total, known = _asymmetric_entries(x, targets, w, focus).sum(), (targets >= 0).sum().to(x.dtype)
         else:
             total, known = asymmetric_sum(x, targets, w, focus, lambda x, y, w: _asymmetric_entries(x, y, w, focus).sum())
@@ -517,7 +519,10 @@ def _anchors(
     def chosen(entries: Tensor) -> Tensor:
         return entries.flatten(0, 1) if every else entries[is_anchor]
 
-    features = embed(regions.flatten(0, 1) if every and isinstance(regions, Tensor) else take(regions, is_anchor))
+    if every and isinstance(regions, Tensor):  # what an entry that is no anchor holds must not matter, not even NaN
+        features = embed(torch.where(is_anchor[..., None], regions, 0.0).flatten(0, 1))
+    else:
+        features = embed(take(regions, is_anchor))
     valid = chosen(is_anchor)
     weight = valid.to(features.dtype) if weights is None else valid * upcast(chosen(weights))
     return _Anchors(features, chosen(own), chosen(sample), valid, weight)
@@ -823,9 +828,10 @@ def match_prior(probabilities: Tensor, prior: Tensor, free: Tensor) -> Tensor:
     """
     with full_precision(probabilities):
         q = upcast(probabilities)
-        logits = torch.logit(q, eps=1e-6)
+        least = torch.finfo(q.dtype).tiny  # a probability of 0 has a logit too, and keeps its place below all others
+        logits = q.clamp(min=least).log() - (1 - q).clamp(min=least).log()
         wanted = prior * len(q) - (q * ~free).sum(dim=0)
-        low, high = (logits.new_full((logits.shape[1],), bound) for bound in (-40.0, 40.0))
+        low, high = (logits.new_full((logits.shape[1],), sign * (8.0 - 2 * math.log(least))) for sign in (-1.0, 1.0))
         for _ in range(60):  # each halves the interval: the sum grows with the shift
             middle = 0.5 * (low + high)
             short = (torch.sigmoid(logits + middle) * free).sum(dim=0) < wanted
@@ -868,7 +874,7 @@ def neighbour_scores(
         k = min(neighbours, images - 1)
         if k < 1:
             return scores.clone()
-        out = torch.empty_like(scores)
+        out = scores.clone()
         for c in range(classes):
             similarity, index = _nearest(unit(features[:, c]), k)
             weight = torch.softmax(similarity / temperature, dim=1).to(out.dtype)

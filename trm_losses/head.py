@@ -114,19 +114,23 @@ class TRMHead(nn.Module):
     def forward(self, tokens: Tensor, *, chunk: int | None = None) -> Tensor:
         """Logits (B, C).
 
-        Thousands of classes go through in chunks, so that memory does not grow with their number times the width; the
-        logits are the same. ``chunk`` is the number of classes taken at once. Where it is not given it is chosen by
-        :func:`trm_losses.region_pooler.class_chunk`; compiled code, and training, which would compute the chunks twice, take all.
+        Where images times classes are many they go through in chunks of classes, so that memory does not grow with their
+        number times the width; the logits are the same. ``chunk`` is the number of classes taken at once. Where it is not given
+        it is chosen by :func:`trm_losses.region_pooler.class_chunk`; compiled code, and training, which would compute the chunks
+        twice, take all. Chunks take the pooler apart: hooks on it, or a wrapper around it, see calls of all classes alone.
         """
-        prepared, query_head = self.pooler.prepare(tokens, self.text), self.head != "region"
-        batch, classes = tokens.shape[0], prepared.queries.shape[0]
+        classes, query_head = self.pooler.num_classes, self.head != "region"
         if chunk is None:
-            whole = torch.compiler.is_compiling() or torch.is_grad_enabled()
-            chunk = classes if whole else class_chunk(batch, classes, tokens.shape[1], self.pooler.dim)
+            whole = torch.compiler.is_compiling() or torch.is_grad_enabled() or tokens.ndim != 3
+            chunk = classes if whole else class_chunk(tokens.shape[0], classes, tokens.shape[1], self.pooler.dim)
         check_number(type(self).__name__, "chunk", chunk, 1)
-        if chunk >= classes:
-            return self._logits(self.pooler.pool(prepared, query_head=query_head), slice(None))["logits"]
-        return self.pooler.map_classes(self._logits, prepared, chunk, query_head=query_head)["logits"]
+        if chunk < classes:
+            prepared = self.pooler.prepare(tokens, self.text)
+            return self.pooler.map_classes(self._logits, prepared, chunk, query_head=query_head)["logits"]
+        if query_head:
+            return self._logits(self.pooler(tokens, self.text), slice(None))["logits"]
+        regions = self.pooler.pool(self.pooler.prepare(tokens, self.text), query_head=False)
+        return self._logits(regions, slice(None))["logits"]
 
     def _logits(self, regions: Regions, classes: slice) -> dict[str, Tensor]:
         """Logits of the regions of some classes."""

@@ -254,6 +254,8 @@ def sample_classes(targets: Tensor, size: int, *, generator: torch.Generator | N
     """
     targets = _matrix("sample_classes", targets)
     check_number("sample_classes", "size", size, 1)
+    if size != int(size):
+        raise ValueError(f"sample_classes: size must be a whole number, got {size}")
     draws = torch.rand(targets.shape[1], generator=generator, device=generator.device if generator else targets.device)
     draws = draws.to(targets.device) + (targets > 0).any(dim=0)
     return draws.topk(min(size, len(draws))).indices.sort().values

@@ -84,8 +84,9 @@ class TRMObjective(nn.Module):
         class_chunk: how many classes to take at once, where there are thousands: no value of the size (B, C, D) is then held,
             and each chunk is computed again in the backward pass. Loss and gradients are the same; with dropout, contrast
             and prototypes have a draw of their own. None (default) takes all; ``"auto"`` all while the pooler's widest
-            values stay below 512 MiB; compiled code always all. With ``absent_negatives``, or a bank's ``absent``, the
-            regions of all known absent entries are held nevertheless. Time grows with the classes, but for the labeller's
+            values stay below 512 MiB; compiled code, and regions that are given, always all. With ``absent_negatives``, or a
+            bank's ``absent``, the regions of all known absent entries are held nevertheless, with ``overlap`` all saliency
+            maps. Where the positives are is asked of the device once a step. Time grows with the classes, but for the labeller's
             prototype and quantile rules, which compare each region with the prototypes of all classes.
         distributed: False, True or a process group for the counts of this module; give the parts the same.
 

@@ -419,6 +419,9 @@ class PseudoLabeler(FullPrecisionState):
         if self.rule in ("logit", "neighbour"):  # these compare with no other class
             visual, textual = TF.intra_similarities(regions, bank.visual, text, bank.absent, first=first)
             return TF.Similarities(visual, textual, torch.zeros_like(visual), torch.zeros_like(textual))
+        return self._all_similarities(regions, bank, text, first)
+
+    def _all_similarities(self, regions: Tensor, bank: PrototypeBank, text: Tensor, first: int = 0) -> TF.Similarities:
         return TF.prototype_similarities(
             regions,
             bank.visual,
@@ -440,10 +443,18 @@ class PseudoLabeler(FullPrecisionState):
         text: Tensor | None = None,
         ema_logits: Tensor | None = None,
     ) -> Tensor:
-        """q (B, C) of the prototype rule for every entry, known ones included; 0.5 where every term abstains."""
+        """q (B, C) of the prototype rule for every entry, known ones included; 0.5 where every term abstains.
+
+        The :meth:`similarities` that stand for regions must be those of the prototype or quantile rule.
+        """
         text = bank.text if text is None else text
         seen = bank.seen
-        sim = regions if isinstance(regions, TF.Similarities) else self.similarities(regions, bank, text=text)
+        if isinstance(regions, TF.Similarities) and self.rule not in ("prototype", "quantile"):
+            raise ValueError(
+                f"{type(self).__name__}: regions must be (B, C, D) with rule={self.rule!r}, got similarities, which leave out "
+                "what this rule does not compare"
+            )
+        sim = regions if isinstance(regions, TF.Similarities) else self._all_similarities(regions, bank, text)
         many = torch.tensor(self.num_classes > 1, device=seen.device)
         has_text = torch.linalg.vector_norm(text.float(), dim=-1) > 0
         parts: list[tuple[Tensor, Tensor]] = []  # probability (B, C) and weight (C,) of each term

@@ -287,7 +287,8 @@ class RegionPooler(nn.Module):
         """What ``use`` makes of the regions of ``size`` classes after another, joined; never all regions at once.
 
         In training each chunk is computed again in the backward pass, with the same dropout, so that memory holds the
-        regions of one chunk whatever the number of classes.
+        regions of one chunk whatever the number of classes. Parameters must not change in between, nor be those of a
+        ``torch.func.functional_call`` that has ended.
 
         Args:
             use: takes the :class:`Regions` of a chunk and its slice of the classes, gives tensors by name with the classes
@@ -305,21 +306,23 @@ class RegionPooler(nn.Module):
             torch.Size([2, 1000])
         """
 
-        def chunk(part: slice) -> dict[str, Tensor]:
+        def chunk(prepared: Prepared, part: slice) -> dict[str, Tensor]:
             return use(self.pool(prepared, part, query_head=query_head), part)
 
         check_number(type(self).__name__, "size", size, 1)
         parts = []
         for start in range(0, max(1, prepared.queries.shape[0]), size):
             part = slice(start, start + size)
-            again = torch.is_grad_enabled()
-            parts.append(checkpoint(chunk, part, use_reentrant=False) if again else chunk(part))
+            if torch.is_grad_enabled():  # given the tensors themselves, it restores the random state of their device too
+                parts.append(checkpoint(chunk, prepared, part, use_reentrant=False))
+            else:
+                parts.append(chunk(prepared, part))
         return {key: torch.cat([part[key] for part in parts], dim=1) for key in parts[0]}
 
     def entries(self, prepared: Prepared, mask: Tensor, *, level: Literal["region", "query"] = "query") -> TF.Entries:
         """Regions at the entries of a mask (B, C) alone, such as the positives: what contrast and bank read of all regions.
 
-        One image after another, so that no token is copied for each of its entries.
+        One image after another, so that no token is copied for each of its entries; waits for the device.
         """
         dims = Dims(type(self).__name__, B=prepared.tokens.shape[0], C=prepared.queries.shape[0])
         dims.check("mask", mask, "B C", floating=False)

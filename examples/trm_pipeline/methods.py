@@ -424,7 +424,6 @@ class TRM(Method):
             anchor_score=preset.anchor_score,
             bank_confidence=preset.bank_confidence,
             bank_pseudo_score=preset.bank_pseudo_score,
-            class_chunk=preset.class_chunk,
         )
         self.bank_min_score, self.batch_size = preset.bank_min_score, preset.batch_size
         # The first epoch that begins after the warm-up; told by its number, so that it is the same one in a resumed run.

@@ -74,7 +74,6 @@ class Preset:
     attention_scale: float = 8.0
     region_learning: bool = True  # False: the pooled image feature is the region of every class
     lambda_region: float = 1.0
-    class_chunk: int | None = None  # classes taken at once, where there are thousands; none: all
     # Distillation
     lambda_distillation: float = 1.0
     distillation_form: str = "kl_class"  # kl_binary, cosine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["end_states", "is_known"]
+__all__ = ["end_states", "is_causal", "is_known"]
 
 _PARTS = {"ln_1", "attn", "ls_1", "ln_2", "mlp", "ls_2"}
 
@@ -22,7 +23,9 @@ def is_known(open_clip: Any, transformer: Any) -> bool:
 
     Norms, MLP and layer scale are called as the modules that they are, so only what is passed by matters.
     """
-    if type(transformer) is not open_clip.transformer.Transformer:
+    if type(transformer) is not open_clip.transformer.Transformer or transformer.grad_checkpointing:
+        return False
+    if nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call]
         return False
     for block in transformer.resblocks:
         if type(block) is not open_clip.transformer.ResidualAttentionBlock:
@@ -35,6 +38,13 @@ def is_known(open_clip: Any, transformer: Any) -> bool:
         if any(_is_touched(module) for module in (block, attn, attn.out_proj)):
             return False
     return not _is_touched(transformer)
+
+
+def is_causal(mask: Tensor | None) -> bool:
+    """Whether a mask adds minus infinity where a later token would be seen, and nothing elsewhere."""
+    if mask is None or not mask.is_floating_point():
+        return False
+    return torch.equal(mask, torch.full_like(mask, -math.inf).triu(1))
 
 
 def _is_touched(module: nn.Module) -> bool:

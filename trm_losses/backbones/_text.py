@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .._checks import Dims, check_number
 from ..prompts import PromptEmbeddings
-from ._causal import end_states, is_known
+from ._causal import end_states, is_causal, is_known
 
 __all__ = ["TextTower"]
 
@@ -23,10 +23,10 @@ class TextTower:
     """The parts of an open_clip text tower, in the order of ``encode_text``.
 
     Holds references to the model's own parts, whether they hang on the model (``CLIP``) or on its ``text``
-    (``CustomTextCLIP``); owns no parameter.
+    (``CustomTextCLIP``); owns no parameter. ``causal`` says what its mask is known to be, so that a device is asked once.
     """
 
-    def __init__(self, open_clip: Any, model: nn.Module) -> None:
+    def __init__(self, open_clip: Any, model: nn.Module, *, causal: bool | None = None) -> None:
         text: Any = getattr(model, "text", model)
         if not isinstance(text, (open_clip.CLIP, open_clip.transformer.TextTransformer)):
             raise ValueError(
@@ -52,6 +52,7 @@ class TextTower:
         self.positions: Tensor = text.positional_embedding
         self.transformer: Any = text.transformer
         self.mask: Tensor | None = text.attn_mask  # None: every token sees every other
+        self.causal = is_causal(self.mask) if causal is None else causal
         self.norm: Any = text.ln_final
         self.projection: Any = text.text_projection  # a matrix, a linear layer, or None
 
@@ -67,19 +68,20 @@ class TextTower:
 
     def encode(self, prompts: PromptEmbeddings, chunk_size: int | None = None) -> Tensor:
         """Run the tower on embeddings (C, L, Dw) and read the features (C, D) at ``prompts.eot``."""
+        prompts = PromptEmbeddings(*prompts)  # a plain pair will do
         embeddings, eot, _ = prompts
         context, width = self.positions.shape
         dims = Dims(_OWNER, Dw=width)
         dims.check("embeddings", embeddings, "C L Dw", hint="take them from embed_prompts of the same model")
         dims.check("eot", eot, "C", floating=False)
         classes, length = embeddings.shape[:2]
-        if length > context or (length < context and self.mask is None):
-            bound = "at most" if self.mask is not None else "for a tower that is not causal exactly"
+        if length > context or (length < context and not self.causal):
+            bound = "at most" if self.causal else "for a tower that is not causal exactly"
             raise ValueError(f"{_OWNER}: prompts must be {bound} {context} tokens long, got {length}")
         if chunk_size is not None:
             check_number(_OWNER, "chunk_size", chunk_size, 1)
         whole = length == context and not prompts.prefix and not (embeddings.requires_grad and torch.is_grad_enabled())
-        if self.mask is None or not self.known or whole or not classes:
+        if self.mask is None or not self.causal or not self.known or whole or not classes:
             states = self._in_chunks(self._all_states, embeddings, eot, chunk_size or classes or 1)
         else:
             states = self._end_states(self.mask, prompts, chunk_size)

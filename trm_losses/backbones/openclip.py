@@ -125,6 +125,7 @@ class OpenClipBackbone(FrozenBackbone):
         if tokenizer is None and self.model.vocab_size == _CLIP_VOCABULARY:
             tokenizer = open_clip.SimpleTokenizer(context_length=self.context_length)
         self.tokenizer = tokenizer
+        self._causal: bool | None = None  # whether the text tower's mask is, once known
 
     @property
     def logit_scale(self) -> float:
@@ -224,7 +225,9 @@ class OpenClipBackbone(FrozenBackbone):
 
     def _text(self) -> TextTower:
         # built when asked for: images and encode_text work with text towers that prompts cannot pass through
-        return TextTower(import_open_clip(), self.model)
+        tower = TextTower(import_open_clip(), self.model, causal=self._causal)
+        self._causal = tower.causal
+        return tower
 
 
 def load_open_clip(
