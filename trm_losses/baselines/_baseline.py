@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import functional as TF
-from .._checks import Dims, check_finite, check_number, check_targets
+from .._checks import Dims, check_finite, check_ids, check_number, check_targets
 from .._state import FullPrecisionState
 
 __all__ = ["Baseline", "cross_entropy", "entropy", "mean"]
 
 
 class Baseline(FullPrecisionState):
-    """A loss of logits and labels; its equation is ``_loss``, its schedule ``_schedule`` and its state ``_update``.
+    """A loss of logits and labels; its equation is ``_loss``, its schedule ``_schedule``, and what it keeps comes by ``update``.
 
     Args:
         num_classes: C, where the loss keeps something for each class.
@@ -31,17 +31,12 @@ class Baseline(FullPrecisionState):
 
     def forward(self, logits: Tensor, targets: Tensor, *, ids: Tensor | None = None) -> Tensor:
         """The loss of logits (B, C) with targets (B, C), of the training images ``ids`` (B,); see the class."""
-        self._check(logits, targets, ids)
-        with TF.full_precision(logits):
-            x = TF.upcast(logits)
-            return self._loss(x, targets.to(x.dtype), ids)
+        x, y = self._arguments(logits, targets, ids)
+        with TF.full_precision(x):
+            return self._loss(x, y, ids)
 
-    @torch.no_grad()
     def update(self, logits: Tensor, targets: Tensor, *, ids: Tensor | None = None) -> None:
         """Take in what the model says of the images ``ids``; does nothing where the method keeps no state."""
-        self._check(logits, targets, ids)
-        x = TF.upcast(logits)
-        self._update(x, targets.to(x.dtype), ids)
 
     @torch.no_grad()
     def begin_epoch(self, epoch: int, epochs: int) -> None:
@@ -55,13 +50,11 @@ class Baseline(FullPrecisionState):
         """The equation, of checked arguments in at least float32."""
         raise NotImplementedError
 
-    def _update(self, x: Tensor, y: Tensor, ids: Tensor | None) -> None:
-        pass
-
     def _schedule(self, epoch: int, epochs: int) -> None:
         pass
 
-    def _check(self, logits: Tensor, targets: Tensor, ids: Tensor | None) -> None:
+    def _arguments(self, logits: Tensor, targets: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Logits in at least float32, and targets in their dtype, once they are checked."""
         dims = Dims(type(self).__name__, **({} if self.num_classes is None else {"C": self.num_classes}))
         dims.check("logits", logits, "B C")
         dims.check("targets", targets, "B C", floating=False)
@@ -69,16 +62,12 @@ class Baseline(FullPrecisionState):
             raise ValueError(f"{dims.owner}: ids (B,) must be given, the places of the images in the training set")
         if ids is not None:
             dims.check("ids", ids, "B", floating=False)
-            if ids.dtype != torch.int64:
-                raise TypeError(f"{dims.owner}: ids must be int64, got {ids.dtype}")
+            check_ids(dims.owner, ids, self.num_samples if self.validate else None)
         if self.validate:
             check_finite(dims.owner, "logits", logits)
             check_targets(dims.owner, targets)
-            if ids is not None and self.num_samples is not None and not torch.compiler.is_compiling():
-                last = self.num_samples - 1
-                if bool(((ids < 0) | (ids > last)).any()):
-                    message = f"ids must be from 0 to num_samples - 1 = {last}, got {ids.min()} to {ids.max()}"
-                    raise ValueError(f"{dims.owner}: {message}")
+        x = TF.upcast(logits)
+        return x, targets.to(x.dtype)
 
 
 def mean(total: Tensor, x: Tensor) -> Tensor:

@@ -134,7 +134,10 @@ class EMAPLLoss(Baseline):
         weights = torch.ones_like(x).masked_fill(taught, self.beta)
         return mean(cross_entropy(x, torch.where(taught, self.soft[ids].to(x.dtype), y), weights) - self.alpha * undecided, x)
 
-    def _update(self, x: Tensor, y: Tensor, ids: Tensor | None) -> None:
+    @torch.no_grad()
+    def update(self, logits: Tensor, targets: Tensor, *, ids: Tensor | None = None) -> None:
+        """Keep the probabilities of the images ``ids`` for the next labelling pass; see the class."""
+        x, y = self._arguments(logits, targets, ids)
         said = torch.where(y == -1, torch.sigmoid(x), -1.0).to(self.soft.dtype)
         self.soft[ids] = torch.where(self.labelled[ids], self.soft[ids], said)
 

@@ -111,9 +111,13 @@ class LargeLoss(Baseline):
         threshold = ranked.gather(0, (count - 1).clamp(min=0).view(1))
         return unknown & (loss >= threshold) & (count > 0)
 
-    def _update(self, x: Tensor, y: Tensor, ids: Tensor | None) -> None:
-        if ids is not None and self.num_samples is not None:
+    @torch.no_grad()
+    def update(self, logits: Tensor, targets: Tensor, *, ids: Tensor | None = None) -> None:
+        """With ``"correct_permanently"``, turn the entries of G into present labels for good."""
+        if self.num_samples is not None:
+            x, y = self._arguments(logits, targets, ids)
             row, own = self._large(x, self._current(y, ids)).nonzero(as_tuple=True)
+            assert ids is not None
             self.flipped[ids[row], own] = True
 
     def _schedule(self, epoch: int, epochs: int) -> None:

@@ -162,7 +162,10 @@ class PartialASLLoss(Baseline):
         top = torch.where(unknown, x.detach(), -torch.inf).flatten().topk(count).indices
         return torch.zeros_like(unknown).flatten().index_fill(0, top, True).view_as(unknown)
 
-    def _update(self, x: Tensor, y: Tensor, ids: Tensor | None) -> None:
+    @torch.no_grad()
+    def update(self, logits: Tensor, targets: Tensor, *, ids: Tensor | None = None) -> None:
+        """Take the probabilities of a step into ``prior``, but with ``"selective"``."""
+        x, _ = self._arguments(logits, targets, ids)
         if self.policy != "selective" and len(x):
             self.prior_steps += 1
             self.prior.lerp_(torch.sigmoid(x).mean(dim=0).to(self.prior.dtype), 1 / self.prior_steps.to(self.prior.dtype))

@@ -79,10 +79,10 @@ class VLPLLoss(Baseline):
         scores, unknown = self.scores[ids], y == -1
         found = unknown & (scores > self.threshold)
         lowest = scores.topk(int(self.negative_share * x.shape[1] + 1e-6), largest=False).indices
-        open_ = (unknown & ~found).scatter(1, lowest, False)
+        undecided = (unknown & ~found).scatter(1, lowest, False)
         weights = torch.ones_like(x).masked_fill(found, self.beta)
         taught = cross_entropy(x, y.masked_fill(found, 0.9), weights)
-        return mean(taught - self.alpha * torch.where(open_, entropy(x), 0.0).sum(), x)
+        return mean(taught - self.alpha * torch.where(undecided, entropy(x), 0.0).sum(), x)
 
     def extra_repr(self) -> str:
         return (
