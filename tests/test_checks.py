@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from trm_losses._checks import Dims, check_choice, check_finite, check_number, check_targets
+from trm_losses._checks import Dims, check_choice, check_finite, check_ids, check_number, check_targets
 
 
 def message(function: Any, *arguments: Any, error: type[Exception] = ValueError, **settings: Any) -> str:
@@ -88,3 +88,11 @@ def test_nothing_waits_inside_a_compiled_graph() -> None:
     assert torch.isnan(run(torch.tensor([float("nan"), 7.0]))[0])
     with pytest.raises(ValueError, match="x must be finite"):
         function(torch.tensor([float("nan")]))
+
+
+def test_ids() -> None:
+    check_ids("Loss", torch.tensor([0, 2, 2]), 3)
+    check_ids("Loss", torch.tensor([-1, 7]))  # of which nothing is looked up
+    assert message(check_ids, "Loss", torch.ones(2), error=TypeError) == "Loss: ids must be int64, got torch.float32"
+    assert message(check_ids, "Loss", torch.tensor([1, 3]), 3) == "Loss: ids must be from 0 to num_samples - 1 = 2, got 1 to 3"
+    assert message(check_ids, "Loss", torch.tensor([-1, 1]), 3) == "Loss: ids must be from 0 to num_samples - 1 = 2, got -1 to 1"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["Dims", "check_choice", "check_finite", "check_number", "check_targets"]
+__all__ = ["Dims", "check_choice", "check_finite", "check_ids", "check_number", "check_targets"]
 
 
 class Dims:
@@ -64,6 +64,16 @@ def check_targets(owner: str, targets: Tensor, *, name: str = "targets") -> None
             f"{owner}: {name} must be 1 (present), 0 (absent), between (soft) or -1 (unknown), got {value:g}; "
             "convert other encodings with trm_losses.labels (validate=False skips this check)"
         )
+
+
+def check_ids(owner: str, ids: Tensor, num_samples: int | None = None) -> None:
+    """Raise where ids are not int64, or not from 0 to ``num_samples`` - 1 where it is given (waits for the device then)."""
+    if ids.dtype != torch.int64:
+        raise TypeError(f"{owner}: ids must be int64, got {ids.dtype}")
+    if num_samples is None or torch.compiler.is_compiling():
+        return
+    if bool(((ids < 0) | (ids >= num_samples)).any()):
+        raise ValueError(f"{owner}: ids must be from 0 to num_samples - 1 = {num_samples - 1}, got {ids.min()} to {ids.max()}")
 
 
 def check_number(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import functional as TF
-from ._checks import Dims, check_choice, check_finite, check_number, check_targets
+from ._checks import Dims, check_choice, check_finite, check_ids, check_number, check_targets
 from ._distributed import Distributed, resolve_group, sum_over_ranks
 from ._state import FullPrecisionState
 from .labels import UNKNOWN
@@ -357,11 +357,7 @@ class PseudoLabeler(FullPrecisionState):
         if ids is None:
             raise ValueError(f"{dims.owner}: ids (B,) must be given for rule='neighbour', the places in the training set")
         dims.check("ids", ids, "B", floating=False)
-        if ids.dtype != torch.int64:
-            raise TypeError(f"{dims.owner}: ids must be int64, got {ids.dtype}")
-        count = len(self.estimates)
-        if self.validate and not torch.compiler.is_compiling() and bool(((ids < 0) | (ids >= count)).any()):
-            raise ValueError(f"{dims.owner}: ids must be from 0 to num_samples - 1 = {count - 1}, got {ids.min()} to {ids.max()}")
+        check_ids(dims.owner, ids, len(self.estimates) if self.validate else None)
         estimates = self.estimates[ids]
         decided = unknown & (estimates >= 0) & (self.step >= self.warmup_steps)
         weights = self.ramp * decided * torch.where(estimates >= 0.5, self.weight_pos, self.weight_neg)

@@ -1,0 +1,44 @@
+"""The field's own losses for missing labels, in one notation and with one signature, to be swapped in a loop.
+
+::
+
+    for epoch in range(epochs):
+        loss.begin_epoch(epoch, epochs)
+        for images, targets, ids in loader:
+            logits = model(images)
+            value = loss(logits, targets, ids=ids)
+            ...                                         # backward, step
+            loss.update(logits, targets, ids=ids)
+
+``begin_epoch`` and ``update`` do nothing where a method has no schedule and no state, and ``ids``, the places of the images
+in the training set, are read where a method keeps something for each of them. Labels: 1 present, 0 absent, -1 unknown, values
+between are soft. Unless a class says otherwise a mean runs over all B * C entries, as it does in the published codes; an entry
+that gives nothing counts there too. Logarithms are taken from logits; most of the published codes take log(p + 1e-5), which
+stops the gradient of what is confidently wrong. Where a method was published for positive labels alone, known absent labels
+take the term of binary cross-entropy; each class says what is ours.
+"""
+
+from __future__ import annotations
+
+from .assume_negative import AssumeNegativeLoss, WeakAssumeNegativeLoss
+from .entropy import EMAPLLoss, EMLoss
+from .expected_positives import EPRLoss, ROLELoss
+from .large_loss import LargeLoss
+from .partial import PartialASLLoss, PartialBCELoss
+from .robust import HillLoss, SPLCLoss
+from .vision_language import VLPLLoss
+
+__all__ = [
+    "AssumeNegativeLoss",
+    "EMAPLLoss",
+    "EMLoss",
+    "EPRLoss",
+    "HillLoss",
+    "LargeLoss",
+    "PartialASLLoss",
+    "PartialBCELoss",
+    "ROLELoss",
+    "SPLCLoss",
+    "VLPLLoss",
+    "WeakAssumeNegativeLoss",
+]

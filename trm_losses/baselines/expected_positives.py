@@ -1,0 +1,136 @@
+"""EPRLoss and ROLELoss: an image is expected to have k present labels."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import functional as TF
+from .._checks import Dims, check_number, check_targets
+from ._baseline import Baseline, cross_entropy, mean
+
+__all__ = ["EPRLoss", "ROLELoss"]
+
+
+def _surplus(x: Tensor, expected: float) -> Tensor:
+    """How far the expected number of present labels is from k, as a share of the classes, squared."""
+    return ((torch.sigmoid(x).sum() / max(1, x.shape[0]) - expected) / x.shape[1]) ** 2
+
+
+class EPRLoss(Baseline):
+    r"""EPR: the known labels, and a number of expected positives in the batch drawn to k.
+
+    .. math:: L = \frac{1}{BC} \sum_{bc:\,y \ge 0} \mathrm{BCE}(y_{bc}, p_{bc}) + R(p), \qquad
+        R(p) = \Big( \frac{\frac1B \sum_{bc} p_{bc} - k}{C} \Big)^2
+
+    R is of the batch, so it depends on the batch size, and unknown labels are moved by it: a batch without a label
+    gives R.
+
+    Args:
+        expected_positives: k, the mean number of present labels of an image; published are the true means of 1.5 (VOC),
+            2.9 (COCO), 1.9 (NUS) and 31.4 (CUB), which single positives cannot tell.
+        validate: check label values and look for NaN (waits for the device).
+
+    Shape:
+        logits, targets (B, C) -> scalar.
+
+    Raises:
+        ValueError: shapes, devices, label values or NaN, each by name. TypeError: not a tensor, not floating point.
+
+    Example:
+        >>> EPRLoss(1.0)(torch.zeros(1, 2), torch.tensor([[1., -1.]]))  # one of two is expected as it is
+        tensor(0.3466)
+
+    Reference: Cole et al., CVPR 2021, for single positives; the term of known absent labels is ours.
+    """
+
+    def __init__(self, expected_positives: float, *, validate: bool = True) -> None:
+        super().__init__(validate=validate)
+        check_number(type(self).__name__, "expected_positives", expected_positives, 0, strict=True)
+        self.expected_positives = expected_positives
+
+    def _loss(self, x: Tensor, y: Tensor, ids: Tensor | None) -> Tensor:
+        return mean(cross_entropy(x, y), x) + _surplus(x, self.expected_positives)
+
+    def extra_repr(self) -> str:
+        return f"expected_positives={self.expected_positives}"
+
+
+class ROLELoss(Baseline):
+    r"""ROLE: a label of every training image and class is learned beside the model, and each of the two teaches the other.
+
+    .. math:: L &= \tfrac12 \big[ K(p) + D(q, p) + R(p) \big] + \tfrac12 \big[ K(q) + D(p, q) + R(q) \big],
+            \qquad q_b = \sigma(\Theta_{i_b}) \\
+        K(p) &= \frac{1}{BC} \sum_{bc:\,y \ge 0} \mathrm{BCE}(y_{bc}, p_{bc}), \qquad
+        D(q, p) = \frac{1}{BC} \sum_{bc} \mathrm{BCE}(\mathrm{sg}\,q_{bc}, p_{bc})
+
+    with R of :class:`EPRLoss`. :math:`\Theta` is a parameter: it belongs into the optimiser, by :meth:`param_groups`. An
+    optimiser with momentum also moves the rows whose images are not in the batch.
+
+    Args:
+        targets: (n, C) labels of the training set, from which :math:`\Theta` starts: logit(0.995) where present,
+            logit(0.005) where absent, between for soft ones, :math:`u\,\mathrm{logit}(0.6)` with :math:`u \sim U(-1, 1)`
+            where unknown.
+        expected_positives: k of :class:`EPRLoss`.
+        generator: of the start of unknown labels.
+        validate: check label values and ids, and look for NaN (waits for the device).
+
+    Shape:
+        logits, targets (B, C), ids (B,) int64 -> scalar.
+
+    Raises:
+        ValueError: shapes, devices, label values, ids or NaN, each by name. TypeError: not a tensor, not floating point.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> targets = torch.tensor([[1., -1.], [-1., 1.]])
+        >>> loss = ROLELoss(targets, 1.5)
+        >>> loss(torch.zeros(1, 2), targets[1:], ids=torch.tensor([1])).backward()
+        >>> loss.estimates.grad[0]  # the first image is not in the batch
+        tensor([0., 0.])
+
+    Reference: Cole et al., CVPR 2021, for single positives; the start at logit(0.005) of known absent labels too. Their terms
+    and the start of soft labels are ours.
+    """
+
+    def __init__(
+        self,
+        targets: Tensor,
+        expected_positives: float,
+        *,
+        generator: torch.Generator | None = None,
+        validate: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        owner = type(self).__name__
+        Dims(owner).check("targets", targets, "n C", floating=False, hint="the labels of the whole training set")
+        check_targets(owner, targets)
+        super().__init__(num_samples=targets.shape[0], num_classes=targets.shape[1], validate=validate)
+        check_number(owner, "expected_positives", expected_positives, 0, strict=True)
+        self.expected_positives = expected_positives
+        draws = torch.rand(targets.shape, generator=generator, device=generator.device if generator else targets.device)
+        start = torch.where(
+            targets == -1,
+            (2 * draws.to(targets.device) - 1) * math.log(0.6 / 0.4),
+            torch.logit(targets.to(draws.dtype).clamp(0.005, 0.995)),
+        )
+        self.estimates = nn.Parameter(start.to(device=device, dtype=dtype))
+
+    def param_groups(self, *, lr: float) -> list[dict[str, Any]]:
+        """For an optimiser whose model learns at ``lr``: the labels at ten times that rate, without weight decay."""
+        return [{"params": [self.estimates], "lr": 10 * lr, "weight_decay": 0.0}]
+
+    def _loss(self, x: Tensor, y: Tensor, ids: Tensor | None) -> Tensor:
+        theta = TF.upcast(self.estimates[ids]).to(x.dtype)
+        return 0.5 * (self._half(x, y, theta) + self._half(theta, y, x))
+
+    def _half(self, x: Tensor, y: Tensor, teacher: Tensor) -> Tensor:
+        total = cross_entropy(x, y) + cross_entropy(x, torch.sigmoid(teacher.detach()))
+        return mean(total, x) + _surplus(x, self.expected_positives)
+
+    def extra_repr(self) -> str:
+        return f"num_samples={self.num_samples}, num_classes={self.num_classes}, expected_positives={self.expected_positives}"

@@ -1,0 +1,178 @@
+"""PartialBCELoss and PartialASLLoss: unknown labels are left out, or left out where they are likely to be present."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .. import functional as TF
+from .._checks import Dims, check_choice, check_number
+from ._baseline import Baseline, cross_entropy, mean
+
+__all__ = ["PartialASLLoss", "PartialBCELoss"]
+
+
+class PartialBCELoss(Baseline):
+    r"""Partial BCE: cross-entropy on the known labels, at a weight that makes up for how few of an image are known.
+
+    .. math:: L = \frac1B \sum_b \frac{g(\rho_b)}{C} \sum_{c:\,y_{bc} \ge 0} \mathrm{BCE}(y_{bc}, p_{bc}), \qquad
+        g(\rho) = \alpha \rho^\gamma + \beta, \quad \rho_b = \#\text{known}_b / C
+
+    With the defaults g(1) = 1, which is plain binary cross-entropy, and g(0.1) is about 5. With single positives nothing
+    tells absence, and "everything is present" is the minimum.
+
+    Args:
+        alpha, beta, gamma: of g. 1, 0 and -1 give the mean over the known labels of each image.
+        validate: check label values and look for NaN (waits for the device).
+
+    Shape:
+        logits, targets (B, C) -> scalar.
+
+    Raises:
+        ValueError: shapes, devices, label values or NaN, each by name. TypeError: not a tensor, not floating point.
+
+    Example:
+        >>> PartialBCELoss()(torch.zeros(1, 2), torch.tensor([[1., 0.]]))
+        tensor(0.6931)
+
+    Reference: Durand et al., CVPR 2019; its code was not read, and the constants agree with two codes of others.
+    """
+
+    def __init__(self, *, alpha: float = -4.45, beta: float = 5.45, gamma: float = 1.0, validate: bool = True) -> None:
+        super().__init__(validate=validate)
+        for name, value in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
+            check_number(type(self).__name__, name, value)
+        self.alpha, self.beta, self.gamma = alpha, beta, gamma
+
+    def _loss(self, x: Tensor, y: Tensor, ids: Tensor | None) -> Tensor:
+        # An image without a label has no term to weigh, and 0 ** -1 would be infinite.
+        share = (y >= 0).to(x.dtype).mean(dim=1, keepdim=True).clamp(min=1 / x.shape[1])
+        weights = self.alpha * share**self.gamma + self.beta
+        return mean(cross_entropy(x, y, weights.expand_as(x)), x)
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha}, beta={self.beta}, gamma={self.gamma}"
+
+
+class PartialASLLoss(Baseline):
+    r"""P-ASL: the asymmetric loss, with one of three policies for unknown labels; ``"selective"`` is CSL.
+
+    .. math::
+        L = \sum_{bc:\,y = 1} \mathrm{sg}(1 - p)^{\gamma_+} (-\log p)
+        + \sum_{bc:\,y = 0} \mathrm{sg}(q)^{\gamma_-} (-\log(1 - q))
+        + \sum_{bc:\,y = -1} \Omega_{bc}\, \mathrm{sg}(q)^{\gamma_0} (-\log(1 - q)), \qquad q = \max(p - \delta, 0)
+
+    ``"ignore"`` has :math:`\Omega = 0`, ``"negative"`` 1, and ``"selective"`` 1 but for the unknown entries of classes
+    whose prior is above ``prior_threshold`` and for the ``likely * B`` most probable unknown entries of the batch, together over
+    all its images. The focusing factors have no gradient. Soft labels take plain cross-entropy.
+
+    The prior of a class is its mean probability over the training of another model with ``"ignore"``, untrained steps included:
+    :meth:`update` keeps it, after each step, in ``prior``, which then goes into the selective loss. With
+    ``"selective"`` it stays as given; without one no class is left out as a whole.
+
+    Args:
+        num_classes: C.
+        policy: ``"ignore"``, ``"negative"`` or ``"selective"``.
+        gamma_pos, gamma_neg, gamma_unknown: :math:`\gamma_+, \gamma_-, \gamma_0`. Published are 0, 1, 2 (command line), and with
+            a prior threshold of 0.5 0, 1, 4 (labels missing at random) and 0, 3, 4 (labels fixed by class).
+        margin: :math:`\delta`.
+        prior: (C,) for ``"selective"``.
+        prior_threshold: share of images above which a class is left out where unknown.
+        likely: entries an image, on average, that are left out as likely present.
+        reduction: ``"sum"``, as published: then the learning rate goes with B * C; or ``"mean"`` over B * C.
+        validate: check label values and look for NaN (waits for the device).
+
+    Shape:
+        logits, targets (B, C) -> scalar.
+
+    Raises:
+        ValueError: shapes, devices, label values or NaN, each by name. TypeError: not a tensor, not floating point.
+
+    Example:
+        >>> logits, targets = torch.tensor([[0., 2.]]), torch.tensor([[1., -1.]])
+        >>> first = PartialASLLoss(2, policy="ignore")
+        >>> first.update(logits, targets)
+        >>> first.prior
+        tensor([0.5000, 0.8808])
+        >>> loss = PartialASLLoss(2, policy="selective", prior=first.prior, prior_threshold=0.6, likely=0)
+        >>> bool(loss(logits, targets) == first(logits, targets))  # the second class is frequent, and left out
+        True
+
+    Reference: Ben-Baruch et al., "Class-aware Selective Loss", CVPR 2022, after ASL (Ridnik et al., ICCV 2021); the rule for
+    soft labels and the mean are ours.
+    """
+
+    prior: Tensor
+    prior_steps: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        policy: Literal["ignore", "negative", "selective"] = "selective",
+        gamma_pos: float = 0.0,
+        gamma_neg: float = 1.0,
+        gamma_unknown: float = 2.0,
+        margin: float = 0.0,
+        prior: Tensor | None = None,
+        prior_threshold: float = 0.05,
+        likely: int = 5,
+        reduction: Literal["mean", "sum"] = "sum",
+        validate: bool = True,
+    ) -> None:
+        super().__init__(num_classes=num_classes, validate=validate)
+        name = type(self).__name__
+        check_choice(name, "policy", policy, ("ignore", "negative", "selective"))
+        check_number(name, "gamma_pos", gamma_pos, 0)
+        check_number(name, "gamma_neg", gamma_neg, 0)
+        check_number(name, "gamma_unknown", gamma_unknown, 0)
+        check_number(name, "margin", margin, 0, 0.99)
+        check_number(name, "prior_threshold", prior_threshold, 0, 1)
+        check_number(name, "likely", likely, 0)
+        check_choice(name, "reduction", reduction, ("mean", "sum"))
+        if prior is not None:
+            if policy != "selective":
+                raise ValueError(f"{name}: prior must be given with policy='selective' alone, got one with policy={policy!r}")
+            Dims(name, C=num_classes).check("prior", prior, "C")
+        self.policy, self.reduction, self.likely = policy, reduction, likely
+        self.gamma_pos, self.gamma_neg, self.gamma_unknown, self.margin = gamma_pos, gamma_neg, gamma_unknown, margin
+        self.prior_threshold = prior_threshold
+        self.register_buffer("prior", torch.zeros(num_classes) if prior is None else prior.detach().float().clone())
+        self.register_buffer("prior_steps", torch.zeros((), dtype=torch.int64))
+
+    def _loss(self, x: Tensor, y: Tensor, ids: Tensor | None) -> Tensor:
+        total = self._asymmetric(x, y, self.gamma_neg)
+        if self.policy != "ignore":
+            unknown = y == -1
+            if self.policy == "selective":
+                unknown = unknown & (self.prior <= self.prior_threshold) & ~self._likely(x, unknown)
+            total = total + self._asymmetric(x, torch.where(unknown, 0.0, -1.0), self.gamma_unknown)
+        return total if self.reduction == "sum" else mean(total, x)
+
+    def _asymmetric(self, x: Tensor, y: Tensor, gamma_neg: float) -> Tensor:
+        return TF.asymmetric_loss(
+            x, y, gamma_pos=self.gamma_pos, gamma_neg=gamma_neg, margin=self.margin, detach_focus=True, reduction="sum"
+        )
+
+    def _likely(self, x: Tensor, unknown: Tensor) -> Tensor:
+        """The unknown entries of the batch with the largest logits, as a mask; those of classes left out count."""
+        count = min(self.likely * x.shape[0], x.numel())
+        top = torch.where(unknown, x.detach(), -torch.inf).flatten().topk(count).indices
+        return torch.zeros_like(unknown).flatten().index_fill(0, top, True).view_as(unknown)
+
+    @torch.no_grad()
+    def update(self, logits: Tensor, targets: Tensor, *, ids: Tensor | None = None) -> None:
+        """Take the probabilities of a step into ``prior``, but with ``"selective"``."""
+        x, _ = self._arguments(logits, targets, ids)
+        if self.policy != "selective" and len(x):
+            self.prior_steps += 1
+            self.prior.lerp_(torch.sigmoid(x).mean(dim=0).to(self.prior.dtype), 1 / self.prior_steps.to(self.prior.dtype))
+
+    def extra_repr(self) -> str:
+        return (
+            f"num_classes={self.num_classes}, policy={self.policy!r}, gamma_pos={self.gamma_pos}, gamma_neg={self.gamma_neg}, "
+            f"gamma_unknown={self.gamma_unknown}, margin={self.margin}, prior_threshold={self.prior_threshold}, "
+            f"likely={self.likely}, reduction={self.reduction!r}"
+        )

@@ -1,0 +1,149 @@
+"""SPLCLoss and HillLoss: unknown labels are absent ones, of which the probable are corrected or count little."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .. import functional as TF
+from .._checks import check_choice, check_number
+from ._baseline import Baseline, mean
+
+__all__ = ["HillLoss", "SPLCLoss"]
+
+
+class SPLCLoss(Baseline):
+    r"""SPLC: focal loss with a margin, whose unknown labels are absent, or present once the model finds them probable.
+
+    .. math::
+        L &= \sum_{bc} \tilde y_{bc}\, (1 - \sigma(z_{bc}))^\gamma (-\log \sigma(z_{bc}))
+            + (1 - \tilde y_{bc})\, \sigma(z_{bc})^\gamma (-\log(1 - \sigma(z_{bc}))) \\
+        z &= \ell - m \text{ where } y = 1, \text{ else } \ell, \qquad
+        \tilde y = y \text{ where known, else } [p > \tau]
+
+    In the first epoch, ``begin_epoch(0, ...)`` or no call at all, every unknown label is absent. Each step decides anew, and
+    the labels found take no margin. The focusing factors have their gradient.
+
+    Args:
+        threshold: :math:`\tau`; published is 0.65 where three quarters of the positives are left.
+        margin: m. gamma: :math:`\gamma`.
+        start: the first epoch, counted from 0, that corrects.
+        reduction: ``"sum"``, as published: then the learning rate goes with B * C; or ``"mean"`` over B * C.
+        validate: check label values and look for NaN (waits for the device).
+
+    Shape:
+        logits, targets (B, C) -> scalar.
+
+    Raises:
+        ValueError: shapes, devices, label values or NaN, each by name. TypeError: not a tensor, not floating point.
+
+    Example:
+        >>> loss, logits, targets = SPLCLoss(), torch.tensor([[2.]]), torch.tensor([[-1.]])
+        >>> absent = loss(logits, targets)
+        >>> loss.begin_epoch(1, 10)
+        >>> bool(loss(logits, targets) < absent)
+        True
+
+    Reference: Zhang et al., "Simple and Robust Loss Design", 2021 (arXiv 2112.07368), for positive labels. That a known absent
+    label is never corrected, and cross-entropy for soft ones, are ours.
+    """
+
+    correcting: Tensor
+
+    def __init__(
+        self,
+        *,
+        threshold: float = 0.6,
+        margin: float = 1.0,
+        gamma: float = 2.0,
+        start: int = 1,
+        reduction: Literal["mean", "sum"] = "sum",
+        validate: bool = True,
+    ) -> None:
+        super().__init__(validate=validate)
+        name = type(self).__name__
+        check_number(name, "threshold", threshold, 0, 1)
+        check_number(name, "margin", margin, 0)
+        check_number(name, "gamma", gamma, 0)
+        check_number(name, "start", start, 0)
+        check_choice(name, "reduction", reduction, ("mean", "sum"))
+        self.threshold, self.margin, self.gamma, self.start, self.reduction = threshold, margin, gamma, start, reduction
+        self.register_buffer("correcting", torch.tensor(start == 0))
+
+    def _loss(self, x: Tensor, y: Tensor, ids: Tensor | None) -> Tensor:
+        found = self.correcting & (torch.sigmoid(x) > self.threshold)
+        total = TF.asymmetric_loss(
+            torch.where(y == 1, x - self.margin, x),
+            torch.where(y == -1, found.to(y.dtype), y),
+            gamma_pos=self.gamma,
+            gamma_neg=self.gamma,
+            margin=0.0,
+            reduction="sum",
+        )
+        return total if self.reduction == "sum" else mean(total, x)
+
+    def _schedule(self, epoch: int, epochs: int) -> None:
+        self.correcting.fill_(epoch >= self.start)
+
+    def extra_repr(self) -> str:
+        return (
+            f"threshold={self.threshold}, margin={self.margin}, gamma={self.gamma}, start={self.start}, "
+            f"reduction={self.reduction!r}"
+        )
+
+
+class HillLoss(Baseline):
+    r"""Hill: unknown labels are absent, with a slope that vanishes where the model is sure of presence.
+
+    .. math:: L = \sum_{bc:\,y = 1} (1 - \sigma(\ell_{bc} - m))^\gamma (-\log \sigma(\ell_{bc} - m))
+        + \sum_{bc:\,y = 0} -\log(1 - p_{bc}) + \sum_{bc:\,y = -1} (\lambda - p_{bc})\, p_{bc}^2
+
+    Args:
+        strength: :math:`\lambda`; at 1.5 the last term is highest, and flat, at p = 1.
+        margin: m; 0.5 to 1 is advised.
+        gamma: :math:`\gamma`.
+        reduction: ``"sum"``, as published: then the learning rate goes with B * C; or ``"mean"`` over B * C.
+        validate: check label values and look for NaN (waits for the device).
+
+    Shape:
+        logits, targets (B, C) -> scalar.
+
+    Raises:
+        ValueError: shapes, devices, label values or NaN, each by name. TypeError: not a tensor, not floating point.
+
+    Example:
+        >>> HillLoss()(torch.zeros(1, 1), torch.tensor([[-1.]]))
+        tensor(0.2500)
+
+    Reference: Zhang et al., "Simple and Robust Loss Design", 2021 (arXiv 2112.07368), for positive labels; the term of known
+    absent labels, and cross-entropy for soft ones, are ours.
+    """
+
+    def __init__(
+        self,
+        *,
+        strength: float = 1.5,
+        margin: float = 1.0,
+        gamma: float = 2.0,
+        reduction: Literal["mean", "sum"] = "sum",
+        validate: bool = True,
+    ) -> None:
+        super().__init__(validate=validate)
+        name = type(self).__name__
+        check_number(name, "strength", strength, 0)
+        check_number(name, "margin", margin, 0)
+        check_number(name, "gamma", gamma, 0)
+        check_choice(name, "reduction", reduction, ("mean", "sum"))
+        self.strength, self.margin, self.gamma, self.reduction = strength, margin, gamma, reduction
+
+    def _loss(self, x: Tensor, y: Tensor, ids: Tensor | None) -> Tensor:
+        shifted = torch.where(y == 1, x - self.margin, x)
+        total = TF.asymmetric_loss(shifted, y, gamma_pos=self.gamma, gamma_neg=0.0, margin=0.0, reduction="sum")
+        p = torch.sigmoid(x)
+        total = total + torch.where(y == -1, (self.strength - p) * p * p, 0.0).sum()
+        return total if self.reduction == "sum" else mean(total, x)
+
+    def extra_repr(self) -> str:
+        return f"strength={self.strength}, margin={self.margin}, gamma={self.gamma}, reduction={self.reduction!r}"
