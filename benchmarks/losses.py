@@ -267,7 +267,7 @@ def measure(pair: Pair, rounds: int, warmup: int) -> dict[str, object]:
 def versions() -> dict[str, str]:
     """Of what is measured and of what it is measured against."""
     found = {"python": platform.python_version(), "machine": platform.machine(), "torch": torch.__version__}
-    for name in ("pytorch-metric-learning", "torchmetrics"):
+    for name in ("open_clip_torch", "pytorch-metric-learning", "torchmetrics"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -296,8 +296,8 @@ def main(typed: Sequence[str] | None = None) -> None:
     report((pair for build, size in SIZES[args.sizes] for pair in build(*size)), args)
 
 
-def report(pairs: Iterable[Pair | None], args: argparse.Namespace) -> None:
-    """Measure the pairs that were asked for, print them and write them down."""
+def report(pairs: Iterable[Pair | None], args: argparse.Namespace, **more: object) -> None:
+    """Measure the pairs that were asked for, print them and write them down, with ``more`` figures at hand."""
     torch.set_num_threads(args.threads)
     setting = {**versions(), "threads": args.threads, "rounds": args.rounds}
     print(", ".join(f"{key} {value}" for key, value in setting.items()))
@@ -317,7 +317,7 @@ def report(pairs: Iterable[Pair | None], args: argparse.Namespace) -> None:
         )
     if args.json:
         with open(args.json, "w") as file:
-            json.dump({**setting, "pairs": figures}, file, indent=1)
+            json.dump({**setting, "pairs": figures, **more}, file, indent=1)
 
 
 if __name__ == "__main__":
