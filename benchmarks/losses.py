@@ -239,7 +239,7 @@ def peak_memory(work: Callable[[], object]) -> int:
 def measure(pair: Pair, rounds: int, warmup: int) -> dict[str, object]:
     """Interleaved rounds; the ratio is taken within each round. First of all the two are compared."""
     apart = difference(pair)
-    ours, ratios = [], []
+    ours, theirs, ratios = [], [], []
     for index in range(warmup + rounds):
         times = []
         for work in (pair.ours, pair.peer) if index % 2 else (pair.peer, pair.ours):
@@ -249,6 +249,7 @@ def measure(pair: Pair, rounds: int, warmup: int) -> dict[str, object]:
         first, second = times if index % 2 else times[::-1]
         if index >= warmup:
             ours.append(first)
+            theirs.append(second)
             ratios.append(first / second)
     low, middle, high = statistics.quantiles(ratios, n=4)
     memory = peak_memory(pair.ours), peak_memory(pair.peer)
@@ -261,6 +262,8 @@ def measure(pair: Pair, rounds: int, warmup: int) -> dict[str, object]:
         "time_ratio_quartiles": [low, high],
         "memory_ratio": memory[0] / memory[1] if memory[1] else float("nan"),
         "peak_mib": memory[0] / 2**20,
+        "peer_milliseconds": 1e3 * statistics.median(theirs),
+        "peer_peak_mib": memory[1] / 2**20,
     }
 
 
