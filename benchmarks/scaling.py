@@ -4,8 +4,8 @@
     python benchmarks/tables.py runs/bench    # tables and plots of it
 
 Asymmetric loss (128 images) and cosine matching (8 images, width 512) over the number of classes, contrast (width 512, four
-images of each class) over the number of anchors; forward and backward. The usual form is left out where it would take more than 4 GB, told from its peak
-at the size before.
+images of each class) over the number of anchors; forward and backward. The usual form is left out where it would take more
+than 4 GB, told from its peak at the size before.
 """
 
 from __future__ import annotations
