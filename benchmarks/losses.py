@@ -299,8 +299,8 @@ def main(typed: Sequence[str] | None = None) -> None:
     report((pair for build, size in SIZES[args.sizes] for pair in build(*size)), args)
 
 
-def report(pairs: Iterable[Pair | None], args: argparse.Namespace, **more: object) -> None:
-    """Measure the pairs that were asked for, print them and write them down, with ``more`` figures at hand."""
+def report(pairs: Iterable[Pair | None], args: argparse.Namespace, **more: Callable[[], object]) -> None:
+    """Measure the pairs that were asked for, print them and write them down, with ``more`` figures made after."""
     torch.set_num_threads(args.threads)
     setting = {**versions(), "threads": args.threads, "rounds": args.rounds}
     print(", ".join(f"{key} {value}" for key, value in setting.items()))
@@ -318,9 +318,10 @@ def report(pairs: Iterable[Pair | None], args: argparse.Namespace, **more: objec
             f"{row['memory_ratio']:19.2f}  {apart:>7}  {pair.peer_name}",
             flush=True,
         )
+    made = {key: make() for key, make in more.items()}
     if args.json:
         with open(args.json, "w") as file:
-            json.dump({**setting, "pairs": figures, **more}, file, indent=1)
+            json.dump({**setting, "pairs": figures, **made}, file, indent=1)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import copy
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -82,7 +82,7 @@ def build(size: Size, backbone: OpenClipBackbone) -> tuple[Model, Tensor, Tensor
     with torch.no_grad():
         text = backbone.encode_prompts(prompts())
     objective = TRMObjective.from_text(text, total_steps=20).to(text.dtype)
-    torch.nn.init.normal_(objective.pooler.mlp[-1].weight, std=1e-3)  # as training leaves it: at 0 the head would learn nothing
+    torch.nn.init.normal_(objective.pooler.mlp[-1].weight, std=1e-3)  # at 0, as it starts, nothing below has a gradient
     with torch.no_grad():
         for step in range(12):  # statistics, prototypes, and past warm-up and ramp
             tokens, targets = draw(size, text, g)
@@ -98,17 +98,6 @@ def finish(model: Model, terms: dict[str, Tensor]) -> tuple[Tensor, ...]:
     gradients = [p.grad for _, p in sorted(model.parameters().items()) if p.grad is not None]
     model.optimizer.zero_grad()
     return (*(term.detach() for _, term in sorted(terms.items())), *gradients)
-
-
-# Ours.
-
-
-def our_step(model: Model, tokens: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
-    output = model.objective(tokens, model.backbone.encode_prompts(model.prompts()), targets)
-    output.loss.backward()
-    model.optimizer.step()
-    model.objective.update(output)
-    return finish(model, output.terms)
 
 
 class Clock:
@@ -142,34 +131,36 @@ class Clock:
         return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
 
 
-def our_step_in_parts(model: Model, tokens: Tensor, targets: Tensor) -> tuple[dict[str, float], tuple[Tensor, ...]]:
-    """Our step with the graph cut between the parts, so that the backward pass of each is timed by itself."""
-    objective, clock = model.objective, Clock()
+TOWER, POOLER, MATCHING, CONTRAST, BANK, OPTIMISER = (
+    *("text tower", "pooler", "matching and distillation", "contrast", "bank and labeller", "optimiser"),
+)
+Losses = tuple[dict[str, Tensor], Callable[[], None]]
+"""Terms by name, and what is to be called after the optimiser's step."""
+
+
+# Ours.
+
+
+def our_step(model: Model, tokens: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+    output = model.objective(tokens, our_text(model), targets)
+    output.loss.backward()
+    model.optimizer.step()
+    model.objective.update(output)
+    return finish(model, output.terms)
+
+
+def our_text(model: Model) -> Tensor:
+    return model.backbone.encode_prompts(model.prompts())
+
+
+def our_losses(model: Model, regions: Regions, text: Tensor, targets: Tensor, clock: Clock) -> Losses:
+    objective = model.objective
     assert objective.contrast is not None and objective.labeler is not None
-    with clock.part("text tower"):
-        text = model.backbone.encode_prompts(model.prompts())
-    text_leaf = text.detach().requires_grad_()
-    with clock.part("pooler"):
-        pooled = objective.pooler(tokens, text_leaf)
-    region, query = (x.detach().requires_grad_() for x in (pooled.region, pooled.query))
-    hooks = [*clock.hook(objective.contrast, "contrast"), *clock.hook(objective.labeler, "bank and labeller")]
-    with clock.part("matching and distillation"):
-        output = objective(Regions(region, query, pooled.saliency.detach()), text_leaf, targets)
+    hooks = [*clock.hook(objective.contrast, CONTRAST), *clock.hook(objective.labeler, BANK)]
+    output = objective(regions, text, targets)
     for hook in hooks:
         hook.remove()
-    with clock.part("contrast"):
-        output.terms["contrast"].backward()
-    with clock.part("matching and distillation"):
-        torch.stack([term for name, term in output.terms.items() if name != "contrast"]).sum().backward()
-    with clock.part("pooler"):
-        torch.autograd.backward([pooled.region, pooled.query], [region.grad, query.grad])
-    with clock.part("text tower"):
-        text.backward(text_leaf.grad)
-    with clock.part("optimiser"):
-        model.optimizer.step()
-    with clock.part("bank and labeller"):
-        objective.update(output)
-    return dict(clock.seconds), finish(model, output.terms)
+    return output.terms, lambda: objective.update(output)
 
 
 # The same as research code writes it.
@@ -237,7 +228,7 @@ def usual_pseudo_labels(labeler: PseudoLabeler, bank: PrototypeBank, features: T
                 gap = max(present - absent, 0.5 * (pooled[1] - pooled[0]), labeler.min_gap)
                 parts.append(torch.sigmoid(labeler.steepness * (cosine[:, c] - 0.5 * (present + absent)) / gap))
         if parts:
-            scores[:, c] = sum(parts) / len(parts)  # type: ignore[assignment]
+            scores[:, c] = sum(parts) / len(parts)
     unknown = targets == -1
     positive, negative = unknown & (scores >= labeler.threshold_pos), unknown & (scores <= labeler.threshold_neg)
     counted = known.sum(dim=0)
@@ -318,17 +309,19 @@ def usual_update(
     bank.text_count += 1
 
 
-def usual_step(model: Model, tokens: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+def usual_text(model: Model) -> Tensor:
+    return every_token(model.backbone.model, model.prompts, model.names)
+
+
+def usual_losses(model: Model, regions: Regions, text: Tensor, targets: Tensor, clock: Clock) -> Losses:
     objective = model.objective
     matching, bank, labeler = objective.matching, objective.bank, objective.labeler
     assert bank is not None and labeler is not None
-    text = every_token(model.backbone.model, model.prompts, model.names)
-    regions = usual_regions(objective.pooler, tokens, text)
     scale, bias = matching.log_scale.exp(), matching.bias
     query, region = usual_similarity(regions.query, text, scale), usual_similarity(regions.region, text, scale)
-    pseudo = usual_pseudo_labels(labeler, bank, regions.query, targets)
-    classes = targets.shape[1]
-    known = (targets >= 0).sum()
+    with clock.part(BANK):
+        pseudo = usual_pseudo_labels(labeler, bank, regions.query, targets)
+    classes, known = targets.shape[1], (targets >= 0).sum()
     terms = {}
     for name, logits in (("query", query - bias), ("region", region - bias)):
         terms[f"matching_{name}"] = classes * usual_asl(logits, targets).sum() / known
@@ -337,53 +330,107 @@ def usual_step(model: Model, tokens: Tensor, targets: Tensor) -> tuple[Tensor, .
     sure = (pseudo.targets > 0) & (pseudo.scores >= objective.anchor_score)
     anchors = torch.where(sure, 1.0, targets)
     weights = torch.where(targets == -1, pseudo.weights, 1.0)
-    contrast = usual_contrast(regions.query, text, anchors, weights, bank.visual, bank.count > 0)
-    terms["contrast"] = objective.lambda_contrast * contrast
-    loss: Tensor = sum(terms.values())  # type: ignore[assignment]
-    loss.backward()
+    with clock.part(CONTRAST):
+        contrast = usual_contrast(regions.query, text, anchors, weights, bank.visual, bank.count > 0)
+        terms["contrast"] = objective.lambda_contrast * contrast
+    logits = (query - bias).detach()
+    return terms, lambda: usual_update(objective, regions.query.detach(), text.detach(), targets, logits, pseudo)
+
+
+def usual_step(model: Model, tokens: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+    text = usual_text(model)
+    regions = usual_regions(model.objective.pooler, tokens, text)
+    terms, update = usual_losses(model, regions, text, targets, Clock())
+    torch.stack(list(terms.values())).sum().backward()
     model.optimizer.step()
-    usual_update(objective, regions.query.detach(), text.detach(), targets, (query - bias).detach(), pseudo)
+    update()
     return finish(model, terms)
 
 
-def step_pair(size: Size, backbone: OpenClipBackbone) -> tuple[Pair, Model, Tensor, Tensor]:
-    """Both steps from the same start, and what :func:`our_step_in_parts` needs to start there too."""
-    model, tokens, targets = build(size, backbone)
-    ours, theirs = model.copy(), model.copy()
+# Both.
+
+
+class Side(NamedTuple):
+    step: Callable[[Model, Tensor, Tensor], tuple[Tensor, ...]]
+    text: Callable[[Model], Tensor]
+    regions: Callable[[RegionPooler, Tensor, Tensor], Regions]
+    losses: Callable[[Model, Regions, Tensor, Tensor, Clock], Losses]
+
+
+OURS = Side(our_step, our_text, RegionPooler.__call__, our_losses)
+USUAL = Side(usual_step, usual_text, usual_regions, usual_losses)
+
+
+def in_parts(side: Side, model: Model, tokens: Tensor, targets: Tensor) -> tuple[dict[str, float], tuple[Tensor, ...]]:
+    """The same step with the graph cut between the parts, so that the backward pass of each is timed by itself."""
+    clock = Clock()
+    with clock.part(TOWER):
+        text = side.text(model)
+    text_leaf = text.detach().requires_grad_()
+    with clock.part(POOLER):
+        pooled = side.regions(model.objective.pooler, tokens, text_leaf)
+    region, query = (x.detach().requires_grad_() for x in (pooled.region, pooled.query))
+    with clock.part(MATCHING):
+        terms, update = side.losses(model, Regions(region, query, pooled.saliency.detach()), text_leaf, targets, clock)
+    with clock.part(CONTRAST):
+        terms["contrast"].backward()
+    with clock.part(MATCHING):
+        torch.stack([term for name, term in terms.items() if name != "contrast"]).sum().backward()
+    with clock.part(POOLER):
+        torch.autograd.backward([pooled.region, pooled.query], [region.grad, query.grad])
+    with clock.part(TOWER):
+        text.backward(text_leaf.grad)
+    with clock.part(OPTIMISER):
+        model.optimizer.step()
+    with clock.part(BANK):
+        update()
+    return dict(clock.seconds), finish(model, terms)
+
+
+def step_pair(size: Size, model: Model, tokens: Tensor, targets: Tensor) -> Pair:
+    """Both steps from the same start."""
+
+    def repeated(side: Side) -> Callable[[], object]:
+        own = model.copy()
+
+        def once() -> object:
+            torch.manual_seed(0)  # the same dropout
+            return side.step(own, tokens, targets)
+
+        return once
+
     name = f"step {size.batch}x{size.classes}x{size.tokens}, shared contexts, all terms"
-
-    def first() -> object:
-        torch.manual_seed(0)  # the same dropout
-        return our_step(ours, tokens, targets)
-
-    def second() -> object:
-        torch.manual_seed(0)
-        return usual_step(theirs, tokens, targets)
-
-    return Pair(name, first, second, "research code", 2e-3), model, tokens, targets
+    return Pair(name, repeated(OURS), repeated(USUAL), "research code", 2e-3)
 
 
-def shares(model: Model, tokens: Tensor, targets: Tensor, rounds: int) -> list[dict[str, object]]:
-    """Median seconds of each part of our step, forward and backward together, and its share of their sum."""
-    model = model.copy()
-    runs = [our_step_in_parts(model, tokens, targets)[0] for _ in range(rounds + 1)][1:]
-    seconds = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
-    return [{"part": name, "seconds": value, "share": value / sum(seconds.values())} for name, value in seconds.items()]
+def parts(model: Model, tokens: Tensor, targets: Tensor, rounds: int) -> list[dict[str, object]]:
+    """Print and give the median seconds of each part, forward and backward, its share of our step, and its time ratio."""
+    sides = {side: model.copy() for side in (OURS, USUAL)}
+    in_parts(OURS, sides[OURS], tokens, targets)  # the first run of all is slower
+    runs = [[in_parts(side, own, tokens, targets)[0] for side, own in sides.items()] for _ in range(rounds)]
+    ours, theirs = ({name: statistics.median(run[i][name] for run in runs) for name in runs[0][0]} for i in (0, 1))
+    ratios = {name: statistics.median(ours[name] / theirs[name] for ours, theirs in runs) for name in ours}
+    total = sum(ours.values())
+    rows: list[dict[str, object]] = []
+    for name in sorted(ours, key=lambda name: -ours[name]):
+        share = ours[name] / total
+        print(f"{name:26} {ours[name]:8.3f} s {share:6.1%}   time / peer {ratios[name]:.3f}", flush=True)
+        row = {"part": name, "seconds": ours[name], "share": share, "peer_seconds": theirs[name], "time_ratio": ratios[name]}
+        rows.append(row)
+    return rows
 
 
 def main(typed: Sequence[str] | None = None) -> None:
     parser = arguments(__doc__)
-    parser.set_defaults(rounds=3, warmup=1)
+    parser.set_defaults(rounds=3, warmup=0)  # the comparison before has warmed up
     parser.add_argument("--sizes", choices=list(SIZES), default="small", help="tiny is to see that it runs")
     args = parser.parse_args(typed)
     if args.rounds < 2:
         parser.error(f"--rounds must be at least 2 for quartiles, got {args.rounds}")
     torch.set_num_threads(args.threads)
-    pair, model, tokens, targets = step_pair(SIZES[args.sizes], small_model(TOWERS[args.sizes]))
-    parts = shares(model, tokens, targets, args.rounds)
-    for row in parts:
-        print(f"{row['part']:28} {1e3 * row['seconds']:8.1f} ms {100 * row['share']:5.1f} %")  # type: ignore[operator]
-    report([pair], args, parts=parts)
+    size = SIZES[args.sizes]
+    start = build(size, small_model(TOWERS[args.sizes]))
+    report([step_pair(size, *start)], args, parts=lambda: parts(*start, max(1, args.rounds - 1)))
 
 
 if __name__ == "__main__":

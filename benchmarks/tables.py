@@ -47,6 +47,14 @@ def significant(value: float) -> str:
     return f"{value:.0f}" if value >= 10 else f"{value:.1f}" if value >= 1.95 else f"{float(f'{value:.2g}'):g}"
 
 
+def parts_table(rows: Sequence[Row]) -> str:
+    """Where our step goes, beside the other side's."""
+    cells = [
+        [row["part"], f"{row['seconds']:.3f} s", f"{100 * row['share']:.0f} %", significant(row["time_ratio"])] for row in rows
+    ]
+    return table(["part of our step", "time", "share", "time / peer"], cells)
+
+
 def scaling_tables(rows: Sequence[Row]) -> str:
     """One table for each curve, ours beside the usual form."""
     made = []
@@ -108,8 +116,7 @@ def main(typed: Sequence[str] | None = None) -> None:
     written = [table(["part", "size", "peer", "time / peer (quartiles)", "memory / peer", "ours"], rows)] if rows else []
     for file in found.values():
         if parts := file.get("parts"):
-            share = [[row["part"], f"{row['seconds']:.3f} s", f"{100 * row['share']:.0f} %"] for row in parts]
-            written.append(table(["part of our step", "time", "share"], share))
+            written.append(parts_table(parts))
     if scaling := found.get("scaling", {}).get("scaling"):
         written.append(scaling_tables(scaling))
         for picture in plot(scaling, folder):

@@ -70,14 +70,15 @@ def test_tables_say_what_was_measured(tables: ModuleType, tmp_path: Path, capsys
     (tmp_path / "a.json").write_text(json.dumps({"pairs": [{**pair, "time_ratio_quartiles": [0.1, 0.2]}]}))
     prompts = {"mode": "shared", "classes": 80, "chunk_size": 16, "milliseconds": 1234.0, "time_ratio": 2.04, "memory_ratio": 1}
     (tmp_path / "b.json").write_text(json.dumps({"prompts": [{**prompts, "time_ratio_range": [0.9, 12.3]}]}))
-    (tmp_path / "c.json").write_text(json.dumps({"parts": [{"part": "pooler", "seconds": 0.5, "share": 0.25}]}))
+    part = {"part": "pooler", "seconds": 0.5, "share": 0.25, "time_ratio": 0.333}
+    (tmp_path / "c.json").write_text(json.dumps({"parts": [part]}))
     tables.main([str(tmp_path)])
     lines = capsys.readouterr().out.splitlines()
     assert "| matching | 64x20x512 | formula | 0.12 (0.1–0.2) | 0.05 | 1.2 ms |" in lines
     assert (
         "| text tower, shared contexts | 80 classes, chunks of 16 | all 77 tokens of every class | 2.0 (0.9–12) | 1 | 1234 ms |"
     ) in lines
-    assert "| pooler | 0.500 s | 25 % |" in lines
+    assert "| pooler | 0.500 s | 25 % | 0.33 |" in lines
     one = {"curve": "contrast", "axis": "anchors", "milliseconds": 5.0, "peak_mib": 2.0}
     usual = {"peer_milliseconds": 10.0, "peer_peak_mib": 8.0, "time_ratio": 0.5, "memory_ratio": 0.25}
     made = tables.scaling_tables([{**one, "size": 100, **usual}, {**one, "size": 16384}])
@@ -85,3 +86,20 @@ def test_tables_say_what_was_measured(tables: ModuleType, tmp_path: Path, capsys
     assert "| 16,384 | 5.0 ms | – | – | 2.0 MiB | over 4 GB | – |" in made
     with pytest.raises(SystemExit):
         tables.main([str(tmp_path / "nothing")])
+
+
+def test_commands_name_benchmarks_and_their_options(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the pages and of make bench."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    pages = [ROOT / "Makefile", ROOT / "README.md", ROOT / "benchmarks" / "README.md", *(ROOT / "docs").glob("*.md")]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    wanted: dict[str, set[str]] = {}
+    for script, typed in re.findall(r"python benchmarks/(\w+)\.py([^`\n#]*)", text):
+        wanted.setdefault(script, set()).update(re.findall(r"--[\w-]+", typed))
+    assert {"losses", "pooling", "prompts", "step", "scaling", "tables"} <= set(wanted)
+    for script, options in wanted.items():
+        monkeypatch.setattr("sys.argv", [script, "--help"])
+        with pytest.raises(SystemExit):
+            importlib.import_module(script).main()
+        shown = capsys.readouterr().out
+        assert {option for option in options if option not in shown} == set(), script

@@ -54,13 +54,14 @@ def test_both_sides_agree_step_after_step(step: ModuleType, backbone: Any) -> No
     assert not torch.equal(before, after) and not torch.equal(model.prompts.context, sides[0].prompts.context)
 
 
-def test_our_step_in_parts_is_our_step(step: ModuleType, backbone: Any) -> None:
+@pytest.mark.parametrize("side", ["OURS", "USUAL"])
+def test_a_step_in_parts_is_the_step(step: ModuleType, backbone: Any, side: str) -> None:
     model, tokens, targets = step.build(step.SIZES["tiny"], backbone)
-    whole, apart = model.copy(), model.copy()
+    whole, apart, done = model.copy(), model.copy(), getattr(step, side)
     torch.manual_seed(0)
-    wanted = step.our_step(whole, tokens, targets)
+    wanted = done.step(whole, tokens, targets)
     torch.manual_seed(0)
-    seconds, got = step.our_step_in_parts(apart, tokens, targets)
+    seconds, got = step.in_parts(done, apart, tokens, targets)
     torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(apart.objective.state_dict(), whole.objective.state_dict(), rtol=1e-6, atol=1e-9)
     assert not apart.objective.contrast._forward_hooks and not apart.objective.labeler._forward_pre_hooks
@@ -90,6 +91,7 @@ def test_figures(step: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     (row,) = figures["pairs"]
     assert row["difference"] < 2e-3 and row["time_ratio"] > 0 and row["memory_ratio"] > 0 and row["peak_mib"] > 0
     assert abs(sum(part["share"] for part in figures["parts"]) - 1) < 1e-9 and len(figures["parts"]) == 6
+    assert all(part["time_ratio"] > 0 and part["peer_seconds"] > 0 for part in figures["parts"])
     usual = step.usual_contrast
     monkeypatch.setattr(step, "usual_contrast", lambda *given: 1.01 * usual(*given))
     file.unlink()
