@@ -211,13 +211,14 @@ def usual_pseudo_labels(labeler: PseudoLabeler, bank: PrototypeBank, features: T
     z = F.normalize(features, dim=-1)
     sums, mass, known = labeler.similarity_sum, labeler.similarity_mass, labeler.known_count
     seen = bank.count > 0
+    visual, text = (F.normalize(prototypes.to(z), dim=-1) for prototypes in (bank.visual, bank.text))
     scores = torch.full_like(targets, 0.5, dtype=z.dtype)
     for c in range(targets.shape[1]):
         parts = []
-        for m, (prototypes, usable) in enumerate(((bank.visual, seen), (bank.text, torch.ones_like(seen)))):
+        for m, (prototypes, usable) in enumerate(((visual, seen), (text, torch.ones_like(seen)))):
             if not usable[c]:
                 continue
-            cosine = z[:, c] @ F.normalize(prototypes.to(z), dim=-1).T
+            cosine = z[:, c] @ prototypes.T
             temperature = (labeler.temperature_visual, labeler.temperature_text)[m]
             if usable.sum() > 1:
                 parts.append((cosine / temperature).masked_fill(~usable, -1e9).softmax(dim=1)[:, c])
