@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: reproduce reproduce-full test lint clean
+.PHONY: reproduce reproduce-full test lint bench clean
 
 ## Install, then TRM-ML and its peers on drawn VOC scenes: table, picture and heads in runs/voc
 reproduce: $(VENV)/.examples
@@ -22,6 +22,16 @@ test: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
+
+## Time and peak memory of the parts and of a whole step beside their usual replacements: figures and tables in runs/bench;
+## some 10 minutes on two quiet cores
+bench: $(VENV)/.dev
+	@mkdir -p runs/bench
+	$(BIN)/python benchmarks/losses.py --json runs/bench/losses.json
+	$(BIN)/python benchmarks/pooling.py --rounds 5 --warmup 1 --json runs/bench/pooling.json
+	$(BIN)/python benchmarks/prompts.py --json runs/bench/prompts.json
+	$(BIN)/python benchmarks/step.py --json runs/bench/step.json
+	$(BIN)/python benchmarks/tables.py runs/bench
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

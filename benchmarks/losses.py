@@ -239,7 +239,7 @@ def peak_memory(work: Callable[[], object]) -> int:
 def measure(pair: Pair, rounds: int, warmup: int) -> dict[str, object]:
     """Interleaved rounds; the ratio is taken within each round. First of all the two are compared."""
     apart = difference(pair)
-    ours, ratios = [], []
+    ours, theirs, ratios = [], [], []
     for index in range(warmup + rounds):
         times = []
         for work in (pair.ours, pair.peer) if index % 2 else (pair.peer, pair.ours):
@@ -249,6 +249,7 @@ def measure(pair: Pair, rounds: int, warmup: int) -> dict[str, object]:
         first, second = times if index % 2 else times[::-1]
         if index >= warmup:
             ours.append(first)
+            theirs.append(second)
             ratios.append(first / second)
     low, middle, high = statistics.quantiles(ratios, n=4)
     memory = peak_memory(pair.ours), peak_memory(pair.peer)
@@ -261,13 +262,15 @@ def measure(pair: Pair, rounds: int, warmup: int) -> dict[str, object]:
         "time_ratio_quartiles": [low, high],
         "memory_ratio": memory[0] / memory[1] if memory[1] else float("nan"),
         "peak_mib": memory[0] / 2**20,
+        "peer_milliseconds": 1e3 * statistics.median(theirs),
+        "peer_peak_mib": memory[1] / 2**20,
     }
 
 
 def versions() -> dict[str, str]:
     """Of what is measured and of what it is measured against."""
     found = {"python": platform.python_version(), "machine": platform.machine(), "torch": torch.__version__}
-    for name in ("pytorch-metric-learning", "torchmetrics"):
+    for name in ("open_clip_torch", "pytorch-metric-learning", "torchmetrics"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -296,8 +299,8 @@ def main(typed: Sequence[str] | None = None) -> None:
     report((pair for build, size in SIZES[args.sizes] for pair in build(*size)), args)
 
 
-def report(pairs: Iterable[Pair | None], args: argparse.Namespace) -> None:
-    """Measure the pairs that were asked for, print them and write them down."""
+def report(pairs: Iterable[Pair | None], args: argparse.Namespace, **more: Callable[[], object]) -> None:
+    """Measure the pairs that were asked for, print them and write them down, with ``more`` figures made after."""
     torch.set_num_threads(args.threads)
     setting = {**versions(), "threads": args.threads, "rounds": args.rounds}
     print(", ".join(f"{key} {value}" for key, value in setting.items()))
@@ -315,9 +318,10 @@ def report(pairs: Iterable[Pair | None], args: argparse.Namespace) -> None:
             f"{row['memory_ratio']:19.2f}  {apart:>7}  {pair.peer_name}",
             flush=True,
         )
+    made = {key: make() for key, make in more.items()}
     if args.json:
         with open(args.json, "w") as file:
-            json.dump({**setting, "pairs": figures}, file, indent=1)
+            json.dump({**setting, "pairs": figures, **made}, file, indent=1)
 
 
 if __name__ == "__main__":

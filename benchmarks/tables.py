@@ -1,0 +1,129 @@
+"""What the benchmarks wrote, as Markdown tables and log-log plots.
+
+    python benchmarks/tables.py runs/bench
+
+Reads every .json file of the folder and writes tables.md and, where scaling.json is there, scaling-*.png beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)) + "\n"
+
+
+def from_pair(row: Row) -> list[str]:
+    """Part and size are told by the first size in the name."""
+    part, size = re.split(r" (?=\d+x)", row["pair"], maxsplit=1)
+    return [part, size, row["peer"], *figures(row)]
+
+
+def from_prompts(row: Row) -> list[str]:
+    chunk = "" if row["chunk_size"] is None else f", chunks of {row['chunk_size']}"
+    kind = {"shared": "shared contexts", "csc": "a context for each class"}[row["mode"]]
+    return [f"text tower, {kind}", f"{row['classes']} classes{chunk}", "all 77 tokens of every class", *figures(row)]
+
+
+def figures(row: Row) -> list[str]:
+    low, high = row.get("time_ratio_quartiles") or row["time_ratio_range"]
+    return [
+        f"{significant(row['time_ratio'])} ({significant(low)}–{significant(high)})",
+        significant(row["memory_ratio"]),
+        f"{significant(row['milliseconds'])} ms",
+    ]
+
+
+def significant(value: float) -> str:
+    """Two digits that mean something, and no exponent."""
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}" if value >= 1.95 else f"{float(f'{value:.2g}'):g}"
+
+
+def parts_table(rows: Sequence[Row]) -> str:
+    """Where our step goes, beside the other side's."""
+    cells = [
+        [row["part"], f"{row['seconds']:.3f} s", f"{100 * row['share']:.0f} %", significant(row["time_ratio"])] for row in rows
+    ]
+    return table(["part of our step", "time", "share", "time / peer"], cells)
+
+
+def scaling_tables(rows: Sequence[Row]) -> str:
+    """One table for each curve, ours beside the usual form."""
+    made = []
+    for curve in dict.fromkeys(row["curve"] for row in rows):
+        own = [row for row in rows if row["curve"] == curve]
+        cells = []
+        for row in own:
+            there = "peer_milliseconds" in row
+            cells.append(
+                [
+                    f"{row['size']:,}",
+                    f"{significant(row['milliseconds'])} ms",
+                    f"{significant(row['peer_milliseconds'])} ms" if there else "–",
+                    significant(row["time_ratio"]) if there else "–",
+                    f"{significant(row['peak_mib'])} MiB",
+                    f"{significant(row['peer_peak_mib'])} MiB" if there else "over 4 GB",
+                    significant(row["memory_ratio"]) if there else "–",
+                ]
+            )
+        head = [own[0]["axis"], "ours", "usual", "ratio", "peak, ours", "usual", "ratio"]
+        made.append(f"{curve.capitalize()}:\n\n{table(head, cells)}")
+    return "\n".join(made)
+
+
+def plot(rows: Sequence[Row], folder: Path) -> list[Path]:
+    """A picture for each curve: time and peak memory over the size."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    files = []
+    for curve in dict.fromkeys(row["curve"] for row in rows):
+        own = [row for row in rows if row["curve"] == curve]
+        figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+        for axis, key, label in zip(axes, ("milliseconds", "peak_mib"), ("ms, forward and backward", "peak MiB"), strict=True):
+            for prefix, name in (("", "ours"), ("peer_", "usual form")):
+                line = [(row["size"], row[prefix + key]) for row in own if prefix + key in row]
+                axis.loglog(*zip(*line, strict=True), marker="o", label=name)
+            axis.set(xlabel=own[0]["axis"], ylabel=label)
+            axis.grid(alpha=0.3)
+        axes[0].legend()
+        figure.suptitle(curve)
+        files.append(folder / f"scaling-{curve.replace(' ', '-')}.png")
+        figure.savefig(files[-1], dpi=150)
+        plt.close(figure)
+    return files
+
+
+def main(typed: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args(typed).folder
+    found = {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
+    if not found:
+        parser.error(f"{folder} must hold what the benchmarks wrote with --json, got no .json file")
+    rows = [from_pair(row) for file in found.values() for row in file.get("pairs", [])]
+    rows += [from_prompts(row) for file in found.values() for row in file.get("prompts", [])]
+    written = [table(["part", "size", "peer", "time / peer (quartiles)", "memory / peer", "ours"], rows)] if rows else []
+    for file in found.values():
+        if parts := file.get("parts"):
+            written.append(parts_table(parts))
+    if scaling := found.get("scaling", {}).get("scaling"):
+        written.append(scaling_tables(scaling))
+        for picture in plot(scaling, folder):
+            print(f"wrote {picture}")
+    (folder / "tables.md").write_text("\n".join(written), encoding="utf-8")
+    print("\n".join(written))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""The curves of the benchmarks and their tables, at sizes that take no time."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def scaling(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    made = importlib.import_module("scaling")
+    short = [curve._replace(sizes=(8, 16, 32)) for curve in made.CURVES]
+    monkeypatch.setattr(made, "CURVES", short)
+    return made
+
+
+@pytest.fixture
+def tables(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("tables")
+
+
+def test_a_row_for_every_size(scaling: ModuleType, tables: ModuleType, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    threads = str(torch.get_num_threads())
+    scaling.main(["--rounds", "2", "--warmup", "0", "--threads", threads, "--json", str(tmp_path / "scaling.json")])
+    rows = json.loads((tmp_path / "scaling.json").read_text())["scaling"]
+    assert [(row["curve"], row["size"]) for row in rows] == [
+        (curve, size) for curve in ("asymmetric loss", "matching", "contrast") for size in (8, 16, 32)
+    ]
+    for row in rows:
+        assert row["difference"] < 1e-4 and row["milliseconds"] > 0 and row["peer_milliseconds"] > 0
+        assert row["memory_ratio"] == pytest.approx(row["peak_mib"] / row["peer_peak_mib"])
+    tables.main([str(tmp_path)])
+    assert sorted(file.name for file in tmp_path.glob("*.png")) == [
+        f"scaling-{curve}.png" for curve in ("asymmetric-loss", "contrast", "matching")
+    ]
+    assert len(re.findall(r"^\| (8|16|32) \|", (tmp_path / "tables.md").read_text(), re.MULTILINE)) == 9
+
+
+def test_what_would_not_fit_is_left_out(scaling: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told from the peak before: four times the memory at twice the anchors."""
+    contrast = scaling.CURVES[2]
+    first, second, _ = scaling.points(contrast, 2, 0)
+    monkeypatch.setattr(scaling, "LIMIT", 3.9 * 2**20 * first["peer_peak_mib"])
+    only, *others = scaling.points(contrast, 2, 0)
+    assert "time_ratio" in only and not any("time_ratio" in row for row in others)
+    assert all(row["milliseconds"] > 0 and row["peak_mib"] > 0 for row in others)
+    monkeypatch.setattr(scaling, "LIMIT", 4.1 * 2**20 * first["peer_peak_mib"])
+    assert "time_ratio" in scaling.points(contrast, 2, 0)[1]
+
+
+def test_only_some_curves(scaling: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    threads = str(torch.get_num_threads())
+    scaling.main(["--rounds", "2", "--warmup", "0", "--threads", threads, "--only", "match"])
+    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]} == {"matching"}
+
+
+def test_tables_say_what_was_measured(tables: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pair = {"pair": "matching 64x20x512", "peer": "formula", "milliseconds": 1.234, "time_ratio": 0.1234, "memory_ratio": 0.05}
+    (tmp_path / "a.json").write_text(json.dumps({"pairs": [{**pair, "time_ratio_quartiles": [0.1, 0.2]}]}))
+    prompts = {"mode": "shared", "classes": 80, "chunk_size": 16, "milliseconds": 1234.0, "time_ratio": 2.04, "memory_ratio": 1}
+    (tmp_path / "b.json").write_text(json.dumps({"prompts": [{**prompts, "time_ratio_range": [0.9, 12.3]}]}))
+    part = {"part": "pooler", "seconds": 0.5, "share": 0.25, "time_ratio": 0.333}
+    (tmp_path / "c.json").write_text(json.dumps({"parts": [part]}))
+    tables.main([str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert "| matching | 64x20x512 | formula | 0.12 (0.1–0.2) | 0.05 | 1.2 ms |" in lines
+    assert (
+        "| text tower, shared contexts | 80 classes, chunks of 16 | all 77 tokens of every class | 2.0 (0.9–12) | 1 | 1234 ms |"
+    ) in lines
+    assert "| pooler | 0.500 s | 25 % | 0.33 |" in lines
+    one = {"curve": "contrast", "axis": "anchors", "milliseconds": 5.0, "peak_mib": 2.0}
+    usual = {"peer_milliseconds": 10.0, "peer_peak_mib": 8.0, "time_ratio": 0.5, "memory_ratio": 0.25}
+    made = tables.scaling_tables([{**one, "size": 100, **usual}, {**one, "size": 16384}])
+    assert "| 100 | 5.0 ms | 10 ms | 0.5 | 2.0 MiB | 8.0 MiB | 0.25 |" in made
+    assert "| 16,384 | 5.0 ms | – | – | 2.0 MiB | over 4 GB | – |" in made
+    with pytest.raises(SystemExit):
+        tables.main([str(tmp_path / "nothing")])
+
+
+def test_commands_name_benchmarks_and_their_options(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the pages and of make bench."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    pages = [ROOT / "Makefile", ROOT / "README.md", ROOT / "benchmarks" / "README.md", *(ROOT / "docs").glob("*.md")]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    wanted: dict[str, set[str]] = {}
+    for script, typed in re.findall(r"python benchmarks/(\w+)\.py([^`\n#]*)", text):
+        wanted.setdefault(script, set()).update(re.findall(r"--[\w-]+", typed))
+    assert {"losses", "pooling", "prompts", "step", "scaling", "tables"} <= set(wanted)
+    for script, options in wanted.items():
+        monkeypatch.setattr("sys.argv", [script, "--help"])
+        with pytest.raises(SystemExit):
+            importlib.import_module(script).main()
+        shown = capsys.readouterr().out
+        assert {option for option in options if option not in shown} == set(), script
