@@ -80,6 +80,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--amp", action="store_true", help="mixed precision: float16 on cuda, bfloat16 elsewhere")
     p.add_argument("--deterministic", action="store_true", help="the same bits again on an accelerator, a little slower")
     p.add_argument("--tensorboard", action="store_true", help="curves of losses and test mAP (needs the tensorboard package)")
+    p.add_argument("--profile", action="store_true",
+                   help="also where a step's time and memory go, measured in the last epoch of each training")  # fmt: skip
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--tune", action="store_true",
                    help="score on the val split and train on the train split: for choosing settings")  # fmt: skip
@@ -275,7 +277,7 @@ class Results:
                 checkpoint_path(self.output, cell).unlink(missing_ok=True)
             return
         # Without the record nothing that is still there can be taken for a part of another run.
-        made = ("checkpoints/*.pt*", "pseudo/*.json", "unseen/*.json", "saliency*.npz")
+        made = ("checkpoints/*.pt*", "pseudo/*.json", "unseen/*.json", "profile/*.md", "saliency*.npz")
         for pattern in ("run.json", "results.json", "times.json", *made):
             for path in self.output.glob(pattern):
                 path.unlink(missing_ok=True)
