@@ -24,7 +24,7 @@ pytest.importorskip("safetensors")
 
 from trm_pipeline import cells, checkpoint, experiment, features, methods, presets, profiling, report, training
 from trm_pipeline.data.drawn import write_drawn_voc
-from trm_pipeline.data.voc import VOC, eval_transform
+from trm_pipeline.data.voc import VOC, eval_transform, train_transform
 from trm_pipeline.pseudo_trace import PseudoTrace
 
 from trm_losses import PseudoLabeler, PseudoLabels, TRMHead, TRMObjective
@@ -207,6 +207,29 @@ def test_augmentation_encodes_in_the_loop(run, capsys):
     assert row["mAP"] > 0
 
 
+def test_live_features_show_every_image_once_in_an_order_of_the_seed(devkit, backbone):
+    random = train_transform(224, mean=backbone.image_mean, std=backbone.image_std, rand_augment=True)
+    images = VOC(devkit, 2007, "val", transform=random)
+
+    def epochs(seed, workers):
+        live = features.LiveFeatures(images, backbone, token_pool=2, device=torch.device("cpu"), workers=workers)
+        generator = torch.Generator().manual_seed(seed)
+        torch.manual_seed(workers)  # which nothing may depend on
+        parts = [list(live.batches(8, generator)) for _ in range(2)]
+        assert torch.equal(torch.rand(3), torch.rand(3, generator=torch.Generator().manual_seed(workers)))
+        return [tuple(torch.cat(part) for part in zip(*batches, strict=True)) for batches in parts]
+
+    first, again, other = epochs(0, workers=2), epochs(0, workers=0), epochs(1, workers=0)
+    for (tokens, pooled, index), (tokens_again, pooled_again, index_again) in zip(first, again, strict=True):
+        assert sorted(index.tolist()) == list(range(30)) != index.tolist()
+        assert torch.equal(index, index_again)
+        assert torch.equal(tokens, tokens_again) and torch.equal(pooled, pooled_again)
+    orders = [index.tolist() for *_, index in (*first, *other)]
+    assert all(orders.count(order) == 1 for order in orders)
+    same = [tokens[index.argsort()] for tokens, _, index in first]
+    assert not torch.isclose(*same).flatten(1).all(dim=1).any()  # no image is transformed twice in one way
+
+
 def test_tune_never_touches_the_test_images(run, capsys):
     run("--methods", "zero-shot-global", "--tune")
     assert "(train)" in (out := capsys.readouterr().out) and "(val)" in out and "(test)" not in out
@@ -236,6 +259,7 @@ def test_seed_one_hides_labels_by_the_published_procedure(devkit, run, monkeypat
         (["--data-root", "/nowhere/at/all"], "not found"),
         (["--set", "token_pool=3"], "token_pool must divide"),
         (["--jobs", "0"], "jobs must be at least 1"),
+        (["--workers", "-1"], "workers must be at least 0"),
         (["--known", "0.5", "--ablation-known", "0.1"], "must be among --known"),
         (["--known", "single", "--set", "expected_positives=none"], "needs expected_positives"),
         (["--unseen", "19"], "must leave two classes"),

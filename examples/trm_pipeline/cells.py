@@ -27,7 +27,7 @@ from trm_losses.metrics import evaluate
 
 from .checkpoint import Checkpoint, tensor_digest, write_json
 from .data.voc import VOC_CLASSES
-from .features import Features
+from .features import Features, cores
 from .methods import METHODS, TRM, ZERO_SHOT, Encode, Method, Setting
 from .presets import VARIANTS, Known, Preset
 from .profiling import profiled, recorded
@@ -226,8 +226,7 @@ def _start_worker(args: argparse.Namespace, prepare: Callable[[argparse.Namespac
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(max(1, min(torch.get_num_threads(), cores // args.jobs)))
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), cores() // args.jobs)))
     if args.deterministic:
         use_deterministic_algorithms()
     without_bars()

@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -277,13 +277,13 @@ def profiled(method: Method, features: Features, *, epochs: int, device: torch.d
     with ExitStack() as stack:
         stack.callback(watch.stop)
         for part, owner, name in parts:
-            stack.enter_context(_standing_in(owner, name, lambda function, part=part: recorded(part, function)))
+            stack.enter_context(_standing_in(owner, name, partial(recorded, part)))
         for words, owner, name in (
             ("scores of the test images", training, "score"),
             ("metrics", training, "evaluate"),
             ("checkpoint", Checkpoint, "save"),
         ):
-            stack.enter_context(_standing_in(owner, name, lambda function, words=words: watch.timed(words, function)))
+            stack.enter_context(_standing_in(owner, name, partial(watch.timed, words)))
         stack.enter_context(_standing_in(type(method), "before_epoch", watch.begin_epoch))
         stack.enter_context(_standing_in(type(features), "batches", watch.batches))
         yield
