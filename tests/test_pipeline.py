@@ -867,6 +867,7 @@ def test_kernels_belong_to_the_part_that_launched_them():
         Event("kernel", 60, 69, device="CUDA", linked=8),
         Event("pooling", 40, 46, device="CUDA", linked=7),  # the range as the device shows it
         Event("kernel", 80, 99, device="CUDA", linked=99),  # of no step
+        Event("cudaLaunchKernel", 41, 42, own=8, linked=7),  # the driver counts for itself
     ]
     memory = [Event("[memory]", 14, 14, mib=8, device="CUDA")]
     _, parts = profiling.parts_of([*step_events(0, 0, backward_thread=2), *kernels, *memory], "cuda")

@@ -123,15 +123,16 @@ def parts_of(events: Iterable[Any], device: str = "cpu") -> tuple[int, dict[str,
         elif outer is not None and not backward and event.sequence_nr() >= 0:
             # The last of several with one number: the one that the number was given to.
             differentiated[event.start_thread_id(), event.sequence_nr()] = outer
-        if part is not None:
+        if part is not None and not event.linked_correlation_id():  # one that is linked is a call of the device's driver
             launched[event.correlation_id()] = part, backward
-            if ranges and outer is not None:
-                host[part, backward] += length
-                host[outer, ranges[-1][2]] -= length
+        if part is not None and outer is not None:
+            host[part, backward] += length
+            host[outer, ranges[-1][2]] -= length
         ranges.append((start + length, part, backward))
     for event in events:
-        at = launched.get(event.linked_correlation_id())
-        if event.device_type().name.lower() == device != "cpu" and at is not None and event.name() not in (_STEP, *_NAMES):
+        name, at = event.name(), launched.get(event.linked_correlation_id())
+        shown_range = name in (_STEP, _BACKWARD, *_NAMES) or name.startswith("Optimizer.")
+        if event.device_type().name.lower() == device != "cpu" and at is not None and not shown_range:
             on_device[at] += event.duration_ns()
     scale = 1e-6 / max(steps, 1)
     return steps, {
