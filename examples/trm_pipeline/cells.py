@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,9 +27,10 @@ from trm_losses.metrics import evaluate
 
 from .checkpoint import Checkpoint, tensor_digest, write_json
 from .data.voc import VOC_CLASSES
-from .features import Features
+from .features import Features, cores
 from .methods import METHODS, TRM, ZERO_SHOT, Encode, Method, Setting
 from .presets import VARIANTS, Known, Preset
+from .profiling import profiled, recorded
 from .progress import say, without_bars
 from .report import Row
 from .training import Trained, score, train
@@ -159,23 +161,29 @@ def train_cell(data: Prepared, cell: Cell, args: argparse.Namespace, *, method: 
         "weights": data.weights,
         "amp": args.amp,
     }
-    return train(
-        built,
-        data.features,
-        targets,
-        data.test_features,
-        data.test_targets,
-        encode=data.encode,
-        preset=preset,
-        seed=cell.seed,
-        device=data.device,
-        label=cell.label,
-        single=cell.known == "single",
-        truth=data.targets,
-        checkpoint=Checkpoint(checkpoint_path(args.output, cell), made_with),
-        amp=args.amp,
-        log=args.output / "tensorboard" / cell.name if args.tensorboard else None,
-    )
+    watched: AbstractContextManager[None] = nullcontext()
+    if args.profile:
+        data = dataclasses.replace(data, encode=recorded("text", data.encode))
+        path = args.output / "profile" / f"{cell.name}.md"
+        watched = profiled(built, data.features, epochs=preset.epochs, device=data.device, label=cell.label, path=path)
+    with watched:
+        return train(
+            built,
+            data.features,
+            targets,
+            data.test_features,
+            data.test_targets,
+            encode=data.encode,
+            preset=preset,
+            seed=cell.seed,
+            device=data.device,
+            label=cell.label,
+            single=cell.known == "single",
+            truth=data.targets,
+            checkpoint=Checkpoint(checkpoint_path(args.output, cell), made_with),
+            amp=args.amp,
+            log=args.output / "tensorboard" / cell.name if args.tensorboard else None,
+        )
 
 
 def run_cells(
@@ -218,8 +226,7 @@ def _start_worker(args: argparse.Namespace, prepare: Callable[[argparse.Namespac
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(max(1, min(torch.get_num_threads(), cores // args.jobs)))
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), cores() // args.jobs)))
     if args.deterministic:
         use_deterministic_algorithms()
     without_bars()

@@ -24,7 +24,7 @@ from .checkpoint import differences, tensor_digest, write_json
 from .data.drawn import write_drawn_voc
 from .data.voc import VOC, VOC_CLASSES, class_prompt_names, eval_transform, train_transform
 from .embedded import load_embedded
-from .features import CachedFeatures, Features, LiveFeatures, cache_features, weights_digest
+from .features import CachedFeatures, Features, LiveFeatures, cache_features, cores, weights_digest
 from .methods import METHODS, ZERO_SHOT, Setting
 from .pictures import choose_images, collect_saliency
 from .presets import EMBEDDED, PRESETS, VARIANTS, VOC2007_RN101, Known, Preset, override
@@ -77,9 +77,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--jobs", type=int, default=1,
                    help="methods trained at a time, each in a process with its share of the cores; results do not depend on "
                    "it but for the last digits, which depend on the number of threads")  # fmt: skip
+    p.add_argument("--workers", type=int, default=min(8, cores()),
+                   help="processes that read and transform images, where they are not cached; 0: none beside this one; results "
+                   "do not depend on it")  # fmt: skip
     p.add_argument("--amp", action="store_true", help="mixed precision: float16 on cuda, bfloat16 elsewhere")
     p.add_argument("--deterministic", action="store_true", help="the same bits again on an accelerator, a little slower")
     p.add_argument("--tensorboard", action="store_true", help="curves of losses and test mAP (needs the tensorboard package)")
+    p.add_argument("--profile", action="store_true",
+                   help="also where a step's time and memory go, measured in the last epoch of each training")  # fmt: skip
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--tune", action="store_true",
                    help="score on the val split and train on the train split: for choosing settings")  # fmt: skip
@@ -112,14 +117,15 @@ def check_arguments(args: argparse.Namespace, preset: Preset) -> None:
             raise ValueError(f"--known must be shares above 0 and at most 1, got {share:g} (10 % is 0.1)")
     if missing := [share for share in args.ablation_known or () if share not in args.known]:
         raise ValueError(f"--ablation-known must be among --known, where trm itself is trained; got {missing[0]}")
-    for name, value in (
-        ("--seeds", min(args.seeds)),
-        ("--jobs", args.jobs),
-        ("epochs", preset.epochs),
-        ("batch_size", preset.batch_size),
+    for name, value, least in (
+        ("--seeds", min(args.seeds), 1),
+        ("--jobs", args.jobs, 1),
+        ("--workers", args.workers, 0),
+        ("epochs", preset.epochs, 1),
+        ("batch_size", preset.batch_size, 1),
     ):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
     if not 0 <= args.unseen < len(VOC_CLASSES) - 1:
         raise ValueError(f"--unseen must leave two classes of {len(VOC_CLASSES)} to train on, got {args.unseen}")
     if args.unseen and preset.query == "free":
@@ -195,13 +201,14 @@ def prepare(args: argparse.Namespace) -> Prepared:
             token_pool=preset.token_pool,
             mirror=mirror,
             device=device,
+            workers=args.workers,
         )
 
     features: Features
     if preset.augment:
         random = train_transform(preset.image_size, rand_augment=True, **channels)
         augmented = VOC(root, preset.year, train_split, transform=random)
-        features = LiveFeatures(augmented, backbone, token_pool=preset.token_pool, device=device)
+        features = LiveFeatures(augmented, backbone, token_pool=preset.token_pool, device=device, workers=args.workers)
     else:
         features = cached(train_split, mirror=preset.mirror)
     names = class_prompt_names(preset.split_words)
@@ -275,7 +282,7 @@ class Results:
                 checkpoint_path(self.output, cell).unlink(missing_ok=True)
             return
         # Without the record nothing that is still there can be taken for a part of another run.
-        made = ("checkpoints/*.pt*", "pseudo/*.json", "unseen/*.json", "saliency*.npz")
+        made = ("checkpoints/*.pt*", "pseudo/*.json", "unseen/*.json", "profile/*.md", "saliency*.npz")
         for pattern in ("run.json", "results.json", "times.json", *made):
             for path in self.output.glob(pattern):
                 path.unlink(missing_ok=True)

@@ -20,7 +20,12 @@ from trm_losses.backbones import ImageFeatures, OpenClipBackbone
 
 from .progress import progress
 
-__all__ = ["Batch", "CachedFeatures", "Features", "LiveFeatures", "cache_features", "weights_digest"]
+__all__ = ["Batch", "CachedFeatures", "Features", "LiveFeatures", "cache_features", "cores", "weights_digest"]
+
+
+def cores() -> int:
+    """How many of the machine's this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Batch(NamedTuple):
@@ -89,8 +94,27 @@ class CachedFeatures:
             yield Batch(tokens.to(self.device), pooled.to(self.device), index)
 
 
+class _Drawn(Dataset[tuple[Tensor, Tensor, int]]):
+    """Images whose random transformations have seeds of their own, so that they do not depend on the process they happen in."""
+
+    def __init__(self, images: Dataset[tuple[Tensor, Tensor, int]], seeds: Tensor) -> None:
+        self.images, self.seeds = images, seeds
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
+        with torch.random.fork_rng(devices=()):
+            torch.default_generator.manual_seed(int(self.seeds[index]))
+            return self.images[index]
+
+
 class LiveFeatures:
-    """Features of freshly transformed images, encoded batch by batch."""
+    """Features of freshly transformed images, encoded batch by batch, while ``workers`` processes read the next ones.
+
+    Which transformations are drawn depends on the generator alone, not on how many processes there are. They end with the
+    epoch: what takes long at the start of one is its first batches, which would have to be waited for anyway.
+    """
 
     def __init__(
         self,
@@ -121,18 +145,21 @@ class LiveFeatures:
 
     def batches(self, batch_size: int, generator: torch.Generator | None = None, *, view: int = 0) -> Iterator[Batch]:
         """See :class:`Features`."""
+        images = self.images
+        if generator is not None:
+            images = _Drawn(images, torch.randint(2**62, (len(self),), generator=generator))
         loader = DataLoader(
-            self.images,
+            images,
             batch_size,
             shuffle=generator is not None,
             generator=generator,
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
         )
-        for images, _, index in loader:
-            images = images.flip(3) if self.mirror else images
+        for pixels, _, index in loader:
+            pixels = pixels.flip(3) if self.mirror else pixels
             with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
-                encoded = self.backbone(images.to(self.device, non_blocking=True))
+                encoded = self.backbone(pixels.to(self.device, non_blocking=True))
             features = pool_tokens(encoded, self.token_pool)
             yield Batch(features.tokens.float(), features.pooled.float(), index)
 
@@ -157,6 +184,7 @@ def cache_features(
     mirror: bool,
     device: torch.device,
     batch_size: int = 50,
+    workers: int = 2,
 ) -> CachedFeatures:
     """Features of a data set out of the cache below ``root``, computed where they are not there yet.
 
@@ -185,7 +213,9 @@ def cache_features(
         partial.mkdir(parents=True)
         try:
             for view in range(views):
-                live = LiveFeatures(images, backbone, token_pool=token_pool, device=device, mirror=bool(view))
+                live = LiveFeatures(
+                    images, backbone, token_pool=token_pool, device=device, mirror=bool(view), workers=workers
+                )
                 _write_view(partial, view, live, batch_size)
             (partial / "key.json").write_text(json.dumps(key))
             try:
