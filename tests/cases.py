@@ -1310,11 +1310,12 @@ def begun(module: Any, epoch: int = 1, epochs: int = 10) -> Any:
     return module
 
 
-def filled(module: Any, classes: int, epoch: int = 1) -> Any:
-    """A loss that keeps labels, after an update over the training set; like the inputs, some labels are unknown to it."""
+def filled(module: Any, classes: int) -> Any:
+    """A loss that keeps labels, after an update over a training set of which nothing is known, and in its last epoch."""
     module.begin_epoch(1, 10)
-    module.update(2 * normal(SAMPLES, classes, seed=63), labels(SAMPLES, classes, seed=64), ids=torch.arange(SAMPLES))
-    return begun(module, epoch)
+    unknown = torch.full((SAMPLES, classes), -1.0)
+    module.update(2 * normal(SAMPLES, classes, seed=63), unknown, ids=torch.arange(SAMPLES))
+    return begun(module, 9)
 
 
 def role_loss(classes: int) -> Any:
@@ -1325,7 +1326,7 @@ def large(scheme: Any, classes: int, delta: float = 0.15) -> Any:
     if scheme != "correct_permanently":
         return begun(baselines.LargeLoss(scheme=scheme, delta=delta), 2)
     module = baselines.LargeLoss(scheme=scheme, delta=delta, num_samples=SAMPLES, num_classes=classes)
-    return filled(module, classes, 2)
+    return filled(module, classes)
 
 
 def large_oracle(module: Any, x: Any, y: Any, held: Any, ids: Any) -> float:
@@ -1410,10 +1411,10 @@ BASELINES = {
     ),
     "EM+APL": BaselineCase(
         "EMAPLLoss",
-        lambda c: filled(baselines.EMAPLLoss(SAMPLES, c, alpha=0.3, beta=0.6, warmup=4), c, 7),
+        lambda c: filled(baselines.EMAPLLoss(SAMPLES, c, alpha=0.3, beta=0.6, label_share=0.5, warmup=9), c),
         em_apl_oracle,
         state=("soft", "labelled", "passes"),
-        shows=("beta=0.6", "warmup=4"),
+        shows=("beta=0.6", "warmup=9"),
     ),
     "large loss, reject": BaselineCase("LargeLoss", lambda c: large("reject", c), large_oracle, state=("rate",)),
     "large loss, correct": BaselineCase("LargeLoss", lambda c: large("correct", c), large_oracle, state=("rate",)),

@@ -56,6 +56,19 @@ def test_gradient_of_the_learned_labels():
     close(module.estimates.grad, expected)
 
 
+@pytest.mark.parametrize("name", ["ROLE", "partial ASL, selective"])
+def test_compiled_gradient_where_one_is_stopped(name):
+    """Whose gradient the table of cases cannot compare with numbers."""
+    torch._dynamo.reset()
+    module, inputs = built(name), baseline_inputs(BATCH, CLASSES)
+    logits, parameters = inputs["logits"].requires_grad_(), list(module.parameters())
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    actual = torch.autograd.grad(call_baseline(compiled, inputs), [logits, *parameters])
+    expected = torch.autograd.grad(call_baseline(module, inputs), [logits, *parameters])
+    for a, e in zip(actual, expected, strict=True):
+        close(a, e, rtol=1e-9)
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in COUPLED])
 def test_unknown_entries_move_no_supervised_term(name):
     module, inputs = built(name), baseline_inputs(BATCH, CLASSES)
@@ -141,6 +154,14 @@ def test_state_keeps_its_precision():
         assert all(torch.equal(x, before[key]) for key, x in module.half().state_dict().items())
 
 
+@pytest.mark.parametrize("logit", [0.0, 8.0, -30.0, 30.0])
+def test_entropy_of_what_is_sure_is_exact(logit):
+    """To the last digits, in float32 and on both sides, where 1 - p is 0 already; with one unknown entry it is the loss."""
+    loss = baselines.EMLoss(alpha=1.0)(torch.tensor([[logit]]), torch.tensor([[-1.0]]))
+    size = abs(logit)
+    close(-loss, math.log1p(math.exp(-size)) + size * math.exp(-size) / (1 + math.exp(-size)), rtol=1e-6, atol=0)
+
+
 # The limits in which one is another ----------------------------------------------------------------------------------------
 
 
@@ -204,7 +225,7 @@ def test_rate_of_large_loss(scheme, epochs):
 
 def test_large_loss_takes_as_many_as_it_says():
     """Also where the share of the batch is a whole number, which rounding may not lift by one."""
-    x, unknown = normal(10, 50, seed=1), torch.full((10, 50), -1.0)
+    x, unknown = normal(30, 50, seed=1), torch.full((30, 50), -1.0)
     for delta in (0.002, 0.004, 0.0021):
         module = baselines.LargeLoss(scheme="reject", delta=delta)
         for epoch in range(10):
@@ -212,7 +233,7 @@ def test_large_loss_takes_as_many_as_it_says():
             logits = x.clone().requires_grad_()
             module(logits, unknown).backward()
             rejected = logits.grad == 0
-            assert int(rejected.sum()) == math.ceil(round(500 * delta * epoch, 6))
+            assert int(rejected.sum()) == math.ceil(round(1500 * delta * epoch, 6))
             assert not rejected.any() or x[rejected].min() > x[~rejected].max()
 
 
@@ -230,14 +251,15 @@ def test_large_loss_touches_unknown_entries_alone(scheme):
 
 
 def test_permanent_corrections_stay():
-    """Three epochs against sets of entries; another epoch's model cannot take a correction back."""
+    """Three epochs against sets of entries; what is corrected makes room for others."""
     module = baselines.LargeLoss(scheme="correct_permanently", delta=0.05, num_samples=SAMPLES, num_classes=CLASSES)
-    y = oracles.array(labels(SAMPLES, CLASSES, seed=64))
+    y = np.full((SAMPLES, CLASSES), -1.0)
+    y[:, 0], y[2, 1] = 1, 0
     current = y.copy()
     for epoch in range(3):
         module.begin_epoch(epoch, 10)
         for batch in (np.array([4, 1, 3]), np.array([0, 5, 2])):
-            x = 2 * normal(3, CLASSES, seed=int(10 * epoch + batch[0]))
+            x = 2 * normal(3, CLASSES, seed=int(batch[0]))  # the same in each epoch: its largest are flipped already
             targets, ids = torch.as_tensor(y[batch]), torch.as_tensor(batch)
             rate = Fraction("0.05") * (epoch > 0)
             expected = baseline_oracles.large_loss(oracles.array(x), current[batch], oracles.array(x), "correct", rate)
@@ -246,7 +268,7 @@ def test_permanent_corrections_stay():
                 current[batch[b], c] = 1
             module.update(x, targets, ids=ids)
         close(module.flipped, (y == -1) & (current == 1))
-    assert 2 < int(module.flipped.sum()) < int((y == -1).sum())  # and not in the first epoch
+    assert int(module.flipped.sum()) == 4  # one of fifteen in each batch, but none in the first epoch
 
 
 def test_splc_corrects_after_the_first_epoch():
@@ -273,7 +295,8 @@ def test_passes_of_apl(epochs):
     soft = np.full((n, classes), np.nan)
     p = np.zeros((n, classes))
     for epoch in range(epochs):
-        module.begin_epoch(epoch, epochs)
+        for _ in range(2):  # told twice, it is the same epoch
+            module.begin_epoch(epoch, epochs)
         due = min(max(10 * epoch // epochs - 6 + 1, 0), 4)
         for _ in range(due - done):
             new = baseline_oracles.label_least_probable(p, y == -1, labelled, share, 4)

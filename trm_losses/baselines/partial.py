@@ -47,7 +47,7 @@ class PartialBCELoss(Baseline):
         self.alpha, self.beta, self.gamma = alpha, beta, gamma
 
     def _loss(self, x: Tensor, y: Tensor, ids: Tensor | None) -> Tensor:
-        # An image without a label has no term to weigh, and 0 ** -1 would be infinite.
+        # An image without a label has no term to weigh; 0 ** -1 would be infinite, and cost a second pass.
         share = (y >= 0).to(x.dtype).mean(dim=1, keepdim=True).clamp(min=1 / x.shape[1])
         weights = self.alpha * share**self.gamma + self.beta
         return mean(cross_entropy(x, y, weights.expand_as(x)), x)
