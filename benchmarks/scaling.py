@@ -39,14 +39,17 @@ CURVES = [
 ]
 
 
+def once(pair: Pair) -> float:
+    """Milliseconds of one call of our side."""
+    start = time.perf_counter()
+    pair.ours()
+    return 1e3 * (time.perf_counter() - start)
+
+
 def alone(pair: Pair, rounds: int, warmup: int) -> dict[str, object]:
     """Figures of our side by itself."""
-    seconds = []
-    for _ in range(warmup + rounds):
-        start = time.perf_counter()
-        pair.ours()
-        seconds.append(time.perf_counter() - start)
-    return {"milliseconds": 1e3 * statistics.median(seconds[warmup:]), "peak_mib": peak_memory(pair.ours) / 2**20}
+    milliseconds = [once(pair) for _ in range(warmup + rounds)][warmup:]
+    return {"milliseconds": statistics.median(milliseconds), "peak_mib": peak_memory(pair.ours) / 2**20}
 
 
 def points(curve: Curve, rounds: int, warmup: int) -> list[dict[str, object]]:
@@ -56,7 +59,8 @@ def points(curve: Curve, rounds: int, warmup: int) -> list[dict[str, object]]:
     for size in curve.sizes:
         pair = curve.build(size)
         left_out = bool(last) and peak * (size / last) ** curve.power > LIMIT
-        row = alone(pair, rounds, warmup) if left_out else measure(pair, rounds, warmup)
+        quick = min(10 * rounds, int(200 / once(pair)))  # small sizes are noisy, and cheap to repeat
+        row = (alone if left_out else measure)(pair, max(rounds, quick), warmup)
         if not left_out:
             last, peak = size, 2**20 * float(row["peer_peak_mib"])  # type: ignore[arg-type]
         rows.append({"curve": curve.name, "axis": curve.axis, "size": size, **row})
