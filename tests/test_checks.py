@@ -53,6 +53,18 @@ def test_finite() -> None:
     assert text.startswith("Loss: x must be finite, got 2 NaN or infinite of 3 values") and "validate=False" in text
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_finite_finds_any_value_and_takes_any_size(dtype: torch.dtype) -> None:
+    most = torch.finfo(dtype).max
+    for values in ([], [most] * 5, [-most] * 5, [most, -most, 0.0]):
+        check_finite("Loss", "x", torch.tensor(values, dtype=dtype))
+    for bad in ([float("nan")], [float("inf")], [-float("inf")], [float("inf"), -float("inf")]):
+        for place in (0, 17, 130):
+            x = torch.full((131 + len(bad),), most / 200, dtype=dtype)
+            x[place : place + len(bad)] = torch.tensor(bad)
+            assert f"got {len(bad)} NaN or infinite of" in message(check_finite, "Loss", "x", x)
+
+
 @pytest.mark.parametrize("value", [2.0, -0.5, -2.0, 1.01, float("nan"), float("inf")])
 def test_targets(value: float) -> None:
     check_targets("Loss", torch.tensor([[1.0, 0.0, -1.0, 0.3]]))

@@ -197,6 +197,33 @@ def test_mirrored_views_are_drawn_in_training_only(tmp_path):
     assert torch.equal(views, torch.cat([batch.pooled[:, 0] for batch in drawn]))
 
 
+@pytest.mark.parametrize("views", [1, 2, 3])
+def test_cached_rows_are_those_of_their_images(tmp_path, views):
+    import numpy as np
+
+    generator = np.random.default_rng(0)
+    arrays = {name: generator.normal(size=(views, 11, *shape)).astype(np.float16)
+              for name, shape in (("tokens", (2, 3)), ("pooled", (3,)))}  # fmt: skip
+    for name, array in arrays.items():
+        for view in range(views):
+            np.save(tmp_path / f"{name}{view}.npy", array[view])
+    cached = features.CachedFeatures(tmp_path, views, torch.device("cpu"))
+    seeded = torch.Generator().manual_seed(3)
+    order = torch.randperm(11, generator=seeded).tolist()
+    drawn = torch.randint(views, (11,), generator=seeded).tolist()  # view of each image, not of each place in the order
+    for found, images, chosen in (
+        (list(cached.batches(4, torch.Generator().manual_seed(3))), order, drawn),
+        (list(cached.batches(4, view=views - 1)), range(11), [views - 1] * 11),
+    ):
+        assert [len(batch.index) for batch in found] == [4, 4, 3]
+        for name, array in arrays.items():
+            rows = torch.cat([getattr(batch, name) for batch in found])
+            assert rows.dtype == torch.float32
+            for row, image in zip(rows, images, strict=True):
+                assert row.tolist() == array[chosen[image], image].astype(np.float32).tolist()
+        assert torch.cat([batch.index for batch in found]).tolist() == list(images)
+
+
 def test_learned_contexts_through_the_text_tower(run):
     (row,) = run("--methods", "trm", "--set", "prompts=shared", "num_context=4")
     assert row["mAP"] > 0

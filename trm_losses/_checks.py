@@ -45,8 +45,10 @@ def check_finite(owner: str, name: str, tensor: Tensor) -> None:
     """Raise where ``tensor`` holds NaN or infinity. Waits for the device; skipped inside ``torch.compile``."""
     if torch.compiler.is_compiling():
         return
-    if not torch.isfinite(tensor.detach()).all():
-        bad = int((~torch.isfinite(tensor.detach())).sum())
+    values = tensor.detach()
+    # A sum is finite only where all of its terms are, and reads them once; one that overflows tells nothing.
+    if not torch.isfinite(values.sum()) and not torch.isfinite(values).all():
+        bad = int((~torch.isfinite(values)).sum())
         raise ValueError(
             f"{owner}: {name} must be finite, got {bad} NaN or infinite of {tensor.numel()} values; "
             "look for half-precision overflow before this point (validate=False skips this check)"

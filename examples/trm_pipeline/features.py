@@ -87,11 +87,17 @@ class CachedFeatures:
         if generator is not None and self.views > 1:
             drawn = torch.randint(self.views, (count,), generator=generator)
         for index in order.split(batch_size):
-            tokens, pooled = (
-                torch.stack([torch.from_numpy(arrays[int(drawn[i])][int(i)]) for i in index]).float()
-                for arrays in (self.tokens, self.pooled)
-            )
+            tokens, pooled = (_rows(arrays, drawn[index], index) for arrays in (self.tokens, self.pooled))
             yield Batch(tokens.to(self.device), pooled.to(self.device), index)
+
+
+def _rows(views: list[np.ndarray], drawn: Tensor, index: Tensor) -> Tensor:
+    """Rows ``index`` (B,), each of the view drawn for it, in single precision."""
+    rows = np.empty((len(index), *views[0].shape[1:]), views[0].dtype)
+    for view, array in enumerate(views):
+        own = (drawn == view).numpy()
+        rows[own] = array[index.numpy()[own]]
+    return torch.from_numpy(rows).float()
 
 
 class _Drawn(Dataset[tuple[Tensor, Tensor, int]]):
