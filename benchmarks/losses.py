@@ -278,10 +278,17 @@ def versions() -> dict[str, str]:
     return found
 
 
+def enough_rounds(text: str) -> int:
+    """A value of ``--rounds``."""
+    if int(text) < 2:
+        raise argparse.ArgumentTypeError(f"must be at least 2 for quartiles, got {text}")
+    return int(text)
+
+
 def arguments(description: str | None) -> argparse.ArgumentParser:
     """What every benchmark of pairs takes."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=enough_rounds, default=15)
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", nargs="*", default=[], help="words that a pair's name must begin with")
@@ -293,8 +300,6 @@ def main(typed: Sequence[str] | None = None) -> None:
     parser = arguments(__doc__)
     parser.add_argument("--sizes", choices=list(SIZES), default="small", help="full takes some minutes")
     args = parser.parse_args(typed)
-    if args.rounds < 2:
-        parser.error(f"--rounds must be at least 2 for quartiles, got {args.rounds}")
     torch.manual_seed(0)
     report((pair for build, size in SIZES[args.sizes] for pair in build(*size)), args)
 

@@ -8,6 +8,7 @@ Sizes read images x classes x tokens x width. Before a pair is timed our side is
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -173,13 +174,13 @@ def main() -> None:
 
     made: list[Callable[[], Pair]] = []
     if wanted("regions"):
-        made += [lambda s=s, h=h: pooling_pair(s, h) for s in POOLING[args.sizes] for h in (1, 4, 8)]  # type: ignore[misc]
+        made += [partial(pooling_pair, size, heads) for size in POOLING[args.sizes] for heads in (1, 4, 8)]
     if wanted("pool and match"):
-        made += [lambda s=s, h=h: matching_pair(s, h) for s in MATCHING[args.sizes] for h in (1, 4)]  # type: ignore[misc]
+        made += [partial(matching_pair, size, heads) for size in MATCHING[args.sizes] for heads in (1, 4)]
     if wanted("score"):
-        made += [lambda s=s: head_pair(s) for s in STEPS[args.sizes]]  # type: ignore[misc]
+        made += [partial(head_pair, size) for size in STEPS[args.sizes]]
     if wanted("step"):
-        made += [lambda s=s, p=p: step_pair(s, labeler=p) for s in STEPS[args.sizes] for p in (False, True)]  # type: ignore[misc]
+        made += [partial(step_pair, size, labeler=some) for size in STEPS[args.sizes] for some in (False, True)]
     report((make() for make in made), args)
 
 
