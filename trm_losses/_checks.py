@@ -5,7 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["Dims", "check_choice", "check_finite", "check_ids", "check_number", "check_targets"]
+__all__ = ["FLOATS", "NUMBERS", "Dims", "check_choice", "check_finite", "check_ids", "check_number", "check_targets"]
+
+# Types that can be computed with: those of eight bits and complex ones cannot be compared or summed.
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+NUMBERS = (*FLOATS, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class Dims:
@@ -30,8 +34,9 @@ class Dims:
             sizes = ", ".join(str(self.sizes.get(k, k)) for k in wanted)
             message = f"{self.owner}: {name} must have shape ({', '.join(wanted)}) = ({sizes}), got {shape}"
             raise ValueError(f"{message}; {hint}" if hint else message)
-        if floating and not tensor.is_floating_point():
-            raise TypeError(f"{self.owner}: {name} must be a floating-point tensor, got {tensor.dtype}; call {name}.float()")
+        if tensor.dtype not in (FLOATS if floating else NUMBERS):
+            wanted_type = "a floating-point tensor" if floating else "a tensor of bools, integers or floats"
+            raise TypeError(f"{self.owner}: {name} must be {wanted_type}, got {tensor.dtype}; call {name}.float()")
         if self.device is not None and tensor.device != self.device:
             raise ValueError(
                 f"{self.owner}: {name} is on {tensor.device}, the other tensors are on {self.device}; "

@@ -1,16 +1,67 @@
-"""State that keeps its precision whatever a user does to the model around it."""
+"""State that belongs to classes, and state that keeps its precision whatever a user does to the model around it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import copy
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor, nn
 
-__all__ = ["FullPrecisionState"]
+__all__ = ["FullPrecisionState", "PerClassState"]
+
+Self = TypeVar("Self", bound="PerClassState")
 
 
-class FullPrecisionState(nn.Module):
+class PerClassState(nn.Module):
+    """A module of which parameters and buffers belong to classes: the state of another number of classes is refused by name.
+
+    ``_class_axes`` says which they are, by name, and which of their dimensions are the classes.
+    """
+
+    _class_axes: ClassVar[Mapping[str, tuple[int, ...]]] = {}
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        for name, axes in self._class_axes.items():
+            own, found = getattr(self, name, None), state_dict.get(prefix + name)
+            if not isinstance(own, Tensor) or not isinstance(found, Tensor) or own.ndim != found.ndim:
+                continue
+            wanted, got = own.shape[axes[0]], found.shape[axes[0]]
+            if wanted != got:
+                fix = f"build it for {got} classes"
+                if hasattr(self, "with_classes"):
+                    fix += ", load this state, and take the classes that stay by with_classes"
+                errors: list[str] = args[-1]
+                errors.append(f"{type(self).__name__}: {prefix}{name} must be of {wanted} classes, got a state of {got}; {fix}")
+                return
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _keep_classes(self: Self, keep: Sequence[int | None]) -> Self:
+        """A copy for another set of classes: everything of those that stay, zeros for the new ones."""
+        owner, classes = type(self).__name__, int(self.num_classes)  # type: ignore[arg-type]
+        places = [classes if place is None else operator.index(place) for place in keep]
+        if not places or any(place is not None and not 0 <= place < classes for place in keep):
+            raise ValueError(
+                f"{owner}: keep must be one place from 0 to num_classes - 1 = {classes - 1}, or None for a new class, for each "
+                f"class of the new set, got {list(keep)}"
+            )
+        group = getattr(self, "distributed", None)
+        made = copy.deepcopy(self, {id(group): group})  # ranks go on together
+        for name, axes in self._class_axes.items():
+            value = made._buffers.get(name)
+            if value is None:
+                continue
+            for axis in axes:
+                padded = torch.cat([value, torch.zeros_like(value.narrow(axis, 0, 1))], dim=axis)
+                value = padded.index_select(axis, torch.tensor(places, device=value.device))
+            made._buffers[name] = value
+        made.num_classes = len(places)  # type: ignore[assignment]
+        return made
+
+
+class FullPrecisionState(PerClassState):
     """A module whose float buffers follow ``.to(device)`` but stay float32 under ``.half()`` and ``.to(dtype)``.
 
     One step of a running mean at momentum 0.99 or above is lost in half precision.

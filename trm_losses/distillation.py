@@ -79,6 +79,8 @@ class RegionDistillationLoss(nn.Module):
         if self.validate:
             check_finite(dims.owner, f"student_{kind}", student)
             check_finite(dims.owner, f"teacher_{kind}", teacher)
+            if weights is not None:
+                check_finite(dims.owner, "weights", weights)
         group = resolve_group(self.distributed)
         if self.form == "cosine":
             return TF.feature_distillation(student, teacher, weights, reduction=self.reduction, group=group)

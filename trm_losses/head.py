@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ._checks import Dims, check_choice, check_number
+from ._state import PerClassState
 from .region_pooler import RegionPooler, Regions, class_chunk
 from .text_region_matching import TextRegionMatchingLoss
 
@@ -48,7 +49,7 @@ def param_groups(*modules: nn.Module, lr: float | None = None, weight_decay: flo
     return groups if lr is None else [{**group, "lr": lr} for group in groups]
 
 
-class TRMHead(nn.Module):
+class TRMHead(PerClassState):
     """Scores of classes from image tokens: a trained pooler and matching with the texts they were trained to.
 
     Args:
@@ -76,6 +77,8 @@ class TRMHead(nn.Module):
 
     text: Tensor
     negative_text: Tensor | None
+
+    _class_axes = {"text": (0,), "negative_text": (0,)}
 
     def __init__(
         self,
@@ -121,7 +124,7 @@ class TRMHead(nn.Module):
         """
         classes, query_head = self.pooler.num_classes, self.head != "region"
         if chunk is None:
-            whole = torch.compiler.is_compiling() or torch.is_grad_enabled() or tokens.ndim != 3
+            whole = torch.compiler.is_compiling() or torch.is_grad_enabled() or not isinstance(tokens, Tensor) or tokens.ndim != 3
             chunk = classes if whole else class_chunk(tokens.shape[0], classes, tokens.shape[1], self.pooler.dim)
         check_number(type(self).__name__, "chunk", chunk, 1)
         if chunk < classes:

@@ -18,7 +18,7 @@ from itertools import repeat, starmap
 import torch
 from torch import Tensor
 
-from ._checks import check_number
+from ._checks import NUMBERS, check_number
 
 __all__ = [
     "UNKNOWN",
@@ -34,7 +34,6 @@ UNKNOWN: int = -1
 """The value of an entry whose label is not known."""
 
 _PROMOTED = {torch.bool: torch.int8, torch.uint8: torch.int16}
-_SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
 _ENCODING = "1 (present), 0 (absent), between (soft) or -1 (unknown)"
 _FIX_ENCODING = "convert the labels with from_ternary or from_positive_only first"
 
@@ -284,10 +283,9 @@ def _numeric(owner: str, name: str, x: Tensor) -> Tensor:
     """``x`` in a dtype that can hold -1."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{owner}: {name} must be a torch.Tensor, got {type(x).__name__}")
-    x = x.to(_PROMOTED.get(x.dtype, x.dtype))
-    if not (x.is_floating_point() or x.dtype in _SIGNED):
+    if x.dtype not in NUMBERS:
         raise TypeError(f"{owner}: {name} must hold bools, integers or floats, got {x.dtype}; use .long() or .float()")
-    return x
+    return x.to(_PROMOTED.get(x.dtype, x.dtype))
 
 
 def _matrix(owner: str, targets: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ._checks import FLOATS, NUMBERS
 from .labels import UNKNOWN
 
 __all__ = ["F1Scores", "average_precision", "evaluate", "f1_scores", "mean_average_precision"]
@@ -244,8 +245,10 @@ def _check(owner: str, name: str, scores: Tensor, targets: Tensor) -> None:
     for label, x in ((name, scores), ("targets", targets)):
         if not isinstance(x, Tensor):
             raise TypeError(f"{owner}: {label} must be a torch.Tensor, got {type(x).__name__}")
-    if not scores.is_floating_point():
+    if scores.dtype not in FLOATS:
         raise TypeError(f"{owner}: {name} must be floats, got {scores.dtype}")
+    if targets.dtype not in NUMBERS:
+        raise TypeError(f"{owner}: targets must hold bools, integers or floats, got {targets.dtype}")
     if scores.dim() != 2 or scores.numel() == 0:
         raise ValueError(f"{owner}: {name} must have shape (B, C) with B, C >= 1, got {tuple(scores.shape)}")
     if targets.shape != scores.shape:

@@ -151,6 +151,7 @@ class MultimodalContrastiveLoss(nn.Module):
         dims.check("targets", targets, "B C", floating=False)
         if prototypes is not None:
             several = isinstance(prototypes, Tensor) and prototypes.ndim == 3 and len(prototypes) == dims.sizes["C"]
+            several = several and prototypes.shape[1] > 0
             dims.check("prototypes", prototypes, "C K D" if several else "C D", hint="(C, K, D) for K centres a class")
         if seen is not None:
             dims.check("seen", seen, "C", floating=False)
@@ -174,6 +175,14 @@ class MultimodalContrastiveLoss(nn.Module):
             check_regions(dims, regions, needed=needed | (targets == 0) if self.absent_negatives else needed)
             check_finite(dims.owner, "regions", regions.features if isinstance(regions, TF.Entries) else regions)
             check_finite(dims.owner, "text", text)
+            if weights is not None:
+                check_finite(dims.owner, "weights", torch.where(needed, weights, 0.0))
+            # Also where nothing is compared: a gradient that is 0 there would still be 0 * NaN.
+            for name, value in (("prototypes", prototypes), ("saliency", None if self.overlap is None else saliency)):
+                if value is not None:
+                    check_finite(dims.owner, name, value)
+            if memory is not None:
+                check_finite(dims.owner, "memory.features", memory.features)
         return TF.multimodal_contrastive(
             regions,
             text,
@@ -204,6 +213,8 @@ class MultimodalContrastiveLoss(nn.Module):
         if self.validate:
             check_targets(dims.owner, targets)
             check_finite(dims.owner, "regions", features)
+            if weights is not None:
+                check_finite(dims.owner, "weights", torch.where(targets >= self.anchor_threshold, weights, 0.0))
         return self.alphas["region_region"] * TF.multi_label_contrastive(
             features,
             targets,

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import functional as TF
 from ._checks import Dims, check_choice, check_number
 from ._distributed import Distributed, count_per_rank, resolve_group
+from ._state import PerClassState
 from .distillation import RegionDistillationLoss
 from .labels import UNKNOWN
 from .multimodal_contrastive import MultimodalContrastiveLoss
@@ -44,7 +45,7 @@ class TRMOutput(NamedTuple):
     similarities: TF.Similarities | None = None
 
 
-class TRMObjective(nn.Module):
+class TRMObjective(PerClassState):
     r"""Text-region matching with missing labels, as one loss.
 
     .. math::
@@ -103,6 +104,8 @@ class TRMObjective(nn.Module):
     """
 
     reference_text: Tensor | None
+
+    _class_axes = {"reference_text": (0,)}
 
     def __init__(
         self,

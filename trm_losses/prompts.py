@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from . import functional as TF
 from ._checks import Dims, check_choice, check_finite, check_number
+from ._state import PerClassState
 
 __all__ = ["PromptEmbeddings", "PromptLearner"]
 
@@ -28,7 +29,7 @@ class PromptEmbeddings(NamedTuple):
     prefix: int = 0
 
 
-class PromptLearner(nn.Module):
+class PromptLearner(PerClassState):
     r"""Class texts with or without learned parts.
 
     ============  ==========================================================  =================  ====================
@@ -70,6 +71,8 @@ class PromptLearner(nn.Module):
     Reference: contexts follow CoOp and DualCoOp; text vectors tuned in the joint space follow TaskRes. Whether TRM-ML
     trains contexts is not settled by what is known of it: the paper's abstract says prompt tuning, its figure does not.
     """
+
+    _class_axes = {"reference": (0,), "start": (0,), "rest": (0,), "eot": (0,)}
 
     def __init__(
         self,
@@ -142,7 +145,15 @@ class PromptLearner(nn.Module):
             classes: indices (K,) of the rows to give, in their order. Default: all classes.
         """
         if classes is not None:
-            Dims(type(self).__name__).check("classes", classes, "K", floating=False)
+            name = type(self).__name__
+            Dims(name).check("classes", classes, "K", floating=False)
+            if classes.dtype not in (torch.int32, torch.int64):
+                raise TypeError(f"{name}: classes must be int64 or int32, got {classes.dtype}")
+            # An accelerator is not waited for.
+            on_cpu = classes.device.type == "cpu" and not torch.compiler.is_compiling()
+            if on_cpu and bool(((classes < 0) | (classes >= self.num_classes)).any()):
+                got = f"{int(classes.min())} to {int(classes.max())}"
+                raise ValueError(f"{name}: classes must be from 0 to num_classes - 1 = {self.num_classes - 1}, got {got}")
         if self.mode == "fixed":
             return _rows(self.reference, classes)
         if self.mode == "residual":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -78,6 +78,10 @@ class PrototypeBank(FullPrecisionState):
     queue_ids: Tensor
     queue_cursor: Tensor
 
+    _class_axes = dict.fromkeys(
+        ("init", "visual", "text", "count", "absent", "absent_count", "queue", "queue_ids", "queue_cursor"), (0,)
+    )
+
     def __init__(
         self,
         num_classes: int,
@@ -118,6 +122,7 @@ class PrototypeBank(FullPrecisionState):
         start = torch.zeros(num_classes, dim)
         if init is not None:
             Dims(name, C=num_classes, D=dim).check("init", init, "C D")
+            check_finite(name, "init", init)
             start = TF.unit(init.detach()).float()
         centres = (num_classes,) if num_prototypes == 1 else (num_classes, num_prototypes)
         self.register_buffer("init", start.to(device))
@@ -145,6 +150,40 @@ class PrototypeBank(FullPrecisionState):
         self.text.copy_(self.init)
         if self.queue_size:
             self.queue_ids.fill_(-1)
+
+    @torch.no_grad()
+    def with_classes(self, keep: Sequence[int | None], *, init: Tensor | None = None) -> PrototypeBank:
+        """A bank of its own for another set of classes, which goes on where this one stands.
+
+        A class that stays keeps all that is its own: prototypes, counts, start value and queue. A new one has nothing yet: it is
+        not seen, and starts from ``init``.
+
+        Args:
+            keep: for each class of the new set its place in this one, or None for a new class;
+                ``[old.index(name) if name in old else None for name in new]`` from names.
+            init: (C, D) start values of the new classes, for C of the new set; rows of others are not read. Zeros where it is
+                not given.
+
+        Example:
+            >>> import torch
+            >>> bank = PrototypeBank(2, 2)
+            >>> bank.update(torch.eye(2)[None], torch.ones(1, 2))
+            >>> other = bank.with_classes([1, None], init=torch.ones(2, 2))
+            >>> other.seen.tolist(), other.visual[0].tolist()
+            ([True, False], [0.0, 1.0])
+        """
+        made = self._keep_classes(keep)
+        new = torch.tensor([place is None for place in keep], device=made.init.device)
+        if init is not None:
+            dims = Dims(type(self).__name__, C=made.num_classes, D=self.dim)
+            dims.check("init", init, "C D")
+            check_finite(dims.owner, "init", torch.where(new.to(init.device)[:, None], init, 0.0))
+            start = TF.unit(init.detach()).to(made.init)
+            for buffer in (made.init, made.text, *(made.visual[:, None] if self.num_prototypes == 1 else made.visual).unbind(1)):
+                buffer.copy_(torch.where(new[:, None], start, buffer))
+        if self.queue_size:
+            made.queue_ids[new] = -1
+        return made
 
     @property
     def seen(self) -> Tensor:
@@ -195,6 +234,7 @@ class PrototypeBank(FullPrecisionState):
             check_regions(dims, regions, needed=enters)
             read = take(regions, enters) if isinstance(regions, TF.Entries) else torch.where(enters[..., None], regions, 0.0)
             check_finite(dims.owner, "regions", read)
+            check_finite(dims.owner, "weights", mass)
             if text is not None:
                 check_finite(dims.owner, "text", text)
             if self.queue_size and ids is not None and (ids < 0).any():

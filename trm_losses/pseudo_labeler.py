@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -138,6 +139,15 @@ class PseudoLabeler(FullPrecisionState):
     histogram: Tensor
     cooccurrence: Tensor
 
+    _class_axes = {
+        "similarity_sum": (2,),
+        "similarity_mass": (2,),
+        "known_count": (1,),
+        "estimates": (1,),
+        "histogram": (0,),
+        "cooccurrence": (0, 1),
+    }
+
     def __init__(
         self,
         num_classes: int,
@@ -258,6 +268,15 @@ class PseudoLabeler(FullPrecisionState):
         if self.rule == "neighbour":
             self.estimates.fill_(UNKNOWN)
 
+    @torch.no_grad()
+    def with_classes(self, keep: Sequence[int | None]) -> PseudoLabeler:
+        """A labeller of its own for another set of classes, as :meth:`PrototypeBank.with_classes`: statistics of the classes that
+        stay, none of new ones; steps are counted on, and ``expected_positives`` stays what it was."""
+        made = self._keep_classes(keep)
+        if self.rule == "neighbour":
+            made.estimates[:, [place is None for place in keep]] = UNKNOWN
+        return made
+
     @property
     def ramp(self) -> Tensor:
         """The factor in [0, 1] of all weights at the current step; 0 in the warm-up."""
@@ -288,6 +307,8 @@ class PseudoLabeler(FullPrecisionState):
             dims.check("text", text, "C D")
         if self.validate:
             check_targets(dims.owner, targets)
+            if text is not None:
+                check_finite(dims.owner, "text", text)
             for value in regions if isinstance(regions, TF.Similarities) else [regions]:
                 check_finite(dims.owner, "regions", value)
         return dims
@@ -328,6 +349,8 @@ class PseudoLabeler(FullPrecisionState):
                 if ema_logits is not None:
                     raise ValueError(f"{dims.owner}: ema_logits must be None with rule='logit'; pass them as logits")
                 dims.check("logits", logits, "B C")
+                if self.validate:
+                    check_finite(dims.owner, "logits", torch.where(unknown, logits, 0.0))
                 level = TF.upcast(logits)
                 scores = torch.sigmoid(level)
             else:
@@ -581,6 +604,8 @@ class PseudoLabeler(FullPrecisionState):
         dims = self._check(regions, targets, bank, text)
         if scores is not None:
             dims.check("scores", scores, "B C")
+            if self.validate:
+                check_finite(dims.owner, "scores", scores)
         text = bank.text if text is None else text
         group = resolve_group(self.distributed)
         known = torch.stack([targets == 0, targets == 1])  # (absent, present) x B x C

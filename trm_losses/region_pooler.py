@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from . import functional as TF
 from ._checks import Dims, check_choice, check_finite, check_number
+from ._state import PerClassState
 
 __all__ = ["Prepared", "RegionPooler", "Regions", "class_chunk"]
 
@@ -52,7 +53,7 @@ def class_chunk(batch: int, classes: int, tokens: int, dim: int, *, whole: int =
     return classes if classes * each <= whole else max(1, min(classes, _BLOCK // each))
 
 
-class RegionPooler(nn.Module):
+class RegionPooler(PerClassState):
     r"""Category-aware region learning: cross-attention of class queries over image tokens.
 
     .. math::
@@ -110,6 +111,8 @@ class RegionPooler(nn.Module):
     without self-attention follows the authors' other code; start, tie and learned :math:`\kappa` are our choice. What feeds
     the MLP is not known of TRM-ML; the residual from the query is that of Query2Label and SADCL.
     """
+
+    _class_axes = {"query": (0,)}
 
     def __init__(
         self,
@@ -271,9 +274,9 @@ class RegionPooler(nn.Module):
         attention = attention.to(values.dtype)
         if values.ndim == 4:
             return torch.einsum("bhcn,bhne->bche", attention, values).flatten(2)
-        _, heads, classes, _ = attention.shape
+        batch, heads, classes, _ = attention.shape
         weight = self.value_weight.reshape(heads, self.dim // heads, self.dim)
-        pooled = torch.bmm(attention.flatten(1, 2), values).reshape(-1, heads, classes, self.dim)
+        pooled = torch.bmm(attention.flatten(1, 2), values).reshape(batch, heads, classes, self.dim)
         return torch.einsum("bhcd,hed->bche", pooled, weight).flatten(2)
 
     def map_classes(
@@ -326,6 +329,8 @@ class RegionPooler(nn.Module):
         """
         dims = Dims(type(self).__name__, B=prepared.tokens.shape[0], C=prepared.queries.shape[0])
         dims.check("mask", mask, "B C", floating=False)
+        if mask.dtype != torch.bool:
+            raise TypeError(f"{dims.owner}: mask must be bool, True at the entries that are read, got {mask.dtype}")
         check_choice(dims.owner, "level", level, ("region", "query"))
         row, own = mask.nonzero(as_tuple=True)
 

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from . import functional as TF
 from ._checks import Dims, check_choice, check_finite, check_number, check_targets
 from ._distributed import Distributed, resolve_group
+from ._state import PerClassState
 
 __all__ = ["TextRegionMatchingLoss"]
 
 
-class TextRegionMatchingLoss(nn.Module):
+class TextRegionMatchingLoss(PerClassState):
     r"""One text, one region: a logit for each class, and an asymmetric loss over the known labels.
 
     .. math::
@@ -70,6 +71,8 @@ class TextRegionMatchingLoss(nn.Module):
     """
 
     max_scale = 100.0
+
+    _class_axes = {"bias": (0,), "negative": (0,)}
 
     def __init__(
         self,
@@ -177,6 +180,9 @@ class TextRegionMatchingLoss(nn.Module):
             dims.check("weights", weights, "B C")
         if self.validate:
             check_targets(dims.owner, targets)
+            for name, value in (("logits", logits), ("weights", weights)):
+                if value is not None:  # at unknown entries it may be anything
+                    check_finite(dims.owner, name, torch.where(targets >= 0, value, 0.0))
         return TF.asymmetric_loss(
             logits,
             targets,
@@ -214,6 +220,8 @@ class TextRegionMatchingLoss(nn.Module):
         """
         check_number(type(self).__name__, "prior", prior, 0, 1, strict=True)
         logits = self.logits(regions, text, negative_text=negative_text, bias=False).double()
+        if not logits.numel():
+            raise ValueError(f"{type(self).__name__}: regions must hold at least one image, got shape {tuple(regions.shape)}")
         low, high = logits.min() - 20, logits.max() + 20
         for _ in range(60):
             middle = (low + high) / 2

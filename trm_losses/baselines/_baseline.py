@@ -22,6 +22,8 @@ class Baseline(FullPrecisionState):
         validate: check label values and ids, and look for NaN (waits for the device).
     """
 
+    _class_axes = {"prior": (0,), **dict.fromkeys(("estimates", "soft", "labelled", "flipped", "scores"), (1,))}
+
     def __init__(self, *, num_classes: int | None = None, num_samples: int | None = None, validate: bool = True) -> None:
         super().__init__()
         for name, value in (("num_classes", num_classes), ("num_samples", num_samples)):

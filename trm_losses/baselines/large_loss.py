@@ -104,6 +104,8 @@ class LargeLoss(Baseline):
     def _large(self, x: Tensor, y: Tensor) -> Tensor:
         """G as a mask. The number of entries stays a tensor: nothing waits for the device."""
         unknown = y == -1
+        if not x.numel():
+            return unknown
         loss = torch.where(unknown, F.softplus(x.detach()), 0.0)
         # Float32 may lift a whole number a little, and the ceiling then by one.
         count = (self.rate * x.numel() * (1 - 1e-6)).ceil().long().clamp(max=x.numel())

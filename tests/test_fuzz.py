@@ -1,0 +1,379 @@
+"""Hostile arguments: every call gives the right value or refuses by name; it writes to no argument and never gives NaN."""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import cases
+import numpy as np
+import pytest
+import torch
+from cases import BASELINES, CASES, CENTRES, SAMPLES, TOKENS, WIDTH, Inputs, generator, normal
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import trm_losses as tl
+from trm_losses import functional as TF
+from trm_losses import labels, metrics
+
+EXAMPLES = int(os.environ.get("TRM_LOSSES_EXAMPLES", "20000"))
+
+
+class Part(NamedTuple):
+    """Something to call: ``smooth`` says that a rounding moves its value by a rounding, ``nan`` that it may say NaN."""
+
+    owner: str
+    build: Callable[[int], Any]
+    inputs: Callable[[int, int], Inputs]
+    call: Callable[[Any, Inputs], Any]
+    smooth: bool = True
+    nan: bool = False
+
+
+# A rounding may turn a decision over, and with it the value.
+DECIDE = ("PseudoLabeler", "TRMObjective", "LargeLoss", "EMAPLLoss", "SPLCLoss", "VLPLLoss", "PartialASLLoss", "PrototypeBank")
+PARTS = {
+    case.name: Part(case.owner, case.build, case.inputs, case.call, not case.owner.startswith(DECIDE))
+    for case in CASES
+    if case.owner != "PrototypeBank" and (case.owner != "PromptLearner" or case.inputs(1, 1))
+}
+
+
+def function(owner: str, call: Callable[..., Any], inputs: Callable[[int, int], Inputs], **options: Any) -> Part:
+    return Part(owner, lambda c: None, inputs, lambda _, x: call(**x), **options)
+
+
+def method(owner: str, build: Callable[[int], Any], name: str, inputs: Callable[[int, int], Inputs], **options: Any) -> Part:
+    def call(module: Any, x: Inputs) -> Any:
+        given = getattr(module, name)(**x)
+        return tuple(b.clone() for b in module.buffers()) if given is None else given
+
+    return Part(owner, build, inputs, call, **options)
+
+
+def only(inputs: Callable[[int, int], Inputs], *names: str, **more: Callable[[int, int], Any]) -> Callable[[int, int], Inputs]:
+    return lambda b, c: {**{k: v for k, v in inputs(b, c).items() if k in names}, **{k: f(b, c) for k, f in more.items()}}
+
+
+def hard(b: int, c: int) -> Tensor:
+    return cases.labels(b, c, seed=3, soft=False)
+
+
+def scored(b: int, c: int) -> Inputs:
+    return {"scores": normal(b, c, seed=1), "targets": hard(b, c)}
+
+
+def logits(b: int, c: int) -> Tensor:
+    return 2 * normal(b, c, seed=1)
+
+
+def past(b: int, c: int) -> Inputs:
+    return {"regions": normal(b, c, WIDTH, seed=1), "targets": cases.labels(b, c, seed=3)}
+
+
+PARTS |= {
+    "from_ternary": function("from_ternary", labels.from_ternary, lambda b, c: {"labels": hard(b, c)}),
+    "from_positive_only": function(
+        "from_positive_only", labels.from_positive_only, lambda b, c: {"labels": hard(b, c).clamp(min=0)}
+    ),
+    "known_fraction": function("known_fraction", labels.known_fraction, lambda b, c: {"targets": hard(b, c)}),
+    "hide_labels": function("hide_labels", labels.hide_labels, lambda b, c: {"targets": hard(b, c)}),
+    "keep_single_positive": function(
+        "keep_single_positive", labels.keep_single_positive, lambda b, c: {"targets": hard(b, c)}
+    ),
+    "sample_classes": function(
+        "sample_classes",
+        lambda targets: labels.sample_classes(targets, 3, generator=generator()),
+        lambda b, c: {"targets": hard(b, c)},
+    ),
+    "average_precision": function("average_precision", metrics.average_precision, scored, smooth=False, nan=True),
+    "mean_average_precision": function(
+        "mean_average_precision", metrics.mean_average_precision, scored, smooth=False, nan=True
+    ),
+    "f1_scores": function(
+        "f1_scores", metrics.f1_scores, lambda b, c: {"logits": logits(b, c), "targets": hard(b, c)}, smooth=False, nan=True
+    ),
+    "evaluate": function(
+        "evaluate",
+        lambda logits, targets: tuple(metrics.evaluate(logits, targets).values()),
+        lambda b, c: {"logits": logits(b, c), "targets": hard(b, c)},
+        smooth=False,
+        nan=True,
+    ),
+    "matching, loss of logits": method(
+        "TextRegionMatchingLoss",
+        lambda c: tl.TextRegionMatchingLoss(c),
+        "loss",
+        only(cases.with_weights, "targets", "weights", logits=logits),
+    ),
+    "matching, calibrate_bias": Part(
+        "TextRegionMatchingLoss",
+        lambda c: tl.TextRegionMatchingLoss(c),
+        only(cases.region_text, "regions", "text"),
+        lambda m, x: (m.calibrate_bias(**x, prior=0.2), m.bias.detach().clone())[1],
+    ),
+    "bank, start_from": Part(
+        "PrototypeBank",
+        lambda c: tl.PrototypeBank(c, WIDTH),
+        lambda b, c: {**past(b, c), "scores": torch.sigmoid(3 * logits(b, c))},
+        lambda m, x: (m.start_from([tuple(x.values())], min_score=0.2), m.visual.clone())[1],
+        smooth=False,
+    ),
+    "bank, update": method(
+        "PrototypeBank",
+        lambda c: tl.PrototypeBank(c, WIDTH, absent=True, **CENTRES),
+        "update",
+        lambda b, c: {**past(b, c), "weights": torch.sigmoid(logits(b, c)), "ids": torch.arange(b)},
+        smooth=False,
+    ),
+    "bank, update with text": method("PrototypeBank", lambda c: tl.PrototypeBank(c, WIDTH), "update", cases.with_weights),
+    "labeler, refresh": method(
+        "PseudoLabeler",
+        lambda c: tl.PseudoLabeler(c, rule="neighbour", num_samples=SAMPLES, neighbours=2, expected_positives=1.0),
+        "refresh",
+        lambda b, c: dict(zip(("regions", "logits", "targets"), cases.training_set(c), strict=True)),
+        smooth=False,
+    ),
+    **{
+        f"labeler, update, {rule}": Part(
+            "PseudoLabeler",
+            lambda c, rule=rule: cases.filled_labeler(c, rule=rule, relation=0.2),
+            past,
+            lambda m, x: (m.update(x["regions"], x["targets"], cases.filled_bank(m.num_classes)),
+                          tuple(b.clone() for b in m.buffers()))[1],
+            smooth=False,
+        )
+        for rule in ("prototype", "quantile")
+    },
+    "pooler, entries": Part(
+        "RegionPooler",
+        lambda c: cases.shaken(tl.RegionPooler(c, WIDTH, num_heads=2)),
+        lambda b, c: {**cases.token_text(b, c), "mask": hard(b, c) == 1},
+        lambda m, x: m.entries(m.prepare(x["tokens"], x["text"]), x["mask"]).features,
+    ),
+    "head, predict": Part(
+        "TRMHead", cases.head, lambda b, c: {"tokens": cases.token_text(b, c)["tokens"]}, lambda m, x: m.predict(x["tokens"])
+    ),
+    **{
+        f"{name}, update": method(case.owner, case.build, "update", cases.baseline_inputs, smooth=False)
+        for name, case in BASELINES.items()
+        if case.state and not name.startswith("VLPL") and name != "ROLE"
+    },
+    "saliency_map": Part(
+        "saliency_map",
+        lambda c: None,
+        lambda b, c: {"saliency": normal(b, c, TOKENS)},
+        lambda _, x: TF.saliency_map(x["saliency"], (2, TOKENS // 2)),
+        nan=True,
+    ),
+}
+
+
+# What may be done to an argument ------------------------------------------------------------------------------------------
+
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+OTHERS = (torch.int64, torch.int32, torch.uint8, torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn)
+LAYOUTS = ("transposed", "strided", "offset", "expanded")
+VALUES = (float("nan"), float("inf"), -float("inf"), 1e-42, -1e-42, 1e6, -1e6, 0.0, -0.0, 1.0, -1.0, 0.5, 2.0, -2.0, 7.0)
+SHAPES = ("empty", "dropped", "none", "extra", "longer", "shorter")
+OBJECTS = (None, 3, 2.5, "text", [], np.ones((2, 2)))
+
+
+def laid(x: Tensor, layout: str) -> Tensor:
+    """The same values in another place; expanded: the first row in the place of all."""
+    if layout == "transposed":
+        return x.transpose(0, -1).contiguous().transpose(0, -1) if x.ndim else x
+    if layout == "strided":
+        return torch.stack([x, torch.full_like(x, 3)], dim=-1)[..., 0]
+    if layout == "offset":
+        return torch.cat([torch.ones_like(x).flatten()[:3], x.flatten()])[min(3, x.numel()) :].view(x.shape)
+    return x[:1].expand(x.shape) if x.ndim and len(x) else x
+
+
+def shaped(x: Tensor, shape: str, dim: int) -> Tensor:
+    dim = dim % max(1, x.ndim)
+    if shape == "none":
+        return x.new_ones(())
+    if shape == "extra" or not x.ndim:
+        return x[None]
+    if shape == "dropped":
+        return x.select(dim, 0) if x.shape[dim] else x.new_ones(x.shape[:dim] + x.shape[dim + 1 :])
+    if shape == "empty":
+        return x.narrow(dim, 0, 0)
+    if shape == "longer":
+        return torch.cat([x, x.narrow(dim, 0, min(1, x.shape[dim]))], dim=dim)
+    return x.narrow(dim, 0, max(0, x.shape[dim] - 1))
+
+
+def placed(x: Tensor, place: int, value: float) -> Tensor:
+    """One entry, or with a negative place all of them, at a value as near as the type has it."""
+    x = x.detach().clone(memory_format=torch.contiguous_format)
+    if x.numel():
+        x.view(-1)[slice(None) if place < 0 else place % x.numel()] = torch.tensor(value, dtype=torch.float64).to(x.dtype)
+    return x
+
+
+class Twist(NamedTuple):
+    """``kind`` of change and with what; the first three kinds leave an argument as good as it was."""
+
+    kind: str
+    what: Any = None
+    where: int = 0
+
+    def __call__(self, x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        if self.kind == "layout":
+            return laid(x, self.what)
+        if self.kind == "grad":
+            return x.detach().requires_grad_() if x.is_floating_point() and x.dtype in FLOATS else x
+        if self.kind == "dtype":
+            return x.to(self.what)
+        if self.kind == "value":
+            return placed(x, self.where, self.what)
+        return shaped(x, self.what, self.where) if self.kind == "shape" else self.what
+
+
+twists = st.one_of(
+    st.builds(Twist, st.just("layout"), st.sampled_from(LAYOUTS)),
+    st.just(Twist("grad")),
+    st.builds(Twist, st.just("value"), st.sampled_from(VALUES), st.integers(-1, 40)),
+    st.builds(Twist, st.just("dtype"), st.sampled_from((*FLOATS, *OTHERS))),
+    st.builds(Twist, st.just("shape"), st.sampled_from(SHAPES), st.integers(0, 2)),
+    st.builds(Twist, st.just("object"), st.sampled_from(OBJECTS)),
+)
+
+
+class Plan(NamedTuple):
+    part: str
+    batch: int
+    classes: int
+    dtype: torch.dtype
+    twists: dict[str, list[Twist]]
+
+
+@st.composite
+def plans(draw: Any) -> Plan:
+    part = draw(st.sampled_from(sorted(PARTS)))
+    batch, classes = draw(st.sampled_from([4, 0, 1, 2])), draw(st.sampled_from([5, 1, 2, 3]))
+    if "ids" in PARTS[part].inputs(1, 1) and PARTS[part].owner != "PrototypeBank":
+        batch = max(1, batch) if batch != 0 else 0
+    names = sorted(PARTS[part].inputs(4, 3))
+    chosen = draw(st.lists(st.tuples(st.sampled_from(names), twists), max_size=3)) if names else []
+    changes: dict[str, list[Twist]] = {}
+    for name, twist in chosen:
+        changes.setdefault(name, []).append(twist)
+    return Plan(part, batch, classes, draw(st.sampled_from(FLOATS)), changes)
+
+
+# What must hold ---------------------------------------------------------------------------------------------------------
+
+TOLERANCE = {torch.float64: 1e-5, torch.float32: 2e-3, torch.float16: 8e-2, torch.bfloat16: 3e-1}
+
+
+def bits(x: Tensor) -> bytes:
+    return x.detach().clone(memory_format=torch.contiguous_format).flatten().view(torch.uint8).numpy().tobytes()
+
+
+def look(x: Any) -> Any:
+    """Everything about an argument that a call must leave as it is."""
+    if not isinstance(x, Tensor):
+        return repr(x)
+    grad = None if x.grad is None else (id(x.grad), bits(x.grad))
+    return bits(x), x.shape, x.stride(), x.dtype, x.requires_grad, x._version, grad
+
+
+def state(module: Any) -> dict[str, Any]:
+    return {k: bits(v) for k, v in module.state_dict().items()} if isinstance(module, nn.Module) else {}
+
+
+def results(value: Any) -> tuple[Tensor, ...]:
+    return tuple(map(torch.as_tensor, value)) if isinstance(value, tuple) else (torch.as_tensor(value),)
+
+
+def as_drawn(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.to(dtype) if x.is_floating_point() else x
+
+
+def check(plan: Plan) -> None:
+    part = PARTS[plan.part]
+    torch.manual_seed(0)
+    module = part.build(plan.classes)
+    module = module.to(plan.dtype) if isinstance(module, nn.Module) else module
+    inputs: dict[str, Any] = {k: as_drawn(x, plan.dtype) for k, x in part.inputs(max(2, plan.batch), plan.classes).items()}
+    if plan.batch < 2:  # the makers of inputs want two images
+        rows = {k for k, x in part.inputs(4, plan.classes).items() if len(x) == 4 and plan.classes != 4}
+        inputs = {k: x[: plan.batch] if k in rows else x for k, x in inputs.items()}
+    for name, changes in plan.twists.items():
+        for twist in changes:
+            inputs[name] = twist(inputs[name])
+    harmless = all(t.kind in ("layout", "grad") for changes in plan.twists.values() for t in changes)
+    plain = copy.deepcopy(module), {k: x.detach().clone().contiguous() if isinstance(x, Tensor) else x for k, x in inputs.items()}
+    for x in inputs.values():
+        if isinstance(x, Tensor) and x.requires_grad:
+            x.grad = torch.full_like(x, 0.25)
+    before, held = {k: look(x) for k, x in inputs.items()}, state(module)
+    try:
+        given = results(part.call(module, inputs))
+    except (TypeError, ValueError) as error:
+        text = str(error)
+        assert re.match(r"\w+: ", text), f"says not who refuses: {text}"
+        named = {word for name in inputs for word in (name, name.split(".")[-1])} | {"queries"}
+        assert any(re.search(rf"\b{name}\b", text) for name in named), f"names no argument: {text}"
+        assert not harmless or (plan.batch == 0 and part.owner in EMPTY), f"refuses what is in order: {text}"
+        assert held == state(module), "a refused call changed the state"
+        assert before == {k: look(x) for k, x in inputs.items()}, "a refused call changed an argument"
+        return
+    assert before == {k: look(x) for k, x in inputs.items()}, "changed an argument"
+    finite = all(torch.isfinite(x).all() for x in given)
+    assert finite or part.nan, "not finite"
+    large = any(t.kind == "value" and abs(t.what) > 10 for changes in plan.twists.values() for t in changes)
+    exact = large or not part.smooth
+    twin, clean = plain
+    if not exact:
+        twin = twin.double() if isinstance(twin, nn.Module) else twin
+        clean = {k: x.double() if isinstance(x, Tensor) and x.dtype in FLOATS else x for k, x in clean.items()}
+    types = [plan.dtype, *(x.dtype for x in inputs.values() if isinstance(x, Tensor) and x.dtype in FLOATS)]
+    tolerance = max(TOLERANCE[dtype] for dtype in types)
+    for one, two in zip(given, results(part.call(twin, clean)), strict=True):
+        one, two = one.detach().double(), two.detach().double()
+        assert one.shape == two.shape
+        room = tolerance * (1 + two.nan_to_num().abs().max()) if two.numel() else 0
+        assert torch.equal(one.isnan(), two.isnan()) and ((one - two).nan_to_num().abs() <= room).all(), (
+            f"{one.flatten()[:4].tolist()} is not {two.flatten()[:4].tolist()}"
+        )
+    attached = [x.sum() for x in given if x.requires_grad]
+    if attached:
+        learned = [x for x in inputs.values() if isinstance(x, Tensor) and x.requires_grad]
+        if isinstance(module, nn.Module):
+            learned += [p for p in module.parameters() if p.requires_grad]
+        for x in learned:
+            x.grad = None
+        total = torch.stack([x.float() for x in attached]).sum()
+        for grad in torch.autograd.grad(total, learned, allow_unused=True):
+            assert grad is None or torch.isfinite(grad).all(), "a gradient is not finite"
+        assert {k: look(x)[:5] for k, x in inputs.items() if isinstance(x, Tensor)} == {
+            k: v[:5] for k, v in before.items() if isinstance(inputs[k], Tensor)
+        }, "the backward pass changed an argument"
+
+
+EMPTY = ("average_precision", "mean_average_precision", "f1_scores", "evaluate", "known_fraction", "hide_labels",
+         "keep_single_positive", "sample_classes", "TextRegionMatchingLoss")  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(plans())
+def test_every_call_is_right_or_refused_by_name(plan: Plan) -> None:
+    check(plan)
+
+
+@pytest.mark.nightly
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), report_multiple_bugs=False)
+@given(plans())
+def test_every_call_is_right_or_refused_by_name_all_night(plan: Plan) -> None:
+    check(plan)
