@@ -535,7 +535,7 @@ SMALL = ("--methods", "trm", "linear", "--known", "0.5", "single", "--epochs", "
 
 KILLER = """
 import os, signal, sys
-import torch
+from pathlib import Path
 from trm_pipeline import checkpoint, experiment, methods
 
 moment, argv, calls = sys.argv[1], sys.argv[2:], {"n": 0}
@@ -552,7 +552,7 @@ def after(calls_before, original, last_words=lambda *a: None):
         return original(*args, **kwargs)
     return wrapped
 
-replace, save = os.replace, torch.save
+replace = os.replace
 if moment == "in an epoch":
     methods.TRM.after_step = after(4, methods.TRM.after_step)
 elif moment == "between a cell and its row":
@@ -560,7 +560,7 @@ elif moment == "between a cell and its row":
 elif moment == "between two cells":
     experiment.checkpoint_path = after(0, experiment.checkpoint_path)
 elif moment == "writing a checkpoint":
-    torch.save = after(2, torch.save, lambda state, path: open(path, "wb").write(b"half"))
+    Path.write_bytes = after(2, Path.write_bytes, lambda path, content: open(path, "wb").write(b"half"))
 elif moment == "writing the results":
     writing = after(1, replace)
     os.replace = lambda source, path: (writing if str(path).endswith("results.json") else replace)(source, path)

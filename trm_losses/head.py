@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+import io
 import os
-import pickle
 from typing import Any, Literal
 
 import torch
@@ -201,7 +201,7 @@ class TRMHead(PerClassState):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything :meth:`load` needs into one file (tensors and plain values, no code); not ``distributed``."""
-        temporary = f"{os.fspath(path)}.tmp"
+        content = io.BytesIO()  # not a file: on a full disk torch would hide the error behind one of its own
         torch.save(
             {
                 "format": _FORMAT,
@@ -214,22 +214,41 @@ class TRMHead(PerClassState):
                 "head": self.head,
                 "state": {key: value.cpu() for key, value in self.state_dict().items()},
             },
-            temporary,
+            content,
         )
-        os.replace(temporary, path)
+        temporary = f"{os.fspath(path)}.tmp"
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content.getbuffer())
+            os.replace(temporary, path)
+        except OSError as error:
+            if os.path.exists(temporary):
+                os.remove(temporary)
+            error.filename = os.fspath(path)
+            raise
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> TRMHead:
-        """The head that :meth:`save` wrote, in eval mode."""
+        """The head that :meth:`save` wrote, in eval mode; no code in the file is run."""
+        wanted = f"{cls.__name__}: {os.fspath(path)} must be a file written by save ({_FORMAT})"
+        with open(path, "rb") as file:
+            held = io.BytesIO(file.read())  # not the file: to torch one cut short is an invalid argument
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, EOFError, KeyError, RuntimeError) as error:
-            raise ValueError(
-                f"{cls.__name__}: {os.fspath(path)} must be a file written by save ({_FORMAT}), got no such file: {error}"
-            ) from error
+            content = torch.load(held, map_location="cpu", weights_only=True)
+        except Exception as error:  # whatever bytes may lead to
+            raise ValueError(f"{wanted}, and cannot be read ({type(error).__name__}); save the head again") from error
         if not isinstance(content, dict) or content.get("format") not in (_FORMAT, _FIRST_FORMAT):
             found = content.get("format") if isinstance(content, dict) else type(content).__name__
-            raise ValueError(f"{cls.__name__}: {os.fspath(path)} must be a file written by save ({_FORMAT}), got {found}")
+            raise ValueError(f"{wanted}, got {found}")
+        try:
+            head = cls._restored(content)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"{wanted}, got other contents ({type(error).__name__})") from error
+        return head.to(device).eval()
+
+    @classmethod
+    def _restored(cls, content: dict[str, Any]) -> TRMHead:
+        """The head that the contents of a file describe."""
         state = content["state"]
         settings = content["pooler"]
         pooler = RegionPooler(
@@ -245,7 +264,7 @@ class TRMHead(PerClassState):
         negative_text = state.get("negative_text")
         head = cls(pooler, matching, state["text"], content["class_names"], negative_text=negative_text, head=content["head"])
         head.load_state_dict(state)
-        return head.to(device).eval()
+        return head
 
     def extra_repr(self) -> str:
         return f"classes={len(self.class_names)}, head={self.head!r}"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +14,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Checkpoint", "differences", "tensor_digest", "write_json"]
+__all__ = ["Checkpoint", "differences", "read_json", "tensor_digest", "write_json"]
+
+_FORMAT = 1
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file as a whole; where that fails, such as on a full disk, what was there before stays and nothing else does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        error.filename = str(path)
+        raise
 
 
 def write_json(path: Path, value: object) -> None:
     """JSON, replaced as a whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(temporary, path)
+    _replace(path, f"{json.dumps(value, indent=1)}\n".encode())
+
+
+def read_json(path: Path) -> Any:
+    """What :func:`write_json` wrote."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} must be JSON that a run wrote, and cannot be read ({error}); start without --resume") from error
 
 
 def tensor_digest(tensor: Tensor) -> str:
@@ -50,20 +70,24 @@ class Checkpoint:
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Write tensors and plain values; the file of the epoch before stays until this one is complete."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f"{self.path.name}.tmp")
-        torch.save({"made_with": json.dumps(self.made_with), **state}, temporary)
-        os.replace(temporary, self.path)
+        content = io.BytesIO()  # not a file: on a full disk torch would hide the error behind one of its own
+        torch.save({"format": _FORMAT, "made_with": json.dumps(self.made_with), **state}, content)
+        _replace(self.path, content.getvalue())
 
     def load(self) -> dict[str, Any] | None:
         """The state to go on from; None where there is none."""
         if not self.path.exists():
             return None
+        content = io.BytesIO(self.path.read_bytes())  # not the file: to torch one cut short is an invalid argument
         try:
-            state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
-            found = json.loads(state.pop("made_with"))
-        except (pickle.UnpicklingError, EOFError, KeyError, RuntimeError) as error:
-            raise ValueError(f"{self.path} must be a checkpoint of this run, and cannot be read; delete it ({error})") from error
+            state: dict[str, Any] = torch.load(content, map_location="cpu", weights_only=True)
+            found, version = json.loads(state.pop("made_with")), state.pop("format", 0)
+        except Exception as error:  # whatever bytes may lead to; code that they hold is refused, not run
+            raise ValueError(
+                f"{self.path} must be a checkpoint of this run, and cannot be read ({type(error).__name__}); delete it"
+            ) from error
+        if version != _FORMAT:
+            raise ValueError(f"{self.path} is of version {version}, this program of {_FORMAT}; start without --resume")
         if changed := differences(json.loads(json.dumps(self.made_with)), found):
             raise ValueError(f"{self.path} is of another run ({'; '.join(changed)}); start without --resume")
         return state

@@ -20,7 +20,7 @@ from trm_losses import TRMHead
 from trm_losses.backbones import OpenClipBackbone, load_open_clip
 
 from .cells import Cell, Finished, Prepared, checkpoint_path, run_cells, use_deterministic_algorithms
-from .checkpoint import differences, tensor_digest, write_json
+from .checkpoint import differences, read_json, tensor_digest, write_json
 from .data.drawn import write_drawn_voc
 from .data.voc import VOC, VOC_CLASSES, class_prompt_names, eval_transform, train_transform
 from .embedded import load_embedded
@@ -268,7 +268,7 @@ class Results:
         """Go on with what an interrupted run of the same settings left, or begin afresh."""
         record = self.output / "run.json"
         if resume and record.exists():
-            found = json.loads(record.read_text())
+            found = read_json(record)
             if changed := differences(json.loads(json.dumps(settings)), found):
                 raise ValueError(
                     f"--resume: {self.output} holds a run with other settings: {'; '.join(changed)}. Give those, or another "
@@ -276,7 +276,7 @@ class Results:
                 )
             for name, column, into in (("times.json", "seconds", self.seconds), ("results.json", None, self.rows)):
                 path = self.output / name
-                for row in json.loads(path.read_text()) if path.exists() else []:
+                for row in read_json(path) if path.exists() else []:
                     into[Cell(row["method"], row["known"], row["seed"])] = row[column] if column else row
             for cell in self.rows:
                 checkpoint_path(self.output, cell).unlink(missing_ok=True)
@@ -381,7 +381,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         run(args)
     except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(f"error: {error}") from error
+        # One that comes from a process that reads images brings its traceback along; the error itself is the last line.
+        line = str(error).strip().splitlines()[-1:] if str(error).startswith("Caught ") else [str(error)]
+        raise SystemExit(f"error: {''.join(line).removeprefix(f'{type(error).__name__}: ')}") from error
     except BrokenExecutor as error:
         raise SystemExit(
             "error: a process of --jobs was ended from outside, perhaps for want of memory; the same command with --resume "

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -66,9 +67,10 @@ class CachedFeatures:
     """Features computed once, read from half-precision files; with several views of an image one is drawn a visit."""
 
     def __init__(self, folder: Path, views: int, device: torch.device) -> None:
-        # Copy-on-write maps: nothing is read before it is used, and nothing can be written back.
-        self.tokens = [np.load(folder / f"tokens{view}.npy", mmap_mode="c") for view in range(views)]
-        self.pooled = [np.load(folder / f"pooled{view}.npy", mmap_mode="c") for view in range(views)]
+        self.tokens = [_mapped(folder / f"tokens{view}.npy", 3) for view in range(views)]
+        self.pooled = [_mapped(folder / f"pooled{view}.npy", 2) for view in range(views)]
+        if len({(len(array), array.shape[-1]) for array in (*self.tokens, *self.pooled)}) > 1:
+            raise ValueError(f"{folder} must hold as many tokens as pooled features, of one width; delete it")
         self.device = device
 
     def __len__(self) -> int:
@@ -89,6 +91,18 @@ class CachedFeatures:
         for index in order.split(batch_size):
             tokens, pooled = (_rows(arrays, drawn[index], index) for arrays in (self.tokens, self.pooled))
             yield Batch(tokens.to(self.device), pooled.to(self.device), index)
+
+
+def _mapped(path: Path, ndim: int) -> np.ndarray:
+    """A copy-on-write map: nothing is read before it is used, nothing can be written back, and objects are refused."""
+    try:
+        array = np.lib.format.open_memmap(path, mode="c")
+    except Exception as error:  # whatever bytes may lead to
+        raise ValueError(f"{path} must be an array of features, and cannot be read ({error}); delete {path.parent}") from error
+    if array.dtype != np.float16 or array.ndim != ndim:
+        got = f"{array.dtype} {array.shape}"
+        raise ValueError(f"{path} must be an array of features, float16 in {ndim} dimensions, got {got}; delete {path.parent}")
+    return array
 
 
 def _rows(views: list[np.ndarray], drawn: Tensor, index: Tensor) -> Tensor:
@@ -215,8 +229,10 @@ def cache_features(
     name = hashlib.blake2b(json.dumps(key).encode(), digest_size=12).hexdigest()
     folder = root / f"{backbone.name.replace('/', '-')}-{backbone.image_size[0]}-{name}"
     if not folder.is_dir():
-        partial = root / f".{folder.name}.{os.getpid()}"
-        partial.mkdir(parents=True)
+        root.mkdir(parents=True, exist_ok=True)
+        # A name of its own, whatever a killed process with the same number may have left behind.
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=root))
+        partial.chmod(0o755)
         try:
             for view in range(views):
                 live = LiveFeatures(
@@ -231,19 +247,33 @@ def cache_features(
                     raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    return CachedFeatures(folder, views, device)
+    cached = CachedFeatures(folder, views, device)
+    if len(cached) != len(files):
+        raise ValueError(f"{folder} must hold the features of {len(files)} images, got {len(cached)}; delete it")
+    return cached
 
 
 def _write_view(folder: Path, view: int, live: LiveFeatures, batch_size: int) -> None:
     """Encode all images into ``tokens{view}.npy`` and ``pooled{view}.npy``."""
     count, dim = len(live), live.backbone.dim
-    tokens = np.lib.format.open_memmap(
-        folder / f"tokens{view}.npy", mode="w+", dtype=np.float16, shape=(count, live.num_tokens, dim)
-    )
-    pooled = np.lib.format.open_memmap(folder / f"pooled{view}.npy", mode="w+", dtype=np.float16, shape=(count, dim))
+    tokens = _created(folder / f"tokens{view}.npy", (count, live.num_tokens, dim))
+    pooled = _created(folder / f"pooled{view}.npy", (count, dim))
     description = f"encoding {count} images{', mirrored' if view else ''}"
     for batch in progress(live.batches(batch_size), description, total=-(-count // batch_size)):
         tokens[batch.index] = batch.tokens.half().cpu().numpy()
         pooled[batch.index] = batch.pooled.half().cpu().numpy()
     tokens.flush()
     pooled.flush()
+
+
+def _created(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """A map to write to. Its room is taken at once: on a full disk a page that is written later would kill the process."""
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            except OSError as error:
+                error.filename = str(path)
+                raise
+    return array

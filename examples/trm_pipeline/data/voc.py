@@ -76,7 +76,8 @@ class VOC(Dataset[tuple[Tensor, Tensor, int]]):
     Raises:
         FileNotFoundError: no VOC below ``root``, or a missing split, image, annotation or class list.
         ValueError: an unknown year or split, an empty split, an annotation that cannot be read or names a
-            class outside :data:`VOC_CLASSES`, labels that differ from the class lists.
+            class outside :data:`VOC_CLASSES`, labels that differ from the class lists; an image that cannot be
+            read, when it is asked for.
     """
 
     def __init__(
@@ -118,8 +119,13 @@ class VOC(Dataset[tuple[Tensor, Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
         """The transformed image, its row of ``targets``, and ``index``."""
-        with Image.open(self.image_paths[index]) as image:
-            return self.transform(image.convert("RGB")), self.targets[index], index
+        path = self.image_paths[index]
+        try:
+            with Image.open(path) as image:
+                pixels = image.convert("RGB")
+        except OSError as error:
+            raise ValueError(f"VOC: {path} is not a readable image ({error}); restore the file") from error
+        return self.transform(pixels), self.targets[index], index
 
     def _cross_check(self, lists: Path, split: str) -> None:
         for column, name in enumerate(VOC_CLASSES):
@@ -178,11 +184,13 @@ def _check_layout(root: Path, folder: Path, listing: Path) -> None:
 def _image_labels(annotation: str) -> list[int]:
     """1 for each class with an object that is not difficult, else 0, in the order of ``VOC_CLASSES``."""
     try:
-        objects = ElementTree.parse(annotation).findall("object")
-    except ElementTree.ParseError as error:
+        root = ElementTree.parse(annotation).getroot()
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # the latter from its encoding
         raise ValueError(f"VOC: {annotation} is not readable XML ({error}); restore the file") from error
+    if root.tag != "annotation":
+        raise ValueError(f"VOC: {annotation} must hold an <annotation>, got <{root.tag}>; restore the file")
     labels = [0] * len(VOC_CLASSES)
-    for item in objects:
+    for item in root.findall("object"):
         name = item.findtext("name", "").strip()
         if name not in VOC_CLASSES:
             raise ValueError(
