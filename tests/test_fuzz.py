@@ -25,7 +25,8 @@ EXAMPLES = int(os.environ.get("TRM_LOSSES_EXAMPLES", "20000"))
 
 
 class Part(NamedTuple):
-    """Something to call: ``smooth`` says that a rounding moves its value by a rounding, ``nan`` that it may say NaN."""
+    """Something to call. ``smooth``: a rounding moves its value by a rounding; ``nan``: it may say NaN; ``pure``: it looks at no
+    values."""
 
     owner: str
     build: Callable[[int], Any]
@@ -33,6 +34,7 @@ class Part(NamedTuple):
     call: Callable[[Any, Inputs], Any]
     smooth: bool = True
     nan: bool = False
+    pure: bool = False
 
 
 # A rounding may turn a decision over, and with it the value.
@@ -174,6 +176,90 @@ PARTS |= {
 }
 
 
+def past_regions(b: int, c: int) -> Inputs:
+    return {**cases.with_memory(b, c), "text": normal(c, WIDTH, seed=2)}
+
+
+# Values are the caller's: of functions, twists of values are finite ones.
+PARTS |= {
+    f"function {name}": function(name, call, inputs, pure=True)
+    for name, call, inputs in (
+        ("asymmetric_loss", TF.asymmetric_loss, only(cases.with_weights, "targets", "weights", logits=logits)),
+        (
+            "text_region_logits",
+            lambda **x: TF.text_region_logits(**x, scale=5.0),
+            lambda b, c: {
+                "regions": normal(b, c, WIDTH), "text": normal(c, WIDTH), "bias": normal(c), "negative": normal(c, WIDTH, seed=4)
+            },
+        ),
+        (
+            "region_attention",
+            lambda **x: TF.region_attention(**x, scale=2.0, num_heads=2),
+            lambda b, c: {
+                "queries": normal(c, WIDTH, seed=1), "keys": normal(b, TOKENS, WIDTH, seed=2),
+                "query_weight": normal(WIDTH, WIDTH, seed=3), "key_weight": normal(WIDTH, WIDTH, seed=4),
+                "key_padding_mask": torch.arange(b * TOKENS).view(b, TOKENS) % 4 == 3,
+            },
+        ),
+        ("region_distillation", TF.region_distillation, cases.two_logits),
+        (
+            "feature_distillation",
+            TF.feature_distillation,
+            lambda b, c: {k.removesuffix("_features"): x for k, x in cases.two_features(b, c).items()},
+        ),
+        (
+            "multimodal_contrastive",
+            lambda **x: tuple(
+                TF.multimodal_contrastive(
+                    **{k: v for k, v in x.items() if "memory" not in k},
+                    memory=TF.Memory(x["memory.features"], x["memory.ids"]),
+                ).values()
+            ),
+            past_regions,
+        ),
+        (
+            "multi_label_contrastive",
+            TF.multi_label_contrastive,
+            lambda b, c: {"features" if k == "regions" else k: x for k, x in cases.image_labels(b, c).items()},
+        ),
+        ("class_sums", TF.class_sums, lambda b, c: {"features": normal(b, c, WIDTH), "weights": normal(b, c).clamp(min=0)}),
+        (
+            "update_prototypes",
+            TF.update_prototypes,
+            lambda b, c: {
+                "prototypes": TF.unit(normal(c, WIDTH)), "count": torch.arange(c), "sums": normal(c, WIDTH, seed=2),
+                "mass": torch.arange(c).double(),
+            },
+        ),
+        (
+            "prototype_similarities",
+            TF.prototype_similarities,
+            lambda b, c: {
+                "features": normal(b, c, WIDTH), "visual": normal(c, WIDTH, seed=2), "text": normal(c, WIDTH, seed=3),
+                "seen": torch.arange(c) != 1, "absent": normal(c, WIDTH, seed=4),
+            },
+        ),
+        (
+            "calibrate",
+            TF.calibrate,
+            lambda b, c: {
+                "similarity": normal(b, c), "mean_present": normal(c), "mean_absent": normal(c, seed=2), "gap": torch.ones(c)
+            },
+        ),
+        (
+            "match_prior",
+            TF.match_prior,
+            lambda b, c: {"probabilities": torch.sigmoid(normal(b, c)), "prior": torch.full((c,), 0.3), "free": hard(b, c) < 0},
+        ),
+        (
+            "neighbour_scores",
+            lambda **x: TF.neighbour_scores(**x, neighbours=2, steps=2),
+            lambda b, c: {"features": normal(b, c, WIDTH), "scores": torch.sigmoid(normal(b, c)), "known": hard(b, c) >= 0},
+        ),
+    )
+}  # fmt: skip
+
+
 # What may be done to an argument ------------------------------------------------------------------------------------------
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -265,6 +351,8 @@ def plans(draw: Any) -> Plan:
         batch = max(1, batch) if batch != 0 else 0
     names = sorted(PARTS[part].inputs(4, 3))
     chosen = draw(st.lists(st.tuples(st.sampled_from(names), twists), max_size=3)) if names else []
+    if PARTS[part].pure:
+        chosen = [(k, t) for k, t in chosen if t.kind != "value" or (0 if k in ("count", "mass") else -1) <= t.what <= 1]
     changes: dict[str, list[Twist]] = {}
     for name, twist in chosen:
         changes.setdefault(name, []).append(twist)

@@ -799,6 +799,18 @@ def test_deterministic_algorithms_are_asked_for(run, monkeypatch):
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
+def test_deterministic_runs_write_the_same_bytes(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", torch.backends.cudnn.deterministic)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    try:
+        for output in (tmp_path / "a", tmp_path / "b"):
+            run("--methods", "trm", "linear", "--deterministic", output=output)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for name in ("results.json", "run.json", "pseudo/trm-known0.5-seed1.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
 def test_tensorboard_gets_losses_and_scores(run, tmp_path, monkeypatch):
     written = []
 

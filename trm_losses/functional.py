@@ -2,7 +2,8 @@
 
 Letters: B batch, C classes, D joint embedding width, N tokens, H heads. Labels: 1 present, 0 absent, values between
 are soft, -1 unknown. Losses and similarities of half-precision inputs are computed in float32, with autocast off, and the
-result is float32.
+result is float32. Shapes, types and devices that do not fit are refused by name; values are the caller's, and are checked by
+the Modules.
 """
 
 from __future__ import annotations
@@ -64,6 +65,40 @@ def unit(tensor: Tensor) -> Tensor:
     return F.normalize(upcast(tensor), dim=-1)
 
 
+# Arguments that are masks, and others that need not be floats.
+_MASKS = ("free", "known", "seen", "key_padding_mask")
+_COUNTED = ("targets", "count", "ids", "memory.ids", *_MASKS)
+
+
+def _check_shapes(owner: str, **given: tuple[Tensor | None, str]) -> None:
+    """Refuse what does not fit, by name; "..." is any shape, the same wherever it stands, and "?" what may be left out."""
+    dims, shape = Dims(owner), None
+    for name, (tensor, letters) in given.items():
+        if tensor is None and letters.endswith("?"):
+            continue
+        if letters == "..." and isinstance(tensor, Tensor):
+            shape = " ".join(f"n{i}" for i in range(tensor.ndim)) if shape is None else shape
+            letters = shape
+        dims.check(name, tensor, letters.removesuffix("?"), floating=name not in _COUNTED)
+        if name in _MASKS and tensor is not None and tensor.dtype != torch.bool:
+            raise TypeError(f"{owner}: {name} must be bool, got {tensor.dtype}")
+
+
+def _centres(prototypes: Tensor | None) -> str:
+    """Letters of prototypes, of which a class may have several."""
+    return "C K D" if isinstance(prototypes, Tensor) and prototypes.ndim == 3 else "C D"
+
+
+def _broadcast(owner: str, weights: Tensor, x: Tensor) -> Tensor:
+    """Weights in the type and the shape of ``x``."""
+    if not isinstance(weights, Tensor):
+        raise TypeError(f"{owner}: weights must be a torch.Tensor, got {type(weights).__name__}")
+    pairs = zip(reversed(weights.shape), reversed(x.shape), strict=False)
+    if weights.ndim > x.ndim or any(n not in (1, m) for n, m in pairs):
+        raise ValueError(f"{owner}: weights must broadcast to shape {tuple(x.shape)}, got {tuple(weights.shape)}")
+    return weights.to(x.dtype).expand_as(x)
+
+
 def asymmetric_loss(
     logits: Tensor,
     targets: Tensor,
@@ -96,9 +131,10 @@ def asymmetric_loss(
 
     Reference: ASL (Ridnik et al., ICCV 2021), with the settings of DualCoOp; the rule for soft labels is ours.
     """
+    _check_shapes("asymmetric_loss", logits=(logits, "..."), targets=(targets, "..."))
     with full_precision(logits):
         x = upcast(logits)
-        w = None if weights is None else weights.to(x.dtype).expand_as(x)
+        w = None if weights is None else _broadcast("asymmetric_loss", weights, x)
         focus = Focus(gamma_pos, gamma_neg, margin, detach_focus)
         if reduction == "none":
             return _asymmetric_entries(x, targets, w, focus)
@@ -170,6 +206,9 @@ def text_region_logits(
     Reference: the matching of one text with one region is the paper's; scale and bias are our choice, the pair is
     DualCoOp's.
     """
+    _check_shapes(
+        "text_region_logits", regions=(regions, "B C D"), text=(text, "C D"), bias=(bias, "C?"), negative=(negative, "C D?")
+    )
     with full_precision(regions):
         r = upcast(regions)
         t = unit(text).to(r.dtype)
@@ -206,8 +245,17 @@ def region_attention(
 
     Reference: cross-attention with category queries is the paper's; the start at identity weights is our choice.
     """
+    _check_shapes(
+        "region_attention",
+        queries=(queries, "C D"),
+        keys=(keys, "B N D" if key_weight is not None else "B H N d"),
+        query_weight=(query_weight, "D D"),
+        key_weight=(key_weight, "D D?"),
+        key_padding_mask=(key_padding_mask, "B N?"),
+    )
     classes, width = queries.shape
-    split = queries @ query_weight.T
+    split = queries.to(keys.dtype) @ query_weight.to(keys.dtype).T
+    key_weight = None if key_weight is None else key_weight.to(keys.dtype)
     split = split.reshape(classes, num_heads, width // num_heads).transpose(0, 1)  # (H, C, d)
     if key_weight is not None and folds_keys(classes, width, num_heads):
         folded = torch.bmm(split, key_weight.reshape(num_heads, width // num_heads, width))  # (H, C, D)
@@ -281,6 +329,12 @@ def region_distillation(
     Reference: region teaches query is the patent's; the form over classes is what the authors' other code suggests, the
     binary one our choice.
     """
+    _check_shapes(
+        "region_distillation",
+        student_logits=(student_logits, "B C"),
+        teacher_logits=(teacher_logits, "B C"),
+        weights=(weights, "B?"),
+    )
     with full_precision(student_logits):
         student, teacher = upcast(student_logits) / temperature, upcast(teacher_logits.detach()) / temperature
         if form == "kl_binary":  # present and absent as the two classes of a last axis
@@ -320,6 +374,9 @@ def feature_distillation(
 
     Reference: the region-level feature teaches the query-level feature, in the words of the patent; the cosine is our choice.
     """
+    _check_shapes(
+        "feature_distillation", student=(student, "B C D"), teacher=(teacher, "B C D"), weights=(weights, "B C?")
+    )
     with full_precision(student):
         z, r = unit(student), unit(teacher.detach())
         loss = 1 - (z * r.to(z.dtype)).sum(dim=-1)
@@ -439,6 +496,21 @@ def multimodal_contrastive(
 
     Reference: contrast within and across modalities is the paper's; this form is ours, after SADCL and SupCon.
     """
+    past: dict[str, tuple[Tensor | None, str]] = {}
+    if memory is not None:
+        past = {"memory.features": (memory.features, "C Q D"), "memory.ids": (memory.ids, "C Q")}
+    _check_shapes(
+        "multimodal_contrastive",
+        **({} if isinstance(regions, Entries) else {"regions": (regions, "B C D")}),
+        text=(text, "C D"),
+        targets=(targets, "B C"),
+        prototypes=(prototypes, f"{_centres(prototypes)}?"),
+        seen=(seen, "C?"),
+        weights=(weights, "B C?"),
+        saliency=(saliency, "B C N?"),
+        ids=(ids, "B?"),
+        **past,
+    )
 
     def embed(vectors: Tensor) -> Tensor:
         rows = unit_rows(upcast(vectors))
@@ -462,8 +534,8 @@ def multimodal_contrastive(
         if "region_region" in only or "text_region" in only:
             keys = _keys(rows, len(texts), group)
         if "region_region" in only:
-            past = None if memory is None or ids is None else _past(rows, memory, ids, temperature_region, embed)
-            terms["region_region"] = zero + _region_region(rows, keys, past, temperature_region, group)
+            older = None if memory is None or ids is None else _past(rows, memory, ids, temperature_region, embed)
+            terms["region_region"] = zero + _region_region(rows, keys, older, temperature_region, group)
         if "region_text" in only:
             loss = _rows_against_classes(rows.features, texts, rows.own, temperature, separate)
             count = count_per_rank(rows.valid.sum().to(texts.dtype), group)
@@ -649,6 +721,7 @@ def multi_label_contrastive(
 
     Reference: our choice, after MulSupCon (Zhang and Wu, AAAI 2024) and SupCon (Khosla et al., NeurIPS 2020).
     """
+    _check_shapes("multi_label_contrastive", features=(features, "B D"), targets=(targets, "B C"), weights=(weights, "B C?"))
     with full_precision(features):
         is_anchor = targets >= anchor_threshold
         # What an image without a positive label holds must not matter, not even NaN: 0 * NaN would reach the sums.
@@ -674,6 +747,8 @@ def class_sums(features: Tensor | Entries, weights: Tensor) -> tuple[Tensor, Ten
 
     Entries of weight 0 take no part, whatever they hold; :class:`Entries` need hold the others alone.
     """
+    if not isinstance(features, Entries):
+        _check_shapes("class_sums", features=(features, "B C D"), weights=(weights, "B C"))
     weights = upcast(weights)
     enters = weights > 0
     if torch.compiler.is_compiling() and isinstance(features, Tensor):  # static shapes
@@ -707,6 +782,9 @@ def update_prototypes(
 
     Reference: prototypes in a memory block are the paper's; the running mean that starts from data is our choice.
     """
+    _check_shapes(
+        "update_prototypes", prototypes=(prototypes, "C D"), count=(count, "C"), sums=(sums, "C D"), mass=(mass, "C")
+    )
     has = mass > 0
     mean = sums / torch.where(has, mass, 1.0)[:, None]
     n = count.to(prototypes.dtype)
@@ -786,6 +864,14 @@ def prototype_similarities(
 
     Reference: intra- and inter-class relations in one modality and across the two are the paper's; the formulas ours.
     """
+    _check_shapes(
+        "prototype_similarities",
+        features=(features, "B c D"),
+        visual=(visual, _centres(visual)),
+        text=(text, "C D"),
+        seen=(seen, "C?"),
+        absent=(absent, "C D?"),
+    )
     with full_precision(features):
         z = upcast(features)
         norm = torch.linalg.vector_norm(z, dim=-1).clamp(min=1e-12)
@@ -808,6 +894,13 @@ def calibrate(
 
     Reference: our choice, because one fixed threshold cannot fit all classes.
     """
+    _check_shapes(
+        "calibrate",
+        similarity=(similarity, "B C"),
+        mean_present=(mean_present, "C"),
+        mean_absent=(mean_absent, "C"),
+        gap=(gap, "C"),
+    )
     return torch.sigmoid(steepness * (similarity - 0.5 * (mean_present + mean_absent)) / gap)
 
 
@@ -826,6 +919,7 @@ def match_prior(probabilities: Tensor, prior: Tensor, free: Tensor) -> Tensor:
 
     Reference: our choice.
     """
+    _check_shapes("match_prior", probabilities=(probabilities, "N C"), prior=(prior, "C"), free=(free, "N C"))
     with full_precision(probabilities):
         q = upcast(probabilities)
         least = torch.finfo(q.dtype).tiny  # a probability of 0 has a logit too, and keeps its place below all others
@@ -868,6 +962,7 @@ def neighbour_scores(
     Reference: our choice; inter-image relations of one class beside the paper's relations to prototypes. Passing on with known
     labels clamped is label propagation (Zhu and Ghahramani, 2002).
     """
+    _check_shapes("neighbour_scores", features=(features, "N C D"), scores=(scores, "N C"), known=(known, "N C?"))
     with full_precision(features):
         scores = upcast(scores)
         images, classes = scores.shape
