@@ -747,13 +747,15 @@ def intra_similarities(
     with full_precision(features):
         z = upcast(features)
         own = slice(first, first + z.shape[1])
-        norm = torch.linalg.vector_norm(z, dim=-1).clamp(min=1e-12)
+        norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True).clamp(min=1e-12)
 
         def cosine(prototypes: Tensor) -> Tensor:
-            return torch.einsum("bcd,cd->bc", z, unit(prototypes[own]).to(z.dtype)).div(norm)
+            """With the nearest of several centres, which speaks for its class; the regions are read once for all of them."""
+            keys = upcast(prototypes[own]).to(z.dtype).reshape(z.shape[1], -1, z.shape[2])
+            length = torch.linalg.vector_norm(keys, dim=-1).clamp(min=1e-12)
+            return torch.einsum("bcd,ckd->bck", z, keys).div(length).div(norm).amax(dim=-1)
 
-        # The nearest of several centres speaks for its class.
-        s_v = torch.stack([cosine(centre) for centre in visual.reshape(len(visual), -1, z.shape[2]).unbind(dim=1)]).amax(dim=0)
+        s_v = cosine(visual)
         return (s_v if absent is None else s_v - cosine(absent)), cosine(text)
 
 
