@@ -2,6 +2,7 @@
 
     python benchmarks/losses.py --rounds 20 --only contrast matching
     python benchmarks/losses.py --sizes full --json figures.json
+    python benchmarks/losses.py --compiled
 
 Where two candidates compute the same, their values and gradients are compared before anything is timed.
 """
@@ -9,12 +10,15 @@ Where two candidates compute the same, their values and gradients are compared b
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from importlib import metadata
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -22,8 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from trm_losses import MultimodalContrastiveLoss, PrototypeBank, RegionPooler, TextRegionMatchingLoss
-from trm_losses.functional import asymmetric_loss
+from trm_losses import MultimodalContrastiveLoss, PrototypeBank, PseudoLabeler, RegionPooler, TextRegionMatchingLoss
+from trm_losses.functional import Entries
 from trm_losses.metrics import average_precision
 
 
@@ -36,6 +40,8 @@ class Pair(NamedTuple):
     peer_name: str
     tolerance: float | None = None
     """Largest difference of values and gradients, as a share of the peer's largest; None where the two are not the same."""
+    in_torch: bool = True
+    """Whether the peer's memory is torch's: no other is measured."""
 
 
 def published_asl(logits: Tensor, targets: Tensor) -> Tensor:
@@ -76,15 +82,47 @@ def labels(batch: int, classes: int, generator: torch.Generator) -> Tensor:
     return torch.where(torch.rand(batch, classes, generator=generator) < 0.5, truth, -1.0)
 
 
-def asl_pairs(batch: int, classes: int) -> list[Pair]:
+def library(module: str, row: str) -> ModuleType | None:
+    """A peer's module; where it does not import, a line in place of its row says so."""
+    try:
+        return importlib.import_module(module)
+    except (ImportError, RuntimeError):  # the latter where a wheel beside it was built for another torch
+        print(f"{row:58} left out: {module} does not import here")
+        return None
+
+
+def asl_pairs(batch: int, classes: int, *, compiled: bool = False) -> list[Pair]:
+    """Half of the labels unknown; timm's loss has no unknown labels, so beside it every label is known."""
     g = torch.Generator().manual_seed(0)
     x = torch.randn(batch, classes, generator=g).requires_grad_()
     y = labels(batch, classes, g)
-    ours, peer = backward(lambda: asymmetric_loss(x, y), x), backward(lambda: published_asl(x, y), x)
-    return [Pair(f"asymmetric loss {batch}x{classes}", ours, peer, "published formula", 1e-4)]
+    loss = TextRegionMatchingLoss(classes, validate=False).loss
+    name = f"asymmetric loss {batch}x{classes}"
+    if compiled:
+        return with_compiled(name, loss, published_asl, "published formula", (x, y), x)
+    pairs = [Pair(name, backward(lambda: loss(x, y), x), backward(lambda: published_asl(x, y), x), "published formula", 1e-4)]
+    if timm := library("timm.loss", name):
+        known = (y == 1).float()
+        theirs = timm.AsymmetricLossMultiLabel(gamma_neg=2, gamma_pos=1, clip=0.05, reduction="mean")
+        ours, peer = backward(lambda: loss(x, known), x), backward(lambda: theirs(x, known), x)
+        pairs.append(Pair(f"{name}, all known", ours, peer, "timm AsymmetricLossMultiLabel", 1e-4))
+    return pairs
 
 
-def matching_pairs(batch: int, classes: int, dim: int) -> list[Pair]:
+Loss = Callable[..., Tensor]
+
+
+def with_compiled(name: str, loss: Loss, peer: Loss, peer_name: str, given: tuple[Tensor, ...], *leaves: Tensor) -> list[Pair]:
+    """Our loss compiled beside the usual form as it is written, and beside that compiled too."""
+    made, peer_made = torch.compile(loss, fullgraph=True), torch.compile(peer)
+    ours = backward(lambda: made(*given), *leaves)
+    return [
+        Pair(f"{name}, compiled", ours, backward(lambda: peer(*given), *leaves), peer_name, 1e-4),
+        Pair(f"{name}, compiled", ours, backward(lambda: peer_made(*given), *leaves), f"{peer_name}, compiled", 1e-4),
+    ]
+
+
+def matching_pairs(batch: int, classes: int, dim: int, *, compiled: bool = False) -> list[Pair]:
     g = torch.Generator().manual_seed(0)
     regions = torch.randn(batch, classes, dim, generator=g).requires_grad_()
     text = torch.randn(classes, dim, generator=g).requires_grad_()
@@ -98,14 +136,21 @@ def matching_pairs(batch: int, classes: int, dim: int) -> list[Pair]:
         return F.cosine_similarity(regions, text[None], dim=-1)
 
     ours = backward(lambda: loss(regions, text, y), regions, text)
-    pairs = []
-    for cosine, name in ((product, "normalise, multiply, sum"), (function, "F.cosine_similarity")):
+    name, pairs = f"matching {batch}x{classes}x{dim}", []
+    if compiled:
+
+        def usual(regions: Tensor, text: Tensor, y: Tensor) -> Tensor:
+            return published_asl(20 * (F.normalize(regions, dim=-1) * F.normalize(text, dim=-1)).sum(dim=-1), y)
+
+        peer_name = "normalise, multiply, sum + published formula"
+        return with_compiled(name, loss, usual, peer_name, (regions, text, y), regions, text)
+    for cosine, how in ((product, "normalise, multiply, sum"), (function, "F.cosine_similarity")):
         peer = backward(lambda cosine=cosine: published_asl(20 * cosine(), y), regions, text)  # type: ignore[misc]
-        pairs.append(Pair(f"matching {batch}x{classes}x{dim}", ours, peer, f"{name} + published formula", 1e-4))
+        pairs.append(Pair(name, ours, peer, f"{how} + published formula", 1e-4))
     return pairs
 
 
-def contrast_pairs(batch: int, classes: int, dim: int, share: float = 1.0) -> list[Pair]:
+def contrast_pairs(batch: int, classes: int, dim: int, share: float = 1.0, *, compiled: bool = False) -> list[Pair]:
     """The region-region term alone; ``share`` of the entries are anchors."""
     g = torch.Generator().manual_seed(0)
     regions = torch.randn(batch, classes, dim, generator=g).requires_grad_()
@@ -116,16 +161,64 @@ def contrast_pairs(batch: int, classes: int, dim: int, share: float = 1.0) -> li
     anchors = y == 1
     own = torch.arange(classes).expand_as(y)[anchors]
     name = f"contrast {batch}x{classes}x{dim} ({int(anchors.sum())} anchors)"
+    if compiled:  # every entry is an anchor, as compiled code takes them
+        usual = lambda regions, *_: published_sup_con(regions.flatten(0, 1), own)  # noqa: E731
+        return with_compiled(name, loss, usual, "published N x N formula", (regions, text, y), regions)
     ours = backward(lambda: loss(regions, text, y), regions)
     peers = {"published N x N formula": backward(lambda: published_sup_con(regions[anchors], own), regions)}
-    try:
-        from pytorch_metric_learning.losses import SupConLoss
-    except ImportError:
-        pass
-    else:
-        supcon = SupConLoss(temperature=0.1)
+    if pml := library("pytorch_metric_learning.losses", name):
+        supcon = pml.SupConLoss(temperature=0.1)
         peers["pytorch-metric-learning SupConLoss"] = backward(lambda: supcon(regions[anchors], own), regions)
     return [Pair(name, ours, peer, peer_name, 1e-4) for peer_name, peer in peers.items()]
+
+
+def anchored(batch: int, classes: int, dim: int, count: int, generator: torch.Generator) -> tuple[Entries, Tensor]:
+    """``count`` entries of a batch, regions with gradient, and the labels (B, C) that make them anchors."""
+    y = torch.zeros(batch, classes)
+    y.view(-1)[torch.randperm(y.numel(), generator=generator)[:count]] = 1
+    row, own = y.nonzero(as_tuple=True)
+    return Entries(torch.randn(count, dim, generator=generator).requires_grad_(), row, own), y
+
+
+def class_contrast_pairs(batch: int, classes: int, dim: int, count: int) -> list[Pair]:
+    """Only regions (and texts of classes present) are anchors; regions, and all texts and prototypes, are keys."""
+    g = torch.Generator().manual_seed(0)
+    regions, y = anchored(batch, classes, dim, count, g)
+    features, own = regions.features, regions.own
+    text, prototypes = torch.randn(classes, dim, generator=g).requires_grad_(), torch.randn(classes, dim, generator=g)
+    loss = MultimodalContrastiveLoss(text_prototype=0, validate=False)
+
+    def usual() -> Tensor:
+        f, t, p = (F.normalize(x, dim=-1) for x in (features, text, prototypes))
+        others = 1 - torch.eye(len(f))
+        positive = (own[:, None] == own[None]).float() * others
+        logits = f @ f.T / 0.1
+        logits = logits - logits.max(dim=1, keepdim=True).values.detach()
+        log_p = logits - torch.log((torch.exp(logits) * others).sum(dim=1, keepdim=True))
+        partners = positive.sum(dim=1)
+        region_region = -((positive * log_p).sum(dim=1) / partners.clamp(min=1)).sum() / (partners > 0).sum().clamp(min=1)
+        of_text = F.log_softmax(t @ f.T / 0.07, dim=1)[own, torch.arange(len(own))] / torch.bincount(own)[own]
+        to_text, to_prototypes = F.cross_entropy(f @ t.T / 0.07, own), F.cross_entropy(f @ p.T / 0.07, own)
+        return region_region + 0.5 * to_text - 0.5 * of_text.sum() / len(own.unique()) + to_prototypes
+
+    ours = backward(lambda: loss(regions, text, y, prototypes=prototypes), features, text)
+    name = f"contrast {batch}x{classes}x{dim} ({count} anchors, {count + 2 * classes} keys)"
+    return [Pair(name, ours, backward(usual, features, text), "each against all, as matrices", 1e-4)]
+
+
+def clip_pairs(batch: int, dim: int) -> list[Pair]:
+    """As many classes as images, each with its one text: then regions against texts, both ways, are CLIP's loss."""
+    name = f"contrast {batch}x{batch}x{dim} (one text an image)"
+    if (open_clip := library("open_clip", name)) is None:
+        return []
+    g = torch.Generator().manual_seed(0)
+    images, texts = (torch.randn(batch, dim, generator=g).requires_grad_() for _ in range(2))
+    every, y = torch.arange(batch), torch.eye(batch)
+    loss = MultimodalContrastiveLoss(region_region=0, region_prototype=0, text_prototype=0, temperature=0.07, validate=False)
+    clip = open_clip.ClipLoss()
+    ours = backward(lambda: loss(Entries(images, every, every), texts, y), images, texts)
+    peer = backward(lambda: clip(F.normalize(images, dim=-1), F.normalize(texts, dim=-1), 1 / 0.07), images, texts)
+    return [Pair(name, ours, peer, "open_clip ClipLoss", 1e-4)]
 
 
 def pooler_pairs(batch: int, classes: int, tokens: int, dim: int) -> list[Pair]:
@@ -144,66 +237,163 @@ def pooler_pairs(batch: int, classes: int, tokens: int, dim: int) -> list[Pair]:
 
 
 def bank_pairs(batch: int, classes: int, dim: int) -> list[Pair]:
+    """Regions of all classes, of which the present ones are taken."""
     g = torch.Generator().manual_seed(0)
     regions = torch.randn(batch, classes, dim, generator=g)
     y = labels(batch, classes, g)
-    ours = PrototypeBank(classes, dim, validate=False)
-    state = torch.zeros(classes, dim)
+    row, own = (y == 1).nonzero(as_tuple=True)
+    name = f"prototypes {batch}x{classes}x{dim}"
+    return prototype_loops(name, lambda bank: bank.update(regions, y), regions[row, own], own, classes)[:1]
 
-    def loop() -> None:
+
+def mean_pairs(batch: int, classes: int, dim: int, count: int) -> list[Pair]:
+    """Regions of ``count`` entries alone."""
+    entries, y = anchored(batch, classes, dim, count, torch.Generator().manual_seed(0))
+    features = entries.features.detach()
+    given = entries._replace(features=features)
+    name = f"prototypes {batch}x{classes}x{dim} ({count} entries)"
+    return prototype_loops(name, lambda bank: bank.update(given, y), features, entries.own, classes)
+
+
+def prototype_loops(
+    name: str, update: Callable[[PrototypeBank], None], features: Tensor, own: Tensor, classes: int
+) -> list[Pair]:
+    """Our update beside the same mean class by class, and beside sample by sample, which is another rule."""
+    dim, momentum = features.shape[1], 0.99
+    ours = PrototypeBank(classes, dim, momentum=momentum, validate=False)
+    by_class, by_sample, count = torch.zeros(classes, dim), torch.zeros(classes, dim), [0] * classes
+
+    def updated() -> Tensor:
+        update(ours)
+        return ours.visual
+
+    def over_classes() -> Tensor:
         for c in range(classes):
-            rows = regions[:, c][y[:, c] == 1]
+            rows = features[own == c]
             if len(rows):
-                state[c] = F.normalize(0.99 * state[c] + 0.01 * F.normalize(rows, dim=-1).mean(dim=0), dim=-1)
+                m = min(momentum, count[c] / (count[c] + 1))
+                mean = F.normalize(rows, dim=-1).mean(dim=0)
+                by_class[c] = F.normalize(m * by_class[c] + (1 - m) * mean, dim=-1)
+                count[c] += 1
+        return by_class
 
-    return [Pair(f"prototypes {batch}x{classes}x{dim}", lambda: ours.update(regions, y), loop, "loop over classes")]
+    def over_samples() -> Tensor:
+        for z, c in zip(F.normalize(features, dim=-1), own.tolist(), strict=True):
+            by_sample[c] = F.normalize(momentum * by_sample[c] + (1 - momentum) * z, dim=-1)
+        return by_sample
+
+    return [
+        Pair(name, updated, over_classes, "loop over classes", 1e-4),
+        Pair(name, updated, over_samples, "loop over samples"),
+    ]
+
+
+def pseudo_label_pairs(batch: int, classes: int, dim: int, centres: int = 1, *, relations: bool = False) -> list[Pair]:
+    """What the labeller reads of regions: similarities to prototype and text of the own class; or all four relations."""
+    g = torch.Generator().manual_seed(0)
+    regions = torch.randn(batch, classes, dim, generator=g)
+    bank = PrototypeBank(classes, dim, num_prototypes=centres, queue_size=0 if centres == 1 else centres, validate=False)
+    bank.visual.copy_(F.normalize(torch.randn(bank.visual.shape, generator=g), dim=-1))
+    bank.text.copy_(F.normalize(torch.randn(classes, dim, generator=g), dim=-1))
+    bank.count.fill_(1)
+    visual, text = bank.visual.view(classes, centres, dim), bank.text
+    labeler = PseudoLabeler(classes, rule="prototype" if relations else "logit", validate=False)
+
+    def ours() -> tuple[Tensor, ...]:
+        return tuple(labeler.similarities(regions, bank)[: 4 if relations else 2])
+
+    def loop() -> tuple[Tensor, ...]:
+        found = torch.empty(4 if relations else 2, batch, classes)
+        for c in range(classes):
+            z = F.normalize(regions[:, c], dim=-1)
+            found[0, :, c], found[1, :, c] = (z @ visual[c].T).amax(dim=1), z @ text[c]
+            if relations:
+                found[2, :, c] = torch.softmax(z @ visual[:, 0].T / labeler.temperature_visual, dim=1)[:, c]
+                found[3, :, c] = torch.softmax(z @ text.T / labeler.temperature_text, dim=1)[:, c]
+        return found.unbind()
+
+    def broadcast() -> tuple[Tensor, ...]:
+        cosine = nn.CosineSimilarity(dim=-1)
+        return cosine(regions[:, :, None], visual).amax(dim=-1), cosine(regions, text)
+
+    if relations:
+        return [Pair(f"relations {batch}x{classes}x{dim}", ours, loop, "loop over classes", 1e-4)]
+    name = f"pseudo-labels {batch}x{classes}x{dim}" + (f", {centres} centres" if centres > 1 else "")
+    return [Pair(name, ours, loop, "loop over classes", 1e-4), Pair(name, ours, broadcast, "nn.CosineSimilarity", 1e-4)]
+
+
+def relation_pairs(batch: int, classes: int, dim: int) -> list[Pair]:
+    return pseudo_label_pairs(batch, classes, dim, relations=True)
 
 
 def metric_pairs(images: int, classes: int) -> list[Pair]:
-    try:
-        from torchmetrics.functional.classification import multilabel_average_precision
-    except ImportError:
-        return []
     g = torch.Generator().manual_seed(0)
     scores = torch.rand(images, classes, generator=g)
     y = (torch.rand(images, classes, generator=g) < 0.1).long()
-
-    def peer() -> Tensor:
-        return multilabel_average_precision(scores, y, num_labels=classes, average="none")
-
-    return [Pair(f"average precision {images}x{classes}", lambda: average_precision(scores, y), peer, "torchmetrics", 1e-4)]
+    name = f"average precision {images}x{classes}"
+    peers: dict[str, Callable[[], Tensor]] = {}
+    if torchmetrics := library("torchmetrics.functional.classification", name):
+        every = torchmetrics.multilabel_average_precision
+        peers["torchmetrics"] = lambda: every(scores, y, num_labels=classes, average="none")
+    if sklearn := library("sklearn.metrics", name):
+        one = sklearn.average_precision_score
+        columns = list(zip(y.T.numpy(), scores.T.numpy(), strict=True))
+        peers["scikit-learn, a loop"] = lambda: torch.tensor([one(*column) for column in columns])
+    ours = partial(average_precision, scores, y)
+    return [Pair(name, ours, peer, peer_name, 1e-4, peer_name == "torchmetrics") for peer_name, peer in peers.items()]
 
 
 Build = Callable[..., list[Pair]]
 
 SIZES: dict[str, list[tuple[Build, tuple[Any, ...]]]] = {
     "small": [
-        (asl_pairs, (128, 80)),
-        (asl_pairs, (128, 9605)),
-        (matching_pairs, (64, 20, 512)),
-        (matching_pairs, (64, 80, 512)),
+        *((asl_pairs, size) for size in ((64, 20), (128, 80), (128, 312), (128, 9605))),
+        *((matching_pairs, size) for size in ((8, 20, 512), (64, 20, 512), (64, 80, 512), (32, 312, 512))),
         (contrast_pairs, (9, 59, 512)),
+        (contrast_pairs, (21, 80, 512)),
         (contrast_pairs, (256, 200, 512, 0.02)),
+        (class_contrast_pairs, (64, 2000, 512, 512)),
+        (clip_pairs, (256, 512)),
         (pooler_pairs, (16, 20, 196, 512)),
         (pooler_pairs, (16, 80, 196, 512)),
         (bank_pairs, (64, 80, 512)),
-        (metric_pairs, (5000, 80)),
+        (mean_pairs, (64, 80, 512, 371)),
+        (mean_pairs, (128, 200, 512, 1280)),
+        (pseudo_label_pairs, (64, 80, 512)),
+        (pseudo_label_pairs, (64, 80, 512, 4)),
+        (pseudo_label_pairs, (32, 312, 512)),
+        (metric_pairs, (4952, 20)),
     ],
     "full": [
         *((asl_pairs, (batch, classes)) for batch, classes in ((64, 20), (128, 80), (128, 200), (128, 312), (128, 9605))),
-        *((matching_pairs, (batch, classes, 512)) for batch, classes in ((64, 20), (64, 80), (32, 312), (4, 9605))),
-        *((contrast_pairs, (batch, classes, 512)) for batch, classes in ((4, 34), (9, 59), (21, 80), (64, 64))),
+        *((matching_pairs, (batch, classes, 512)) for batch, classes in ((8, 20), (64, 20), (64, 80), (32, 312), (4, 9605))),
+        *((contrast_pairs, (batch, classes, 512)) for batch, classes in ((4, 34), (9, 59), (21, 80), (41, 64), (64, 64))),
         (contrast_pairs, (64, 80, 512, 0.02)),
         (contrast_pairs, (256, 200, 512, 0.02)),
+        (class_contrast_pairs, (64, 2000, 512, 512)),
+        (class_contrast_pairs, (64, 9605, 512, 1024)),
+        *((clip_pairs, (batch, 512)) for batch in (256, 1024)),
         (pooler_pairs, (16, 20, 196, 512)),
         (pooler_pairs, (16, 80, 196, 512)),
         (pooler_pairs, (32, 80, 49, 1024)),
         (pooler_pairs, (8, 312, 196, 512)),
         (bank_pairs, (64, 80, 512)),
         (bank_pairs, (128, 200, 512)),
+        (mean_pairs, (64, 80, 512, 371)),
+        (mean_pairs, (128, 200, 512, 1280)),
+        (mean_pairs, (32, 312, 512, 3968)),
+        (mean_pairs, (16, 9605, 512, 1024)),
+        *((pseudo_label_pairs, size) for size in ((64, 80, 512), (64, 80, 512, 4), (32, 312, 512), (32, 312, 512, 4))),
+        (pseudo_label_pairs, (8, 9605, 512)),
+        *((relation_pairs, size) for size in ((64, 80, 512), (32, 312, 512))),
         (metric_pairs, (4952, 20)),
         (metric_pairs, (5000, 80)),
         (metric_pairs, (10000, 200)),
+    ],
+    "compiled": [
+        *((partial(asl_pairs, compiled=True), size) for size in ((128, 80), (128, 9605))),
+        (partial(matching_pairs, compiled=True), (64, 80, 512)),
+        (partial(contrast_pairs, compiled=True), (9, 59, 512)),
     ],
 }
 
@@ -260,7 +450,7 @@ def measure(pair: Pair, rounds: int, warmup: int) -> dict[str, object]:
         "milliseconds": 1e3 * statistics.median(ours),
         "time_ratio": middle,
         "time_ratio_quartiles": [low, high],
-        "memory_ratio": memory[0] / memory[1] if memory[1] else float("nan"),
+        "memory_ratio": memory[0] / memory[1] if memory[1] and pair.in_torch else float("nan"),
         "peak_mib": memory[0] / 2**20,
         "peer_milliseconds": 1e3 * statistics.median(theirs),
         "peer_peak_mib": memory[1] / 2**20,
@@ -270,7 +460,7 @@ def measure(pair: Pair, rounds: int, warmup: int) -> dict[str, object]:
 def versions() -> dict[str, str]:
     """Of what is measured and of what it is measured against."""
     found = {"python": platform.python_version(), "machine": platform.machine(), "torch": torch.__version__}
-    for name in ("open_clip_torch", "pytorch-metric-learning", "torchmetrics"):
+    for name in ("open_clip_torch", "pytorch-metric-learning", "scikit-learn", "timm", "torchmetrics"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -296,12 +486,36 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def rates() -> dict[str, float]:
+    """What this machine reaches: a product of matrices, a copy of what no cache holds, and functions of what one does hold."""
+    square, large, row = torch.rand(1024, 1024), torch.rand(1 << 25), torch.rand(1 << 15)
+    copy, out = torch.empty_like(large), torch.empty_like(row)
+
+    def best(work: Callable[[], object]) -> float:
+        seconds = []
+        for _ in range(7):
+            start = time.perf_counter()
+            work()
+            seconds.append(time.perf_counter() - start)
+        return min(seconds)
+
+    found = {
+        "gemm_gflops": 2e-9 * 1024**3 / best(lambda: square @ square),
+        "stream_gbs": 8e-9 * large.numel() / best(lambda: copy.copy_(large)),  # read and written
+    }
+    for name, function in {"sigmoid": torch.sigmoid, "log": torch.log, "exp": torch.exp}.items():
+        found[f"{name}_ns"] = 1e9 / row.numel() * best(lambda function=function: function(row, out=out))  # type: ignore[misc]
+    return found
+
+
 def main(typed: Sequence[str] | None = None) -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--sizes", choices=list(SIZES), default="small", help="full takes some minutes")
+    parser.add_argument("--sizes", choices=["small", "full"], default="small", help="full takes some ten minutes")
+    parser.add_argument("--compiled", action="store_true", help="compiled forms alone; they take a minute to compile")
     args = parser.parse_args(typed)
     torch.manual_seed(0)
-    report((pair for build, size in SIZES[args.sizes] for pair in build(*size)), args)
+    sizes = SIZES["compiled" if args.compiled else args.sizes]
+    report((pair for build, size in sizes for pair in build(*size)), args, rates=rates)
 
 
 def report(pairs: Iterable[Pair | None], args: argparse.Namespace, **more: Callable[[], object]) -> None:

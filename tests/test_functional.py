@@ -39,13 +39,18 @@ def test_asymmetric_loss_is_the_loops(gamma_pos: float, gamma_neg: float, margin
     assert ((y > 0) & (y < 1)).any() and (y == -1).any()
 
 
+@pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("detach_focus", [False, True])
 @pytest.mark.parametrize("gamma_pos, gamma_neg, margin", FOCUS)
-def test_asymmetric_gradient_is_the_formula(gamma_pos: float, gamma_neg: float, margin: float, detach_focus: bool) -> None:
-    """The focusing factors' share of the gradient is there, or gone with ``detach_focus``."""
-    x, y = (4 * normal(6, 7)).requires_grad_(), labels(6, 7)
+def test_asymmetric_gradient_is_the_formula(
+    gamma_pos: float, gamma_neg: float, margin: float, detach_focus: bool, soft: bool
+) -> None:
+    """The focusing factors' share of the gradient is there, or gone with ``detach_focus``; the value without soft labels too."""
+    x, y = (4 * normal(6, 7)).requires_grad_(), labels(6, 7, soft=soft)
     settings: dict[str, Any] = {"gamma_pos": gamma_pos, "gamma_neg": gamma_neg, "margin": margin}
-    TF.asymmetric_loss(x, y, detach_focus=detach_focus, reduction="sum", **settings).backward()
+    loss = TF.asymmetric_loss(x, y, detach_focus=detach_focus, reduction="sum", **settings)
+    loss.backward()
+    close(loss, oracles.asymmetric(x, y, None, gamma_pos, gamma_neg, margin).sum())
     close(x.grad, oracles.asymmetric_gradient(x, y, gamma_pos, gamma_neg, margin, detach_focus))
 
 

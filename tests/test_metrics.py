@@ -186,6 +186,25 @@ def test_half_scores_equal_their_exact_values(dtype: torch.dtype) -> None:
     assert evaluate(half, targets) == evaluate(half.double(), targets)
 
 
+def test_scores_at_the_ends_of_their_range_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where torch has no NumPy; zero and minus zero are one score."""
+    tiny, huge = torch.finfo(torch.float32).smallest_normal / 4, torch.finfo(torch.float32).max
+    ends = torch.tensor([-math.inf, -huge, -1.0, -tiny, -0.0, 0.0, tiny, 1.0, huge, math.inf])
+    generator = torch.Generator().manual_seed(0)
+    scores = ends[torch.randint(len(ends), (40, 20), generator=generator)]
+    targets = torch.randint(-1, 2, (40, 20), generator=generator)
+    expected = [loop_raw(s, t) for s, t in zip(scores.T.tolist(), targets.T.tolist(), strict=True)]
+    found = average_precision(scores, targets)
+    assert found.tolist() == pytest.approx(expected, abs=1e-14)
+    assert torch.equal(average_precision(scores.double(), targets), found)
+
+    def missing(*_: object) -> None:
+        raise RuntimeError("Numpy is not available")
+
+    monkeypatch.setattr(Tensor, "numpy", missing)
+    assert torch.equal(average_precision(scores, targets), found)
+
+
 def test_float64_scores_are_not_rounded() -> None:
     scores = torch.tensor([[1.0 + 1e-12], [1.0]], dtype=torch.float64)
     assert float(average_precision(scores, torch.tensor([[1], [0]]))) == 1.0

@@ -66,20 +66,20 @@ def _absent(x: Tensor, focus: Focus) -> tuple[Tensor, Tensor]:
     return (loss, slope) if lower is None else (loss.mul_(lower), slope.mul_(lower))
 
 
-def _present(x: Tensor, y: Tensor, focus: Focus) -> tuple[Tensor, Tensor]:
-    """Loss and derivative of logits whose label is 1, or soft (plain cross-entropy)."""
-    log_p, log_not_p, p = F.logsigmoid(x), F.logsigmoid(-x), torch.sigmoid(x)
-    soft = -y * log_p - (1 - y) * log_not_p
-    if not focus.gamma_pos:
-        hard, slope = -log_p, p - 1
-    else:
-        power = torch.exp(focus.gamma_pos * log_not_p)
-        slope = p - 1
+def _present(x: Tensor, y: Tensor, focus: Focus, *, sparse: bool) -> tuple[Tensor, Tensor]:
+    """Loss and derivative of logits whose label is 1, or soft (plain cross-entropy); ``sparse`` as in :func:`_one_pass`."""
+    log_p, miss = F.logsigmoid(x), torch.sigmoid(-x)
+    loss, slope = -log_p, -miss
+    if focus.gamma_pos:
+        power = _power(miss, focus.gamma_pos)
         if not focus.detach:
-            slope.addcmul_(p, log_p, value=focus.gamma_pos)
-        hard, slope = (power * log_p).neg_(), slope.mul_(power)
+            slope.addcmul_(1 - miss, log_p, value=focus.gamma_pos)
+        loss, slope = loss.mul_(power), slope.mul_(power)
     is_soft = y < 1
-    return torch.where(is_soft, soft, hard), torch.where(is_soft, p - y, slope)
+    if sparse and not is_soft.any():
+        return loss, slope
+    crossed = -y * log_p - (1 - y) * F.logsigmoid(-x)
+    return torch.where(is_soft, crossed, loss), torch.where(is_soft, 1 - y - miss, slope)
 
 
 def _one_pass(
@@ -109,7 +109,7 @@ def _one_pass(
             continue
         if index is not None:
             xc, yc, wc = xc[index], yc[index], None if wc is None else wc[index]
-        loss, slope = _present(xc, yc.to(x.dtype), focus)
+        loss, slope = _present(xc, yc.to(x.dtype), focus, sparse=sparse)
         if wc is not None:
             loss, slope = loss * wc, slope * wc
         total += (loss if sparse else loss.where(yc > 0, 0.0)).sum()

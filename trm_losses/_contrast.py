@@ -31,14 +31,14 @@ _LEAST = 1e-12  # length of a row
 
 
 def log_sum_of_others(
-    rows: Tensor, keys: Tensor, valid: Tensor | None, first: int, temperature: float | Tensor
+    rows: Tensor, keys: Tensor, valid: Tensor | None, first: int | None, temperature: float | Tensor
 ) -> Tensor:
     """(n,) the log of the sum of exp(row . key / temperature) over the keys, all of them unit vectors.
 
     Args:
         rows: (n, D). keys: (M, D), the rows themselves or those of all ranks.
         valid: (M,) bool, the keys that count; None for all.
-        first: the key that is row 0; row i leaves out key first + i, which is itself.
+        first: the key that is row 0; row i leaves out key first + i, which is itself. None where no row is among the keys.
         temperature: a learned one, a tensor, gets its gradient too.
     """
     if not may_fuse() or rows.shape[0] <= _ROWS:
@@ -47,16 +47,20 @@ def log_sum_of_others(
         result: Tensor = _LogSumOfOthers.apply(rows, temperature)
         return result
     parts = [
-        checkpoint(_plain, part, keys, valid, first + i * _ROWS, temperature, use_reentrant=False, preserve_rng_state=False)
+        checkpoint(_plain, part, keys, valid, place, temperature, use_reentrant=False, preserve_rng_state=False)
         for i, part in enumerate(torch.split(rows, _ROWS))
+        for place in [None if first is None else first + i * _ROWS]
     ]
     return torch.cat(parts)
 
 
-def _plain(rows: Tensor, keys: Tensor, valid: Tensor | None, first: int, temperature: float | Tensor) -> Tensor:
+def _plain(rows: Tensor, keys: Tensor, valid: Tensor | None, first: int | None, temperature: float | Tensor) -> Tensor:
     """The equation as it reads, with all rows at once."""
     if not len(keys):
         return rows.sum(dim=1)
+    if first is None:
+        logits = rows @ keys.T / temperature
+        return torch.logsumexp(logits if valid is None else logits.masked_fill(~valid, MASKED), dim=1)
     place = torch.arange(keys.shape[0], device=rows.device)
     excluded = place == torch.arange(first, first + rows.shape[0], device=rows.device)[:, None]
     if valid is not None:

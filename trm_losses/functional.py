@@ -410,6 +410,9 @@ def _rows_against_classes(
     rows: Tensor, keys: Tensor, positive: Tensor, temperature: float, allowed: Tensor | None = None
 ) -> Tensor:
     """-log softmax over the classes of the keys at each row's own class; classes not allowed leave the denominator."""
+    if len(keys) > len(rows) and keys.ndim == 2 and (allowed is None or allowed.ndim == 1):  # a block of rows at a time
+        own = (rows * keys[positive]).sum(dim=1) / temperature
+        return log_sum_of_others(rows, keys, allowed, None, temperature) - own
     logits = _class_similarities(rows, keys) / temperature
     if allowed is not None:
         logits = logits.masked_fill(~allowed, _MASKED)
@@ -645,9 +648,13 @@ def _region_region(
     share = weight / partners.clamp(min=1)
 
     # The similarities with those of a class, summed over its anchors, are one product of two sums: no pair is listed.
-    nothing = features.new_zeros(len(keys.mass), features.shape[1])
+    key_own, classes = keys.own, len(keys.mass)
+    if classes > len(key_own) and not torch.compiler.is_compiling():  # only the classes present
+        there, key_own = torch.unique(key_own, return_inverse=True)
+        own, classes = key_own[keys.first : keys.first + len(own)], len(there)
+    nothing = features.new_zeros(classes, features.shape[1])
     key_features = keys.features if keys.valid is None else keys.features * keys.valid[:, None]
-    pull = (nothing.index_add(0, own, share[:, None] * features) * nothing.index_add(0, keys.own, key_features)).sum()
+    pull = (nothing.index_add(0, own, share[:, None] * features) * nothing.index_add(0, key_own, key_features)).sum()
     # That of an anchor with itself is in it too; a unit vector keeps its length, so it has no gradient.
     pull = pull - (share * torch.linalg.vector_norm(features.detach(), dim=1).square()).sum()
     if past is not None:
@@ -660,13 +667,19 @@ def _text_region(
     rows: _Anchors, keys: _Keys, texts: Tensor, absent: Tensor | None, temperature: float, group: ProcessGroup | None
 ) -> Tensor:
     """Each text of a class present against all anchors, and ``absent`` (C,) log-sums of regions that do not show it."""
-    logits = texts @ keys.features.T / temperature  # (C, all anchors)
+    own = rows.own
+    if absent is not None:
+        absent = torch.logsumexp(gather_rows(absent[None], group)[0], dim=0)
+    if len(texts) > len(own) and not torch.compiler.is_compiling():  # only the texts of classes present are anchors
+        there, own = torch.unique(own, return_inverse=True)
+        texts, absent = texts[there], None if absent is None else absent[there]
+    logits = texts @ keys.features.T / temperature  # (classes, all anchors)
     if keys.valid is not None:
         logits = logits.masked_fill(~keys.valid, _MASKED)
     log_sum = torch.logsumexp(logits, dim=1) if len(keys.own) else logits.sum(dim=1)
     if absent is not None:
-        log_sum = torch.logaddexp(log_sum, torch.logsumexp(gather_rows(absent[None], group)[0], dim=0))
-    loss = log_sum[rows.own] - (rows.features * texts[rows.own]).sum(dim=1) / temperature
+        log_sum = torch.logaddexp(log_sum, absent)
+    loss = log_sum[own] - (rows.features * texts[own]).sum(dim=1) / temperature
     present = (keys.mass > 0).sum().to(texts.dtype)
     if group is not None:
         present = present / torch.distributed.get_world_size(group)
@@ -755,10 +768,13 @@ def class_sums(features: Tensor | Entries, weights: Tensor) -> tuple[Tensor, Ten
         entered = torch.where(enters[..., None], unit(features), 0.0)
         return torch.einsum("bc,bcd->cd", weights, entered.to(weights.dtype)), weights.sum(dim=0)
     # Few entries enter: only those are read.
-    entered, weight = unit(take(features, enters)).to(weights.dtype), weights[enters]
+    entered, weight = upcast(take(features, enters)).to(weights.dtype), weights[enters]
+    length = torch.linalg.vector_norm(entered, dim=1, keepdim=True).clamp(min=1e-12)
     classes = weights.shape[1]
     own = torch.arange(classes, device=weights.device).expand_as(enters)[enters]
-    sums = entered.new_zeros(classes, entered.shape[1]).index_add_(0, own, entered * weight[:, None])
+    share = weight[:, None] / length
+    entered = entered * share if torch.is_grad_enabled() else entered.mul_(share)  # what was taken is a copy
+    sums = entered.new_zeros(classes, entered.shape[1]).index_add_(0, own, entered)
     return sums, weight.new_zeros(classes).index_add_(0, own, weight)
 
 
@@ -809,13 +825,15 @@ def intra_similarities(
     with full_precision(features):
         z = upcast(features)
         own = slice(first, first + z.shape[1])
-        norm = torch.linalg.vector_norm(z, dim=-1).clamp(min=1e-12)
+        norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True).clamp(min=1e-12)
 
         def cosine(prototypes: Tensor) -> Tensor:
-            return torch.einsum("bcd,cd->bc", z, unit(prototypes[own]).to(z.dtype)).div(norm)
+            """With the nearest of several centres, which speaks for its class; the regions are read once for all of them."""
+            keys = upcast(prototypes[own]).to(z.dtype).reshape(z.shape[1], -1, z.shape[2])
+            length = torch.linalg.vector_norm(keys, dim=-1).clamp(min=1e-12)
+            return torch.einsum("bcd,ckd->bck", z, keys).div(length).div(norm).amax(dim=-1)
 
-        # The nearest of several centres speaks for its class.
-        s_v = torch.stack([cosine(centre) for centre in visual.reshape(len(visual), -1, z.shape[2]).unbind(dim=1)]).amax(dim=0)
+        s_v = cosine(visual)
         return (s_v if absent is None else s_v - cosine(absent)), cosine(text)
 
 

@@ -18,6 +18,21 @@ from ._state import FullPrecisionState
 __all__ = ["PrototypeBank"]
 
 
+def _over_ranks(sums: Tensor, total: Tensor, group: ProcessGroup | None) -> tuple[Tensor, Tensor]:
+    """Sums (..., D) and their mass (...) over all ranks, in float32; they travel together."""
+    if group is None:
+        return sums.float(), total.float()
+    joined = sum_over_ranks(torch.cat([sums, total[..., None]], dim=-1).float(), group)
+    return joined[..., :-1], joined[..., -1]
+
+
+def _move(prototypes: Tensor, count: Tensor, sums: Tensor, mass: Tensor, momentum: float) -> None:
+    """Prototypes (C, D) and counts (C,) towards the class means, in place; only those that have mass are touched."""
+    has = (mass > 0).nonzero().squeeze(1)
+    moved, updates = TF.update_prototypes(prototypes[has], count[has], sums[has], mass[has], momentum=momentum)
+    prototypes[has], count[has] = moved, updates
+
+
 class PrototypeBank(FullPrecisionState):
     r"""Multimodal category prototypes: running means of unit region features and of class texts.
 
@@ -241,12 +256,10 @@ class PrototypeBank(FullPrecisionState):
                 raise ValueError(f"{dims.owner}: ids must be at least 0 (-1 marks an empty place), got {int(ids.min())}")
         group = resolve_group(self.distributed)
         with TF.full_precision(mass):
-            joined = sum_over_ranks(self._sums(regions, mass), group).flatten(0, 1)
-            centres, count = self._centres
-            moved, updates = TF.update_prototypes(
-                centres.flatten(0, 1), count.flatten(), joined[:, :-1], joined[:, -1], momentum=self.momentum
-            )
-            self._set_centres(moved.view_as(centres), updates.view_as(count))
+            sums, total = self._sums(regions, mass, group)
+            centres, count = (x.flatten(0, 1) for x in self._centres)
+            _move(centres, count, sums.flatten(0, 1), total.flatten(), self.momentum)
+            self._follow_the_first()
             if text is not None:
                 n = self.text_count.float()
                 m = (n / (n + 1)).clamp(max=self.text_momentum)
@@ -254,13 +267,8 @@ class PrototypeBank(FullPrecisionState):
                 self.text_count.add_(1)
             if self.absent is not None:
                 if int(self.absent_step) % self.absent_every == 0:
-                    sums, total = TF.class_sums(regions, (targets == 0).float())
-                    joined = sum_over_ranks(torch.cat([sums.float(), total[:, None].float()], dim=1), group)
-                    moved, updates = TF.update_prototypes(
-                        self.absent, self.absent_count, joined[:, :-1], joined[:, -1], momentum=self.absent_momentum
-                    )
-                    self.absent.copy_(moved)
-                    self.absent_count.copy_(updates)
+                    sums, total = _over_ranks(*TF.class_sums(regions, (targets == 0).float()), group)
+                    _move(self.absent, self.absent_count, sums, total, self.absent_momentum)
                 self.absent_step.add_(1)
             if ids is not None and self.queue_size:
                 self._enqueue(regions, mass > 0, ids, group)
@@ -283,7 +291,7 @@ class PrototypeBank(FullPrecisionState):
         name = type(self).__name__
         check_number(name, "min_score", min_score, 0, 1)
         centres, count = self._centres
-        total = torch.zeros(*centres.shape[:2], self.dim + 1, device=centres.device)
+        sums, total = torch.zeros_like(centres), torch.zeros_like(count, dtype=torch.float32)
         for regions, targets, scores in batches:
             dims = Dims(name, C=self.num_classes, D=self.dim)
             dims.check("regions", regions, "B C D")
@@ -293,12 +301,15 @@ class PrototypeBank(FullPrecisionState):
             if self.validate:
                 check_finite(name, "regions", torch.where(enters[..., None], regions, 0.0))
             with TF.full_precision(regions):
-                total += self._sums(regions.to(total.device), enters.to(total))
-        total = sum_over_ranks(total, resolve_group(self.distributed))
-        has = total[..., -1] > 0
-        centres = torch.where(has[..., None], F.normalize(total[..., :-1], dim=-1), centres)
+                more, mass = self._sums(regions.to(total.device), enters.to(total), None)
+                sums += more
+                total += mass
+        sums, total = _over_ranks(sums, total, resolve_group(self.distributed))
+        has = total > 0
+        centres.copy_(torch.where(has[..., None], F.normalize(sums, dim=-1), centres))
         # A mean of n features weighs in the running mean as n updates of one feature would.
-        self._set_centres(centres, torch.where(has, total[..., -1].to(count.dtype), count))
+        count.copy_(torch.where(has, total.to(count.dtype), count))
+        self._follow_the_first()
 
     @property
     def _centres(self) -> tuple[Tensor, Tensor]:
@@ -306,16 +317,17 @@ class PrototypeBank(FullPrecisionState):
         shape = (self.num_classes, self.num_prototypes)
         return self.visual.view(*shape, self.dim), self.count.view(shape)
 
-    def _set_centres(self, centres: Tensor, count: Tensor) -> None:
-        """Take over prototypes (C, K, D) and counts; centres that have not started follow the first."""
-        started = (count > 0)[..., None]
-        self.visual.copy_(torch.where(started, centres, centres[:, :1]).view_as(self.visual))
-        self.count.copy_(count.view_as(self.count))
+    def _follow_the_first(self) -> None:
+        """Centres that have not started are copies of the first."""
+        if self.num_prototypes > 1:
+            centres, count = self._centres
+            centres.copy_(torch.where((count > 0)[..., None], centres, centres[:, :1]))
 
-    def _sums(self, regions: Tensor | TF.Entries, mass: Tensor) -> Tensor:
-        """(C, K, D + 1): weighted sums of the features nearest to each started centre, and their mass."""
+    def _sums(self, regions: Tensor | TF.Entries, mass: Tensor, group: ProcessGroup | None) -> tuple[Tensor, Tensor]:
+        """Weighted sums (C, K, D) of the features nearest to each started centre, and their mass (C, K)."""
         if self.num_prototypes == 1:
-            parts = [TF.class_sums(regions, mass)]
+            sums, total = TF.class_sums(regions, mass)
+            sums, total = sums[:, None], total[:, None]
         else:
             centres, count = self._centres
             row, own = (mass > 0).nonzero(as_tuple=True)
@@ -325,7 +337,8 @@ class PrototypeBank(FullPrecisionState):
             nearest = torch.zeros_like(mass, dtype=torch.int64)
             nearest[row, own] = near.argmax(dim=-1)
             parts = [TF.class_sums(regions, mass * (nearest == k)) for k in range(self.num_prototypes)]
-        return torch.stack([torch.cat([sums, total[:, None]], dim=1).float() for sums, total in parts], dim=1)
+            sums, total = (torch.stack(part, dim=1) for part in zip(*parts, strict=True))
+        return _over_ranks(sums, total, group)
 
     def _enqueue(self, regions: Tensor | TF.Entries, enters: Tensor, ids: Tensor, group: ProcessGroup | None) -> None:
         """Take the entries of all ranks into the rings of their classes, in the order of ranks and rows."""
@@ -347,7 +360,7 @@ class PrototypeBank(FullPrecisionState):
 
     def _start_centres(self) -> None:
         """Where the queue of a class is full, its further centres start from the features farthest from those before."""
-        centres, count = (x.clone() for x in self._centres)
+        centres, count = self._centres
         full = self.seen & (self.queue_ids >= 0).all(dim=1)
         for k in range(1, self.num_prototypes):
             starts = full & (count[:, k] == 0)
@@ -357,7 +370,7 @@ class PrototypeBank(FullPrecisionState):
             farthest = self.queue.gather(1, nearest.argmin(dim=1)[:, None, None].expand(-1, 1, self.dim)).squeeze(1)
             centres[:, k] = torch.where(starts[:, None], farthest, centres[:, k])
             count[:, k] += starts
-        self._set_centres(centres, count)
+        self._follow_the_first()
 
     def extra_repr(self) -> str:
         text = f"num_classes={self.num_classes}, dim={self.dim}, momentum={self.momentum}"
