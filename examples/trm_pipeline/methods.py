@@ -134,8 +134,8 @@ def weak_negatives(targets: Tensor, weight: float, *heads: tuple[float, Tensor])
         factor * asymmetric_loss(logits, absent, gamma_pos=0, gamma_neg=0, margin=0, reduction="sum", group=ranks.group())
         for factor, logits in heads
     ]
-    images = ranks.total(torch.tensor(len(targets), device=targets.device))
-    return {"weak_negative": weight / images * torch.stack(losses).sum()}
+    total = torch.stack(losses).sum()
+    return {"weak_negative": weight / ranks.total(total.new_tensor(float(len(targets)))) * total}
 
 
 def zero_shot_global(batch: Batch, text: Tensor) -> Tensor:
