@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: reproduce reproduce-full test lint bench clean
+.PHONY: reproduce reproduce-full test nightly lint bench clean
 
 ## Install, then TRM-ML and its peers on drawn VOC scenes: table, picture and heads in runs/voc
 reproduce: $(VENV)/.examples
@@ -18,6 +18,10 @@ reproduce-full: $(VENV)/.examples
 ## Install, then every test with coverage of trm_losses
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest --cov --cov-report=term
+
+## The long runs that the quick suite leaves out
+nightly: $(VENV)/.dev
+	$(BIN)/python -m pytest -m nightly
 
 lint: $(VENV)/.dev
 	$(BIN)/python -m ruff check .

@@ -469,6 +469,72 @@ def test_under_distributed_data_parallel(pool: Pool, settings: dict[str, Any]) -
             torch.testing.assert_close(state[key], value, rtol=1e-3, atol=1e-4, msg=key)
 
 
+def messages(rank: int, batch: int, classes: int, width: int, positives: int) -> dict[str, int]:
+    """Bytes that a rank hands to collectives in a step of each part, with so many positives in a batch of its own."""
+    sent: list[int] = []
+
+    def counting(original: Callable[..., Any], which: int) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            sent.append(args[which].numel() * args[which].element_size())
+            return original(*args, **options)
+
+        return call
+
+    y = torch.zeros(batch * classes)
+    y[torch.arange(positives) * 7 % len(y)] = 1  # 7 and the number of entries have no common factor
+    y = y.view(batch, classes)
+    z, text = normal(batch, classes, width, seed=rank).float(), normal(classes, width, seed=9).float()
+    logits, ids = z[..., 0].clone().requires_grad_(), torch.arange(batch) + batch * rank
+    bank = tl.PrototypeBank(classes, width, distributed=True)
+    queue = tl.PrototypeBank(classes, width, queue_size=4, distributed=True)
+    labeler = tl.PseudoLabeler(classes, distributed=True)
+    contrast, z_learned = tl.MultimodalContrastiveLoss(distributed=True), z.clone().requires_grad_()
+    large = baselines.LargeLoss(delta=0.05, distributed=True)
+    large.begin_epoch(1, 10)
+    apl = baselines.EMAPLLoss(2 * batch, classes, distributed=True)
+    parts: dict[str, Callable[[], Any]] = {
+        "matching": lambda: tl.TextRegionMatchingLoss(classes, distributed=True).loss(logits, y),
+        "distillation": lambda: tl.RegionDistillationLoss(distributed=True)(logits, logits.detach()),
+        "contrast": lambda: contrast(z_learned, text, y).backward(),
+        "bank": lambda: bank.update(z, y),
+        "queue": lambda: queue.update(z, y, ids=ids),
+        "labeler": lambda: (labeler(z, y, bank), labeler.update(z, y, bank)),
+        "EPR": lambda: baselines.EPRLoss(2.0, distributed=True)(logits, y),
+        "large loss": lambda: large(logits, -torch.ones_like(y)),
+        "EM+APL": lambda: (apl(logits, y, ids=ids), apl.update(logits, y, ids=ids)),
+    }
+    found = {}
+    with (
+        mock.patch.object(dist, "all_reduce", counting(dist.all_reduce, 0)),
+        mock.patch.object(dist, "all_gather", counting(dist.all_gather, 1)),
+    ):
+        for name, part in parts.items():
+            sent.clear()
+            part()
+            found[name] = sum(sent)
+    return found
+
+
+def test_messages_are_as_small_as_they_can_be(pool: Pool) -> None:
+    """Anchors and sums travel, never a value of the size (B, C, D)."""
+    batch, classes, width, positives, world = 9, 11, 16, 13, 2
+    sizes, number = 16 * world, 4  # of a gather: rows and whether they learn, of each rank; a number is a float
+    largest = 10  # of the entries of both ranks a twentieth, rounded up
+    expected = {
+        "matching": number,
+        "distillation": number,
+        # Anchors, their class and validity, the gradients of two terms by the anchors of all ranks, two counts.
+        "contrast": 2 * sizes + positives * (4 * width + 16) + 2 * world * positives * 4 * width + 2 * number,
+        "bank": classes * 4 * (width + 1),
+        "queue": classes * 4 * (width + 1) + 2 * sizes + positives * (4 * width + 16),
+        "labeler": 4 * classes * number + 10 * classes * number,
+        "EPR": 3 * number,
+        "large loss": 8 + sizes + largest * number + number,
+        "EM+APL": number + 2 * sizes + 8 * batch + 4 * batch * classes,
+    }
+    assert pool.run(messages, batch, classes, width, positives) == [expected, expected]
+
+
 def helpers(rank: int) -> dict[str, Any]:
     world = dist.group.WORLD
     one = dist.new_group([0])
