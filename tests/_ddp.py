@@ -16,27 +16,33 @@ import torch.multiprocessing as mp
 
 TIMEOUT = 240.0  # seconds for a job; only a hang takes that long
 
+_groups: dict[int, dist.ProcessGroup] = {}
+
+
+def group_of(world: int) -> Any:
+    """What a job of the first ``world`` processes gives for ``distributed``."""
+    return True if world == dist.get_world_size() else _groups[world]
+
 
 def _serve(rank: int, world: int, store: str, pipe: Connection) -> None:
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    for size in range(2, world):
+        _groups[size] = dist.new_group(list(range(size)))
     pipe.send_bytes(pickle.dumps(("ready", None)))
     while True:
-        job = pickle.loads(pipe.recv_bytes())
-        if job is None:
-            break
-        function, arguments = job
+        function, arguments = pickle.loads(pipe.recv_bytes())
         try:
             answer = ("result", function(rank, *arguments))
         except BaseException:
             answer = ("error", traceback.format_exc())
         pipe.send_bytes(pickle.dumps(answer))
-    dist.destroy_process_group()
 
 
 class Pool:
-    """``run(job, *arguments)`` calls ``job(rank, *arguments)`` in every process and gives the results in rank order."""
+    """``run(job, *arguments)`` calls ``job(rank, *arguments)`` in every process, or in the first ``world`` ones, and gives the
+    results in rank order."""
 
     def __init__(self, world: int = 2) -> None:
         context = mp.get_context("spawn")
@@ -54,9 +60,9 @@ class Pool:
             self.processes.append(process)
         self._receive()
 
-    def _receive(self) -> list[Any]:
+    def _receive(self, world: int | None = None) -> list[Any]:
         answers = []
-        for rank, pipe in enumerate(self.pipes):
+        for rank, pipe in enumerate(self.pipes[:world]):
             if not pipe.poll(TIMEOUT):
                 self.kill()
                 raise TimeoutError(f"rank {rank} gave no answer in {TIMEOUT:.0f} s: its ranks wait for each other")
@@ -67,20 +73,17 @@ class Pool:
             answers.append(value)
         return answers
 
-    def run(self, job: Callable[..., Any], *arguments: Any) -> list[Any]:
-        for pipe in self.pipes:
+    def run(self, job: Callable[..., Any], *arguments: Any, world: int | None = None) -> list[Any]:
+        for pipe in self.pipes[:world]:
             pipe.send_bytes(pickle.dumps((job, arguments)))
-        return self._receive()
+        return self._receive(world)
 
     def kill(self) -> None:
         for process in self.processes:
             process.kill()
 
     def close(self) -> None:
-        for pipe, process in zip(self.pipes, self.processes, strict=True):
-            if process.is_alive():
-                pipe.send_bytes(pickle.dumps(None))
+        self.kill()  # they keep nothing that would have to be put away
         for process in self.processes:
             process.join(30)
-        self.kill()
         self.folder.cleanup()

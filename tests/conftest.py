@@ -4,15 +4,33 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from _ddp import Pool
 
 ROOT = Path(__file__).resolve().parents[1]
 
 torch.set_num_threads(1)
 sys.path.insert(0, str(ROOT / "examples"))
+
+
+@pytest.fixture(scope="session")
+def pools() -> Iterator[Callable[[int], Pool]]:
+    """Processes joined by gloo, started when they are first asked for: two, or four for jobs of three and four."""
+    started: dict[int, Pool] = {}
+
+    def pool(world: int) -> Pool:
+        size = 2 if world == 2 else 4
+        if size not in started:
+            started[size] = Pool(size)
+        return started[size]
+
+    yield pool
+    for each in started.values():
+        each.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,18 +1,30 @@
 """Sums and gathers over ranks, with gradients, so that DDP's average over ranks equals one process.
 
 A loss that is normalised by ``count_per_rank(count)`` and whose rows are local is, after DDP has averaged the gradients,
-the loss of one process over the joined batch.
+the loss of one process over the joined batch. All communication is in the forward pass: a backward pass that one rank leaves
+out, or in which one of them has nothing to do, keeps no other waiting.
 """
 
 from __future__ import annotations
 
-from typing import Any, Union
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Union
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["Distributed", "count_per_rank", "gather_rows", "resolve_group", "sum_over_ranks"]
+__all__ = [
+    "Distributed",
+    "Joined",
+    "count_per_rank",
+    "gather_rows",
+    "joined_sum",
+    "resolve_group",
+    "sum_over_ranks",
+    "sum_per_rank",
+    "with_gradients_of_ranks",
+]
 
 Distributed = Union[bool, "dist.ProcessGroup"]
 
@@ -39,37 +51,85 @@ def count_per_rank(count: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     return count if group is None else sum_over_ranks(count, group) / dist.get_world_size(group)
 
 
-class _Gather(torch.autograd.Function):
-    """Rows of all ranks, equally many of each; a row's gradient is the sum of what every rank has for it."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(parts, rows.contiguous(), group=group)
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
-        total = sum_over_ranks(grad_output, ctx.group)
-        return total.chunk(dist.get_world_size(ctx.group))[dist.get_rank(ctx.group)], None
+def sum_per_rank(total: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """A rank's sum times the number of ranks: DDP's average is then the sum over the joined batch."""
+    return total if group is None else total * dist.get_world_size(group)
 
 
-def gather_rows(rows: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor, int]:
-    """Rows (n, ...) of all ranks in rank order, with gradient; ranks may hold different numbers of rows.
-
-    Returns:
-        The joined rows (padded to the longest rank), a mask (total,) of the rows that are real, and the position at
-        which this rank's own rows begin.
-    """
+def joined_sum(total: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """The sum over ranks as a value that a loss may be any function of; its gradient is that of :func:`sum_per_rank`."""
     if group is None:
-        return rows, torch.ones(rows.shape[0], dtype=torch.bool, device=rows.device), 0
+        return total
+    own = sum_per_rank(total, group)
+    return sum_over_ranks(total, group) + (own - own.detach())
+
+
+class Joined(NamedTuple):
+    """Rows of all ranks in rank order, padded to the longest rank: a constant, but for :func:`with_gradients_of_ranks`."""
+
+    rows: Tensor  # (total, ...)
+    real: Tensor  # (total,) bool, those that are not padding
+    first: int  # where this rank's own rows begin
+
+
+def gather_rows(rows: Tensor, group: dist.ProcessGroup | None) -> Joined:
+    """Rows (n, ...) of all ranks, of which there may be different numbers; with one process ``rows`` themselves."""
+    if group is None:
+        return Joined(rows, torch.ones(rows.shape[0], dtype=torch.bool, device=rows.device), 0)
     rank, world = dist.get_rank(group), dist.get_world_size(group)
-    sizes = torch.zeros(world, dtype=torch.int64, device=rows.device)
-    sizes[rank] = rows.shape[0]
+    # In the same message: whether the rows learn. Where those of any rank do, each rank owes it a gradient.
+    sizes = torch.zeros(world, 2, dtype=torch.int64, device=rows.device)
+    sizes[rank, 0], sizes[rank, 1] = rows.shape[0], rows.requires_grad and torch.is_grad_enabled()
     dist.all_reduce(sizes, group=group)
-    longest = int(sizes.max())
+    (longest, learns), sizes = sizes.amax(dim=0).tolist(), sizes[:, 0]
     padding = rows.new_zeros((longest - rows.shape[0], *rows.shape[1:]))
-    joined: Tensor = _Gather.apply(torch.cat([rows, padding]), group)
+    padded = torch.cat([rows.detach(), padding])
+    parts = [torch.empty_like(padded) for _ in range(world)]
+    dist.all_gather(parts, padded, group=group)
     real = torch.arange(longest, device=rows.device)[None] < sizes[:, None]
-    return joined, real.flatten(), rank * longest
+    return Joined(torch.cat(parts).requires_grad_(bool(learns)), real.flatten(), rank * longest)
+
+
+def with_gradients_of_ranks(
+    losses: Sequence[Tensor], pairs: Sequence[tuple[Tensor, Joined]], group: dist.ProcessGroup | None
+) -> list[Tensor]:
+    """Losses that read joined rows, with the gradient that the same losses of all ranks have for this rank's own rows.
+
+    What a rank's loss asks of the rows of others is computed here and sent to them, so that nothing is left to be sent in
+    the backward pass. It is taken to enter every rank's total with the same factor, and has no second derivative.
+
+    Args:
+        losses: scalars. pairs: rows and what :func:`gather_rows` made of them, the same on all ranks.
+    """
+    learning = [(rows, joined) for rows, joined in pairs if group is not None and joined.rows.requires_grad]
+    if not learning:
+        return list(losses)
+    columns = [joined.rows for _, joined in learning]
+    asked = []
+    for loss in losses:
+        found: Sequence[Tensor | None] = [None] * len(columns)
+        if loss.requires_grad:  # else it is no part of what is trained
+            found = torch.autograd.grad(loss, columns, retain_graph=True, allow_unused=True)
+        asked += [torch.zeros_like(x) if g is None else g for g, x in zip(found, columns, strict=True)]
+    flat = sum_over_ranks(torch.cat([g.flatten() for g in asked]), group)
+    parts = (part.view_as(g) for part, g in zip(torch.split(flat, [g.numel() for g in asked]), asked, strict=True))
+    result = []
+    for loss in losses:
+        for rows, joined in learning:
+            gradient = next(parts)[joined.first : joined.first + rows.shape[0]]
+            loss = _WithGradient.apply(loss, rows, gradient)
+        result.append(loss)
+    return result
+
+
+class _WithGradient(torch.autograd.Function):
+    """The first argument, with this gradient by the second."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, rows: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, None]:
+        return grad_output, grad_output * ctx.saved_tensors[0], None

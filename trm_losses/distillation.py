@@ -31,7 +31,7 @@ class RegionDistillationLoss(nn.Module):
         form: ``"kl_class"``, ``"kl_binary"`` or ``"cosine"``, which compares features.
         temperature: T; ``"cosine"`` has none.
         reduction: ``"mean"`` over images (``"cosine"``: over the weights), ``"sum"`` or ``"none"``.
-        distributed: False, True or a process group: the mean then counts the images, or weights, of all ranks.
+        distributed: False, True or a process group: mean and sum are then of the images, or entries, of all ranks.
         validate: look for NaN and infinity (waits for the device).
 
     Shape:

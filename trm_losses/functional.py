@@ -22,7 +22,7 @@ from ._checks import Dims
 from ._contrast import MASKED as _MASKED
 from ._contrast import log_sum_of_others, unit_rows
 from ._cosine import region_cosine
-from ._distributed import count_per_rank, gather_rows
+from ._distributed import Joined, count_per_rank, gather_rows, sum_per_rank, with_gradients_of_ranks
 from ._entries import Entries, take
 from ._fused import may_fuse
 
@@ -127,7 +127,7 @@ def asymmetric_loss(
         margin: the probability shift :math:`\delta` of absent labels.
         detach_focus: no gradient through the focusing factors.
         reduction: ``"mean"`` over known entries, ``"sum"``, or ``"none"`` (keeps the shape, 0 at unknown entries).
-        group: process group over which ``"mean"`` counts the known entries.
+        group: process group over which ``"mean"`` counts the known entries, and whose average ``"sum"`` makes a sum.
 
     Reference: ASL (Ridnik et al., ICCV 2021), with the settings of DualCoOp; the rule for soft labels is ours.
     """
@@ -143,7 +143,7 @@ def asymmetric_loss(
         else:
             total, known = asymmetric_sum(x, targets, w, focus, lambda x, y, w: _asymmetric_entries(x, y, w, focus).sum())
         if reduction == "sum":
-            return total
+            return sum_per_rank(total, group)
         count = count_per_rank(known, group)
         # Not clamped at 1: a rank's share of the joined count may be a fraction. Nothing known anywhere: 0 / 1.
         return total / torch.where(count > 0, count, 1.0)
@@ -324,7 +324,7 @@ def region_distillation(
         form: ``"kl_class"`` or ``"kl_binary"``.
         temperature: T.
         reduction: ``"mean"`` over images, ``"sum"``, or ``"none"`` -> (B,).
-        group: process group over which ``"mean"`` counts the images.
+        group: process group over which ``"mean"`` counts the images, and whose average ``"sum"`` makes a sum.
 
     Reference: region teaches query is the patent's; the form over classes is what the authors' other code suggests, the
     binary one our choice.
@@ -349,7 +349,7 @@ def region_distillation(
         if reduction == "none":
             return loss
         if reduction == "sum":
-            return loss.sum()
+            return sum_per_rank(loss.sum(), group)
         count = count_per_rank(loss.new_tensor(float(loss.shape[0])), group)
         return loss.sum() / torch.where(count > 0, count, 1.0)
 
@@ -370,7 +370,7 @@ def feature_distillation(
         student, teacher: (B, C, D). The teacher gets no gradient.
         weights: (B, C) W, such as 1 for present classes and 0 for the others; 1 for all where it is not given.
         reduction: ``"mean"`` divides by the sum of W, ``"sum"`` does not, ``"none"`` -> (B, C).
-        group: process group over which ``"mean"`` sums W.
+        group: process group over which ``"mean"`` sums W, and whose average ``"sum"`` makes a sum.
 
     Reference: the region-level feature teaches the query-level feature, in the words of the patent; the cosine is our choice.
     """
@@ -385,7 +385,7 @@ def feature_distillation(
         if reduction == "none":
             return loss
         if reduction == "sum":
-            return loss.sum()
+            return sum_per_rank(loss.sum(), group)
         count = count_per_rank(w.detach().sum(), group)
         return loss.sum() / torch.where(count > 0, count, 1.0)
 
@@ -534,18 +534,27 @@ def multimodal_contrastive(
         if saliency is not None and ("region_text" in only or "region_prototype" in only):
             separate = _separate_classes(saliency, rows.sample, rows.own, overlap)
 
+        shared: dict[str, Tensor] = {}  # terms that read the anchors of all ranks
         if "region_region" in only or "text_region" in only:
             keys = _keys(rows, len(texts), group)
+            pairs = [(rows.features, keys.joined)]
         if "region_region" in only:
             older = None if memory is None or ids is None else _past(rows, memory, ids, temperature_region, embed)
-            terms["region_region"] = zero + _region_region(rows, keys, older, temperature_region, group)
+            shared["region_region"] = _region_region(rows, keys, older, temperature_region, group)
+        if "text_region" in only:
+            absent = None
+            if absent_negatives:
+                own = _absent_log_sum(regions, targets == 0, texts, temperature, embed)[None]
+                absent = gather_rows(own, group)
+                pairs.append((own, absent))
+            shared["text_region"] = _text_region(rows, keys, texts, absent, temperature, group)
+        if shared:
+            losses = with_gradients_of_ranks([zero + term for term in shared.values()], pairs, group)
+            terms |= dict(zip(shared, losses, strict=True))
         if "region_text" in only:
             loss = _rows_against_classes(rows.features, texts, rows.own, temperature, separate)
             count = count_per_rank(rows.valid.sum().to(texts.dtype), group)
             terms["region_text"] = zero + _weighted_mean(loss, rows.weight, count)
-        if "text_region" in only:
-            absent = _absent_log_sum(regions, targets == 0, texts, temperature, embed) if absent_negatives else None
-            terms["text_region"] = zero + _text_region(rows, keys, texts, absent, temperature, group)
         if prototypes is not None and ("region_prototype" in only or "text_prototype" in only):
             fixed = embed(prototypes.detach()).to(texts.dtype)
             known = torch.ones(len(texts), dtype=torch.bool, device=fixed.device) if seen is None else seen
@@ -576,10 +585,9 @@ class _Anchors(NamedTuple):
 class _Keys(NamedTuple):
     """The anchors of all ranks, for the rows of this one to be contrasted with."""
 
-    features: Tensor  # (M, D)
+    joined: Joined  # (M, D)
     own: Tensor  # (M,)
     valid: Tensor | None  # (M,), None where all are
-    first: int  # the place of this rank's first row
     mass: Tensor  # (C,) how many are valid of each class
 
 
@@ -604,13 +612,13 @@ def _anchors(
 
 
 def _keys(rows: _Anchors, classes: int, group: ProcessGroup | None) -> _Keys:
-    features, real, first = gather_rows(rows.features, group)
+    joined = gather_rows(rows.features, group)
     own, valid = rows.own, rows.valid if torch.compiler.is_compiling() else None
     if group is not None:
-        own = gather_rows(own, group)[0]
-        valid = gather_rows(rows.valid.to(features.dtype), group)[0].bool() & real
-    one = features.new_ones(len(own)) if valid is None else valid.to(features.dtype)
-    return _Keys(features, own, valid, first, features.new_zeros(classes).index_add(0, own, one))
+        own, valid = gather_rows(torch.stack([own, rows.valid.to(own.dtype)], dim=1), group).rows.unbind(dim=1)
+        valid = valid.bool() & joined.real
+    one = joined.rows.new_ones(len(own)) if valid is None else valid.to(joined.rows.dtype)
+    return _Keys(joined, own, valid, one.new_zeros(classes).index_add(0, own, one))
 
 
 class _Past(NamedTuple):
@@ -638,7 +646,7 @@ def _region_region(
 ) -> Tensor:
     """Each anchor against all others: the mean of its log-sum-exp less its mean similarity with those of its class."""
     features, own = rows.features, rows.own
-    log_sum = log_sum_of_others(features, keys.features, keys.valid, keys.first, temperature)
+    log_sum = log_sum_of_others(features, keys.joined.rows, keys.valid, keys.joined.first, temperature)
     partners = keys.mass[own] - 1
     if past is not None:
         log_sum, partners = torch.logaddexp(log_sum, past.log_sum), partners + past.partners
@@ -651,9 +659,9 @@ def _region_region(
     key_own, classes = keys.own, len(keys.mass)
     if classes > len(key_own) and not torch.compiler.is_compiling():  # only the classes present
         there, key_own = torch.unique(key_own, return_inverse=True)
-        own, classes = key_own[keys.first : keys.first + len(own)], len(there)
+        own, classes = key_own[keys.joined.first : keys.joined.first + len(own)], len(there)
     nothing = features.new_zeros(classes, features.shape[1])
-    key_features = keys.features if keys.valid is None else keys.features * keys.valid[:, None]
+    key_features = keys.joined.rows if keys.valid is None else keys.joined.rows * keys.valid[:, None]
     pull = (nothing.index_add(0, own, share[:, None] * features) * nothing.index_add(0, key_own, key_features)).sum()
     # That of an anchor with itself is in it too; a unit vector keeps its length, so it has no gradient.
     pull = pull - (share * torch.linalg.vector_norm(features.detach(), dim=1).square()).sum()
@@ -664,21 +672,20 @@ def _region_region(
 
 
 def _text_region(
-    rows: _Anchors, keys: _Keys, texts: Tensor, absent: Tensor | None, temperature: float, group: ProcessGroup | None
+    rows: _Anchors, keys: _Keys, texts: Tensor, absent: Joined | None, temperature: float, group: ProcessGroup | None
 ) -> Tensor:
-    """Each text of a class present against all anchors, and ``absent`` (C,) log-sums of regions that do not show it."""
+    """Each text of a class present against all anchors, and ``absent`` log-sums (ranks, C) of regions that do not show it."""
     own = rows.own
-    if absent is not None:
-        absent = torch.logsumexp(gather_rows(absent[None], group)[0], dim=0)
+    others = None if absent is None else torch.logsumexp(absent.rows, dim=0)
     if len(texts) > len(own) and not torch.compiler.is_compiling():  # only the texts of classes present are anchors
         there, own = torch.unique(own, return_inverse=True)
-        texts, absent = texts[there], None if absent is None else absent[there]
-    logits = texts @ keys.features.T / temperature  # (classes, all anchors)
+        texts, others = texts[there], None if others is None else others[there]
+    logits = texts @ keys.joined.rows.T / temperature  # (classes, all anchors)
     if keys.valid is not None:
         logits = logits.masked_fill(~keys.valid, _MASKED)
     log_sum = torch.logsumexp(logits, dim=1) if len(keys.own) else logits.sum(dim=1)
-    if absent is not None:
-        log_sum = torch.logaddexp(log_sum, absent)
+    if others is not None:
+        log_sum = torch.logaddexp(log_sum, others)
     loss = log_sum[own] - (rows.features * texts[own]).sum(dim=1) / temperature
     present = (keys.mass > 0).sum().to(texts.dtype)
     if group is not None:
@@ -740,11 +747,12 @@ def multi_label_contrastive(
         # What an image without a positive label holds must not matter, not even NaN: 0 * NaN would reach the sums.
         features = torch.where(is_anchor.any(dim=1, keepdim=True), features, 0.0)
         f = unit(features) if project is None else unit(project(unit(features)))
-        keys, key_real, first = gather_rows(f, group)
+        joined = gather_rows(f, group)
+        keys = joined.rows
         label = is_anchor.to(f.dtype)
-        key_label = label if group is None else gather_rows(label, group)[0]
-        key_valid = (key_label.sum(dim=1) > 0) & key_real
-        log_sum = log_sum_of_others(f, keys, key_valid, first, temperature)
+        key_label = gather_rows(label, group).rows
+        key_valid = (key_label.sum(dim=1) > 0) & joined.real
+        log_sum = log_sum_of_others(f, keys, key_valid, joined.first, temperature)
         partners = key_label.sum(dim=0) - 1
         to_class = f @ (key_label.T @ keys).T - (f * f).sum(dim=1, keepdim=True)
         paired = is_anchor & (partners > 0)
@@ -752,7 +760,7 @@ def multi_label_contrastive(
         row_weight = label if weights is None else torch.where(is_anchor, upcast(weights), 0.0)
         count = count_per_rank(paired.sum().to(f.dtype), group)
         zero = upcast(features.flatten()[:0].sum()) + f.flatten()[:0].sum()
-        return zero + _weighted_mean(loss, row_weight * paired, count)
+        return with_gradients_of_ranks([zero + _weighted_mean(loss, row_weight * paired, count)], [(f, joined)], group)[0]
 
 
 def class_sums(features: Tensor | Entries, weights: Tensor) -> tuple[Tensor, Tensor]:

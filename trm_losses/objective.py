@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import functional as TF
 from ._checks import Dims, check_choice, check_number
-from ._distributed import Distributed, count_per_rank, resolve_group
+from ._distributed import Distributed, count_per_rank, resolve_group, sum_over_ranks, sum_per_rank
 from ._state import PerClassState
 from .distillation import RegionDistillationLoss
 from .labels import UNKNOWN
@@ -281,9 +281,9 @@ class TRMObjective(PerClassState):
     ) -> dict[str, Tensor]:
         """The matching loss of each head over known labels and over pseudo-labels."""
         classes, group = targets.shape[1], resolve_group(self.distributed)
-        entries = count_per_rank(logits.new_tensor(float(targets.numel())), group)
+        entries = sum_over_ranks(logits.new_tensor(float(targets.numel())), group)
         if self.pseudo_per == "known":
-            known = count_per_rank((targets != UNKNOWN).sum().to(entries.dtype), group)
+            known = sum_over_ranks((targets != UNKNOWN).sum().to(entries.dtype), group)
             entries = torch.where(known > 0, known, entries)
         per_entry = classes / torch.where(entries > 0, entries, 1.0)
         heads = [(1.0, "query", logits)]
@@ -358,9 +358,10 @@ class TRMObjective(PerClassState):
     @staticmethod
     def _mean_distance(distillation: RegionDistillationLoss, distance: Tensor) -> Tensor:
         """The distillation of features, from the distance (B, C) of each entry's."""
+        group = resolve_group(distillation.distributed)
         if distillation.reduction != "mean":
-            return distance.sum() if distillation.reduction == "sum" else distance
-        count = count_per_rank(distance.new_tensor(float(distance.numel())), resolve_group(distillation.distributed))
+            return sum_per_rank(distance.sum(), group) if distillation.reduction == "sum" else distance
+        count = count_per_rank(distance.new_tensor(float(distance.numel())), group)
         return distance.sum() / torch.where(count > 0, count, 1.0)
 
     def _entries(self, prepared: Prepared, targets: Tensor, pseudo: PseudoLabels | None) -> TF.Entries:

@@ -344,7 +344,7 @@ class PrototypeBank(FullPrecisionState):
         """Take the entries of all ranks into the rings of their classes, in the order of ranks and rows."""
         row, own = enters.nonzero(as_tuple=True)
         features, real, _ = gather_rows(TF.unit(take(regions, enters)).float(), group)
-        labels = gather_rows(torch.stack([own, ids[row]], dim=1), group)[0]
+        labels = gather_rows(torch.stack([own, ids[row]], dim=1), group).rows
         features, (own, sample) = features[real], labels[real].unbind(dim=1)
         new = torch.bincount(own, minlength=self.num_classes)
         # How many of its class come before each entry; of more than Q the last Q stay.

@@ -105,8 +105,8 @@ class PseudoLabeler(FullPrecisionState):
             right where labels are hidden at random (not with single positives).
         single_positive: with the prototype rule and ``expected_positives``: as long as no known absent label was met, the lowest
             scores of an image, up to a share of 1 - 2k / C of its unknown entries, become absent too.
-        distributed: False, True or a process group: statistics are over all ranks (but for the unknown entries that stand for
-            absent ones while no absent label is known at all: those are the rank's own).
+        distributed: False, True or a process group: statistics are over all ranks, and so are the unknown entries that stand for
+            absent ones while no absent label is known at all; every rank must then ask for scores when one does.
         validate: check label values and look for NaN (waits for the device).
 
     Shape:
@@ -521,12 +521,14 @@ class PseudoLabeler(FullPrecisionState):
         # Without any known absent label, unknown entries stand for them: most of them are absent.
         no_absent = mass[0].sum() == 0
         free = unknown.to(intra.dtype)
-        typical = (intra * free).sum(dim=0) / free.sum(dim=0).clamp(min=1)
+        group = resolve_group(self.distributed)
+        met, number = sum_over_ranks(torch.stack([(intra * free).sum(dim=0), free.sum(dim=0)]), group)
+        typical = met / number.clamp(min=1)
         own = (self.known_count[1] >= self.min_positives) & (mass[1] > 0)
         absent = torch.where(no_absent, typical, torch.where(own & (mass[0] > 0), mean[0], pooled[0]))
         own = own & (no_absent | (mass[0] > 0))
         present = torch.where(own, mean[1], pooled[1])
-        anywhere = (intra * free).sum() / free.sum().clamp(min=1)
+        anywhere = met.sum() / number.sum().clamp(min=1)
         pooled_gap = pooled[1] - torch.where(no_absent, anywhere, pooled[0])
         difference = present - absent
         gap = torch.maximum(difference, 0.5 * pooled_gap).clamp(min=self.min_gap)

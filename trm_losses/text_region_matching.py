@@ -45,7 +45,7 @@ class TextRegionMatchingLoss(PerClassState):
         normalize_regions: True matches by cosine, False (default) by dot product: a region that is spread over
             disagreeing tokens is short, which is evidence of absence.
         reduction: ``"mean"`` over known entries, ``"sum"`` or ``"none"``.
-        distributed: False, True or a process group: the mean then counts the known entries of all ranks.
+        distributed: False, True or a process group: mean and sum are then of the known entries of all ranks.
         validate: check label values and look for NaN (waits for the device).
 
     Shape:

@@ -25,6 +25,7 @@ from trm_losses.backbones import OpenClipBackbone
 from trm_losses.labels import hide_labels, keep_single_positive, known_fraction
 from trm_losses.metrics import evaluate
 
+from . import ranks
 from .checkpoint import Checkpoint, tensor_digest, write_json
 from .data.voc import VOC_CLASSES
 from .features import Features, cores
@@ -131,6 +132,8 @@ def _trained(data: Prepared, cell: Cell, args: argparse.Namespace) -> tuple[dict
     method, changes = VARIANTS.get(cell.method, (cell.method, {}))
     preset = dataclasses.replace(data.preset, **changes)  # type: ignore[arg-type]
     trained = train_cell(data, cell, args, method=method, preset=preset)
+    if not ranks.first():
+        return trained.metrics, trained.seconds
     # A head is given tokens, not the pooled feature that a method without region learning is trained on.
     if cell.method in METHODS and isinstance(trained.method, TRM) and preset.region_learning:
         with torch.no_grad():
@@ -160,9 +163,10 @@ def train_cell(data: Prepared, cell: Cell, args: argparse.Namespace, *, method: 
         "labels": tensor_digest(targets),
         "weights": data.weights,
         "amp": args.amp,
+        **({"ranks": ranks.world()} if ranks.world() > 1 else {}),  # each keeps a random state of its own
     }
     watched: AbstractContextManager[None] = nullcontext()
-    if args.profile:
+    if args.profile and ranks.first():
         data = dataclasses.replace(data, encode=recorded("text", data.encode))
         path = args.output / "profile" / f"{cell.name}.md"
         watched = profiled(built, data.features, epochs=preset.epochs, device=data.device, label=cell.label, path=path)

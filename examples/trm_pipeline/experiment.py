@@ -19,6 +19,7 @@ from PIL import Image
 from trm_losses import TRMHead
 from trm_losses.backbones import OpenClipBackbone, load_open_clip
 
+from . import ranks
 from .cells import Cell, Finished, Prepared, checkpoint_path, run_cells, use_deterministic_algorithms
 from .checkpoint import differences, read_json, tensor_digest, write_json
 from .data.drawn import write_drawn_voc
@@ -126,6 +127,8 @@ def check_arguments(args: argparse.Namespace, preset: Preset) -> None:
     ):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
+    if args.jobs > 1 and ranks.launched() > 1:
+        raise ValueError(f"--jobs must be 1 under torchrun, whose processes train each cell together; got {args.jobs}")
     if not 0 <= args.unseen < len(VOC_CLASSES) - 1:
         raise ValueError(f"--unseen must leave two classes of {len(VOC_CLASSES)} to train on, got {args.unseen}")
     if args.unseen and preset.query == "free":
@@ -266,6 +269,8 @@ class Results:
 
     def start(self, settings: dict[str, object], *, resume: bool) -> None:
         """Go on with what an interrupted run of the same settings left, or begin afresh."""
+        if not ranks.first():
+            return
         record = self.output / "run.json"
         if resume and record.exists():
             found = read_json(record)
@@ -291,6 +296,8 @@ class Results:
     def add(self, finished: Finished) -> None:
         """Write the row of a cell."""
         self.rows[finished.cell], self.seconds[finished.cell] = finished.row, finished.seconds
+        if not ranks.first():
+            return
         times = [{**cell._asdict(), "seconds": self.seconds[cell]} for cell in self.cells if cell in self.seconds]
         write_json(self.output / "times.json", times)
         write_json(self.output / "results.json", self.ordered())
@@ -308,8 +315,10 @@ def run(args: argparse.Namespace) -> list[Row]:
     check_arguments(args, preset)
     if args.deterministic:
         use_deterministic_algorithms()
+    args.device = ranks.start(args.device)
     args.output.mkdir(parents=True, exist_ok=True)
-    data = prepare(args)
+    with ranks.first_before_others():
+        data = prepare(args)
     say(data.description)
 
     cells = plan(args, preset)
@@ -332,7 +341,7 @@ def run(args: argparse.Namespace) -> list[Row]:
         },
         resume=args.resume,
     )
-    todo = [cell for cell in cells if cell not in results.rows]
+    todo = ranks.from_first([cell for cell in cells if cell not in results.rows])
     if len(todo) < len(cells):
         say(f"{len(cells) - len(todo)} of {len(cells)} rows are there already")
     with closing(run_cells(data, todo, args, prepare)) as finished:
@@ -342,6 +351,8 @@ def run(args: argparse.Namespace) -> list[Row]:
     rows = results.ordered()
     apart = dict.fromkeys(cell._replace(method="trm") for cell in cells if args.unseen)
     unseen = [unseen_row(data, cell, args) for cell in apart]
+    if not ranks.first():
+        return rows
     where = f"{'drawn scenes' if args.data_root is None else f'VOC{preset.year}'}, {data.backbone.name} model"
     notes = [f"mAP (%) on the {chosen_splits(args, preset)[1]} images, last epoch of the averaged weights; {where}."]
     say(f"\n{notes[0]}\n{markdown_table(main_rows(rows))}")
@@ -380,10 +391,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     args.typed = list(sys.argv[1:] if argv is None else argv)
     try:
         run(args)
+        ranks.stop()
     except (ValueError, OSError, ImportError) as error:
         # One that comes from a process that reads images brings its traceback along; the error itself is the last line.
         line = str(error).strip().splitlines()[-1:] if str(error).startswith("Caught ") else [str(error)]
         raise SystemExit(f"error: {''.join(line).removeprefix(f'{type(error).__name__}: ')}") from error
+    except RuntimeError as error:
+        if not ranks.lost(error):
+            raise
+        raise SystemExit(
+            f"error: another process than {ranks.rank()} of {ranks.world()} has ended or does not answer; the same command with "
+            "--resume goes on from here"
+        ) from error
     except BrokenExecutor as error:
         raise SystemExit(
             "error: a process of --jobs was ended from outside, perhaps for want of memory; the same command with --resume "

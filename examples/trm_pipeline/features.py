@@ -9,13 +9,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler, default_collate
 
 from trm_losses.backbones import ImageFeatures, OpenClipBackbone
 
@@ -43,8 +43,13 @@ class Features(Protocol):
     def __len__(self) -> int:
         """Images."""
 
-    def batches(self, batch_size: int, generator: torch.Generator | None = None, *, view: int = 0) -> Iterator[Batch]:
-        """Batches in a random order drawn from ``generator``, or in the data set's order without one, of one view then."""
+    def batches(
+        self, batch_size: int, generator: torch.Generator | None = None, *, view: int = 0, part: tuple[int, int] = (0, 1)
+    ) -> Iterator[Batch]:
+        """Batches in a random order drawn from ``generator``, or in the data set's order without one, of one view then.
+
+        Of each batch only the part of a rank, by its number and that of all; the order does not depend on it.
+        """
 
     @property
     def views(self) -> int:
@@ -61,6 +66,12 @@ def pool_tokens(features: ImageFeatures, side: int) -> ImageFeatures:
     grid = tokens.transpose(1, 2).unflatten(2, (height, width))
     tokens = F.avg_pool2d(grid.float(), side).flatten(2).transpose(1, 2)
     return ImageFeatures(tokens, pooled, (height // side, width // side))
+
+
+def own_part(batch: Tensor, part: tuple[int, int]) -> Tensor:
+    """The rows of a batch that are a rank's."""
+    rank, world = part
+    return batch.tensor_split(world)[rank]
 
 
 class CachedFeatures:
@@ -81,14 +92,16 @@ class CachedFeatures:
         """See :class:`Features`."""
         return len(self.tokens)
 
-    def batches(self, batch_size: int, generator: torch.Generator | None = None, *, view: int = 0) -> Iterator[Batch]:
+    def batches(
+        self, batch_size: int, generator: torch.Generator | None = None, *, view: int = 0, part: tuple[int, int] = (0, 1)
+    ) -> Iterator[Batch]:
         """See :class:`Features`."""
         count = len(self)
         order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
         drawn = torch.full((count,), view)
         if generator is not None and self.views > 1:
             drawn = torch.randint(self.views, (count,), generator=generator)
-        for index in order.split(batch_size):
+        for index in (own_part(batch, part) for batch in order.split(batch_size)):
             tokens, pooled = (_rows(arrays, drawn[index], index) for arrays in (self.tokens, self.pooled))
             yield Batch(tokens.to(self.device), pooled.to(self.device), index)
 
@@ -129,6 +142,25 @@ class _Drawn(Dataset[tuple[Tensor, Tensor, int]]):
             return self.images[index]
 
 
+class _OwnPart:
+    """Of each batch of a sampler the indices that are a rank's."""
+
+    def __init__(self, sampler: BatchSampler, part: tuple[int, int]) -> None:
+        self.sampler, self.part = sampler, part
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.sampler:
+            yield own_part(torch.tensor(batch), self.part).tolist()
+
+
+def _collate(items: list[tuple[Tensor, Tensor, int]]) -> Any:
+    """A batch; of no image, where a rank has none of a small last batch, nothing but its index."""
+    return default_collate(items) if items else (None, None, torch.zeros(0, dtype=torch.int64))
+
+
 class LiveFeatures:
     """Features of freshly transformed images, encoded batch by batch, while ``workers`` processes read the next ones.
 
@@ -163,20 +195,27 @@ class LiveFeatures:
         """See :class:`Features`; a random transformation shows another one at each visit."""
         return 1
 
-    def batches(self, batch_size: int, generator: torch.Generator | None = None, *, view: int = 0) -> Iterator[Batch]:
+    def batches(
+        self, batch_size: int, generator: torch.Generator | None = None, *, view: int = 0, part: tuple[int, int] = (0, 1)
+    ) -> Iterator[Batch]:
         """See :class:`Features`."""
         images = self.images
         if generator is not None:
             images = _Drawn(images, torch.randint(2**62, (len(self),), generator=generator))
+        order = SequentialSampler(images) if generator is None else RandomSampler(images, generator=generator)
         loader = DataLoader(
             images,
-            batch_size,
-            shuffle=generator is not None,
+            batch_sampler=_OwnPart(BatchSampler(order, batch_size, drop_last=False), part),
+            collate_fn=_collate,
             generator=generator,
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
         )
         for pixels, _, index in loader:
+            if not len(index):
+                nothing = torch.zeros(0, self.num_tokens, self.backbone.dim, device=self.device)
+                yield Batch(nothing, nothing[:, 0], index)
+                continue
             pixels = pixels.flip(3) if self.mirror else pixels
             with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
                 encoded = self.backbone(pixels.to(self.device, non_blocking=True))

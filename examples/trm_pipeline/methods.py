@@ -28,6 +28,7 @@ from trm_losses import (
 from trm_losses.functional import asymmetric_loss
 from trm_losses.labels import UNKNOWN
 
+from . import ranks
 from .features import Batch, Features
 from .presets import Preset, pseudo_schedule
 
@@ -130,9 +131,11 @@ def weak_negatives(targets: Tensor, weight: float, *heads: tuple[float, Tensor])
         return {}
     absent = torch.where(targets == UNKNOWN, 0.0, float(UNKNOWN))
     losses = [
-        factor * asymmetric_loss(logits, absent, gamma_pos=0, gamma_neg=0, margin=0, reduction="sum") for factor, logits in heads
+        factor * asymmetric_loss(logits, absent, gamma_pos=0, gamma_neg=0, margin=0, reduction="sum", group=ranks.group())
+        for factor, logits in heads
     ]
-    return {"weak_negative": weight / len(targets) * torch.stack(losses).sum()}
+    total = torch.stack(losses).sum()
+    return {"weak_negative": weight / ranks.total(total.new_tensor(float(len(targets)))) * total}
 
 
 def zero_shot_global(batch: Batch, text: Tensor) -> Tensor:
@@ -190,7 +193,7 @@ class LinearProbe(Method):
     def loss(self, batch: Batch, text: Tensor, targets: Tensor, weak_negative: float = 0.0) -> dict[str, Tensor]:
         targets = targets.clamp(min=0) if self.assume_negative else targets
         logits = self.logits(batch, text)
-        loss = asymmetric_loss(logits, targets, gamma_pos=0, gamma_neg=0, margin=0)
+        loss = asymmetric_loss(logits, targets, gamma_pos=0, gamma_neg=0, margin=0, group=ranks.group())
         # Where absent is assumed nothing is unknown, and the weak term is 0.
         return {"bce": targets.shape[1] * loss, **weak_negatives(targets, weak_negative, (1.0, logits))}
 
@@ -216,6 +219,7 @@ class PromptPeer(Method):
             gamma_neg=preset.gamma_neg,
             margin=preset.margin,
             scale=scale,
+            distributed=True,  # nothing else where one process trains
         )
 
     @abstractmethod
@@ -330,6 +334,7 @@ class TRM(Method):
                 absent=preset.absent,
                 absent_momentum=preset.absent_momentum,
                 absent_every=preset.absent_every,
+                distributed=True,
             )
         if pseudo_labels:
             labeler = PseudoLabeler(
@@ -360,11 +365,13 @@ class TRM(Method):
                 expected_positives=setting.expected_positives,
                 warmup_steps=warmup_steps,
                 ramp_steps=round(planned.pseudo_ramp * setting.total_steps),
+                distributed=True,
             )
         if query_head and preset.lambda_distillation:
             distillation = RegionDistillationLoss(
                 form=preset.distillation_form,  # type: ignore[arg-type]
                 temperature=preset.distillation_temperature,
+                distributed=True,
             )
         if preset.lambda_contrast:
             contrast = MultimodalContrastiveLoss(
@@ -379,6 +386,7 @@ class TRM(Method):
                 absent_negatives=preset.contrast_absent_negatives,
                 dim=dim,
                 head_dim=preset.contrast_head_dim,
+                distributed=True,
             )
         # Without a distillation there is no teacher to give a text to.
         teacher_text = preset.teacher_text if distillation is not None else "learned"
@@ -409,6 +417,7 @@ class TRM(Method):
                 detach_focus=preset.detach_focus,
                 scale=preset.scale,
                 normalize_regions=preset.normalize_regions,
+                distributed=True,
             ),
             distillation=distillation,
             contrast=contrast,
@@ -424,6 +433,7 @@ class TRM(Method):
             anchor_score=preset.anchor_score,
             bank_confidence=preset.bank_confidence,
             bank_pseudo_score=preset.bank_pseudo_score,
+            distributed=True,
         )
         self.bank_min_score, self.batch_size = preset.bank_min_score, preset.batch_size
         # The first epoch that begins after the warm-up; told by its number, so that it is the same one in a resumed run.
@@ -501,7 +511,7 @@ class TRM(Method):
         text, negative = self.texts(encode(self.prompts()))
 
         def passed() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-            for batch in features.batches(self.batch_size):
+            for batch in ranks.batches(features, self.batch_size):
                 regions = self.objective.pooler(self.tokens(batch), text)
                 kept = regions.region if self.objective.pooler.residual == "query" else regions.query
                 scores = torch.sigmoid(self._match(regions.query, text, negative))

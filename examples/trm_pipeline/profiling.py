@@ -189,9 +189,9 @@ class _Watch:
 
         @wraps(original)
         def batches(
-            features: Features, batch_size: int, generator: torch.Generator | None = None, *, view: int = 0
+            features: Features, batch_size: int, generator: torch.Generator | None = None, **options: Any
         ) -> Iterator[Batch]:
-            source = original(features, batch_size, generator, view=view)
+            source = original(features, batch_size, generator, **options)
             if generator is None or self.epoch < 0:  # of scoring and the like, or before training
                 yield from source
                 return

@@ -10,11 +10,12 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-__all__ = ["Scalars", "progress", "say", "without_bars"]
+__all__ = ["Scalars", "progress", "say", "without_bars", "without_words"]
 
 T = TypeVar("T")
 
 _bars = True
+_words = True
 
 
 def without_bars() -> None:
@@ -22,6 +23,12 @@ def without_bars() -> None:
     global _bars
     _bars = False
     tqdm.set_lock(RLock())  # its own would be shared between processes, and left behind where one is ended
+
+
+def without_words() -> None:
+    """No lines either: another process says them."""
+    global _words
+    _words = False
 
 
 def progress(items: Iterable[T], description: str, *, total: int | None = None) -> tqdm[T]:
@@ -34,8 +41,9 @@ def progress(items: Iterable[T], description: str, *, total: int | None = None) 
 
 def say(line: str) -> None:
     """A line that does not tear a bar apart, seen at once even through a pipe."""
-    tqdm.write(line, file=sys.stdout)
-    sys.stdout.flush()
+    if _words:
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
 
 
 class Scalars:

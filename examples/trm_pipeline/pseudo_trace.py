@@ -8,6 +8,8 @@ from torch import Tensor
 from trm_losses import PseudoLabels
 from trm_losses.labels import UNKNOWN
 
+from . import ranks
+
 __all__ = ["Point", "PseudoTrace"]
 
 Point = dict[str, float | int | None]
@@ -47,6 +49,7 @@ class PseudoTrace:
     def point(self, step: int) -> None:
         """Close the counts since the last point as one of the trace."""
         point: Point = {"step": step}
+        self._counts = ranks.total(self._counts)
         for word, (right, said, true) in zip(("positive", "negative"), self._counts.tolist(), strict=True):
             point[f"{word}_precision"] = round(right / said, 4) if said else None
             point[f"{word}_recall"] = round(right / true, 4) if true else None

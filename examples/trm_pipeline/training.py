@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from trm_losses.metrics import evaluate
 
+from . import ranks
 from .checkpoint import Checkpoint
 from .features import Batch, Features
 from .methods import Encode, Method
@@ -36,8 +37,9 @@ class Trained(NamedTuple):
 
 @torch.no_grad()
 def score(logits: Callable[[Batch], Tensor], features: Features, batch_size: int) -> Tensor:
-    """Logits (N, C) of all images in the data set's order."""
-    parts = [(batch.index, logits(batch).float().cpu()) for batch in features.batches(batch_size)]
+    """Logits (N, C) of all images in the data set's order; of several ranks each computes its part of every batch."""
+    own = [(batch.index, logits(batch).float().cpu()) for batch in ranks.batches(features, batch_size)]
+    parts = [part for parts in ranks.gather(own) for part in parts]
     order = torch.cat([index for index, _ in parts])
     return torch.cat([part for _, part in parts])[order.argsort()]
 
@@ -45,9 +47,11 @@ def score(logits: Callable[[Batch], Tensor], features: Features, batch_size: int
 def take_step(
     loss: Tensor, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, parameters: Iterable[nn.Parameter], norm: float
 ) -> bool:
-    """Backward, clip, step; whether the step was taken: a scaler skips it where a gradient overflowed."""
+    """Backward, average over ranks, clip, step; whether it was taken: a scaler skips it where a gradient overflowed."""
+    parameters = list(parameters)
     optimizer.zero_grad(set_to_none=True)
     scaler.scale(loss).backward()
+    ranks.average_gradients(parameters)
     scaler.unscale_(optimizer)
     torch.nn.utils.clip_grad_norm_(parameters, norm)
     before = scaler.get_scale()
@@ -76,7 +80,8 @@ def train(
 ) -> Trained:
     """Train on partial labels (N, C), -1 where unknown, and score the averaged weights on the test images.
 
-    The main figures are those of the last epoch; the best epoch on the test images is a side figure, since choosing an
+    Of several ranks each takes its part of every batch of ``preset.batch_size`` images, and the first one writes. The main
+    figures are those of the last epoch; the best epoch on the test images is a side figure, since choosing an
     epoch by it would be using the test labels.
 
     Args:
@@ -111,6 +116,8 @@ def train(
         first = next(iter(features.batches(4 * preset.batch_size, torch.Generator().manual_seed(seed))))
         with torch.no_grad():
             method.calibrate(first, encode(method.prompts()), min(max(prior, 0.01), 0.99))
+    if ranks.rank():
+        torch.manual_seed(seed + (ranks.rank() << 32))  # a dropout of its own; all began with the same weights
     decay = min(preset.ema_per_epoch ** (1 / steps), 0.9998)
     average = AveragedModel(method, multi_avg_fn=get_ema_multi_avg_fn(decay))
     averaged: Method = average.module
@@ -130,9 +137,9 @@ def train(
         if trace is not None:
             trace.points = state["trace"]
         generator.set_state(state["generator"])
-        _set_random_state(state["random"], device)
+        _set_random_state(state["random"][ranks.rank()], device)
 
-    scalars = Scalars(log, done) if log is not None else None
+    scalars = Scalars(log, done) if log is not None and ranks.first() else None
     bar = progress(range(done, preset.epochs), "")
     bar.set_description(label)
     for epoch in bar:
@@ -140,7 +147,7 @@ def train(
         method.before_epoch(epoch, features, targets, averaged, encode)
         method.train()
         sums: dict[str, Tensor] = {}
-        for number, batch in enumerate(features.batches(preset.batch_size, generator), start=1):
+        for number, batch in enumerate(ranks.batches(features, preset.batch_size, generator), start=1):
             step = epoch * steps + number
             known = targets[batch.index].to(device)
             weak = preset.single_negative if single and step <= weak_until else 0.0
@@ -164,17 +171,18 @@ def train(
         logits = score(partial(averaged.logits, text=text), test_features, preset.batch_size)
         metrics = evaluate(logits, test_targets)
         best = max(best, metrics["mAP"])
-        means = {name: float(value) / steps for name, value in sums.items()}
+        means = {name: float(ranks.total(value)) / steps / ranks.world() for name, value in sums.items()}
         shown = " ".join(f"{name} {value:.3f}" for name, value in means.items())
         bar.set_postfix_str(shown, refresh=False)
         if scalars is not None:
             scalars.add(epoch + 1, {**{f"loss/{name}": value for name, value in means.items()}, "test/mAP": metrics["mAP"]})
-        if checkpoint is not None:
+        random = ranks.gather(_random_state(device))
+        if checkpoint is not None and ranks.first():
             checkpoint.save(
                 {
                     **{name: part.state_dict() for name, part in stateful.items()},
                     "generator": generator.get_state(),
-                    "random": _random_state(device),
+                    "random": random,
                     "epoch": epoch + 1,
                     "best": best,
                     "seconds": seconds,

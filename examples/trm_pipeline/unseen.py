@@ -13,6 +13,7 @@ import torch
 from trm_losses import PromptEmbeddings
 from trm_losses.metrics import evaluate
 
+from . import ranks
 from .cells import Cell, Prepared, checkpoint_path, train_cell
 from .checkpoint import write_json
 from .data.voc import VOC_CLASSES
@@ -44,10 +45,13 @@ def unseen_row(data: Prepared, cell: Cell, args: argparse.Namespace) -> dict[str
     """
     cell = cell._replace(method=f"{cell.method}-unseen{args.unseen}")
     path = args.output / "unseen" / f"{cell.name}.json"
-    if not path.exists():  # else it is of the run that is resumed
-        write_json(path, _train_and_score(data, cell, args))
+    if not ranks.from_first(path.exists()):  # else it is of the run that is resumed
+        row = _train_and_score(data, cell, args)
+        if not ranks.first():
+            return row
+        write_json(path, row)
     checkpoint_path(args.output, cell).unlink(missing_ok=True)
-    row: dict[str, Any] = json.loads(path.read_text())
+    row = json.loads(path.read_text())
     return row
 
 

@@ -15,7 +15,8 @@ in the training set, are read where a method keeps something for each of them. L
 between are soft. Unless a class says otherwise a mean runs over all B * C entries, as it does in the published codes; an entry
 that gives nothing counts there too. Logarithms are taken from logits; most of the published codes take log(p + 1e-5), which
 stops the gradient of what is confidently wrong. Where a method was published for positive labels alone, known absent labels
-take the term of binary cross-entropy; each class says what is ours.
+take the term of binary cross-entropy; each class says what is ours. With ``distributed`` means and sums over the batch, what is
+expected of it and ranked in it, and what ``update`` keeps, are those of the joined batch of all ranks.
 """
 
 from __future__ import annotations

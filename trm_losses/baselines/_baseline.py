@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from .. import functional as TF
 from .._checks import Dims, check_finite, check_ids, check_number, check_targets
+from .._distributed import Distributed, count_per_rank, gather_rows, resolve_group, sum_over_ranks, sum_per_rank
 from .._state import FullPrecisionState
 
-__all__ = ["Baseline", "cross_entropy", "entropy", "mean"]
+__all__ = ["Baseline", "cross_entropy", "entropy"]
 
 
 class Baseline(FullPrecisionState):
@@ -19,17 +21,27 @@ class Baseline(FullPrecisionState):
     Args:
         num_classes: C, where the loss keeps something for each class.
         num_samples: n, where it keeps something for each training image: ``ids`` must then be given.
+        distributed: False, True or a process group: everything is then of the joined batch of all ranks, once DDP has averaged
+            their gradients; and so is what is kept, the same on all ranks.
         validate: check label values and ids, and look for NaN (waits for the device).
     """
 
     _class_axes = {"prior": (0,), **dict.fromkeys(("estimates", "soft", "labelled", "flipped", "scores"), (1,))}
 
-    def __init__(self, *, num_classes: int | None = None, num_samples: int | None = None, validate: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        num_classes: int | None = None,
+        num_samples: int | None = None,
+        distributed: Distributed = False,
+        validate: bool = True,
+    ) -> None:
         super().__init__()
         for name, value in (("num_classes", num_classes), ("num_samples", num_samples)):
             if value is not None:
                 check_number(type(self).__name__, name, value, 1)
-        self.num_classes, self.num_samples, self.validate = num_classes, num_samples, validate
+        self.num_classes, self.num_samples = num_classes, num_samples
+        self.distributed, self.validate = distributed, validate
 
     def forward(self, logits: Tensor, targets: Tensor, *, ids: Tensor | None = None) -> Tensor:
         """The loss of logits (B, C) with targets (B, C), of the training images ``ids`` (B,); see the class."""
@@ -71,10 +83,30 @@ class Baseline(FullPrecisionState):
         x = TF.upcast(logits)
         return x, targets.to(x.dtype)
 
+    @property
+    def _group(self) -> ProcessGroup | None:
+        return resolve_group(self.distributed)
 
-def mean(total: Tensor, x: Tensor) -> Tensor:
-    """A sum over entries divided by B * C: entries that give nothing count."""
-    return total / max(1, x.numel())
+    def _mean(self, total: Tensor, x: Tensor) -> Tensor:
+        """A sum over entries divided by B * C: entries that give nothing count."""
+        count = count_per_rank(x.new_tensor(float(x.numel())), self._group)
+        return total / torch.where(count > 0, count, 1.0)
+
+    def _sum(self, total: Tensor) -> Tensor:
+        """A sum over entries as it is."""
+        return sum_per_rank(total, self._group)
+
+    def _rows(self, x: Tensor) -> int:
+        """B; over ranks it waits for the device."""
+        rows = len(x)
+        return rows if self._group is None else int(sum_over_ranks(torch.tensor(rows, device=x.device), self._group))
+
+    def _of_all_ranks(self, *rows: Tensor) -> list[Tensor]:
+        """Rows (n, ...) of all ranks in their order."""
+        if self._group is None:
+            return list(rows)
+        found = [gather_rows(part, self._group) for part in rows]
+        return [joined.rows[joined.real] for joined in found]
 
 
 def cross_entropy(x: Tensor, y: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from .._checks import check_number
-from ._baseline import Baseline, cross_entropy, mean
+from .._distributed import Distributed
+from ._baseline import Baseline, cross_entropy
 
 __all__ = ["AssumeNegativeLoss", "WeakAssumeNegativeLoss"]
 
@@ -20,6 +21,7 @@ class AssumeNegativeLoss(Baseline):
     Args:
         smoothing: :math:`\eta`, 0 for AN; 0.1 is published for AN-LS: labels of 0.9 and 0.1, not the halves of classic
             smoothing.
+        distributed: False, True or a process group: the batch is then that of all ranks.
         validate: check label values and look for NaN (waits for the device).
 
     Shape:
@@ -35,14 +37,14 @@ class AssumeNegativeLoss(Baseline):
     Reference: Cole et al., CVPR 2021, for single positives; known absent labels change nothing.
     """
 
-    def __init__(self, *, smoothing: float = 0.0, validate: bool = True) -> None:
-        super().__init__(validate=validate)
+    def __init__(self, *, smoothing: float = 0.0, distributed: Distributed = False, validate: bool = True) -> None:
+        super().__init__(distributed=distributed, validate=validate)
         check_number(type(self).__name__, "smoothing", smoothing, 0, 1)
         self.smoothing = smoothing
 
     def _loss(self, x: Tensor, y: Tensor, ids: Tensor | None) -> Tensor:
         y = y.clamp(min=0)
-        return mean(cross_entropy(x, y + self.smoothing * (1 - 2 * y)), x)
+        return self._mean(cross_entropy(x, y + self.smoothing * (1 - 2 * y)), x)
 
     def extra_repr(self) -> str:
         return f"smoothing={self.smoothing}"
@@ -55,6 +57,7 @@ class WeakAssumeNegativeLoss(Baseline):
         + \frac{1}{C-1} \sum_{bc:\,y = -1} -\log(1 - p_{bc}) \Big]
 
     Args:
+        distributed: False, True or a process group: the batch is then that of all ranks.
         validate: check label values and look for NaN (waits for the device).
 
     Shape:
@@ -73,4 +76,4 @@ class WeakAssumeNegativeLoss(Baseline):
 
     def _loss(self, x: Tensor, y: Tensor, ids: Tensor | None) -> Tensor:
         weights = torch.ones_like(x).masked_fill(y == -1, 1 / max(1, x.shape[1] - 1))
-        return mean(cross_entropy(x, y.clamp(min=0), weights), x)
+        return self._mean(cross_entropy(x, y.clamp(min=0), weights), x)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .._checks import check_number
-from ._baseline import Baseline, cross_entropy, entropy, mean
+from .._distributed import Distributed
+from ._baseline import Baseline, cross_entropy, entropy
 
 __all__ = ["EMAPLLoss", "EMLoss"]
 
@@ -23,6 +24,7 @@ class EMLoss(Baseline):
 
     Args:
         alpha: :math:`\alpha`; published are 0.2 (VOC), 0.1 (COCO, NUS) and 0.01 (CUB).
+        distributed: False, True or a process group: the batch is then that of all ranks.
         validate: check label values and look for NaN (waits for the device).
 
     Shape:
@@ -39,14 +41,14 @@ class EMLoss(Baseline):
     is ours.
     """
 
-    def __init__(self, *, alpha: float = 0.1, validate: bool = True) -> None:
-        super().__init__(validate=validate)
+    def __init__(self, *, alpha: float = 0.1, distributed: Distributed = False, validate: bool = True) -> None:
+        super().__init__(distributed=distributed, validate=validate)
         check_number(type(self).__name__, "alpha", alpha, 0)
         self.alpha = alpha
 
     def _loss(self, x: Tensor, y: Tensor, ids: Tensor | None) -> Tensor:
         undecided = torch.where(y == -1, entropy(x), 0.0).sum()
-        return mean(cross_entropy(x, y) - self.alpha * undecided, x)
+        return self._mean(cross_entropy(x, y) - self.alpha * undecided, x)
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}"
@@ -75,6 +77,7 @@ class EMAPLLoss(Baseline):
         label_share: :math:`\theta`.
         warmup: w; published are 5 (VOC, COCO), 4 (NUS) and 3 (CUB).
         published_epochs: T.
+        distributed: False, True or a process group: the batch is then that of all ranks.
         validate: check label values and ids, and look for NaN (waits for the device).
 
     Shape:
@@ -111,9 +114,10 @@ class EMAPLLoss(Baseline):
         label_share: float = 0.9,
         warmup: int = 5,
         published_epochs: int = 10,
+        distributed: Distributed = False,
         validate: bool = True,
     ) -> None:
-        super().__init__(num_samples=num_samples, num_classes=num_classes, validate=validate)
+        super().__init__(num_samples=num_samples, num_classes=num_classes, distributed=distributed, validate=validate)
         name = type(self).__name__
         check_number(name, "alpha", alpha, 0)
         check_number(name, "beta", beta, 0)
@@ -132,13 +136,18 @@ class EMAPLLoss(Baseline):
         taught = unknown & self.labelled[ids]
         undecided = torch.where(unknown & ~taught, entropy(x), 0.0).sum()
         weights = torch.ones_like(x).masked_fill(taught, self.beta)
-        return mean(cross_entropy(x, torch.where(taught, self.soft[ids].to(x.dtype), y), weights) - self.alpha * undecided, x)
+        known = cross_entropy(x, torch.where(taught, self.soft[ids].to(x.dtype), y), weights)
+        return self._mean(known - self.alpha * undecided, x)
 
     @torch.no_grad()
     def update(self, logits: Tensor, targets: Tensor, *, ids: Tensor | None = None) -> None:
         """Keep the probabilities of the images ``ids`` for the next labelling pass; see the class."""
         x, y = self._arguments(logits, targets, ids)
-        said = torch.where(y == -1, torch.sigmoid(x), -1.0).to(self.soft.dtype)
+        assert ids is not None
+        ids, said = self._of_all_ranks(ids, torch.where(y == -1, torch.sigmoid(x), -1.0).to(self.soft.dtype))
+        # Of an image that is there twice, as samplers for several ranks fill them up, the last.
+        last = ~(ids[:, None] == ids).triu(1).any(dim=1)
+        ids, said = ids[last], said[last]
         self.soft[ids] = torch.where(self.labelled[ids], self.soft[ids], said)
 
     def _schedule(self, epoch: int, epochs: int) -> None:

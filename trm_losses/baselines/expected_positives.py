@@ -7,17 +7,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from .. import functional as TF
 from .._checks import Dims, check_number, check_targets
-from ._baseline import Baseline, cross_entropy, mean
+from .._distributed import Distributed, joined_sum, sum_over_ranks
+from ._baseline import Baseline, cross_entropy
 
 __all__ = ["EPRLoss", "ROLELoss"]
 
 
-def _surplus(x: Tensor, expected: float) -> Tensor:
+def _surplus(x: Tensor, expected: float, group: ProcessGroup | None) -> Tensor:
     """How far the expected number of present labels is from k, as a share of the classes, squared."""
-    return ((torch.sigmoid(x).sum() / max(1, x.shape[0]) - expected) / x.shape[1]) ** 2
+    rows = sum_over_ranks(x.new_tensor(float(x.shape[0])), group).clamp(min=1)
+    return ((joined_sum(torch.sigmoid(x).sum(), group) / rows - expected) / x.shape[1]) ** 2
 
 
 class EPRLoss(Baseline):
@@ -32,6 +35,7 @@ class EPRLoss(Baseline):
     Args:
         expected_positives: k, the mean number of present labels of an image; published are the true means of 1.5 (VOC),
             2.9 (COCO), 1.9 (NUS) and 31.4 (CUB), which single positives cannot tell.
+        distributed: False, True or a process group: the batch is then that of all ranks.
         validate: check label values and look for NaN (waits for the device).
 
     Shape:
@@ -47,13 +51,13 @@ class EPRLoss(Baseline):
     Reference: Cole et al., CVPR 2021, for single positives; the term of known absent labels is ours.
     """
 
-    def __init__(self, expected_positives: float, *, validate: bool = True) -> None:
-        super().__init__(validate=validate)
+    def __init__(self, expected_positives: float, *, distributed: Distributed = False, validate: bool = True) -> None:
+        super().__init__(distributed=distributed, validate=validate)
         check_number(type(self).__name__, "expected_positives", expected_positives, 0, strict=True)
         self.expected_positives = expected_positives
 
     def _loss(self, x: Tensor, y: Tensor, ids: Tensor | None) -> Tensor:
-        return mean(cross_entropy(x, y), x) + _surplus(x, self.expected_positives)
+        return self._mean(cross_entropy(x, y), x) + _surplus(x, self.expected_positives, self._group)
 
     def extra_repr(self) -> str:
         return f"expected_positives={self.expected_positives}"
@@ -68,7 +72,8 @@ class ROLELoss(Baseline):
         D(q, p) = \frac{1}{BC} \sum_{bc} \mathrm{BCE}(\mathrm{sg}\,q_{bc}, p_{bc})
 
     with R of :class:`EPRLoss`. :math:`\Theta` is a parameter: it belongs into the optimiser, by :meth:`param_groups`. An
-    optimiser with momentum also moves the rows whose images are not in the batch.
+    optimiser with momentum also moves the rows whose images are not in the batch. Where several processes train, DDP must average
+    its gradient too: wrap model and loss as one module.
 
     Args:
         targets: (n, C) labels of the training set, from which :math:`\Theta` starts: logit(0.995) where present,
@@ -76,6 +81,7 @@ class ROLELoss(Baseline):
             where unknown.
         expected_positives: k of :class:`EPRLoss`.
         generator: of the start of unknown labels.
+        distributed: False, True or a process group: the batch is then that of all ranks.
         validate: check label values and ids, and look for NaN (waits for the device).
 
     Shape:
@@ -102,6 +108,7 @@ class ROLELoss(Baseline):
         expected_positives: float,
         *,
         generator: torch.Generator | None = None,
+        distributed: Distributed = False,
         validate: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -109,7 +116,7 @@ class ROLELoss(Baseline):
         owner = type(self).__name__
         Dims(owner).check("targets", targets, "n C", floating=False, hint="the labels of the whole training set")
         check_targets(owner, targets)
-        super().__init__(num_samples=targets.shape[0], num_classes=targets.shape[1], validate=validate)
+        super().__init__(num_samples=targets.shape[0], num_classes=targets.shape[1], distributed=distributed, validate=validate)
         check_number(owner, "expected_positives", expected_positives, 0, strict=True)
         self.expected_positives = expected_positives
         draws = torch.rand(targets.shape, generator=generator, device=generator.device if generator else targets.device)
@@ -130,7 +137,7 @@ class ROLELoss(Baseline):
 
     def _half(self, x: Tensor, y: Tensor, teacher: Tensor) -> Tensor:
         total = cross_entropy(x, y) + cross_entropy(x, torch.sigmoid(teacher.detach()))
-        return mean(total, x) + _surplus(x, self.expected_positives)
+        return self._mean(total, x) + _surplus(x, self.expected_positives, self._group)
 
     def extra_repr(self) -> str:
         return f"num_samples={self.num_samples}, num_classes={self.num_classes}, expected_positives={self.expected_positives}"

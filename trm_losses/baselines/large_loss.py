@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._checks import check_choice, check_number
-from ._baseline import Baseline, cross_entropy, mean
+from .._distributed import Distributed
+from ._baseline import Baseline, cross_entropy
 
 __all__ = ["LargeLoss"]
 
@@ -41,6 +42,7 @@ class LargeLoss(Baseline):
             (COCO, NUS), 0.4 / 0.4 / 0.2 (CUB). Default: that of COCO.
         num_samples, num_classes: n, C of the training set, for ``"correct_permanently"``.
         published_epochs: T.
+        distributed: False, True or a process group: the batch is then that of all ranks.
         validate: check label values and ids, and look for NaN (waits for the device).
 
     Shape:
@@ -71,6 +73,7 @@ class LargeLoss(Baseline):
         num_samples: int | None = None,
         num_classes: int | None = None,
         published_epochs: int = 10,
+        distributed: Distributed = False,
         validate: bool = True,
     ) -> None:
         name = type(self).__name__
@@ -81,7 +84,7 @@ class LargeLoss(Baseline):
                 f"{name}: num_samples and num_classes must be given where scheme='correct_permanently' and there alone, "
                 f"got {num_samples} and {num_classes} with scheme={scheme!r}"
             )
-        super().__init__(num_samples=num_samples, num_classes=num_classes, validate=validate)
+        super().__init__(num_samples=num_samples, num_classes=num_classes, distributed=distributed, validate=validate)
         delta = _DELTA[scheme] if delta is None else delta
         check_number(name, "delta", delta, 0, 1)
         check_number(name, "published_epochs", published_epochs, 1)
@@ -94,23 +97,26 @@ class LargeLoss(Baseline):
         y = self._current(y, ids)
         large = self._large(x, y)
         if self.scheme == "reject":
-            return mean(cross_entropy(x, y.clamp(min=0).masked_fill(large, -1)), x)
-        return mean(cross_entropy(x, y.clamp(min=0).masked_fill(large, 1)), x)
+            return self._mean(cross_entropy(x, y.clamp(min=0).masked_fill(large, -1)), x)
+        return self._mean(cross_entropy(x, y.clamp(min=0).masked_fill(large, 1)), x)
 
     def _current(self, y: Tensor, ids: Tensor | None) -> Tensor:
         """The labels with those that were flipped for good."""
         return y if self.num_samples is None else y.masked_fill((y == -1) & self.flipped[ids], 1)
 
     def _large(self, x: Tensor, y: Tensor) -> Tensor:
-        """G as a mask. The number of entries stays a tensor: nothing waits for the device."""
+        """G as a mask. With one process the number of entries stays a tensor: nothing waits for the device."""
         unknown = y == -1
         if not x.numel():
             return unknown
         loss = torch.where(unknown, F.softplus(x.detach()), 0.0)
+        entries = self._rows(x) * x.shape[1]
         # Float32 may lift a whole number a little, and the ceiling then by one.
-        count = (self.rate * x.numel() * (1 - 1e-6)).ceil().long().clamp(max=x.numel())
+        count = (self.rate * entries * (1 - 1e-6)).ceil().long().clamp(max=entries)
         ranked = loss.flatten().sort(descending=True).values
-        threshold = ranked.gather(0, (count - 1).clamp(min=0).view(1))
+        if self._group is not None:  # a rank's own largest are all that can be among those of all
+            ranked = self._of_all_ranks(ranked[: int(count)])[0].sort(descending=True).values
+        threshold = F.pad(ranked, (0, 1)).gather(0, (count - 1).clamp(min=0).view(1))
         return unknown & (loss >= threshold) & (count > 0)
 
     @torch.no_grad()
@@ -120,7 +126,8 @@ class LargeLoss(Baseline):
             x, y = self._arguments(logits, targets, ids)
             row, own = self._large(x, self._current(y, ids)).nonzero(as_tuple=True)
             assert ids is not None
-            self.flipped[ids[row], own] = True
+            row, own = self._of_all_ranks(ids[row], own)
+            self.flipped[row, own] = True
 
     def _schedule(self, epoch: int, epochs: int) -> None:
         step = epoch * self.published_epochs // epochs

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .. import functional as TF
 from .._checks import Dims, check_choice, check_number
-from ._baseline import Baseline, cross_entropy, mean
+from .._distributed import Distributed, gather_rows, sum_over_ranks
+from ._baseline import Baseline, cross_entropy
 
 __all__ = ["PartialASLLoss", "PartialBCELoss"]
 
@@ -25,6 +26,7 @@ class PartialBCELoss(Baseline):
 
     Args:
         alpha, beta, gamma: of g. 1, 0 and -1 give the mean over the known labels of each image.
+        distributed: False, True or a process group: the batch is then that of all ranks.
         validate: check label values and look for NaN (waits for the device).
 
     Shape:
@@ -40,8 +42,16 @@ class PartialBCELoss(Baseline):
     Reference: Durand et al., CVPR 2019; its code was not read, and the constants agree with two codes of others.
     """
 
-    def __init__(self, *, alpha: float = -4.45, beta: float = 5.45, gamma: float = 1.0, validate: bool = True) -> None:
-        super().__init__(validate=validate)
+    def __init__(
+        self,
+        *,
+        alpha: float = -4.45,
+        beta: float = 5.45,
+        gamma: float = 1.0,
+        distributed: Distributed = False,
+        validate: bool = True,
+    ) -> None:
+        super().__init__(distributed=distributed, validate=validate)
         for name, value in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
             check_number(type(self).__name__, name, value)
         self.alpha, self.beta, self.gamma = alpha, beta, gamma
@@ -50,7 +60,7 @@ class PartialBCELoss(Baseline):
         # An image without a label has no term to weigh; 0 ** -1 would be infinite, and cost a second pass.
         share = (y >= 0).to(x.dtype).mean(dim=1, keepdim=True).clamp(min=1 / x.shape[1])
         weights = self.alpha * share**self.gamma + self.beta
-        return mean(cross_entropy(x, y, weights.expand_as(x)), x)
+        return self._mean(cross_entropy(x, y, weights.expand_as(x)), x)
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}, beta={self.beta}, gamma={self.gamma}"
@@ -82,6 +92,7 @@ class PartialASLLoss(Baseline):
         prior_threshold: share of images above which a class is left out where unknown.
         likely: entries an image, on average, that are left out as likely present.
         reduction: ``"sum"``, as published: then the learning rate goes with B * C; or ``"mean"`` over B * C.
+        distributed: False, True or a process group: the batch is then that of all ranks.
         validate: check label values and look for NaN (waits for the device).
 
     Shape:
@@ -120,9 +131,10 @@ class PartialASLLoss(Baseline):
         prior_threshold: float = 0.05,
         likely: int = 5,
         reduction: Literal["mean", "sum"] = "sum",
+        distributed: Distributed = False,
         validate: bool = True,
     ) -> None:
-        super().__init__(num_classes=num_classes, validate=validate)
+        super().__init__(num_classes=num_classes, distributed=distributed, validate=validate)
         name = type(self).__name__
         check_choice(name, "policy", policy, ("ignore", "negative", "selective"))
         check_number(name, "gamma_pos", gamma_pos, 0)
@@ -149,7 +161,7 @@ class PartialASLLoss(Baseline):
             if self.policy == "selective":
                 unknown = unknown & (self.prior <= self.prior_threshold) & ~self._likely(x, unknown)
             total = total + self._asymmetric(x, torch.where(unknown, 0.0, -1.0), self.gamma_unknown)
-        return total if self.reduction == "sum" else mean(total, x)
+        return self._sum(total) if self.reduction == "sum" else self._mean(total, x)
 
     def _asymmetric(self, x: Tensor, y: Tensor, gamma_neg: float) -> Tensor:
         return TF.asymmetric_loss(
@@ -158,17 +170,23 @@ class PartialASLLoss(Baseline):
 
     def _likely(self, x: Tensor, unknown: Tensor) -> Tensor:
         """The unknown entries of the batch with the largest logits, as a mask; those of classes left out count."""
-        count = min(self.likely * x.shape[0], x.numel())
-        top = torch.where(unknown, x.detach(), -torch.inf).flatten().topk(count).indices
+        rows = self._rows(x)
+        count = min(self.likely * rows, rows * x.shape[1])
+        values, top = torch.where(unknown, x.detach(), -torch.inf).flatten().topk(min(count, x.numel()))
+        if self._group is not None:  # a rank's own largest are all that can be among those of all
+            joined = gather_rows(values, self._group)
+            place = joined.rows.masked_fill(~joined.real, -torch.inf).topk(count).indices - joined.first
+            top = top[place[(place >= 0) & (place < len(top))]]
         return torch.zeros_like(unknown).flatten().index_fill(0, top, True).view_as(unknown)
 
     @torch.no_grad()
     def update(self, logits: Tensor, targets: Tensor, *, ids: Tensor | None = None) -> None:
         """Take the probabilities of a step into ``prior``, but with ``"selective"``."""
         x, _ = self._arguments(logits, targets, ids)
-        if self.policy != "selective" and len(x):
+        if self.policy != "selective" and (rows := self._rows(x)):
             self.prior_steps += 1
-            self.prior.lerp_(torch.sigmoid(x).mean(dim=0).to(self.prior.dtype), 1 / self.prior_steps.to(self.prior.dtype))
+            mean = sum_over_ranks(torch.sigmoid(x).sum(dim=0), self._group) / rows
+            self.prior.lerp_(mean.to(self.prior.dtype), 1 / self.prior_steps.to(self.prior.dtype))
 
     def extra_repr(self) -> str:
         return (

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .. import functional as TF
 from .._checks import check_choice, check_number
-from ._baseline import Baseline, mean
+from .._distributed import Distributed
+from ._baseline import Baseline
 
 __all__ = ["HillLoss", "SPLCLoss"]
 
@@ -31,6 +32,7 @@ class SPLCLoss(Baseline):
         margin: m. gamma: :math:`\gamma`.
         start: the first epoch, counted from 0, that corrects.
         reduction: ``"sum"``, as published: then the learning rate goes with B * C; or ``"mean"`` over B * C.
+        distributed: False, True or a process group: the batch is then that of all ranks.
         validate: check label values and look for NaN (waits for the device).
 
     Shape:
@@ -60,9 +62,10 @@ class SPLCLoss(Baseline):
         gamma: float = 2.0,
         start: int = 1,
         reduction: Literal["mean", "sum"] = "sum",
+        distributed: Distributed = False,
         validate: bool = True,
     ) -> None:
-        super().__init__(validate=validate)
+        super().__init__(distributed=distributed, validate=validate)
         name = type(self).__name__
         check_number(name, "threshold", threshold, 0, 1)
         check_number(name, "margin", margin, 0)
@@ -82,7 +85,7 @@ class SPLCLoss(Baseline):
             margin=0.0,
             reduction="sum",
         )
-        return total if self.reduction == "sum" else mean(total, x)
+        return self._sum(total) if self.reduction == "sum" else self._mean(total, x)
 
     def _schedule(self, epoch: int, epochs: int) -> None:
         self.correcting.fill_(epoch >= self.start)
@@ -105,6 +108,7 @@ class HillLoss(Baseline):
         margin: m; 0.5 to 1 is advised.
         gamma: :math:`\gamma`.
         reduction: ``"sum"``, as published: then the learning rate goes with B * C; or ``"mean"`` over B * C.
+        distributed: False, True or a process group: the batch is then that of all ranks.
         validate: check label values and look for NaN (waits for the device).
 
     Shape:
@@ -128,9 +132,10 @@ class HillLoss(Baseline):
         margin: float = 1.0,
         gamma: float = 2.0,
         reduction: Literal["mean", "sum"] = "sum",
+        distributed: Distributed = False,
         validate: bool = True,
     ) -> None:
-        super().__init__(validate=validate)
+        super().__init__(distributed=distributed, validate=validate)
         name = type(self).__name__
         check_number(name, "strength", strength, 0)
         check_number(name, "margin", margin, 0)
@@ -143,7 +148,7 @@ class HillLoss(Baseline):
         total = TF.asymmetric_loss(shifted, y, gamma_pos=self.gamma, gamma_neg=0.0, margin=0.0, reduction="sum")
         p = torch.sigmoid(x)
         total = total + torch.where(y == -1, (self.strength - p) * p * p, 0.0).sum()
-        return total if self.reduction == "sum" else mean(total, x)
+        return self._sum(total) if self.reduction == "sum" else self._mean(total, x)
 
     def extra_repr(self) -> str:
         return f"strength={self.strength}, margin={self.margin}, gamma={self.gamma}, reduction={self.reduction!r}"

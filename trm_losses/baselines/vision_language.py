@@ -7,7 +7,8 @@ from torch import Tensor
 
 from .. import functional as TF
 from .._checks import Dims, check_finite, check_number
-from ._baseline import Baseline, cross_entropy, entropy, mean
+from .._distributed import Distributed
+from ._baseline import Baseline, cross_entropy, entropy
 
 __all__ = ["VLPLLoss"]
 
@@ -30,6 +31,7 @@ class VLPLLoss(Baseline):
         alpha: :math:`\alpha`, 0.2 (VOC), 0.1 (COCO, NUS), 0.01 (CUB). beta: :math:`\beta`.
         temperature: :math:`\tau`. threshold: :math:`\theta`.
         negative_share: :math:`\delta`.
+        distributed: False, True or a process group: the batch is then that of all ranks.
         validate: check label values and ids, and look for NaN (waits for the device).
 
     Shape:
@@ -60,12 +62,14 @@ class VLPLLoss(Baseline):
         temperature: float = 0.01,
         threshold: float = 0.3,
         negative_share: float = 0.0,
+        distributed: Distributed = False,
         validate: bool = True,
     ) -> None:
         name = type(self).__name__
         Dims(name).check("similarities", similarities, "n C")
         check_finite(name, "similarities", similarities)
-        super().__init__(num_samples=similarities.shape[0], num_classes=similarities.shape[1], validate=validate)
+        samples, classes = similarities.shape
+        super().__init__(num_samples=samples, num_classes=classes, distributed=distributed, validate=validate)
         check_number(name, "alpha", alpha, 0)
         check_number(name, "beta", beta, 0)
         check_number(name, "temperature", temperature, 0, strict=True)
@@ -82,7 +86,7 @@ class VLPLLoss(Baseline):
         undecided = (unknown & ~found).scatter(1, lowest, False)
         weights = torch.ones_like(x).masked_fill(found, self.beta)
         taught = cross_entropy(x, y.masked_fill(found, 0.9), weights)
-        return mean(taught - self.alpha * torch.where(undecided, entropy(x), 0.0).sum(), x)
+        return self._mean(taught - self.alpha * torch.where(undecided, entropy(x), 0.0).sum(), x)
 
     def extra_repr(self) -> str:
         return (
