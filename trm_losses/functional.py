@@ -423,12 +423,17 @@ def _rows_against_classes(
 def _separate_classes(saliency: Tensor, sample: Tensor, own: Tensor, overlap: float) -> Tensor:
     """(n, C) bool: classes whose map (B, C, N) in the anchor's image overlaps the anchor's own by at most ``overlap``."""
     maps = upcast(saliency)
-    step = max(1, _BLOCK // max(1, maps[:1].numel()))
-    parts = [torch.ones(0, maps.shape[1], dtype=torch.bool, device=maps.device)]
-    for start in range(0, own.shape[0], step):
-        b, c = sample[start : start + step], own[start : start + step]
-        parts.append(torch.minimum(maps[b], maps[b, c][:, None]).sum(dim=-1) <= overlap)
-    return torch.cat(parts) | (own[:, None] == torch.arange(maps.shape[1], device=maps.device))
+
+    def separate(sample: Tensor, own: Tensor) -> Tensor:
+        return torch.minimum(maps[sample], maps[sample, own][:, None]).sum(dim=-1) <= overlap
+
+    each = max(1, maps[:1].numel())
+    if own.shape[0] * each <= _BLOCK:  # without a loop, whose length a compiled graph would fix to this batch size
+        apart = separate(sample, own)
+    else:
+        rows = zip(*(torch.split(x, max(1, _BLOCK // each)) for x in (sample, own)), strict=True)
+        apart = torch.cat([separate(*part) for part in rows])
+    return apart | (own[:, None] == torch.arange(maps.shape[1], device=maps.device))
 
 
 def _weighted_mean(loss: Tensor, weights: Tensor, count: Tensor) -> Tensor:
@@ -851,7 +856,8 @@ def _inter_class(
     """softmax over the seen classes of region-prototype similarities, at each region's own class."""
     batch, own_classes, _ = features.shape
     classes = len(prototypes)
-    step = max(1, _BLOCK // max(1, batch * prototypes[..., 0].numel()))
+    each = max(1, batch * prototypes[..., 0].numel())
+    step = own_classes if own_classes * each <= _BLOCK else max(1, _BLOCK // each)
     parts = []
     for start in range(0, own_classes, step):
         rows = features[:, start : start + step]

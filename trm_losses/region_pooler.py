@@ -251,7 +251,7 @@ class RegionPooler(PerClassState):
             keys,
             self.query_weight,
             self.key_weight if keys.ndim == 3 else None,
-            self.log_attention_scale.exp(),
+            TF.upcast(self.log_attention_scale).exp(),
             num_heads=self.num_heads,
             key_padding_mask=padding,
         )

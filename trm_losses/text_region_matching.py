@@ -40,7 +40,7 @@ class TextRegionMatchingLoss(PerClassState):
         negative_init: (C, D) start of the free vector, as it is; zero where it is not given. Weight decay draws it back to
             zero.
         gamma_pos, gamma_neg, margin, detach_focus: of the asymmetric loss; all 0 gives binary cross-entropy.
-        scale: start of s, clamped to at most 100 in training.
+        scale: start of s, held to at most 100 in training; the gradient is that of the scale which is used.
         bias: start of :math:`\beta`; :meth:`calibrate_bias` sets it from data.
         normalize_regions: True matches by cosine, False (default) by dot product: a region that is spread over
             disagreeing tokens is short, which is evidence of absence.
@@ -125,9 +125,10 @@ class TextRegionMatchingLoss(PerClassState):
 
     @property
     def scale(self) -> Tensor:
-        """s, at most 100."""
-        # A little room: log(100) rounds up in float32, and above the limit there is no gradient.
-        return self.log_scale.clamp(max=math.log(self.max_scale) + 1e-6).exp()
+        """s, at most 100. Above the limit ``log_scale`` keeps its gradient: a step too far would otherwise be for good."""
+        log_scale = TF.upcast(self.log_scale)
+        above = (log_scale - math.log(self.max_scale)).clamp(min=0)
+        return (log_scale - above.detach()).exp()
 
     def logits(
         self,
