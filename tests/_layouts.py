@@ -40,8 +40,11 @@ def coco_names(split: str, count: int, seed: int = 0) -> list[str]:
     return [f"COCO_{split}2014_{number:012d}.jpg" for number in ids]
 
 
-def write_coco(root: Path, labels: Labels, *, draw: Picture = picture, corners: int = 4) -> Path:
-    """Annotations and images; 2 in the labels is a class seen only as a crowd. Objects are listed from the last image on."""
+def write_coco(root: Path, labels: Labels, *, draw: Picture = picture, copies: int = 2, corners: int = 4) -> Path:
+    """Annotations and images; 2 in the labels is a class seen only as a crowd.
+
+    Every label has as many objects as there are ``copies``. They are listed from the last image on.
+    """
     (root / "annotations").mkdir(parents=True)
     categories: list[dict[str, Any]] = [
         {"supercategory": "thing", "id": number, "name": name} for number, name in zip(COCO_IDS, COCO_CLASSES, strict=True)
@@ -56,7 +59,7 @@ def write_coco(root: Path, labels: Labels, *, draw: Picture = picture, corners: 
         ]  # fmt: skip
         outline = [round(101.37 + 0.37 * corner, 2) for corner in range(2 * corners)]
         objects: list[dict[str, Any]] = []
-        for row, column in np.argwhere(table > 0)[::-1]:
+        for row, column in np.repeat(np.argwhere(table > 0)[::-1], copies, axis=0):
             crowd = bool(table[row, column] == 2)
             shape: Any = {"counts": [272, 2, 4, 4], "size": [20, 24]} if crowd else [outline]
             made = {"segmentation": shape, "area": 12.5, "iscrowd": int(crowd), "image_id": ids[row], "bbox": [1.0, 2.5, 5.0, 2],

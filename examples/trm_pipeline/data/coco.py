@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
 import io
 import json
@@ -105,9 +106,9 @@ def _read_annotations(path: Path) -> Any:
     except ImportError as error:
         raise ImportError(f"COCO: reading needs pycocotools; pip install pycocotools ({error})") from error
     text = ""
-    with path.open(encoding="utf-8") as file:
-        while part := file.read(1 << 22):
-            text += part  # grows in place; read() as a whole takes twice the room
+    with path.open("rb") as file:
+        for part in codecs.iterdecode(iter(lambda: file.read(1 << 22), b""), "utf-8"):
+            text += part  # grows in place: decoded as a whole it would be in memory twice
     try:
         dataset = json.loads(text, object_hook=_without_outlines)
     except json.JSONDecodeError as error:
