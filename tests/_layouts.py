@@ -118,7 +118,8 @@ def write_nus_cole(root: Path, labels: Labels, *, draw: Picture = picture) -> Pa
         phase = {"train": "train", "test": "val"}[split]
         images = [f"{split}{row}_4f3e.jpg" for row in range(len(table))]
         for image in images:
-            draw(root / "images" / image)
+            (root / "Flickr").mkdir(parents=True, exist_ok=True)
+            draw(root / "Flickr" / image)
         np.save(root / f"formatted_{phase}_images.npy", np.array(images))
         np.save(root / f"formatted_{phase}_labels.npy", table.astype(np.int64))
     return root

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +21,7 @@ from trm_pipeline import cells, experiment, presets
 from trm_pipeline.data.base import Source
 from trm_pipeline.data.drawn import COLOURS, write_drawn_voc
 from trm_pipeline.data.voc import VOC, VOC_CLASSES, class_prompt_names
+from trm_pipeline.unseen import seen_part
 
 from trm_losses import TRMHead
 from trm_losses.labels import hide_labels, keep_single_positive
@@ -133,6 +135,10 @@ def test_published_labels_are_trained_on(
     assert row["known"] == ("single" if single else round(share, 4))
     out = capsys.readouterr().out
     assert f"{path.name}: {kind}, {100 * share:.2f}% of the labels known" in out and "\n  0001_2124494182: present " in out
+    if not single:
+        torch.save((wanted < 0).long()[:, None], path)
+        with pytest.raises(SystemExit, match="holds a run with other settings: .*known_labels was"):
+            run("nus", "--data-root", str(root), "--labels", str(path), "--resume")
 
 
 @pytest.mark.parametrize(
@@ -158,6 +164,8 @@ def test_labels_of_voc_need_no_other_option(tmp_path: Path) -> None:
     typed = ["--data-root", str(root), "--preset", "embedded", "--labels", str(path), "--device", "cpu", "--cache", str(tmp_path)]
     data = experiment.prepare(experiment.parser().parse_args([*typed, "--workers", "0"]))
     assert data.labels is not None and torch.equal(data.labels, wanted) and data.class_names == list(VOC_CLASSES)
+    part = seen_part(data, 4)
+    assert part.labels is not None and torch.equal(part.labels, wanted[:, :16]) and part.class_names == list(VOC_CLASSES[:16])
     path.write_text("\n".join(lines[:3]))
     with pytest.raises(SystemExit, match="has 3 images and 20 classes, VOC2007 has 6 and 20; likely it is of another split"):
         experiment.main([*typed, "--output", str(tmp_path / "out")])
@@ -175,5 +183,21 @@ def test_every_script_has_a_preset_and_names_of_its_own(key: str) -> None:
     args = experiment.parser(where).parse_args(["--data-root", "somewhere"])
     assert experiment.choose_preset(args).name == where.preset and where.key == key and args.output == Path("runs") / key
     experiment.check_arguments(args, experiment.choose_preset(args))
+    assert pickle.loads(pickle.dumps(args)).source == where, "processes of --jobs are given it"
     script = Path(experiment.__file__).parents[1] / f"reproduce_{key}.py"
     assert f"reproduce_{key}.py" in script.read_text(encoding="utf-8")
+
+
+def test_voc2012_of_single_positives(shared_data: Path) -> None:
+    """Train against val, and settings chosen on a fifth of train."""
+    for arguments, sizes in (((), {"train": 70, "val": 30}), (("--tune",), {"fit": 56, "held-out": 14})):
+        args = experiment.parser().parse_args(["--data-root", str(shared_data), "--preset", "voc2012-rn101", *arguments])
+        sets = experiment.open_splits(args, experiment.choose_preset(args))
+        assert {split: len(images) for split, images in sets.items()} == sizes
+        assert all(images.name == "VOC2012" for images in sets.values())
+
+
+def test_class_names_have_to_be_as_many_as_classes(roots: Callable[[str], Path], tmp_path: Path) -> None:
+    (path := tmp_path / "names.txt").write_text("dog\ncat\n")
+    with pytest.raises(SystemExit, match="--class-names: .*names.txt must name 81 classes, got 2"):
+        experiment.main(["--data-root", str(roots("nus")), "--class-names", str(path), "--output", str(tmp_path)], source("nus"))

@@ -93,8 +93,8 @@ def read_labels(path: Path, images: LabelledImages, encoding: str | None = None)
 
 def read_list(path: Path, lines: Sequence[str], num_classes: int) -> tuple[list[str], Tensor]:
     """Image names and labels (N, C), 1 where a class is listed and else 0, of lines ``image,3 17``."""
-    names = []
-    table = torch.zeros(len(lines), num_classes, dtype=torch.int8)
+    names: list[str] = []
+    cells: tuple[list[int], list[int]] = [], []
     for row, line in enumerate(lines):
         name, _, listed = line.partition(",")
         columns = listed.split()
@@ -104,7 +104,10 @@ def read_list(path: Path, lines: Sequence[str], num_classes: int) -> tuple[list[
                 "take the list of this data set"
             )
         names.append(name.strip())
-        table[row, [int(column) for column in columns]] = 1
+        cells[0].extend([row] * len(columns))
+        cells[1].extend(map(int, columns))
+    table = torch.zeros(len(lines), num_classes, dtype=torch.int8)
+    table[cells] = 1
     return names, table
 
 

@@ -36,9 +36,9 @@ _WANTED = {
     "official": "Flickr/ with the images, ImageList/TrainImagelist.txt and TestImagelist.txt, "
     "Groundtruth/TrainTestLabels/Labels_airport_Train.txt and so on for 81 concepts and two parts, all from "
     f"{_OFFICIAL}; images whose links are dead have to be had from someone who has them",
-    "cole": "Flickr/ or images/ with the images, formatted_train_images.npy, formatted_train_labels.npy and the same of val, as "
+    "cole": "Flickr/ with the images, formatted_train_images.npy, formatted_train_labels.npy and the same of val, as "
     "https://github.com/elijahcole/single-positive-multi-label tells to get and format them",
-    "scpnet": "Flickr/ or images/ with the images, nus_train_full.txt (every label of each training image) and nus_val.txt of "
+    "scpnet": "images/ with the images, nus_train_full.txt (every label of each training image) and nus_val.txt of "
     "https://github.com/xinyu1205/robust-loss-mlml; the 81 names in their order are those of Concepts81.txt, or of "
     "nuswide_labels.txt where it is there",
 }
@@ -83,7 +83,7 @@ class NUS(LabelledImages):
             listing, images, targets, names = _read_scpnet(root, split)
         if not images:
             raise ValueError(f"NUS: {listing} lists no image; restore the file")
-        folder = root / "images" if variant != "official" and (root / "images").is_dir() else root / "Flickr"
+        folder = root / ("images" if variant == "scpnet" else "Flickr")
         paths = [str(folder / image.replace("\\", "/")) for image in images]
         if drop_empty:
             kept = (targets > 0).any(dim=1)

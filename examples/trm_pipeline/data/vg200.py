@@ -27,13 +27,13 @@ LAYOUT = (
 class VG200(LabelledImages):
     """VG-200 with one label a class and image.
 
+    The label index holds numbers alone. Class names are read from ``vg_category_200.txt`` beside it, one a line in
+    the order of the numbers; without that file they are ``class 0`` and so on, which are no prompts.
+
     Args:
         root: the folder with the images, and with the lists there or in ``vg``.
         split: ``train`` or ``test``: the images of ``train_list_500.txt`` or ``test_list_500.txt``, in that order.
         transform: from PIL image to tensor; without one, floats from 0 to 1 at the image's own size.
-
-    The label index holds numbers alone. Class names are read from ``vg_category_200.txt`` beside it, one a line in
-    the order of the numbers; without that file they are ``class 0`` and so on, which are no prompts.
 
     Raises:
         FileNotFoundError: a list, the label index or an image is missing.
