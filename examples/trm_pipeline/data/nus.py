@@ -42,7 +42,7 @@ _WANTED = {
     "https://github.com/xinyu1205/robust-loss-mlml; the 81 names in their order are those of Concepts81.txt, or of "
     "nuswide_labels.txt where it is there",
 }
-LAYOUT = "a folder with " + "; or, with --split, ".join(f"{name}: {wanted}" for name, wanted in _WANTED.items())
+LAYOUT = f"a folder with {_WANTED['official']}; with --split cole: {_WANTED['cole']}; with --split scpnet: {_WANTED['scpnet']}"
 
 
 class NUS(LabelledImages):
