@@ -24,7 +24,7 @@ pytest.importorskip("safetensors")
 
 from trm_pipeline import cells, checkpoint, experiment, features, methods, presets, profiling, report, training
 from trm_pipeline.data.drawn import write_drawn_voc
-from trm_pipeline.data.voc import VOC, eval_transform, train_transform
+from trm_pipeline.data.voc import VOC, class_prompt_names, eval_transform, train_transform
 from trm_pipeline.pseudo_trace import PseudoTrace
 
 from trm_losses import PseudoLabeler, PseudoLabels, TRMHead, TRMObjective
@@ -167,7 +167,7 @@ def test_regions_beat_the_global_feature_before_training(tmp_path_factory, backb
     images = VOC(root, 2007, "val", transform=eval_transform(224, mean=backbone.image_mean, std=backbone.image_std))
     live = features.LiveFeatures(images, backbone, token_pool=2, device=torch.device("cpu"), workers=0)
     text = backbone.template_text(
-        experiment.class_prompt_names(presets.EMBEDDED.split_words), presets.EMBEDDED.templates
+        class_prompt_names(presets.EMBEDDED.split_words), presets.EMBEDDED.templates
     )
     objective = TRMObjective.from_text(text, total_steps=1)
     with torch.no_grad():
@@ -973,7 +973,7 @@ def test_unseen_classes_are_scored_by_name(run, tmp_path, devkit, backbone, monk
     plain = eval_transform(224, mean=backbone.image_mean, std=backbone.image_std)
     images = VOC(devkit, 2007, "test", transform=plain)
     live = features.LiveFeatures(images, backbone, token_pool=2, device=torch.device("cpu"), workers=0)
-    text = backbone.template_text(experiment.class_prompt_names(True), presets.EMBEDDED.templates)
+    text = backbone.template_text(class_prompt_names(True), presets.EMBEDDED.templates)
     scores = torch.cat([methods.zero_shot_tokens(batch, text) for batch in live.batches(16)])
     for part, columns in (("seen", slice(0, 16)), ("unseen", slice(16, 20))):
         expected = 100 * float(mean_average_precision(scores[:, columns], images.targets[:, columns]))

@@ -1,5 +1,6 @@
 """The snippets of the README and of docs/ run as they stand, and so does the minimal loop; links of the pages lead somewhere."""
 
+import importlib
 import os
 import re
 import runpy
@@ -58,21 +59,23 @@ def test_commands_of_the_pages_are_understood():
     from trm_pipeline import experiment
 
     lines = [line for page in PAGES for line in page.read_text(encoding="utf-8").splitlines()]
-    commands = [found[1] for line in lines if (found := re.match(r"\S*python examples/reproduce_voc\.py([^`]*)", line))]
-    assert len(commands) >= 5
-    for command in commands:
-        args = experiment.parser().parse_args(shlex.split(command))
+    commands = [found.groups() for line in lines if (found := re.match(r"\S*python examples/reproduce_(\w+)\.py([^`]*)", line))]
+    assert len(commands) >= 5 and {key for key, _ in commands} == {"voc", "coco", "vg200", "nus", "cub"}
+    for key, command in commands:
+        args = experiment.parser(importlib.import_module(f"trm_pipeline.data.{key}").SOURCE).parse_args(shlex.split(command))
         args.tensorboard = False  # which asks for its package
         experiment.check_arguments(args, experiment.choose_preset(args))
 
 
-def test_page_of_the_pipeline_names_every_argument():
+def test_pages_of_the_pipeline_name_every_argument():
     pytest.importorskip("open_clip")
     pytest.importorskip("safetensors")
     from trm_pipeline import experiment
 
-    page = (ROOT / "docs" / "pipeline.md").read_text(encoding="utf-8")
-    options = {option for action in experiment.parser()._actions for option in action.option_strings} - {"-h", "--help"}
+    page = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("pipeline.md", "datasets.md"))
+    sources = [importlib.import_module(f"trm_pipeline.data.{key}").SOURCE for key in ("voc", "coco", "vg200", "nus", "cub")]
+    actions = [action for source in sources for action in experiment.parser(source)._actions]
+    options = {option for action in actions for option in action.option_strings} - {"-h", "--help"}
     assert {option for option in options if f"`{option}" not in page} == set()
     assert {method for method in experiment.DEFAULT_METHODS if f"`{method}`" not in page} == set()
 

@@ -27,7 +27,6 @@ from trm_losses.metrics import evaluate
 
 from . import ranks
 from .checkpoint import Checkpoint, tensor_digest, write_json
-from .data.voc import VOC_CLASSES
 from .features import Features, cores
 from .methods import METHODS, TRM, ZERO_SHOT, Encode, Method, Setting
 from .presets import VARIANTS, Known, Preset
@@ -83,15 +82,20 @@ class Prepared:
     encode: Encode
     backbone: OpenClipBackbone
     test_paths: list[str]  # image files
+    name: str  # of the data set and its split
+    class_names: list[str]
     description: str
+    labels: Tensor | None = None  # known labels out of a file, in place of those that a setting and a seed leave
     zero_shot: dict[str, tuple[dict[str, float | None], float]] = field(default_factory=dict)  # metrics and seconds, once found
 
 
-def known_labels(targets: Tensor, known: Known, seed: int) -> Tensor:
-    """What is left of the labels (N, C) in a setting: seed s hides labels with seed s - 1."""
+def known_labels(data: Prepared, known: Known, seed: int) -> Tensor:
+    """What is left of the labels (N, C) in a setting: seed s hides labels with seed s - 1; a file of labels is as it is."""
+    if data.labels is not None:
+        return data.labels
     if isinstance(known, str):
-        return keep_single_positive(targets, seed=seed - 1)
-    return hide_labels(targets, known, seed=seed - 1)
+        return keep_single_positive(data.targets, seed=seed - 1)
+    return hide_labels(data.targets, known, seed=seed - 1)
 
 
 def checkpoint_path(output: Path, cell: Cell) -> Path:
@@ -138,7 +142,7 @@ def _trained(data: Prepared, cell: Cell, args: argparse.Namespace) -> tuple[dict
     if cell.method in METHODS and isinstance(trained.method, TRM) and preset.region_learning:
         with torch.no_grad():
             text = data.encode(trained.method.prompts())
-        trained.method.head(text, list(VOC_CLASSES)).save(args.output / f"{cell.name}.pt")
+        trained.method.head(text, data.class_names).save(args.output / f"{cell.name}.pt")
     if trained.trace:
         write_json(args.output / "pseudo" / f"{cell.name}.json", trained.trace)
     return trained.metrics, trained.seconds
@@ -146,7 +150,7 @@ def _trained(data: Prepared, cell: Cell, args: argparse.Namespace) -> tuple[dict
 
 def build(data: Prepared, cell: Cell, *, method: str, preset: Preset) -> tuple[Method, Tensor]:
     """A method at its start, and what a cell's setting and seed leave of the labels."""
-    targets = known_labels(data.targets, cell.known, cell.seed)
+    targets = known_labels(data, cell.known, cell.seed)
     steps = preset.epochs * -(-len(data.features) // preset.batch_size)
     torch.manual_seed(cell.seed)
     single, samples = cell.known == "single", len(data.features)
@@ -198,7 +202,7 @@ def run_cells(
     announced = None
     for cell in (cell for cell in cells if cell not in apart):
         if cell.method not in ZERO_SHOT and announced != (announced := (cell.known, cell.seed)):
-            targets = known_labels(data.targets, cell.known, cell.seed)
+            targets = known_labels(data, cell.known, cell.seed)
             known, positives = known_fraction(targets), int((targets == 1).sum())
             say(f"seed {cell.seed}, {known:.1%} of the labels known, {positives} positives")
         yield run_cell(data, cell, args)

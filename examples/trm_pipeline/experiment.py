@@ -18,17 +18,19 @@ from PIL import Image
 
 from trm_losses import TRMHead
 from trm_losses.backbones import OpenClipBackbone, load_open_clip
+from trm_losses.labels import known_fraction
 
 from . import ranks
 from .cells import Cell, Finished, Prepared, checkpoint_path, run_cells, use_deterministic_algorithms
 from .checkpoint import differences, read_json, tensor_digest, write_json
-from .data.drawn import write_drawn_voc
-from .data.voc import VOC, VOC_CLASSES, class_prompt_names, eval_transform, train_transform
+from .data import voc
+from .data.base import HELD_OUT, LabelledImages, Source, eval_transform, held_out, lines_of, train_transform
+from .data.label_files import ENCODINGS, read_labels
 from .embedded import load_embedded
 from .features import CachedFeatures, Features, LiveFeatures, cache_features, cores, weights_digest
 from .methods import METHODS, ZERO_SHOT, Setting
 from .pictures import choose_images, collect_saliency
-from .presets import EMBEDDED, PRESETS, VARIANTS, VOC2007_RN101, Known, Preset, override
+from .presets import PRESETS, VARIANTS, Known, Preset, override
 from .progress import Scalars, say
 from .report import Row, ablation_rows, ablation_table, main_rows, make_report, markdown_table
 from .unseen import unseen_row, unseen_table
@@ -36,6 +38,7 @@ from .unseen import unseen_row, unseen_table
 __all__ = ["main", "parser", "run"]
 
 DEFAULT_METHODS = (*ZERO_SHOT, *METHODS)
+DEFAULT_KNOWN: tuple[Known, ...] = (0.1, 0.5, 0.9)
 
 
 def known_argument(text: str) -> Known:
@@ -48,31 +51,41 @@ def known_argument(text: str) -> Known:
         raise argparse.ArgumentTypeError(f"must be shares of known labels such as 0.1, or 'single'; got {text!r}") from None
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line of ``reproduce_voc.py``."""
+def parser(source: Source = voc.SOURCE) -> argparse.ArgumentParser:
+    """The command line of ``reproduce_voc.py`` and its siblings."""
+    drawn = "Without any argument: drawn VOC scenes and the small model that ships with the project, no download, some minutes " \
+        "on two cores."
     p = argparse.ArgumentParser(
-        description="TRM-ML and its peers on PASCAL VOC with missing labels. Without any argument: drawn VOC scenes and "
-        "the small model that ships with the project, no download, some minutes on two cores.",
+        description=f"TRM-ML and its peers on {source.title} with missing labels. {drawn * bool(source.drawn_preset)}",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    p.add_argument("--data-root", type=Path, help="VOCdevkit or the folder that holds it; none: the drawn VOC")
-    p.add_argument("--download", action="store_true", help="fetch VOC into --data-root where it is missing")
-    p.add_argument("--preset", choices=tuple(PRESETS), help="default: embedded without --data-root, else voc2007-rn101")
+    p.set_defaults(source=source)
+    p.add_argument("--data-root", type=Path, help=source.layout.replace("%", "%%"))
+    source.add_arguments(p)
+    p.add_argument("--class-names", type=Path, metavar="FILE",
+                   help="other names of the classes for prompts, one a line in the order of the columns")  # fmt: skip
+    p.add_argument("--labels", type=Path, metavar="FILE",
+                   help="published partial labels of the training images (.npy, .txt, .pt) in place of --known")  # fmt: skip
+    p.add_argument("--labels-encoding", choices=ENCODINGS, help="what --labels holds, where the file itself does not tell")
+    p.add_argument("--preset", choices=tuple(PRESETS),
+                   help=f"default: {f'{source.drawn_preset} without --data-root, else ' * bool(source.drawn_preset)}"
+                   f"{source.preset}")  # fmt: skip
     p.add_argument("--model", help="an open_clip model name, or 'embedded'")
     p.add_argument("--pretrained", help="an open_clip tag such as 'openai', or a weights file")
     p.add_argument("--image-size", type=int, help="side of the square images, a multiple of the model's stride")
-    p.add_argument("--known", type=known_argument, nargs="+", default=[0.1, 0.5, 0.9], metavar="SHARE",
-                   help="shares of known labels, above 0 to 1; 'single': one present label an image, nothing else")  # fmt: skip
+    p.add_argument("--known", type=known_argument, nargs="+", metavar="SHARE",
+                   help="shares of known labels, above 0 to 1; 'single': one present label an image, nothing else; default: "
+                   f"{' '.join(map(str, DEFAULT_KNOWN))}")  # fmt: skip
     p.add_argument("--methods", nargs="+", default=list(DEFAULT_METHODS), choices=(*DEFAULT_METHODS, *VARIANTS),
                    metavar="METHOD", help=f"any of {', '.join((*DEFAULT_METHODS, *VARIANTS))}")  # fmt: skip
     p.add_argument("--ablation", action="store_true",
                    help="also trm without one part each, and with each other rule for pseudo-labels")  # fmt: skip
     p.add_argument("--ablation-known", type=known_argument, nargs="+", metavar="SHARE", help="default: all of --known")
     p.add_argument("--unseen", type=int, default=0, metavar="N",
-                   help="also trm trained without the last N classes of the alphabet, and all scored by their names")  # fmt: skip
+                   help="also trm trained without the last N classes, and all scored by their names")  # fmt: skip
     p.add_argument("--seeds", type=int, nargs="+", default=[1], help="of training; seed s hides labels with seed s - 1")
     p.add_argument("--epochs", type=int, help="default: the preset's")
-    p.add_argument("--output", type=Path, default=Path("runs/voc"), help="folder for results, heads and the picture")
+    p.add_argument("--output", type=Path, default=Path("runs") / source.key, help="folder for results, heads and the picture")
     p.add_argument("--resume", action="store_true",
                    help="go on with the interrupted run in --output; the results are those of an unbroken one")  # fmt: skip
     p.add_argument("--jobs", type=int, default=1,
@@ -97,8 +110,8 @@ def parser() -> argparse.ArgumentParser:
 
 def choose_preset(args: argparse.Namespace) -> Preset:
     """The preset the arguments ask for, with what they change."""
-    default = EMBEDDED if args.data_root is None else VOC2007_RN101
-    preset = PRESETS[args.preset] if args.preset else default
+    drawn = args.source.drawn_preset if args.data_root is None else None
+    preset = PRESETS[args.preset or drawn or args.source.preset]
     if args.model not in (None, preset.model):
         preset = dataclasses.replace(preset, pretrained=None)  # the preset's weights are of its own model
     changes = {name: getattr(args, name) for name in ("model", "pretrained", "image_size", "epochs")}
@@ -108,15 +121,33 @@ def choose_preset(args: argparse.Namespace) -> Preset:
 
 def chosen_splits(args: argparse.Namespace, preset: Preset) -> tuple[str, str]:
     """What is trained on and what is scored."""
-    return ("train", preset.val_split) if args.tune else (preset.train_split, preset.test_split)
+    if args.tune:
+        return ("fit" if preset.val_split == HELD_OUT else "train"), preset.val_split
+    return preset.train_split, preset.test_split
+
+
+def chosen_known(args: argparse.Namespace) -> list[Known]:
+    """The settings asked for; with a file of labels there are none but its own."""
+    if args.known is None:
+        return [] if args.labels else list(DEFAULT_KNOWN)
+    return list(args.known)
 
 
 def check_arguments(args: argparse.Namespace, preset: Preset) -> None:
     """Refuse at the door what would otherwise end a run late, or do something else than was asked for."""
-    for share in args.known:
+    known, classes = chosen_known(args), args.source.num_classes
+    if args.data_root is None and args.source.drawn_preset is None:
+        raise ValueError(f"--data-root is needed, {args.source.layout}")
+    if args.labels and (args.known is not None or len(set(args.seeds)) > 1):
+        raise ValueError("--labels is one setting of known labels: leave --known out, and give one of --seeds")
+    if args.labels and args.tune:
+        raise ValueError("--labels has the labels of the whole training split, of which --tune trains on a part; leave one out")
+    if args.labels_encoding and not args.labels:
+        raise ValueError("--labels-encoding needs --labels, the file it is about")
+    for share in known:
         if not isinstance(share, str) and not 0 < share <= 1:
             raise ValueError(f"--known must be shares above 0 and at most 1, got {share:g} (10 % is 0.1)")
-    if missing := [share for share in args.ablation_known or () if share not in args.known]:
+    if missing := [share for share in args.ablation_known or () if share not in known]:
         raise ValueError(f"--ablation-known must be among --known, where trm itself is trained; got {missing[0]}")
     for name, value, least in (
         ("--seeds", min(args.seeds), 1),
@@ -129,8 +160,8 @@ def check_arguments(args: argparse.Namespace, preset: Preset) -> None:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if args.jobs > 1 and ranks.launched() > 1:
         raise ValueError(f"--jobs must be 1 under torchrun, whose processes train each cell together; got {args.jobs}")
-    if not 0 <= args.unseen < len(VOC_CLASSES) - 1:
-        raise ValueError(f"--unseen must leave two classes of {len(VOC_CLASSES)} to train on, got {args.unseen}")
+    if not 0 <= args.unseen < classes - 1:
+        raise ValueError(f"--unseen must leave two classes of {classes} to train on, got {args.unseen}")
     if args.unseen and preset.query == "free":
         raise ValueError("--unseen needs queries that come from text; give --set query=tied")
     if args.unseen and not preset.region_learning:
@@ -139,14 +170,10 @@ def check_arguments(args: argparse.Namespace, preset: Preset) -> None:
         raise ValueError(f"ema_vote needs pseudo_rule=prototype or quantile, got {preset.pseudo_rule!r}")
     if args.unseen and preset.match_form != "single":
         raise ValueError("--unseen needs a matching with nothing learned for each class; give --set match_form=single")
-    if "single" in args.known and preset.expected_positives is None:
-        raise ValueError(
-            "--known single needs expected_positives, the mean number of present labels of an image, which single "
-            "positives cannot tell; give --set expected_positives=2"
-        )
+    check_single(known, preset)
     # Words and numbers of the method are its parts' own to check; here with any texts, before anything is computed.
     any_text = torch.ones(2, max(1, preset.num_heads))
-    for single in {known == "single" for known in args.known}:
+    for single in {share == "single" for share in known}:
         setting = Setting(dataclasses.replace(preset, prompts="fixed"), any_text, None, 100.0, preset.epochs, single=single)
         METHODS["trm"](setting)
     if preset.single_negative_until not in ("end", "warmup"):
@@ -156,12 +183,21 @@ def check_arguments(args: argparse.Namespace, preset: Preset) -> None:
         raise ValueError(f"training and test images must be different splits, got {splits[0]!r} for both")
     if args.tensorboard:
         Scalars.check()
-    if args.download and args.data_root is None:
+    if getattr(args, "download", False) and args.data_root is None:
         raise ValueError("--download needs --data-root, the folder to put VOC into")
     try:
         torch.empty(0, device=args.device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {args.device} cannot be used here: {str(error).splitlines()[0]}") from error
+
+
+def check_single(known: Sequence[Known], preset: Preset) -> None:
+    """Single positives need an assumption, also where a file of labels turns out to be of that kind."""
+    if "single" in known and preset.expected_positives is None:
+        raise ValueError(
+            "--known single needs expected_positives, the mean number of present labels of an image, which single "
+            "positives cannot tell; give --set expected_positives=2"
+        )
 
 
 def load_backbone(preset: Preset, device: torch.device) -> OpenClipBackbone:
@@ -183,21 +219,21 @@ def prepare(args: argparse.Namespace) -> Prepared:
     """Data, frozen model and features, each computed where it is not there yet."""
     preset, device = choose_preset(args), torch.device(args.device)
     train_split, test_split = chosen_splits(args, preset)
-    root = args.data_root
-    if root is None:
-        root = write_drawn_voc(args.cache)
+    sets = open_splits(args, preset)
+    train, test = sets[train_split], sets[test_split]
+    names = prompt_names(args, preset, train)
+    if args.class_names:
+        train.class_names = tuple(names)
+    published = None if args.labels is None else read_labels(args.labels, train, args.labels_encoding)
     backbone = load_backbone(preset, device)
     channels = {"mean": backbone.image_mean, "std": backbone.image_std}
     plain = eval_transform(preset.image_size, **channels)
-    sets = {
-        split: VOC(root, preset.year, split, transform=plain, download=args.download) for split in (train_split, test_split)
-    }
     digest = weights_digest(backbone)
 
     def cached(split: str, *, mirror: bool) -> CachedFeatures:
         return cache_features(
             args.cache / "features",
-            sets[split],
+            sets[split].with_transform(plain),
             sets[split].image_paths,
             backbone,
             weights=digest,
@@ -210,11 +246,10 @@ def prepare(args: argparse.Namespace) -> Prepared:
     features: Features
     if preset.augment:
         random = train_transform(preset.image_size, rand_augment=True, **channels)
-        augmented = VOC(root, preset.year, train_split, transform=random)
+        augmented = train.with_transform(random)
         features = LiveFeatures(augmented, backbone, token_pool=preset.token_pool, device=device, workers=args.workers)
     else:
         features = cached(train_split, mirror=preset.mirror)
-    names = class_prompt_names(preset.split_words)
     embedded_names = None
     if preset.prompts in ("shared", "csc"):
         embedded_names = backbone.embed_prompts([f"{name}." for name in names])
@@ -223,18 +258,54 @@ def prepare(args: argparse.Namespace) -> Prepared:
         device=device,
         weights=digest,
         features=features,
-        targets=sets[train_split].targets,
+        targets=train.targets,
         test_features=cached(test_split, mirror=False),
-        test_targets=sets[test_split].targets,
+        test_targets=test.targets,
         text=backbone.template_text(names, preset.templates),
         names=embedded_names,
         logit_scale=backbone.logit_scale,
         encode=backbone.encode_prompts,
         backbone=backbone,
-        test_paths=sets[test_split].image_paths,
-        description=f"{len(sets[train_split])} training images ({train_split}), {len(sets[test_split])} test images "
-        f"({test_split}), {backbone.name} at {backbone.image_size[0]} x {backbone.image_size[1]}",
+        test_paths=test.image_paths,
+        name=test.name,
+        class_names=list(train.class_names),
+        description="\n".join(
+            [
+                f"{test.name}: {len(train)} training images ({train_split}), {len(test)} test images ({test_split}), "
+                f"{backbone.name} at {backbone.image_size[0]} x {backbone.image_size[1]}",
+                *(counts(split, sets[split]) for split in (train_split, test_split)),
+                *(() if published is None else published.lines),
+            ]
+        ),
+        labels=None if published is None else published.labels,
     )
+
+
+def open_splits(args: argparse.Namespace, preset: Preset) -> dict[str, LabelledImages]:
+    """The images trained on and those scored, by split."""
+    chosen = chosen_splits(args, preset)
+    if HELD_OUT in chosen:
+        whole = args.source.read(args, preset, preset.train_split)
+        return {name: whole.rows(rows) for name, rows in held_out(len(whole)).items()}
+    return {split: args.source.read(args, preset, split) for split in chosen}
+
+
+def prompt_names(args: argparse.Namespace, preset: Preset, images: LabelledImages) -> list[str]:
+    """Names of the classes as prompts have them."""
+    if args.class_names is None:
+        return images.prompt_names(preset.split_words)
+    names = lines_of(args.class_names, "--class-names", "wanted is a file with a name a line")
+    if len(names) != len(images.class_names):
+        raise ValueError(f"--class-names: {args.class_names} must name {len(images.class_names)} classes, got {len(names)}")
+    return names
+
+
+def counts(split: str, images: LabelledImages) -> str:
+    """What there is in a split, counted."""
+    present = (images.targets == 1).sum(dim=1)
+    said = f"{split}: {len(images)} images, {len(images.class_names)} classes, {present.float().mean():.2f} labels an image"
+    known = (images.targets >= 0).float().mean()
+    return f"{said}, {int((present == 0).sum())} images without any" + (f", {known:.1%} of the labels known" if known < 1 else "")
 
 
 def plan(args: argparse.Namespace, preset: Preset) -> list[Cell]:
@@ -313,6 +384,7 @@ def run(args: argparse.Namespace) -> list[Row]:
     started = time.perf_counter()
     preset = choose_preset(args)
     check_arguments(args, preset)
+    args.known = chosen_known(args)
     if args.deterministic:
         use_deterministic_algorithms()
     args.device = ranks.start(args.device)
@@ -320,6 +392,10 @@ def run(args: argparse.Namespace) -> list[Row]:
     with ranks.first_before_others():
         data = prepare(args)
     say(data.description)
+    if data.labels is not None:
+        # Without a known absence a file of labels is one of single positives, or of several.
+        args.known = [round(known_fraction(data.labels), 4) if bool((data.labels == 0).any()) else "single"]
+        check_single(args.known, preset)
 
     cells = plan(args, preset)
     results = Results(args.output, cells)
@@ -338,6 +414,7 @@ def run(args: argparse.Namespace) -> list[Row]:
             "preset": dataclasses.asdict(preset),
             "weights": data.weights,
             "labels": [tensor_digest(data.targets), tensor_digest(data.test_targets)],
+            "known_labels": None if data.labels is None else tensor_digest(data.labels),
         },
         resume=args.resume,
     )
@@ -353,7 +430,7 @@ def run(args: argparse.Namespace) -> list[Row]:
     unseen = [unseen_row(data, cell, args) for cell in apart]
     if not ranks.first():
         return rows
-    where = f"{'drawn scenes' if args.data_root is None else f'VOC{preset.year}'}, {data.backbone.name} model"
+    where = f"{data.name}, {data.backbone.name} model"
     notes = [f"mAP (%) on the {chosen_splits(args, preset)[1]} images, last epoch of the averaged weights; {where}."]
     say(f"\n{notes[0]}\n{markdown_table(main_rows(rows))}")
     if variants := ablation_rows(rows):
@@ -361,7 +438,7 @@ def run(args: argparse.Namespace) -> list[Row]:
     if unseen:
         say(f"\nmAP (%) with {', '.join(unseen[0]['unseen'])} never labelled in training:\n{unseen_table(unseen)}")
     look_at_images(data, cells, args.output)
-    page = make_report(args.output, command=shlex.join(["reproduce_voc.py", *args.typed]), data=where, notes=notes)
+    page = make_report(args.output, command=shlex.join([f"reproduce_{args.source.key}.py", *args.typed]), data=where, notes=notes)
     say(f"\n{args.output / 'results.json'}, {page}; {time.perf_counter() - started:.0f} s")
     return rows
 
@@ -385,9 +462,9 @@ def look_at_images(data: Prepared, cells: Sequence[Cell], output: Path) -> None:
     maps.save(output / f"saliency-{heads[0].stem}.npz")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None, source: Source = voc.SOURCE) -> None:
     """Entry point; errors of data, names and settings are one line without a traceback."""
-    args = parser().parse_args(argv)
+    args = parser(source).parse_args(argv)
     args.typed = list(sys.argv[1:] if argv is None else argv)
     try:
         run(args)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from .data.base import HELD_OUT
 from .data.drawn import TEMPLATES
 
 __all__ = [
@@ -213,7 +214,28 @@ VOC2007_RN101 = Preset(
     expected_positives=1.5,  # an assumption: about what is known of VOC, not read from the labels of a run
 )
 
-PRESETS = {preset.name: preset for preset in (EMBEDDED, VOC2007_RN101)}
+# The settings below are those of VOC2007 by analogy; nobody has run them. What is known of a data set stands beside it: its
+# mean number of labels as published (an assumption of single positives), its splits. None has a val split of its own.
+VOC2012_RN101 = dataclasses.replace(
+    VOC2007_RN101, name="voc2012-rn101", year=2012, train_split="train", val_split=HELD_OUT, test_split="val"
+)  # of single positives: Cole, SCPNet
+COCO2014_RN101 = dataclasses.replace(
+    VOC2007_RN101, name="coco2014-rn101", train_split="train", val_split=HELD_OUT, test_split="val", expected_positives=2.9
+)
+VG200_RN101 = dataclasses.replace(
+    VOC2007_RN101, name="vg200-rn101", train_split="train", val_split=HELD_OUT, test_split="test", expected_positives=10.0
+)
+NUS_RN101 = dataclasses.replace(
+    VOC2007_RN101, name="nus-rn101", train_split="train", val_split=HELD_OUT, test_split="test", expected_positives=1.9
+)  # 2.4 in the split of SCPNet
+CUB200_RN101 = dataclasses.replace(
+    VOC2007_RN101, name="cub200-rn101", train_split="train", val_split=HELD_OUT, test_split="test", expected_positives=31.4
+)
+
+PRESETS = {
+    preset.name: preset
+    for preset in (EMBEDDED, VOC2007_RN101, VOC2012_RN101, COCO2014_RN101, VG200_RN101, NUS_RN101, CUB200_RN101)
+}
 
 
 class Schedule(NamedTuple):

@@ -16,7 +16,6 @@ from trm_losses.metrics import evaluate
 from . import ranks
 from .cells import Cell, Prepared, checkpoint_path, train_cell
 from .checkpoint import write_json
-from .data.voc import VOC_CLASSES
 from .methods import TRM, zero_shot_tokens
 from .training import score
 
@@ -24,7 +23,7 @@ __all__ = ["seen_part", "unseen_row", "unseen_table"]
 
 
 def seen_part(data: Prepared, unseen: int) -> Prepared:
-    """The data as if the last ``unseen`` classes of the alphabet did not exist."""
+    """The data as if the last ``unseen`` classes did not exist."""
     names = data.names
     if names is not None:
         names = PromptEmbeddings(names.embeddings[:-unseen], names.eot[:-unseen])
@@ -34,6 +33,8 @@ def seen_part(data: Prepared, unseen: int) -> Prepared:
         names=names,
         targets=data.targets[:, :-unseen],
         test_targets=data.test_targets[:, :-unseen],
+        class_names=data.class_names[:-unseen],
+        labels=None if data.labels is None else data.labels[:, :-unseen],
     )
 
 
@@ -62,10 +63,10 @@ def _train_and_score(data: Prepared, cell: Cell, args: argparse.Namespace) -> di
         raise TypeError(f"only a head whose queries come from text scores unseen classes, got {type(method).__name__}")
     with torch.no_grad():
         text = data.encode(method.prompts())
-    seen = list(VOC_CLASSES[: -args.unseen])
-    head = method.head(text, seen).with_classes(torch.cat([text, data.text[-args.unseen :]]), list(VOC_CLASSES))
+    seen = data.class_names[: -args.unseen]
+    head = method.head(text, seen).with_classes(torch.cat([text, data.text[-args.unseen :]]), data.class_names)
     head.eval()
-    row: dict[str, Any] = {"known": cell.known, "seed": cell.seed, "unseen": list(VOC_CLASSES[-args.unseen :])}
+    row: dict[str, Any] = {"known": cell.known, "seed": cell.seed, "unseen": data.class_names[-args.unseen :]}
     for name, logits in (
         ("trm", lambda batch: head(batch.tokens)),
         ("zero-shot-tokens", partial(zero_shot_tokens, text=data.text)),

@@ -1,1 +1,1 @@
-"""Data sets of the pipeline: VOC as it is published, and the drawn VOC."""
+"""Data sets of the pipeline, each as it is published, the drawn VOC, and published partial labels."""

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import os
-from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 import torch
-from PIL import Image
-from torch import Tensor
-from torch.utils.data import Dataset
 from torchvision.datasets import VOCDetection
-from torchvision.transforms import InterpolationMode, v2
 
-__all__ = ["VOC", "VOC_CLASSES", "class_prompt_names", "eval_transform", "train_transform"]
+from .base import LabelledImages, Source, Transform, eval_transform, found_in, train_transform
+
+if TYPE_CHECKING:
+    from ..presets import Preset
+
+__all__ = ["SOURCE", "VOC", "VOC_CLASSES", "class_prompt_names", "eval_transform", "train_transform"]
 
 VOC_CLASSES: tuple[str, ...] = (
     "aeroplane",
@@ -52,7 +54,7 @@ def class_prompt_names(split_words: bool = True) -> list[str]:
     return [_SPLIT_WORDS.get(name, name) if split_words else name for name in VOC_CLASSES]
 
 
-class VOC(Dataset[tuple[Tensor, Tensor, int]]):
+class VOC(LabelledImages):
     """VOC2007 or VOC2012 with one label a class and image.
 
     Read through :class:`torchvision.datasets.VOCDetection`. Labels are made as the field makes them: a class
@@ -86,7 +88,7 @@ class VOC(Dataset[tuple[Tensor, Tensor, int]]):
         year: int | str = 2007,
         split: str = "trainval",
         *,
-        transform: Callable[[Image.Image], Tensor] | None = None,
+        transform: Transform | None = None,
         download: bool = False,
         cross_check: bool = False,
     ) -> None:
@@ -104,28 +106,17 @@ class VOC(Dataset[tuple[Tensor, Tensor, int]]):
         files = VOCDetection(parent, year=str(year), image_set=split, download=download)
         if len(files) == 0:
             raise ValueError(f"VOC: {listing} lists no image; take another split or restore the file")
-        self.image_paths: list[str] = files.images
-        self.ids = [Path(path).stem for path in files.images]
-        self.transform = transform if transform is not None else _to_tensor()
         for path in (*files.images, *files.annotations):
             if not os.path.isfile(path):
                 raise FileNotFoundError(f"VOC: {path} is missing, but {listing} asks for it; unpack the archive again")
-        self.targets = torch.tensor([_image_labels(path) for path in files.annotations], dtype=torch.float32)
+        targets = torch.tensor([_image_labels(path) for path in files.annotations], dtype=torch.float32)
+        super().__init__(f"VOC{year}", VOC_CLASSES, files.images, targets, transform=transform)
         if cross_check:
             self._cross_check(lists, split)
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
-        """The transformed image, its row of ``targets``, and ``index``."""
-        path = self.image_paths[index]
-        try:
-            with Image.open(path) as image:
-                pixels = image.convert("RGB")
-        except OSError as error:
-            raise ValueError(f"VOC: {path} is not a readable image ({error}); restore the file") from error
-        return self.transform(pixels), self.targets[index], index
+    def prompt_names(self, split_words: bool = True) -> list[str]:
+        """See :func:`class_prompt_names`."""
+        return class_prompt_names(split_words)
 
     def _cross_check(self, lists: Path, split: str) -> None:
         for column, name in enumerate(VOC_CLASSES):
@@ -142,38 +133,11 @@ class VOC(Dataset[tuple[Tensor, Tensor, int]]):
                     )
 
 
-def eval_transform(size: int | tuple[int, int], *, mean: Sequence[float], std: Sequence[float]) -> v2.Compose:
-    """The whole image resized (bicubic) to ``size``, (height, width) or one number for both, stretched to fit."""
-    return v2.Compose([v2.Resize(_pair(size), InterpolationMode.BICUBIC), *_to_tensor(mean, std).transforms])
-
-
-def train_transform(
-    size: int | tuple[int, int], *, mean: Sequence[float], std: Sequence[float], rand_augment: bool = False
-) -> v2.Compose:
-    """A random part (50 to 100 % of the area) resized to ``size``, flipped every other time, optionally RandAugment."""
-    augment: list[Callable[..., object]] = [
-        v2.RandomResizedCrop(_pair(size), scale=(0.5, 1.0), interpolation=InterpolationMode.BICUBIC),
-        v2.RandomHorizontalFlip(),
-    ]
-    if rand_augment:
-        augment.append(v2.RandAugment())
-    return v2.Compose([*augment, *_to_tensor(mean, std).transforms])
-
-
-def _to_tensor(mean: Sequence[float] = (0.0, 0.0, 0.0), std: Sequence[float] = (1.0, 1.0, 1.0)) -> v2.Compose:
-    return v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std), v2.ToPureTensor()])
-
-
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else size
-
-
 def _check_layout(root: Path, folder: Path, listing: Path) -> None:
     """Say what was looked for and what is there instead."""
     if not folder.is_dir():
-        found = ", ".join(sorted(os.listdir(root))[:10]) or "nothing" if root.is_dir() else "no such folder"
         raise FileNotFoundError(
-            f"VOC: {folder} not found ({root} holds: {found}); pass the VOCdevkit folder or the one that holds it, "
+            f"VOC: {folder} not found ({root} holds: {found_in(root)}); pass the VOCdevkit folder or the one that holds it, "
             "or download=True"
         )
     if not listing.is_file():
@@ -200,3 +164,31 @@ def _image_labels(annotation: str) -> list[int]:
         if item.findtext("difficult", "0").strip() != "1":
             labels[VOC_CLASSES.index(name)] = 1
     return labels
+
+
+def _read(args: argparse.Namespace, preset: Preset, split: str) -> LabelledImages:
+    root = args.data_root
+    if root is None:
+        from .drawn import write_drawn_voc  # which needs the classes from here
+
+        root = write_drawn_voc(args.cache)
+    images = VOC(root, preset.year, split, download=args.download)
+    if args.data_root is None:
+        images.name = "drawn scenes"
+    return images
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--download", action="store_true", help="fetch VOC into --data-root where it is missing")
+
+
+SOURCE = Source(
+    key="voc",
+    title="PASCAL VOC",
+    num_classes=len(VOC_CLASSES),
+    layout="VOCdevkit or the folder that holds it; none: the drawn VOC",
+    read=_read,
+    add_arguments=_add_arguments,
+    preset="voc2007-rn101",
+    drawn_preset="embedded",
+)

@@ -1,0 +1,12 @@
+"""TRM-ML and its peers on the attributes of CUB-200-2011 with missing labels::
+
+    python examples/reproduce_cub.py --data-root CUB_200_2011 --amp
+
+What the folder must hold, and where it is had, is on docs/datasets.md.
+"""
+
+from trm_pipeline.data.cub import SOURCE
+from trm_pipeline.experiment import main
+
+if __name__ == "__main__":
+    main(source=SOURCE)
