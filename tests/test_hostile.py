@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import json
 import os
 import pickle
@@ -87,7 +86,7 @@ def test_code_in_a_file_is_never_run(kind: str, wrapped: str, tmp_path: Path) ->
     save, load = KINDS[kind]
     path, made = tmp_path / "file.pt", tmp_path / "made by the payload"
     if wrapped == "pickle":
-        path.write_bytes(pickle.dumps(Payload(made)))
+        path.write_bytes(pickle.dumps(Payload(made), protocol=2))
     else:
         save(path)
         content = torch.load(path, weights_only=True)
@@ -149,7 +148,7 @@ def test_a_broken_cache_of_features_is_refused(name: str, how: str, tmp_path: Pa
     elif how == "missing":
         path.unlink()
     elif how == "pickle":
-        path.write_bytes(pickle.dumps(Payload(made)))
+        path.write_bytes(pickle.dumps(Payload(made), protocol=2))
     else:
         objects = np.empty(1, object)
         objects[0] = Payload(made)
@@ -475,8 +474,3 @@ def test_nothing_is_a_batch_too() -> None:
 def test_a_head_asks_for_tensors(tokens: Any) -> None:
     with pytest.raises(TypeError, match="RegionPooler: tokens must be a torch.Tensor, got"):
         head(3).predict(tokens)
-
-
-def test_the_payload_is_what_pickle_runs(tmp_path: Path) -> None:
-    pickle.load(io.BytesIO(pickle.dumps(Payload(tmp_path / "made"))))
-    assert (tmp_path / "made").exists()
