@@ -11,11 +11,13 @@ and gradients are compared with ours.
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -23,6 +25,7 @@ import torch.nn.functional as F
 from losses import Pair, arguments, report
 from prompts import RN101_TEXT, every_token, small_model, whole_names
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from trm_losses import PromptLearner, PrototypeBank, PseudoLabeler, RegionPooler, Regions, TRMObjective, param_groups
 from trm_losses.backbones import OpenClipBackbone
@@ -100,8 +103,31 @@ def finish(model: Model, terms: dict[str, Tensor]) -> tuple[Tensor, ...]:
     return (*(term.detach() for _, term in sorted(terms.items())), *gradients)
 
 
+PART = "part: "
+
+
+def held_by_part(work: Callable[[], object]) -> dict[str, int]:
+    """The most bytes that each part of ``work`` holds: what was allocated in its turns, less what was freed in them."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+        work()
+    events = sorted(trace.profiler.kineto_results.events(), key=lambda e: (e.start_ns(), -e.duration_ns()))  # type: ignore[union-attr]
+    held: dict[str, int] = defaultdict(int)
+    most: dict[str, int] = defaultdict(int)
+    inside: list[tuple[str, int]] = []
+    for event in events:
+        while inside and inside[-1][1] < event.start_ns():
+            inside.pop()
+        if event.name().startswith(PART):
+            inside.append((event.name().removeprefix(PART), event.start_ns() + event.duration_ns()))
+        elif event.name() == "[memory]" and inside:
+            name = inside[-1][0]
+            held[name] += event.nbytes()
+            most[name] = max(most[name], held[name])
+    return most
+
+
 class Clock:
-    """Seconds by name; what is timed inside another part is taken off it."""
+    """Seconds by name; what is timed inside another part is taken off it. A profile sees the parts by their names too."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -111,7 +137,8 @@ class Clock:
     def part(self, name: str) -> Iterator[None]:
         self._inside.append(0.0)
         start = time.perf_counter()
-        yield
+        with record_function(PART + name):
+            yield
         spent = time.perf_counter() - start
         self.seconds[name] += spent - self._inside.pop()
         if self._inside:
@@ -405,19 +432,25 @@ def step_pair(size: Size, model: Model, tokens: Tensor, targets: Tensor) -> Pair
 
 
 def parts(model: Model, tokens: Tensor, targets: Tensor, rounds: int) -> list[dict[str, object]]:
-    """Print and give the median seconds of each part, forward and backward, its share of our step, and its time ratio."""
+    """Print and give the median seconds of each part, forward and backward, and what it holds, on both sides; ours by share."""
     sides = {side: model.copy() for side in (OURS, USUAL)}
     in_parts(OURS, sides[OURS], tokens, targets)  # the first run of all is slower
     runs = [[in_parts(side, own, tokens, targets)[0] for side, own in sides.items()] for _ in range(rounds)]
     ours, theirs = ({name: statistics.median(run[i][name] for run in runs) for name in runs[0][0]} for i in (0, 1))
     ratios = {name: statistics.median(ours[name] / theirs[name] for ours, theirs in runs) for name in ours}
+    held, peer_held = (held_by_part(partial(in_parts, side, own, tokens, targets)) for side, own in sides.items())
     total = sum(ours.values())
     rows: list[dict[str, object]] = []
+    print(f"{'part':26} {'before':>10} {'after':>10} {'share':>7} {'ratio':>6}   {'before':>12} {'after':>12} {'ratio':>6}")
     for name in sorted(ours, key=lambda name: -ours[name]):
-        share = ours[name] / total
-        print(f"{name:26} {ours[name]:8.3f} s {share:6.1%}   time / peer {ratios[name]:.3f}", flush=True)
-        row = {"part": name, "seconds": ours[name], "share": share, "peer_seconds": theirs[name], "time_ratio": ratios[name]}
-        rows.append(row)
+        share, mib, peer_mib = ours[name] / total, held[name] / 2**20, peer_held[name] / 2**20
+        print(
+            f"{name:26} {theirs[name]:8.3f} s {ours[name]:8.3f} s {share:7.1%} {ratios[name]:6.2f}   "
+            f"{peer_mib:8.1f} MiB {mib:8.1f} MiB {mib / peer_mib if peer_mib else math.nan:6.2f}",
+            flush=True,
+        )
+        times = {"seconds": ours[name], "share": share, "peer_seconds": theirs[name], "time_ratio": ratios[name]}
+        rows.append({"part": name, **times, "peak_mib": mib, "peer_peak_mib": peer_mib})
     return rows
 
 

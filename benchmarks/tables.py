@@ -188,10 +188,15 @@ def targets_table(rows: Iterable[Row], rates: Rates) -> str:
 
 def parts_table(rows: Sequence[Row]) -> str:
     """Where our step goes, beside the other side's."""
-    cells = [
-        [row["part"], f"{row['seconds']:.3f} s", f"{100 * row['share']:.0f} %", significant(row["time_ratio"])] for row in rows
-    ]
-    return table(["part of our step", "time", "share", "time / peer"], cells)
+    cells = []
+    for row in rows:
+        mib, peer_mib = row["peak_mib"], row["peer_peak_mib"]
+        times = f"{row['peer_seconds']:.3f} s", f"{row['seconds']:.3f} s", f"{100 * row['share']:.0f} %"
+        ratio = significant(mib / peer_mib if peer_mib else math.nan)
+        memory = f"{significant(peer_mib)} MiB", f"{significant(mib)} MiB", ratio
+        cells.append([row["part"], *times, significant(row["time_ratio"]), *memory])
+    head = ["part of the step", "time, research code", "ours", "share of ours", "ratio", "held, research code", "ours", "ratio"]
+    return table(head, cells)
 
 
 def scaling_tables(rows: Sequence[Row]) -> str:

@@ -83,6 +83,22 @@ def test_time_inside_another_part_is_counted_once(step: ModuleType, monkeypatch:
     assert clock.seconds == {"inner": 3 + 4, "outer": 100 - 7}
 
 
+def test_what_a_part_holds_is_not_counted_to_the_part_around_it(step: ModuleType) -> None:
+    clock, kept = step.Clock(), []
+
+    def work() -> None:
+        with clock.part("outer"):
+            kept.append(torch.zeros(1 << 18))
+            with clock.part("inner"):
+                kept.append(torch.zeros(1 << 19))
+                torch.zeros(1 << 18)
+        with clock.part("outer"):
+            kept.append(torch.zeros(1 << 18))
+            del kept[0]
+
+    assert {name: round(held / 2**20, 2) for name, held in step.held_by_part(work).items()} == {"outer": 2, "inner": 3}
+
+
 def test_figures(step: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     typed = ["--sizes", "tiny", "--rounds", "2", "--warmup", "0", "--threads", str(torch.get_num_threads()), "--json", str(file)]
@@ -92,6 +108,7 @@ def test_figures(step: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert row["difference"] < 2e-3 and row["time_ratio"] > 0 and row["memory_ratio"] > 0 and row["peak_mib"] > 0
     assert abs(sum(part["share"] for part in figures["parts"]) - 1) < 1e-9 and len(figures["parts"]) == 6
     assert all(part["time_ratio"] > 0 and part["peer_seconds"] > 0 for part in figures["parts"])
+    assert all(part["peak_mib"] > 0 and part["peer_peak_mib"] > 0 for part in figures["parts"] if part["part"] != "optimiser")
     usual = step.usual_contrast
     monkeypatch.setattr(step, "usual_contrast", lambda *given: 1.01 * usual(*given))
     file.unlink()

@@ -227,10 +227,12 @@ def _average_precisions(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor
     raw, interpolated = [], []
     for s, y in zip(torch.split(scores.T, _CHUNK), torch.split(targets.T, _CHUNK), strict=True):
         y = y.contiguous()
-        positive, unknown = (torch.eq(y, value, out=torch.empty_like(y, dtype=torch.int64)) for value in (1, UNKNOWN))
-        count = positive.sum(dim=1)
+        keys = torch.eq(y, 1, out=torch.empty_like(y, dtype=torch.int64))
+        count = keys.sum(dim=1)
         # Highest score first; positives last among equals, so that a group of equals ends with them; what is unknown behind all.
-        keys = _sorted(positive.add_(_falling(s), alpha=2).add_(unknown, alpha=_BEHIND))
+        keys.add_(_falling(s), alpha=2)
+        keys.add_(torch.eq(y, UNKNOWN, out=torch.empty_like(keys)), alpha=_BEHIND)
+        keys = _sorted(keys)
         row, place = (keys & 1).nonzero(as_tuple=True)
         # From here on the positives of each class alone, in the order of their ranks; zeros where a class has fewer.
         width = max(1, int(count.max()))
