@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import shutil
 import sys
@@ -56,10 +57,10 @@ def test_steps_of_the_objective_are_one_graph(labelled: bool) -> None:
         made.labeler.warmup_steps, made.labeler.ramp_steps = int(made.labeler.step) + 2, 3  # type: ignore[union-attr]
     else:
         made.labeler = None
-    twin = trust.copy.deepcopy(made)
+    twin = copy.deepcopy(made)
     whole = torch.compile(made, fullgraph=True, dynamic=True, backend="eager")
     weights = []
-    for step, batch in enumerate((6, 3, 5, 8)):
+    for step, batch in enumerate((7, 3, 5, 8)):  # the first is unlike every other size: torch ties sizes that are alike
         tokens, text = (x.float() for x in (normal(batch, TOKENS, WIDTH, seed=step), normal(CLASSES, WIDTH, seed=9)))
         targets = labels(batch, CLASSES, seed=step).float()
         with no_recompile() if step else contextlib.nullcontext():
