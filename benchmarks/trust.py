@@ -80,7 +80,7 @@ class Part(NamedTuple):
     """The first of each are the setting of the cells other than precision; those take all combinations."""
     more: tuple[Setting, ...] = ()
     """Further settings, each the first with these changed."""
-    shared: tuple[str, ...] = ("text", "negative_text", "prototypes", "memory.features", "memory.ids")
+    shared: tuple[str, ...] = ("text", "prototypes", "memory.features", "memory.ids")
     kind: Literal["loss", "rows", "state"] = "loss"
     """A mean over the batch, whose average over ranks is one process's; a result for each sample; what an update leaves."""
     products: bool = False
