@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: reproduce reproduce-full test nightly lint bench clean
+.PHONY: reproduce reproduce-full test nightly lint bench trust clean
 
 ## Install, then TRM-ML and its peers on drawn VOC scenes: table, picture and heads in runs/voc
 reproduce: $(VENV)/.examples
@@ -36,6 +36,10 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/prompts.py --json runs/bench/prompts.json
 	$(BIN)/python benchmarks/step.py --json runs/bench/step.json
 	$(BIN)/python benchmarks/tables.py runs/bench
+
+## Every part against one process in float64: precisions, compiled, over ranks, saved; the table of docs/trust.md in runs/trust
+trust: $(VENV)/.dev
+	$(BIN)/python benchmarks/trust.py --json runs/trust/trust.json
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

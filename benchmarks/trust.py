@@ -80,7 +80,7 @@ class Part(NamedTuple):
     """The first of each are the setting of the cells other than precision; those take all combinations."""
     more: tuple[Setting, ...] = ()
     """Further settings, each the first with these changed."""
-    shared: tuple[str, ...] = ("text", "negative_text", "prototypes", "memory.features", "memory.ids")
+    shared: tuple[str, ...] = ("text", "prototypes", "memory.features", "memory.ids")
     kind: Literal["loss", "rows", "state"] = "loss"
     """A mean over the batch, whose average over ranks is one process's; a result for each sample; what an update leaves."""
     products: bool = False
@@ -502,7 +502,8 @@ def run(
     if part.learns:
         wanted = {key: inputs[key] for key in part.learns} | {k: p for k, p in module.named_parameters() if p.requires_grad}
         total = value if value.ndim == 0 else (value * weighing(value)).sum()
-        found = torch.autograd.grad(total * scale, list(wanted.values()), allow_unused=True)
+        scaled = total * torch.tensor(scale, dtype=torch.promote_types(total.dtype, torch.float32), device=total.device)
+        found = torch.autograd.grad(scaled, list(wanted.values()), allow_unused=True)
         gradients = {k: torch.zeros_like(x) if g is None else g for (k, x), g in zip(wanted.items(), found, strict=True)}
     return Run(value.detach().cpu().double(), {key: g.cpu().double() / scale for key, g in gradients.items()})
 
@@ -518,9 +519,21 @@ def exact(part: Part, module: nn.Module, inputs: Inputs) -> Run:
 
 
 def scaler(reference: Run, precision: Precision) -> float:
-    """The power of two that a GradScaler would find: the largest gradient comes to about a thousand."""
+    """The power of two that a GradScaler begins with: gradients stay below a thousand, and a loss in fp16 can take it."""
     largest = max((float(g.abs().max()) for g in reference.gradients.values() if g.numel()), default=0.0)
-    return 2.0 ** math.floor(math.log2(1000 / largest)) if precision.dtype == torch.float16 and largest > 1e-30 else 1.0
+    if precision.dtype != torch.float16 or largest < 1e-30:
+        return 1.0
+    return 2.0 ** min(math.floor(math.log2(1000 / largest)), 15)
+
+
+def settled(part: Part, module: nn.Module, inputs: Inputs, precision: Precision, reference: Run) -> Run:
+    """A run at the scale where a GradScaler ends, which halves it as long as a gradient is infinite."""
+    scale = scaler(reference, precision)
+    actual = run(part, module, inputs, precision, scale)
+    while scale > 1 and not all(torch.isfinite(g).all() for g in actual.gradients.values()):
+        scale /= 2
+        actual = run(part, module, inputs, precision, scale)
+    return actual
 
 
 def errors(actual: Run, reference: Run) -> tuple[float, float]:
@@ -569,7 +582,7 @@ def in_precision(part: Part, precision: Precision, settings: Iterable[Setting], 
         inputs, module = rounded(part.inputs(BATCH, setting), precision), prepared(part, setting, precision)
         reference = exact(part, module, inputs)
         moved = {key: x.to(device) for key, x in inputs.items()}
-        actual = run(part, module.to(device), moved, precision, scaler(reference, precision))
+        actual = settled(part, module.to(device), moved, precision, reference)
         found.append((setting, *errors(actual, reference)))
     return cell(part, precision, found, device=device)
 
@@ -653,7 +666,7 @@ def on_rank(rank: int, name: str, precision: Precision, scale: float, mode: str,
     own = {key: x if key in part.shared else x.split(rows)[rank] for key, x in inputs.items()}
     module = prepared(part, part.setting, precision)
     over = spread(part, reloaded(part, module, precision) if saved else module)
-    if over is None:
+    if over is None or (saved and not module.state_dict()):
         return None
     call = None
     if mode != "eager":

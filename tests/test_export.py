@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import shutil
 import sys
@@ -23,7 +24,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import trust  # noqa: E402
 
 # One of each way through the code: the others share theirs, and compile for one batch size in test_modules.py.
-DYNAMIC = ("matching", "distillation of logits", "contrast, every option", "prototype bank", "pseudo-labels", "large loss")
+DYNAMIC = ("matching", "contrast, every option", "pseudo-labels", "large loss")
 
 
 @contextlib.contextmanager
@@ -36,7 +37,7 @@ def no_recompile() -> Iterator[None]:
 def test_one_graph_for_all_batch_sizes(name: str) -> None:
     """Batches of 8, 3 and 5: value and gradient are those of float64, and the second and third are not compiled for."""
     part = trust.named(name)
-    row = trust.compiled(part, trust.PRECISIONS[0], "aot_eager" if name in DYNAMIC[:2] else "eager")
+    row = trust.compiled(part, trust.PRECISIONS[0], "aot_eager" if name == "matching" else "eager")
     assert trust.passed(row, part), row
 
 
@@ -56,10 +57,10 @@ def test_steps_of_the_objective_are_one_graph(labelled: bool) -> None:
         made.labeler.warmup_steps, made.labeler.ramp_steps = int(made.labeler.step) + 2, 3  # type: ignore[union-attr]
     else:
         made.labeler = None
-    twin = trust.copy.deepcopy(made)
+    twin = copy.deepcopy(made)
     whole = torch.compile(made, fullgraph=True, dynamic=True, backend="eager")
     weights = []
-    for step, batch in enumerate((6, 3, 5, 8)):
+    for step, batch in enumerate((7, 3, 5, 8)):  # the first is unlike every other size: torch ties sizes that are alike
         tokens, text = (x.float() for x in (normal(batch, TOKENS, WIDTH, seed=step), normal(CLASSES, WIDTH, seed=9)))
         targets = labels(batch, CLASSES, seed=step).float()
         with no_recompile() if step else contextlib.nullcontext():
@@ -123,7 +124,7 @@ def head(query: Any, form: Any, which: Any) -> tl.TRMHead:
     return tl.TRMHead(pooler, matching, text, names, head=which, **negative).eval()
 
 
-HEADS = [("tied", "single", "query"), ("free", "pair_free", "region"), ("conditioned", "pair", "mean")]
+HEADS = [("tied", "single", "query"), ("conditioned", "pair", "mean")]
 
 
 @pytest.mark.parametrize("query, form, which", HEADS)

@@ -5,6 +5,7 @@ The whole grid, and ranks, compiled code and saved state beside it, are run by b
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from pathlib import Path
@@ -117,10 +118,10 @@ def test_scale_of_a_half_model(dtype: torch.dtype) -> None:
     """exp() and the limit are taken in float32: in bfloat16 log(100) rounds to a scale of 99 or 102."""
     matching = tl.TextRegionMatchingLoss(CLASSES, scale=7.0).to(dtype)
     assert matching.scale.dtype == torch.float32
-    assert float(matching.scale) == pytest.approx(math.exp(float(matching.log_scale.detach().double())), rel=1e-6)
+    assert float(matching.scale.detach()) == pytest.approx(math.exp(float(matching.log_scale.detach().double())), rel=1e-6)
     with torch.no_grad():
         matching.log_scale.fill_(6.0)
-    assert float(matching.scale) == pytest.approx(100.0, rel=1e-6)
+    assert float(matching.scale.detach()) == pytest.approx(100.0, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["prototype bank", "pseudo-labeller", "EM+APL", "large loss", "partial ASL", "VLPL"])
@@ -132,3 +133,23 @@ def test_state_stays_float32(name: str, dtype: torch.dtype) -> None:
     after = module.to(dtype).state_dict()
     assert any(x.is_floating_point() for x in before.values())
     assert all(x.dtype == before[key].dtype and torch.equal(x, before[key]) for key, x in after.items())
+
+
+def test_table_of_trust(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All cells into the file; the worst of a column into the table, bold where it does not pass, "-" where there is none."""
+    name = "distillation of features"
+    trust.main(["--only", name, "--without", "compiled", "ranks", "peers", "--json", str(tmp_path / "trust.json")])
+    rows = json.loads((tmp_path / "trust.json").read_text())["cells"]
+    assert [row["precision"] for row in rows] == 2 * ["float32", "bf16", "fp16", "autocast bf16", "autocast fp16"]
+    assert all(row["settings"] == 12 and row["gradient at"]["magnitude"] > 0 for row in rows[:5])
+    assert [row["value"] for row in rows[5:]] == 5 * [None]  # no state to save
+    assert (tmp_path / "trust.md").read_text() in capsys.readouterr().out
+    part = trust.named(name)
+
+    def line(**changed: Any) -> str:
+        return trust.markdown([{**rows[0], "value": 2e-7, "gradient": 3e-6}, {**rows[1], **changed}], [part]).splitlines()[2]
+
+    assert line(value=1e-5, gradient=4e-3) == f"| {name} | 2e-7 / 3e-6 | 1e-5 / 4e-3 |"
+    assert line(value=1e-3, gradient=math.inf) == f"| {name} | 2e-7 / 3e-6 | **1e-3 / inf** |"
+    assert line(value=math.inf, failed="no such thing") == f"| {name} | 2e-7 / 3e-6 | **fails** |"
+    assert line(value=None) == f"| {name} | 2e-7 / 3e-6 | - |"
