@@ -73,7 +73,8 @@ class SavedModel:
             saved = cls(**content)
         except (ValueError, TypeError, KeyError, AttributeError):
             raise ValueError(f"{file} is not the {MODEL_FILE} of a folder that 'train' wrote ({FORMAT})") from None
-        saved = dataclasses.replace(saved, image_size=tuple(saved.image_size), templates=tuple(saved.templates))
+        height, width = saved.image_size
+        saved = dataclasses.replace(saved, image_size=(height, width), templates=tuple(saved.templates))
         head = TRMHead.load(file.with_name(HEAD_FILE))
         if head.class_names != list(saved.classes):
             raise ValueError(f"{file} and {HEAD_FILE} beside it name other classes; they are of two trainings: train again")
@@ -87,8 +88,8 @@ class SavedModel:
         if weights_digest(backbone) != self.weights:
             raise ValueError(
                 f"the head was trained on features of {self.model} with other weights than those of "
-                f"{pretrained or self.pretrained or 'the embedded model here'}; scores would mean nothing: give the weights it was "
-                "trained with (--pretrained), or train again"
+                f"{pretrained or self.pretrained or 'the embedded model here'}, and scores would mean nothing; give the weights "
+                "it was trained with (--pretrained), or train again"
             )
         return backbone
 
@@ -112,11 +113,11 @@ def open_backbone(
         own = str(error).startswith(("load_open_clip", "OpenClipBackbone", "trm_losses"))
         if own or pretrained is not None and os.path.exists(pretrained):
             raise
-        reason = (str(error).splitlines() or [""])[0][:200]
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
         raise ValueError(
-            f"the weights {pretrained or ''} of {model} are not here and could not be fetched ({type(error).__name__}: {reason}). "
-            "They are downloaded once, which takes a network; or fetch the file elsewhere and give its path: --pretrained "
-            f"WEIGHTS.safetensors{' (with OpenAI weights: --model ' + model + '-quickgelu)' if pretrained == 'openai' else ''}"
+            f"the weights {pretrained or ''} of {model} are not here and could not be fetched ({reason}). They are downloaded "
+            "once, which takes a network; or fetch the file elsewhere and give its path: --pretrained WEIGHTS.safetensors"
+            f"{' (with OpenAI weights: --model ' + model + '-quickgelu)' if pretrained == 'openai' else ''}"
         ) from error
     finally:
         logging.disable(before)
@@ -136,9 +137,10 @@ def class_texts(
     if unknown:
         shown = ", ".join(repr(words[name]) for name in list(unknown)[:5]) + (" …" if len(unknown) > 5 else "")
         raise ValueError(
-            f"the embedded model, which knows drawn scenes only, has no word for {len(unknown)} of {len(words)} classes: {shown}. "
-            f"A CLIP model reads any name: add {CLIP} (about 350 MB, fetched once). A class can also be given other words: "
-            "--names 'diningtable=dining table'"
+            f"the embedded model, which knows drawn scenes alone, has no words for {len(unknown)} of {len(words)} classes: "
+            f"{shown}\n"
+            f"A CLIP model reads any name: add {CLIP} (about 350 MB, fetched once).\n"
+            "A class can also be given other words: --names 'diningtable=dining table'"
         )
     return backbone.template_text(list(words.values()), chosen), chosen
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -150,7 +150,7 @@ class FolderImages(Dataset[tuple[Tensor, Tensor, int]]):
             return "the file is empty"
         try:
             read_image(path, self.size)
-        except Image.UnidentifiedImageError:
+        except UnidentifiedImageError:
             heic = path.suffix.lower() in (".heic", ".heif")
             return "convert it to JPEG: Pillow does not read HEIC" if heic else "not an image, or none that Pillow reads"
         except Exception as error:
@@ -273,7 +273,7 @@ def _read_csv(file: str, text: str, label: _Label, mistakes: _Mistakes) -> _Read
 
 def _check_header(where: str, header: list[str]) -> None:
     if len(header) < 2:
-        raise ValueError(f"{where}: the header must have a column of images and one for each class, or image,labels; got {header[0]!r}")
+        raise ValueError(f"{where}: the header must name a column of images and one for each class, got {header[0]!r} alone")
     if all(cell.lower() in _WORDS or cell in ("-1", "-1.0") for cell in header[1:]):
         raise ValueError(f"{where}: the first line must be a header with the names of the classes, got {', '.join(header[:4])}")
     for number, name in enumerate(header, start=1):
@@ -312,7 +312,7 @@ def _read_json_lines(file: str, text: str, label: _Label, mistakes: _Mistakes) -
         names |= dict.fromkeys(found)
         rows.append(_Row(where, content["image"], found))
     if len(kinds) > 1:
-        raise ValueError(f"{file}: labels are lists in some lines and objects in others; an object says what is unknown, take one form")
+        raise ValueError(f"{file}: labels are lists in some lines and objects in others; take one form, objects can say all")
     lists = kinds == {list}
     return rows, sorted(names) if lists else list(names), lists
 
