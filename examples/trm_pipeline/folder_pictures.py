@@ -40,6 +40,7 @@ def draw_entries(path: Path, title: str, folder: Path, entries: Sequence[Entry],
     for axes, entry in zip(grid.flat, entries, strict=False):
         image = read_image(folder / entry.file, (_SIDE, _SIDE))
         image.thumbnail((_SIDE, _SIDE))
+        axes.set_anchor("N")
         axes.imshow(np.asarray(image))
         _outline(axes, entry.saliency, image.size)
         axes.set_title(f"{_short(entry.class_name, 24)}?\n{entry.said}, score {entry.score:.2f}", fontsize=9, parse_math=False)

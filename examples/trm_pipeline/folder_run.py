@@ -38,8 +38,8 @@ STEPS = 30  # of training at least, however few the images are
 ENOUGH = 320  # images from which on learning is as fast as in the preset; below it is slower, down to a tenth
 SHEET = 24  # entries on a contact sheet
 _FILES = {
-    MODEL_FILE: "the model: classes, thresholds, what it was trained on, and",
-    HEAD_FILE: "its trained weights (TRMHead.load)",
+    MODEL_FILE: "the model: classes, thresholds, templates, what it was trained on",
+    HEAD_FILE: "the model: its trained weights",
     "scores.csv": "scores of all images, those of training too",
     "split.csv": "which images were held out",
     "doubtful.png": "unknown labels that training was least sure of: to look at, and to label next",
@@ -159,6 +159,9 @@ def run_train(args: argparse.Namespace) -> None:
 
     held = hold_out(labels.targets, args.hold_out, seed=args.seed)
     trained = (labels.targets[~held] == 1).any(dim=0)  # classes
+    if none := [name for name, own in zip(labels.class_names, trained.tolist(), strict=True) if not own]:
+        shown = ", ".join(none[:5]) + (" …" if len(none) > 5 else "")
+        say(f"no label is present of {shown}: nothing to learn from, scored by name alone (zero-shot)")
     preset = _preset(args, labels.targets[~held])
     method, estimates = _fit(args, preset, backbone, features, labels.targets, held, trained, text)
     head = _head(method, backbone, labels.class_names, trained, text)
@@ -235,10 +238,6 @@ def _about(labels: Labels) -> str:
     present, absent = int((labels.targets == 1).sum()), int((labels.targets == 0).sum())
     known = f"{known_fraction(labels.targets):.0%} of {labels.targets.numel()} labels known"
     line = f"{len(labels.files)} images, {len(labels.class_names)} classes; {known}: {present} present, {absent} absent"
-    none = [name for name, any_ in zip(labels.class_names, (labels.targets == 1).any(dim=0).tolist(), strict=True) if not any_]
-    if none:
-        shown = ", ".join(none[:5]) + (" …" if len(none) > 5 else "")
-        line += f"\nno label is present of {shown}: nothing to learn from, scored by name alone (zero-shot)"
     if labels.lists:
         line += "\nwhat a list does not name counts as unknown (--unlisted absent, if the lists are complete)"
     return line
@@ -396,7 +395,7 @@ def _verdict(figures: dict[str, Any], best: str, positives: int, classes: int) -
     ]
     gain = trained - before[best]
     if gain <= 0:
-        lines.append("Training did not help here: the frozen model ranks these images at least as well by the class names alone.")
+        lines.append("Training gained nothing here: by the class names alone the frozen model ranks these images no worse.")
     if figures["unlisted_counted_as_absent"]:
         lines.append("For this figure alone what is not listed counts as absent: it is too low where lists are not complete.")
     if positives < 50:

@@ -347,7 +347,9 @@ def _match(rows: list[_Row], images: Sequence[str], mistakes: _Mistakes) -> list
         elif not fits:
             near: list[str] = []
             if len(mistakes.lines) < _SHOWN:  # it takes its time
-                near = [f for f in whole if f.casefold() == name.casefold()] or get_close_matches(name, [*whole, *others], n=1)
+                stem = posixpath.splitext(name)[0].casefold()  # in other case or of another kind
+                near = [f for f in whole if posixpath.splitext(f)[0].casefold() == stem]
+                near = near or get_close_matches(name, [*whole, *others], n=1)
             hint = f"; near it: {near[0]}" if near else f"; the folder holds {images[0]} and {len(images) - 1} more"
             mistakes.add(f"{row.where}: there is no image {row.image.strip()!r} in the folder{hint}")
         elif len(fits) > 1:
