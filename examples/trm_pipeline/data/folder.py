@@ -367,9 +367,9 @@ def hold_out(targets: Tensor, share: float, *, seed: int = 0) -> Tensor:
     """Which images are kept from training, to score on: a share of them, of each class too as far as that can be.
 
     Of every present and every absent label with n known entries, round(share · n) are wanted, at least one where n ≥ 2; a
-    present one always stays for training. The label that is rarest is served first, by the image that serves most others with
-    it. Where classes are many and images few, more than the share is taken to have a present label of each class, at most half
-    of all. Images of which nothing is known stay for training.
+    present one always stays for training. The label that is rarest is served first, by an image at random; where images are
+    few, by one of some that serves most others with it, and more than the share is taken to have a present label of each class,
+    at most half of all. Images of which nothing is known stay for training.
 
     Args:
         targets: (N, C) of 1, 0, -1. share: from 0 to below 1. seed: of the order among equals.
@@ -392,9 +392,9 @@ def hold_out(targets: Tensor, share: float, *, seed: int = 0) -> Tensor:
     taken, need, left = held.clone(), wanted.clone(), counts.clone()
 
     def spare(free: Tensor) -> int | None:
-        """Of the first free images, the one with most labels that are needed; none with the last present one of a class."""
+        """The next free image, or of a few the one with most labels that are needed; none with the last present of a class."""
         rows = free.nonzero().flatten()[:256]
-        rows = rows[~(has[rows] & present & (left < 2)).any(dim=1)]
+        rows = rows[~(has[rows] & present & (left < 2)).any(dim=1)][: max(1, 256 // total)]
         return int(rows[(has[rows].float() @ need.sign().clamp(min=0)).argmax()]) if len(rows) else None
 
     while (count := int(taken.sum())) < most:
