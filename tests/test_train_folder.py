@@ -66,7 +66,7 @@ def test_lines_of_json(tmp_path):
     labels = read(tmp_path, "\n".join(map(json.dumps, lines)) + "\n\n", name="x.jsonl")
     assert labels.files == ["b.jpg", "a.jpg"] and labels.class_names == ["dog", "cat", "cow"] and not labels.lists
     assert labels.targets.tolist() == [[1, -1, -1], [-1, -1, 0]]
-    labels = read(tmp_path, '{"image": "b.jpg", "labels": ["dog", "cat"]}', name="x.jsonl")
+    labels = read(tmp_path, '\ufeff{"image": "b.jpg", "labels": ["dog", "cat"]}', name="x.jsonl")
     assert labels.class_names == ["cat", "dog"] and labels.lists and labels.targets.tolist() == [[1, 1]]
 
 
@@ -229,11 +229,20 @@ def test_hold_out_of_next_to_nothing():
 
 
 # ------------------------------------------------------------------------------------------------------ thresholds
-@pytest.mark.parametrize("seed", range(12))
-def test_thresholds_are_those_of_the_best_f1(seed):
+def ranked(word):
+    """Scores and labels of images that are P (present) or N from the highest score to the lowest."""
+    return np.linspace(0.95, 0.05, len(word)), np.array([letter == "P" for letter in word]).astype(int)
+
+
+def drawn(seed):
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 2, 30)
-    scores = np.round(rng.random(30) * 0.7 + 0.3 * labels, 1 if seed % 2 else 6)
+    return np.round(rng.random(30) * 0.7 + 0.3 * labels, 1 if seed % 2 else 6), labels
+
+
+# In the first of the words four thresholds are equally good, in the second the lowest is best, below every score.
+@pytest.mark.parametrize(("scores", "labels"), [*map(drawn, range(8)), ranked("PPPNNPNNPNNP"), ranked("NNNNNPPPPPP")])
+def test_thresholds_are_those_of_the_best_f1(scores, labels):
     distinct = sorted(set(scores.tolist()))
     tried = [distinct[0] / 2] + [(a + b) / 2 for a, b in itertools.pairwise(distinct)]
     best, chosen = -1.0, math.nan

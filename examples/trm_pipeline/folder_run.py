@@ -138,7 +138,8 @@ def run_train(args: argparse.Namespace) -> None:
     if args.model == "embedded":
         say(f"\n{DEMONSTRATION}\n")
     else:
-        say(f"model {args.model} {args.pretrained or ''} (weights are downloaded once)")
+        fetched = args.pretrained is None or not os.path.exists(args.pretrained)
+        say(f"model {args.model} {args.pretrained or ''}{', fetched where it is not here yet' if fetched else ''}")
     backbone = open_backbone(args.model, args.pretrained, args.image_size, device)
     text, templates = class_texts(backbone, words, args.templates)
     height, width = backbone.grid(backbone.image_size)
