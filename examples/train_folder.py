@@ -1,0 +1,12 @@
+"""TRM-ML on a folder of one's own images and one file of labels, as far as they are known.
+
+    python examples/train_folder.py train IMAGES LABELS --model ViT-B-32 --pretrained openai
+    python examples/train_folder.py predict runs/folder NEW_IMAGES
+
+Without --model it is the small model that ships with the project: no download, but it knows drawn scenes only.
+"""
+
+from trm_pipeline.folder_run import main
+
+if __name__ == "__main__":
+    main()

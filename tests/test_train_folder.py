@@ -1,0 +1,539 @@
+"""A folder of one's own images: label files, split, thresholds, and the whole way from images to scores of others."""
+
+import csv
+import itertools
+import json
+import math
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("open_clip")
+pytest.importorskip("safetensors")
+pytest.importorskip("matplotlib")
+
+from PIL import Image
+from trm_pipeline import folder_model, folder_run, training
+from trm_pipeline.data.drawn import TARGET, draw_scene
+from trm_pipeline.data.folder import find_images, hold_out, read_image, read_labels
+
+from trm_losses import TRMHead
+
+ROOT = Path(__file__).resolve().parents[1]
+IMAGES = ["a.jpg", "b.jpg", "sub/c.png", "sub/é 1.jpg"]
+
+
+def read(tmp_path, text, *, name="labels.csv", images=IMAGES, **options):
+    path = tmp_path / name
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return read_labels(path, images, **options)
+
+
+# ---------------------------------------------------------------------------------------------------------- labels
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image,cat,dog\na.jpg,1,0\nb.jpg,,1\n",
+        "\ufeffimage;cat;dog\r\na.jpg;1;0\r\nb.jpg;;1\r\n",
+        "image\tcat\tdog\na.jpg\tYes\tNO\nb.jpg\t?\tTrue",
+        '\n"image", "cat", dog \n"a.jpg", present ,absent\n\nb,nan,1.0\n,,\n',
+        "file,cat,dog\n./a.jpg,true,false\nb.jpg,unknown,y\n",
+        "image,cat,dog\ra.jpg,1,0\rb.jpg,None,1\r",
+    ],
+)
+def test_tables_in_any_dress(text, tmp_path):
+    labels = read(tmp_path, text)
+    assert labels.files == ["a.jpg", "b.jpg"] and labels.class_names == ["cat", "dog"] and not labels.lists
+    assert labels.targets.tolist() == [[1, 0], [-1, 1]]
+
+
+@pytest.mark.parametrize("text", ["image,labels\na.jpg,dog|cat\nb.jpg,\n", 'image,Tags\na.jpg,"dog, cat"\nb.jpg,', "image,label\na.jpg,cat;dog;\nb.jpg,\n"])  # fmt: skip  # noqa: E501
+@pytest.mark.parametrize("absent", [False, True])
+def test_lists_say_what_is_present(text, absent, tmp_path):
+    labels = read(tmp_path, text, unlisted_absent=absent)
+    assert labels.class_names == ["cat", "dog"] and labels.lists != absent
+    assert labels.targets.tolist() == [[1, 1], [0, 0] if absent else [-1, -1]]
+
+
+def test_lines_of_json(tmp_path):
+    lines = [{"image": "b.jpg", "labels": {"dog": 1, "cat": None}}, {"image": "a.jpg", "labels": {"cow": False, "dog": "?"}}]
+    labels = read(tmp_path, "\n".join(map(json.dumps, lines)) + "\n\n", name="x.jsonl")
+    assert labels.files == ["b.jpg", "a.jpg"] and labels.class_names == ["dog", "cat", "cow"] and not labels.lists
+    assert labels.targets.tolist() == [[1, -1, -1], [-1, -1, 0]]
+    labels = read(tmp_path, '\ufeff{"image": "b.jpg", "labels": ["dog", "cat"]}', name="x.jsonl")
+    assert labels.class_names == ["cat", "dog"] and labels.lists and labels.targets.tolist() == [[1, 1]]
+
+
+@pytest.mark.parametrize(("minus_one", "expected"), [("unknown", [1, 0, -1]), ("absent", [1, -1, 0])])
+def test_minus_one_means_what_is_said(minus_one, expected, tmp_path):
+    assert read(tmp_path, "image,x,y,z\na.jpg,1,0,-1\n", minus_one=minus_one).targets.tolist() == [expected]
+
+
+@pytest.mark.parametrize("name", ["sub/c.png", "sub/c", "c.png", "c", "sub\\c.png", "./sub/c.png"])
+def test_images_by_any_name_that_is_theirs_alone(name, tmp_path):
+    assert read(tmp_path, f"image,cat\n{name},1\n").files == ["sub/c.png"]
+
+
+def test_composed_and_decomposed_characters_are_one_name(tmp_path):
+    assert read(tmp_path, "image,cat\nsub/e\u0301 1.jpg,1\n").files == ["sub/é 1.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("image,cat\na.jpg,1\nb.jpg,maybe\n", "labels.csv, line 3, column cat: 'maybe' is no label (present: 1 yes"),
+        ("image,cat\na.jpg,2\n", "line 2, column cat: '2' is no label"),
+        ("image,cat\na.jpg,-1\n", "say --minus-one unknown or --minus-one absent"),
+        ("image,cat\nz.gif,1\n", "line 2: there is no image 'z.gif' in the folder; the folder holds a.jpg and 3 more"),
+        ("image,cat\nA.JPG,1\n", "near it: a.jpg"),
+        ("image,cat\na.png,1\n", "near it: a.jpg"),
+        ("image,cat\na.jpg,1\nb.jpg,1\na,0\n", "line 4: a second row for a.jpg, which labels.csv, line 2 has"),
+        ("image,cat\n,1\n", "line 2: the first column, the image, is blank"),
+        ("image,cat\na.jpg,1,0\n", "line 2: 3 cells, but the header has 2"),
+        ("image,labels\na.jpg,cat,dog\n", 'put the list in quotes, "cat,dog", or separate it by |'),
+        ("image,cat,cat\na.jpg,1,1\n", "columns 2 and 3 are both named 'cat'"),
+        ("image,cat,\na.jpg,1,1\n", "column 3 has no name"),
+        ("image,cat,Cat\na.jpg,1,1\n", "'cat' and 'Cat' differ in case or spaces alone"),
+        ("image,labels\na.jpg,cat\nb.jpg,CAT\n", "'CAT' and 'cat' differ in case"),
+        ("a.jpg,1,0\nb.jpg,0,0\n", "the first line must be a header"),
+        ("image\na.jpg\n", "the header must name a column of images and one for each class, got 'image' alone"),
+        ("image,cat\n", "no row of labels"),
+        ("image,labels\na.jpg,\n", "names no class"),
+        ("", "is empty"),
+        (b"image,caf\xe9\na.jpg,1\n", "line 1: not UTF-8"),
+        ('image,cat\na.jpg,"1\n' + "b.jpg,1\n" * 20_000, "a quote that is never closed"),
+    ],
+)
+def test_mistakes_of_a_table_are_told_with_their_place(text, said, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        read(tmp_path, text)
+
+
+def test_a_name_of_two_images_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="'c' may be a/c.png or b/c.png; write its path"):
+        read(tmp_path, "image,cat\nc,1\n", images=["a/c.png", "b/c.png"])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"image": "a.jpg", "labels": {"cat": "perhaps"}}', "x.jsonl, line 1, class cat: 'perhaps' is no label"),
+        ('{"image": "a.jpg", "labels": ["cat"]}\n{"image": ', "x.jsonl, line 2, column 11: not JSON"),
+        ('[{"image": "a.jpg", "labels": ["cat"]}]', "wanted one object a line"),
+        ('{"image": "a.jpg"}', "wanted one object a line"),
+        ('{"image": "a.jpg", "labels": [1]}', "a list of labels must hold names"),
+        ('{"image": "a.jpg", "labels": ["cat"]}\n{"image": "b.jpg", "labels": {"cat": 1}}', "lists in some lines and objects"),
+    ],
+)
+def test_mistakes_of_json_are_told_with_their_place(text, said, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        read(tmp_path, text, name="x.jsonl")
+
+
+def test_some_mistakes_are_shown_and_all_are_counted(tmp_path):
+    with pytest.raises(ValueError) as caught:
+        read(tmp_path, "image,cat\n" + "".join(f"none{i}.jpg,1\n" for i in range(9)) + "a.jpg,x\n")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 6 and "line 11, column cat" in lines[0] and lines[-1].strip() == "and 5 more mistakes"
+
+
+def test_files_that_are_no_label_files(tmp_path):
+    with pytest.raises(ValueError, match="save a spreadsheet as 'CSV UTF-8'"):
+        read(tmp_path, "x", name="labels.xlsx")
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        read_labels(tmp_path / "none.csv", IMAGES)
+
+
+# ---------------------------------------------------------------------------------------------------------- images
+def test_images_of_a_folder(tmp_path):
+    for name in ("b.JPG", "a.png", "sub/ü/c.webp", ".hidden.jpg", ".cache/d.jpg", "notes.txt", "__MACOSX/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert find_images(tmp_path) == ["a.png", "b.JPG", "sub/ü/c.webp"]
+    with pytest.raises(ValueError, match="no image in"):
+        find_images(_empty(tmp_path))
+    with pytest.raises(FileNotFoundError, match="is a file; give the folder"):
+        find_images(tmp_path / "a.png")
+
+
+def _empty(folder):
+    (folder / "empty").mkdir()
+    return folder / "empty"
+
+
+def test_every_kind_of_image_is_read_upright_in_rgb(tmp_path):
+    ramp = np.linspace(0, 255, 64, dtype=np.uint8)[None].repeat(32, axis=0)  # dark on the left
+    rgb = Image.fromarray(ramp).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 3  # turned by 180 degrees
+    rgb.save(tmp_path / "turned.jpg", exif=exif)
+    rgb.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    rgb.convert("L").save(tmp_path / "gray.png")
+    rgb.convert("P").save(tmp_path / "palette.gif")
+    Image.fromarray(ramp.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    Image.fromarray(ramp.astype(np.float32) / 255).save(tmp_path / "float.tif")
+    for path in sorted(tmp_path.iterdir()):
+        image = read_image(path, (16, 16))
+        assert image.mode == "RGB" and image.size == (64, 32), path
+        left, right = (np.asarray(image)[:, columns].mean() for columns in (slice(8), slice(-8, None)))
+        if path.stem == "turned":
+            left, right = right, left
+        assert left < 40 and right > 215, path
+
+
+def test_what_is_transparent_is_white(tmp_path):
+    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert np.asarray(read_image(tmp_path / "clear.png", (16, 16))).min() == 255
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3000, 2), (3000, 2000)])
+def test_tiny_and_huge_images(size, tmp_path):
+    Image.new("RGB", size, (200, 100, 50)).save(tmp_path / "x.jpg")
+    image = read_image(tmp_path / "x.jpg", (224, 224))
+    assert image.size == size if max(size) < 3000 or min(size) < 448 else 448 <= min(image.size) < 1000
+    assert np.abs(np.asarray(image).astype(int) - (200, 100, 50)).max() < 6
+
+
+# ------------------------------------------------------------------------------------------------------- hold-out
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize(("count", "classes", "known"), [(10, 4, 1.0), (40, 8, 0.4), (200, 6, 0.2), (30, 1, 0.5)])
+def test_hold_out_shares_every_class(count, classes, known, seed):
+    generator = torch.Generator().manual_seed(seed)
+    targets = (torch.rand(count, classes, generator=generator) < 0.2).float()
+    targets[torch.rand(count, classes, generator=generator) >= known] = -1
+    held = hold_out(targets, 0.2, seed=seed)
+    assert torch.equal(held, hold_out(targets, 0.2, seed=seed))
+    assert not (held & (targets == -1).all(dim=1)).any()
+    total = int((targets != -1).any(dim=1).sum())
+    assert round(0.2 * total) - 1 <= held.sum() <= max(1, total // 2, round(0.2 * total))
+    for c in range(classes):
+        present = int((targets[:, c] == 1).sum())
+        kept, out = (int((targets[part][:, c] == 1).sum()) for part in (~held, held))
+        assert kept >= min(1, present)
+        if count >= 40 and present >= 2:  # there is room enough
+            assert 1 <= out <= max(2, 0.5 * present + 1)
+
+
+def test_hold_out_of_next_to_nothing():
+    assert hold_out(torch.tensor([[1.0, 0.0]]), 0.2).tolist() == [False]
+    assert hold_out(torch.full((5, 2), -1.0), 0.2).sum() == 0
+    assert hold_out(torch.tensor([[1.0], [1.0], [0.0]]), 0.0).sum() == 0
+    assert hold_out(torch.eye(3) * 2 - 1, 0.3).sum() == 0  # the only present label of a class is for training
+    assert hold_out(torch.tensor([[1.0], [1.0], [0.0]]), 0.3).sum() == 1
+
+
+# ------------------------------------------------------------------------------------------------------ thresholds
+def ranked(word):
+    """Scores and labels of images that are P (present) or N from the highest score to the lowest."""
+    return np.linspace(0.95, 0.05, len(word)), np.array([letter == "P" for letter in word]).astype(int)
+
+
+def drawn(seed):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, 30)
+    return np.round(rng.random(30) * 0.7 + 0.3 * labels, 1 if seed % 2 else 6), labels
+
+
+# In the first of the words four thresholds are equally good, in the second the lowest is best, below every score.
+@pytest.mark.parametrize(("scores", "labels"), [*map(drawn, range(8)), ranked("PPPNNPNNPNNP"), ranked("NNNNNPPPPPP")])
+def test_thresholds_are_those_of_the_best_f1(scores, labels):
+    distinct = sorted(set(scores.tolist()))
+    tried = [distinct[0] / 2] + [(a + b) / 2 for a, b in itertools.pairwise(distinct)]
+    best, chosen = -1.0, math.nan
+    for threshold in tried:
+        found = [s > threshold for s in scores]
+        right = sum(1 for f, y in zip(found, labels, strict=True) if f and y)
+        f1 = 2 * right / (sum(found) + labels.sum())
+        if f1 > best + 1e-9 or (abs(f1 - best) <= 1e-9 and abs(threshold - 0.5) < abs(chosen - 0.5)):
+            best, chosen = f1, threshold
+    got = folder_model.choose_threshold(torch.tensor(scores), torch.tensor(labels))
+    assert got == pytest.approx(chosen, abs=1e-6)
+
+
+def test_no_threshold_from_few_labels():
+    scores = torch.linspace(0, 1, 12)
+    assert folder_model.choose_threshold(scores, (scores > 0.7).float(), least=5) is None  # four present
+    assert folder_model.choose_threshold(scores, (scores > 0.3).float(), least=5) is None  # four absent
+    assert folder_model.choose_threshold(scores, (scores > 0.5).float(), least=5) == pytest.approx(0.5)
+    assert folder_model.choose_threshold(scores[:0], scores[:0]) is None
+
+
+# ----------------------------------------------------------------------------------------------------- the whole way
+CLASSES = ["person", "car", "dog", "sheep"]
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+    """36 drawn scenes and their labels: two broken files, a folder below, a name in Greek, one image in gray."""
+    folder = tmp_path_factory.mktemp("own") / "images"
+    (folder / "λόφος").mkdir(parents=True)
+    rows = {}
+    for i in range(36):
+        rng = np.random.default_rng([7, i])
+        names = [name for name in CLASSES[:3] if rng.random() < 0.5] or ["cat"]
+        scene = draw_scene(rng, TARGET, names)
+        name = f"λόφος/{i}.jpg" if i % 5 == 0 else f"{i}.png"
+        Image.fromarray(scene.image).convert("L" if i == 3 else "RGB").save(folder / name)
+        found = {item.name for item in scene.objects}
+        rows[name] = [int(c in found) if c != "sheep" else 0 for c in CLASSES]
+    (folder / "cut.jpg").write_bytes((folder / "λόφος" / "0.jpg").read_bytes()[:900])
+    (folder / "empty.png").touch()
+    rows |= {"cut.jpg": [1, 0, 0, 0], "empty.png": [0, 0, 0, 1]}
+    return folder, rows
+
+
+def write_table(path, rows, *, classes=CLASSES, hidden=()):
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerow(["image", *classes])
+        for i, (name, values) in enumerate(rows.items()):
+            cells = ["" if (i + c) % 3 in hidden else value for c, value in enumerate(values)]
+            csv.writer(file).writerow([name, *cells])
+    return path
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    return ["--cache", str(tmp_path_factory.mktemp("cache")), "--workers", "0", "--device", "cpu"]
+
+
+@pytest.fixture(scope="session")
+def trained(images, cache, tmp_path_factory):
+    """A finished training, and what it printed."""
+    folder, rows = images
+    base = tmp_path_factory.mktemp("trained")
+    labels = write_table(base / "labels.csv", rows, hidden=(0,))
+    command = [sys.executable, str(ROOT / "examples" / "train_folder.py"), "train", str(folder), str(labels)]
+    done = subprocess.run([*command, "--output", str(base / "run"), *cache], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return base / "run", done.stdout
+
+
+def read_csv(path):
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_training_says_what_it_does(trained):
+    run, printed = trained
+    assert "38 images, 4 classes; 66% of 152 labels known" in printed
+    assert "no label is present of sheep: nothing to learn from, scored by name alone" in printed
+    assert "knows drawn scenes only. On photographs" in printed and "mean nothing for photographs" in printed
+    assert "2 of 38 images cannot be read and are left out:" in printed
+    assert "empty.png: the file is empty" in printed and "cut.jpg: image file is truncated" in printed
+    assert "zero-shot, same model" in printed and "present labels in the hold-out this is a rough figure" in printed
+    assert {path.name for path in run.iterdir()} == set(folder_run._FILES)
+    for name in ("doubtful.png", "contradicted.png"):
+        with Image.open(run / name) as picture:
+            assert picture.width > 500 and np.asarray(picture.convert("L")).std() > 10
+
+
+def test_the_split_is_written_and_the_figures_are_of_it(trained, images):
+    run, printed = trained
+    _, rows = images
+    part = {row["image"]: row["part"] for row in read_csv(run / "split.csv")}
+    assert len(part) == 36 and not {"cut.jpg", "empty.png"} & set(part)
+    held = [name for name, where in part.items() if where == "hold-out"]
+    assert 7 <= len(held) <= 18
+    scores = {row["image"]: row for row in read_csv(run / "scores.csv")}
+    assert {name: row["part"] for name, row in scores.items()} == part
+    place = {name: i for i, name in enumerate(rows)}
+    precisions = []
+    for c, name in enumerate(CLASSES):
+        known = [(float(scores[i][name]), rows[i][c]) for i in held if (place[i] + c) % 3]
+        ranked = [y for _, y in sorted(known, reverse=True)]
+        if 0 < sum(ranked) < len(ranked):
+            hits = [sum(ranked[: k + 1]) / (k + 1) for k, y in enumerate(ranked) if y]
+            precisions.append(sum(hits) / len(hits))
+    figures = json.loads((run / "model.json").read_text())["scores"]
+    assert figures["classes_scored"] == len(precisions) == 3 and figures["images"] == len(held)
+    assert figures["mAP"] == pytest.approx(100 * sum(precisions) / 3, abs=0.01)
+    assert f"trained                  {figures['mAP']:5.1f}" in printed
+
+
+def test_thresholds_are_applied_as_they_are_written(trained):
+    run, _ = trained
+    classes = json.loads((run / "model.json").read_text())["classes"]
+    assert list(classes) == CLASSES and not classes["sheep"]["trained"] and classes["sheep"]["threshold"] == 0.5
+    assert {about["threshold_from"].split(":")[0] for about in classes.values()} <= {"hold-out", "default"}
+    for row in read_csv(run / "scores.csv"):
+        sure = {name for name in CLASSES if abs(float(row[name]) - classes[name]["threshold"]) > 1e-4}
+        assert set(row["present"].split(";")) & sure == {n for n in sure if float(row[n]) > classes[n]["threshold"]}
+
+
+def test_prediction_equals_the_scores_of_training(trained, images, tmp_path, capsys):
+    run, _ = trained
+    folder, _ = images
+    folder_run.main(["predict", str(run), str(folder), "--output", str(tmp_path / "s.csv"), "--workers", "0", "--device", "cpu"])
+    printed = capsys.readouterr().out
+    assert "2 of 38 images cannot be read" in printed and "36 images" in printed
+    before, after = ({row["image"]: row for row in read_csv(path)} for path in (run / "scores.csv", tmp_path / "s.csv"))
+    assert list(after) == [name for name in find_images(folder) if name in before] and len(after) == 36
+    for name, row in after.items():
+        assert row["present"] == before[name]["present"]
+        for c in CLASSES:
+            assert float(row[c]) == pytest.approx(float(before[name][c]), abs=2e-4)
+    one = ["predict", str(run / "model.json"), str(folder / "1.png"), "--output", str(tmp_path / "one.csv"), "--workers", "0"]
+    folder_run.main([*one, "--device", "cpu"])
+    (row,) = read_csv(tmp_path / "one.csv")
+    assert row["image"] == "1.png" and float(row["car"]) == pytest.approx(float(before["1.png"]["car"]), abs=2e-4)
+
+
+def test_prediction_refuses_another_backbone_and_folders_without_a_model(trained, images, tmp_path, monkeypatch):
+    run, _ = trained
+    arguments = [str(images[0]), "--output", str(tmp_path / "s.csv"), "--device", "cpu"]
+    with pytest.raises(SystemExit, match="no finished model at .*wanted the folder that 'train' wrote"):
+        folder_run.main(["predict", str(tmp_path), *arguments])
+    with pytest.raises(SystemExit, match="--pretrained x is of another model"):
+        folder_run.main(["predict", str(run), *arguments, "--pretrained", "x"])
+    (tmp_path / "model.json").write_text("{}")
+    with pytest.raises(SystemExit, match="is not the model.json of a folder"):
+        folder_run.main(["predict", str(tmp_path), *arguments])
+    (tmp_path / "s.csv").write_text("image,cat\n")
+    with pytest.raises(SystemExit, match="exists and was not written by predict"):
+        folder_run.main(["predict", str(run), *arguments])
+    (tmp_path / "s.csv").unlink()
+    monkeypatch.setattr(folder_model, "weights_digest", lambda backbone: "another")
+    with pytest.raises(SystemExit, match="with other weights than those of the embedded model here"):
+        folder_run.main(["predict", str(run), *arguments])
+    assert not (tmp_path / "s.csv").exists()
+
+
+def test_a_model_of_open_clip_from_a_weights_file(images, cache, tmp_path, capsys):
+    """Random weights: what is tested is the way there, and that another file is refused afterwards."""
+    import open_clip
+
+    vision = {"image_size": 64, "patch_size": 16, "width": 32, "head_width": 16, "layers": 1}
+    words = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    (tmp_path / "tiny-vit.json").write_text(json.dumps({"embed_dim": 16, "vision_cfg": vision, "text_cfg": words}))
+    open_clip.add_model_config(tmp_path / "tiny-vit.json")
+    torch.manual_seed(0)
+    files = [tmp_path / name for name in ("w.pt", "other.pt")]
+    for file in files:
+        torch.save(open_clip.create_model("tiny-vit").state_dict(), file)
+    rows = dict(list(images[1].items())[:6])
+    rows = {name: [*values, 0, 1] for name, values in rows.items()}
+    labels = write_table(tmp_path / "labels.csv", rows, classes=[*CLASSES, "a_lap top", "ΔΙΑ"])
+    model = ["--model", "tiny-vit", "--pretrained", str(files[0]), "--image-size", "96", "--epochs", "1"]
+    folder_run.main(["train", str(images[0]), str(labels), "--output", str(tmp_path / "run"), *model, *cache])
+    assert "demonstration" not in capsys.readouterr().out
+    saved = json.loads((tmp_path / "run" / "model.json").read_text())
+    assert saved["image_size"] == [96, 96] and saved["classes"]["a_lap top"]["words"] == "a lap top"
+    predict = ["predict", str(tmp_path / "run"), str(images[0] / "1.png"), "--output", str(tmp_path / "s.csv"), "--device", "cpu"]
+    folder_run.main(predict)
+    scores = {row["image"]: row for row in read_csv(tmp_path / "run" / "scores.csv")}
+    assert float(read_csv(tmp_path / "s.csv")[0]["dog"]) == pytest.approx(float(scores["1.png"]["dog"]), abs=2e-4)
+    with pytest.raises(SystemExit, match="features of tiny-vit with other weights"):
+        folder_run.main([*predict, "--pretrained", str(files[1])])
+
+
+def test_weights_that_cannot_be_fetched_say_what_to_do(monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr(folder_model, "load_open_clip", fail)
+    with pytest.raises(ValueError, match="could not be fetched .*no network.*--pretrained WEIGHTS.*ViT-B-32-quickgelu"):
+        folder_model.open_backbone("ViT-B-32", "openai", None, torch.device("cpu"))
+    with pytest.raises(ValueError, match="needs --pretrained"):
+        folder_model.open_backbone("ViT-B-32", None, None, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "classes", "options", "printed"),
+    [
+        ({"1.png": [1]}, ["person"], [], "No hold-out, so no figure says how good the model is."),
+        ({"1.png": [1], "2.png": [0], "4.png": ["?"], "6.png": [1]}, ["person"], ["--hold-out", "0.5"], "1 classes; 75% of 4"),
+        (
+            {"1.png": ["car"], "2.png": ["dog|car"], "4.png": ["dog"], "6.png": [""], "7.png": ["car"], "8.png": ["dog"]},
+            ["labels"], ["--hold-out", "0.4"], "is too low where lists",
+        ),
+        ({"1.png": [1, 0], "2.png": [0, 1]}, ["car", "dog"], ["--hold-out", "0", "--use-unlabelled"], "36 images without a row"),
+        ({"1.png": [1, 0], "2.png": [0, 1]}, ["car", "Ding"], ["--names", "Ding=dog"], "36 images without a row are left out"),
+    ],
+)  # fmt: skip
+def test_next_to_nothing_is_enough(rows, classes, options, printed, images, cache, tmp_path, capsys):
+    labels = write_table(tmp_path / "labels.csv", rows, classes=classes)
+    run = tmp_path / "run"
+    folder_run.main(["train", str(images[0]), str(labels), "--output", str(run), "--epochs", "2", *options, *cache])
+    assert printed in capsys.readouterr().out
+    head = TRMHead.load(run / "head.pt")
+    values = [float(row[name]) for row in read_csv(run / "scores.csv") for name in head.class_names]
+    assert all(0 <= value <= 1 for value in values)
+
+
+def test_a_class_without_a_present_label_is_scored_by_name(trained):
+    """Its text is the frozen model's, its bias the mean of the others', and training saw no label of it."""
+    run, _ = trained
+    saved, head = folder_model.SavedModel.load(run)
+    text, _ = folder_model.class_texts(saved.open(torch.device("cpu")), {name: name for name in CLASSES}, saved.templates)
+    torch.testing.assert_close(head.text[3], text[3])
+    assert float((head.text[:3] - text[:3]).abs().max()) > 1e-4
+    bias = head.matching.bias.detach()
+    assert float(bias[3]) == pytest.approx(float(bias[:3].mean()), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (["--hold-out", "20"], "--hold-out must be a share from 0 to below 1, got 20"),
+        (["--epochs", "0"], "--epochs must be at least 1, got 0"),
+        (["--template", "a photo"], "--template must hold {}"),
+        (["--names", "cow=bull"], "--names: wanted CLASS=WORDS with one of person, car"),
+        (["--names", "car=laptop"], "knows drawn scenes alone, has no words for 1 of 4 classes: 'laptop'"),
+        (["--expected-positives", "0"], "--expected-positives must be above 0"),
+        (["--model", "RN50"], "--model RN50 needs --pretrained"),
+        (["--pretrained", "openai"], "name it: --model"),
+        (["--device", "tpu"], "--device tpu cannot be used here"),
+        (["--output", "IMAGES/run"], "lies in the image folder"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_at_the_door(change, said, images, cache, tmp_path):
+    folder, rows = images
+    labels = write_table(tmp_path / "labels.csv", rows)
+    change = [str(folder / "run") if item == "IMAGES/run" else item for item in change]
+    with pytest.raises(SystemExit) as caught:
+        folder_run.main(["train", str(folder), str(labels), "--output", str(tmp_path / "run"), *cache, *change])
+    assert str(caught.value).startswith("error: ") and said in str(caught.value)
+    assert not (tmp_path / "run").exists() and not (folder / "run").exists()
+
+
+@pytest.mark.parametrize("value", [0, "?"])
+def test_no_present_label_is_refused(value, images, cache, tmp_path):
+    labels = write_table(tmp_path / "labels.csv", {"1.png": [value], "2.png": [value]}, classes=["car"])
+    with pytest.raises(SystemExit, match="no label is present"):
+        folder_run.main(["train", str(images[0]), str(labels), "--output", str(tmp_path / "run"), *cache])
+
+
+@pytest.mark.parametrize("when", ["training", "writing"])
+def test_an_interrupted_training_leaves_what_was_there(when, trained, images, cache, tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    for path in trained[0].iterdir():
+        (run / path.name).write_bytes(path.read_bytes())
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(*((training, "take_step", stop) if when == "training" else (folder_run, "draw_entries", stop)))
+    labels = write_table(tmp_path / "labels.csv", {"1.png": [1, 0, 0, 0], "2.png": [0, 1, 0, 0]})
+    with pytest.raises(SystemExit) as caught:
+        folder_run.main(["train", str(images[0]), str(labels), "--output", str(run), "--epochs", "1", "--hold-out", "0", *cache])
+    assert caught.value.code == 130 and "interrupted" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_the_page_names_every_option_and_its_commands_are_understood():
+    page = (ROOT / "docs" / "own_data.md").read_text(encoding="utf-8")
+    commands = folder_run.parser()._subparsers._group_actions[0].choices
+    options = {o for p in commands.values() for action in p._actions for o in action.option_strings} - {"-h", "--help"}
+    assert {option for option in options if f"`{option}" not in page} == set()
+    lines = re.findall(r"^python examples/train_folder\.py (.*)$", page, flags=re.MULTILINE)
+    assert len(lines) >= 4
+    for line in lines:
+        folder_run.parser().parse_args(shlex.split(line))
