@@ -28,7 +28,8 @@ from trm_losses.metrics import evaluate
 from .checkpoint import Checkpoint, tensor_digest, write_json
 from .data.voc import VOC_CLASSES
 from .features import Features, cores
-from .methods import METHODS, TRM, ZERO_SHOT, Encode, Method, Setting
+from .grid import build_method
+from .methods import METHODS, TRM, ZERO_SHOT, Encode, Method, Setting, zero_shot_tokens
 from .presets import VARIANTS, Known, Preset
 from .profiling import profiled, recorded
 from .progress import say, without_bars
@@ -147,8 +148,18 @@ def build(data: Prepared, cell: Cell, *, method: str, preset: Preset) -> tuple[M
     steps = preset.epochs * -(-len(data.features) // preset.batch_size)
     torch.manual_seed(cell.seed)
     single, samples = cell.known == "single", len(data.features)
-    setting = Setting(preset, data.text, data.names, data.logit_scale, steps, single=single, num_samples=samples)
-    return METHODS[method](setting), targets
+    setting = Setting(
+        preset,
+        data.text,
+        data.names,
+        data.logit_scale,
+        steps,
+        single=single,
+        num_samples=samples,
+        targets=targets,
+        similarities=lambda: score(partial(zero_shot_tokens, text=data.text), data.features, preset.batch_size),
+    )
+    return build_method(method, setting), targets
 
 
 def train_cell(data: Prepared, cell: Cell, args: argparse.Namespace, *, method: str, preset: Preset) -> Trained:

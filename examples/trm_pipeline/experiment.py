@@ -25,9 +25,10 @@ from .data.drawn import write_drawn_voc
 from .data.voc import VOC, VOC_CLASSES, class_prompt_names, eval_transform, train_transform
 from .embedded import load_embedded
 from .features import CachedFeatures, Features, LiveFeatures, cache_features, cores, weights_digest
+from .grid import HEADS, NAMES, build_method, choose_methods
 from .methods import METHODS, ZERO_SHOT, Setting
 from .pictures import choose_images, collect_saliency
-from .presets import EMBEDDED, PRESETS, VARIANTS, VOC2007_RN101, Known, Preset, override
+from .presets import EMBEDDED, LOSSES, PRESETS, VARIANTS, VOC2007_RN101, Known, Preset, override
 from .progress import Scalars, say
 from .report import Row, ablation_rows, ablation_table, main_rows, make_report, markdown_table
 from .unseen import unseen_row, unseen_table
@@ -62,8 +63,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--image-size", type=int, help="side of the square images, a multiple of the model's stride")
     p.add_argument("--known", type=known_argument, nargs="+", default=[0.1, 0.5, 0.9], metavar="SHARE",
                    help="shares of known labels, above 0 to 1; 'single': one present label an image, nothing else")  # fmt: skip
-    p.add_argument("--methods", nargs="+", default=list(DEFAULT_METHODS), choices=(*DEFAULT_METHODS, *VARIANTS),
-                   metavar="METHOD", help=f"any of {', '.join((*DEFAULT_METHODS, *VARIANTS))}")  # fmt: skip
+    p.add_argument("--methods", nargs="+", default=list(DEFAULT_METHODS), metavar="METHOD",
+                   help=f"any of {', '.join(name for name in NAMES if '+' not in name)}; a head with another method's loss, "
+                   f"such as linear+role (heads {', '.join(HEADS)}; losses {', '.join(LOSSES)}); or a pattern such as "
+                   "'linear+*'")  # fmt: skip
+    p.add_argument("--grid", action="store_true",
+                   help=f"also the {len(HEADS)} heads with their own loss and with each of the {len(LOSSES)} others")  # fmt: skip
     p.add_argument("--ablation", action="store_true",
                    help="also trm without one part each, and with each other rule for pseudo-labels")  # fmt: skip
     p.add_argument("--ablation-known", type=known_argument, nargs="+", metavar="SHARE", help="default: all of --known")
@@ -146,6 +151,9 @@ def check_arguments(args: argparse.Namespace, preset: Preset) -> None:
     for single in {known == "single" for known in args.known}:
         setting = Setting(dataclasses.replace(preset, prompts="fixed"), any_text, None, 100.0, preset.epochs, single=single)
         METHODS["trm"](setting)
+        setting.targets, setting.similarities = torch.ones(2, 2), lambda: torch.ones(2, 2)
+        for loss in dict.fromkeys(name.partition("+")[2] for name in args.methods if "+" in name):
+            build_method(f"text-pixel+{loss}", setting)
     if preset.single_negative_until not in ("end", "warmup"):
         raise ValueError(f"single_negative_until must be 'end' or 'warmup', got {preset.single_negative_until!r}")
     splits = chosen_splits(args, preset)
@@ -304,6 +312,7 @@ class Results:
 def run(args: argparse.Namespace) -> list[Row]:
     """Everything the command does; returns the rows it wrote."""
     started = time.perf_counter()
+    args.methods = choose_methods(args.methods, grid=args.grid)
     preset = choose_preset(args)
     check_arguments(args, preset)
     if args.deterministic:
