@@ -68,9 +68,10 @@ class WithLoss(Wrapped):
         return {self.name: total, **others, **weak_negatives(targets, weak_negative if self.weak else 0.0, *heads)}
 
     def groups(self, preset: Preset) -> list[dict[str, Any]]:
-        groups = self.inner.groups(preset)
-        rate = max(group["lr"] for group in groups)
-        return groups + (self.labels.param_groups(lr=rate) if isinstance(self.labels, ROLELoss) else [])
+        groups = super().groups(preset)
+        if isinstance(self.labels, ROLELoss):  # the last group, at the head's rate
+            groups[-1]["lr"] *= preset.losses["role"]["rate"]
+        return groups
 
     def before_epoch(self, epoch: int, features: Features, targets: Tensor, average: Method, encode: Encode) -> None:
         super().before_epoch(epoch, features, targets, average, encode)
@@ -113,7 +114,7 @@ _MAKE: dict[str, Callable[..., Any]] = {
     "an-ls": lambda setting, targets, **options: AssumeNegativeLoss(**options),
     "wan": lambda setting, targets: WeakAssumeNegativeLoss(),
     "epr": lambda setting, targets: EPRLoss(expected_positives(setting, targets)),
-    "role": lambda setting, targets: ROLELoss(targets, expected_positives(setting, targets)),
+    "role": lambda setting, targets, rate: ROLELoss(targets, expected_positives(setting, targets)),
     "em": lambda setting, targets, **options: EMLoss(**options),
     "em-apl": lambda setting, targets, **options: EMAPLLoss(len(targets), setting.num_classes, **options),
     "ll-r": lambda setting, targets, **options: LargeLoss(scheme="reject", **options),

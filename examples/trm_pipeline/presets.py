@@ -26,7 +26,7 @@ LOSSES: dict[str, dict[str, float]] = {
     "an-ls": {"smoothing": 0.1},
     "wan": {},
     "epr": {},  # k: from the known labels, or expected_positives
-    "role": {},  # k likewise; labels learn at ten times the head's rate
+    "role": {"rate": 10.0},  # k likewise; of the labels' learning rate, in rates of the head
     "em": {"alpha": 0.2},
     "em-apl": {"alpha": 0.2, "beta": 0.02, "label_share": 0.9, "warmup": 5, "published_epochs": 10},
     "ll-r": {"delta": 0.002, "published_epochs": 10},
