@@ -29,8 +29,8 @@ from .grid import HEADS, NAMES, build_method, choose_methods
 from .methods import METHODS, ZERO_SHOT, Setting
 from .pictures import choose_images, collect_saliency
 from .presets import EMBEDDED, LOSSES, PRESETS, VARIANTS, VOC2007_RN101, Known, Preset, override
-from .progress import Scalars, say
-from .report import Row, ablation_rows, ablation_table, main_rows, make_report, markdown_table
+from .progress import Scalars, Sweep, say
+from .report import Row, ablation_rows, ablation_table, grid_tables, main_rows, make_report, markdown_table
 from .unseen import unseen_row, unseen_table
 
 __all__ = ["main", "parser", "run"]
@@ -270,7 +270,7 @@ class Results:
     def __init__(self, output: Path, cells: Sequence[Cell]) -> None:
         self.output, self.cells = output, cells
         self.rows: dict[Cell, Row] = {}
-        self.seconds: dict[Cell, float] = {}
+        self.costs: dict[Cell, dict[str, float | None]] = {}
 
     def start(self, settings: dict[str, object], *, resume: bool) -> None:
         """Go on with what an interrupted run of the same settings left, or begin afresh."""
@@ -282,10 +282,11 @@ class Results:
                     f"--resume: {self.output} holds a run with other settings: {'; '.join(changed)}. Give those, or another "
                     "--output, or start afresh without --resume"
                 )
-            for name, column, into in (("times.json", "seconds", self.seconds), ("results.json", None, self.rows)):
+            for name, into in (("times.json", self.costs), ("results.json", self.rows)):
                 path = self.output / name
                 for row in json.loads(path.read_text()) if path.exists() else []:
-                    into[Cell(row["method"], row["known"], row["seed"])] = row[column] if column else row
+                    cell = Cell(row["method"], row["known"], row["seed"])
+                    into[cell] = row if into is self.rows else {key: row[key] for key in row if key not in Cell._fields}
             for cell in self.rows:
                 checkpoint_path(self.output, cell).unlink(missing_ok=True)
             return
@@ -298,8 +299,8 @@ class Results:
 
     def add(self, finished: Finished) -> None:
         """Write the row of a cell."""
-        self.rows[finished.cell], self.seconds[finished.cell] = finished.row, finished.seconds
-        times = [{**cell._asdict(), "seconds": self.seconds[cell]} for cell in self.cells if cell in self.seconds]
+        self.rows[finished.cell], self.costs[finished.cell] = finished.row, finished.cost
+        times = [{**cell._asdict(), **self.costs[cell]} for cell in self.cells if cell in self.costs]
         write_json(self.output / "times.json", times)
         write_json(self.output / "results.json", self.ordered())
         checkpoint_path(self.output, finished.cell).unlink(missing_ok=True)
@@ -344,16 +345,22 @@ def run(args: argparse.Namespace) -> list[Row]:
     todo = [cell for cell in cells if cell not in results.rows]
     if len(todo) < len(cells):
         say(f"{len(cells) - len(todo)} of {len(cells)} rows are there already")
+    sweep = Sweep(len(cells), len(cells) - len(todo))
     with closing(run_cells(data, todo, args, prepare)) as finished:
         for cell in finished:
             results.add(cell)
+            sweep.add(cell.cell.label, cell.row["mAP"], cell.seconds)
 
     rows = results.ordered()
     apart = dict.fromkeys(cell._replace(method="trm") for cell in cells if args.unseen)
     unseen = [unseen_row(data, cell, args) for cell in apart]
     where = f"{'drawn scenes' if args.data_root is None else f'VOC{preset.year}'}, {data.backbone.name} model"
     notes = [f"mAP (%) on the {chosen_splits(args, preset)[1]} images, last epoch of the averaged weights; {where}."]
-    say(f"\n{notes[0]}\n{markdown_table(main_rows(rows))}")
+    say(f"\n{notes[0]}")
+    if main := main_rows(rows):
+        say(markdown_table(main))
+    for heading, table in grid_tables(rows):
+        say(f"\n{heading}:\n{table}")
     if variants := ablation_rows(rows):
         say(f"\nDifference to trm on the same seeds:\n{ablation_table(variants)}")
     if unseen:
