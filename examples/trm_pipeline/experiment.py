@@ -147,12 +147,12 @@ def check_arguments(args: argparse.Namespace, preset: Preset) -> None:
             "positives cannot tell; give --set expected_positives=2"
         )
     # Words and numbers of the method are its parts' own to check; here with any texts, before anything is computed.
-    any_text = torch.ones(2, max(1, preset.num_heads))
+    chosen, any_text = choose_methods(args.methods, grid=args.grid), torch.ones(2, max(1, preset.num_heads))
     for single in {known == "single" for known in args.known}:
         setting = Setting(dataclasses.replace(preset, prompts="fixed"), any_text, None, 100.0, preset.epochs, single=single)
         METHODS["trm"](setting)
         setting.targets, setting.similarities = torch.ones(2, 2), lambda: torch.ones(2, 2)
-        for loss in dict.fromkeys(name.partition("+")[2] for name in args.methods if "+" in name):
+        for loss in dict.fromkeys(name.partition("+")[2] for name in chosen if "+" in name):
             build_method(f"text-pixel+{loss}", setting)
     if preset.single_negative_until not in ("end", "warmup"):
         raise ValueError(f"single_negative_until must be 'end' or 'warmup', got {preset.single_negative_until!r}")

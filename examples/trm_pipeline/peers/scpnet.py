@@ -59,7 +59,8 @@ class SCPNet(Wrapped):
 
     Reference: Ding et al., CVPR 2023. Ours: features are frozen, so the weak view is the image, mirrored or not, with the head
     as it trains, and the strong one lacks a share of its tokens; one weak view serves both terms; the head's texts stand in
-    place of the published graph network over them; a known absent label is never in :math:`\hat y`.
+    place of the published graph network over them; a known absent label is never in :math:`\hat y`; Y changes for images that
+    passed alone.
     """
 
     labels: Tensor
