@@ -111,6 +111,7 @@ def test_the_table_has_every_loss_of_the_package():
 
 @pytest.mark.parametrize("name", [name for name in grid.GRID if name.partition("+")[2] in PUBLISHED])
 def test_a_loss_is_the_published_one_on_the_logits_of_its_head(name):
+    """Before its schedule begins and after; the head learns from it."""
     head, _, loss = name.partition("+")
     chosen = setting()
     method, batch = grid.build_method(name, chosen), first_batch()
@@ -119,7 +120,7 @@ def test_a_loss_is_the_published_one_on_the_logits_of_its_head(name):
     by_hand = PUBLISHED[loss](chosen.targets, expected(chosen.targets), chosen.similarities())
     if loss == "role":
         by_hand.load_state_dict(method.labels.state_dict())
-    for epoch in (0, 3):  # before and after schedules begin
+    for epoch in (0, 3):
         method.train()
         for part in (method.labels, by_hand):
             for some in Held(1).batches(6):
@@ -132,6 +133,9 @@ def test_a_loss_is_the_published_one_on_the_logits_of_its_head(name):
         value = sum(CLASSES * by_hand(logits, targets, ids=batch.index) for logits in heads)
         terms = method.loss(batch, text, targets)
         torch.testing.assert_close(terms[loss], value)
+        sum(terms.values()).backward()
+        gradients = [p.grad for p in method.inner.parameters() if p.grad is not None]
+        assert all(bool(g.isfinite().all()) for g in gradients) and any(bool(g.any()) for g in gradients)
         others = {"linear": set(), "text-image": set(), "text-pixel": set(), "trm-region": {"contrast"}}
         assert set(terms) == {loss} | others.get(head, {"contrast", "distillation"})
 
@@ -196,7 +200,7 @@ def test_corrections_begin_at_their_share_of_the_training(epochs, start):
         assert bool(method.labels.correcting) == (epoch >= start)
 
 
-def trained(name, path, *, stop=None, single=False, monkeypatch=None, **changes):
+def trained(name, path, *, stop=None, single=False, amp=False, **changes):
     """A training on tiny features; the trained method and its average."""
     chosen = setting(single=single, **changes)
     method, kept = grid.build_method(name, chosen), checkpoint.Checkpoint(path, {})
@@ -211,7 +215,7 @@ def trained(name, path, *, stop=None, single=False, monkeypatch=None, **changes)
         patch.setattr(checkpoint.Checkpoint, "save", save)
         found = training.train(
             method, Held(1), chosen.targets, Held(2), labels(3).clamp(min=0), encode=lambda text: text, preset=chosen.preset,
-            seed=1, device=torch.device("cpu"), label=name, single=single, checkpoint=kept,
+            seed=1, device=torch.device("cpu"), label=name, single=single, checkpoint=kept, amp=amp,
         )  # fmt: skip
     return method, found.method
 
@@ -249,6 +253,36 @@ def test_soft_labels_reach_their_share_by_the_end(tmp_path):
 def test_single_positives_train_too(tmp_path):
     for name in ("linear+epr", "text-image+pasl-selective", "trm-region+wan", "text-pixel+scpnet", "text-pixel+sst"):
         trained(name, tmp_path / name, single=True, epochs=2)
+
+
+@pytest.mark.parametrize("name", ["linear+role", "text-pixel+sst", "trm-region+sarb", "trm-query+scpnet", "positive-coop"])
+def test_mixed_precision_trains_close_to_the_full_one(name, tmp_path):
+    means = []
+    for amp in (False, True):
+        _, average = trained(name, tmp_path / str(amp), amp=amp, epochs=2)
+        batch = first_batch()
+        with torch.no_grad():
+            means.append(average.logits(batch, average.prompts()))
+    assert not torch.equal(*means)
+    torch.testing.assert_close(*means, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("name", ["text-pixel+sst", "trm-region+sarb", "linear+scpnet", "linear+wan", "linear+em-apl"])
+@pytest.mark.parametrize("label", [-1.0, 0.0, 1.0])
+def test_one_class_one_image_and_one_kind_of_label(name, label):
+    targets = torch.full((1, 1), label)
+    chosen = methods.Setting(
+        preset(expected_positives=0.5), torch.ones(1, DIM), None, 10.0, 5, num_samples=1, targets=targets
+    )
+    method = grid.build_method(name, chosen)
+    batch = features.Batch(torch.randn(1, TOKENS, DIM), torch.randn(1, DIM), torch.zeros(1, dtype=torch.int64))
+    for part in ("step", "found"):
+        if hasattr(method, part):
+            getattr(method, part).fill_(3)
+    terms = method.loss(batch, method.prompts(), targets)
+    sum(terms.values()).backward()
+    method.after_step()
+    assert all(bool(p.grad.isfinite().all()) for p in method.parameters() if p.grad is not None)
 
 
 # Names and numbers on the command line

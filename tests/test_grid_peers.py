@@ -372,7 +372,7 @@ def test_blends_with_prototypes_follow_their_equation():
         method.prototypes.copy_(double(*method.prototypes.shape, seed=11))
         method.found[:] = torch.tensor([True, True, False, True])
     f, y, w = double(IMAGES, CLASSES, DIM), some_targets(), double(IMAGES, CLASSES, DIM, seed=9).detach()
-    y[0] = -1
+    y[0], y[2] = -1, -1
     classes = torch.tensor([1, 0, 2, 3, 1, 0])
     blend, soft = method.with_prototypes(f, y, classes, 6)
     weights, prototypes = array(w), array(method.prototypes)

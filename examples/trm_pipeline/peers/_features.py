@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trm_losses.functional import full_precision, upcast
+
 from ..methods import Method, Setting
 from ..wrapped import Wrapped
 
@@ -53,8 +55,8 @@ class OfClassFeatures(Wrapped):
 
 def known_mean(logits: Tensor, targets: Tensor) -> Tensor:
     """PBCE: cross-entropy, with soft targets too, over the entries that have one; gradients reach the targets as well."""
-    known = targets >= 0
-    entries = torch.where(known, F.softplus(logits) - targets * logits, 0.0)
+    x, known = upcast(logits), targets >= 0
+    entries = torch.where(known, F.softplus(x) - targets * x, 0.0)
     return entries.sum() / known.sum().clamp(min=1)
 
 
@@ -64,8 +66,9 @@ def distances(features: Tensor, targets: Tensor) -> Tensor:
     With n pairs of the first kind, of each of the other two at most 3 n are taken: the n of the largest value, and of the rest
     2 n at random. Without any, all.
     """
-    unit = F.normalize(features, dim=-1).transpose(0, 1)  # (C, B, D)
-    cosines = unit @ unit.transpose(1, 2)
+    with full_precision(features):
+        unit = F.normalize(upcast(features), dim=-1).transpose(0, 1)  # (C, B, D)
+        cosines = unit @ unit.transpose(1, 2)
     known, present = (targets >= 0).T, (targets == 1).T  # (C, B)
     pairs = (known[:, :, None] & known[:, None, :]).triu(diagonal=1)
     both = pairs & present[:, :, None] & present[:, None, :]

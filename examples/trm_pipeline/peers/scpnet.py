@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trm_losses.baselines import SPLCLoss
+from trm_losses.functional import upcast
 
 from ..features import Batch, Features
 from ..methods import Encode, Method, Setting
@@ -95,7 +96,7 @@ class SCPNet(Wrapped):
 
     def consistency(self, weak: Tensor, strong: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The second term, divided by B; the labels of the images (B, C); and which images passed (B,)."""
-        p = torch.sigmoid(weak.detach())
+        p, strong = torch.sigmoid(upcast(weak.detach())), upcast(strong)
         accuracy = self.accuracy()
         hard = torch.zeros_like(p, dtype=torch.bool).scatter(1, p.topk(min(self.top, p.shape[1]), dim=1).indices, True)
         hard = hard & (p >= 0.95 * accuracy / (2 - accuracy))

@@ -60,7 +60,7 @@ class SST(OfClassFeatures):
         classes = features.shape[1]
         first, second = torch.triu_indices(classes, classes, offset=1, device=features.device)
         found = self.pair(torch.cat([narrow[:, first], narrow[:, second]], dim=-1)).squeeze(-1)
-        upper = features.new_zeros(len(features), classes, classes).index_put(
+        upper = found.new_zeros(len(features), classes, classes).index_put(
             (torch.arange(len(features), device=features.device)[:, None], first[None], second[None]), found
         )
         return upper + upper.transpose(1, 2)
@@ -82,7 +82,7 @@ class SST(OfClassFeatures):
         terms = {"pbce": classes * known_mean(logits, targets)}
         if self.started:
             with torch.no_grad():
-                scores = self.transferred(pairs, features, targets)
+                scores = self.transferred(pairs.detach().to(features.dtype), features, targets)
             for name, score in zip(("inside", "across"), scores, strict=True):
                 found = (targets == -1) & (score >= self.theta())
                 terms[name] = classes * known_mean(logits, targets.masked_fill(found, 1.0))
