@@ -166,6 +166,22 @@ def test_a_head_keeps_its_start_rates_and_texts():
         assert torch.equal(*(m.logits(first_batch(), m.prompts()) for m in (plain, swapped)))
 
 
+@pytest.mark.parametrize("name", ["trm-query+an", "linear+scpnet", "text-pixel+sst", "trm-region+sarb"])
+def test_a_head_goes_on_with_what_it_does_between_steps(name, monkeypatch):
+    chosen = setting()
+    method, average = (grid.build_method(name, chosen) for _ in range(2))
+    calls = []
+    monkeypatch.setattr(method.inner, "before_epoch", lambda epoch, *rest: calls.append((epoch, rest[2])))
+    monkeypatch.setattr(method.inner, "after_step", lambda: calls.append("step"))
+    method.before_epoch(1, Held(1), chosen.targets, average, lambda text: text)
+    batch = first_batch()
+    method.loss(batch, method.prompts(), chosen.targets[batch.index])
+    method.after_step()
+    assert calls == [(1, average.inner), "step"]
+    with pytest.raises(TypeError, match="average must be"):
+        method.before_epoch(1, Held(1), chosen.targets, average.inner, lambda text: text)
+
+
 def test_the_number_of_positives_is_what_the_labels_tell_or_what_is_assumed():
     targets = labels()
     assert wrapped.expected_positives(setting(targets=targets), targets) == pytest.approx(expected(targets))
