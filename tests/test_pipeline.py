@@ -22,7 +22,7 @@ import torch
 pytest.importorskip("open_clip")
 pytest.importorskip("safetensors")
 
-from trm_pipeline import cells, checkpoint, experiment, features, methods, presets, profiling, report, training
+from trm_pipeline import cells, checkpoint, experiment, features, grid, methods, presets, profiling, report, training
 from trm_pipeline.data.drawn import write_drawn_voc
 from trm_pipeline.data.voc import VOC, class_prompt_names, eval_transform, train_transform
 from trm_pipeline.pseudo_trace import PseudoTrace
@@ -278,6 +278,8 @@ def test_seed_one_hides_labels_by_the_published_procedure(devkit, run, monkeypat
         (["--model", "RN50"], "needs --pretrained"),
         (["--image-size", "100"], "multiple of the stride"),
         (["--set", "speed=3"], "NAME=VALUE"),
+        (["--methods", "linear+what"], "HEAD.LOSS with a head of linear"),
+        (["--methods", "linear+ll-r", "--set", "ll-r.delta=3"], "delta must"),
         (["--seeds", "0"], "seeds must be at least 1"),
         (["--set", "batch_size=0"], "batch_size must be at least 1"),
         (["--device", "nothing"], "cannot be used here"),
@@ -423,6 +425,32 @@ def test_weak_negatives_last_as_long_as_the_preset_says(run, monkeypatch, until,
         "single_negative=0.2", "pseudo_warmup=0.2")  # fmt: skip
     assert weights[:20] == [0.2] * steps + [0.0] * (20 - steps)
     assert weights[20:] == [0.0] * 20
+
+
+# Other methods' losses
+
+
+def test_a_pattern_of_the_grid_runs_like_any_method(run, tmp_path, capsys):
+    settings = ("--methods", "linear", "linear+ll-c?", "trm-region+vlpl", "--known", "0.5", "single", "--set", "ll-ct.delta=0.01")
+    rows = run(*settings, "batch_size=16")
+    names = ["linear", "linear+ll-ct", "linear+ll-cp", "trm-region+vlpl"]
+    assert [(row["method"], row["known"]) for row in rows] == [(name, known) for known in (0.5, "single") for name in names]
+    out = tmp_path / "out"
+    assert json.loads((out / "run.json").read_text())["preset"]["losses"]["ll-ct"]["delta"] == 0.01
+    assert " 8/8 |" in (said := capsys.readouterr().out) and "| its own " in said
+    pictures = {"map_against_known.png", "map_against_known-linear.png", "map_against_known-trm-region.png"}
+    assert {path.name for path in out.glob("*.p*")} == pictures  # and no heads
+    before = (out / "results.json").read_bytes()
+    run(*settings, "batch_size=16", "--resume")
+    assert (out / "results.json").read_bytes() == before
+
+
+def test_the_grid_is_planned_whole():
+    args = experiment.parser().parse_args(["--methods", "trm", "--grid", "--known", "0.1", "--seeds", "1"])
+    chosen = grid.choose_methods(args.methods, grid=args.grid)
+    args.methods = chosen
+    cells = experiment.plan(args, presets.EMBEDDED)
+    assert [cell.method for cell in cells] == ["trm", *grid.HEADS, "positive-coop", *grid.GRID]
 
 
 # Ablations
@@ -679,8 +707,9 @@ def test_seconds_stand_beside_the_results(unbroken):
     rows, times = (json.loads((unbroken / name).read_text()) for name in ("results.json", "times.json"))
     keys = ("method", "known", "seed")
     assert [[row[key] for key in keys] for row in rows] == [[row[key] for key in keys] for row in times]
-    assert all(set(row) == COLUMNS for row in rows) and all(set(row) == {*keys, "seconds"} for row in times)
-    assert all(row["seconds"] > 0 for row in times)
+    assert all(set(row) == COLUMNS for row in rows)
+    assert all(set(row) == {*keys, "seconds", "peak_mib", "parameters"} for row in times)
+    assert all(row["seconds"] > 0 and row["parameters"] > 0 for row in times)
 
 
 # Several processes

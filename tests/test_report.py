@@ -3,6 +3,7 @@
 import base64
 import importlib.metadata
 import json
+import math
 import re
 import statistics
 import subprocess
@@ -19,7 +20,7 @@ pytest.importorskip("safetensors")
 pytest.importorskip("matplotlib")
 
 from PIL import Image
-from trm_pipeline import checkpoint, experiment, methods, pictures, presets, report
+from trm_pipeline import checkpoint, cost, experiment, grid, methods, pictures, presets, progress, report, statistics_of_seeds
 from trm_pipeline.data.voc import VOC_CLASSES, class_prompt_names
 
 from trm_losses import RegionPooler, TextRegionMatchingLoss, TRMHead
@@ -236,7 +237,7 @@ def test_the_page_holds_everything_and_needs_nothing(tmp_path, maps):
     assert "reproduce_voc.py --set &#x27;a&lt;b&#x27;" in text and "drawn scenes" in text
     assert "<p>Not photographs.</p>" in text
     assert f"torch {importlib.metadata.version('torch')}" in text
-    assert page.tags.count("table") == 3  # mAP, OF1, ablation
+    assert page.tags.count("table") == 4  # mAP, OF1, ablation, differences
     assert {"84.5 ± 0.7", "82.5 ± 0.7", "−0.5 ± 0.0"} <= set(page.cells)
     assert "<b>84.5 ± 0.7</b>" in text and "<b>82.5" not in text
     assert '"name": "embedded"' in text.replace("&quot;", '"')
@@ -268,6 +269,131 @@ def test_the_script_makes_the_page(tmp_path):
 
 
 def test_every_method_has_a_look_of_its_own():
-    names = [*methods.ZERO_SHOT, *methods.METHODS]
-    looks = pictures._looks(names)
-    assert len({tuple(look.values()) for look in looks.values()}) == len(names)
+    of_a_head = ["linear", *(name for name in grid.GRID if name.startswith("linear+"))]
+    for names in ([*methods.ZERO_SHOT, *methods.METHODS, *grid.ALONE], of_a_head):
+        looks = pictures._looks(names)
+        assert len({tuple(look.values()) for look in looks.values()}) == len(names)
+
+
+# What a few seeds tell
+
+
+@pytest.mark.parametrize(
+    ("share", "freedom", "value"),
+    [(0.975, 1, 12.7062), (0.975, 2, 4.30265), (0.975, 4, 2.77645), (0.975, 9, 2.26216), (0.95, 10, 1.81246),
+     (0.995, 30, 2.75000), (0.9, 3, 1.63774), (0.975, 1000, 1.96234), (0.5, 7, 0.0)],
+)  # fmt: skip
+def test_quantiles_of_t_are_those_of_tables(share, freedom, value):
+    assert statistics_of_seeds.t_quantile(share, freedom) == pytest.approx(value, abs=6e-5)
+    assert statistics_of_seeds.t_quantile(1 - share, freedom) == pytest.approx(-value, abs=6e-5)
+    assert statistics_of_seeds.t_two_sided_p(-value, freedom) == pytest.approx(2 * (1 - share), abs=1e-5)
+
+
+def test_the_p_of_t_is_the_area_of_its_tails():
+    assert statistics_of_seeds.t_two_sided_p(1.0, 1) == pytest.approx(0.5)  # Cauchy's quartile
+    assert statistics_of_seeds.t_two_sided_p(0.0, 5) == pytest.approx(1.0)
+    for freedom, t in ((2, 0.7), (3, 2.5), (8, 1.1)):
+        constant = math.gamma((freedom + 1) / 2) / math.gamma(freedom / 2) / math.sqrt(freedom * math.pi)
+        middle = [constant * (1 + (t * (i + 0.5) / 4000) ** 2 / freedom) ** (-(freedom + 1) / 2) for i in range(4000)]
+        assert statistics_of_seeds.t_two_sided_p(t, freedom) == pytest.approx(1 - 2 * sum(middle) * t / 4000, abs=1e-6)
+
+
+def test_sign_flips_are_counted():
+    assert statistics_of_seeds.sign_flip_p([1.0, 2.0, 0.5]) == 0.25  # three seeds say no more
+    assert statistics_of_seeds.sign_flip_p([0.1] * 5) == 2 / 32  # equal sums, whatever their last digits
+    assert statistics_of_seeds.sign_flip_p([0.0, 0.0]) == 1.0
+    values = [1.3, -0.4, 0.9, 2.2, -0.1]
+    reached = 0
+    for pattern in range(32):
+        total = sum(-value if pattern >> i & 1 else value for i, value in enumerate(values))
+        reached += abs(total) >= abs(sum(values)) - 1e-9
+    assert statistics_of_seeds.sign_flip_p(values) == reached / 32
+
+
+def test_a_paired_difference_has_the_interval_of_t():
+    found = statistics_of_seeds.paired([1.0, 2.0, 3.0])
+    half = 4.30265 / math.sqrt(3)
+    assert found[:4] == (3, 2.0, pytest.approx(2 - half, abs=1e-4), pytest.approx(2 + half, abs=1e-4))
+    assert found.t_p == pytest.approx(0.0741799, abs=1e-6) and found.flip_p == 0.25
+    same = statistics_of_seeds.paired([0.5, 0.5])
+    assert (same.low, same.high, same.t_p) == (0.5, 0.5, 0.0) and statistics_of_seeds.paired([0.0, 0.0]).t_p == 1.0
+    with pytest.raises(ValueError, match="at least 2 seeds, got 1"):
+        statistics_of_seeds.paired([1.0])
+
+
+def grid_rows():
+    values = {"trm": 80.0, "linear": 50.0, "linear+role": 52.0, "text-pixel+role": 70.0, "text-pixel": 71.0}
+    rows = [row(m, k, s, v + s * (1 + len(m) % 2)) for m, v in values.items() for k in (0.1, "single") for s in (1, 2)]
+    rows += [row("linear+em", 0.1, 1, 40.0), row("zero-shot-global", 0.1, 1, 46.0), row("zero-shot-global", 0.1, 2, 46.0)]
+    return rows
+
+
+def test_differences_are_paired_by_seed_with_what_they_belong_to():
+    table = cells(report.difference_table(grid_rows()))
+    assert {tuple(line[:2]) for line in table[2:]} == {
+        ("linear", "trm"), ("linear+role", "linear"), ("text-pixel", "trm"), ("text-pixel+role", "text-pixel"),
+    }  # fmt: skip
+    # -31 and -32: -31.5 ± 12.7062 * 0.5, and t = 63 has the tails (2 / pi) atan(1 / 63).
+    line = ["linear", "trm", "10%", "2", "−31.5", "[−37.9, −25.1]", "0.010", "0.500"]
+    assert line in table and not [line for line in table if line[0] == "linear+em"]  # of which there is one seed
+
+
+def test_the_grid_stands_as_losses_by_heads():
+    (heading, table), (single, _) = report.grid_tables(grid_rows())
+    assert (heading, single) == ("10%", "single")
+    lines = cells(table)
+    assert lines[0] == ["loss", "linear", "text-pixel"]
+    assert [line[0] for line in lines[2:]] == ["its own", "role", "em"] and lines[4] == ["em", "40.0", ""]
+    assert {r["method"] for r in report.main_rows(grid_rows())} == {"trm", "linear", "text-pixel", "zero-shot-global"}
+
+
+def test_the_page_shows_grid_differences_and_costs_and_markdown_says_the_same(tmp_path):
+    checkpoint.write_json(tmp_path / "results.json", grid_rows())
+    times = [{**{key: r[key] for key in ("method", "known", "seed")}, "seconds": 3.0 + r["seed"], "peak_mib": 900.0 + r["seed"],
+              "parameters": 12345} for r in grid_rows()]  # fmt: skip
+    checkpoint.write_json(tmp_path / "times.json", times)
+    text = report.make_report(tmp_path, command="x").read_text(encoding="utf-8")
+    page = _Page(text)
+    for heading in ("Results", "Losses under heads", "Differences", "Pictures", "Cost"):
+        assert f"<h2>{heading}</h2>" in text
+    assert "cannot go below 0.5 with so few seeds" in text
+    assert {"12,345", "902", "4.5 ± 0.6"} <= set(page.cells)
+    assert (tmp_path / "map_against_known-linear.png").is_file() and len(page.sources) == 3
+    plain = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert report.difference_table(grid_rows()) in plain and report.cost_table(times) in plain
+    assert "](map_against_known-linear.png)" in plain and str(tmp_path) not in plain
+    # Other times change the table of costs and nothing else.
+    checkpoint.write_json(tmp_path / "times.json", [{**line, "seconds": 9.0} for line in times])
+    again = report.make_report(tmp_path).read_text(encoding="utf-8")
+    assert again != text and again.partition("<h2>Cost</h2>")[0] == text.partition("<h2>Cost</h2>")[0]
+
+
+def test_a_sweep_tells_how_far_it_is(monkeypatch, capsys):
+    clock = iter([100.0, 110.0, 130.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    sweep = progress.Sweep(1000, 4)
+    sweep.add("linear, 10%, seed 1", 47.83, 9.6)
+    sweep.add("linear+role, 10%, seed 1", 51.0, 20.0)
+    lines = cells(capsys.readouterr().out)
+    assert lines[0] == ["cells", "method, share, seed", "mAP", "seconds", "gone", "left"]
+    assert lines[1] == ["5/1000", "linear, 10%, seed 1", "47.8", "10", "0:00:10", "2:45:50"]
+    assert lines[2] == ["6/1000", "linear+role, 10%, seed 1", "51.0", "20", "0:00:30", "4:08:30"]
+
+
+def test_the_peak_of_memory_is_of_what_was_watched(monkeypatch, tmp_path):
+    read = cost.watch_memory(torch.device("cpu"))
+    before = read()
+    if before is None:
+        pytest.skip("this system does not tell the peak")
+    block = torch.ones(2**24)  # 64 MiB
+    assert read() >= before + 48
+    del block
+    assert cost.watch_memory(torch.device("cpu"))() < before + 48
+    monkeypatch.setattr(cost, "_PROC", tmp_path / "none")
+    assert cost.watch_memory(torch.device("cpu"))() is None
+
+
+def test_trained_parameters_are_those_that_move():
+    layer = torch.nn.Linear(3, 2)
+    layer.bias.requires_grad_(False)
+    assert cost.trained_parameters(layer) == 6

@@ -27,8 +27,10 @@ from trm_losses.metrics import evaluate
 
 from . import ranks
 from .checkpoint import Checkpoint, tensor_digest, write_json
+from .cost import trained_parameters, watch_memory
 from .features import Features, cores
-from .methods import METHODS, TRM, ZERO_SHOT, Encode, Method, Setting
+from .grid import build_method
+from .methods import METHODS, TRM, ZERO_SHOT, Encode, Method, Setting, zero_shot_tokens
 from .presets import VARIANTS, Known, Preset
 from .profiling import profiled, recorded
 from .progress import say, without_bars
@@ -58,11 +60,19 @@ class Cell(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """A cell with its row of the table and the seconds its training took."""
+    """A cell with its row of the table, the seconds its training took, the peak of memory (see
+    :func:`~trm_pipeline.cost.watch_memory`) and the number of trained parameters."""
 
     cell: Cell
     row: Row
     seconds: float
+    peak_mib: float | None = None
+    parameters: int = 0
+
+    @property
+    def cost(self) -> dict[str, float | None]:
+        """A line of ``times.json``, beside the cell."""
+        return {"seconds": self.seconds, "peak_mib": self.peak_mib, "parameters": self.parameters}
 
 
 @dataclass(frozen=True)
@@ -107,14 +117,17 @@ def run_cell(data: Prepared, cell: Cell, args: argparse.Namespace) -> Finished:
     """Train and score a cell; whatever else it leaves behind is on disk before it counts as finished."""
     single = cell.known == "single"
     metrics: Mapping[str, float | None]
+    peak, parameters = None, 0
     if cell.method in ZERO_SHOT:
         metrics, seconds = _zero_shot(data, cell.method)
     else:
-        metrics, seconds = _trained(data, cell, args)
+        read_peak = watch_memory(data.device)
+        metrics, seconds, parameters = _trained(data, cell, args)
+        peak = read_peak()
     figures = {key: None if value is None else round(value, 3) for key, value in metrics.items()}
     expected = data.preset.expected_positives if single else None
     row: Row = {"method": cell.method, "known": cell.known, "seed": cell.seed, **figures, "expected_positives": expected}
-    return Finished(cell, row, round(seconds, 2))
+    return Finished(cell, row, round(seconds, 2), None if peak is None else round(peak, 1), parameters)
 
 
 def _zero_shot(data: Prepared, method: str) -> tuple[dict[str, float | None], float]:
@@ -131,8 +144,8 @@ def _zero_shot(data: Prepared, method: str) -> tuple[dict[str, float | None], fl
     return data.zero_shot[method]
 
 
-def _trained(data: Prepared, cell: Cell, args: argparse.Namespace) -> tuple[dict[str, float], float]:
-    """Metrics of a trained method and the seconds of training."""
+def _trained(data: Prepared, cell: Cell, args: argparse.Namespace) -> tuple[dict[str, float], float, int]:
+    """Metrics of a trained method, the seconds of training, and how many parameters it trained."""
     method, changes = VARIANTS.get(cell.method, (cell.method, {}))
     preset = dataclasses.replace(data.preset, **changes)  # type: ignore[arg-type]
     trained = train_cell(data, cell, args, method=method, preset=preset)
@@ -145,7 +158,7 @@ def _trained(data: Prepared, cell: Cell, args: argparse.Namespace) -> tuple[dict
         trained.method.head(text, data.class_names).save(args.output / f"{cell.name}.pt")
     if trained.trace:
         write_json(args.output / "pseudo" / f"{cell.name}.json", trained.trace)
-    return trained.metrics, trained.seconds
+    return trained.metrics, trained.seconds, trained_parameters(trained.method)
 
 
 def build(data: Prepared, cell: Cell, *, method: str, preset: Preset) -> tuple[Method, Tensor]:
@@ -154,8 +167,18 @@ def build(data: Prepared, cell: Cell, *, method: str, preset: Preset) -> tuple[M
     steps = preset.epochs * -(-len(data.features) // preset.batch_size)
     torch.manual_seed(cell.seed)
     single, samples = cell.known == "single", len(data.features)
-    setting = Setting(preset, data.text, data.names, data.logit_scale, steps, single=single, num_samples=samples)
-    return METHODS[method](setting), targets
+    setting = Setting(
+        preset,
+        data.text,
+        data.names,
+        data.logit_scale,
+        steps,
+        single=single,
+        num_samples=samples,
+        targets=targets,
+        similarities=lambda: score(partial(zero_shot_tokens, text=data.text), data.features, preset.batch_size),
+    )
+    return build_method(method, setting), targets
 
 
 def train_cell(data: Prepared, cell: Cell, args: argparse.Namespace, *, method: str, preset: Preset) -> Trained:

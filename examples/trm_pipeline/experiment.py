@@ -28,11 +28,12 @@ from .data.base import HELD_OUT, LabelledImages, Source, eval_transform, held_ou
 from .data.label_files import ENCODINGS, read_labels
 from .embedded import load_embedded
 from .features import CachedFeatures, Features, LiveFeatures, cache_features, cores, weights_digest
+from .grid import HEADS, NAMES, build_method, choose_methods
 from .methods import METHODS, ZERO_SHOT, Setting
 from .pictures import choose_images, collect_saliency
-from .presets import PRESETS, VARIANTS, Known, Preset, override
-from .progress import Scalars, say
-from .report import Row, ablation_rows, ablation_table, main_rows, make_report, markdown_table
+from .presets import LOSSES, PRESETS, VARIANTS, Known, Preset, override
+from .progress import Scalars, Sweep, say
+from .report import Row, ablation_rows, ablation_table, grid_tables, main_rows, make_report, markdown_table
 from .unseen import unseen_row, unseen_table
 
 __all__ = ["main", "parser", "run"]
@@ -76,8 +77,12 @@ def parser(source: Source = voc.SOURCE) -> argparse.ArgumentParser:
     p.add_argument("--known", type=known_argument, nargs="+", metavar="SHARE",
                    help="shares of known labels, above 0 to 1; 'single': one present label an image, nothing else; default: "
                    f"{' '.join(map(str, DEFAULT_KNOWN))}")  # fmt: skip
-    p.add_argument("--methods", nargs="+", default=list(DEFAULT_METHODS), choices=(*DEFAULT_METHODS, *VARIANTS),
-                   metavar="METHOD", help=f"any of {', '.join((*DEFAULT_METHODS, *VARIANTS))}")  # fmt: skip
+    p.add_argument("--methods", nargs="+", default=list(DEFAULT_METHODS), metavar="METHOD",
+                   help=f"any of {', '.join(name for name in NAMES if '+' not in name)}; a head with another method's loss, "
+                   f"such as linear+role (heads {', '.join(HEADS)}; losses {', '.join(LOSSES)}); or a pattern such as "
+                   "'linear+*'")  # fmt: skip
+    p.add_argument("--grid", action="store_true",
+                   help=f"also the {len(HEADS)} heads with their own loss and with each of the {len(LOSSES)} others")  # fmt: skip
     p.add_argument("--ablation", action="store_true",
                    help="also trm without one part each, and with each other rule for pseudo-labels")  # fmt: skip
     p.add_argument("--ablation-known", type=known_argument, nargs="+", metavar="SHARE", help="default: all of --known")
@@ -172,10 +177,13 @@ def check_arguments(args: argparse.Namespace, preset: Preset) -> None:
         raise ValueError("--unseen needs a matching with nothing learned for each class; give --set match_form=single")
     check_single(known, preset)
     # Words and numbers of the method are its parts' own to check; here with any texts, before anything is computed.
-    any_text = torch.ones(2, max(1, preset.num_heads))
+    chosen, any_text = choose_methods(args.methods, grid=args.grid), torch.ones(2, max(1, preset.num_heads))
     for single in {share == "single" for share in known}:
         setting = Setting(dataclasses.replace(preset, prompts="fixed"), any_text, None, 100.0, preset.epochs, single=single)
         METHODS["trm"](setting)
+        setting.targets, setting.similarities = torch.ones(2, 2), lambda: torch.ones(2, 2)
+        for loss in dict.fromkeys(name.partition("+")[2] for name in chosen if "+" in name):
+            build_method(f"text-pixel+{loss}", setting)
     if preset.single_negative_until not in ("end", "warmup"):
         raise ValueError(f"single_negative_until must be 'end' or 'warmup', got {preset.single_negative_until!r}")
     splits = chosen_splits(args, preset)
@@ -336,7 +344,7 @@ class Results:
     def __init__(self, output: Path, cells: Sequence[Cell]) -> None:
         self.output, self.cells = output, cells
         self.rows: dict[Cell, Row] = {}
-        self.seconds: dict[Cell, float] = {}
+        self.costs: dict[Cell, dict[str, float | None]] = {}
 
     def start(self, settings: dict[str, object], *, resume: bool) -> None:
         """Go on with what an interrupted run of the same settings left, or begin afresh."""
@@ -350,10 +358,11 @@ class Results:
                     f"--resume: {self.output} holds a run with other settings: {'; '.join(changed)}. Give those, or another "
                     "--output, or start afresh without --resume"
                 )
-            for name, column, into in (("times.json", "seconds", self.seconds), ("results.json", None, self.rows)):
+            for name, into in (("times.json", self.costs), ("results.json", self.rows)):
                 path = self.output / name
                 for row in read_json(path) if path.exists() else []:
-                    into[Cell(row["method"], row["known"], row["seed"])] = row[column] if column else row
+                    cell = Cell(row["method"], row["known"], row["seed"])
+                    into[cell] = row if into is self.rows else {key: row[key] for key in row if key not in Cell._fields}
             for cell in self.rows:
                 checkpoint_path(self.output, cell).unlink(missing_ok=True)
             return
@@ -366,10 +375,10 @@ class Results:
 
     def add(self, finished: Finished) -> None:
         """Write the row of a cell."""
-        self.rows[finished.cell], self.seconds[finished.cell] = finished.row, finished.seconds
+        self.rows[finished.cell], self.costs[finished.cell] = finished.row, finished.cost
         if not ranks.first():
             return
-        times = [{**cell._asdict(), "seconds": self.seconds[cell]} for cell in self.cells if cell in self.seconds]
+        times = [{**cell._asdict(), **self.costs[cell]} for cell in self.cells if cell in self.costs]
         write_json(self.output / "times.json", times)
         write_json(self.output / "results.json", self.ordered())
         checkpoint_path(self.output, finished.cell).unlink(missing_ok=True)
@@ -382,6 +391,7 @@ class Results:
 def run(args: argparse.Namespace) -> list[Row]:
     """Everything the command does; returns the rows it wrote."""
     started = time.perf_counter()
+    args.methods = choose_methods(args.methods, grid=args.grid)
     preset = choose_preset(args)
     check_arguments(args, preset)
     args.known = chosen_known(args)
@@ -421,9 +431,11 @@ def run(args: argparse.Namespace) -> list[Row]:
     todo = ranks.from_first([cell for cell in cells if cell not in results.rows])
     if len(todo) < len(cells):
         say(f"{len(cells) - len(todo)} of {len(cells)} rows are there already")
+    sweep = Sweep(len(cells), len(cells) - len(todo))
     with closing(run_cells(data, todo, args, prepare)) as finished:
         for cell in finished:
             results.add(cell)
+            sweep.add(cell.cell.label, cell.row["mAP"], cell.seconds)
 
     rows = results.ordered()
     apart = dict.fromkeys(cell._replace(method="trm") for cell in cells if args.unseen)
@@ -432,7 +444,11 @@ def run(args: argparse.Namespace) -> list[Row]:
         return rows
     where = f"{data.name}, {data.backbone.name} model"
     notes = [f"mAP (%) on the {chosen_splits(args, preset)[1]} images, last epoch of the averaged weights; {where}."]
-    say(f"\n{notes[0]}\n{markdown_table(main_rows(rows))}")
+    say(f"\n{notes[0]}")
+    if main := main_rows(rows):
+        say(markdown_table(main))
+    for heading, table in grid_tables(rows):
+        say(f"\n{heading}:\n{table}")
     if variants := ablation_rows(rows):
         say(f"\nDifference to trm on the same seeds:\n{ablation_table(variants)}")
     if unseen:

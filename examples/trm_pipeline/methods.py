@@ -32,7 +32,10 @@ from . import ranks
 from .features import Batch, Features
 from .presets import Preset, pseudo_schedule
 
-__all__ = ["METHODS", "ZERO_SHOT", "Encode", "Method", "Setting", "weak_negatives", "zero_shot_global", "zero_shot_tokens"]
+__all__ = [
+    "METHODS", "ZERO_SHOT", "Encode", "Method", "Setting", "pair_cosines", "weak_negatives", "zero_shot_global",
+    "zero_shot_tokens",
+]  # fmt: skip
 
 Encode = Callable[[Tensor | PromptEmbeddings | list[PromptEmbeddings]], Tensor]
 """The frozen text tower: what prompts give -> text (C, D)."""
@@ -51,8 +54,12 @@ class Setting:
         *,
         single: bool = False,
         num_samples: int = 1,
+        targets: Tensor | None = None,
+        similarities: Callable[[], Tensor] | None = None,
     ) -> None:
         self.num_samples = num_samples
+        # Labels (N, C) that are left, and the frozen model's cosines (N, C) with the training images, for losses of the grid.
+        self.targets, self.similarities = targets, similarities
         self.preset, self.text, self.names = preset, text, names
         self.logit_scale, self.total_steps = logit_scale, total_steps
         # With labels hidden at random the known ones tell it; with single positives they cannot.
@@ -98,6 +105,10 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def logits(self, batch: Batch, text: Tensor) -> Tensor:
         """(B, C)."""
+
+    def heads(self, batch: Batch, text: Tensor, targets: Tensor) -> tuple[list[tuple[float, Tensor]], dict[str, Tensor]]:
+        """Logits (B, C) that a loss of labels is taken of, each with its factor, and the terms beside that loss."""
+        return [(1.0, self.logits(batch, text))], {}
 
     @abstractmethod
     def groups(self, preset: Preset) -> list[dict[str, Any]]:
@@ -147,6 +158,13 @@ def zero_shot_tokens(batch: Batch, text: Tensor, sharpness: Tensor | float = 8.0
     """Cosines of the tokens, averaged with their own softmax over tokens."""
     cosines = F.normalize(batch.tokens, dim=-1) @ F.normalize(text, dim=-1).T  # (B, N, C)
     return (torch.softmax(sharpness * cosines, dim=1) * cosines).sum(dim=1)
+
+
+def pair_cosines(batch: Batch, text: Tensor, sharpness: Tensor) -> Tensor:
+    """Cosines of the tokens with the C positive texts less those with the C negative ones, weighted by the positive ones."""
+    similarity = F.normalize(batch.tokens, dim=-1) @ F.normalize(text, dim=-1).T  # (B, N, 2C)
+    positive, negative = similarity.chunk(2, dim=-1)
+    return (torch.softmax(sharpness * positive, dim=1) * (positive - negative)).sum(dim=1)
 
 
 ZERO_SHOT: dict[str, Callable[[Batch, Tensor], Tensor]] = {
@@ -270,6 +288,16 @@ class TextPixel(PromptPeer):
     def cosines(self, batch: Batch, text: Tensor) -> Tensor:
         return zero_shot_tokens(batch, text, self.log_sharpness.exp())
 
+    def class_features(self, batch: Batch, text: Tensor) -> Tensor:
+        """(B, C, D): the mean of the unit tokens by the weights of each class."""
+        tokens, rows = F.normalize(batch.tokens, dim=-1), F.normalize(text, dim=-1)
+        weights = torch.softmax(self.log_sharpness.exp() * tokens @ rows.T, dim=1)
+        return weights.transpose(1, 2) @ tokens
+
+    def classify(self, features: Tensor, text: Tensor) -> Tensor:
+        """Logits (B, C) of class features."""
+        return self.matching.scale * (features * F.normalize(text, dim=-1)).sum(dim=-1) - self.matching.bias
+
 
 class PromptPair(nn.Module):
     """Positive and negative prompts of every class."""
@@ -302,9 +330,7 @@ class DualCoOp(PromptPeer):
         self.log_sharpness = nn.Parameter(torch.tensor(preset.attention_scale).log())
 
     def cosines(self, batch: Batch, text: Tensor) -> Tensor:
-        similarity = F.normalize(batch.tokens, dim=-1) @ F.normalize(text, dim=-1).T  # (B, N, 2C)
-        positive, negative = similarity.chunk(2, dim=-1)
-        return (torch.softmax(self.log_sharpness.exp() * positive, dim=1) * (positive - negative)).sum(dim=1)
+        return pair_cosines(batch, text, self.log_sharpness.exp())
 
 
 class TRM(Method):
@@ -464,10 +490,20 @@ class TRM(Method):
             return 0.5 * (self._match(regions.query, text, negative) + self._match(regions.region, text, negative))
         return self._match(regions.query if self.scored == "query" else regions.region, text, negative)
 
+    def class_features(self, batch: Batch, text: Tensor) -> Tensor:
+        """(B, C, D): what is scored of the regions."""
+        regions = self.objective.pooler(self.tokens(batch), self.texts(text)[0])
+        return regions.region if self.scored == "region" else regions.query
+
+    def classify(self, features: Tensor, text: Tensor) -> Tensor:
+        """Logits (B, C) of class features."""
+        return self._match(features, *self.texts(text))
+
     def _match(self, features: Tensor, text: Tensor, negative: Tensor | None) -> Tensor:
         return self.objective.matching.logits(features, text, negative_text=negative)
 
-    def loss(self, batch: Batch, text: Tensor, targets: Tensor, weak_negative: float = 0.0) -> dict[str, Tensor]:
+    def _step(self, batch: Batch, text: Tensor, targets: Tensor) -> tuple[list[tuple[float, Tensor]], dict[str, Tensor]]:
+        """Logits with their factors, and all terms of the objective."""
         text, negative = self.texts(text)
         ids = batch.index.to(text.device)
         self._last = output = self.objective(
@@ -476,7 +512,15 @@ class TRM(Method):
         heads = [(1.0, output.logits)]
         if output.region_logits is not output.logits:
             heads.append((self.objective.lambda_region, output.region_logits))
-        return {**output.terms, **weak_negatives(targets, weak_negative, *heads)}
+        return heads, output.terms
+
+    def loss(self, batch: Batch, text: Tensor, targets: Tensor, weak_negative: float = 0.0) -> dict[str, Tensor]:
+        heads, terms = self._step(batch, text, targets)
+        return {**terms, **weak_negatives(targets, weak_negative, *heads)}
+
+    def heads(self, batch: Batch, text: Tensor, targets: Tensor) -> tuple[list[tuple[float, Tensor]], dict[str, Tensor]]:
+        heads, terms = self._step(batch, text, targets)
+        return heads, {name: term for name, term in terms.items() if not name.startswith("matching_")}
 
     @torch.no_grad()
     def _vote(self, batch: Batch) -> Tensor | None:

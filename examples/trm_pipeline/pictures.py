@@ -35,11 +35,12 @@ def _pyplot() -> Any:
 
 
 def _looks(methods: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Colour and line of each method: zero-shot gray and dotted, the others in nine colours, from the tenth on dashed."""
+    """Colour and line of each method: zero-shot gray and dotted, the others in nine colours, from the tenth on in other lines."""
     gray = [method for method in methods if method.startswith("zero-shot")]
     looks = {method: {"color": str(0.3 + 0.3 * (i % 2)), "ls": ":"} for i, method in enumerate(gray)}
     for i, method in enumerate(method for method in methods if method not in looks):
-        looks[method] = {"color": ("C0", "C1", "C2", "C3", "C4", "C5", "C6", "C8", "C9")[i % 9], "ls": "-" if i < 9 else "--"}
+        looks[method] = {"color": ("C0", "C1", "C2", "C3", "C4", "C5", "C6", "C8", "C9")[i % 9]}
+        looks[method]["ls"] = ("-", "--", "-.")[i // 9 % 3]
     return looks
 
 

@@ -29,6 +29,7 @@ from trm_losses import (
     TextRegionMatchingLoss,
 )
 from trm_losses.backbones import OpenClipBackbone
+from trm_losses.baselines._baseline import Baseline
 
 from . import training
 from .checkpoint import Checkpoint
@@ -36,6 +37,7 @@ from .features import Batch, Features
 from .methods import LinearProbe, Method, PromptPeer
 from .progress import say
 from .pseudo_trace import PseudoTrace
+from .wrapped import Wrapped
 
 __all__ = ["Part", "parts_of", "profiled", "recorded"]
 
@@ -259,13 +261,15 @@ def profiled(method: Method, features: Features, *, epochs: int, device: torch.d
     Steps of the last epoch are measured, when pseudo-labels and prototypes take part in full; all others are timed alone.
     """
     watch = _Watch(epochs - 1, device)
+    head = method.inner if isinstance(method, Wrapped) else method
     parts: list[tuple[str, Any, str]] = [
         ("image tower", OpenClipBackbone, "forward"),
         ("text", PromptLearner, "forward"),
         *(("pooling", RegionPooler, name) for name in ("forward", "prepare", "map_classes", "entries")),
-        *([("pooling", type(method), "cosines")] if isinstance(method, PromptPeer) else []),
+        *([("pooling", type(head), "cosines")] if isinstance(head, PromptPeer) else []),
         ("pooling", LinearProbe, "logits"),
         *(("matching", TextRegionMatchingLoss, name) for name in ("logits", "loss")),
+        ("matching", Baseline, "forward"),
         ("distillation", RegionDistillationLoss, "forward"),
         ("contrast", MultimodalContrastiveLoss, "forward"),
         *(("labeller", PseudoLabeler, name) for name in ("forward", "similarities", "update")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from threading import RLock
@@ -10,7 +11,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-__all__ = ["Scalars", "progress", "say", "without_bars", "without_words"]
+__all__ = ["Scalars", "Sweep", "progress", "say", "without_bars", "without_words"]
 
 T = TypeVar("T")
 
@@ -44,6 +45,34 @@ def say(line: str) -> None:
     if _words:
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
+
+
+class Sweep:
+    """A table that gets a line as each cell of a run ends: how many have, and how long the others may take.
+
+    Args:
+        total: cells of the run. done: those that an interrupted run left.
+    """
+
+    _line = "| {:>9} | {:<44} | {:>5} | {:>7} | {:>8} | {:>8} |"
+
+    def __init__(self, total: int, done: int = 0) -> None:
+        self.total, self.before, self.done = total, done, done
+        self.started = time.monotonic()
+
+    def add(self, label: str, value: float, seconds: float) -> None:
+        """The line of a cell; what is left is told from the mean of the cells of this run."""
+        if self.done == self.before:
+            say(self._line.format("cells", "method, share, seed", "mAP", "seconds", "gone", "left"))
+        self.done += 1
+        gone = time.monotonic() - self.started
+        left = gone / (self.done - self.before) * (self.total - self.done)
+        say(self._line.format(f"{self.done}/{self.total}", label, f"{value:.1f}", f"{seconds:.0f}", *map(_clock, (gone, left))))
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 class Scalars:

@@ -12,14 +12,15 @@ import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .pictures import SaliencyMaps, draw_map_against_known, draw_pseudo_quality, draw_saliency
 from .presets import VARIANTS, Known
+from .statistics_of_seeds import paired
 
 __all__ = [
-    "Row", "ablation_rows", "ablation_table", "draw_map_against_known", "main_rows", "make_report", "markdown_table",
-    "write_report",
+    "Row", "ablation_rows", "ablation_table", "cost_table", "difference_table", "draw_map_against_known", "grid_tables",
+    "main_rows", "make_report", "markdown_table", "write_report",
 ]  # fmt: skip
 
 Row = dict[str, Any]
@@ -39,8 +40,8 @@ def _replace(path: Path, content: str) -> None:
 
 
 def main_rows(rows: Sequence[Row]) -> list[Row]:
-    """Rows of the methods themselves, without the variants of an ablation."""
-    return [row for row in rows if row["method"] not in VARIANTS]
+    """Rows of the methods themselves, without the variants of an ablation and heads with another method's loss."""
+    return [row for row in rows if row["method"] not in VARIANTS and "+" not in row["method"]]
 
 
 def ablation_rows(rows: Sequence[Row], reference: str = "trm") -> list[Row]:
@@ -116,6 +117,58 @@ def _ablation(rows: Sequence[Row], reference: str, key: str) -> Table:
     return table
 
 
+def _grids(rows: Sequence[Row], key: str) -> list[tuple[str, Table]]:
+    """A heading and a table for each setting with a grid: losses down, heads across."""
+    pairs = [row for row in rows if "+" in row["method"]]
+    heads = list(dict.fromkeys(row["method"].partition("+")[0] for row in pairs))
+    losses = list(dict.fromkeys(row["method"].partition("+")[2] for row in pairs))
+    tables = []
+    for known in _settings(pairs):
+        body = [
+            [loss or "its own", *(_mean_sd(list(_by_seed(rows, f"{head}+{loss}" if loss else head, known, key).values()))
+                                  for head in heads)]
+            for loss in ("", *losses)
+        ]  # fmt: skip
+        tables.append((_heading(pairs, known), [["loss", *heads], *(line for line in body if any(line[1:]))]))
+    return tables
+
+
+def _compared(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """What is set against what: a head with another loss against the head, every other trained method against trm."""
+    names = _ordered(rows, "method")
+    pairs = [(name, name.partition("+")[0] if "+" in name else "trm") for name in names]
+    return [(name, other) for name, other in pairs if other in names and name != other and not name.startswith("zero-shot")]
+
+
+def _differences(rows: Sequence[Row], key: str) -> Table:
+    table = [["method", "against", "known", "seeds", "difference", "95% interval", "p (t)", "p (sign flips)"]]
+    for name, other in _compared(rows):
+        for known in _settings(rows):
+            first, second = (_by_seed(rows, method, known, key) for method in (name, other))
+            if len(both := [seed for seed in first if seed in second]) < 2:
+                continue
+            found = paired([first[seed] - second[seed] for seed in both])
+            interval = f"[{_signed(found.low)}, {_signed(found.high)}]"
+            table.append([name, other, _heading(rows, known), str(found.n), _signed(found.mean), interval,
+                          f"{found.t_p:.3f}", f"{found.flip_p:.3f}"])  # fmt: skip
+    return table
+
+
+def _costs(times: Sequence[Row]) -> Table:
+    table = [["method", "cells", "seconds a cell", "peak MiB", "trained parameters"]]
+    for method in _ordered(times, "method"):
+        own = [row for row in times if row["method"] == method]
+        peaks = [row["peak_mib"] for row in own if row.get("peak_mib") is not None]
+        parameters = {row["parameters"] for row in own if row.get("parameters") is not None}
+        table.append([method, str(len(own)), _mean_sd([row["seconds"] for row in own]),
+                      f"{max(peaks):.0f}" if peaks else "", ", ".join(f"{count:,}" for count in sorted(parameters))])  # fmt: skip
+    return table
+
+
+def _signed(value: float) -> str:
+    return _mean_sd([value], "+.1f")
+
+
 def _markdown(table: Table) -> str:
     widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
     lines = [
@@ -136,6 +189,25 @@ def markdown_table(rows: Sequence[Row], key: str = "mAP") -> str:
 def ablation_table(rows: Sequence[Row], reference: str = "trm", key: str = "mAP") -> str:
     """Variants down: their difference to ``reference`` on the same seeds, mean ± standard deviation of the differences."""
     return _markdown(_ablation(rows, reference, key))
+
+
+def grid_tables(rows: Sequence[Row], key: str = "mAP") -> list[tuple[str, str]]:
+    """A setting and its table of heads and losses, for each that has cells of the grid."""
+    return [(heading, _markdown(table)) for heading, table in _grids(rows, key)]
+
+
+def difference_table(rows: Sequence[Row], key: str = "mAP") -> str:
+    """Mean difference of paired seeds, its 95 % interval by t, and two-sided p of t and of all sign flips.
+
+    A head with another loss is set against the head, any other method against trm. Nothing is corrected for how many
+    comparisons there are.
+    """
+    return _markdown(_differences(rows, key))
+
+
+def cost_table(times: Sequence[Row]) -> str:
+    """Mean seconds of training, highest peak of memory and trained parameters of each method, out of ``times.json``."""
+    return _markdown(_costs(times))
 
 
 def _html_table(table: Table, caption: str, *, best: bool = False) -> str:
@@ -182,6 +254,65 @@ def _versions() -> str:
     return ", ".join([f"trm_losses {__version__}", *parts])
 
 
+class _Block(NamedTuple):
+    """Something under a heading: a table or a picture, with a caption; ``folded`` hides a long one on the page."""
+
+    caption: str
+    content: Table | Path
+    best: bool = False
+    folded: bool = False
+
+
+def _sections(rows: Sequence[Row], pictures: Sequence[tuple[Path, str]], times: Sequence[Row]) -> dict[str, list[_Block]]:
+    """What the page shows, by heading; headings without anything to show are left out."""
+    seeds = len(_ordered(rows, "seed"))
+    over = f", mean ± standard deviation of {seeds} seeds" if seeds > 1 else ""
+    found: dict[str, list[_Block]] = {"Results": [], "Losses under heads": [], "Ablation": [], "Differences": []}
+    if main := main_rows(rows):
+        caption = f"mAP (%) on the test images by share of known labels{over}; the highest mean in bold"
+        found["Results"].append(_Block(caption, _table(main, "mAP"), best=True))
+        if scored := [row for row in main if row.get("OF1") is not None]:
+            found["Results"].append(_Block(f"OF1 (%) at probability 0.5{over}", _table(scored, "OF1"), best=True))
+    for heading, table in _grids(rows, "mAP"):
+        of = " of the labels known" if heading.endswith("%") else ""
+        caption = f"{heading}{of}: mAP (%){over}; the highest mean of each head in bold"
+        found["Losses under heads"].append(_Block(caption, table, best=True))
+    if ablation := ablation_rows(rows):
+        caption = "mAP (%) of trm and the difference each variant makes to it on the same seeds"
+        caption += over and ", mean ± deviation of the differences"
+        found["Ablation"].append(_Block(caption, _ablation(ablation, "trm", "mAP")))
+    if len(differences := _differences(rows, "mAP")) > 1:
+        least = 2 / 2 ** max(int(line[3]) for line in differences[1:])
+        caption = (
+            "mAP: mean difference over the same seeds, its 95 % interval by Student's t, and two-sided p of t and of all sign "
+            f"flips, which cannot go below {least:g} with so few seeds. Read the intervals first; nothing is corrected for the "
+            "number of comparisons"
+        )
+        found["Differences"].append(_Block(caption, differences, folded=len(differences) > 30))
+    found["Pictures"] = [_Block(caption, path) for path, caption in pictures]
+    caption = (
+        "Seconds of training; the highest peak of memory, on cuda what torch allocated, elsewhere the resident peak of the "
+        "process, interpreter and cached features included; numbers that are trained. This table alone is measured, and differs "
+        "between equal runs"
+    )
+    found["Cost"] = [_Block(caption, _costs(times), folded=len(_ordered(times, "method")) > 30)] if times else []
+    return {heading: blocks for heading, blocks in found.items() if blocks}
+
+
+def _html_block(block: _Block) -> str:
+    if isinstance(block.content, Path):
+        data, text = base64.b64encode(block.content.read_bytes()).decode(), html.escape(block.caption)
+        return f'<figure><figcaption>{text}</figcaption><img alt="{text}" src="data:image/png;base64,{data}"></figure>'
+    table = _html_table(block.content, block.caption, best=block.best)
+    return f"<details><summary>{len(block.content) - 1} lines</summary>{table}</details>" if block.folded else table
+
+
+def _markdown_block(block: _Block) -> str:
+    if isinstance(block.content, Path):
+        return f"![{block.caption}]({block.content.name})\n\n{block.caption}"
+    return f"{block.caption}:\n\n{_markdown(block.content)}"
+
+
 def write_report(
     output: Path,
     rows: Sequence[Row],
@@ -191,46 +322,34 @@ def write_report(
     *,
     title: str = "Multi-label recognition with missing labels",
     settings: Mapping[str, Any] | None = None,
+    times: Sequence[Row] = (),
 ) -> Path:
-    """One page, ``report.html`` in the folder ``output``, that needs no other file and no network.
+    """One page, ``report.html`` in the folder ``output``, that needs no other file and no network, and ``report.md`` beside it.
 
     Args:
         rows: see :data:`Row`.
         command: what made them, as typed.
-        pictures: PNG files with a caption each, put into the page itself.
+        pictures: PNG files with a caption each, put into the page itself; ``report.md`` names them.
         notes: sentences under the title.
-        settings: shown folded at the end.
+        settings: shown folded at the end of the page.
+        times: what ``times.json`` holds.
 
-    The page holds nothing that changes between equal runs, such as the time.
+    But for the table of costs nothing here changes between equal runs.
     """
-    main, ablation = main_rows(rows), ablation_rows(rows)
+    sections = _sections(rows, pictures, times)
     parts = [f"<h1>{html.escape(title)}</h1>", *(f"<p>{html.escape(note)}</p>" for note in notes)]
     parts.append("<h2>Command</h2>")
     parts.append(f"<pre>{html.escape(command)}</pre>\n<p>{html.escape(_versions())}</p>")
-    seeds = len(_ordered(rows, "seed"))
-    over = f", mean ± standard deviation of {seeds} seeds" if seeds > 1 else ""
-    if main:
-        parts.append("<h2>Results</h2>")
-        caption = f"mAP (%) on the test images by share of known labels{over}; the highest mean in bold"
-        parts.append(_html_table(_table(main, "mAP"), caption, best=True))
-        if any(row.get("OF1") is not None for row in main):
-            scored = [row for row in main if row.get("OF1") is not None]
-            parts.append(_html_table(_table(scored, "OF1"), f"OF1 (%) at probability 0.5{over}", best=True))
-    if ablation:
-        caption = "mAP (%) of trm and the difference each variant makes to it on the same seeds"
-        parts.append("<h2>Ablation</h2>")
-        parts.append(_html_table(_ablation(ablation, "trm", "mAP"), caption + (over and ", mean ± deviation of the differences")))
-    if pictures:
-        parts.append("<h2>Pictures</h2>")
-    for path, caption in pictures:
-        data = base64.b64encode(path.read_bytes()).decode()
-        text = html.escape(caption)
-        parts.append(f'<figure><figcaption>{text}</figcaption><img alt="{text}" src="data:image/png;base64,{data}"></figure>')
+    plain = [f"# {title}", *notes, "## Command", f"```\n{command}\n```", _versions()]
+    for heading, blocks in sections.items():
+        parts += [f"<h2>{heading}</h2>", *map(_html_block, blocks)]
+        plain += [f"## {heading}", *map(_markdown_block, blocks)]
     if settings:
         content = html.escape(json.dumps(settings, indent=1, default=str))
         parts.append(f"<details><summary>Settings</summary><pre>{content}</pre></details>")
     page = "\n".join(parts)
     head = f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+    _replace(output / "report.md", "\n\n".join(plain) + "\n")
     _replace(output / "report.html", f"{head}\n<style>{_STYLE}</style></head>\n<body>\n{page}\n</body></html>\n")
     return output / "report.html"
 
@@ -252,8 +371,8 @@ def _trace_groups(folder: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
 def make_report(output: Path, *, command: str | None = None, data: str | None = None, notes: Sequence[str] | None = None) -> Path:
     """Draw every picture an output folder has the results for, and write its page; returns the page.
 
-    Read are ``results.json``, and where they are there ``run.json`` (settings), ``pseudo/*.json`` (traces of pseudo-labels)
-    and ``saliency*.npz`` (see :class:`~trm_pipeline.pictures.SaliencyMaps`).
+    Read are ``results.json``, and where they are there ``run.json`` (settings), ``times.json`` (costs), ``pseudo/*.json``
+    (traces of pseudo-labels) and ``saliency*.npz`` (see :class:`~trm_pipeline.pictures.SaliencyMaps`).
 
     Args:
         command: what made the results, as typed.
@@ -266,8 +385,9 @@ def make_report(output: Path, *, command: str | None = None, data: str | None = 
     if not results.is_file():
         raise FileNotFoundError(f"{results} not found: the folder must be the --output of reproduce_voc.py")
     rows: list[Row] = json.loads(results.read_text())
-    kept, settings = (
-        json.loads(file.read_text()) if (file := output / name).is_file() else {} for name in ("report.json", "run.json")
+    kept, settings, times = (
+        json.loads(file.read_text()) if (file := output / name).is_file() else {}
+        for name in ("report.json", "run.json", "times.json")
     )
     given = {"command": command, "data": data, "notes": None if notes is None else list(notes)}
     kept |= {key: value for key, value in given.items() if value is not None}
@@ -278,6 +398,10 @@ def make_report(output: Path, *, command: str | None = None, data: str | None = 
     if main := main_rows(rows):
         draw_map_against_known(output / "map_against_known.png", main, title)
         pictures.append((output / "map_against_known.png", "mAP against the share of known labels; bars: one deviation"))
+    for head in dict.fromkeys(row["method"].partition("+")[0] for row in rows if "+" in row["method"]):
+        path = output / f"map_against_known-{head}.png"
+        draw_map_against_known(path, [row for row in rows if row["method"].partition("+")[0] == head], title)
+        pictures.append((path, f"The same for {head} with its own loss and with those of other methods"))
     for file in sorted(output.glob("saliency*.npz")):
         draw_saliency(file.with_suffix(".png"), SaliencyMaps.load(file))
         pictures.append((file.with_suffix(".png"), f"Region saliency with the score of the class, beside zero-shot: {file.stem}"))
@@ -285,4 +409,6 @@ def make_report(output: Path, *, command: str | None = None, data: str | None = 
         draw_pseudo_quality(path := output / f"pseudo_labels-{name}.png", traces)
         pictures.append((path, f"Pseudo-labels of {name} against the hidden truth, which training never sees"))
     command = kept.get("command", "(not recorded)")
-    return write_report(output, rows, command, pictures, kept.get("notes", ()), title=title, settings=settings)
+    return write_report(
+        output, rows, command, pictures, kept.get("notes", ()), title=title, settings=settings, times=list(times)
+    )

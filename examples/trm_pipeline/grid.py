@@ -1,0 +1,179 @@
+"""Losses of the field under heads of the pipeline: each pair is a method of its own, named ``head+loss``."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from trm_losses.baselines import (
+    AssumeNegativeLoss,
+    EMAPLLoss,
+    EMLoss,
+    EPRLoss,
+    HillLoss,
+    LargeLoss,
+    PartialASLLoss,
+    PartialBCELoss,
+    ROLELoss,
+    SPLCLoss,
+    VLPLLoss,
+    WeakAssumeNegativeLoss,
+)
+
+from .features import Batch, Features
+from .methods import METHODS, ZERO_SHOT, Encode, Method, Setting, weak_negatives
+from .peers.positive_coop import PositiveCoOp
+from .peers.sarb import SARB
+from .peers.scpnet import SCPNet
+from .peers.sst import SST
+from .presets import LOSSES, VARIANTS, Preset
+from .wrapped import Wrapped, class_prior, expected_positives
+
+__all__ = ["ALONE", "GRID", "HEADS", "NAMES", "WithLoss", "build_method", "choose_methods"]
+
+HEADS = ("linear", "text-image", "text-pixel", "trm-region", "trm-query")
+"""Methods of which each loss of labels can be had."""
+
+
+class WithLoss(Wrapped):
+    r"""A head whose loss of known labels gives way to one of :mod:`trm_losses.baselines`.
+
+    .. math:: L = \sum_h f_h\, C\, L_\text{mean}(\ell^h, y) + \text{the head's other terms}
+
+    :math:`L_\text{mean}` runs over all B * C entries, as published, and C times that, the sum over the classes of an image, has
+    the size of the head's own loss where all labels are known; h are the logits that the head trains, with their factors f.
+    Losses that were published as sums are divided by the images of the batch, which is the same. What the loss keeps of the
+    training images is of the first logits.
+
+    Args:
+        weak: whether :func:`~trm_pipeline.methods.weak_negatives` of single positives join, for a loss that says nothing of
+            unknown labels; with another they would say it twice.
+    """
+
+    def __init__(self, inner: Method, name: str, loss: Any, epochs: int, *, weak: bool) -> None:
+        super().__init__(inner)
+        self.name, self.labels, self.epochs, self.weak = name, loss, epochs, weak
+        self._last: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def loss(self, batch: Batch, text: Tensor, targets: Tensor, weak_negative: float = 0.0) -> dict[str, Tensor]:
+        heads, others = self.inner.heads(batch, text, targets)
+        ids = batch.index.to(text.device)
+        classes = targets.shape[1]
+        total = sum(factor * classes * self.labels(logits, targets, ids=ids) for factor, logits in heads)
+        self._last = heads[0][1].detach(), targets, ids
+        return {self.name: total, **others, **weak_negatives(targets, weak_negative if self.weak else 0.0, *heads)}
+
+    def groups(self, preset: Preset) -> list[dict[str, Any]]:
+        groups = super().groups(preset)
+        if isinstance(self.labels, ROLELoss):  # the last group, at the head's rate
+            groups[-1]["lr"] *= preset.losses["role"]["rate"]
+        return groups
+
+    def before_epoch(self, epoch: int, features: Features, targets: Tensor, average: Method, encode: Encode) -> None:
+        super().before_epoch(epoch, features, targets, average, encode)
+        self.labels.begin_epoch(epoch, self.epochs)
+
+    def after_step(self) -> None:
+        super().after_step()
+        if self._last is not None:
+            logits, targets, ids = self._last
+            self.labels.update(logits, targets, ids=ids)
+            self._last = None
+
+
+def _epoch_of(share: float, epochs: int) -> int:
+    """The first epoch, counted from 0, that begins at this share of the training or after it."""
+    return math.ceil(share * epochs - 1e-9)
+
+
+def _splc(setting: Setting, targets: Tensor, start: float, **options: float) -> SPLCLoss:
+    return SPLCLoss(start=_epoch_of(start, setting.preset.epochs), reduction="mean", **options)
+
+
+def _partial_asl(policy: Any) -> Callable[..., PartialASLLoss]:
+    def make(setting: Setting, targets: Tensor, **options: Any) -> PartialASLLoss:
+        prior = {"prior": class_prior(setting, targets)} if policy == "selective" else {}
+        return PartialASLLoss(setting.num_classes, policy=policy, reduction="mean", **prior, **options)
+
+    return make
+
+
+def _vlpl(setting: Setting, targets: Tensor, temperature: float, **options: float) -> VLPLLoss:
+    if setting.similarities is None:
+        raise ValueError("vlpl needs the frozen model's similarities with the training images")
+    # Published for CLIP, whose own logit scale is 100: the same sharpness relative to the scale of another model.
+    return VLPLLoss(setting.similarities(), temperature=100 * temperature / setting.logit_scale, **options)
+
+
+_MAKE: dict[str, Callable[..., Any]] = {
+    "an": lambda setting, targets: AssumeNegativeLoss(),
+    "an-ls": lambda setting, targets, **options: AssumeNegativeLoss(**options),
+    "wan": lambda setting, targets: WeakAssumeNegativeLoss(),
+    "epr": lambda setting, targets: EPRLoss(expected_positives(setting, targets)),
+    "role": lambda setting, targets, rate: ROLELoss(targets, expected_positives(setting, targets)),
+    "em": lambda setting, targets, **options: EMLoss(**options),
+    "em-apl": lambda setting, targets, **options: EMAPLLoss(len(targets), setting.num_classes, **options),
+    "ll-r": lambda setting, targets, **options: LargeLoss(scheme="reject", **options),
+    "ll-ct": lambda setting, targets, **options: LargeLoss(scheme="correct", **options),
+    "ll-cp": lambda setting, targets, **options: LargeLoss(
+        scheme="correct_permanently", num_samples=len(targets), num_classes=setting.num_classes, **options
+    ),
+    "splc": _splc,
+    "hill": lambda setting, targets, **options: HillLoss(reduction="mean", **options),
+    "partial-bce": lambda setting, targets, **options: PartialBCELoss(**options),
+    "pasl-ignore": _partial_asl("ignore"),
+    "pasl-negative": _partial_asl("negative"),
+    "pasl-selective": _partial_asl("selective"),
+    "vlpl": _vlpl,
+}
+_KNOWN_ALONE = ("partial-bce", "pasl-ignore")
+
+# Methods that change more than the loss, and the heads that have what they change.
+_PEERS: dict[str, tuple[Callable[[Method, Setting], Method], Sequence[str]]] = {
+    "scpnet": (SCPNet, HEADS),
+    "sst": (SST, ("text-pixel", "trm-region")),
+    "sarb": (SARB, ("text-pixel", "trm-region")),
+}
+
+ALONE: dict[str, Callable[[Setting], Method]] = {"positive-coop": PositiveCoOp}
+"""Methods that have a head of their own and are trained where they are asked for."""
+
+GRID = tuple(
+    f"{head}+{loss}" for head in HEADS for loss in LOSSES if loss in _MAKE or head in _PEERS[loss][1]
+)  # fmt: skip
+"""Every head with every loss but its own, which the head's name alone stands for."""
+
+NAMES = (*ZERO_SHOT, *METHODS, *ALONE, *VARIANTS, *GRID)
+"""All that ``--methods`` knows."""
+
+
+def build_method(name: str, setting: Setting) -> Method:
+    """A method at its start."""
+    head, plus, loss = name.partition("+")
+    inner = (METHODS | ALONE)[head](setting)
+    if not plus:
+        return inner
+    if loss in _PEERS:
+        return _PEERS[loss][0](inner, setting)
+    if setting.targets is None:
+        raise ValueError(f"{name} needs the labels of the training images")
+    made = _MAKE[loss](setting, setting.targets, **setting.preset.losses.get(loss, {}))
+    return WithLoss(inner, loss, made, setting.preset.epochs, weak=loss in _KNOWN_ALONE)
+
+
+def choose_methods(patterns: Sequence[str], *, grid: bool = False) -> list[str]:
+    """The methods that names and patterns such as ``linear+*`` mean, each once; with ``grid`` also all heads and pairs."""
+    chosen: list[str] = []
+    for pattern in patterns:
+        found = [pattern] if pattern in NAMES else fnmatch.filter(NAMES, pattern)
+        if not found:
+            raise ValueError(
+                f"--methods: {pattern!r} is none of {', '.join(name for name in NAMES if '+' not in name)}, nor HEAD+LOSS "
+                f"with a head of {', '.join(HEADS)} and a loss of {', '.join(LOSSES)}"
+            )
+        chosen += found
+    return list(dict.fromkeys([*chosen, *((*HEADS, *ALONE, *GRID) if grid else ())]))

@@ -1,0 +1,1 @@
+"""Methods of the field that change more of a head than its loss, one a file."""
