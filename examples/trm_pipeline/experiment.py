@@ -28,7 +28,7 @@ from .data.base import HELD_OUT, LabelledImages, Source, eval_transform, held_ou
 from .data.label_files import ENCODINGS, read_labels
 from .embedded import load_embedded
 from .features import CachedFeatures, Features, LiveFeatures, cache_features, cores, weights_digest
-from .grid import HEADS, NAMES, build_method, choose_methods
+from .grid import HEADS, NAMES, PEERS, build_method, choose_methods
 from .methods import METHODS, ZERO_SHOT, Setting
 from .pictures import choose_images, collect_saliency
 from .presets import LOSSES, PRESETS, VARIANTS, Known, Preset, override
@@ -165,6 +165,9 @@ def check_arguments(args: argparse.Namespace, preset: Preset) -> None:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if args.jobs > 1 and ranks.launched() > 1:
         raise ValueError(f"--jobs must be 1 under torchrun, whose processes train each cell together; got {args.jobs}")
+    chosen = choose_methods(args.methods, grid=args.grid)
+    if ranks.launched() > 1 and (alone := [name for name in chosen if name.partition("+")[2] in PEERS]):
+        raise ValueError(f"--methods: {alone[0]} is trained by one process, not under torchrun")
     if not 0 <= args.unseen < classes - 1:
         raise ValueError(f"--unseen must leave two classes of {classes} to train on, got {args.unseen}")
     if args.unseen and preset.query == "free":
@@ -177,7 +180,7 @@ def check_arguments(args: argparse.Namespace, preset: Preset) -> None:
         raise ValueError("--unseen needs a matching with nothing learned for each class; give --set match_form=single")
     check_single(known, preset)
     # Words and numbers of the method are its parts' own to check; here with any texts, before anything is computed.
-    chosen, any_text = choose_methods(args.methods, grid=args.grid), torch.ones(2, max(1, preset.num_heads))
+    any_text = torch.ones(2, max(1, preset.num_heads))
     for single in {share == "single" for share in known}:
         setting = Setting(dataclasses.replace(preset, prompts="fixed"), any_text, None, 100.0, preset.epochs, single=single)
         METHODS["trm"](setting)

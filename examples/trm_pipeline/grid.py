@@ -33,7 +33,7 @@ from .peers.sst import SST
 from .presets import LOSSES, VARIANTS, Preset
 from .wrapped import Wrapped, class_prior, expected_positives
 
-__all__ = ["ALONE", "GRID", "HEADS", "NAMES", "WithLoss", "build_method", "choose_methods"]
+__all__ = ["ALONE", "GRID", "HEADS", "NAMES", "PEERS", "WithLoss", "build_method", "choose_methods"]
 
 HEADS = ("linear", "text-image", "text-pixel", "trm-region", "trm-query")
 """Methods of which each loss of labels can be had."""
@@ -90,7 +90,7 @@ def _epoch_of(share: float, epochs: int) -> int:
     return math.ceil(share * epochs - 1e-9)
 
 
-def _splc(setting: Setting, targets: Tensor, start: float, **options: float) -> SPLCLoss:
+def _splc(setting: Setting, targets: Tensor, start: float, **options: Any) -> SPLCLoss:
     return SPLCLoss(start=_epoch_of(start, setting.preset.epochs), reduction="mean", **options)
 
 
@@ -102,7 +102,7 @@ def _partial_asl(policy: Any) -> Callable[..., PartialASLLoss]:
     return make
 
 
-def _vlpl(setting: Setting, targets: Tensor, temperature: float, **options: float) -> VLPLLoss:
+def _vlpl(setting: Setting, targets: Tensor, temperature: float, **options: Any) -> VLPLLoss:
     if setting.similarities is None:
         raise ValueError("vlpl needs the frozen model's similarities with the training images")
     # Published for CLIP, whose own logit scale is 100: the same sharpness relative to the scale of another model.
@@ -110,11 +110,11 @@ def _vlpl(setting: Setting, targets: Tensor, temperature: float, **options: floa
 
 
 _MAKE: dict[str, Callable[..., Any]] = {
-    "an": lambda setting, targets: AssumeNegativeLoss(),
+    "an": lambda setting, targets, **options: AssumeNegativeLoss(**options),
     "an-ls": lambda setting, targets, **options: AssumeNegativeLoss(**options),
-    "wan": lambda setting, targets: WeakAssumeNegativeLoss(),
-    "epr": lambda setting, targets: EPRLoss(expected_positives(setting, targets)),
-    "role": lambda setting, targets, rate: ROLELoss(targets, expected_positives(setting, targets)),
+    "wan": lambda setting, targets, **options: WeakAssumeNegativeLoss(**options),
+    "epr": lambda setting, targets, **options: EPRLoss(expected_positives(setting, targets), **options),
+    "role": lambda setting, targets, rate, **options: ROLELoss(targets, expected_positives(setting, targets), **options),
     "em": lambda setting, targets, **options: EMLoss(**options),
     "em-apl": lambda setting, targets, **options: EMAPLLoss(len(targets), setting.num_classes, **options),
     "ll-r": lambda setting, targets, **options: LargeLoss(scheme="reject", **options),
@@ -132,18 +132,19 @@ _MAKE: dict[str, Callable[..., Any]] = {
 }
 _KNOWN_ALONE = ("partial-bce", "pasl-ignore")
 
-# Methods that change more than the loss, and the heads that have what they change.
-_PEERS: dict[str, tuple[Callable[[Method, Setting], Method], Sequence[str]]] = {
+PEERS: dict[str, tuple[Callable[[Method, Setting], Method], Sequence[str]]] = {
     "scpnet": (SCPNet, HEADS),
     "sst": (SST, ("text-pixel", "trm-region")),
     "sarb": (SARB, ("text-pixel", "trm-region")),
 }
 
+"""Methods that change more than the loss, and the heads that have what they change; one process trains them."""
+
 ALONE: dict[str, Callable[[Setting], Method]] = {"positive-coop": PositiveCoOp}
 """Methods that have a head of their own and are trained where they are asked for."""
 
 GRID = tuple(
-    f"{head}+{loss}" for head in HEADS for loss in LOSSES if loss in _MAKE or head in _PEERS[loss][1]
+    f"{head}+{loss}" for head in HEADS for loss in LOSSES if loss in _MAKE or head in PEERS[loss][1]
 )  # fmt: skip
 """Every head with every loss but its own, which the head's name alone stands for."""
 
@@ -157,11 +158,11 @@ def build_method(name: str, setting: Setting) -> Method:
     inner = (METHODS | ALONE)[head](setting)
     if not plus:
         return inner
-    if loss in _PEERS:
-        return _PEERS[loss][0](inner, setting)
+    if loss in PEERS:
+        return PEERS[loss][0](inner, setting)
     if setting.targets is None:
         raise ValueError(f"{name} needs the labels of the training images")
-    made = _MAKE[loss](setting, setting.targets, **setting.preset.losses.get(loss, {}))
+    made = _MAKE[loss](setting, setting.targets, distributed=True, **setting.preset.losses.get(loss, {}))
     return WithLoss(inner, loss, made, setting.preset.epochs, weak=loss in _KNOWN_ALONE)
 
 
