@@ -182,7 +182,7 @@ def gradients(rank: int | None, loss: str, split: str, world: int) -> tuple[Tens
     """Loss, gradient of this rank's features, gradients of what ranks share; rank None: one process, the joined batch."""
     batch = {key: x[part(rank, split, world)] for key, x in joined(loss, split, world).items()}
     batch["features"] = batch["features"].clone().requires_grad_(rank not in SPLITS[split].frozen)
-    text = normal(CLASSES, WIDTH, seed=47).requires_grad_()
+    text = text_of_classes()
     module = build(loss, distributed=rank is not None and group_of(world))
     value = compute(loss, module, batch, text)
     if value.requires_grad:
@@ -240,6 +240,30 @@ def test_blocks_of_rows_on_ranks(pools: Callable[[int], Pool], loss: str, split:
     value, features, _ = gradients(None, loss, split, world)
     assert features is not None
     compare(ranks, value, features, split, world)
+
+
+def compiled(rank: int, loss: str) -> bool:
+    """Whether the compiled loss and its gradient are those of the plain one."""
+    found = []
+    for compile_it in (False, True):
+        torch._dynamo.reset()
+        batch = {key: x[part(rank, "unequal", 2)] for key, x in joined(loss, "unequal", 2).items()}
+        batch["features"].requires_grad_()
+        module = build(loss, distributed=True)
+        value = compute(loss, torch.compile(module, backend="aot_eager") if compile_it else module, batch, text_of_classes())
+        value.backward()
+        found.append((value.detach(), batch["features"].grad))
+    return all(torch.allclose(a, b, rtol=1e-10) for a, b in zip(*found, strict=True))
+
+
+def text_of_classes() -> Tensor:
+    return normal(CLASSES, WIDTH, seed=47).requires_grad_()
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("loss", ["contrast", "images", "objective", "large loss, reject"])
+def test_compiled_on_ranks(pool: Pool, loss: str) -> None:
+    assert pool.run(compiled, loss) == [True, True]
 
 
 def without_backward(rank: int, loss: str, absent: str) -> Tensor | None:

@@ -261,7 +261,7 @@ def children(pid: int) -> list[int]:
     return sorted(int(child) for child, parent, what in rows if int(parent) == pid and "reproduce_voc" in what)
 
 
-ARGUMENTS = ("--methods", "zero-shot-tokens", "linear", "trm", "--epochs", "8", "--set", "batch_size=13")
+ARGUMENTS = ("--methods", "zero-shot-tokens", "linear", "trm", "--epochs", "8", "--set", "batch_size=13", "dropout=0")
 
 
 @pytest.fixture(scope="session")
@@ -287,11 +287,11 @@ def test_torchrun_gives_the_table_of_one_process(unbroken: tuple[Path, str], dra
         for a, b in zip(two, one, strict=True):
             assert a.keys() == b.keys()
             for key, value in b.items():
-                assert a[key] == (pytest.approx(value, abs=1.0) if isinstance(value, float) else value), key
+                assert a[key] == (pytest.approx(value, abs=0.3) if isinstance(value, float) else value), key
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize(("how", "limit"), [(signal.SIGKILL, 60), (signal.SIGSTOP, 120)])
+@pytest.mark.parametrize(("how", "limit"), [(signal.SIGKILL, 60), (signal.SIGSTOP, 150)])
 def test_a_rank_that_dies_or_hangs_ends_the_run(
     how: signal.Signals, limit: float, unbroken: tuple[Path, str], drawn: Path, tmp_path: Path
 ) -> None:

@@ -76,6 +76,12 @@ def gather_rows(rows: Tensor, group: dist.ProcessGroup | None) -> Joined:
     """Rows (n, ...) of all ranks, of which there may be different numbers; with one process ``rows`` themselves."""
     if group is None:
         return Joined(rows, torch.ones(rows.shape[0], dtype=torch.bool, device=rows.device), 0)
+    joined: Joined = _gather(rows, group)
+    return joined
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # how many rows there are is known when it runs
+def _gather(rows: Tensor, group: dist.ProcessGroup) -> Joined:
     rank, world = dist.get_rank(group), dist.get_world_size(group)
     # In the same message: whether the rows learn. Where those of any rank do, each rank owes it a gradient.
     sizes = torch.zeros(world, 2, dtype=torch.int64, device=rows.device)

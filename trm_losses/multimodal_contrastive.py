@@ -13,6 +13,10 @@ from ._entries import check_regions
 
 __all__ = ["MultimodalContrastiveLoss"]
 
+# Over ranks gradients are asked for in the forward pass, which compiled code cannot give.
+_over_ranks = torch.compiler.disable(TF.multimodal_contrastive)  # type: ignore[no-untyped-call]
+_by_label_over_ranks = torch.compiler.disable(TF.multi_label_contrastive)  # type: ignore[no-untyped-call]
+
 
 class _Projection(nn.Module):
     """Two layers, D -> D -> ``out_dim``, for unit vectors of any leading shape."""
@@ -183,7 +187,9 @@ class MultimodalContrastiveLoss(nn.Module):
                     check_finite(dims.owner, name, value)
             if memory is not None:
                 check_finite(dims.owner, "memory.features", memory.features)
-        return TF.multimodal_contrastive(
+        group = resolve_group(self.distributed)
+        contrast = TF.multimodal_contrastive if group is None else _over_ranks
+        return contrast(
             regions,
             text,
             targets,
@@ -200,7 +206,7 @@ class MultimodalContrastiveLoss(nn.Module):
             absent_negatives=self.absent_negatives,
             project=self.head,
             only=[key for key, alpha in self.alphas.items() if alpha],
-            group=resolve_group(self.distributed),
+            group=group,
         )
 
     def _by_label(self, features: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
@@ -215,14 +221,16 @@ class MultimodalContrastiveLoss(nn.Module):
             check_finite(dims.owner, "regions", features)
             if weights is not None:
                 check_finite(dims.owner, "weights", torch.where(targets >= self.anchor_threshold, weights, 0.0))
-        return self.alphas["region_region"] * TF.multi_label_contrastive(
+        group = resolve_group(self.distributed)
+        contrast = TF.multi_label_contrastive if group is None else _by_label_over_ranks
+        return self.alphas["region_region"] * contrast(
             features,
             targets,
             weights=weights,
             temperature=self.temperature_region,
             anchor_threshold=self.anchor_threshold,
             project=self.head,
-            group=resolve_group(self.distributed),
+            group=group,
         )
 
     def forward(

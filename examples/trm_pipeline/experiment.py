@@ -492,17 +492,17 @@ def main(argv: Sequence[str] | None = None, source: Source = voc.SOURCE) -> None
         # One that comes from a process that reads images brings its traceback along; the error itself is the last line.
         line = str(error).strip().splitlines()[-1:] if str(error).startswith("Caught ") else [str(error)]
         raise SystemExit(f"error: {''.join(line).removeprefix(f'{type(error).__name__}: ')}") from error
+    except BrokenExecutor as error:
+        raise SystemExit(
+            "error: a process of --jobs was ended from outside, perhaps for want of memory; the same command with --resume "
+            "and fewer jobs goes on from here"
+        ) from error
     except RuntimeError as error:
         if not ranks.lost(error):
             raise
         raise SystemExit(
             f"error: another process than {ranks.rank()} of {ranks.world()} has ended or does not answer; the same command with "
             "--resume goes on from here"
-        ) from error
-    except BrokenExecutor as error:
-        raise SystemExit(
-            "error: a process of --jobs was ended from outside, perhaps for want of memory; the same command with --resume "
-            "and fewer jobs goes on from here"
         ) from error
     except KeyboardInterrupt:
         raise SystemExit("interrupted; the same command with --resume goes on from here") from None
