@@ -231,6 +231,8 @@ class TRMObjective(PerClassState):
         dims = Dims(type(self).__name__, C=self.pooler.num_classes)
         dims.check("targets", targets, "B C", floating=False)
         dims.check("text", text, "C D", hint="one row for each class of num_classes")
+        if negative_text is not None:
+            dims.check("negative_text", negative_text, "C D")
         memory = None if self.bank is None else self.bank.memory
         if ids is not None:
             dims.check("ids", ids, "B", floating=False)
@@ -245,8 +247,6 @@ class TRMObjective(PerClassState):
             found = self._measure(regions, text, negative_text)
             features = compared = self._features(regions)
         else:
-            if negative_text is not None:
-                dims.check("negative_text", negative_text, "C D")
             found = self._measure_chunks(prepared, text, negative_text)
             compared = TF.Similarities(*(found[key] for key in TF.Similarities._fields)) if self.labeler is not None else None
         logits = found["query"] - self.matching.bias
