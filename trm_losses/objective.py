@@ -85,8 +85,9 @@ class TRMObjective(nn.Module):
             and each chunk is computed again in the backward pass. Loss and gradients are the same; with dropout, contrast
             and prototypes have a draw of their own. None (default) takes all; ``"auto"`` all while the pooler's widest
             values stay below 512 MiB, and what :func:`trm_losses.region_pooler.plan_classes` says beyond that, or without a query
-            head: its :class:`~trm_losses.region_pooler.Plan` may be given too. Compiled code, and regions that are given, always
-            take all. With ``absent_negatives``, or a bank's ``absent``, the regions of all known absent entries are held
+            head: its :class:`~trm_losses.region_pooler.Plan` may be given too, with chunks that ``keep`` their products, some 6 D
+            numbers for each entry, in the time of all classes at once. Compiled code, and regions that are given, always take
+            all. With ``absent_negatives``, or a bank's ``absent``, the regions of all known absent entries are held
             nevertheless, with ``overlap`` all saliency maps. Where the positives are is asked of the device once a step. Time
             grows with the classes, but for the labeller's prototype and quantile rules and the contrast of texts with
             prototypes, which compare with the prototypes of all classes seen.
