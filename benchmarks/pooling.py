@@ -2,13 +2,15 @@
 
     python benchmarks/pooling.py --sizes full --rounds 9 --only "pool and match"
 
-Sizes read images x classes x tokens x width. Before a pair is timed our side is compared with the equation written out.
+Sizes read images x classes x tokens x width. Before a pair is timed our side is compared with the equation written out, in
+value and in gradient.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +18,9 @@ from losses import Pair, arguments, backward, labels, report
 from torch import Tensor, nn
 
 from trm_losses import RegionPooler, Regions, TextRegionMatchingLoss, TRMHead, TRMObjective
-from trm_losses.region_pooler import class_chunk
+from trm_losses import functional as TF
+from trm_losses.labels import sample_classes
+from trm_losses.region_pooler import Plan, class_chunk, plan_classes
 
 Size = tuple[int, int, int, int]
 
@@ -25,14 +29,16 @@ POOLING: dict[str, list[Size]] = {
     "small": [(16, 20, 196, 512), (16, 80, 196, 512), (4, 80, 49, 512)],
     "full": [(16, 20, 196, 512), (16, 80, 196, 512), (32, 80, 49, 1024), (8, 312, 196, 512), (8, 80, 784, 512)],
 }
+DECODER: dict[str, list[Size]] = {"tiny": [(2, 5, 6, 32)], "small": [(16, 80, 196, 512)], "full": [(16, 80, 196, 512)]}
+BROADCAST: dict[str, list[Size]] = {"tiny": [(2, 5, 6, 32)], "small": [(2, 20, 49, 512)], "full": [(4, 20, 196, 512)]}
 MATCHING: dict[str, list[Size]] = {
-    "tiny": [(2, 40, 6, 32)],
+    "tiny": [(2, 40, 6, 36)],
     "small": [(16, 80, 196, 512), (4, 2000, 49, 512)],
     "full": [(16, 80, 196, 512), (8, 312, 196, 512), (4, 2000, 196, 512), (8, 9605, 49, 512), (16, 2000, 49, 1024)],
 }
 STEPS: dict[str, list[Size]] = {
     "tiny": [(2, 40, 6, 32)],
-    "small": [(8, 80, 49, 512), (8, 800, 49, 512)],
+    "small": [(8, 80, 49, 512), (8, 400, 49, 512)],
     "full": [(8, 80, 49, 512), (8, 1000, 49, 512), (8, 10000, 49, 512)],
 }
 
@@ -49,28 +55,68 @@ def plain_regions(pooler: RegionPooler, tokens: Tensor, text: Tensor) -> Tensor:
     return torch.stack(maps).mean(dim=0) @ v
 
 
-def same(name: str, actual: Tensor, expected: Tensor) -> None:
-    """Both sides must say the same before their times are compared."""
-    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4, msg=lambda text: f"{name}: {text}")
+def same(name: str, ours: Sequence[Tensor | None], theirs: Sequence[Tensor | None]) -> None:
+    """Both sides must say the same, values and gradients, before their times are compared."""
+    for actual, expected in zip(ours, theirs, strict=True):
+        if actual is not None and expected is not None and actual.numel():
+            apart = float((actual - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
+            if not apart <= 1e-3:
+                raise SystemExit(f"{name} and the equation written out differ by {apart:.1e}; not timed")
 
 
 def called(size: Size) -> str:
     return "x".join(map(str, size))
 
 
-def pooling_pair(size: Size, heads: int) -> Pair:
+class Broadcast(nn.Module):
+    """Semantic decoupling as in SSGRL, SST and SARB: every token meets every class in a value of its own, (B, N, C, D)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.token, self.word = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim, bias=False)
+        self.joint, self.score = nn.Linear(dim, dim), nn.Linear(dim, 1)
+
+    def forward(self, tokens: Tensor, text: Tensor) -> Tensor:
+        met = self.joint(torch.tanh(self.token(tokens)[:, :, None] * self.word(text)))
+        return torch.softmax(self.score(met).squeeze(-1), dim=1).mT @ tokens
+
+
+PEERS = {
+    "attention": "nn.MultiheadAttention",
+    "decoder": "Q2L decoder layer (self-attention and MLP too)",
+    "broadcast": "SARB's broadcast of tokens and classes",
+}
+
+
+def pooling_pair(size: Size, heads: int, peer: Literal["attention", "decoder", "broadcast"], query_head: bool = False) -> Pair:
     batch, classes, tokens, dim = size
     g = torch.Generator().manual_seed(0)
     x, text = torch.randn(batch, tokens, dim, generator=g), torch.randn(classes, dim, generator=g).requires_grad_()
-    ours = RegionPooler(classes, dim, num_heads=heads, query_head=False, validate=False)
-    attention = nn.MultiheadAttention(dim, heads, batch_first=True)
-    name = f"regions {called(size)}, {heads} head(s)"
-    same(name, ours(x, text).region, plain_regions(ours, x, text))
+    ours = RegionPooler(classes, dim, num_heads=heads, query_head=query_head, validate=False)
+    queries = text.expand(batch, -1, -1)
+    module: nn.Module
+    if peer == "attention":
+        module = nn.MultiheadAttention(dim, heads, batch_first=True)
+    elif peer == "decoder":
+        module = nn.TransformerDecoderLayer(dim, heads, 4 * dim, batch_first=True)
+    else:
+        module = Broadcast(dim)
+
+    def theirs() -> Tensor:
+        given = (x, text) if peer == "broadcast" else (queries, x, x) if peer == "attention" else (queries, x)
+        made = module(*given)
+        return (made[0] if peer == "attention" else made).sum()  # type: ignore[no-any-return]
+
+    name = f"regions {called(size)}, {heads} head(s){', query head' if query_head else ''}"
+    weight = torch.randn(batch, classes, dim, generator=g)
+    leaves = (text, ours.query_weight, ours.key_weight, ours.log_attention_scale)
+    plain = backward(lambda: (plain_regions(ours, x, text) * weight).sum(), *leaves)
+    same(name, backward(lambda: (ours(x, text).region * weight).sum(), *leaves)(), plain())  # type: ignore[arg-type]
     return Pair(
         name,
-        backward(lambda: ours(x, text).region.sum(), text, *ours.parameters()),
-        backward(lambda: attention(text.expand(batch, -1, -1), x, x)[0].sum(), text, *attention.parameters()),
-        "nn.MultiheadAttention",
+        backward(lambda: ours(x, text).query.sum(), text, *ours.parameters()),
+        backward(theirs, text, *module.parameters()),
+        PEERS[peer],
     )
 
 
@@ -83,32 +129,41 @@ def matching_pair(size: Size, heads: int) -> Pair:
     pooler = RegionPooler(classes, dim, num_heads=heads, query_head=False, validate=False)
     matching = TextRegionMatchingLoss(classes, normalize_regions=True, validate=False)
     attention = nn.MultiheadAttention(dim, heads, batch_first=True)
-    chunk = class_chunk(batch, classes, tokens, dim)
+    plan = plan_classes(batch, classes, tokens, dim, heads=heads, query_head=False)
 
-    def use(regions: Regions, part: slice) -> dict[str, Tensor]:
-        return {"logits": matching.logits(regions.region, text[part], classes=part)}
+    def use(regions: Regions | TF.Factored, part: slice) -> dict[str, Tensor]:
+        found = regions.region if isinstance(regions, Regions) else regions
+        return {"logits": matching.logits(found, text[part], classes=part)}
 
     def ours() -> tuple[Tensor, Tensor]:
-        if chunk == classes:
-            regions = pooler(x, text).region
-            return matching.logits(regions, text), regions[positive]
         prepared = pooler.prepare(x, text)
-        return pooler.map_classes(use, prepared, chunk)["logits"], pooler.entries(prepared, positive).features
+        if plan.factored:
+            return pooler.map_factors(use, prepared, plan.size)["logits"], pooler.entries(prepared, positive).features
+        if plan.size < classes:
+            made = pooler.map_classes(use, prepared, plan.size, keep=plan.keep)["logits"]
+            return made, pooler.entries(prepared, positive).features
+        regions = pooler.pool(prepared).region
+        return matching.logits(regions, text), regions[positive]
 
     def peer() -> tuple[Tensor, Tensor]:
         regions = attention(text.expand(batch, -1, -1), x, x, need_weights=False)[0]
         return (F.normalize(regions, dim=-1) * F.normalize(text, dim=-1)).sum(dim=-1), regions[positive]
 
+    def plain() -> tuple[Tensor, Tensor]:
+        regions = plain_regions(pooler, x, text)
+        logits = matching.scale * F.cosine_similarity(regions, text[None], dim=-1) - matching.bias
+        return logits, regions[positive]
+
     def total(made: Callable[[], tuple[Tensor, Tensor]]) -> Tensor:
         logits, regions = made()
-        return logits.square().sum() + regions.sum()
+        return logits.square().sum() + regions.square().sum()
 
-    name = f"pool and match {called(size)}, {heads} head(s), chunks of {chunk}"
-    plain = plain_regions(pooler, x, text)
-    logits = matching.scale * F.cosine_similarity(plain, text.expand_as(plain), dim=-1) - matching.bias
-    for actual, expected in zip(ours(), (logits, plain[positive]), strict=True):
-        same(name, actual, expected)
+    taken = f"{'factors, ' if plan.factored else ''}chunks of {plan.size}{', kept' if plan.keep else ''}"
+    name = f"pool and match {called(size)}, {heads} head(s), {taken}"
     leaves = (text, *pooler.parameters(), *matching.parameters())
+    with torch.no_grad():
+        same(name, ours(), plain())
+    same(name, backward(lambda: total(ours), *leaves)(), backward(lambda: total(plain), *leaves)())  # type: ignore[arg-type]
     return Pair(
         name,
         backward(lambda: total(ours), *leaves),
@@ -128,59 +183,91 @@ def head_pair(size: Size) -> Pair:
     ).eval()
     x = torch.randn(batch, tokens, dim, generator=torch.Generator().manual_seed(1))
     name = f"score {called(size)}, query head"
-    same(name, head.predict(x), head.predict(x, chunk=classes))
+    same(name, [head.predict(x)], [head.predict(x, chunk=classes)])
     return Pair(name, lambda: head.predict(x), lambda: head.predict(x, chunk=classes), "all classes at once")
 
 
-def step_pair(size: Size, *, labeler: bool) -> Pair:
-    """A training step with query head and frozen text: forward, backward, update."""
+def step_pair(size: Size, *, labeler: bool, plan: Plan | Literal["auto"] | None = None) -> Pair:
+    """A training step with query head and frozen text: forward, backward, update; chunks that keep nothing without a plan."""
     batch, classes, tokens, dim = size
-    g = torch.Generator().manual_seed(0)
-    text, x, y = torch.randn(classes, dim, generator=g), torch.randn(batch, tokens, dim, generator=g), labels(batch, classes, g)
-    y[y == 1] = (torch.rand(int((y == 1).sum()), generator=g) < 3.2 / classes / 0.04).float()  # some three labels an image
+    text, x, y = step_inputs(size)
     module = TRMObjective.from_text(text, total_steps=1000, validate=False)
     if not labeler:
         module.labeler = None
-    chunk = min((classes + 1) // 2, class_chunk(batch, classes, tokens, dim, whole=0))
+    plan = plan or Plan(min((classes + 1) // 2, class_chunk(batch, classes, tokens, dim, whole=0)))
 
-    def step(class_chunk: int | None) -> Callable[[], object]:
-        def once() -> None:
-            module.class_chunk = class_chunk
-            output = module(x, text, y)
-            torch.autograd.grad(output.loss, [*module.parameters()])
+    def once(class_chunk: Plan | Literal["auto"] | None) -> tuple[Tensor | None, ...]:
+        module.class_chunk = class_chunk
+        output = module(x, text, y)
+        found = torch.autograd.grad(output.loss, [*module.parameters()])
+        if module.training:
             module.update(output)
+        return (output.loss.detach(), *found)
+
+    taken = plan if isinstance(plan, str) else f"chunks of {plan.size}{', kept' if plan.keep else ''}"
+    name = f"step {called(size)}, {'all parts' if labeler else 'no labeller'}, {taken}"
+    module.eval()  # without dropout, which has draws of its own in chunks
+    same(name, once(plan), once(None))
+    module.train()
+    return Pair(name, lambda: once(plan), lambda: once(None), "all classes at once")
+
+
+def sampled_pair(size: Size, number: int) -> Pair:
+    """What a step costs on ``number`` of the classes, drawn anew each time, beside one on all; matching and distillation."""
+    text, x, y = step_inputs(size)
+    draws = torch.Generator().manual_seed(0)
+
+    def step(classes: int) -> Callable[[], object]:
+        module = TRMObjective.from_text(text[:classes], total_steps=1000, validate=False)
+        module.bank = module.labeler = module.contrast = None  # they keep a row for each class
+        module.class_chunk = "auto"
+
+        def once() -> object:
+            chosen = sample_classes(y, classes, generator=draws)
+            return torch.autograd.grad(module(x, text[chosen], y[:, chosen]).loss, [*module.parameters()])
 
         return once
 
-    name = f"step {called(size)}, {'all parts' if labeler else 'no labeller'}, chunks of {chunk}"
-    with torch.no_grad():
-        module.eval()
-        module.class_chunk = chunk
-        in_chunks = module(x, text, y).loss
-        module.class_chunk = None
-        same(name, in_chunks, module(x, text, y).loss)
-        module.train()
-    return Pair(name, step(chunk), step(None), "all classes at once")
+    number = min(number, size[1])
+    return Pair(f"step {called(size)}, {number} of the classes", step(number), step(size[1]), "all of them")
+
+
+def step_inputs(size: Size) -> tuple[Tensor, Tensor, Tensor]:
+    """Text, tokens and labels, some three present an image."""
+    batch, classes, tokens, dim = size
+    g = torch.Generator().manual_seed(0)
+    text, x, y = torch.randn(classes, dim, generator=g), torch.randn(batch, tokens, dim, generator=g), labels(batch, classes, g)
+    y[y == 1] = (torch.rand(int((y == 1).sum()), generator=g) < 3.2 / classes / 0.04).float()
+    return text, x, y
 
 
 def main() -> None:
     parser = arguments(__doc__)
+    parser.set_defaults(rounds=7, warmup=1)
     parser.add_argument("--sizes", choices=POOLING, default="small", help="full: up to 10,000 classes, which takes gigabytes")
     args = parser.parse_args()
     torch.manual_seed(0)
+    sizes = args.sizes
 
     def wanted(word: str) -> bool:
         return not args.only or any(given.startswith(word) or word.startswith(given) for given in args.only)
 
     made: list[Callable[[], Pair]] = []
     if wanted("regions"):
-        made += [partial(pooling_pair, size, heads) for size in POOLING[args.sizes] for heads in (1, 4, 8)]
+        made += [partial(pooling_pair, size, heads, "attention") for size in POOLING[sizes] for heads in (1, 4, 8)]
+        made += [partial(pooling_pair, size, 1, "decoder") for size in DECODER[sizes]]
+        made += [partial(pooling_pair, size, 4, "decoder", True) for size in DECODER[sizes]]
+        made += [partial(pooling_pair, size, 1, "broadcast") for size in BROADCAST[sizes]]
     if wanted("pool and match"):
-        made += [partial(matching_pair, size, heads) for size in MATCHING[args.sizes] for heads in (1, 4)]
+        some = (1, 4, 8) if sizes == "full" else (1, 4)
+        made += [partial(matching_pair, size, heads) for size in MATCHING[sizes] for heads in some]
     if wanted("score"):
-        made += [partial(head_pair, size) for size in STEPS[args.sizes]]
+        made += [partial(head_pair, size) for size in STEPS[sizes]]
     if wanted("step"):
-        made += [partial(step_pair, size, labeler=some) for size in STEPS[args.sizes] for some in (False, True)]
+        for batch, classes, tokens, dim in STEPS[sizes]:
+            kept = Plan(min((classes + 1) // 2, class_chunk(batch, classes, tokens, dim, whole=0)), keep=True)
+            for labeler, plan in ((False, None), (False, kept), (True, kept)):
+                made.append(partial(step_pair, (batch, classes, tokens, dim), labeler=labeler, plan=plan))
     report((make() for make in made), args)
 
 

@@ -4,8 +4,10 @@
     python benchmarks/tables.py runs/bench    # tables and plots of it
 
 Asymmetric loss (128 images) and cosine matching (8 images, width 512) over the number of classes, contrast (width 512, four
-images of each class) over the number of anchors; forward and backward. The usual form is left out where it would take more
-than 4 GB, told from its peak at the size before.
+images of each class) over the number of anchors; forward and backward. A whole training step with frozen text (8 images of 49
+tokens, width 512) over the number of classes, with the pseudo-labels of prototypes and without, beside all classes at once; and
+on 512 of the classes, beside all. The usual form is left out where it would take more than 4 GB, told from its peak at the size
+before.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import NamedTuple
 
 import torch
 from losses import Pair, arguments, asl_pairs, contrast_pairs, matching_pairs, measure, peak_memory, versions
+from pooling import sampled_pair, step_pair
 
 LIMIT = 4 * 2**30  # bytes
 
@@ -32,10 +35,14 @@ class Curve(NamedTuple):
 
 
 CLASSES = (20, 80, 312, 1000, 3000, 9605, 20000)
+STEPS = (80, 312, 1000, 3000, 10000)
 CURVES = [
     Curve("asymmetric loss", "classes", CLASSES, lambda n: asl_pairs(128, n)[0], 1),
     Curve("matching", "classes", CLASSES, lambda n: matching_pairs(8, n, 512)[0], 1),
     Curve("contrast", "anchors", (100, 256, 512, 1024, 2048, 4096, 8192, 16384), lambda n: contrast_pairs(4, n // 4, 512)[0], 2),
+    Curve("step", "classes", STEPS, lambda n: step_pair((8, n, 49, 512), labeler=False, plan="auto"), 1),
+    Curve("step with labeller", "classes", STEPS, lambda n: step_pair((8, n, 49, 512), labeler=True, plan="auto"), 1),
+    Curve("sampled step", "classes", STEPS, lambda n: sampled_pair((8, n, 49, 512), 512), 1),
 ]
 
 

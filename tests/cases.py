@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import trm_losses as tl
 from trm_losses import baselines
 from trm_losses import functional as TF
+from trm_losses.region_pooler import Plan
 
 BATCH, CLASSES, WIDTH, TOKENS = 4, 5, 8, 6
 Inputs = dict[str, Tensor]
@@ -1221,7 +1222,11 @@ CASES = [
         name="objective, pair in chunks of classes",
         owner="TRMObjective",
         build=lambda c: objective(
-            c, matching={"form": "pair"}, teacher_text="fixed", reference_text=normal(c, WIDTH, seed=33), class_chunk=3
+            c,
+            matching={"form": "pair"},
+            teacher_text="fixed",
+            reference_text=normal(c, WIDTH, seed=33),
+            class_chunk=Plan(3, keep=True),
         ),
         inputs=with_negative(objective_inputs),
         call=call_objective,

@@ -443,6 +443,26 @@ def test_overlap_in_blocks(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
         close(TF.multimodal_contrastive(f, t, y, **given)[key], value)
 
 
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("scene", SCENES, ids=lambda name: name.replace(" ", "-"))
+def test_rows_against_classes_in_blocks_are_the_loops(learned: bool, scene: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tile by tile where nothing needs a gradient; else in blocks of rows, computed again for it."""
+    y, given, slopes = pseudo_positives(), SCENES[scene], []
+    for blocks in (True, False):
+        if blocks:
+            monkeypatch.setattr(TF, "_TILE", (1, 3))
+            monkeypatch.setattr(TF, "_BLOCK", 5)
+        f, t = (x.requires_grad_(learned) for x in (normal(6, 4, 8), normal(4, 8, seed=1)))
+        actual = TF.multimodal_contrastive(f, t, y, **given)
+        for key, value in oracles.contrast(f, t, y, **given).items():
+            close(actual[key].detach(), value)
+        if learned:
+            slopes.append(torch.autograd.grad(sum(actual.values()), (f, t)))
+        monkeypatch.undo()
+    for a, e in zip(*slopes, strict=True) if learned else ():
+        close(a, e, 1e-11)
+
+
 def test_a_sample_s_older_copy_is_neither_positive_nor_negative() -> None:
     """A copy of the only anchor gives it no partner under its own id, and one under another."""
     f, t, y = normal(1, 2, 8), normal(2, 8, seed=1), torch.tensor([[1.0, -1.0]])
@@ -680,15 +700,31 @@ def test_update_prototypes() -> None:
 @pytest.mark.parametrize("seen", [None, [True, False, True, True], [False] * 4, [False, True, False, False]])
 @pytest.mark.parametrize("block", [1 << 24, 40, 1])
 def test_prototype_similarities(seen: Any, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also in blocks of two classes and of one."""
+    """In tiles; with gradient in blocks of all rows, some and one; and of regions as factors. At a low temperature too."""
     monkeypatch.setattr(TF, "_BLOCK", block)
-    f, v, t = normal(5, 4, 6), 2 * normal(4, 6, seed=1), normal(4, 6, seed=2)
-    mask = None if seen is None else torch.tensor(seen)
-    actual = TF.prototype_similarities(f, v, t, seen=mask, temperature_visual=0.3, temperature_text=0.2)
-    expected = oracles.similarities(f, v, t, seen, 0.3, 0.2)
-    for a, e in zip(actual, expected, strict=True):
-        close(a, e, 1e-9)
+    monkeypatch.setattr(TF, "_TILE", (3, 2))
+    factors, v, t = TF.Factored(normal(5, 4, 7), normal(5, 7, 6, seed=4)), 2 * normal(4, 6, seed=1), normal(4, 6, seed=2)
+    f, mask = torch.bmm(*factors), None if seen is None else torch.tensor(seen)
+    for low in (1.0, 0.05):
+        expected = oracles.similarities(f, v, t, seen, 0.3 * low, 0.2 * low)
+        for given in (f, f.clone().requires_grad_(), factors):
+            actual = TF.prototype_similarities(given, v, t, seen=mask, temperature_visual=0.3 * low, temperature_text=0.2 * low)
+            for a, e in zip(actual, expected, strict=True):
+                close(a.detach(), e, 1e-9)
     assert TF.prototype_similarities(f, v, t)._fields == ("intra_visual", "intra_text", "inter_visual", "inter_text")
+
+
+@pytest.mark.parametrize("temperature", [0.02, 0.07])
+def test_inter_class_of_extremes_in_single_precision(temperature: float) -> None:
+    """Regions on their own prototype, opposite to it and of no length: a sum of exponentials that neither overflows nor is 0."""
+    v = torch.nn.functional.normalize(normal(4, 6, seed=1), dim=-1)
+    f = torch.stack([v, -v, 0 * v, v.roll(1, 0), 1e-6 * v])
+    expected = oracles.similarities(f, v, v, None, temperature, temperature)
+    actual = TF.prototype_similarities(f.float(), v, v, temperature_visual=temperature, temperature_text=temperature)
+    for a, e in zip(actual, expected, strict=True):
+        close(a, e, 1e-4)
+    empty = TF.prototype_similarities(f[:0].float(), v, v)
+    assert all(x.shape == (0, 4) for x in empty)
 
 
 def test_saliency_map() -> None:
@@ -706,12 +742,15 @@ def test_saliency_map() -> None:
 @pytest.mark.parametrize("block", [1 << 24, 40, 1])
 def test_similarities_with_centres_and_absent_prototypes(seen: Any, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TF, "_BLOCK", block)
-    f, v, t, absent = normal(5, 4, 6), 2 * normal(4, 3, 6, seed=1), normal(4, 6, seed=2), normal(4, 6, seed=3)
+    monkeypatch.setattr(TF, "_TILE", (3, 2))
+    factors, v, t = TF.Factored(normal(5, 4, 7), normal(5, 7, 6, seed=4)), 2 * normal(4, 3, 6, seed=1), normal(4, 6, seed=2)
+    f, absent = torch.bmm(*factors), normal(4, 6, seed=3)
     absent[1] = 0  # never updated
     mask = None if seen is None else torch.tensor(seen)
-    actual = TF.prototype_similarities(f, v, t, seen=mask, absent=absent, temperature_visual=0.3, temperature_text=0.2)
-    for a, e in zip(actual, oracles.similarities(f, v, t, seen, 0.3, 0.2, absent), strict=True):
-        close(a, e, 1e-9)
+    for given in (factors, f.clone().requires_grad_(), f):
+        actual = TF.prototype_similarities(given, v, t, seen=mask, absent=absent, temperature_visual=0.3, temperature_text=0.2)
+        for a, e in zip(actual, oracles.similarities(f, v, t, seen, 0.3, 0.2, absent), strict=True):
+            close(a.detach(), e, 1e-9)
     without = TF.prototype_similarities(f, v, t, seen=mask, temperature_visual=0.3, temperature_text=0.2)
     assert torch.equal(actual.inter_visual, without.inter_visual) and torch.equal(actual.intra_text, without.intra_text)
     assert torch.equal(actual.intra_visual[:, 1], without.intra_visual[:, 1])

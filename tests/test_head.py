@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import oracles
 import pytest
@@ -217,6 +218,25 @@ def test_many_classes_are_scored_in_chunks_unless_told_or_trained() -> None:
     assert widths == [many]
     with pytest.raises(ValueError, match="TRMHead: chunk must be at least 1, got 0"):
         made(tokens, chunk=0)
+
+
+@pytest.mark.parametrize("matching", [{}, {"normalize_regions": True}, {"form": "pair_free", "dim": 16}], ids=str)
+def test_the_region_head_multiplies_no_region_out_where_that_pays(matching: dict[str, Any]) -> None:
+    """Of many classes and few tokens, in training too; logits and gradients are those of regions that are."""
+    text, tokens = normal(60, 16, dtype=torch.float32), normal(3, 2, 16, seed=1)
+    parts = RegionPooler(60, 16), TextRegionMatchingLoss(60, **matching)
+    made = shaken(TRMHead(*parts, text, [str(c) for c in range(60)], head="region")).double()
+    results = []
+    with mock.patch.object(made.pooler, "factors", wraps=made.pooler.factors) as factors:
+        for chunk in (None, 60):
+            logits = made(tokens.requires_grad_(), chunk=chunk)
+            slopes = torch.autograd.grad(logits.square().sum(), [tokens, *made.matching.parameters()])
+            results.append([logits, *slopes])
+        assert factors.call_count == 1
+        made(normal(3, 3, 16))  # too many tokens for the width
+        assert factors.call_count == 1
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("which", ["query", "region"])

@@ -28,6 +28,7 @@ from torch import Tensor
 
 import trm_losses as tl
 from trm_losses import functional as TF
+from trm_losses.region_pooler import Plan
 
 
 def close(actual: Any, expected: Any, tolerance: float = 2e-5) -> None:
@@ -380,6 +381,9 @@ CHUNKED: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "contrast alone": ({"contrast": tl.MultimodalContrastiveLoss()}, {}, {}),
     "bank alone": ({"bank": filled_bank()}, {}, {}),
     "one head": (chunk_parts(), {"query_head": False}, {}),
+    "one head by cosine and neighbours": (
+        chunk_parts(labeler={"rule": "neighbour", "num_samples": 20, **RULE}), {"query_head": False}, {"normalize_regions": True}
+    ),
     "residual from the query": (chunk_parts(), {"residual": "query", "query": "free"}, {}),
     "cosine distillation": (chunk_parts(distillation=tl.RegionDistillationLoss(form="cosine")), {"mlp_input": "region"}, {}),
     "summed distillation": (chunk_parts(distillation=tl.RegionDistillationLoss(form="cosine", reduction="sum")), {}, {}),
@@ -397,9 +401,16 @@ CHUNKED: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("targets", ["mixed", "all unknown", "all known"])
-@pytest.mark.parametrize("chunk", [1, 2, 4])
-@pytest.mark.parametrize("name", CHUNKED, ids=lambda name: name.replace(" ", "-"))
-def test_classes_in_chunks_are_all_classes_at_once(name: str, chunk: int, targets: str) -> None:
+@pytest.mark.parametrize(
+    "name, chunk",
+    [
+        *((name, chunk) for name in CHUNKED for chunk in (1, 2, 4)),
+        *((name, Plan(2, keep=True)) for name in ("defaults", "cosine distillation")),
+        *((name, Plan(size, factored=True)) for name in CHUNKED if name.startswith("one head") for size in (2, CLASSES)),
+    ],
+    ids=lambda value: str(value).replace(" ", "-"),
+)
+def test_classes_in_chunks_are_all_classes_at_once(name: str, chunk: int | Plan, targets: str) -> None:
     """Loss, terms, pseudo-labels, every gradient, and after two steps the state of bank and labeller."""
     parts, pooler, matching = CHUNKED[name]
     x, mask = objective_inputs(6, CLASSES), torch.zeros(6, TOKENS, dtype=torch.bool)
@@ -411,12 +422,12 @@ def test_classes_in_chunks_are_all_classes_at_once(name: str, chunk: int, target
     if matching.get("form") == "pair":
         x["negative_text"] = normal(CLASSES, WIDTH, seed=3)
 
-    def run(class_chunk: int | None) -> list[Any]:
+    def run(class_chunk: int | Plan | None) -> list[Any]:
         torch.manual_seed(0)
         made = shaken(tl.RegionPooler(CLASSES, WIDTH, num_heads=2, dropout=0.0, **pooler))
         loss = shaken(tl.TextRegionMatchingLoss(CLASSES, scale=5.0, **matching))
         module = tl.TRMObjective(made, loss, **copy.deepcopy(parts), class_chunk=class_chunk).double()  # type: ignore[arg-type]
-        if name == "neighbour":
+        if name.endswith(("neighbour", "neighbours")):
             module.labeler.estimates.copy_(torch.rand(20, CLASSES, generator=torch.Generator().manual_seed(1)))
         results: list[Any] = []
         for step in range(2):
@@ -484,6 +495,19 @@ def test_auto_takes_all_classes_while_they_fit() -> None:
     assert isinstance(module(regions, x["text"], x["targets"]).regions, tl.Regions)
 
 
+def test_auto_leaves_regions_as_factors_where_no_query_head_reads_them() -> None:
+    """Of five classes and one token; the same loss, and no region but those of contrast and bank."""
+    x = {**objective_inputs(4, CLASSES), "tokens": normal(4, 1, WIDTH)}
+    losses = []
+    for chosen in ("auto", None):
+        module = objective(pooler={"query_head": False}, class_chunk=chosen).double()
+        with mock.patch.object(module.pooler, "factors", wraps=module.pooler.factors) as factors:
+            output = module(**x)
+        assert factors.call_count == (chosen == "auto") == isinstance(output.regions, TF.Entries)
+        losses.append(output.loss)
+    close(losses[0], losses[1], 1e-10)
+
+
 WRONG: list[tuple[Any, str]] = [
     (lambda: small(teacher_text="frozen"), "teacher_text must be one of 'learned', 'fixed', got 'frozen'"),
     (lambda: small(teacher_text="fixed"), "reference_text .* must be given where teacher_text='fixed' .*, got nothing"),
@@ -505,6 +529,8 @@ WRONG: list[tuple[Any, str]] = [
     (lambda: small(bank=tl.PrototypeBank(CLASSES + 1, WIDTH)), "all parts must have the same num_classes, got .*'bank': 6"),
     (lambda: small(lambda_region=-1.0), "lambda_region must be at least 0"),
     (lambda: small(class_chunk=0), "class_chunk must be at least 1, got 0"),
+    (lambda: small(class_chunk=Plan(0)), "class_chunk must be at least 1, got 0"),
+    (lambda: small(class_chunk=Plan(2, factored=True)), "class_chunk may be factored without .* got query_head=True; leave"),
     (lambda: small(class_chunk="all"), "class_chunk must be one of 'auto', got 'all'"),
     (
         lambda: tl.TRMObjective(tl.RegionPooler(3, 8), tl.TextRegionMatchingLoss(4)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from cases import normal, shaken
 from torch import Tensor
 
 from trm_losses import RegionPooler
-from trm_losses.region_pooler import Regions, class_chunk
+from trm_losses import functional as TF
+from trm_losses.region_pooler import Plan, Regions, _kept_products, class_chunk, plan_classes
 
 READINGS = [
     {},
@@ -248,6 +250,99 @@ def test_chunks_of_classes_are_the_whole(reading: dict[str, Any], tokens: int, s
 
     for actual, expected in zip(run(True), run(False), strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("reading", [{}, {"num_heads": 1}, {"query": "free", "normalize_tokens": False}], ids=str)
+@pytest.mark.parametrize("tokens, size", [(3, 7), (60, 4), (3, 100), (1, 23)])
+@pytest.mark.parametrize("padded", [False, True])
+def test_factors_are_the_regions(reading: dict[str, Any], tokens: int, size: int, padded: bool) -> None:
+    """Logits of both forms and of factors in chunks, and their gradients, on both sides of every order of products."""
+    pooler, weight = shaken(RegionPooler(23, 8, query_head=False, **reading)).double(), normal(23, 8, seed=2)
+    mask = torch.zeros(3, tokens, dtype=torch.bool)
+    mask[0, 1:] = mask[1] = True
+
+    def run(factored: bool) -> list[Tensor]:
+        v, t = normal(3, tokens, 8).requires_grad_(), normal(23, 8, seed=1).requires_grad_()
+
+        def use(regions: Any, part: slice) -> dict[str, Tensor]:
+            regions = regions if factored else regions.region
+            assert isinstance(regions, TF.Factored) == factored
+            forms = [TF.text_region_logits(regions, weight[part], 2.0, normalize_regions=cosine) for cosine in (True, False)]
+            return {"cosine": forms[0], "product": forms[1]}
+
+        prepared = pooler.prepare(v, t, key_padding_mask=mask if padded else None)
+        mapped = pooler.map_factors(use, prepared, size) if factored else use(pooler.pool(prepared), slice(None))
+        pooler.zero_grad()
+        sum(x.square().sum() for x in mapped.values()).backward()
+        return [*mapped.values(), *(p.grad for p in (v, t, *pooler.parameters()) if p.grad is not None)]
+
+    for actual, expected in zip(run(True), run(False), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-8, atol=1e-8)
+
+
+def test_the_plan_follows_from_the_sizes() -> None:
+    """All at once; factors of many classes and few tokens where no query head reads regions; chunks, kept while that fits."""
+    assert plan_classes(16, 80, 196, 512) == Plan(80) == plan_classes(16, 80, 196, 512, query_head=False)
+    assert plan_classes(8, 5000, 49, 512, query_head=False) == Plan(5000, factored=True)
+    assert plan_classes(8, 9605, 49, 512, query_head=False) == Plan(2**22 // (8 * 49 * 2), factored=True)
+    assert plan_classes(16, 2000, 49, 1024, query_head=False) == Plan(2000, factored=True)
+    assert not plan_classes(8, 9605, 196, 512, query_head=False).factored  # too many tokens to pay
+    assert [plan_classes(8, classes, 49, 512, query_head=False).factored for classes in (195, 196)] == [False, True]
+    assert plan_classes(8, 10_000, 49, 512) == Plan(class_chunk(8, 10_000, 49, 512), keep=True)
+    assert plan_classes(64, 10_000, 49, 512) == Plan(class_chunk(64, 10_000, 49, 512))
+    many = plan_classes(64, 100_000, 49, 512, heads=8, query_head=False)
+    assert many.factored and 64 * 49 * 9 * many.size <= 2**22
+    assert plan_classes(0, 10_000, 49, 512) == Plan(10_000)
+    assert plan_classes(8, 10_000, 49, 512, whole=2**60) == Plan(10_000)
+
+
+def products(work: Callable[[], object]) -> int:
+    """How many products with a matrix of weights are computed."""
+
+    class Count(torch.utils._python_dispatch.TorchDispatchMode):
+        made = 0
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.made += function in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+            return function(*args, **(kwargs or {}))
+
+    with Count() as count:
+        work()
+    return count.made
+
+
+@pytest.mark.skipif(not hasattr(torch.utils.checkpoint, "create_selective_checkpoint_contexts"), reason="torch before 2.4")
+@pytest.mark.parametrize("reading", READINGS[:-1], ids=str)
+def test_kept_products_are_not_computed_again(reading: dict[str, Any]) -> None:
+    """Same values, same dropout and same gradients as where they are."""
+    pooler = shaken(RegionPooler(6, 8, **reading)).double()
+    for part in pooler.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.5
+    results: list[Tensor] = []
+
+    def use(regions: Regions, _: slice) -> dict[str, Tensor]:
+        return {"sum": regions.query.pow(2).sum(dim=-1)}
+
+    def step(keep: bool) -> None:
+        torch.manual_seed(0)
+        v, t = normal(2, 6, 8).requires_grad_(), normal(6, 8, seed=1).requires_grad_()
+        pooler.zero_grad()
+        made = pooler.map_classes(use, pooler.prepare(v, t), 2, keep=keep)["sum"]
+        made.sum().backward()
+        results[:] = [made, *(p.grad for p in (v, t, *pooler.parameters()) if p.grad is not None)]
+
+    again = products(lambda: step(False))
+    expected = list(results)
+    kept = products(lambda: step(True))
+    for actual, value in zip(results, expected, strict=True):
+        torch.testing.assert_close(actual, value, rtol=1e-10, atol=1e-11)
+    assert kept < again
+    policy = torch.utils.checkpoint.CheckpointPolicy
+    assert _kept_products(None, torch.ops.aten.mm.default) == policy.MUST_SAVE
+    assert _kept_products(None, torch.ops.aten.bmm.default) == policy.PREFER_RECOMPUTE  # over tokens, and costs little
+    with torch.no_grad():  # such as the similarities with all prototypes
+        assert _kept_products(None, torch.ops.aten.mm.default) == policy.PREFER_RECOMPUTE
 
 
 def test_a_chunk_computed_again_has_the_same_dropout() -> None:

@@ -10,36 +10,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._entries import LEAST, Factored, region_lengths, region_products
 from ._fused import may_fuse
 
 __all__ = ["region_cosine"]
 
-_LEAST = 1e-12  # length of a region
 
-
-def region_cosine(regions: Tensor, directions: Tensor) -> Tensor:
+def region_cosine(regions: Tensor | Factored, directions: Tensor) -> Tensor:
     """(B, C) r . t / |r| of regions (B, C, D) and directions (C, D), which are taken as they are."""
-    if not may_fuse():
+    if isinstance(regions, Factored) or not may_fuse():
         return _plain(regions, directions)
     result: Tensor = _RegionCosine.apply(regions, directions)[0]
     return result
 
 
-def _plain(regions: Tensor, directions: Tensor) -> Tensor:
+def _plain(regions: Tensor | Factored, directions: Tensor) -> Tensor:
     """The equation as it reads."""
-    return torch.einsum("bcd,cd->bc", regions, directions) / _length(regions)
-
-
-def _length(regions: Tensor) -> Tensor:
-    length: Tensor = torch.linalg.vector_norm(regions, dim=-1).clamp(min=_LEAST)
-    return length
+    return region_products(regions, directions) / region_lengths(regions)
 
 
 class _RegionCosine(torch.autograd.Function):
     @staticmethod
     def forward(regions: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-        length = _length(regions)
-        return torch.einsum("bcd,cd->bc", regions, directions) / length, length
+        length = region_lengths(regions)
+        return region_products(regions, directions) / length, length
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
@@ -53,9 +47,9 @@ class _RegionCosine(torch.autograd.Function):
         # Who calls backward inside autocast must not lose the precision of the forward pass.
         with torch.autocast(regions.device.type, enabled=False):
             if torch.is_grad_enabled():  # create_graph=True: what was kept is not on the graph
-                cosine, length = _plain(regions, directions), _length(regions)
+                cosine, length = _plain(regions, directions), region_lengths(regions)
             # dc/dt = r / |r|, and dc/dr = (t - c r / |r|) / |r|.
-            share = grad_output / length * (length > _LEAST)  # a region of zeros has no direction, and gets no gradient
+            share = grad_output / length * (length > LEAST)  # a region of zeros has no direction, and gets no gradient
             by_region = by_direction = None
             if ctx.needs_input_grad[0]:
                 by_region = regions * (-share * cosine / length)[..., None]

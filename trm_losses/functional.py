@@ -16,18 +16,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed import ProcessGroup
+from torch.utils.checkpoint import checkpoint
 
 from ._asymmetric import Focus, asymmetric_sum
 from ._checks import Dims
+from ._contrast import _SAFE_TEMPERATURE, log_sum_of_others, unit_rows
 from ._contrast import MASKED as _MASKED
-from ._contrast import log_sum_of_others, unit_rows
 from ._cosine import region_cosine
 from ._distributed import Joined, count_per_rank, gather_rows, sum_per_rank, with_gradients_of_ranks
-from ._entries import Entries, take
+from ._entries import Entries, Factored, region_lengths, region_products, take
 from ._fused import may_fuse
 
 __all__ = [
     "Entries",
+    "Factored",
     "Memory",
     "Reduction",
     "Similarities",
@@ -60,9 +62,14 @@ def upcast(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
+def upcast_regions(regions: Tensor | Factored) -> Tensor | Factored:
+    """:func:`upcast` of regions in either form."""
+    return Factored(*map(upcast, regions)) if isinstance(regions, Factored) else upcast(regions)
+
+
 def unit(tensor: Tensor) -> Tensor:
     """Vectors of length one along the last axis, in at least float32 (a zero vector stays zero)."""
-    return F.normalize(upcast(tensor), dim=-1)
+    return unit_rows(upcast(tensor))
 
 
 # Arguments that are masks, and others that need not be floats.
@@ -70,11 +77,16 @@ _MASKS = ("free", "known", "seen", "key_padding_mask")
 _COUNTED = ("targets", "count", "ids", "memory.ids", *_MASKS)
 
 
-def _check_shapes(owner: str, **given: tuple[Tensor | None, str]) -> None:
+def _check_shapes(owner: str, **given: tuple[Tensor | Factored | None, str]) -> None:
     """Refuse what does not fit, by name; "..." is any shape, the same wherever it stands, and "?" what may be left out."""
     dims, shape = Dims(owner), None
     for name, (tensor, letters) in given.items():
         if tensor is None and letters.endswith("?"):
+            continue
+        if isinstance(tensor, Factored):
+            batch, classes, width = letters.split()
+            dims.check(f"{name}.saliency", tensor.saliency, f"{batch} {classes} N")
+            dims.check(f"{name}.tokens", tensor.tokens, f"{batch} N {width}")
             continue
         if letters == "..." and isinstance(tensor, Tensor):
             shape = " ".join(f"n{i}" for i in range(tensor.ndim)) if shape is None else shape
@@ -179,7 +191,7 @@ def _asymmetric_entries(logits: Tensor, targets: Tensor, weights: Tensor | None,
 
 
 def text_region_logits(
-    regions: Tensor,
+    regions: Tensor | Factored,
     text: Tensor,
     scale: Tensor | float,
     bias: Tensor | None = None,
@@ -192,8 +204,8 @@ def text_region_logits(
     With a second vector, of the absence of the class, it is :math:`s\,(r_{bc}\cdot\hat t_c - r_{bc}\cdot t^-_c) - \beta_c`.
 
     Args:
-        regions: (B, C, D). Regions pooled from unit tokens are not longer than 1; a region spread over disagreeing
-            tokens is short, which is evidence of absence, so their length is kept by default.
+        regions: (B, C, D), or :class:`Factored`. Regions pooled from unit tokens are not longer than 1; a region spread over
+            disagreeing tokens is short, which is evidence of absence, so their length is kept by default.
         text: (C, D), normalised here.
         scale: s.
         bias: (C,) :math:`\beta`, or None for the similarity alone (as distillation wants it).
@@ -209,12 +221,13 @@ def text_region_logits(
     _check_shapes(
         "text_region_logits", regions=(regions, "B C D"), text=(text, "C D"), bias=(bias, "C?"), negative=(negative, "C D?")
     )
-    with full_precision(regions):
-        r = upcast(regions)
-        t = unit(text).to(r.dtype)
+    with full_precision(text):
+        r = upcast_regions(regions)
+        dtype = r.tokens.dtype if isinstance(r, Factored) else r.dtype
+        t = unit(text).to(dtype)
         if negative is not None:
-            t = t - negative.to(r.dtype)
-        logits = scale * (region_cosine(r, t) if normalize_regions else torch.einsum("bcd,cd->bc", r, t))
+            t = t - negative.to(dtype)
+        logits = scale * (region_cosine(r, t) if normalize_regions else region_products(r, t))
         return logits if bias is None else logits - bias
 
 
@@ -254,25 +267,31 @@ def region_attention(
         key_padding_mask=(key_padding_mask, "B N?"),
     )
     classes, width = queries.shape
-    split = queries.to(keys.dtype) @ query_weight.to(keys.dtype).T
     key_weight = None if key_weight is None else key_weight.to(keys.dtype)
+    scale = scale * num_heads  # here, where there are no B N of each
+    split = queries.to(keys.dtype) @ query_weight.to(keys.dtype).T * scale
     split = split.reshape(classes, num_heads, width // num_heads).transpose(0, 1)  # (H, C, d)
-    if key_weight is not None and folds_keys(classes, width, num_heads):
+    if key_weight is not None and folds_keys(classes, keys.shape[0] * keys.shape[1], width, num_heads):
         folded = torch.bmm(split, key_weight.reshape(num_heads, width // num_heads, width))  # (H, C, D)
-        logits = torch.einsum("bnd,hcd->bhcn", keys, folded)
+        logits = torch.einsum("hcd,bnd->bhcn", folded, keys)
     else:
         projected = keys if key_weight is None else project_heads(keys, key_weight, num_heads)
         logits = torch.einsum("hce,bhne->bhcn", split, projected)
-    logits = upcast(logits) * (scale * num_heads)
+    logits = upcast(logits)
     if key_padding_mask is None:
         return logits.softmax(dim=-1)
     padded = key_padding_mask[:, None, None, :]
     return logits.masked_fill(padded, _MASKED).softmax(dim=-1).masked_fill(padded, 0.0)
 
 
-def folds_keys(classes: int, width: int, num_heads: int) -> bool:
-    """Whether :func:`region_attention` folds the key projection into the queries, or projects the tokens."""
-    return classes * num_heads <= width + classes
+def folds_keys(classes: int, tokens: int, width: int, num_heads: int) -> bool:
+    """Whether :func:`region_attention` folds the key projection into the queries, or projects the ``tokens`` of all images.
+
+    Folded queries cost C D^2 and products of width D for each head and token; projected tokens as much for each of them.
+    """
+    if torch.compiler.is_compiling():  # for any number of tokens: one graph for all batch sizes
+        return classes * (num_heads - 1) <= width
+    return classes * (width + (num_heads - 1) * tokens) <= tokens * width
 
 
 def project_heads(tokens: Tensor, weight: Tensor, num_heads: int) -> Tensor:
@@ -410,13 +429,67 @@ def _rows_against_classes(
     rows: Tensor, keys: Tensor, positive: Tensor, temperature: float, allowed: Tensor | None = None
 ) -> Tensor:
     """-log softmax over the classes of the keys at each row's own class; classes not allowed leave the denominator."""
-    if len(keys) > len(rows) and keys.ndim == 2 and (allowed is None or allowed.ndim == 1):  # a block of rows at a time
+    shared = allowed is None or allowed.ndim == 1
+    if may_fuse() and shared and len(rows) > _TILE[0] and not _needs_gradient(rows, keys):
+        own = torch.einsum("nd,nkd->nk", rows, keys[positive].view(len(rows), -1, rows.shape[1])).amax(dim=1)
+        return _log_sum_over_classes(rows, rows.new_ones(len(rows)), keys, allowed, temperature) - own / temperature
+    if shared and keys.ndim == 2 and len(keys) > len(rows):  # a block of rows at a time
         own = (rows * keys[positive]).sum(dim=1) / temperature
         return log_sum_of_others(rows, keys, allowed, None, temperature) - own
+    step = max(1, _BLOCK // max(1, keys[..., 0].numel()))
+    if not may_fuse() or len(rows) <= step:
+        return _plain_against_classes(rows, keys, positive, temperature, allowed)
+    parts = []
+    for place in torch.split(torch.arange(len(rows), device=rows.device), step):
+        mask = allowed if allowed is None or shared else allowed[place]
+        given = (rows[place], keys, positive[place], temperature, mask)
+        parts.append(checkpoint(_plain_against_classes, *given, use_reentrant=False, preserve_rng_state=False))
+    return torch.cat(parts)
+
+
+def _plain_against_classes(
+    rows: Tensor, keys: Tensor, positive: Tensor, temperature: float, allowed: Tensor | None
+) -> Tensor:
+    """The same with all rows at once, as the equation reads."""
     logits = _class_similarities(rows, keys) / temperature
     if allowed is not None:
         logits = logits.masked_fill(~allowed, _MASKED)
     return torch.logsumexp(logits, dim=1) - logits.gather(1, positive[:, None]).squeeze(1)
+
+
+def _needs_gradient(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+# Rows and classes whose similarities are held at once where nothing is kept of them (2 MiB of float32).
+_TILE = 512, 1024
+
+
+def _log_sum_over_classes(
+    rows: Tensor, lengths: Tensor, keys: Tensor, allowed: Tensor | None, temperature: float
+) -> Tensor:
+    """(n,) the log of the sum over the classes allowed of exp(row . key / (length temperature)), the cosines at most 1.
+
+    Tile by tile where there is no gradient, each formed in cache and dropped: what is left to pay is the product itself.
+    """
+    scale = (lengths * temperature)[:, None]
+    if _needs_gradient(rows, lengths, keys) or not may_fuse() or temperature < _SAFE_TEMPERATURE:
+        step = max(1, _BLOCK // max(1, keys[..., 0].numel()))
+        # Without a loop where it fits, whose length a compiled graph would fix to this batch size.
+        whole = len(rows) <= step
+        pairs = [(rows, scale)] if whole else zip(torch.split(rows, step), torch.split(scale, step), strict=True)
+        parts = []
+        for part, by in pairs:
+            logits = _class_similarities(part, keys) / by
+            parts.append(torch.logsumexp(logits if allowed is None else logits.masked_fill(~allowed, _MASKED), dim=1))
+        return torch.cat(parts)
+    keys = keys if allowed is None else keys[allowed]
+    sums = rows.new_zeros(len(rows))
+    for total, part, by in zip(*(torch.split(x, _TILE[0]) for x in (sums, rows, scale)), strict=True):
+        part = part / by
+        for some in torch.split(keys, _TILE[1]):
+            total += _class_similarities(part, some).exp_().sum(dim=1)
+    return torch.where(sums > 0, sums, 1.0).log()  # where no class is allowed nobody reads it
 
 
 @torch.no_grad()
@@ -570,9 +643,11 @@ def multimodal_contrastive(
                 count = count_per_rank(counted.sum().to(texts.dtype), group)
                 terms["region_prototype"] = zero + _weighted_mean(loss, rows.weight * counted, count)
             if "text_prototype" in only:
+                # Classes not seen have no row and stand in no denominator; compiled code has them for static shapes.
                 every = torch.arange(len(texts), device=fixed.device)
-                loss = _rows_against_classes(texts, fixed, every, temperature, known)
-                mass = known.to(texts.dtype)
+                every = every if torch.compiler.is_compiling() else every[known]
+                loss = _rows_against_classes(texts[every], fixed, every, temperature, known)
+                mass = known[every].to(texts.dtype)
                 terms["text_prototype"] = zero + _weighted_mean(loss, mass, mass.sum())
         return terms
 
@@ -832,44 +907,49 @@ class Similarities(NamedTuple):
 
 
 def intra_similarities(
-    features: Tensor, visual: Tensor, text: Tensor, absent: Tensor | None = None, *, first: int = 0
+    features: Tensor | Factored, visual: Tensor, text: Tensor, absent: Tensor | None = None, *, first: int = 0
 ) -> tuple[Tensor, Tensor]:
     """The intra-class similarities of :func:`prototype_similarities`: visual and text, each (B, C)."""
-    with full_precision(features):
-        z = upcast(features)
-        own = slice(first, first + z.shape[1])
-        norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True).clamp(min=1e-12)
+    with full_precision(text):
+        z = upcast_regions(features)
+        norm = region_lengths(z)
+        s_v, s_t = _own_cosine(z, norm, visual, first), _own_cosine(z, norm, text, first)
+        return (s_v if absent is None else s_v - _own_cosine(z, norm, absent, first)), s_t
 
-        def cosine(prototypes: Tensor) -> Tensor:
-            """With the nearest of several centres, which speaks for its class; the regions are read once for all of them."""
-            keys = upcast(prototypes[own]).to(z.dtype).reshape(z.shape[1], -1, z.shape[2])
-            length = torch.linalg.vector_norm(keys, dim=-1).clamp(min=1e-12)
-            return torch.einsum("bcd,ckd->bck", z, keys).div(length).div(norm).amax(dim=-1)
 
-        s_v = cosine(visual)
-        return (s_v if absent is None else s_v - cosine(absent)), cosine(text)
+def _own_cosine(features: Tensor | Factored, norm: Tensor, prototypes: Tensor, first: int) -> Tensor:
+    """(B, C) cosine of each region with the prototype of its class; the nearest of several centres speaks for its class."""
+    own = upcast(prototypes[first : first + norm.shape[1]]).to(norm.dtype)
+    keys = own.reshape(len(own), -1, own.shape[-1])
+    length = torch.linalg.vector_norm(keys, dim=-1).clamp(min=1e-12)
+    if isinstance(features, Factored):
+        products = torch.stack([region_products(features, centre) for centre in keys.unbind(dim=1)], dim=-1)
+    else:  # the regions are read once for all centres
+        products = torch.einsum("bcd,ckd->bck", features, keys)
+    return products.div(length).div(norm[..., None]).amax(dim=-1)
 
 
 def _inter_class(
-    features: Tensor, norm: Tensor, prototypes: Tensor, temperature: float, seen: Tensor, first: int
+    features: Tensor | Factored, norm: Tensor, prototypes: Tensor, temperature: float, seen: Tensor, first: int
 ) -> Tensor:
     """softmax over the seen classes of region-prototype similarities, at each region's own class."""
-    batch, own_classes, _ = features.shape
-    classes = len(prototypes)
-    each = max(1, batch * prototypes[..., 0].numel())
-    step = own_classes if own_classes * each <= _BLOCK else max(1, _BLOCK // each)
-    parts = []
-    for start in range(0, own_classes, step):
-        rows = features[:, start : start + step]
-        logits = _class_similarities(rows.flatten(0, 1), prototypes).view(batch, rows.shape[1], classes)
-        logits = logits / (temperature * norm[:, start : start + step, None])
-        own = logits.diagonal(first + start, dim1=1, dim2=2)
-        parts.append(torch.exp(own - torch.logsumexp(logits.masked_fill(~seen, _MASKED), dim=-1)))
-    return torch.cat(parts, dim=1).clamp(max=1) * seen[first : first + own_classes]
+    keys = unit(prototypes).to(norm.dtype)
+    if isinstance(features, Factored):  # r . P = a . (V P): for each image prototypes of width N
+        pairs = [(a, torch.einsum("nd,...d->...n", v, keys)) for a, v in zip(*features, strict=True)]
+    else:
+        pairs = [(features.flatten(0, 1), keys)]
+    lengths = torch.split(norm.flatten(), [len(rows) for rows, _ in pairs])
+    parts = [
+        _log_sum_over_classes(rows, length, some, seen, temperature)
+        for (rows, some), length in zip(pairs, lengths, strict=True)
+    ]
+    log_sum = torch.cat([norm.new_zeros(0), *parts]).view_as(norm)
+    own = _own_cosine(features, norm, prototypes, first) / temperature
+    return torch.exp(own - log_sum).clamp(max=1) * seen[first : first + norm.shape[1]]
 
 
 def prototype_similarities(
-    features: Tensor,
+    features: Tensor | Factored,
     visual: Tensor,
     text: Tensor,
     *,
@@ -888,7 +968,8 @@ def prototype_similarities(
       ("does it look more like c than like any other class"); the visual one runs over seen classes and is 0 elsewhere.
 
     Args:
-        features: (B, C, D). visual, text: prototypes (C, D); visual may be (C, K, D), the nearest of the K centres counts.
+        features: (B, C, D), or :class:`Factored`. visual, text: prototypes (C, D); visual may be (C, K, D), the nearest of the K
+            centres counts.
         seen: (C,) bool, None for all.
         absent: (C, D) prototypes of absent entries; a class whose row is zero has none.
         temperature_visual, temperature_text: :math:`\tau_v, \tau_t`; tie the latter to the model, 2 / logit scale.
@@ -904,14 +985,13 @@ def prototype_similarities(
         seen=(seen, "C?"),
         absent=(absent, "C D?"),
     )
-    with full_precision(features):
-        z = upcast(features)
-        norm = torch.linalg.vector_norm(z, dim=-1).clamp(min=1e-12)
-        every = torch.ones(len(text), dtype=torch.bool, device=z.device)
-        known = every if seen is None else seen
+    with full_precision(text):
+        z = upcast_regions(features)
+        norm = region_lengths(z)
+        every = torch.ones(len(text), dtype=torch.bool, device=text.device)
         s_v, s_t = intra_similarities(z, visual, text, absent, first=first)
-        inter_v = _inter_class(z, norm, unit(visual).to(z.dtype), temperature_visual, known, first)
-        inter_t = _inter_class(z, norm, unit(text).to(z.dtype), temperature_text, every, first)
+        inter_v = _inter_class(z, norm, visual, temperature_visual, every if seen is None else seen, first)
+        inter_t = _inter_class(z, norm, text, temperature_text, every, first)
         return Similarities(s_v, s_t, inter_v, inter_t)
 
 

@@ -10,9 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from . import functional as TF
 from ._checks import Dims, check_choice, check_number
 from ._state import PerClassState
-from .region_pooler import RegionPooler, Regions, class_chunk
+from .region_pooler import RegionPooler, Regions, class_chunk, plan_classes
 from .text_region_matching import TextRegionMatchingLoss
 
 __all__ = ["TRMHead", "param_groups"]
@@ -121,8 +122,16 @@ class TRMHead(PerClassState):
         number times the width; the logits are the same. ``chunk`` is the number of classes taken at once. Where it is not given
         it is chosen by :func:`trm_losses.region_pooler.class_chunk`; compiled code, and training, which would compute the chunks
         twice, take all. Chunks take the pooler apart: hooks on it, or a wrapper around it, see calls of all classes alone.
+
+        With ``head="region"`` the regions need not be multiplied out: where ``chunk`` is not given
+        :func:`trm_losses.region_pooler.plan_classes` decides it, in training as well.
         """
         classes, query_head = self.pooler.num_classes, self.head != "region"
+        if chunk is None and not query_head and tokens.ndim == 3 and not torch.compiler.is_compiling():
+            batch, number, dim = tokens.shape
+            plan = plan_classes(batch, classes, number, dim, heads=self.pooler.num_heads, query_head=False)
+            if plan.factored:
+                return self.pooler.map_factors(self._logits, self.pooler.prepare(tokens, self.text), plan.size)["logits"]
         if chunk is None:
             whole = torch.compiler.is_compiling() or torch.is_grad_enabled() or not isinstance(tokens, Tensor) or tokens.ndim != 3
             chunk = classes if whole else class_chunk(tokens.shape[0], classes, tokens.shape[1], self.pooler.dim)
@@ -135,10 +144,14 @@ class TRMHead(PerClassState):
         regions = self.pooler.pool(self.pooler.prepare(tokens, self.text), query_head=False)
         return self._logits(regions, slice(None))["logits"]
 
-    def _logits(self, regions: Regions, classes: slice) -> dict[str, Tensor]:
+    def _logits(self, regions: Regions | TF.Factored, classes: slice) -> dict[str, Tensor]:
         """Logits of the regions of some classes."""
         negative = None if self.negative_text is None else self.negative_text[classes]
-        levels = {"query": (regions.query,), "region": (regions.region,), "mean": (regions.query, regions.region)}[self.head]
+        levels: tuple[Tensor | TF.Factored, ...]
+        if isinstance(regions, TF.Factored):
+            levels = (regions,)
+        else:
+            levels = {"query": (regions.query,), "region": (regions.region,), "mean": (regions.query, regions.region)}[self.head]
         logits = [self.matching.logits(r, self.text[classes], negative_text=negative, classes=classes) for r in levels]
         return {"logits": logits[0] if len(logits) == 1 else 0.5 * (logits[0] + logits[1])}
 

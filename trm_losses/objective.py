@@ -16,7 +16,7 @@ from .labels import UNKNOWN
 from .multimodal_contrastive import MultimodalContrastiveLoss
 from .prototype_bank import PrototypeBank
 from .pseudo_labeler import PseudoLabeler, PseudoLabels
-from .region_pooler import Prepared, RegionPooler, Regions, class_chunk
+from .region_pooler import Plan, Prepared, RegionPooler, Regions, plan_classes
 from .text_region_matching import TextRegionMatchingLoss
 
 __all__ = ["TRMObjective", "TRMOutput"]
@@ -85,10 +85,13 @@ class TRMObjective(PerClassState):
         class_chunk: how many classes to take at once, where there are thousands: no value of the size (B, C, D) is then held,
             and each chunk is computed again in the backward pass. Loss and gradients are the same; with dropout, contrast
             and prototypes have a draw of their own. None (default) takes all; ``"auto"`` all while the pooler's widest
-            values stay below 512 MiB; compiled code, and regions that are given, always all. With ``absent_negatives``, or a
-            bank's ``absent``, the regions of all known absent entries are held nevertheless, with ``overlap`` all saliency
-            maps. Where the positives are is asked of the device once a step. Time grows with the classes, but for the labeller's
-            prototype and quantile rules, which compare each region with the prototypes of all classes.
+            values stay below 512 MiB, and what :func:`trm_losses.region_pooler.plan_classes` says beyond that, or without a query
+            head: its :class:`~trm_losses.region_pooler.Plan` may be given too, with chunks that ``keep`` their products, some 6 D
+            numbers for each entry, in the time of all classes at once. Compiled code, and regions that are given, always take
+            all. With ``absent_negatives``, or a bank's ``absent``, the regions of all known absent entries are held
+            nevertheless, with ``overlap`` all saliency maps. Where the positives are is asked of the device once a step. Time
+            grows with the classes, but for the labeller's prototype and quantile rules and the contrast of texts with
+            prototypes, which compare with the prototypes of all classes seen.
         distributed: False, True or a process group for the counts of this module; give the parts the same.
 
     Shape:
@@ -126,7 +129,7 @@ class TRMObjective(PerClassState):
         anchor_score: float = 0.9,
         bank_confidence: float = 0.8,
         bank_pseudo_score: float = 0.9,
-        class_chunk: int | Literal["auto"] | None = None,
+        class_chunk: int | Literal["auto"] | Plan | None = None,
         distributed: Distributed = False,
     ) -> None:
         super().__init__()
@@ -152,7 +155,12 @@ class TRMObjective(PerClassState):
         if isinstance(class_chunk, str):
             check_choice(name, "class_chunk", class_chunk, ("auto",))
         elif class_chunk is not None:
-            check_number(name, "class_chunk", class_chunk, 1)
+            check_number(name, "class_chunk", class_chunk.size if isinstance(class_chunk, Plan) else class_chunk, 1)
+            if isinstance(class_chunk, Plan) and class_chunk.factored and pooler.query_head:
+                raise ValueError(
+                    f"{name}: class_chunk may be factored without a query head alone, whose MLP reads the regions, "
+                    "got query_head=True; leave factored out"
+                )
         self.class_chunk = class_chunk
         check_choice(name, "pseudo_per", pseudo_per, ("entry", "known"))
         check_choice(name, "teacher_text", teacher_text, ("learned", "fixed"))
@@ -310,19 +318,20 @@ class TRMObjective(PerClassState):
         return distillation(found["query"] - bias, found.get("teacher", found["region"]) - bias)  # type: ignore[no-any-return]
 
     def _measure(
-        self, regions: Regions, text: Tensor, negative_text: Tensor | None, classes: slice = slice(None)
+        self, regions: Regions | TF.Factored, text: Tensor, negative_text: Tensor | None, classes: slice = slice(None)
     ) -> dict[str, Tensor]:
         """Logits (B, c) without the bias of query head, region head and another teacher, as far as there are; and saliency."""
 
-        def similarity(features: Tensor, text: Tensor) -> Tensor:
+        def similarity(features: Tensor | TF.Factored, text: Tensor) -> Tensor:
             negative = None if negative_text is None else negative_text[classes]
             return self.matching.logits(features, text[classes], negative_text=negative, bias=False, classes=classes)
 
-        found = {"query": similarity(regions.query, text)}
-        if regions.query is not regions.region:
-            found["region"] = similarity(regions.region, text)
+        query, region = (regions, regions) if isinstance(regions, TF.Factored) else (regions.query, regions.region)
+        found = {"query": similarity(query, text)}
+        if query is not region:
+            found["region"] = similarity(region, text)
             if self.reference_text is not None:
-                found["teacher"] = similarity(regions.region, self.reference_text)
+                found["teacher"] = similarity(region, self.reference_text)
         if self.contrast is not None and self.contrast.overlap is not None:
             found["saliency"] = regions.saliency.detach()
         return found
@@ -331,29 +340,36 @@ class TRMObjective(PerClassState):
         """What chunks of classes share; None where all classes are taken at once."""
         if not isinstance(tokens, Tensor) or tokens.ndim != 3 or torch.compiler.is_compiling():
             return None
-        if self._chunk(tokens) >= self.pooler.num_classes:
+        plan = self._plan(tokens)
+        if plan.size >= self.pooler.num_classes and not plan.factored:
             return None
         return self.pooler.prepare(tokens, text, key_padding_mask=key_padding_mask)
 
-    def _chunk(self, tokens: Tensor) -> int:
-        """How many classes to take at once, of these or of prepared tokens (B, N, D)."""
-        classes = self.pooler.num_classes
-        if self.class_chunk != "auto":
-            return classes if self.class_chunk is None else self.class_chunk
-        return class_chunk(tokens.shape[0], classes, tokens.shape[-2], self.pooler.dim, whole=_MANY)
+    def _plan(self, tokens: Tensor) -> Plan:
+        """How to take the classes, of these or of prepared tokens (B, N, D)."""
+        pooler, chosen = self.pooler, self.class_chunk
+        if chosen == "auto":
+            sizes = (tokens.shape[0], pooler.num_classes, tokens.shape[1], pooler.dim)
+            return plan_classes(*sizes, heads=pooler.num_heads, query_head=pooler.query_head, whole=_MANY)
+        return chosen if isinstance(chosen, Plan) else Plan(chosen or pooler.num_classes)
 
     def _measure_chunks(self, prepared: Prepared, text: Tensor, negative_text: Tensor | None) -> dict[str, Tensor]:
         """:meth:`_measure` of all classes in chunks; and, (B, C) each, what else would ask for all regions."""
 
-        def use(regions: Regions, classes: slice) -> dict[str, Tensor]:
+        def use(regions: Regions | TF.Factored, classes: slice) -> dict[str, Tensor]:
             found = self._measure(regions, text, negative_text, classes)
-            if self.distillation is not None and self.distillation.form == "cosine" and "region" in found:
+            features = self._features(regions) if isinstance(regions, Regions) else regions
+            cosine = self.distillation is not None and self.distillation.form == "cosine"
+            if cosine and isinstance(regions, Regions) and "region" in found:
                 found["distance"] = TF.feature_distillation(regions.query, regions.region, reduction="none")
             if self.labeler is not None and self.bank is not None:  # without gradient: last
-                found |= self.labeler.similarities(self._features(regions), self.bank, first=classes.start)._asdict()
+                found |= self.labeler.similarities(features, self.bank, first=classes.start)._asdict()
             return found
 
-        return self.pooler.map_classes(use, prepared, self._chunk(prepared.tokens))
+        plan = self._plan(prepared.tokens)
+        if plan.factored:
+            return self.pooler.map_factors(use, prepared, plan.size)
+        return self.pooler.map_classes(use, prepared, plan.size, keep=plan.keep)
 
     @staticmethod
     def _mean_distance(distillation: RegionDistillationLoss, distance: Tensor) -> Tensor:

@@ -427,12 +427,13 @@ class PseudoLabeler(FullPrecisionState):
 
     @torch.no_grad()
     def similarities(
-        self, regions: Tensor, bank: PrototypeBank, *, text: Tensor | None = None, first: int = 0
+        self, regions: Tensor | TF.Factored, bank: PrototypeBank, *, text: Tensor | None = None, first: int = 0
     ) -> TF.Similarities:
         """What the labeller reads of regions (B, C, D): it takes these in their place, joined from chunks of the classes.
 
         Args:
-            regions: (B, c, D) of the c classes from ``first`` on. bank, text: as in the call.
+            regions: (B, c, D) of the c classes from ``first`` on, or :class:`trm_losses.functional.Factored`.
+            bank, text: as in the call.
         """
         text = bank.text if text is None else text
         if self.rule in ("logit", "neighbour"):  # these compare with no other class
@@ -440,7 +441,9 @@ class PseudoLabeler(FullPrecisionState):
             return TF.Similarities(visual, textual, torch.zeros_like(visual), torch.zeros_like(textual))
         return self._all_similarities(regions, bank, text, first)
 
-    def _all_similarities(self, regions: Tensor, bank: PrototypeBank, text: Tensor, first: int = 0) -> TF.Similarities:
+    def _all_similarities(
+        self, regions: Tensor | TF.Factored, bank: PrototypeBank, text: Tensor, first: int = 0
+    ) -> TF.Similarities:
         return TF.prototype_similarities(
             regions,
             bank.visual,

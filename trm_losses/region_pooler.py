@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -15,11 +17,25 @@ from . import functional as TF
 from ._checks import Dims, check_choice, check_finite, check_number
 from ._state import PerClassState
 
-__all__ = ["Prepared", "RegionPooler", "Regions", "class_chunk"]
+__all__ = ["Plan", "Prepared", "RegionPooler", "Regions", "class_chunk", "plan_classes"]
 
 # Elements of the widest intermediate value: all classes at once up to the first (64 MiB of float32), and in chunks of the
 # second beyond it, which is some 2,000 rows of width 512: fewer make slow products, more leave the cache.
 _WHOLE, _BLOCK = 1 << 24, 1 << 22
+
+# Elements of the products that chunks may keep for the backward pass (2 GiB of float32), of some 6 D for each region.
+_KEPT = 1 << 29
+
+
+# Checkpoints that choose what they keep; of torch 2.4.
+_SELECTIVE = getattr(torch.utils.checkpoint, "create_selective_checkpoint_contexts", None)
+_PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+
+
+def _kept_products(_: object, operator: object, *args: object, **kwargs: object) -> Any:
+    """A chunk's policy: keep the products with a matrix of weights. Those over tokens cost little, and others no gradient."""
+    policy = torch.utils.checkpoint.CheckpointPolicy
+    return policy.MUST_SAVE if operator in _PRODUCTS and torch.is_grad_enabled() else policy.PREFER_RECOMPUTE
 
 
 class Regions(NamedTuple):
@@ -51,6 +67,35 @@ def class_chunk(batch: int, classes: int, tokens: int, dim: int, *, whole: int =
     """
     each = 4 * batch * (dim + tokens)
     return classes if classes * each <= whole else max(1, min(classes, _BLOCK // each))
+
+
+class Plan(NamedTuple):
+    """How the classes of a batch are taken: ``size`` at once; see :func:`plan_classes`, which makes one.
+
+    ``factored``: what the query head does not read is left as saliency and tokens, no region is multiplied out.
+    ``keep``: in training a chunk keeps the products of its wide matrices, and computes again what costs little.
+    """
+
+    size: int
+    factored: bool = False
+    keep: bool = False
+
+
+def plan_classes(
+    batch: int, classes: int, tokens: int, dim: int, *, heads: int = 1, query_head: bool = True, whole: int = _WHOLE
+) -> Plan:
+    """How to take the classes, from the sizes alone.
+
+    Without a query head regions are only multiplied by texts and prototypes. Left as factors that costs as much, and makes
+    values of N elements where a region has D; it pays where classes are many and tokens few, in chunks that hold 16 MiB of maps.
+    With one, or with many tokens, regions are multiplied out: all at once while the widest values come to at most ``whole``
+    elements, and in chunks beyond. A chunk is computed again in the backward pass: its cheap parts alone while the products of
+    the others fit.
+    """
+    if not query_head and classes >= 4 * tokens and 6 * tokens <= dim:
+        return Plan(max(1, min(classes, _BLOCK // max(1, batch * tokens * (heads + 1)))), factored=True)
+    size = class_chunk(batch, classes, tokens, dim, whole=whole)
+    return Plan(size, keep=size < classes and 6 * batch * classes * dim <= _KEPT)
 
 
 class RegionPooler(PerClassState):
@@ -229,7 +274,7 @@ class RegionPooler(PerClassState):
         unit_tokens = TF.unit(tokens).to(dtype)  # not in float16, where a token of zeros would become NaN
         keys = unit_tokens if self.key_norm == "unit" else F.layer_norm(tokens, (self.dim,))
         classes, heads = queries.shape[0], self.num_heads
-        if not TF.folds_keys(classes, self.dim, heads):
+        if not TF.folds_keys(classes, tokens.shape[0] * tokens.shape[1], self.dim, heads):
             keys = TF.project_heads(keys, self.key_weight, heads)
         values = None
         if self.query_head and self.mlp_input != "region":
@@ -244,17 +289,9 @@ class RegionPooler(PerClassState):
 
         ``query_head=False`` leaves the MLP out of this call; then ``query`` is ``region``.
         """
-        queries, tokens, keys, values, padding = prepared
-        queries = queries if classes is None else queries[classes]
-        attention = TF.region_attention(
-            TF.unit(queries).to(tokens.dtype),
-            keys,
-            self.query_weight,
-            self.key_weight if keys.ndim == 3 else None,
-            TF.upcast(self.log_attention_scale).exp(),
-            num_heads=self.num_heads,
-            key_padding_mask=padding,
-        )
+        tokens, values = prepared.tokens, prepared.values
+        queries = prepared.queries if classes is None else prepared.queries[classes]
+        attention = self._attention(queries, prepared)
         saliency = attention.mean(dim=1)
         region = torch.bmm(saliency.to(tokens.dtype), tokens)
         if not (self.query_head and query_head):
@@ -268,6 +305,25 @@ class RegionPooler(PerClassState):
             normed = self.mlp[0](read)
             return Regions(region, normed + self.mlp[1:](normed), saliency)
         return Regions(region, region + self.mlp(read), saliency)
+
+    def factors(self, prepared: Prepared, classes: slice | Tensor | None = None) -> TF.Factored:
+        """The region-level features of :meth:`pool` as saliency and tokens, for where nothing reads them as vectors."""
+        queries = prepared.queries if classes is None else prepared.queries[classes]
+        saliency = self._attention(queries, prepared).mean(dim=1)
+        return TF.Factored(saliency.to(prepared.tokens.dtype), prepared.tokens)
+
+    def _attention(self, queries: Tensor, prepared: Prepared) -> Tensor:
+        """(B, H, C, N), rows sum to 1."""
+        keys = prepared.keys
+        return TF.region_attention(
+            TF.unit(queries).to(prepared.tokens.dtype),
+            keys,
+            self.query_weight,
+            self.key_weight if keys.ndim == 3 else None,
+            TF.upcast(self.log_attention_scale).exp(),
+            num_heads=self.num_heads,
+            key_padding_mask=prepared.padding,
+        )
 
     def _attend(self, attention: Tensor, values: Tensor) -> Tensor:
         """concat_i(A_i values W_i), of values that are projected already or are after the pooling."""
@@ -286,6 +342,7 @@ class RegionPooler(PerClassState):
         size: int,
         *,
         query_head: bool = True,
+        keep: bool = False,
     ) -> dict[str, Tensor]:
         """What ``use`` makes of the regions of ``size`` classes after another, joined; never all regions at once.
 
@@ -299,6 +356,8 @@ class RegionPooler(PerClassState):
             prepared: of :meth:`prepare`.
             size: classes in a chunk; :func:`class_chunk` suggests one.
             query_head: as in :meth:`pool`.
+            keep: the products of the wide matrices are not computed again; then memory grows with the classes, by some 6 D for
+                each region, and time is that of all classes at once. With torch before 2.4 they are, as without it.
 
         Example:
             >>> import torch
@@ -309,15 +368,26 @@ class RegionPooler(PerClassState):
             torch.Size([2, 1000])
         """
 
-        def chunk(prepared: Prepared, part: slice) -> dict[str, Tensor]:
-            return use(self.pool(prepared, part, query_head=query_head), part)
+        return self._map(lambda prepared, part: use(self.pool(prepared, part, query_head=query_head), part), prepared, size, keep)
 
+    def map_factors(
+        self, use: Callable[[TF.Factored, slice], dict[str, Tensor]], prepared: Prepared, size: int
+    ) -> dict[str, Tensor]:
+        """:meth:`map_classes` of :meth:`factors`, which are of the region level; all classes at once keep what they compute."""
+        if size >= prepared.queries.shape[0]:
+            return use(self.factors(prepared), slice(0, prepared.queries.shape[0]))
+        return self._map(lambda prepared, part: use(self.factors(prepared, part), part), prepared, size, False)
+
+    def _map(
+        self, chunk: Callable[[Prepared, slice], dict[str, Tensor]], prepared: Prepared, size: int, keep: bool
+    ) -> dict[str, Tensor]:
         check_number(type(self).__name__, "size", size, 1)
+        options: dict[str, Any] = {"context_fn": partial(_SELECTIVE, _kept_products)} if keep and _SELECTIVE is not None else {}
         parts = []
         for start in range(0, max(1, prepared.queries.shape[0]), size):
             part = slice(start, start + size)
             if torch.is_grad_enabled():  # given the tensors themselves, it restores the random state of their device too
-                parts.append(checkpoint(chunk, prepared, part, use_reentrant=False))
+                parts.append(checkpoint(chunk, prepared, part, use_reentrant=False, **options))
             else:
                 parts.append(chunk(prepared, part))
         return {key: torch.cat([part[key] for part in parts], dim=1) for key in parts[0]}
@@ -334,18 +404,17 @@ class RegionPooler(PerClassState):
         check_choice(dims.owner, "level", level, ("region", "query"))
         row, own = mask.nonzero(as_tuple=True)
 
-        def pooled(images: slice, classes: Tensor) -> Tensor:
-            queries, tokens, keys, values, padding = prepared
+        def pooled(images: slice, queries: Tensor) -> Tensor:
+            _, tokens, keys, values, padding = prepared
             values, padding = (None if x is None else x[images] for x in (values, padding))
-            part = Prepared(queries, tokens[images], keys[images], values, padding)
-            regions = self.pool(part, classes, query_head=level == "query")
+            regions = self.pool(Prepared(queries, tokens[images], keys[images], values, padding), query_head=level == "query")
             return (regions.query if level == "query" else regions.region).flatten(0, 1)
 
-        # First no row at all, but on the graph: where there is no entry, other ranks wait for this one's backward pass.
-        features = [pooled(slice(0, 0), own.new_zeros(1))]
-        for b, classes in enumerate(torch.split(own, mask.sum(dim=1).tolist())):
-            if len(classes):
-                features.append(pooled(slice(b, b + 1), classes))
+        # All queries in one go: each go has a gradient of the size of all. The first is of no image but on the graph: where
+        # there is no entry, other ranks wait for this one's backward pass.
+        none, *queries = torch.split(prepared.queries[F.pad(own, (1, 0))], [1, *mask.sum(dim=1).tolist()])
+        features = [pooled(slice(0, 0), none)]
+        features += [pooled(slice(b, b + 1), some) for b, some in enumerate(queries) if len(some)]
         return TF.Entries(torch.cat(features), row, own)
 
     def extra_repr(self) -> str:

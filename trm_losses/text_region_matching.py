@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from . import functional as TF
 from ._checks import Dims, check_choice, check_finite, check_number, check_targets
 from ._distributed import Distributed, resolve_group
+from ._entries import check_regions
 from ._state import PerClassState
 
 __all__ = ["TextRegionMatchingLoss"]
@@ -132,7 +133,7 @@ class TextRegionMatchingLoss(PerClassState):
 
     def logits(
         self,
-        regions: Tensor,
+        regions: Tensor | TF.Factored,
         text: Tensor,
         *,
         negative_text: Tensor | None = None,
@@ -141,10 +142,11 @@ class TextRegionMatchingLoss(PerClassState):
     ) -> Tensor:
         """Logits (B, C); ``bias=False`` leaves the bias of the classes out, as distillation wants it.
 
-        ``classes`` are those that regions and texts are of, where they are of a part of the classes.
+        ``regions`` may be :class:`trm_losses.functional.Factored`. ``classes`` are those that regions and texts are of, where
+        they are of a part of the classes.
         """
         dims = Dims(type(self).__name__, C=len(range(*classes.indices(self.num_classes))))
-        dims.check("regions", regions, "B C D", hint="one region for each class of num_classes")
+        check_regions(dims, regions, hint="one region for each class of num_classes")
         dims.check("text", text, "C D", hint="text and regions share the width D of the joint space")
         if (self.form == "pair") != (negative_text is not None):
             got = f"{'nothing' if negative_text is None else 'one'} with form={self.form!r}"
@@ -157,7 +159,8 @@ class TextRegionMatchingLoss(PerClassState):
             dims.check("negative_text", negative_text, "C D")
             negative = TF.unit(negative_text)
         if self.validate:
-            check_finite(dims.owner, "regions", regions)
+            for part in regions if isinstance(regions, TF.Factored) else (regions,):
+                check_finite(dims.owner, "regions", part)
             check_finite(dims.owner, "text", text)
             if negative_text is not None:
                 check_finite(dims.owner, "negative_text", negative_text)
