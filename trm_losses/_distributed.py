@@ -7,8 +7,8 @@ out, or in which one of them has nothing to do, keeps no other waiting.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Union
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, ParamSpec, TypeVar, Union
 
 import torch
 import torch.distributed as dist
@@ -23,9 +23,12 @@ __all__ = [
     "resolve_group",
     "sum_over_ranks",
     "sum_per_rank",
+    "uncompiled",
     "with_gradients_of_ranks",
 ]
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Distributed = Union[bool, "dist.ProcessGroup"]
 
 
@@ -76,11 +79,17 @@ def gather_rows(rows: Tensor, group: dist.ProcessGroup | None) -> Joined:
     """Rows (n, ...) of all ranks, of which there may be different numbers; with one process ``rows`` themselves."""
     if group is None:
         return Joined(rows, torch.ones(rows.shape[0], dtype=torch.bool, device=rows.device), 0)
-    joined: Joined = _gather(rows, group)
-    return joined
+    return uncompiled(_gather)(rows, group)  # how many rows there are is known when it runs
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # how many rows there are is known when it runs
+def uncompiled(function: Callable[P, T]) -> Callable[P, T]:
+    """The function as it is, also between compiled parts."""
+    if not torch.compiler.is_compiling():
+        return function  # torch.compiler.disable would load the compiler
+    plain: Callable[P, T] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+    return plain
+
+
 def _gather(rows: Tensor, group: dist.ProcessGroup) -> Joined:
     rank, world = dist.get_rank(group), dist.get_world_size(group)
     # In the same message: whether the rows learn. Where those of any rank do, each rank owes it a gradient.

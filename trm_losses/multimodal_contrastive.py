@@ -8,14 +8,10 @@ from torch import Tensor, nn
 
 from . import functional as TF
 from ._checks import Dims, check_finite, check_number, check_targets
-from ._distributed import Distributed, resolve_group
+from ._distributed import Distributed, resolve_group, uncompiled
 from ._entries import check_regions
 
 __all__ = ["MultimodalContrastiveLoss"]
-
-# Over ranks gradients are asked for in the forward pass, which compiled code cannot give.
-_over_ranks = torch.compiler.disable(TF.multimodal_contrastive)  # type: ignore[no-untyped-call]
-_by_label_over_ranks = torch.compiler.disable(TF.multi_label_contrastive)  # type: ignore[no-untyped-call]
 
 
 class _Projection(nn.Module):
@@ -188,7 +184,8 @@ class MultimodalContrastiveLoss(nn.Module):
             if memory is not None:
                 check_finite(dims.owner, "memory.features", memory.features)
         group = resolve_group(self.distributed)
-        contrast = TF.multimodal_contrastive if group is None else _over_ranks
+        # Over ranks gradients are asked for in the forward pass, which compiled code cannot give.
+        contrast = TF.multimodal_contrastive if group is None else uncompiled(TF.multimodal_contrastive)
         return contrast(
             regions,
             text,
@@ -222,7 +219,7 @@ class MultimodalContrastiveLoss(nn.Module):
             if weights is not None:
                 check_finite(dims.owner, "weights", torch.where(targets >= self.anchor_threshold, weights, 0.0))
         group = resolve_group(self.distributed)
-        contrast = TF.multi_label_contrastive if group is None else _by_label_over_ranks
+        contrast = TF.multi_label_contrastive if group is None else uncompiled(TF.multi_label_contrastive)
         return self.alphas["region_region"] * contrast(
             features,
             targets,
