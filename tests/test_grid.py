@@ -103,7 +103,7 @@ def expected(targets):
 
 
 def test_the_table_has_every_loss_of_the_package():
-    assert set(PUBLISHED) | set(grid._PEERS) == set(presets.LOSSES)
+    assert set(PUBLISHED) | set(grid.PEERS) == set(presets.LOSSES)
     made = {type(make(labels(), 1.0, torch.rand(IMAGES, CLASSES))) for make in PUBLISHED.values()}
     assert {cls.__name__ for cls in made} == set(baselines.__all__)
     assert len(grid.GRID) == 5 * 17 + 5 + 2 + 2
@@ -237,7 +237,7 @@ def trained(name, path, *, stop=None, single=False, amp=False, **changes):
 
 
 CELLS = [f"linear+{loss}" for loss in PUBLISHED] + ["trm-query+role", "trm-query+ll-cp", "trm-region+em-apl", "positive-coop"]
-CELLS += [f"{head}+{peer}" for peer, (_, heads) in grid._PEERS.items() for head in heads]
+CELLS += [f"{head}+{peer}" for peer, (_, heads) in grid.PEERS.items() for head in heads]
 
 
 @pytest.mark.parametrize("name", CELLS)
