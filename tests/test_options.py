@@ -436,12 +436,10 @@ def test_the_value_path_reaches_the_backbone_and_the_name_of_the_cache(monkeypat
     assert asked == [True, False]
     backbone = experiment.load_backbone(presets.EMBEDDED, torch.device("cpu"))
     monkeypatch.setattr(features, "_write_view", lambda *a: None)
-    monkeypatch.setattr(features, "CachedFeatures", lambda folder, *a: folder)
     folders = []
+    monkeypatch.setattr(features, "CachedFeatures", lambda folder, *a: folders.append(folder) or [])
     for backbone.value_path in (False, True, False):
-        folders.append(
-            features.cache_features(
-                tmp_path, None, [], backbone, weights="a", token_pool=2, mirror=False, device=torch.device("cpu")
-            )
+        features.cache_features(
+            tmp_path, None, [], backbone, weights="a", token_pool=2, mirror=False, device=torch.device("cpu")
         )
     assert folders[0] == folders[2] != folders[1]
