@@ -99,7 +99,7 @@ def over_two(rank: int, fullgraph: bool) -> tuple[float, Tensor] | str:
 
 
 def test_compiled_contrast_over_ranks() -> None:
-    """Ranks may hold unequal batches, so its size is asked for: the graph breaks there, or refuses to be whole; never wrong."""
+    """It runs as it is between compiled parts, and refuses to be part of a whole graph; never wrong."""
     pool = trust.Pool(2)
     part = trust.named("contrast")
     inputs = part.inputs(8, part.setting)
@@ -109,7 +109,7 @@ def test_compiled_contrast_over_ranks() -> None:
     ranks = pool.run(over_two, False)
     assert sum(value for value, _ in ranks) / 2 == pytest.approx(float(expected.detach()), rel=1e-9)
     torch.testing.assert_close(torch.cat([g for _, g in ranks]) / 2, inputs["regions"].grad)
-    assert all(isinstance(said, str) and "data-dependent" in said.lower() for said in pool.run(over_two, True))
+    assert all(isinstance(said, str) and "torch.compiler.disable" in said for said in pool.run(over_two, True))
     pool.close()
 
 
