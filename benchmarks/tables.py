@@ -67,6 +67,7 @@ CLASSES, SAMPLES, MHA = "loop over classes", "loop over samples", "nn.MultiheadA
 MHA_LOGITS = "nn.MultiheadAttention, normalise, multiply, sum"
 TOKENS = "all 77 tokens of every class"
 TARGETS = [
+    Target("step 32x80x196, shared contexts, all terms", "research code", 0.15, 0.3),
     Target("asymmetric loss 64x20", PUBLISHED, 1.1, 0.34, limit=elementwise),
     Target("asymmetric loss 128x80", PUBLISHED, 0.75, 0.34, limit=elementwise),
     Target("asymmetric loss 128x312", PUBLISHED, 0.6, 0.34, limit=elementwise),
