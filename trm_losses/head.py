@@ -195,7 +195,8 @@ class TRMHead(PerClassState):
                     f"{type(self).__name__}: class_names must be among the trained ones where each has a vector of its own, "
                     f"got {', '.join(map(repr, unseen[:5]))}{', ...' if len(unseen) > 5 else ''}; train with {fix}"
                 )
-        pooler, matching = copy.deepcopy(self.pooler), copy.deepcopy(self.matching)
+        group = self.matching.distributed
+        pooler, matching = copy.deepcopy(self.pooler), copy.deepcopy(self.matching, {id(group): group})
         pooler.num_classes = matching.num_classes = len(class_names)
         rows = [known.get(name, len(known)) for name in class_names]
         with torch.no_grad():
