@@ -384,12 +384,20 @@ class RegionPooler(PerClassState):
         check_number(type(self).__name__, "size", size, 1)
         options: dict[str, Any] = {"context_fn": partial(_SELECTIVE, _kept_products)} if keep and _SELECTIVE is not None else {}
         parts = []
-        for start in range(0, max(1, prepared.queries.shape[0]), size):
-            part = slice(start, start + size)
-            if torch.is_grad_enabled():  # given the tensors themselves, it restores the random state of their device too
-                parts.append(checkpoint(chunk, prepared, part, use_reentrant=False, **options))
-            else:
-                parts.append(chunk(prepared, part))
+        # To go on from what was kept, a chunk must be computed as it was: with no cast of autocast left over from the one before.
+        cached = bool(options) and torch.is_autocast_cache_enabled()
+        if cached:
+            torch.set_autocast_cache_enabled(False)
+        try:
+            for start in range(0, max(1, prepared.queries.shape[0]), size):
+                part = slice(start, start + size)
+                if torch.is_grad_enabled():  # given the tensors themselves, it restores the random state of their device too
+                    parts.append(checkpoint(chunk, prepared, part, use_reentrant=False, **options))
+                else:
+                    parts.append(chunk(prepared, part))
+        finally:
+            if cached:
+                torch.set_autocast_cache_enabled(True)
         return {key: torch.cat([part[key] for part in parts], dim=1) for key in parts[0]}
 
     def entries(self, prepared: Prepared, mask: Tensor, *, level: Literal["region", "query"] = "query") -> TF.Entries:
