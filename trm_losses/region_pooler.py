@@ -357,7 +357,8 @@ class RegionPooler(PerClassState):
             size: classes in a chunk; :func:`class_chunk` suggests one.
             query_head: as in :meth:`pool`.
             keep: the products of the wide matrices are not computed again; then memory grows with the classes, by some 6 D for
-                each region, and time is that of all classes at once. With torch before 2.4 they are, as without it.
+                each region, and time is that of all classes at once. They are kept for one backward pass: a second one, with
+                ``retain_graph``, is an error. With torch before 2.4 they are computed again, as without it.
 
         Example:
             >>> import torch
