@@ -327,6 +327,16 @@ def test_apl_keeps_its_labels_where_it_asks_for_more_than_there_are():
     assert module.labelled.flatten().tolist() == [True] * 4 + [False] * 2
 
 
+def test_apl_takes_the_whole_training_set_at_once():
+    """The last of an image that is there twice, in memory that does not grow with the square of the number of images."""
+    many = 300_000
+    module = baselines.EMAPLLoss(many - 1, 1)
+    logits, targets, ids = torch.zeros(many, 1), torch.full((many, 1), -1.0), ids_of(many)
+    logits[-1], ids[-1] = 2.0, 5
+    module.update(logits, targets, ids=ids)
+    assert module.soft[5].item() == pytest.approx(oracles.sigmoid(2.0)) and set(module.soft[6:].flatten().tolist()) == {0.5}
+
+
 def test_apl_says_that_nothing_was_given():
     module = baselines.EMAPLLoss(4, 2)
     for epoch in range(5):

@@ -94,7 +94,7 @@ def test_second_derivatives(block: int) -> None:
     assert torch.autograd.gradcheck(function, (x,)) and torch.autograd.gradgradcheck(function, (x,))
 
 
-@pytest.mark.parametrize("temperature", [0.005, 0.01, 0.02, 0.07])
+@pytest.mark.parametrize("temperature", [0.005, 0.01, 0.019, 0.02, 0.07])
 @pytest.mark.parametrize("arrangement", ["equal", "opposite", "orthogonal"])
 def test_the_largest_and_the_smallest_similarities_in_float32(block: int, arrangement: str, temperature: float) -> None:
     """Even where all pairs are equal, or all but the row itself are as far away as can be."""
@@ -112,6 +112,7 @@ def test_the_sum_of_many_equal_pairs_stays_within_float32() -> None:
     """The temperature from which no maximum is taken out leaves room for any number of anchors."""
     room = math.log(torch.finfo(torch.float32).max) - 1 / _contrast._SAFE_TEMPERATURE
     assert room > math.log(1e9)
+    assert 2 / torch.tensor(math.log(100.0)).exp().item() >= _contrast._SAFE_TEMPERATURE  # as for texts of CLIP's scale
 
 
 def test_unit_rows_have_first_and_second_derivatives() -> None:

@@ -20,6 +20,7 @@ from cases import (
     filled_bank,
     filled_labeler,
     generator,
+    head,
     labels,
     normal,
     objective,
@@ -605,6 +606,19 @@ def test_sums_and_gathers(pool: Pool) -> None:
     assert (first["first"], second["first"]) == (0, 2)
     weight = (1 + 2) * torch.arange(12.0).view(4, 3)
     assert torch.equal(first["gradient"], weight[:2]) and torch.equal(second["gradient"], weight[2:3])
+
+
+def other_classes(rank: int) -> list[bool]:
+    """Whether each part with a process group has that group still, for other classes."""
+    made, parts = head(CLASSES), (filled_bank(), filled_labeler())
+    for part in (made.matching, *parts):
+        part.distributed = dist.group.WORLD
+    others = [made.with_classes(made.text[:2], made.class_names[:2]).matching, *(part.with_classes([1]) for part in parts)]
+    return [other.distributed is dist.group.WORLD for other in others]
+
+
+def test_other_classes_have_the_same_ranks(pool: Pool) -> None:
+    assert pool.run(other_classes) == [[True] * 3] * 2
 
 
 def test_one_process_needs_no_group() -> None:

@@ -189,6 +189,19 @@ def test_parts_refuse_factors_that_do_not_fit() -> None:
         matching.logits(TF.Factored(spoilt, normal(2, 7, 8)), text)
 
 
+def test_parts_refuse_the_form_of_regions_that_they_do_not_take() -> None:
+    y, text = labels(2, CLASSES), normal(CLASSES, WIDTH)
+    factors, some = TF.Factored(normal(2, CLASSES, 7), normal(2, 7, WIDTH)), entries(normal(2, CLASSES, WIDTH), y == 1)
+    matching, contrast, bank = tl.TextRegionMatchingLoss(CLASSES), tl.MultimodalContrastiveLoss(), filled_bank()
+    for call, message in (
+        (lambda: matching.logits(some, text), "TextRegionMatchingLoss: regions must be a torch.Tensor, got Entries"),
+        (lambda: contrast(factors, text, y), "MultimodalContrastiveLoss: regions must be a torch.Tensor, got Factored"),
+        (lambda: bank.update(factors, y), "PrototypeBank: regions must be a torch.Tensor, got Factored"),
+    ):
+        with pytest.raises(TypeError, match=f"^{message}$"):
+            call()
+
+
 def test_refuses_entries_that_are_not_there() -> None:
     regions, y = normal(4, CLASSES, WIDTH), labels(4, CLASSES, soft=False)
     some = entries(regions, y == 1)

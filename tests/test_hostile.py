@@ -476,7 +476,10 @@ def test_an_objective_asks_for_a_tensor_of_absence() -> None:
         module(torch.ones(1, TOKENS, WIDTH), torch.ones(2, WIDTH), torch.ones(1, 2), negative_text=3)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("which", ["query", "region"])
 @pytest.mark.parametrize("tokens", [None, 2.5, "text"])
-def test_a_head_asks_for_tensors(tokens: Any) -> None:
+def test_a_head_asks_for_tensors(tokens: Any, which: str) -> None:
+    module = head(3)
+    module.head = which
     with pytest.raises(TypeError, match="RegionPooler: tokens must be a torch.Tensor, got"):
-        head(3).predict(tokens)
+        module.predict(tokens)

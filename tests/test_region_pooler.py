@@ -345,6 +345,24 @@ def test_kept_products_are_not_computed_again(reading: dict[str, Any]) -> None:
         assert _kept_products(None, torch.ops.aten.mm.default) == policy.PREFER_RECOMPUTE
 
 
+@pytest.mark.parametrize("reading", READINGS[:-1], ids=str)
+def test_kept_products_under_autocast(reading: dict[str, Any]) -> None:
+    """The backward pass is outside of it, and casts the weights of each chunk again."""
+    pooler = shaken(RegionPooler(6, 8, **reading)).eval()
+    v, t = normal(2, 6, 8, dtype=torch.float32), normal(6, 8, seed=1, dtype=torch.float32)
+    results = []
+    for keep in (False, True):
+        pooler.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            prepared = pooler.prepare(v, t)
+            made = pooler.map_classes(lambda regions, _: {"sum": regions.query.pow(2).sum(dim=-1)}, prepared, 2, keep=keep)
+            assert torch.is_autocast_cache_enabled()
+        made["sum"].sum().backward()
+        results.append([made["sum"], *(p.grad for p in pooler.parameters() if p.grad is not None)])
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=2e-2, atol=2e-2)
+
+
 def test_a_chunk_computed_again_has_the_same_dropout() -> None:
     """The loss is linear in what the last layer gives, so its gradient is what the forward pass fed that layer."""
     pooler = shaken(RegionPooler(6, 8))

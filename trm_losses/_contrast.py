@@ -24,8 +24,8 @@ MASKED = -1e9
 _ROWS = 256
 
 # From here on exp(1 / temperature), the largest that unit vectors reach, is small enough in float32 for sums without the
-# maximum of each row taken out first.
-_SAFE_TEMPERATURE = 0.02
+# maximum of each row taken out first. Below 2 / 100: the scale of CLIP, the exponential of a parameter, is 100.00001.
+_SAFE_TEMPERATURE = 0.019
 
 _LEAST = 1e-12  # length of a row
 

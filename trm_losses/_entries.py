@@ -29,9 +29,10 @@ class Entries(NamedTuple):
 class Factored(NamedTuple):
     """Regions of all classes, not multiplied out: (B, C, D) = saliency (B, C, N) @ tokens (B, N, D).
 
-    Matching and labeller take these in place of regions. What they ask of a region r = a V is its product with a vector,
-    r . t = a . (V t), and its length, |r|^2 = a V V^T a: all of size N, where a region has D. The length comes out right to
-    the rounding of the tokens' own squared, so in float32 no region is taken for shorter than some 3e-4 of its longest token.
+    The logits of the matching and the similarities of the labeller take these in place of regions. What they ask of a region
+    r = a V is its product with a vector, r . t = a . (V t), and its length, |r|^2 = a V V^T a: all of size N, where a region
+    has D. The length comes out right to the rounding of the tokens' own squared, so in float32 no region is taken for shorter
+    than some 3e-4 of its longest token.
     """
 
     saliency: Tensor
@@ -62,13 +63,21 @@ def take(regions: Tensor | Entries, mask: Tensor) -> Tensor:
     return regions.features[mask[regions.row, regions.own]] if isinstance(regions, Entries) else regions[mask]
 
 
-def check_regions(dims: Dims, regions: Tensor | Entries | Factored, *, needed: Tensor | None = None, hint: str = "") -> None:
-    """Check shapes; and, where a mask of the ``needed`` entries is given, that they are in order (waits for the device)."""
-    if isinstance(regions, Factored):
+def check_regions(
+    dims: Dims,
+    regions: Tensor | Entries | Factored,
+    form: type[Entries | Factored] = Entries,
+    *,
+    needed: Tensor | None = None,
+    hint: str = "",
+) -> None:
+    """Check shapes of a tensor, or of the one ``form`` that may stand in its place; and, where a mask of the ``needed`` entries
+    is given, that they are in order (waits for the device)."""
+    if isinstance(regions, Factored) and form is Factored:
         dims.check("regions.saliency", regions.saliency, "B C N", hint=hint)
         dims.check("regions.tokens", regions.tokens, "B N D")
         return
-    if not isinstance(regions, Entries):
+    if not isinstance(regions, Entries) or form is not Entries:
         dims.check("regions", regions, "B C D", hint=hint)
         return
     dims.check("regions.features", regions.features, "n D")

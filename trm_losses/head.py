@@ -127,13 +127,14 @@ class TRMHead(PerClassState):
         :func:`trm_losses.region_pooler.plan_classes` decides it, in training as well.
         """
         classes, query_head = self.pooler.num_classes, self.head != "region"
-        if chunk is None and not query_head and tokens.ndim == 3 and not torch.compiler.is_compiling():
+        whole = torch.compiler.is_compiling() or not isinstance(tokens, Tensor) or tokens.ndim != 3
+        if chunk is None and not query_head and not whole:
             batch, number, dim = tokens.shape
             plan = plan_classes(batch, classes, number, dim, heads=self.pooler.num_heads, query_head=False)
             if plan.factored:
                 return self.pooler.map_factors(self._logits, self.pooler.prepare(tokens, self.text), plan.size)["logits"]
         if chunk is None:
-            whole = torch.compiler.is_compiling() or torch.is_grad_enabled() or not isinstance(tokens, Tensor) or tokens.ndim != 3
+            whole = whole or torch.is_grad_enabled()
             chunk = classes if whole else class_chunk(tokens.shape[0], classes, tokens.shape[1], self.pooler.dim)
         check_number(type(self).__name__, "chunk", chunk, 1)
         if chunk < classes:
@@ -194,7 +195,8 @@ class TRMHead(PerClassState):
                     f"{type(self).__name__}: class_names must be among the trained ones where each has a vector of its own, "
                     f"got {', '.join(map(repr, unseen[:5]))}{', ...' if len(unseen) > 5 else ''}; train with {fix}"
                 )
-        pooler, matching = copy.deepcopy(self.pooler), copy.deepcopy(self.matching)
+        group = self.matching.distributed
+        pooler, matching = copy.deepcopy(self.pooler), copy.deepcopy(self.matching, {id(group): group})
         pooler.num_classes = matching.num_classes = len(class_names)
         rows = [known.get(name, len(known)) for name in class_names]
         with torch.no_grad():

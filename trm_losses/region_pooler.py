@@ -357,7 +357,8 @@ class RegionPooler(PerClassState):
             size: classes in a chunk; :func:`class_chunk` suggests one.
             query_head: as in :meth:`pool`.
             keep: the products of the wide matrices are not computed again; then memory grows with the classes, by some 6 D for
-                each region, and time is that of all classes at once. With torch before 2.4 they are, as without it.
+                each region, and time is that of all classes at once. They are kept for one backward pass: a second one, with
+                ``retain_graph``, is an error. With torch before 2.4 they are computed again, as without it.
 
         Example:
             >>> import torch
@@ -384,12 +385,20 @@ class RegionPooler(PerClassState):
         check_number(type(self).__name__, "size", size, 1)
         options: dict[str, Any] = {"context_fn": partial(_SELECTIVE, _kept_products)} if keep and _SELECTIVE is not None else {}
         parts = []
-        for start in range(0, max(1, prepared.queries.shape[0]), size):
-            part = slice(start, start + size)
-            if torch.is_grad_enabled():  # given the tensors themselves, it restores the random state of their device too
-                parts.append(checkpoint(chunk, prepared, part, use_reentrant=False, **options))
-            else:
-                parts.append(chunk(prepared, part))
+        # To go on from what was kept, a chunk must be computed as it was: with no cast of autocast left over from the one before.
+        cached = bool(options) and torch.is_autocast_cache_enabled()
+        if cached:
+            torch.set_autocast_cache_enabled(False)
+        try:
+            for start in range(0, max(1, prepared.queries.shape[0]), size):
+                part = slice(start, start + size)
+                if torch.is_grad_enabled():  # given the tensors themselves, it restores the random state of their device too
+                    parts.append(checkpoint(chunk, prepared, part, use_reentrant=False, **options))
+                else:
+                    parts.append(chunk(prepared, part))
+        finally:
+            if cached:
+                torch.set_autocast_cache_enabled(True)
         return {key: torch.cat([part[key] for part in parts], dim=1) for key in parts[0]}
 
     def entries(self, prepared: Prepared, mask: Tensor, *, level: Literal["region", "query"] = "query") -> TF.Entries:

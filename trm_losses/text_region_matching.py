@@ -146,7 +146,7 @@ class TextRegionMatchingLoss(PerClassState):
         they are of a part of the classes.
         """
         dims = Dims(type(self).__name__, C=len(range(*classes.indices(self.num_classes))))
-        check_regions(dims, regions, hint="one region for each class of num_classes")
+        check_regions(dims, regions, TF.Factored, hint="one region for each class of num_classes")
         dims.check("text", text, "C D", hint="text and regions share the width D of the joint space")
         if (self.form == "pair") != (negative_text is not None):
             got = f"{'nothing' if negative_text is None else 'one'} with form={self.form!r}"

@@ -146,7 +146,8 @@ class EMAPLLoss(Baseline):
         assert ids is not None
         ids, said = self._of_all_ranks(ids, torch.where(y == -1, torch.sigmoid(x), -1.0).to(self.soft.dtype))
         # Of an image that is there twice, as samplers for several ranks fill them up, the last.
-        last = ~(ids[:, None] == ids).triu(1).any(dim=1)
+        place = torch.arange(len(ids), device=ids.device)
+        last = place.new_zeros(len(self.soft)).scatter_reduce(0, ids, place, "amax")[ids] == place
         ids, said = ids[last], said[last]
         self.soft[ids] = torch.where(self.labelled[ids], self.soft[ids], said)
 
