@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import os
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from torch import Tensor
 pytest.importorskip("open_clip")
 pytest.importorskip("safetensors")
 
-from trm_pipeline import checkpoint, experiment, features, methods, presets, ranks, training
+from trm_pipeline import cells, checkpoint, experiment, features, methods, presets, ranks, training
 from trm_pipeline.data.drawn import write_drawn_voc
 
 from trm_losses.backbones import ImageFeatures
@@ -177,6 +179,15 @@ def test_jobs_are_refused_under_torchrun(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit, match="--jobs must be 1 under torchrun, .*; got 2"):
         experiment.main(["--jobs", "2", "--device", "cpu", "--output", str(tmp_path)])
+
+
+def test_a_cell_ends_alike_on_ranks_that_write_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = torch.nn.Linear(3, 2)
+    monkeypatch.setattr(cells, "train_cell", lambda *_, **__: training.Trained(method, {"mAP": 51.25}, 7.0, []))
+    monkeypatch.setattr(ranks, "first", lambda: False)
+    data = types.SimpleNamespace(device=torch.device("cpu"), preset=presets.EMBEDDED)
+    finished = cells.run_cell(data, cells.Cell("linear", 0.5, 1), argparse.Namespace())  # type: ignore[arg-type]
+    assert (finished.row["mAP"], finished.seconds, finished.parameters) == (51.25, 7.0, 8)
 
 
 # The parts of batches, as features are read
