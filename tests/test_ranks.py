@@ -13,6 +13,7 @@ import sys
 import time
 import types
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from torch import Tensor
 pytest.importorskip("open_clip")
 pytest.importorskip("safetensors")
 
-from trm_pipeline import cells, checkpoint, experiment, features, methods, presets, ranks, training
+from trm_pipeline import cells, checkpoint, experiment, features, grid, methods, presets, ranks, training
 from trm_pipeline.data.drawn import write_drawn_voc
 
 from trm_losses.backbones import ImageFeatures
@@ -36,13 +37,17 @@ IMAGES, TEST, CLASSES, WIDTH, TOKENS = 50, 23, 5, 8, 6
 SIZES = {"train": 40, "val": 30, "test": 31}
 PROTOTYPES = {"pseudo_rule": "prototype", "threshold_pos": 0.6, "threshold_neg": 0.4, "min_positives": 1, "ema_vote": True,
               "bank_offline": True, "bank_min_score": 0.1, "num_prototypes": 2, "queue_size": 4, "absent": True}  # fmt: skip
-# The quick suite takes the first three; "single" stands for single positives.
+# The quick suite takes the first four; "single" stands for single positives.
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "linear": ("linear", {"single": True}),
     "trm": ("trm", {}),
     "trm, prototypes": ("trm", PROTOTYPES),
+    "text-pixel+role": ("text-pixel+role", {}),
     "trm, single positives": ("trm", {**PROTOTYPES, "single": True}),
     **{name: (name, {}) for name in methods.METHODS if name not in ("linear", "trm")},
+    "positive-coop": ("positive-coop", {}),
+    **{f"text-pixel+{loss}": (f"text-pixel+{loss}", {}) for loss in presets.LOSSES if loss not in grid.PEERS},
+    "trm-query+role": ("trm-query+role", {"single": True}),
 }
 
 
@@ -82,9 +87,9 @@ def trained(rank: int | None, run: str, folder: str | None = None, stop: bool = 
         known[known == 0] = -1
     torch.manual_seed(9)
     steps = preset.epochs * -(-IMAGES // preset.batch_size)
-    built = methods.METHODS[method](
-        methods.Setting(preset, text.float(), None, 100.0, steps, single=single, num_samples=IMAGES)
-    ).double()
+    setting = methods.Setting(preset, text.float(), None, 100.0, steps, single=single, num_samples=IMAGES, targets=known)
+    setting.similarities = lambda: training.score(partial(methods.zero_shot_tokens, text=text), train, preset.batch_size)
+    built = grid.build_method(method, setting).double()
     if stop:
         original = built.before_epoch
 
@@ -114,7 +119,7 @@ def same(found: list[dict[str, Any]], one: dict[str, Any]) -> None:
         assert rank["metrics"] == pytest.approx(one["metrics"], abs=1e-3) and rank["trace"] == one["trace"]
 
 
-@pytest.mark.parametrize("run", [*list(RUNS)[:3], *(pytest.param(name, marks=pytest.mark.nightly) for name in list(RUNS)[3:])])
+@pytest.mark.parametrize("run", [*list(RUNS)[:4], *(pytest.param(name, marks=pytest.mark.nightly) for name in list(RUNS)[4:])])
 def test_two_processes_follow_one(pools: Callable[[int], Pool], run: str) -> None:
     same(pools(2).run(trained, run), one := trained(None, run))
     assert bool(one["trace"]) == ("trm" in run and "query" not in run and run != "trm-region")
