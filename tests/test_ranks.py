@@ -186,6 +186,13 @@ def test_jobs_are_refused_under_torchrun(monkeypatch: pytest.MonkeyPatch, tmp_pa
         experiment.main(["--jobs", "2", "--device", "cpu", "--output", str(tmp_path)])
 
 
+@pytest.mark.parametrize("chosen", [["--methods", "linear", "linear+scpnet"], ["--grid"]])
+def test_peers_of_one_process_are_refused_under_torchrun(chosen: list[str], monkeypatch: Any, tmp_path: Path) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit, match=r"--methods: linear\+scpnet is trained by one process, not under torchrun"):
+        experiment.main([*chosen, "--device", "cpu", "--output", str(tmp_path)])
+
+
 def test_a_cell_ends_alike_on_ranks_that_write_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     method = torch.nn.Linear(3, 2)
     monkeypatch.setattr(cells, "train_cell", lambda *_, **__: training.Trained(method, {"mAP": 51.25}, 7.0, []))
