@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from _ddp import Pool
 from cases import labels, normal
@@ -28,9 +29,10 @@ from torch import Tensor
 pytest.importorskip("open_clip")
 pytest.importorskip("safetensors")
 
-from trm_pipeline import cells, checkpoint, experiment, features, grid, methods, presets, ranks, training
+from trm_pipeline import cells, checkpoint, experiment, features, grid, methods, presets, pseudo_trace, ranks, training
 from trm_pipeline.data.drawn import write_drawn_voc
 
+from trm_losses import PseudoLabels
 from trm_losses.backbones import ImageFeatures
 
 IMAGES, TEST, CLASSES, WIDTH, TOKENS = 50, 23, 5, 8, 6
@@ -141,6 +143,26 @@ def test_a_resumed_run_is_the_unbroken_one(pools: Callable[[int], Pool], tmp_pat
     for a, b in zip(unbroken, resumed, strict=True):
         assert all(torch.equal(value, b["state"][key]) for key, value in a["state"].items())
         assert a["metrics"] == b["metrics"] and a["trace"] == b["trace"]
+
+
+def traced(rank: int) -> list[pseudo_trace.Point]:
+    """Two images of four each, where tensors on a CPU cannot be added up over ranks, as with NCCL."""
+    truth, unknown = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0], [1.0, 0.0]]), torch.full((2, 2), -1.0)
+    said = torch.tensor([[0.9, 0.9], [0.8, -1.0]])
+    trace, index = pseudo_trace.PseudoTrace(truth), torch.arange(4).view(2, 2)[rank]
+    trace.add(PseudoLabels(said, torch.ones(2, 2), said), unknown, index)
+    original = dist.all_reduce
+    dist.all_reduce = None
+    try:
+        trace.point(1)
+    finally:
+        dist.all_reduce = original
+    return trace.points
+
+
+def test_pseudo_labels_of_all_ranks_are_counted(pools: Callable[[int], Pool]) -> None:
+    point = {"step": 1, "positive_precision": 0.5, "positive_recall": 0.75, "negative_precision": None, "negative_recall": 0.0}
+    assert pools(2).run(traced) == 2 * [[{**point, "decided": 6}]]
 
 
 def helpers(rank: int) -> dict[str, Any]:
