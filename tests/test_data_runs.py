@@ -147,6 +147,7 @@ def test_published_labels_are_trained_on(
         (["--known", "0.5"], "--labels is one setting of known labels: leave --known out"),
         (["--seeds", "1", "2"], "leave --known out, and give one of --seeds"),
         (["--tune"], "--labels has the labels of the whole training split, of which --tune trains on a part"),
+        (["--methods", "linear+hill", "--set", "hill.gamma=-1"], "HillLoss: gamma must be at least 0, got -1"),
     ],
 )
 def test_labels_and_what_contradicts_them(tmp_path: Path, arguments: list[str], message: str) -> None:

@@ -105,6 +105,7 @@ def test_composed_and_decomposed_characters_are_one_name(tmp_path):
         ("image\na.jpg\n", "the header must name a column of images and one for each class, got 'image' alone"),
         ("image,cat\n", "no row of labels"),
         ("image,labels\na.jpg,\n", "names no class"),
+        ("image,label\na.jpg,1\nb.jpg,0\n", "column 'label' must list names of classes, got 0, 1; if it is one class"),
         ("", "is empty"),
         (b"image,caf\xe9\na.jpg,1\n", "line 1: not UTF-8"),
         ('image,cat\na.jpg,"1\n' + "b.jpg,1\n" * 20_000, "a quote that is never closed"),

@@ -150,7 +150,7 @@ def _trained(data: Prepared, cell: Cell, args: argparse.Namespace) -> tuple[dict
     preset = dataclasses.replace(data.preset, **changes)  # type: ignore[arg-type]
     trained = train_cell(data, cell, args, method=method, preset=preset)
     if not ranks.first():
-        return trained.metrics, trained.seconds
+        return trained.metrics, trained.seconds, trained_parameters(trained.method)
     # A head is given tokens, not the pooled feature that a method without region learning is trained on.
     if cell.method in METHODS and isinstance(trained.method, TRM) and preset.region_learning:
         with torch.no_grad():

@@ -181,7 +181,7 @@ def check_arguments(args: argparse.Namespace, preset: Preset) -> None:
     check_single(known, preset)
     # Words and numbers of the method are its parts' own to check; here with any texts, before anything is computed.
     any_text = torch.ones(2, max(1, preset.num_heads))
-    for single in {share == "single" for share in known}:
+    for single in {share == "single" for share in known} or {False}:  # a file of labels says later of which kind it is
         setting = Setting(dataclasses.replace(preset, prompts="fixed"), any_text, None, 100.0, preset.epochs, single=single)
         METHODS["trm"](setting)
         setting.targets, setting.similarities = torch.ones(2, 2), lambda: torch.ones(2, 2)

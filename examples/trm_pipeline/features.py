@@ -164,8 +164,9 @@ def _collate(items: list[tuple[Tensor, Tensor, int]]) -> Any:
 class LiveFeatures:
     """Features of freshly transformed images, encoded batch by batch, while ``workers`` processes read the next ones.
 
-    Which transformations are drawn depends on the generator alone, not on how many processes there are. They end with the
-    epoch: what takes long at the start of one is its first batches, which would have to be waited for anyway.
+    Which transformations are drawn depends on the generator alone, not on how many processes there are; without one they are
+    always the same. The processes end with the epoch: what takes long at the start of one is its first batches, which would
+    have to be waited for anyway.
     """
 
     def __init__(
@@ -199,9 +200,8 @@ class LiveFeatures:
         self, batch_size: int, generator: torch.Generator | None = None, *, view: int = 0, part: tuple[int, int] = (0, 1)
     ) -> Iterator[Batch]:
         """See :class:`Features`."""
-        images = self.images
-        if generator is not None:
-            images = _Drawn(images, torch.randint(2**62, (len(self),), generator=generator))
+        seeds = torch.Generator().manual_seed(0) if generator is None else generator
+        images = _Drawn(self.images, torch.randint(2**62, (len(self),), generator=seeds))
         order = SequentialSampler(images) if generator is None else RandomSampler(images, generator=generator)
         loader = DataLoader(
             images,

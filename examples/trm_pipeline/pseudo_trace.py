@@ -49,7 +49,7 @@ class PseudoTrace:
     def point(self, step: int) -> None:
         """Close the counts since the last point as one of the trace."""
         point: Point = {"step": step}
-        self._counts = ranks.total(self._counts)
+        self._counts = torch.stack(ranks.gather(self._counts)).sum(dim=0)  # NCCL adds nothing up on a CPU
         for word, (right, said, true) in zip(("positive", "negative"), self._counts.tolist(), strict=True):
             point[f"{word}_precision"] = round(right / said, 4) if said else None
             point[f"{word}_recall"] = round(right / true, 4) if true else None

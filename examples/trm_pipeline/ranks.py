@@ -120,7 +120,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def total(value: Tensor) -> Tensor:
-    """The sum over ranks."""
+    """The sum over ranks, of a value on the device that they train on."""
     if world() == 1:
         return value
     value = value.detach().clone()

@@ -268,13 +268,21 @@ def _read_csv(file: str, text: str, label: _Label, mistakes: _Mistakes) -> _Read
             labels = {name: label(cell, f"{where}, column {name}") for name, cell in named}
         rows.append(_Row(where, cells[0], labels))
     names = sorted({name for row in rows for name in row.labels}) if lists else header[1:]
+    if lists and names and all(_says(name) for name in names):
+        raise ValueError(f"{file}: column {header[1]!r} must list names of classes, got {', '.join(names)}; if it is one class, "
+                         "give the column its name")  # fmt: skip
     return rows, names, lists
+
+
+def _says(cell: str) -> bool:
+    """It is a label, not the name of a class."""
+    return cell.lower() in _WORDS or cell in ("-1", "-1.0")
 
 
 def _check_header(where: str, header: list[str]) -> None:
     if len(header) < 2:
         raise ValueError(f"{where}: the header must name a column of images and one for each class, got {header[0]!r} alone")
-    if all(cell.lower() in _WORDS or cell in ("-1", "-1.0") for cell in header[1:]):
+    if all(_says(cell) for cell in header[1:]):
         raise ValueError(f"{where}: the first line must be a header with the names of the classes, got {', '.join(header[:4])}")
     for number, name in enumerate(header, start=1):
         if not name and number > 1:
