@@ -213,7 +213,7 @@ def read_labels(
     if not rows:
         mistakes.tell()
         raise ValueError(f"{path.name} has no row of labels below its header")
-    _check_names(path.name, class_names, rows)
+    _check_names(path.name, class_names, rows, lists)
     files = _match(rows, images, mistakes)
     mistakes.tell()
     column = {name: c for c, name in enumerate(class_names)}
@@ -268,9 +268,6 @@ def _read_csv(file: str, text: str, label: _Label, mistakes: _Mistakes) -> _Read
             labels = {name: label(cell, f"{where}, column {name}") for name, cell in named}
         rows.append(_Row(where, cells[0], labels))
     names = sorted({name for row in rows for name in row.labels}) if lists else header[1:]
-    if lists and names and all(_says(name) for name in names):
-        raise ValueError(f"{file}: column {header[1]!r} must list names of classes, got {', '.join(names)}; if it is one class, "
-                         "give the column its name")  # fmt: skip
     return rows, names, lists
 
 
@@ -325,10 +322,16 @@ def _read_json_lines(file: str, text: str, label: _Label, mistakes: _Mistakes) -
     return rows, sorted(names) if lists else list(names), lists
 
 
-def _check_names(file: str, names: list[str], rows: list[_Row]) -> None:
-    """No class at all, or two that differ in their spelling alone."""
+def _check_names(file: str, names: list[str], rows: list[_Row], lists: bool) -> None:
+    """No class at all, labels where a list must hold names, or two names that differ in their spelling alone."""
     if not names:
         raise ValueError(f"{file} names no class in its {len(rows)} rows")
+    labels = [name for name in names if _WORDS.get(name.lower()) == UNKNOWN] or names * all(map(_says, names))
+    if lists and labels:
+        raise ValueError(
+            f"{file}: a list must hold names of classes, got {', '.join(labels)}; leave it blank where nothing is known, and "
+            "call a column of one class by its name"
+        )
     seen: dict[str, str] = {}
     for name in names:
         other = seen.setdefault("".join(name.casefold().split()), name)
