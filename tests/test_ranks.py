@@ -204,6 +204,7 @@ def test_one_process_needs_no_other() -> None:
 
 def test_jobs_are_refused_under_torchrun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(SystemExit, match="--jobs must be 1 under torchrun, .*; got 2"):
         experiment.main(["--jobs", "2", "--device", "cpu", "--output", str(tmp_path)])
 
@@ -211,6 +212,7 @@ def test_jobs_are_refused_under_torchrun(monkeypatch: pytest.MonkeyPatch, tmp_pa
 @pytest.mark.parametrize("chosen", [["--methods", "linear", "linear+scpnet"], ["--grid"]])
 def test_peers_of_one_process_are_refused_under_torchrun(chosen: list[str], monkeypatch: Any, tmp_path: Path) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(SystemExit, match=r"--methods: linear\+scpnet is trained by one process, not under torchrun"):
         experiment.main([*chosen, "--device", "cpu", "--output", str(tmp_path)])
 

@@ -504,6 +504,13 @@ def test_what_cannot_be_done_is_refused_at_the_door(change, said, images, cache,
     assert not (tmp_path / "run").exists() and not (folder / "run").exists()
 
 
+def test_one_process_trains(images, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(SystemExit, match="train_folder.py must run in one process, got 2 of torchrun"):
+        folder_run.main(["train", str(images[0]), str(write_table(tmp_path / "labels.csv", images[1])), "--device", "cpu"])
+
+
 @pytest.mark.parametrize("value", [0, "?"])
 def test_no_present_label_is_refused(value, images, cache, tmp_path):
     labels = write_table(tmp_path / "labels.csv", {"1.png": [value], "2.png": [value]}, classes=["car"])

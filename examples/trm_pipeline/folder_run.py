@@ -22,6 +22,7 @@ from trm_losses.backbones import OpenClipBackbone
 from trm_losses.labels import UNKNOWN, known_fraction
 from trm_losses.metrics import average_precision
 
+from . import ranks
 from .data.folder import FolderImages, Labels, find_images, hold_out, read_labels
 from .data.voc import eval_transform
 from .features import Batch, CachedFeatures, Features, LiveFeatures, _rows, cache_features, cores, weights_digest
@@ -186,6 +187,8 @@ def run_train(args: argparse.Namespace) -> None:
 
 
 def _check_train(args: argparse.Namespace) -> None:
+    if ranks.launched() > 1:
+        raise ValueError(f"train_folder.py must run in one process, got {ranks.launched()} of torchrun; start it with python")
     if not 0 <= args.hold_out < 1:
         raise ValueError(f"--hold-out must be a share from 0 to below 1, got {args.hold_out:g} (20 % is 0.2)")
     sizes = (("--epochs", args.epochs, 1), ("--workers", args.workers, 0), ("--image-size", args.image_size, 1))

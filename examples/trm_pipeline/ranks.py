@@ -34,8 +34,8 @@ _patient: dist.ProcessGroup | None = None
 
 
 def launched() -> int:
-    """How many processes torchrun has started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """How many processes torchrun has started; 1 without it, whatever a scheduler may have left in the environment."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
 
 
 def start(device: str) -> str:
