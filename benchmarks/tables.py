@@ -244,7 +244,7 @@ def plot(rows: Sequence[Row], folder: Path) -> list[Path]:
         axes[0].legend()
         figure.suptitle(curve)
         files.append(folder / f"scaling-{curve.replace(' ', '-')}.png")
-        figure.savefig(files[-1], dpi=150)
+        figure.savefig(files[-1], dpi=90, pil_kwargs={"optimize": True})
         plt.close(figure)
     return files
 
