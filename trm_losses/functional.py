@@ -856,12 +856,13 @@ def class_sums(features: Tensor | Entries, weights: Tensor) -> tuple[Tensor, Ten
         entered = torch.where(enters[..., None], unit(features), 0.0)
         return torch.einsum("bc,bcd->cd", weights, entered.to(weights.dtype)), weights.sum(dim=0)
     # Few entries enter: only those are read.
-    entered, weight = upcast(take(features, enters)).to(weights.dtype), weights[enters]
+    entered, weight = upcast(take(features, enters)), weights[enters]
     length = torch.linalg.vector_norm(entered, dim=1, keepdim=True).clamp(min=1e-12)
     classes = weights.shape[1]
     own = torch.arange(classes, device=weights.device).expand_as(enters)[enters]
     share = weight[:, None] / length
     entered = entered * share if torch.is_grad_enabled() else entered.mul_(share)  # what was taken is a copy
+    entered = entered.to(weights.dtype)
     sums = entered.new_zeros(classes, entered.shape[1]).index_add_(0, own, entered)
     return sums, weight.new_zeros(classes).index_add_(0, own, weight)
 
