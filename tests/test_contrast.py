@@ -110,9 +110,9 @@ def test_the_largest_and_the_smallest_similarities_in_float32(block: int, arrang
 
 def test_the_sum_of_many_equal_pairs_stays_within_float32() -> None:
     """The temperature from which no maximum is taken out leaves room for any number of anchors."""
-    room = math.log(torch.finfo(torch.float32).max) - 1 / _contrast._SAFE_TEMPERATURE
+    room = math.log(torch.finfo(torch.float32).max) - 1 / _contrast.SAFE_TEMPERATURE
     assert room > math.log(1e9)
-    assert 2 / torch.tensor(math.log(100.0)).exp().item() >= _contrast._SAFE_TEMPERATURE  # as for texts of CLIP's scale
+    assert 2 / torch.tensor(math.log(100.0)).exp().item() >= _contrast.SAFE_TEMPERATURE  # as for texts of CLIP's scale
 
 
 def test_unit_rows_have_first_and_second_derivatives() -> None:

@@ -1,7 +1,10 @@
 """The field's losses under every head of the examples: names, numbers, schedules, state."""
 
 import dataclasses
+import importlib.util
+import itertools
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +12,7 @@ import torch
 pytest.importorskip("open_clip")
 pytest.importorskip("safetensors")
 
-from trm_pipeline import checkpoint, experiment, features, grid, methods, presets, training, wrapped
+from trm_pipeline import cells, checkpoint, experiment, features, grid, methods, presets, training, wrapped
 
 from trm_losses import baselines
 
@@ -77,7 +80,7 @@ def labels(seed=0, single=False):
 
 
 def preset(**changes):
-    small = {"epochs": EPOCHS, "batch_size": 6, "dropout": 0.0, "num_heads": 2}
+    small = {"epochs": EPOCHS, "batch_size": 6, "dropout": 0.0, "num_heads": 2, "tuned": {}, "tuned_single": {}}
     return dataclasses.replace(presets.EMBEDDED, **{**small, **changes})
 
 
@@ -136,8 +139,7 @@ def test_a_loss_is_the_published_one_on_the_logits_of_its_head(name):
         sum(terms.values()).backward()
         gradients = [p.grad for p in method.inner.parameters() if p.grad is not None]
         assert all(bool(g.isfinite().all()) for g in gradients) and any(bool(g.any()) for g in gradients)
-        others = {"linear": set(), "text-image": set(), "text-pixel": set(), "trm-region": {"contrast"}}
-        assert set(terms) == {loss} | others.get(head, {"contrast", "distillation"})
+        assert set(terms) == {loss}  # TRM-ML's own terms are not the head's
 
 
 @pytest.mark.parametrize("loss", PUBLISHED)
@@ -149,6 +151,20 @@ def test_weak_negatives_join_losses_of_known_labels_alone(loss):
     assert ("weak_negative" in terms) == (loss in ("partial-bce", "pasl-ignore"))
 
 
+def test_an_unknown_label_weighs_as_much_as_a_known_one():
+    """At weight 1 partial ASL without focusing and with weak negatives is AN."""
+    chosen = setting(single=True, losses={**presets.LOSSES, "pasl-ignore": {"gamma_pos": 0.0, "gamma_neg": 0.0, "margin": 0.0}})
+    batch = first_batch()
+    values = []
+    for name, weight in (("pasl-ignore", 1.0), ("an", 1.0)):
+        method = grid.build_method(f"text-pixel+{name}", chosen)
+        values.append(sum(method.loss(batch, method.prompts(), chosen.targets[batch.index], weight).values()))
+    plain = grid.build_method("text-pixel", chosen)
+    values.append(sum(plain.loss(batch, plain.prompts(), chosen.targets[batch.index], 1.0).values()))
+    torch.testing.assert_close(values[0], values[1])
+    torch.testing.assert_close(values[2], CLASSES * values[1])  # whose own mean is over the known entries
+
+
 def test_a_head_keeps_its_start_rates_and_texts():
     chosen = setting()
     for name in ("linear", "text-pixel", "trm-query"):
@@ -157,8 +173,9 @@ def test_a_head_keeps_its_start_rates_and_texts():
         assert swapped.prompts is swapped.inner.prompts
         rates = [group["lr"] for group in plain.groups(chosen.preset)]
         assert [group["lr"] for group in swapped.groups(chosen.preset)] == [*rates, pytest.approx(10 * max(rates))]
-        faster = dataclasses.replace(chosen.preset, losses={"role": {"rate": 3.0}})
-        assert swapped.groups(faster)[-1]["lr"] == pytest.approx(3 * max(rates))
+        faster = grid.build_method(f"{name}+role", setting(losses={"role": {"rate": 3.0, "lr_factor": 2.0}}))
+        changed = [*(2 * rate for rate in rates), 6 * max(rates)]
+        assert [group["lr"] for group in faster.groups(chosen.preset)] == pytest.approx(changed)
         (theta,) = swapped.groups(chosen.preset)[-1]["params"]
         assert theta is swapped.labels.estimates
         for method in (plain, swapped):
@@ -206,6 +223,30 @@ def test_the_teacher_is_as_sharp_as_its_scale_asks_for():
     chosen = setting()
     method = grid.build_method("linear+vlpl", chosen)
     torch.testing.assert_close(method.labels.scores, (chosen.similarities() / 0.1).softmax(dim=1))
+
+
+def test_cells_share_the_cosines_of_the_training_images():
+    """Found once, and a cell cannot tell whether it is the one that found them."""
+    passes = []
+
+    class Loaded(Held):
+        def batches(self, batch_size, generator=None, *, view=0):
+            passes.append(torch.rand(()))  # as a loader draws the seed of its processes
+            yield from super().batches(batch_size, generator, view=view)
+
+    names = [part.name for part in dataclasses.fields(cells.Prepared) if part.default_factory is dataclasses.MISSING]
+    known = {"preset": preset(), "features": Loaded(1), "targets": labels().clamp(min=0), "text": torch.randn(CLASSES, DIM)}
+    data = cells.Prepared(**{**dict.fromkeys(names), **known, "logit_scale": 10.0})
+    cell = cells.Cell("linear+vlpl", 0.5, 1)
+    starts = []
+    for _ in range(2):
+        method, _ = cells.build(data, cell, method=cell.method, preset=data.preset)
+        starts.append((method.labels.scores, torch.get_rng_state()))
+    assert len(passes) == 1
+    assert all(torch.equal(*pair) for pair in zip(*starts, strict=True))
+    batch = next(Held(1).batches(IMAGES))
+    torch.testing.assert_close(starts[0][0], (methods.zero_shot_tokens(batch, data.text) / 0.1).softmax(dim=1))
+    assert dataclasses.replace(data, text=data.text[1:]).similarities.shape == (IMAGES, CLASSES - 1)
 
 
 @pytest.mark.parametrize(("epochs", "start"), [(10, 1), (31, 1), (50, 2), (62, 2), (80, 3)])
@@ -315,6 +356,37 @@ def test_patterns_stand_for_methods():
             grid.choose_methods([wrong])
 
 
+def test_a_head_and_single_positives_may_have_numbers_of_their_own():
+    """What the command line says holds for all."""
+    tuned = {"*+splc": {"lr_factor": 0.5}, "linear+splc": {"margin": 0.5}}
+    own = preset(tuned=tuned, tuned_single={"*+splc": {"threshold": 0.8, "lr_factor": 3.0}, "linear+splc": {}})
+    changed = presets.override(own, ["splc.threshold=0.7"])
+    for found, single, head, threshold, margin, factor in (
+        (own, False, "text-pixel", 0.6, 1.0, 0.5),
+        (own, True, "text-pixel", 0.8, 1.0, 3.0),
+        (own, False, "linear", 0.6, 0.5, 1.0),
+        (own, True, "linear", 0.6, 1.0, 1.0),
+        (changed, False, "text-pixel", 0.7, 1.0, 0.5),
+        (changed, True, "text-pixel", 0.7, 1.0, 3.0),
+    ):
+        given = setting(single=single, losses=found.losses, tuned=found.tuned, tuned_single=found.tuned_single)
+        for loss in ("splc", "scpnet"):
+            method = grid.build_method(f"{head}+{loss}", given)
+            made = method.splc if loss == "scpnet" else method.labels
+            assert (made.threshold, made.margin) == (threshold, margin)
+        method = grid.build_method(f"{head}+splc", given)
+        rate = {"linear": given.preset.linear_lr, "text-pixel": given.preset.text_pixel_lr}[head]
+        assert [group["lr"] for group in method.groups(given.preset)] == [factor * rate] * len(method.groups(given.preset))
+    assert own.tuned_single["*+splc"]["threshold"] == 0.8
+
+
+@pytest.mark.parametrize("peer", grid.PEERS)
+def test_methods_of_more_than_a_loss_take_the_factor_too(peer):
+    chosen = setting(losses={**presets.LOSSES, peer: {**presets.LOSSES[peer], "lr_factor": 0.5}})
+    rates = {group["lr"] for group in grid.build_method(f"text-pixel+{peer}", chosen).groups(chosen.preset)}
+    assert rates == {0.5 * chosen.preset.text_pixel_lr}
+
+
 def test_numbers_of_a_loss_are_settings():
     changed = presets.override(presets.EMBEDDED, ["ll-r.delta=0.004", "pasl-selective.likely=3", "lr=1e-2"])
     assert changed.losses["ll-r"]["delta"] == 0.004 and changed.losses["pasl-selective"]["likely"] == 3 and changed.lr == 0.01
@@ -322,11 +394,86 @@ def test_numbers_of_a_loss_are_settings():
     assert presets.override(presets.EMBEDDED, []) == presets.EMBEDDED
     method = grid.build_method("linear+ll-r", setting(losses=changed.losses))
     assert method.labels.delta == 0.004
+    faster = presets.override(presets.EMBEDDED, ["an.lr_factor=3"])
+    assert faster.loss_options("linear", "an", single=False)["lr_factor"] == 3 and presets.LOSSES["an"] == {}
     for wrong, message in (
         ("ll-r.speed=3", "ll-r.delta"),
+        ("ll-r.speed=3", "ll-r.lr_factor"),
         ("what.delta=3", "wanted LOSS.NAME=VALUE"),
         ("pasl-selective.likely=many", "must be of type int"),
+        ("an.lr_factor=0", "an.lr_factor must be above 0, .*got 0"),
+        ("role.rate=-3", "role.rate must be above 0"),
+        ("role.lr_factor=inf", "role.lr_factor must be above 0"),
         ("losses=3", "NAME=VALUE"),
     ):
         with pytest.raises(ValueError, match=message):
             presets.override(presets.EMBEDDED, [wrong])
+
+
+# The settings that numbers were chosen from
+
+
+@pytest.fixture(scope="module")
+def choose_losses():
+    path = Path(__file__).parent.parent / "benchmarks" / "choose_losses.py"
+    spec = importlib.util.spec_from_file_location("choose_losses", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_loss_has_as_many_settings_to_choose_from_and_the_published_one_among_them(choose_losses):
+    assert set(choose_losses.CANDIDATES) == set(presets.LOSSES)
+    for loss, settings in choose_losses.CANDIDATES.items():
+        assert settings[0] == {} and len(settings) == choose_losses.BUDGET
+        whole = [{"lr_factor": 1.0, **presets.LOSSES[loss], **numbers} for numbers in settings]
+        assert all(whole.count(numbers) == 1 and list(numbers) == list(whole[0]) for numbers in whole), loss
+        for numbers in whole:
+            grid.build_method(f"text-pixel+{loss}", setting(losses={**presets.LOSSES, loss: numbers}))
+
+
+def test_a_round_sets_all_numbers_of_a_loss_and_none_that_another_reads(choose_losses, monkeypatch, tmp_path, capsys):
+    """Whatever the preset has by now; a method reads its own candidate or, SCPNet of SPLC, what stands in the preset."""
+    seen = []
+
+    def run(args):
+        found = experiment.choose_preset(args)
+        seen.append((found, args.methods))
+        return [{"method": name, "known": known, "mAP": len(seen)} for name in args.methods for known in (0.1, 0.5, "single")]
+
+    monkeypatch.setattr(choose_losses.experiment, "run", run)
+    with pytest.raises(SystemExit):
+        choose_losses.main(["--output", str(tmp_path), "--losses", "scpnet", "splc"])
+    assert "scpnet reads the numbers of splc" in capsys.readouterr().err and not seen
+    for chosen in ([], ["--losses", "scpnet"], ["--losses", "sst", "sarb"]):
+        seen.clear()
+        choose_losses.main(["--output", str(tmp_path), *chosen])
+        assert len(seen) == choose_losses.BUDGET
+        for number, (found, names) in enumerate(seen):
+            for (head, loss), single in itertools.product((name.split("+") for name in names), (False, True)):
+                wanted = {"lr_factor": 1.0, **presets.LOSSES[loss], **choose_losses.CANDIDATES[loss][number]}
+                assert found.loss_options(head, loss, single=single) == wanted
+                if loss == "scpnet":
+                    own = presets.EMBEDDED.loss_options(head, "splc", single=single)
+                    assert found.loss_options(head, "splc", single=single) == own
+        said = capsys.readouterr().out  # the last round is the best one
+        assert all(f'"*+{loss}": {choose_losses.CANDIDATES[loss][-1]},' in said for loss in {n.split("+")[1] for n in names})
+
+
+def test_what_the_preset_has_is_among_them(choose_losses):
+    for tuned in (presets.EMBEDDED.tuned, presets.EMBEDDED.tuned_single):
+        for method, numbers in tuned.items():
+            assert numbers in choose_losses.CANDIDATES[method.partition("+")[2]]
+
+
+def test_the_best_setting_is_told_for_the_heads_that_share_it(choose_losses):
+    up, first, last = [float(n) for n in range(10)], [9.0, *[0.0] * 9], [0.0] * 9 + [9.0]
+    found = {"linear+em": up, "text-pixel+em": up, "linear+an": first, "text-pixel+an": last, "linear+epr": last,
+             "text-pixel+epr": first, "linear+wan": first, "text-pixel+wan": first}  # fmt: skip
+    best = {loss: settings[9] for loss, settings in choose_losses.CANDIDATES.items()}
+    assert choose_losses.chosen(found) == {
+        "*+em": best["em"], "linear+an": {}, "*+an": best["an"], "linear+epr": best["epr"],
+    }  # fmt: skip
+    cells = [("a", 0.1, 1.0), ("a", 0.5, 2.0), ("a", "single", 7.0), ("b", 0.1, 9.0)]
+    rows = [dict(zip(("method", "known", "mAP"), cell, strict=True)) for cell in cells]
+    assert choose_losses.scores([rows, rows[1:]], "a", (0.1, 0.5)) == [1.5, 2.0]

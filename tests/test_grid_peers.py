@@ -21,7 +21,8 @@ IMAGES, CLASSES, DIM = 6, 4, 5
 
 def setting(**changes):
     torch.manual_seed(0)
-    preset = dataclasses.replace(presets.EMBEDDED, epochs=20, batch_size=IMAGES, dropout=0.0, num_heads=1, **changes)
+    fixed = {"epochs": 20, "batch_size": IMAGES, "dropout": 0.0, "num_heads": 1, "tuned": {}, "tuned_single": {}}  # as published
+    preset = dataclasses.replace(presets.EMBEDDED, **{**fixed, **changes})
     targets = torch.randint(-1, 2, (IMAGES, CLASSES)).float()
     return methods.Setting(preset, torch.randn(CLASSES, DIM), None, 10.0, 20, num_samples=IMAGES, targets=targets)
 
@@ -389,6 +390,27 @@ def test_blends_with_prototypes_follow_their_equation():
     rows = torch.arange(1, IMAGES + 1, dtype=torch.float64)[:, None]
     agree((blend * w).sum() + (soft * rows).sum(), [f, method.beta], function)
     assert ((soft > 0) & (soft < 1)).sum() > 0
+
+
+def test_shares_of_a_blend_come_back_from_the_ends():
+    method = grid.build_method("text-pixel+sarb", setting())
+    method.found[:] = True
+    optimizer = torch.optim.SGD([method.alpha, method.beta], lr=1.0)
+    f, y = double(IMAGES, CLASSES, DIM).detach().float(), torch.full((IMAGES, CLASSES), -1.0)
+    y[0] = 1  # the last image is blended with the first
+    classes = torch.zeros(IMAGES, dtype=torch.int64)
+    for direction, ends in ((5.0, (1, 0)), (-0.05, None)):
+        optimizer.zero_grad()
+        # Each term falls as the target does, or as it rises: targets are 1 - alpha and 1 - beta.
+        loss = direction * (method.images(f, y)[1][-1].sum() - method.with_prototypes(f, y, classes, 0)[1][1:, 0].sum())
+        loss.backward()
+        optimizer.step()
+        method.after_step()
+        shares = method.alpha.item(), method.beta.item()
+        assert shares == ends if ends else 0 < shares[0] < 1 and 0 < shares[1] < 1
+    chosen = {**presets.LOSSES, "sarb": {**presets.LOSSES["sarb"], "beta": 1.5}}
+    with pytest.raises(ValueError, match="sarb.beta must be a share from 0 to 1, got 1.5"):
+        grid.build_method("text-pixel+sarb", setting(losses=chosen))
 
 
 def test_blending_begins_with_its_prototypes_and_finds_them_three_times(monkeypatch):

@@ -69,21 +69,24 @@ def test_priors_at_the_edge(case: str) -> None:
         assert TF.match_prior(q.half(), torch.tensor([0.6]), free).mean().item() == pytest.approx(0.6, abs=1e-3)
 
 
-def test_estimates_of_single_positives_have_the_assumed_number_of_positives() -> None:
+@pytest.mark.parametrize("shown", [[0, 1, 2, 0, 0, 1], [0, 0, 0, 0, 0, 1]], ids=["spread", "known oftener than assumed"])
+def test_estimates_of_single_positives_have_the_assumed_number_of_positives(shown: list[int]) -> None:
     z, logits = normal(6, 3, WIDTH), normal(6, 3, seed=1) - 3
     y = torch.full((6, 3), -1.0)
-    y[torch.arange(6), torch.tensor([0, 1, 2, 0, 0, 1])] = 1.0
+    y[torch.arange(6), torch.tensor(shown)] = 1.0
     labeler = labeler_with(expected_positives=1.5, neighbours=3, neighbour_temperature=0.3, neighbour_steps=2)
     labeler.refresh(z, logits, y)
     p = np.vectorize(oracles.sigmoid)(oracles.array(logits))
     unknown = oracles.array(y) == -1
     said = np.where(unknown, p, 1.0)
-    told = oracles.neighbour_scores(z, said, 3, 0.3, known=~unknown, steps=2)
+    heard = oracles.neighbour_scores(z, said, 3, 0.3, known=~unknown, steps=2)
     merged = np.where(unknown, oracles.array(labeler.estimates), 1.0)
-    np.testing.assert_allclose(merged.mean(axis=0), 0.5 * p.mean(axis=0) / p.mean(), atol=1e-5)
-    np.testing.assert_allclose(oracles.array(labeler.estimates)[~unknown], told[~unknown], atol=1e-6)
+    told, assumed = np.where(unknown, 0.0, 1.0).mean(axis=0), 0.5 * p.mean(axis=0) / p.mean()
+    np.testing.assert_allclose(merged.mean(axis=0), np.maximum(told, assumed), atol=1e-5)
+    assert (told > assumed).any() == (shown.count(0) > 3)  # then nothing is left for its unknown entries
+    np.testing.assert_allclose(oracles.array(labeler.estimates)[~unknown], heard[~unknown], atol=1e-6)
     for c in range(3):
-        order = np.argsort(told[unknown[:, c], c])
+        order = np.argsort(heard[unknown[:, c], c])
         assert (np.diff(oracles.array(labeler.estimates)[unknown[:, c], c][order]) >= -1e-6).all()
 
 

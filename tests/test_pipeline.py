@@ -81,16 +81,20 @@ def test_every_method_gives_a_row_for_every_share_and_seed(run, tmp_path, capsys
     assert (tmp_path / "out" / "map_against_known.png").stat().st_size > 10_000
 
 
-def test_the_saved_head_scores_like_the_run(run, tmp_path, devkit, backbone):
-    rows = run("--methods", "trm", "--known", "0.5")
-    head = TRMHead.load(tmp_path / "out" / "trm-known0.5-seed1.pt")
+def test_saved_heads_score_like_the_run(run, tmp_path, devkit, backbone):
+    heads = ("trm", "trm-query+splc", "trm-region+sarb")
+    rows = run("--methods", *heads, "linear+splc", "--known", "0.5", "--set", "batch_size=8")
+    assert {path.name for path in (tmp_path / "out").glob("*.pt")} == {f"{name}-known0.5-seed1.pt" for name in heads}
     plain = eval_transform(224, mean=backbone.image_mean, std=backbone.image_std)
     images = VOC(devkit, 2007, "test", transform=plain)
     live = features.LiveFeatures(images, backbone, token_pool=2, device=torch.device("cpu"), workers=0)
-    scores = torch.cat([head.predict(batch.tokens) for batch in live.batches(16)])
-    assert head.class_names[14] == "person"
-    # The run read tokens in half precision.
-    assert 100 * float(mean_average_precision(scores, images.targets)) == pytest.approx(rows[0]["mAP"], abs=0.5)
+    tokens = torch.cat([batch.tokens for batch in live.batches(16)])
+    for name, row in zip(heads, rows, strict=False):
+        head = TRMHead.load(tmp_path / "out" / f"{name}-known0.5-seed1.pt")
+        assert head.class_names[14] == "person" and row["method"] == name
+        # The run read tokens in half precision.
+        found = float(mean_average_precision(head.predict(tokens), images.targets))
+        assert 100 * found == pytest.approx(row["mAP"], abs=0.5)
 
 
 def test_the_same_command_gives_the_same_rows(run, tmp_path):
@@ -394,7 +398,7 @@ def test_weak_negatives_follow_their_equation():
         if targets[b, c] == -1
     )
     terms = methods.weak_negatives(targets, 0.3, (1.0, query), (0.5, region))
-    assert float(terms["weak_negative"].detach()) == pytest.approx(0.3 * expected / 5, rel=1e-9)
+    assert float(terms["weak_negative"].detach()) == pytest.approx(0.3 * 4 * expected / 5, rel=1e-9)  # 4 classes
     (gradient,) = torch.autograd.grad(terms["weak_negative"], query)
     assert ((gradient != 0) == (targets == -1)).all()
     assert methods.weak_negatives(targets, 0.0, (1.0, query)) == {}
@@ -413,15 +417,24 @@ def test_every_method_takes_unknown_labels_for_weak_negatives(method):
     if method == "trm":
         output = trained._last
         both = torch.nn.functional.softplus(output.logits) + torch.nn.functional.softplus(output.region_logits)
-        torch.testing.assert_close(weak["weak_negative"], 0.3 / 3 * both[targets == -1].sum())
+        torch.testing.assert_close(weak["weak_negative"], 0.3 * 4 / 3 * both[targets == -1].sum())
 
 
-@pytest.mark.parametrize(("until", "steps"), [("end", 20), ("warmup", 4)])
-def test_weak_negatives_last_as_long_as_the_preset_says(run, monkeypatch, until, steps):
+@pytest.mark.parametrize(
+    ("method", "until", "steps"),
+    [
+        ("trm-region-pseudo", "end", 20),
+        ("trm-region-pseudo", "warmup", 4),
+        ("trm-region", "warmup", 20),
+        ("linear", "warmup", 20),
+    ],
+)
+def test_weak_negatives_last_until_pseudo_labels_take_their_place(run, monkeypatch, method, until, steps):
     weights = []
-    original = methods.LinearProbe.loss
-    monkeypatch.setattr(methods.LinearProbe, "loss", lambda self, *a: weights.append(a[3]) or original(self, *a))
-    run("--methods", "linear", "--known", "single", "0.5", "--set", "batch_size=4", f"single_negative_until={until}",
+    kind = methods.LinearProbe if method == "linear" else methods.TRM
+    original = kind.loss
+    monkeypatch.setattr(kind, "loss", lambda self, *a: weights.append(a[3]) or original(self, *a))
+    run("--methods", method, "--known", "single", "0.5", "--set", "batch_size=4", f"single_negative_until={until}",
         "single_negative=0.2", "pseudo_warmup=0.2")  # fmt: skip
     assert weights[:20] == [0.2] * steps + [0.0] * (20 - steps)
     assert weights[20:] == [0.0] * 20
@@ -439,7 +452,8 @@ def test_a_pattern_of_the_grid_runs_like_any_method(run, tmp_path, capsys):
     assert json.loads((out / "run.json").read_text())["preset"]["losses"]["ll-ct"]["delta"] == 0.01
     assert " 8/8 |" in (said := capsys.readouterr().out) and "| its own " in said
     pictures = {"map_against_known.png", "map_against_known-linear.png", "map_against_known-trm-region.png"}
-    assert {path.name for path in out.glob("*.p*")} == pictures  # and no heads
+    heads = {f"trm-region+vlpl-{known}-seed1.pt" for known in ("known0.5", "single")}
+    assert {path.name for path in out.glob("*.p*")} == pictures | heads
     before = (out / "results.json").read_bytes()
     run(*settings, "batch_size=16", "--resume")
     assert (out / "results.json").read_bytes() == before
@@ -745,8 +759,10 @@ def test_the_end_of_a_run_is_the_end_of_its_processes(how, command, tmp_path):
     arguments, environment = command
     arguments = [*arguments, "--output", str(tmp_path / "out"), "--jobs", "2", "--epochs", "1000"]
     code = textwrap.dedent("""
+        import signal
         from trm_pipeline import experiment
         if __name__ == "__main__":
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # which one started in the background lacks
             experiment.main()
     """)
     (tmp_path / "command.py").write_text(code)

@@ -58,7 +58,7 @@ def test_commands_of_the_pages_are_understood():
     pytest.importorskip("safetensors")
     from trm_pipeline import experiment
 
-    lines = [line for page in PAGES for line in page.read_text(encoding="utf-8").splitlines()]
+    lines = [line for page in PAGES for line in page.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()]
     commands = [found.groups() for line in lines if (found := re.match(r"\S*python examples/reproduce_(\w+)\.py([^`]*)", line))]
     assert len(commands) >= 5 and {key for key, _ in commands} == {"voc", "coco", "vg200", "nus", "cub"}
     for key, command in commands:

@@ -348,6 +348,21 @@ def test_the_grid_stands_as_losses_by_heads():
     assert {r["method"] for r in report.main_rows(grid_rows())} == {"trm", "linear", "text-pixel", "zero-shot-global"}
 
 
+def test_what_comes_closest_to_trm_stands_by_itself():
+    """Of all but what is a part of it."""
+    parts = [row(method, 0.1, 1, 81.9) for method in ("trm-query", "trm-rule-logit")]
+    rows = [*grid_rows(), *parts, row("trm-query+em", 0.1, 1, 82.5)]
+    lines = cells(report.closest_table(rows, count=4))
+    assert lines[0] == ["known", "method", "mAP", "less trm", "95% interval"]
+    assert lines[2:6] == [
+        ["10%", "trm-query+em", "82.5", "+0.5", ""],
+        ["10%", "text-pixel+role", "73.0 ± 1.4", "−10.0", "[−10.0, −10.0]"],
+        ["10%", "text-pixel", "72.5 ± 0.7", "−10.5", "[−16.9, −4.1]"],
+        ["10%", "linear+role", "55.0 ± 1.4", "−28.0", "[−28.0, −28.0]"],
+    ]
+    assert [line[:2] for line in lines[6:8]] == [["single", "text-pixel+role"], ["single", "text-pixel"]] and len(lines) == 10
+
+
 def test_the_page_shows_grid_differences_and_costs_and_markdown_says_the_same(tmp_path):
     checkpoint.write_json(tmp_path / "results.json", grid_rows())
     times = [{**{key: r[key] for key in ("method", "known", "seed")}, "seconds": 3.0 + r["seed"], "peak_mib": 900.0 + r["seed"],
@@ -361,6 +376,7 @@ def test_the_page_shows_grid_differences_and_costs_and_markdown_says_the_same(tm
     assert {"12,345", "902", "4.5 ± 0.6"} <= set(page.cells)
     assert (tmp_path / "map_against_known-linear.png").is_file() and len(page.sources) == 3
     plain = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert report.closest_table(grid_rows()) in plain
     assert report.difference_table(grid_rows()) in plain and report.cost_table(times) in plain
     assert "](map_against_known-linear.png)" in plain and str(tmp_path) not in plain
     # Other times change the table of costs and nothing else.

@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ pytest.importorskip("safetensors")
 pytest.importorskip("matplotlib")
 
 from PIL import Image
-from trm_pipeline import folder_model, folder_run, training
+from trm_pipeline import folder_model, folder_run, methods, training
 from trm_pipeline.data.drawn import TARGET, draw_scene
 from trm_pipeline.data.folder import find_images, hold_out, read_image, read_labels
 
@@ -443,6 +444,18 @@ def test_weights_that_cannot_be_fetched_say_what_to_do(monkeypatch):
         folder_model.open_backbone("ViT-B-32", "openai", None, torch.device("cpu"))
     with pytest.raises(ValueError, match="needs --pretrained"):
         folder_model.open_backbone("ViT-B-32", None, None, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("classes", [3, 30])
+def test_an_unknown_label_hardly_counts_as_absent(classes):
+    """As much as 0.3 of a label of an image that has them all, however many classes there are to learn."""
+    listed = torch.full((8, classes + 2), -1.0)
+    listed[torch.arange(classes) % 8, torch.arange(classes)] = 1  # nothing is known of the last two
+    preset = folder_run._preset(Namespace(epochs=None, expected_positives=None), listed)
+    logits, targets = torch.zeros(8, classes, requires_grad=True), listed[:, :classes]
+    sum(methods.weak_negatives(targets, preset.single_negative, (1.0, logits)).values()).backward()
+    # Of an image with all labels each has 1 / B in the loss, whose slope at probability 0.5 is 0.5.
+    torch.testing.assert_close(logits.grad, torch.where(targets == -1, 0.3 * 0.5 / 8, 0.0))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ._fused import may_fuse
 
-__all__ = ["MASKED", "log_sum_of_others", "unit_rows"]
+__all__ = ["MASKED", "SAFE_TEMPERATURE", "log_sum_of_others", "unit_rows"]
 
 # Stands for minus infinity inside a softmax: exp() of it is 0, and a row of nothing else stays finite.
 MASKED = -1e9
@@ -25,7 +25,7 @@ _ROWS = 256
 
 # From here on exp(1 / temperature), the largest that unit vectors reach, is small enough in float32 for sums without the
 # maximum of each row taken out first. Below 2 / 100: the scale of CLIP, the exponential of a parameter, is 100.00001.
-_SAFE_TEMPERATURE = 0.019
+SAFE_TEMPERATURE = 0.019
 
 _LEAST = 1e-12  # length of a row
 
@@ -43,7 +43,7 @@ def log_sum_of_others(
     """
     if not may_fuse() or rows.shape[0] <= _ROWS:
         return _plain(rows, keys, valid, first, temperature)
-    if keys is rows and valid is None and not isinstance(temperature, Tensor) and temperature >= _SAFE_TEMPERATURE:
+    if keys is rows and valid is None and not isinstance(temperature, Tensor) and temperature >= SAFE_TEMPERATURE:
         result: Tensor = _LogSumOfOthers.apply(rows, temperature)
         return result
     parts = [

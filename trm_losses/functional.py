@@ -20,8 +20,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ._asymmetric import Focus, asymmetric_sum
 from ._checks import Dims
-from ._contrast import _SAFE_TEMPERATURE, log_sum_of_others, unit_rows
 from ._contrast import MASKED as _MASKED
+from ._contrast import SAFE_TEMPERATURE, log_sum_of_others, unit_rows
 from ._cosine import region_cosine
 from ._distributed import Joined, count_per_rank, gather_rows, sum_per_rank, with_gradients_of_ranks
 from ._entries import Entries, Factored, region_lengths, region_products, take
@@ -473,7 +473,7 @@ def _log_sum_over_classes(
     Tile by tile where there is no gradient, each formed in cache and dropped: what is left to pay is the product itself.
     """
     scale = (lengths * temperature)[:, None]
-    if _needs_gradient(rows, lengths, keys) or not may_fuse() or temperature < _SAFE_TEMPERATURE:
+    if _needs_gradient(rows, lengths, keys) or not may_fuse() or temperature < SAFE_TEMPERATURE:
         step = max(1, _BLOCK // max(1, keys[..., 0].numel()))
         # Without a loop where it fits, whose length a compiled graph would fix to this batch size.
         whole = len(rows) <= step

@@ -63,8 +63,9 @@ class PseudoLabeler(FullPrecisionState):
     what they heard of their own neighbours. Every unknown entry takes its estimate, sure or not, since what teaches something
     lies between the thresholds. Given ``expected_positives``, :func:`trm_losses.functional.match_prior` moves the estimates of
     each class to the prior :math:`r_c` of the quantile rule, with the mean probability as the score: without known absent
-    labels the model's own level means nothing. Refresh from averaged weights, and seldom (once an epoch): an estimate that
-    follows the model's every step confirms the model's mistakes.
+    labels the model's own level means nothing. A class known to be present in more images than that is estimated absent in all
+    others. Refresh from averaged weights, and seldom (once an epoch): an estimate that follows the model's every step confirms
+    the model's mistakes.
 
     With ``ema_logits`` of an averaged model its vote joins in, :math:`q \leftarrow (1 - \eta) q + \eta \sigma(\ell)`; then, with
     ``relation`` :math:`\rho > 0`, the known present classes of the image speak for those that come with them,

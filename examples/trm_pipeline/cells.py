@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,12 +30,13 @@ from .checkpoint import Checkpoint, tensor_digest, write_json
 from .cost import trained_parameters, watch_memory
 from .features import Features, cores
 from .grid import build_method
-from .methods import METHODS, TRM, ZERO_SHOT, Encode, Method, Setting, zero_shot_tokens
+from .methods import TRM, ZERO_SHOT, Encode, Method, Setting, zero_shot_tokens
 from .presets import VARIANTS, Known, Preset
 from .profiling import profiled, recorded
 from .progress import say, without_bars
 from .report import Row
 from .training import Trained, score, train
+from .wrapped import unwrapped
 
 __all__ = ["Cell", "Finished", "Prepared", "build", "known_labels", "run_cell", "run_cells", "train_cell"]
 
@@ -98,6 +99,12 @@ class Prepared:
     labels: Tensor | None = None  # known labels out of a file, in place of those that a setting and a seed leave
     zero_shot: dict[str, tuple[dict[str, float | None], float]] = field(default_factory=dict)  # metrics and seconds, once found
 
+    @cached_property
+    def similarities(self) -> Tensor:
+        """The frozen model's cosines (N, C) of the training images, found where they are first asked for."""
+        with torch.random.fork_rng(devices=()):  # a loader draws a seed: a cell must not tell whether it is the first to ask
+            return score(partial(zero_shot_tokens, text=self.text), self.features, self.preset.batch_size)
+
 
 def known_labels(data: Prepared, known: Known, seed: int) -> Tensor:
     """What is left of the labels (N, C) in a setting: seed s hides labels with seed s - 1; a file of labels is as it is."""
@@ -152,10 +159,11 @@ def _trained(data: Prepared, cell: Cell, args: argparse.Namespace) -> tuple[dict
     if not ranks.first():
         return trained.metrics, trained.seconds, trained_parameters(trained.method)
     # A head is given tokens, not the pooled feature that a method without region learning is trained on.
-    if cell.method in METHODS and isinstance(trained.method, TRM) and preset.region_learning:
+    inner = unwrapped(trained.method)
+    if cell.method not in VARIANTS and isinstance(inner, TRM) and preset.region_learning:
         with torch.no_grad():
-            text = data.encode(trained.method.prompts())
-        trained.method.head(text, data.class_names).save(args.output / f"{cell.name}.pt")
+            text = data.encode(inner.prompts())
+        inner.head(text, data.class_names).save(args.output / f"{cell.name}.pt")
     if trained.trace:
         write_json(args.output / "pseudo" / f"{cell.name}.json", trained.trace)
     return trained.metrics, trained.seconds, trained_parameters(trained.method)
@@ -176,7 +184,7 @@ def build(data: Prepared, cell: Cell, *, method: str, preset: Preset) -> tuple[M
         single=single,
         num_samples=samples,
         targets=targets,
-        similarities=lambda: score(partial(zero_shot_tokens, text=data.text), data.features, preset.batch_size),
+        similarities=lambda: data.similarities,
     )
     return build_method(method, setting), targets
 

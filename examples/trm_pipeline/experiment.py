@@ -31,7 +31,7 @@ from .features import CachedFeatures, Features, LiveFeatures, cache_features, co
 from .grid import HEADS, NAMES, PEERS, build_method, choose_methods
 from .methods import METHODS, ZERO_SHOT, Setting
 from .pictures import choose_images, collect_saliency
-from .presets import LOSSES, PRESETS, VARIANTS, Known, Preset, override
+from .presets import LOSSES, PRESETS, VARIANTS, Known, Preset, override, pseudo_schedule
 from .progress import Scalars, Sweep, say
 from .report import Row, ablation_rows, ablation_table, grid_tables, main_rows, make_report, markdown_table
 from .unseen import unseen_row, unseen_table
@@ -54,7 +54,7 @@ def known_argument(text: str) -> Known:
 
 def parser(source: Source = voc.SOURCE) -> argparse.ArgumentParser:
     """The command line of ``reproduce_voc.py`` and its siblings."""
-    drawn = "Without any argument: drawn VOC scenes and the small model that ships with the project, no download, some minutes " \
+    drawn = "Without any argument: drawn scenes and the small model that ships with the project, no download, some minutes " \
         "on two cores."
     p = argparse.ArgumentParser(
         description=f"TRM-ML and its peers on {source.title} with missing labels. {drawn * bool(source.drawn_preset)}",
@@ -187,8 +187,8 @@ def check_arguments(args: argparse.Namespace, preset: Preset) -> None:
         setting.targets, setting.similarities = torch.ones(2, 2), lambda: torch.ones(2, 2)
         for loss in dict.fromkeys(name.partition("+")[2] for name in chosen if "+" in name):
             build_method(f"text-pixel+{loss}", setting)
-    if preset.single_negative_until not in ("end", "warmup"):
-        raise ValueError(f"single_negative_until must be 'end' or 'warmup', got {preset.single_negative_until!r}")
+    if (until := pseudo_schedule(preset).single_negative_until) not in ("end", "warmup"):
+        raise ValueError(f"single_negative_until must be 'end' or 'warmup', got {until!r}")
     splits = chosen_splits(args, preset)
     if splits[0] == splits[1]:
         raise ValueError(f"training and test images must be different splits, got {splits[0]!r} for both")

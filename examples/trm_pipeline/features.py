@@ -21,7 +21,7 @@ from trm_losses.backbones import ImageFeatures, OpenClipBackbone
 
 from .progress import progress
 
-__all__ = ["Batch", "CachedFeatures", "Features", "LiveFeatures", "cache_features", "cores", "weights_digest"]
+__all__ = ["Batch", "CachedFeatures", "Features", "LiveFeatures", "cache_features", "cores", "drawn_rows", "weights_digest"]
 
 
 def cores() -> int:
@@ -102,7 +102,7 @@ class CachedFeatures:
         if generator is not None and self.views > 1:
             drawn = torch.randint(self.views, (count,), generator=generator)
         for index in (own_part(batch, part) for batch in order.split(batch_size)):
-            tokens, pooled = (_rows(arrays, drawn[index], index) for arrays in (self.tokens, self.pooled))
+            tokens, pooled = (drawn_rows(arrays, drawn[index], index) for arrays in (self.tokens, self.pooled))
             yield Batch(tokens.to(self.device), pooled.to(self.device), index)
 
 
@@ -118,7 +118,7 @@ def _mapped(path: Path, ndim: int) -> np.ndarray:
     return array
 
 
-def _rows(views: list[np.ndarray], drawn: Tensor, index: Tensor) -> Tensor:
+def drawn_rows(views: list[np.ndarray], drawn: Tensor, index: Tensor) -> Tensor:
     """Rows ``index`` (B,), each of the view drawn for it, in single precision."""
     rows = np.empty((len(index), *views[0].shape[1:]), views[0].dtype)
     for view, array in enumerate(views):

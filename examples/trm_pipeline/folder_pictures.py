@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from .data.folder import read_image
-from .pictures import _pyplot
+from .pictures import import_pyplot
 
 __all__ = ["Entry", "draw_entries"]
 
@@ -30,7 +30,7 @@ class Entry(NamedTuple):
 
 def draw_entries(path: Path, title: str, folder: Path, entries: Sequence[Entry], *, columns: int = 6) -> None:
     """Each entry as its image, with a line around the least part of it that holds half of the class's saliency."""
-    pyplot = _pyplot()
+    pyplot = import_pyplot()
     columns = max(3, min(columns, len(entries)))  # room for the title
     lines = -(-len(entries) // columns)
     figsize = (2.3 * columns, 2.85 * lines + 0.6)

@@ -25,7 +25,7 @@ from trm_losses.metrics import average_precision
 from . import ranks
 from .data.folder import FolderImages, Labels, find_images, hold_out, read_labels
 from .data.voc import eval_transform
-from .features import Batch, CachedFeatures, Features, LiveFeatures, _rows, cache_features, cores, weights_digest
+from .features import Batch, CachedFeatures, Features, LiveFeatures, cache_features, cores, drawn_rows, weights_digest
 from .folder_model import DEMONSTRATION, HEAD_FILE, LEAST, MODEL_FILE, SavedModel, choose_threshold, class_texts, open_backbone
 from .folder_pictures import Entry, draw_entries
 from .methods import TRM, ZERO_SHOT, Setting
@@ -116,7 +116,7 @@ class Part(Features):
             drawn = torch.randint(self.views, (len(self),), generator=generator)
         for index in torch.split(order, batch_size):
             own = (drawn[index], self.rows[index])
-            tokens, pooled = (_rows(arrays, *own).to(self.whole.device) for arrays in (self.whole.tokens, self.whole.pooled))
+            tokens, pooled = (drawn_rows(arrays, *own).to(self.whole.device) for arrays in (self.whole.tokens, self.whole.pooled))
             yield Batch(tokens, pooled, index)
 
 
@@ -269,16 +269,20 @@ def _preset(args: argparse.Namespace, targets: Tensor) -> Preset:
     """Those of the embedded model; a few images are learned from more slowly, or they would undo what the model knows.
 
     Measured on drawn scenes with the embedded model, mAP on 250 others: of 8 images with all labels 75 instead of 70 (zero-shot
-    82), of 32 80 instead of 76, of 120 81.6 instead of 82.3; more steps than this made all of them worse.
+    82), of 32 80 instead of 76, of 120 81.6 instead of 82.3; more steps than this made all of them worse. Where nothing is known
+    to be absent no threshold but 0.5 can be told, and unknown labels count little as absent ones: 64 images with one label each
+    gave 78.9 and an OF1 of 69, with the preset's own weight 71.8 and 49.
     """
     steps = -(-len(targets) // EMBEDDED.batch_size)
     epochs = args.epochs or max(EMBEDDED.epochs, -(-STEPS // steps))
     listed = (targets == 1).sum(dim=1).float()
     expected = args.expected_positives or float(listed[listed > 0].mean())
     slower = min(1.0, max(0.1, len(targets) / ENOUGH))
+    learned = int((targets == 1).any(dim=0).sum())  # classes
     return dataclasses.replace(
         EMBEDDED, name="folder", epochs=epochs, lr=slower * EMBEDDED.lr, text_lr=slower * EMBEDDED.text_lr,
-        expected_positives=min(expected, 0.9 * targets.shape[1]),
+        expected_positives=min(expected, 0.9 * targets.shape[1]), single_negative=0.3 / learned,
+        single_negative_until="end",
     )  # fmt: skip
 
 

@@ -42,35 +42,42 @@ HEADS = ("linear", "text-image", "text-pixel", "trm-region", "trm-query")
 class WithLoss(Wrapped):
     r"""A head whose loss of known labels gives way to one of :mod:`trm_losses.baselines`.
 
-    .. math:: L = \sum_h f_h\, C\, L_\text{mean}(\ell^h, y) + \text{the head's other terms}
+    .. math:: L = \sum_h f_h\, C\, L_\text{mean}(\ell^h, y)
 
     :math:`L_\text{mean}` runs over all B * C entries, as published, and C times that, the sum over the classes of an image, has
     the size of the head's own loss where all labels are known; h are the logits that the head trains, with their factors f.
     Losses that were published as sums are divided by the images of the batch, which is the same. What the loss keeps of the
-    training images is of the first logits.
+    training images is of the first logits. TRM-ML's contrast and distillation stay out: their weights suit its own loss, and
+    beside one that is small where few labels are known they would rule.
 
     Args:
         weak: whether :func:`~trm_pipeline.methods.weak_negatives` of single positives join, for a loss that says nothing of
             unknown labels; with another they would say it twice.
+        lr_factor: times which the head's rates are.
+        rate: of what the loss itself learns, in the highest of those.
     """
 
-    def __init__(self, inner: Method, name: str, loss: Any, epochs: int, *, weak: bool) -> None:
-        super().__init__(inner)
-        self.name, self.labels, self.epochs, self.weak = name, loss, epochs, weak
+    def __init__(
+        self, inner: Method, name: str, loss: Any, epochs: int, *, weak: bool, lr_factor: float = 1.0, rate: float = 1.0
+    ) -> None:
+        super().__init__(inner, lr_factor)
+        self.name, self.labels, self.epochs, self.weak, self.rate = name, loss, epochs, weak, rate
         self._last: tuple[Tensor, Tensor, Tensor] | None = None
 
     def loss(self, batch: Batch, text: Tensor, targets: Tensor, weak_negative: float = 0.0) -> dict[str, Tensor]:
-        heads, others = self.inner.heads(batch, text, targets)
+        heads = self.inner.heads(batch, text)
         ids = batch.index.to(text.device)
         classes = targets.shape[1]
         total = sum(factor * classes * self.labels(logits, targets, ids=ids) for factor, logits in heads)
         self._last = heads[0][1].detach(), targets, ids
-        return {self.name: total, **others, **weak_negatives(targets, weak_negative if self.weak else 0.0, *heads)}
+        # Of a mean over all entries a known one has its share of B * C, not of the B that are known.
+        weight = weak_negative / classes if self.weak else 0.0
+        return {self.name: total, **weak_negatives(targets, weight, *heads)}
 
     def groups(self, preset: Preset) -> list[dict[str, Any]]:
         groups = super().groups(preset)
         if isinstance(self.labels, ROLELoss):  # the last group, at the head's rate
-            groups[-1]["lr"] *= preset.losses["role"]["rate"]
+            groups[-1]["lr"] *= self.rate
         return groups
 
     def before_epoch(self, epoch: int, features: Features, targets: Tensor, average: Method, encode: Encode) -> None:
@@ -114,7 +121,7 @@ _MAKE: dict[str, Callable[..., Any]] = {
     "an-ls": lambda setting, targets, **options: AssumeNegativeLoss(**options),
     "wan": lambda setting, targets, **options: WeakAssumeNegativeLoss(**options),
     "epr": lambda setting, targets, **options: EPRLoss(expected_positives(setting, targets), **options),
-    "role": lambda setting, targets, rate, **options: ROLELoss(targets, expected_positives(setting, targets), **options),
+    "role": lambda setting, targets, **options: ROLELoss(targets, expected_positives(setting, targets), **options),
     "em": lambda setting, targets, **options: EMLoss(**options),
     "em-apl": lambda setting, targets, **options: EMAPLLoss(len(targets), setting.num_classes, **options),
     "ll-r": lambda setting, targets, **options: LargeLoss(scheme="reject", **options),
@@ -155,6 +162,7 @@ NAMES = (*ZERO_SHOT, *METHODS, *ALONE, *VARIANTS, *GRID)
 def build_method(name: str, setting: Setting) -> Method:
     """A method at its start."""
     head, plus, loss = name.partition("+")
+    setting = setting.under(head)
     inner = (METHODS | ALONE)[head](setting)
     if not plus:
         return inner
@@ -162,8 +170,10 @@ def build_method(name: str, setting: Setting) -> Method:
         return PEERS[loss][0](inner, setting)
     if setting.targets is None:
         raise ValueError(f"{name} needs the labels of the training images")
-    made = _MAKE[loss](setting, setting.targets, distributed=True, **setting.preset.losses.get(loss, {}))
-    return WithLoss(inner, loss, made, setting.preset.epochs, weak=loss in _KNOWN_ALONE)
+    options = setting.options(loss)
+    rates = {name: options.pop(name) for name in ("lr_factor", "rate") if name in options}
+    made = _MAKE[loss](setting, setting.targets, distributed=True, **options)
+    return WithLoss(inner, loss, made, setting.preset.epochs, weak=loss in _KNOWN_ALONE, **rates)
 
 
 def choose_methods(patterns: Sequence[str], *, grid: bool = False) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -62,6 +63,7 @@ class Setting:
         self.targets, self.similarities = targets, similarities
         self.preset, self.text, self.names = preset, text, names
         self.logit_scale, self.total_steps = logit_scale, total_steps
+        self.head = ""  # of the method that is built, see under
         # With labels hidden at random the known ones tell it; with single positives they cannot.
         self.single, self.expected_positives = single, preset.expected_positives if single else None
 
@@ -69,6 +71,16 @@ class Setting:
     def num_classes(self) -> int:
         """C."""
         return len(self.text)
+
+    def under(self, head: str) -> Setting:
+        """The same for a method with the head of this name."""
+        other = copy.copy(self)
+        other.head = head
+        return other
+
+    def options(self, loss: str) -> dict[str, float]:
+        """Numbers of a loss of the grid under the head."""
+        return self.preset.loss_options(self.head, loss, single=self.single)
 
     def prompts(self, mode: str) -> PromptLearner:
         """A fresh prompt learner of this mode, started from the class texts."""
@@ -106,9 +118,9 @@ class Method(nn.Module, ABC):
     def logits(self, batch: Batch, text: Tensor) -> Tensor:
         """(B, C)."""
 
-    def heads(self, batch: Batch, text: Tensor, targets: Tensor) -> tuple[list[tuple[float, Tensor]], dict[str, Tensor]]:
-        """Logits (B, C) that a loss of labels is taken of, each with its factor, and the terms beside that loss."""
-        return [(1.0, self.logits(batch, text))], {}
+    def heads(self, batch: Batch, text: Tensor) -> list[tuple[float, Tensor]]:
+        """Logits (B, C) that a loss of labels is taken of, each with its factor."""
+        return [(1.0, self.logits(batch, text))]
 
     @abstractmethod
     def groups(self, preset: Preset) -> list[dict[str, Any]]:
@@ -117,6 +129,11 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def calibrate(self, batch: Batch, text: Tensor, prior: float) -> None:
         """Start the biases so that the mean probability is ``prior``."""
+
+    @property
+    def makes_pseudo_labels(self) -> bool:
+        """Whether the method makes any, after a warm-up of their own."""
+        return False
 
     def pseudo_labels(self) -> PseudoLabels | None:
         """Those of the last loss; None where the method makes none."""
@@ -130,13 +147,14 @@ class Method(nn.Module, ABC):
 
 
 def weak_negatives(targets: Tensor, weight: float, *heads: tuple[float, Tensor]) -> dict[str, Tensor]:
-    r"""Every unknown entry taken for an absent one, at a small weight w, for each head's factor f and logits (B, C).
+    r"""Every unknown entry taken for an absent one, at a weight w, for each head's factor f and logits (B, C).
 
-    .. math:: \frac{w}{B} \sum_h f_h \sum_{bc:\, y_{bc} = -1} -\log(1 - \sigma(\ell^h_{bc}))
+    .. math:: \frac{w C}{B} \sum_h f_h \sum_{bc:\, y_{bc} = -1} -\log(1 - \sigma(\ell^h_{bc}))
 
-    It is divided by all entries, as pseudo-labels are, not by the few known ones. Nothing at weight 0.
+    With one known label an image, whose loss is C times its mean, an unknown entry weighs w of a known one: as much at 1,
+    where absence is assumed. Nothing at weight 0.
 
-    Reference: WAN (Cole et al. 2021), where w = 1 / (C - 1) and the mean runs over all entries.
+    Reference: WAN (Cole et al. 2021) has w = 1 / (C - 1).
     """
     if not weight:
         return {}
@@ -146,7 +164,7 @@ def weak_negatives(targets: Tensor, weight: float, *heads: tuple[float, Tensor])
         for factor, logits in heads
     ]
     total = torch.stack(losses).sum()
-    return {"weak_negative": weight / ranks.total(total.new_tensor(float(len(targets)))) * total}
+    return {"weak_negative": weight * targets.shape[1] / ranks.total(total.new_tensor(float(len(targets)))) * total}
 
 
 def zero_shot_global(batch: Batch, text: Tensor) -> Tensor:
@@ -502,25 +520,26 @@ class TRM(Method):
     def _match(self, features: Tensor, text: Tensor, negative: Tensor | None) -> Tensor:
         return self.objective.matching.logits(features, text, negative_text=negative)
 
-    def _step(self, batch: Batch, text: Tensor, targets: Tensor) -> tuple[list[tuple[float, Tensor]], dict[str, Tensor]]:
-        """Logits with their factors, and all terms of the objective."""
+    def loss(self, batch: Batch, text: Tensor, targets: Tensor, weak_negative: float = 0.0) -> dict[str, Tensor]:
         text, negative = self.texts(text)
         ids = batch.index.to(text.device)
         self._last = output = self.objective(
             self.tokens(batch), text, targets, negative_text=negative, ids=ids, ema_logits=self._vote(batch)
         )
-        heads = [(1.0, output.logits)]
-        if output.region_logits is not output.logits:
-            heads.append((self.objective.lambda_region, output.region_logits))
-        return heads, output.terms
+        heads = self._with_factors(output.logits, output.region_logits)
+        return {**output.terms, **weak_negatives(targets, weak_negative, *heads)}
 
-    def loss(self, batch: Batch, text: Tensor, targets: Tensor, weak_negative: float = 0.0) -> dict[str, Tensor]:
-        heads, terms = self._step(batch, text, targets)
-        return {**terms, **weak_negatives(targets, weak_negative, *heads)}
+    def heads(self, batch: Batch, text: Tensor) -> list[tuple[float, Tensor]]:
+        text, negative = self.texts(text)
+        regions = self.objective.pooler(self.tokens(batch), text)
+        logits = self._match(regions.query, text, negative)
+        if regions.region is regions.query:
+            return self._with_factors(logits, logits)
+        return self._with_factors(logits, self._match(regions.region, text, negative))
 
-    def heads(self, batch: Batch, text: Tensor, targets: Tensor) -> tuple[list[tuple[float, Tensor]], dict[str, Tensor]]:
-        heads, terms = self._step(batch, text, targets)
-        return heads, {name: term for name, term in terms.items() if not name.startswith("matching_")}
+    def _with_factors(self, query: Tensor, region: Tensor) -> list[tuple[float, Tensor]]:
+        """The logits of both heads with their factors; without a query head there is one."""
+        return [(1.0, query)] if query is region else [(1.0, query), (self.objective.lambda_region, region)]
 
     @torch.no_grad()
     def _vote(self, batch: Batch) -> Tensor | None:
@@ -530,6 +549,10 @@ class TRM(Method):
         average, encode = self._voter
         average.eval()
         return average.logits(batch, encode(average.prompts()))
+
+    @property
+    def makes_pseudo_labels(self) -> bool:
+        return self.objective.labeler is not None
 
     def pseudo_labels(self) -> PseudoLabels | None:
         return None if self._last is None else self._last.pseudo

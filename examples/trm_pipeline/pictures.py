@@ -22,10 +22,12 @@ from .features import pool_tokens
 
 __all__ = [
     "SaliencyMaps", "choose_images", "collect_saliency", "draw_map_against_known", "draw_pseudo_quality", "draw_saliency",
+    "import_pyplot",
 ]  # fmt: skip
 
 
-def _pyplot() -> Any:
+def import_pyplot() -> Any:
+    """Matplotlib's pyplot, which draws into files here, on whatever machine."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -70,7 +72,7 @@ def draw_map_against_known(path: Path, rows: Sequence[Mapping[str, Any]], title:
 
     Single-positive runs stand in a column of their own. Where the methods fall into two groups far apart, the axis is cut.
     """
-    pyplot = _pyplot()
+    pyplot = import_pyplot()
     cells: dict[tuple[str, Any], list[float]] = {}
     for row in rows:
         cells.setdefault((row["method"], row["known"]), []).append(row["mAP"])
@@ -216,7 +218,7 @@ def draw_saliency(path: Path, maps: SaliencyMaps, *, most_classes: int = 3) -> N
 
     The two maps of a class share one colour scale, from nothing to the larger of their maxima.
     """
-    pyplot = _pyplot()
+    pyplot = import_pyplot()
     shown = [row.nonzero()[0][:most_classes] for row in maps.present]
     columns = 1 + 2 * max(map(len, shown))
     figure, grid = pyplot.subplots(
@@ -250,7 +252,7 @@ def draw_pseudo_quality(path: Path, traces: Mapping[str, Sequence[Mapping[str, A
     ``traces`` maps the name of a run to its measurements: step, positive_precision, positive_recall, negative_precision,
     negative_recall (each None where nothing was decided). Runs that differ in the seed alone share a colour.
     """
-    pyplot = _pyplot()
+    pyplot = import_pyplot()
     figure, grid = pyplot.subplots(2, 2, figsize=(9.5, 6.0), sharex=True, sharey=True, layout="constrained")
     groups = {name: re.sub(r"-seed\d+$", "", name) for name in traces}
     looks = _looks(list(dict.fromkeys(groups.values())))

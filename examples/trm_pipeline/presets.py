@@ -5,7 +5,9 @@ Any field can be set from the command line: ``--set lr=1e-4 epochs=20``.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -48,6 +50,71 @@ LOSSES: dict[str, dict[str, float]] = {
     "sst": {"threshold": 0.95, "fall": 0.025, "floor": 0.75, "memory": 100, "weight_pairs": 10.0, "weight_distance": 0.05},
     "sarb": {"alpha": 0.5, "beta": 0.5, "prototypes": 10, "weight_distance": 0.05},
 }  # fmt: skip
+
+# What the losses take on the drawn VOC: of ten settings of each the best one on the val images (benchmarks/choose_losses.py).
+TUNED: dict[str, dict[str, float]] = {
+    "linear+an": {"lr_factor": 0.3},
+    "linear+an-ls": {"smoothing": 0.05},
+    "*+an-ls": {"smoothing": 0.001},
+    "linear+wan": {"lr_factor": 0.5},
+    "linear+role": {},
+    "*+role": {"rate": 300.0, "lr_factor": 0.3},
+    "*+em": {"alpha": 0.003},
+    "linear+em-apl": {"alpha": 0.003, "lr_factor": 0.3},
+    "*+em-apl": {"alpha": 0.01, "beta": 0.4},
+    "linear+ll-r": {"delta": 0.02},
+    "*+ll-r": {"delta": 0.04},
+    "linear+ll-ct": {"delta": 0.0005, "lr_factor": 0.3},
+    "*+ll-ct": {"delta": 0.01},
+    "linear+ll-cp": {"lr_factor": 0.3},
+    "*+ll-cp": {"delta": 0.01},
+    "*+splc": {"gamma": 0.0},
+    "linear+hill": {"strength": 1.2},
+    "*+hill": {"strength": 1.0},
+    "linear+partial-bce": {"alpha": -1.0, "beta": 2.0},
+    "*+partial-bce": {"gamma": 0.5},
+    "linear+pasl-ignore": {"gamma_neg": 0.0, "lr_factor": 0.3},
+    "*+pasl-ignore": {"gamma_neg": 0.0},
+    "linear+pasl-negative": {"gamma_unknown": 0.0, "gamma_neg": 0.0, "lr_factor": 0.3},
+    "*+pasl-negative": {"gamma_unknown": 0.0, "gamma_neg": 0.0},
+    "linear+pasl-selective": {},
+    "*+pasl-selective": {"gamma_neg": 0.0},
+    "linear+vlpl": {"alpha": 0.01, "threshold": 0.2},
+    "*+vlpl": {"alpha": 0.003},
+    "*+scpnet": {"weight": 0.01, "drop": 0.1},
+    "*+sarb": {"alpha": 0.9, "beta": 0.9},
+}
+TUNED_SINGLE: dict[str, dict[str, float]] = {
+    "linear+an-ls": {"lr_factor": 3.0},
+    "*+an-ls": {"smoothing": 0.001},
+    "linear+wan": {},
+    "*+wan": {"lr_factor": 0.2},
+    "*+epr": {"lr_factor": 0.3},
+    "linear+role": {"rate": 300.0, "lr_factor": 3.0},
+    "*+role": {"rate": 300.0, "lr_factor": 0.3},
+    "linear+em": {"lr_factor": 0.3},
+    "*+em": {"alpha": 0.01, "lr_factor": 0.1},
+    "linear+em-apl": {"lr_factor": 0.3},
+    "*+em-apl": {"alpha": 0.01, "beta": 0.4, "lr_factor": 0.1},
+    "linear+ll-r": {"delta": 0.0005},
+    "*+ll-r": {"delta": 0.01},
+    "linear+ll-ct": {"delta": 0.0005},
+    "*+ll-ct": {"delta": 0.01},
+    "linear+ll-cp": {"delta": 0.0003},
+    "*+ll-cp": {"delta": 0.01},
+    "*+splc": {"gamma": 0.0, "threshold": 0.9},
+    "linear+hill": {"strength": 2.0},
+    "*+hill": {"gamma": 0.0},
+    "linear+partial-bce": {"alpha": -1.0, "beta": 2.0},
+    "*+partial-bce": {"alpha": 0.0, "beta": 1.0},
+    "*+pasl-negative": {"gamma_unknown": 0.0, "gamma_neg": 0.0},
+    "*+pasl-selective": {"likely": 2},
+    "linear+vlpl": {"lr_factor": 0.3},
+    "*+vlpl": {"alpha": 0.1, "lr_factor": 0.1},
+    "*+scpnet": {"weight": 0.01, "drop": 0.1},
+    "*+sst": {"weight_pairs": 1.0, "lr_factor": 0.3},
+    "*+sarb": {"alpha": 0.8, "beta": 0.8, "lr_factor": 0.3},
+}
 
 
 @dataclass(frozen=True)
@@ -162,8 +229,8 @@ class Preset:
     bank_min_score: float = 0.85  # least probability of a known positive that counts there
     # Single positive labels: one present label of each image is known and nothing else
     expected_positives: float | None = None  # present labels of an image, for the bias start and the cap of pseudo-labels
-    single_negative: float = 0.3  # weight of "absent" at unknown entries, measured; Cole's WAN has 1 / (C - 1)
-    single_negative_until: str = "end"  # or "warmup", of the pseudo-labels
+    single_negative: float = 1.0  # weight of "absent" at unknown entries, in that of a known label; Cole's WAN has 1 / (C - 1)
+    single_negative_until: str | None = None  # "warmup" of pseudo-labels, where a method has them, or "end"; none: as the rule
     single_positive: bool = False  # the lowest scores of an image become absent (prototype rule)
     # Peers
     linear_lr: float = 1e-3
@@ -173,6 +240,17 @@ class Preset:
     dual_coop_lr: float = 3e-3
     dual_coop_scale: float = 20.0
     losses: dict[str, dict[str, float]] = field(default_factory=lambda: LOSSES)  # LOSS.NAME=VALUE on the command line
+    tuned: dict[str, dict[str, float]] = field(default_factory=dict)  # what a method changes of them, see loss_options
+    tuned_single: dict[str, dict[str, float]] = field(default_factory=dict)  # the same with single positives
+
+    def loss_options(self, head: str, loss: str, *, single: bool) -> dict[str, float]:
+        """Numbers of one of :data:`LOSSES` under a head, and ``lr_factor``, times which the head's own rates are.
+
+        ``tuned`` has them by ``HEAD+LOSS``, or by ``*+LOSS`` for the heads that are not named.
+        """
+        tuned = self.tuned_single if single else self.tuned
+        changes = tuned.get(f"{head}+{loss}", tuned.get(f"*+{loss}", {}))
+        return {"lr_factor": 1.0, **self.losses[loss], **changes}
 
 
 EMBEDDED = Preset(
@@ -212,6 +290,16 @@ EMBEDDED = Preset(
     text_image_scale=20.0,
     dual_coop_lr=3e-3,
     dual_coop_scale=10.0,
+    tuned=TUNED,
+    tuned_single=TUNED_SINGLE,
+)
+# The drawn scenes of many classes, with the settings of the drawn VOC; like the real data they have no val split.
+# A quarter of the width in the MLP of the regions, which would take most of the time with so many classes.
+EMBEDDED_CUB = dataclasses.replace(
+    EMBEDDED, name="embedded-cub", val_split=HELD_OUT, epochs=6, batch_size=32, mlp_ratio=1.0, expected_positives=30.0
+)
+EMBEDDED_VG200 = dataclasses.replace(
+    EMBEDDED, name="embedded-vg200", val_split=HELD_OUT, epochs=6, batch_size=32, mlp_ratio=1.0, expected_positives=9.0
 )
 
 VOC2007_RN101 = Preset(
@@ -263,24 +351,32 @@ CUB200_RN101 = dataclasses.replace(
 
 PRESETS = {
     preset.name: preset
-    for preset in (EMBEDDED, VOC2007_RN101, VOC2012_RN101, COCO2014_RN101, VG200_RN101, NUS_RN101, CUB200_RN101)
+    for preset in (
+        EMBEDDED, EMBEDDED_CUB, EMBEDDED_VG200, VOC2007_RN101, VOC2012_RN101, COCO2014_RN101, VG200_RN101, NUS_RN101, CUB200_RN101
+    )  # fmt: skip
 }
 
 
 class Schedule(NamedTuple):
-    """Weight of pseudo-labels in the loss, what it is relative to, and the shares of all steps before and while it grows."""
+    """Weight of pseudo-labels in the loss, what it is relative to, the shares of all steps before and while it grows, and how
+    long unknown labels of single positives count as absent beside them."""
 
     lambda_pseudo: float
     pseudo_per: str
     pseudo_warmup: float
     pseudo_ramp: float
+    single_negative_until: str
 
 
 # Labels from thresholds cover part of the entries; neighbours tell something of every unknown one.
-_BY_THRESHOLD = Schedule(lambda_pseudo=1.0, pseudo_per="entry", pseudo_warmup=0.1, pseudo_ramp=0.1)
+_BY_THRESHOLD = Schedule(
+    lambda_pseudo=1.0, pseudo_per="entry", pseudo_warmup=0.1, pseudo_ramp=0.1, single_negative_until="end"
+)
 SCHEDULES = {
     **dict.fromkeys(("prototype", "quantile", "logit"), _BY_THRESHOLD),
-    "neighbour": Schedule(lambda_pseudo=0.5, pseudo_per="known", pseudo_warmup=0.2, pseudo_ramp=0.05),
+    "neighbour": Schedule(
+        lambda_pseudo=0.5, pseudo_per="known", pseudo_warmup=0.2, pseudo_ramp=0.05, single_negative_until="warmup"
+    ),
 }
 
 PSEUDO_RULES = tuple(SCHEDULES)
@@ -310,16 +406,19 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
 def override(preset: Preset, assignments: Sequence[str]) -> Preset:
     """The preset with ``NAME=VALUE`` settings from the command line, each read as the field's own type.
 
-    ``LOSS.NAME=VALUE`` sets a number of one of its :data:`LOSSES`.
+    ``LOSS.NAME=VALUE`` sets a number of one of its :data:`LOSSES`, under every head.
     """
-    fields = {field.name: str(field.type) for field in dataclasses.fields(Preset) if field.name != "losses"}
+    by_loss = {name: copy.deepcopy(getattr(preset, name)) for name in ("losses", "tuned", "tuned_single")}
+    fields = {field.name: str(field.type) for field in dataclasses.fields(Preset) if field.name not in by_loss}
     changes: dict[str, object] = {}
-    losses = {loss: dict(options) for loss, options in preset.losses.items()}
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
         loss, dot, option = name.partition(".")
         if dot:
-            _set_option(losses, loss, option, value)
+            _set_option(by_loss["losses"], loss, option, value)
+            for method, options in (*by_loss["tuned"].items(), *by_loss["tuned_single"].items()):
+                if method.partition("+")[2] == loss:
+                    options.pop(option, None)
             continue
         if not equals or name not in fields:
             raise ValueError(f"--set: wanted NAME=VALUE with one of {', '.join(fields)}; got {assignment!r}")
@@ -339,15 +438,17 @@ def override(preset: Preset, assignments: Sequence[str]) -> Preset:
                 changes[name] = value
         except (KeyError, ValueError):
             raise ValueError(f"--set: {name} must be of type {kind}, got {value!r}") from None
-    return dataclasses.replace(preset, losses=losses, **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(preset, **by_loss, **changes)  # type: ignore[arg-type]
 
 
 def _set_option(losses: dict[str, dict[str, float]], loss: str, option: str, value: str) -> None:
-    if loss not in losses or option not in losses[loss]:
-        options = [f"{name}.{key}" for name, keys in losses.items() for key in keys]
+    if loss not in losses or option not in (*losses[loss], "lr_factor"):
+        options = [f"{name}.{key}" for name, keys in losses.items() for key in dict.fromkeys((*keys, "lr_factor"))]
         raise ValueError(f"--set: wanted LOSS.NAME=VALUE with one of {', '.join(options)}; got {loss}.{option}")
-    kind = type(losses[loss][option])
+    kind = type(losses[loss].get(option, 1.0))
     try:
-        losses[loss][option] = kind(value)
+        losses[loss][option] = number = kind(value)
     except ValueError:
         raise ValueError(f"--set: {loss}.{option} must be of type {kind.__name__}, got {value!r}") from None
+    if option in ("lr_factor", "rate") and not 0 < number < math.inf:
+        raise ValueError(f"--set: {loss}.{option} must be above 0, a factor of the head's learning rate; got {value}")

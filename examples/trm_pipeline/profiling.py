@@ -37,7 +37,7 @@ from .features import Batch, Features
 from .methods import LinearProbe, Method, PromptPeer
 from .progress import say
 from .pseudo_trace import PseudoTrace
-from .wrapped import Wrapped
+from .wrapped import unwrapped
 
 __all__ = ["Part", "parts_of", "profiled", "recorded"]
 
@@ -261,7 +261,7 @@ def profiled(method: Method, features: Features, *, epochs: int, device: torch.d
     Steps of the last epoch are measured, when pseudo-labels and prototypes take part in full; all others are timed alone.
     """
     watch = _Watch(epochs - 1, device)
-    head = method.inner if isinstance(method, Wrapped) else method
+    head = unwrapped(method)
     parts: list[tuple[str, Any, str]] = [
         ("image tower", OpenClipBackbone, "forward"),
         ("text", PromptLearner, "forward"),

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 from .pictures import SaliencyMaps, draw_map_against_known, draw_pseudo_quality, draw_saliency
 from .presets import VARIANTS, Known
-from .statistics_of_seeds import paired
+from .statistics_of_seeds import Paired, paired
 
 __all__ = [
-    "Row", "ablation_rows", "ablation_table", "cost_table", "difference_table", "draw_map_against_known", "grid_tables",
-    "main_rows", "make_report", "markdown_table", "write_report",
+    "Row", "ablation_rows", "ablation_table", "closest_table", "cost_table", "difference_table", "draw_map_against_known",
+    "grid_tables", "main_rows", "make_report", "markdown_table", "write_report",
 ]  # fmt: skip
 
 Row = dict[str, Any]
@@ -144,13 +144,34 @@ def _differences(rows: Sequence[Row], key: str) -> Table:
     table = [["method", "against", "known", "seeds", "difference", "95% interval", "p (t)", "p (sign flips)"]]
     for name, other in _compared(rows):
         for known in _settings(rows):
-            first, second = (_by_seed(rows, method, known, key) for method in (name, other))
-            if len(both := [seed for seed in first if seed in second]) < 2:
+            if len(both := _less(rows, name, other, known, key)) < 2:
                 continue
-            found = paired([first[seed] - second[seed] for seed in both])
-            interval = f"[{_signed(found.low)}, {_signed(found.high)}]"
-            table.append([name, other, _heading(rows, known), str(found.n), _signed(found.mean), interval,
+            found = paired(both)
+            table.append([name, other, _heading(rows, known), str(found.n), _signed(found.mean), _interval(found),
                           f"{found.t_p:.3f}", f"{found.flip_p:.3f}"])  # fmt: skip
+    return table
+
+
+def _less(rows: Sequence[Row], name: str, other: str, known: Known, key: str) -> list[float]:
+    """Differences of a method to another on the same seeds."""
+    first, second = (_by_seed(rows, method, known, key) for method in (name, other))
+    return [value - second[seed] for seed, value in first.items() if seed in second]
+
+
+def _interval(found: Paired) -> str:
+    return f"[{_signed(found.low)}, {_signed(found.high)}]"
+
+
+def _closest(rows: Sequence[Row], key: str, reference: str = "trm", count: int = 5) -> Table:
+    """What comes closest to ``reference``, or before it, in each setting, of all that is not a part of it."""
+    peers = [name for name in _ordered(rows, "method") if "+" in name or not name.startswith((reference, "zero-shot"))]
+    table = [["known", "method", key, f"less {reference}", "95% interval"]]
+    for known in _settings(rows):
+        found = {name: both for name in peers if (both := _less(rows, name, reference, known, key))}
+        for name in sorted(found, key=lambda name: statistics.fmean(found[name]), reverse=True)[:count]:
+            mean, both = _mean_sd(list(_by_seed(rows, name, known, key).values())), found[name]
+            interval = _interval(paired(both)) if len(both) > 1 else ""
+            table.append([_heading(rows, known), name, mean, _signed(statistics.fmean(both)), interval])
     return table
 
 
@@ -203,6 +224,14 @@ def difference_table(rows: Sequence[Row], key: str = "mAP") -> str:
     comparisons there are.
     """
     return _markdown(_differences(rows, key))
+
+
+def closest_table(rows: Sequence[Row], key: str = "mAP", reference: str = "trm", count: int = 5) -> str:
+    """The ``count`` methods of each setting that come closest to ``reference`` or before it, with their paired differences.
+
+    Heads with any loss are among them; methods whose names begin as the reference's, and variants of it, are parts of it.
+    """
+    return _markdown(_closest(rows, key, reference, count))
 
 
 def cost_table(times: Sequence[Row]) -> str:
@@ -273,6 +302,12 @@ def _sections(rows: Sequence[Row], pictures: Sequence[tuple[Path, str]], times: 
         found["Results"].append(_Block(caption, _table(main, "mAP"), best=True))
         if scored := [row for row in main if row.get("OF1") is not None]:
             found["Results"].append(_Block(f"OF1 (%) at probability 0.5{over}", _table(scored, "OF1"), best=True))
+    if _grids(rows, "mAP") and len(closest := _closest(rows, "mAP")) > 1:
+        caption = (
+            "mAP (%) of the five methods that come closest to trm or before it, and their difference to it on the same seeds "
+            "with its 95 % interval; the best of many is better than it will be again"
+        )
+        found["Losses under heads"].append(_Block(caption, closest))
     for heading, table in _grids(rows, "mAP"):
         of = " of the labels known" if heading.endswith("%") else ""
         caption = f"{heading}{of}: mAP (%){over}; the highest mean of each head in bold"

@@ -108,7 +108,9 @@ def train(
     autocast = partial(torch.autocast, device.type, torch.float16 if on_cuda else torch.bfloat16, enabled=amp)
     scaler = torch.amp.GradScaler(device.type, enabled=amp and on_cuda)
     trace = None if truth is None else PseudoTrace(truth)
-    weak_until = total if preset.single_negative_until == "end" else round(pseudo_schedule(preset).pseudo_warmup * total)
+    planned = pseudo_schedule(preset)
+    until_warmup = method.makes_pseudo_labels and planned.single_negative_until == "warmup"
+    weak_until = round(planned.pseudo_warmup * total) if until_warmup else total
 
     state = None if checkpoint is None else checkpoint.load()
     prior = _prior(targets, preset, single)

@@ -13,18 +13,21 @@ from .features import Batch, Features
 from .methods import Encode, Method, Setting
 from .presets import Preset
 
-__all__ = ["Wrapped", "class_prior", "expected_positives"]
+__all__ = ["Wrapped", "class_prior", "expected_positives", "unwrapped"]
 
 
 class Wrapped(Method):
-    """A method around another, whose texts, logits, start, rates and own schedule stay as they are.
+    """A method around another, whose texts, logits, start and own schedule stay as they are.
 
     What a subclass learns beside them does so at the head's highest rate, without weight decay.
+
+    Args:
+        lr_factor: times which the head's rates are.
     """
 
-    def __init__(self, inner: Method) -> None:
+    def __init__(self, inner: Method, lr_factor: float = 1.0) -> None:
         super().__init__()
-        self.inner = inner
+        self.inner, self.lr_factor = inner, lr_factor
 
     @property
     def prompts(self) -> nn.Module:  # type: ignore[override]
@@ -41,7 +44,7 @@ class Wrapped(Method):
         return self.inner.pseudo_labels()
 
     def groups(self, preset: Preset) -> list[dict[str, Any]]:
-        groups = self.inner.groups(preset)
+        groups = [{**group, "lr": self.lr_factor * group["lr"]} for group in self.inner.groups(preset)]
         own = [parameter for name, parameter in self.named_parameters() if not name.startswith("inner.")]
         rate = max(group["lr"] for group in groups)
         return [*groups, *([{"params": own, "lr": rate, "weight_decay": 0.0}] if own else [])]
@@ -53,6 +56,11 @@ class Wrapped(Method):
 
     def after_step(self) -> None:
         self.inner.after_step()
+
+
+def unwrapped(method: Method) -> Method:
+    """The head itself."""
+    return method.inner if isinstance(method, Wrapped) else method
 
 
 def expected_positives(setting: Setting, targets: Tensor) -> float:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from .base import LabelledImages, Source, Transform, found_in, lines_of, need_files
+from .drawn_phrases import write_drawn_phrases
 
 if TYPE_CHECKING:
     from ..presets import Preset
@@ -77,9 +78,9 @@ class CUB(LabelledImages):
 
 
 def attribute_phrase(name: str) -> str:
-    """``has_bill_shape::curved_(up_or_down)`` as "bird whose bill shape is curved (up or down)"."""
-    what, _, value = name.removeprefix("has_").partition("::")
-    return f"bird whose {what} is {value}".replace("_", " ")
+    """``has_bill_shape::curved_(up_or_down)`` as "bird whose bill shape is curved (up or down)", ``red_car`` as "red car"."""
+    what, parted, value = name.removeprefix("has_").partition("::")
+    return (f"bird whose {what} is {value}" if parted else name).replace("_", " ")
 
 
 def _read_labels(path: Path, count: int, min_certainty: int) -> torch.Tensor:
@@ -111,7 +112,11 @@ def _read_labels(path: Path, count: int, min_certainty: int) -> torch.Tensor:
 
 
 def _read(args: argparse.Namespace, preset: Preset, split: str) -> LabelledImages:
-    return CUB(args.data_root, split, min_certainty=args.min_certainty)
+    root = write_drawn_phrases("cub", args.cache) if args.data_root is None else args.data_root
+    images = CUB(root, split, min_certainty=args.min_certainty)
+    if args.data_root is None:
+        images.name = images.name.replace("CUB-200-2011", "drawn")
+    return images
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -124,8 +129,9 @@ SOURCE = Source(
     key="cub",
     title="CUB-200-2011 attributes",
     num_classes=_COUNT,
-    layout=LAYOUT,
+    layout=f"{LAYOUT}; none: drawn attributes",
     read=_read,
     add_arguments=_add_arguments,
     preset="cub200-rn101",
+    drawn_preset="embedded-cub",
 )

@@ -256,11 +256,20 @@ def _overlap(first: Sequence[float], second: Sequence[float]) -> float:
     return float(width * height / min(areas))
 
 
-def draw_scene(rng: np.random.Generator, recipe: SceneRecipe, names: Sequence[str], distractors: Sequence[str] = ()) -> Scene:
+def draw_scene(
+    rng: np.random.Generator,
+    recipe: SceneRecipe,
+    names: Sequence[str],
+    distractors: Sequence[str] = (),
+    *,
+    colours: Sequence[str | None] | None = None,
+) -> Scene:
     """Draw a scene of the named objects.
 
     An object that finds no room after a dozen tries is left out, the first never is. ``distractors`` are drawn in the
-    same way and among the others, but do not appear in :attr:`Scene.objects`.
+    same way and among the others, but do not appear in :attr:`Scene.objects`. With ``colours``, one for each name, an
+    object shows the colour it is given: a glyph without a body is drawn as a silhouette, one without a colour as a faint
+    line drawing. Without them colours are random and a style may hide them.
     """
     scale = 2  # everything is drawn at twice the size and averaged down: cheap anti-aliasing
     canvas = recipe.size * scale
@@ -292,12 +301,19 @@ def draw_scene(rng: np.random.Generator, recipe: SceneRecipe, names: Sequence[st
         posed = posed + centre
         colour: str | None = None
         main = _jitter(rng, rng.uniform(30.0, 230.0, 3), 0.0)
-        if rng.random() < 0.8:
+        if colours is not None:
+            colour = colours[at] if labelled else None
+        elif rng.random() < 0.8:
             colour = tuple(COLOURS)[rng.integers(len(COLOURS))]
+        if colour is not None:
             main = _jitter(rng, COLOURS[colour])
         cuts = np.cumsum([len(points) for _, points in parts])[:-1]
         placed = [(role, points) for (role, _), points in zip(parts, np.split(posed, cuts), strict=True)]
         style = STYLES[rng.choice(len(STYLES), p=recipe.styles)]
+        if colours is not None and colour is None:
+            style = "faint"
+        elif colours is not None and all(role != "b" for role, _ in parts):
+            style = "silhouette"
         _paint(draw, rng, placed, main, style, paper, int(rng.integers(2, 4)))
         before = len(boxes)
         for _, points in placed:
@@ -368,7 +384,7 @@ _SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "pottedplant": ("plant", "houseplant"), "sheep": ("lamb",), "sofa": ("couch",), "train": ("locomotive",),
     "tvmonitor": ("television", "screen"), "house": ("building",), "clock": ("watch",),
 }  # fmt: skip
-_SUPERCLASSES: Mapping[str, tuple[str, ...]] = {
+SUPERCLASSES: Mapping[str, tuple[str, ...]] = {
     "animal": ("bird", "cat", "cow", "dog", "horse", "sheep", "fish"),
     "vehicle": ("aeroplane", "bicycle", "boat", "bus", "car", "motorbike", "train"),
     "furniture": ("chair", "diningtable", "sofa"),
@@ -384,7 +400,7 @@ _CONFUSABLE: tuple[tuple[str, ...], ...] = (
     ("pottedplant", "flower", "tree", "mushroom"), ("star", "cross", "arrow"), ("ring", "moon", "heart", "cloud"),
     ("house", "ladder", "flag"), ("person", "umbrella"),
 )  # fmt: skip
-_SUPER_OF = {name: word for word, names in _SUPERCLASSES.items() for name in names}
+_SUPER_OF = {name: word for word, names in SUPERCLASSES.items() for name in names}
 _RIVALS_OF = {name: [n for n in group if n != name] for group in _CONFUSABLE for name in group}
 
 TEMPLATES: tuple[str, ...] = (
@@ -442,7 +458,7 @@ def scene_captions(seed: int, index: int, objects: Sequence[DrawnObject], count:
 
 def caption_words() -> list[str]:
     """Every word or phrase a caption can be built from, for the vocabulary of the embedded model."""
-    words = [*CLASS_WORDS.values(), *COLOURS, *_SUPERCLASSES, "thing", "and a"]
+    words = [*CLASS_WORDS.values(), *COLOURS, *SUPERCLASSES, "thing", "and a"]
     return words + [word for group in _SYNONYMS.values() for word in group]
 
 
@@ -457,13 +473,13 @@ def draw_pretraining(
     """Draw ``count`` pre-training scenes in parallel: images (count, 112, 112, 3) in uint8 and their objects."""
     images = np.empty((count, PRETRAINING.size, PRETRAINING.size, 3), dtype=np.uint8)
     objects: list[tuple[DrawnObject, ...]] = []
-    for part, found in _in_parallel(partial(_pretraining_chunk, seed=seed), count, workers):
+    for part, found in in_parallel(partial(_pretraining_chunk, seed=seed), count, workers):
         images[len(objects) : len(objects) + len(part)] = part
         objects += found
     return images, objects
 
 
-def _in_parallel(work: Callable[[range], T], count: int, workers: int | None, chunk: int = 100) -> Iterator[T]:
+def in_parallel(work: Callable[[range], T], count: int, workers: int | None, chunk: int = 100) -> Iterator[T]:
     """``work`` over ranges of at most ``chunk`` indices, in order, in ``workers`` processes (default: all cores)."""
     ranges = [range(start, min(start + chunk, count)) for start in range(0, count, chunk)]
     workers = min(workers or os.cpu_count() or 1, len(ranges))
@@ -522,7 +538,7 @@ def _write_devkit(folder: Path, seed: int, sizes: Mapping[str, int], workers: in
     first_id = 1
     for split in ("train", "val", "test"):
         work = partial(_write_chunk, folder=folder, seed=seed, split=split, first_id=first_id)
-        labels = [row for rows in _in_parallel(work, sizes[split], workers, chunk=25) for row in rows]
+        labels = [row for rows in in_parallel(work, sizes[split], workers, chunk=25) for row in rows]
         ids = [f"{first_id + index:06d}" for index in range(sizes[split])]
         _write_split(folder, split, ids, labels)
         if split == "train":
@@ -561,15 +577,24 @@ def write_drawn_voc(
         raise ValueError(f"write_drawn_voc: sizes must be positive for train, val and test, got {dict(sizes or {})}")
     recipe = {**asdict(TARGET), "counts": _TARGET_COUNTS, "distractors": _TARGET_DISTRACTORS, "power": _TARGET_POWER}
     stamp = {"version": RECIPE_VERSION, "recipe": recipe, "seed": seed, "sizes": {name: wanted[name] for name in DEFAULT_SIZES}}
+    write = partial(_write_devkit, seed=seed, sizes=wanted, workers=workers)
+    return write_once(root, "drawn-voc", stamp, lambda folder: write(folder / "VOCdevkit" / "VOC2007")) / "VOCdevkit"
+
+
+def write_once(root: str | os.PathLike[str], name: str, stamp: Mapping[str, object], write: Callable[[Path], None]) -> Path:
+    """The folder of a data set below ``root``, named after its ``stamp``, and written by ``write`` unless it is there.
+
+    It is written into a temporary folder and renamed as a whole when it is complete.
+    """
     stamp = json.loads(json.dumps(stamp))  # as it will be read back: no tuples
     digest = hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()[:12]
-    final = Path(root) / f"drawn-voc-{digest}"
+    final = Path(root) / f"{name}-{digest}"
     if _has_stamp(final, stamp):
-        return final / "VOCdevkit"
+        return final
     final.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".drawn-voc-", dir=final.parent))
+    scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=final.parent))
     try:
-        _write_devkit(scratch / "VOCdevkit" / "VOC2007", seed, wanted, workers)
+        write(scratch)
         (scratch / "stamp.json").write_text(json.dumps(stamp, indent=2) + "\n", encoding="utf-8")
         scratch.chmod(0o755)
         if final.exists() and not _has_stamp(final, stamp):
@@ -581,7 +606,7 @@ def write_drawn_voc(
                 raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return final / "VOCdevkit"
+    return final
 
 
 def _has_stamp(folder: Path, stamp: Mapping[str, object]) -> bool:

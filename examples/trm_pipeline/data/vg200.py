@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .base import LabelledImages, Source, Transform, found_in, lines_of, need_files
+from .drawn_phrases import write_drawn_phrases
 
 if TYPE_CHECKING:
     from ..presets import Preset
@@ -84,7 +85,18 @@ class VG200(LabelledImages):
 
 
 def _read(args: argparse.Namespace, preset: Preset, split: str) -> LabelledImages:
-    return VG200(args.data_root, split)
+    images = VG200(write_drawn_phrases("vg200", args.cache) if args.data_root is None else args.data_root, split)
+    if args.data_root is None:
+        images.name = "drawn scenes of 200 classes"
+    return images
 
 
-SOURCE = Source(key="vg200", title="VG-200", num_classes=_COUNT, layout=LAYOUT, read=_read, preset="vg200-rn101")
+SOURCE = Source(
+    key="vg200",
+    title="VG-200",
+    num_classes=_COUNT,
+    layout=f"{LAYOUT}; none: drawn scenes of 200 classes",
+    read=_read,
+    preset="vg200-rn101",
+    drawn_preset="embedded-vg200",
+)

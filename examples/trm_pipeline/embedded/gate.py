@@ -7,7 +7,7 @@ to teach (probe over zero-shot), regions must matter (tokens over probe), and mi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,18 @@ from torch.nn import functional as F
 
 from trm_losses.metrics import mean_average_precision
 
+from ..data.base import LabelledImages
 from ..data.voc import VOC
 from . import CLASS_NAMES, TEMPLATES
 
 
 def read_split(devkit: Path, split: str) -> tuple[NDArray[np.uint8], Tensor]:
     """Images (N, H, W, 3) in uint8 and labels (N, 20) of a split of the drawn VOC."""
-    data = VOC(devkit, 2007, split)
+    return read_images(VOC(devkit, 2007, split))
+
+
+def read_images(data: LabelledImages) -> tuple[NDArray[np.uint8], Tensor]:
+    """Images (N, H, W, 3) in uint8 and labels (N, C)."""
     return np.stack([np.asarray(Image.open(path).convert("RGB")) for path in data.image_paths]), data.targets
 
 
@@ -65,11 +70,11 @@ def encode_captions(model: Any, ids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def template_features(model: Any, tokenizer: Callable[[list[str]], Tensor]) -> Tensor:
-    """Unit text features (20, D): per template, averaged, normalised."""
-    texts = [template.format(name) for name in CLASS_NAMES for template in TEMPLATES]
+def template_features(model: Any, tokenizer: Callable[[list[str]], Tensor], names: Sequence[str] = CLASS_NAMES) -> Tensor:
+    """Unit text features (C, D): per template, averaged, normalised."""
+    texts = [template.format(name) for name in names for template in TEMPLATES]
     each = F.normalize(encode_captions(model, tokenizer(texts)), dim=-1)
-    return F.normalize(each.view(len(CLASS_NAMES), len(TEMPLATES), -1).mean(dim=1), dim=-1).cpu()
+    return F.normalize(each.view(len(names), len(TEMPLATES), -1).mean(dim=1), dim=-1).cpu()
 
 
 def zero_shot_scores(features: Features, text: Tensor, *, sharpness: float = 8.0) -> dict[str, Tensor]:
@@ -232,12 +237,53 @@ class Gate:
         return "\n".join(lines + [f"[{'pass' if passed else 'FAIL'}] {text}" for text, passed in self.checks()])
 
 
+@dataclass(frozen=True)
+class PhraseGate(Gate):
+    """The gate of the drawn scenes of many classes, of which zero-shot scores say less."""
+
+    chance: float
+
+    def checks(self) -> list[tuple[str, bool]]:
+        """What must hold, in words, and whether it does."""
+        return [
+            (f"zero-shot {self.zero_shot:.1f} is at least twice chance, {self.chance:.1f}", self.zero_shot >= 2 * self.chance),
+            (
+                f"tuned tokens are {self.tokens_all - self.zero_shot:.1f} over zero-shot, at least 10",
+                self.tokens_all - self.zero_shot >= 10.0,
+            ),
+            (
+                f"tuned tokens are {self.tokens_all - self.zero_shot_tokens:.1f} over those of zero-shot, at least 2",
+                self.tokens_all - self.zero_shot_tokens >= 2.0,
+            ),
+            (
+                f"tokens are {self.tokens_all - self.probe:.1f} over the probe, at least 5",
+                self.tokens_all - self.probe >= 5.0,
+            ),
+            (
+                f"10 % labels are {self.tokens_all - self.tokens_tenth:.1f} under all labels, at least 6",
+                self.tokens_all - self.tokens_tenth >= 6.0,
+            ),
+        ]
+
+
 def run_gate(model: Any, tokenizer: Callable[[list[str]], Tensor], devkit: Path) -> Gate:
     """Train the gate's heads on train and score them on val."""
+    return Gate(**_figures(model, *(VOC(devkit, 2007, split) for split in ("train", "val")), template_features(model, tokenizer)))
+
+
+def run_phrase_gate(
+    model: Any, tokenizer: Callable[[list[str]], Tensor], train: LabelledImages, val: LabelledImages
+) -> PhraseGate:
+    """Train the gate's heads on the images of ``train`` and score them on ``val``."""
+    figures = _figures(model, train, val, template_features(model, tokenizer, train.prompt_names()))
+    return PhraseGate(**figures, chance=100.0 * float((val.targets == 1).float().mean()))
+
+
+def _figures(model: Any, train: LabelledImages, val: LabelledImages, text: Tensor) -> dict[str, Any]:
+    """The fields of :class:`Gate`."""
     (x, y), (x_val, y_val) = (
-        (encode_images(model, images), labels) for images, labels in (read_split(devkit, split) for split in ("train", "val"))
+        (encode_images(model, images), labels) for images, labels in (read_images(data) for data in (train, val))
     )
-    text = template_features(model, tokenizer)
     zero_shot = zero_shot_scores(x_val, text)
 
     probes = {}
@@ -251,10 +297,10 @@ def run_gate(model: Any, tokenizer: Callable[[list[str]], Tensor], devkit: Path)
 
     unit, unit_val = F.normalize(x.tokens, dim=-1), F.normalize(x_val.tokens, dim=-1)
     tenth = torch.from_numpy(np.random.default_rng(0).random(y.shape) < 0.1).float()
-    return Gate(
-        zero_shot=mean_ap(zero_shot["global"], y_val),
-        zero_shot_tokens=mean_ap(zero_shot["tokens"], y_val),
-        probes=probes,
-        tokens_all=mean_ap(token_head(unit, y, torch.ones_like(y), text, unit_val), y_val),
-        tokens_tenth=mean_ap(token_head(unit, y, tenth, text, unit_val), y_val),
-    )
+    return {
+        "zero_shot": mean_ap(zero_shot["global"], y_val),
+        "zero_shot_tokens": mean_ap(zero_shot["tokens"], y_val),
+        "probes": probes,
+        "tokens_all": mean_ap(token_head(unit, y, torch.ones_like(y), text, unit_val), y_val),
+        "tokens_tenth": mean_ap(token_head(unit, y, tenth, text, unit_val), y_val),
+    }

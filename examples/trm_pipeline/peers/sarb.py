@@ -39,9 +39,10 @@ class SARB(OfClassFeatures):
         \tilde f^2_{bc} &= \beta f_{bc} + (1 - \beta)\, \pi_{cj}, \quad \tilde y^2_{bc} = 1 - \beta \quad
             \text{at one unknown class of each image, drawn at random}
 
-    and both as they are elsewhere. :math:`\alpha, \beta` are learned from 0.5 and kept in [0, 1]; gradients reach them through
-    features and targets. :math:`\pi_c` are ten k-means centres of the features of known positives of the class, found anew
-    after a quarter, a half and three quarters of the training; j is drawn for a batch. The blends begin after a quarter.
+    and both as they are elsewhere. :math:`\alpha, \beta` are learned from 0.5, and put back to the nearer end of [0, 1] where a
+    step leaves it; gradients reach them through features and targets. :math:`\pi_c` are ten k-means centres of the features of
+    known positives of the class, found anew after a quarter, a half and three quarters of the training; j is drawn for a batch.
+    The blends begin after a quarter.
 
     Reference: Pu et al., AAAI 2022. Ours: the head's class features stand in place of the semantic decoupling and the graph
     network; an image without an unknown label, or a class without a known positive, is left as it is. C brings the sum to the
@@ -54,8 +55,11 @@ class SARB(OfClassFeatures):
 
     def __init__(self, inner: Method, setting: Setting) -> None:
         super().__init__(inner, setting)
-        options = setting.preset.losses["sarb"]
+        options = setting.options("sarb")
         classes, dim = setting.text.shape
+        for name in ("alpha", "beta"):
+            if not 0 <= options[name] <= 1:
+                raise ValueError(f"sarb.{name} must be a share from 0 to 1, got {options[name]:g}")
         self.weight_distance, self.batch_size = options["weight_distance"], setting.preset.batch_size
         self.alpha = nn.Parameter(torch.tensor(float(options["alpha"])))
         self.beta = nn.Parameter(torch.tensor(float(options["beta"])))
@@ -65,18 +69,16 @@ class SARB(OfClassFeatures):
 
     def images(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, C, D) and targets (B, C), blended with the image at the same place from the end."""
-        share = self.alpha.clamp(0, 1)
         blended = (targets == -1) & (targets.flip(0) == 1)
-        mixed = share * features + (1 - share) * features.flip(0)
-        return torch.where(blended[..., None], mixed, features), torch.where(blended, 1 - share, targets)
+        mixed = self.alpha * features + (1 - self.alpha) * features.flip(0)
+        return torch.where(blended[..., None], mixed, features), torch.where(blended, 1 - self.alpha, targets)
 
     def with_prototypes(self, features: Tensor, targets: Tensor, classes: Tensor, which: int) -> tuple[Tensor, Tensor]:
         """The same with centre ``which`` of one class of each image (B,), where its label is unknown and the class has any."""
-        share = self.beta.clamp(0, 1)
         chosen = torch.zeros_like(targets, dtype=torch.bool).scatter(1, classes[:, None], True)
         blended = chosen & (targets == -1) & self.found
-        mixed = share * features + (1 - share) * self.prototypes[:, which].to(features.dtype)
-        return torch.where(blended[..., None], mixed, features), torch.where(blended, 1 - share, targets)
+        mixed = self.beta * features + (1 - self.beta) * self.prototypes[:, which].to(features.dtype)
+        return torch.where(blended[..., None], mixed, features), torch.where(blended, 1 - self.beta, targets)
 
     def loss(self, batch: Batch, text: Tensor, targets: Tensor, weak_negative: float = 0.0) -> dict[str, Tensor]:
         features = self.inner.class_features(batch, text)  # type: ignore[operator]
@@ -102,6 +104,12 @@ class SARB(OfClassFeatures):
         if int(self.rounds) < due:
             self.rounds.fill_(due)
             self._find(features, targets, encode)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        super().after_step()
+        for share in (self.alpha, self.beta):  # clamped in the blends alone, one that is outside would have no gradient back
+            share.clamp_(0, 1)
 
     def _find(self, features: Features, targets: Tensor, encode: Encode) -> None:
         """The centres, as the head sees the training images now."""

@@ -68,13 +68,13 @@ class SCPNet(Wrapped):
     graph: Tensor
 
     def __init__(self, inner: Method, setting: Setting) -> None:
-        super().__init__(inner)
-        options = setting.preset.losses["scpnet"]
+        options = setting.options("scpnet")
+        super().__init__(inner, options["lr_factor"])
         self.top, self.weight, self.balance, self.drop = (
             int(options["top"]), options["weight"], options["balance"], options["drop"]
         )  # fmt: skip
         self.epochs = setting.preset.epochs
-        splc = setting.preset.losses["splc"]
+        splc = setting.options("splc")
         self.splc = SPLCLoss(
             threshold=splc["threshold"],
             margin=splc["margin"],
@@ -109,12 +109,12 @@ class SCPNet(Wrapped):
         return self.weight * total / max(1, len(weak)), said, passed
 
     def loss(self, batch: Batch, text: Tensor, targets: Tensor, weak_negative: float = 0.0) -> dict[str, Tensor]:
-        heads, others = self.inner.heads(batch, text, targets)
+        heads = self.inner.heads(batch, text)
         supervised = sum(factor * self.splc(logits, targets) for factor, logits in heads) / max(1, len(targets))
         strong = self.inner.logits(strong_view(batch, self.drop), text)
         consistency, said, passed = self.consistency(heads[0][1], strong, targets)
         self._last = said, passed, batch.index.to(text.device)
-        return {"splc": supervised, "consistency": consistency, **others}
+        return {"splc": supervised, "consistency": consistency}
 
     def before_epoch(self, epoch: int, features: Features, targets: Tensor, average: Method, encode: Encode) -> None:
         super().before_epoch(epoch, features, targets, average, encode)
