@@ -1,5 +1,6 @@
 """The pipeline of the examples from end to end: a few drawn scenes, the model that ships with the project."""
 
+import contextlib
 import dataclasses
 import inspect
 import json
@@ -770,23 +771,27 @@ def test_the_end_of_a_run_is_the_end_of_its_processes(how, command, tmp_path):
         [sys.executable, "command.py", *arguments], env=environment, cwd=tmp_path, start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    limit = time.monotonic() + 120
-    while len(list((tmp_path / "out").glob("checkpoints/*.pt"))) < 2:
-        assert process.poll() is None and time.monotonic() < limit
-        time.sleep(0.1)
-    workers = workers_of(process.pid)
-    assert len(workers) >= 2
-    if how == signal.SIGINT:
-        os.killpg(process.pid, how)  # as a terminal does: to all of them
-        assert "--resume goes on from here" in process.communicate(timeout=60)[1].splitlines()[-1]
-    else:
-        process.kill()
-        process.wait()
-    limit = time.monotonic() + 20
-    while alive(workers) and time.monotonic() < limit:
-        time.sleep(0.1)
-    assert not alive(workers)
-    process.stderr.close()
+    try:
+        limit = time.monotonic() + 120
+        while len(list((tmp_path / "out").glob("checkpoints/*.pt"))) < 2:
+            assert process.poll() is None and time.monotonic() < limit
+            time.sleep(0.1)
+        workers = workers_of(process.pid)
+        assert len(workers) >= 2
+        if how == signal.SIGINT:
+            os.killpg(process.pid, how)  # as a terminal does: to all of them
+            assert "--resume goes on from here" in process.communicate(timeout=60)[1].splitlines()[-1]
+        else:
+            process.kill()
+            process.wait()
+        limit = time.monotonic() + 20
+        while alive(workers) and time.monotonic() < limit:
+            time.sleep(0.1)
+        assert not alive(workers)
+        process.stderr.close()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_a_killed_process_ends_the_run_with_one_clear_line(run, monkeypatch):
