@@ -26,10 +26,10 @@ from losses import Pair, arguments, report
 from prompts import RN101_TEXT, every_token, small_model, whole_names
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
+from trm_losses.pseudo_labeler import PseudoLabels
 
 from trm_losses import PromptLearner, PrototypeBank, PseudoLabeler, RegionPooler, Regions, TRMObjective, param_groups
 from trm_losses.backbones import OpenClipBackbone
-from trm_losses.pseudo_labeler import PseudoLabels
 
 
 class Size(NamedTuple):

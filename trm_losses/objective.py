@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import functional as TF
-from ._checks import Dims, check_choice, check_number
+from ._checks import Dims, check_choice, check_ids, check_number
 from ._distributed import Distributed, count_per_rank, resolve_group, sum_over_ranks, sum_per_rank
 from ._state import PerClassState
 from .distillation import RegionDistillationLoss
 from .labels import UNKNOWN
 from .multimodal_contrastive import MultimodalContrastiveLoss
 from .prototype_bank import PrototypeBank
-from .pseudo_labeler import PseudoLabeler, PseudoLabels
+from .pseudo import PrototypeRule, PseudoLabeler, PseudoLabels, Rule
 from .region_pooler import Plan, Prepared, RegionPooler, Regions, plan_classes
 from .text_region_matching import TextRegionMatchingLoss
 
@@ -190,35 +191,52 @@ class TRMObjective(PerClassState):
         text: Tensor,
         *,
         total_steps: int,
+        rule: Rule | None = None,
+        expected_positives: float | None = None,
         logit_scale: float = 100.0,
         distributed: Distributed = False,
         validate: bool = True,
     ) -> TRMObjective:
-        """All parts at the method's defaults, sized by and started from class text (C, D).
+        """All parts with the settings of the README's table, sized by and started from class text (C, D).
 
         Args:
             text: (C, D) class texts of the frozen model.
-            total_steps: optimiser steps of the whole run; warm-up and ramp of the pseudo-labels take a tenth each.
+            total_steps: optimizer steps of the whole run, of which warm-up and ramp of the pseudo-labels are shares.
+            rule: how unknown labels are estimated. The table has ``NeighbourRule(C, num_samples)``, which wants :meth:`refresh`;
+                the default, :class:`trm_losses.pseudo.PrototypeRule`, does not.
+            expected_positives: mean number of present classes of an image, if nothing is known to be absent.
             logit_scale: of the frozen model (CLIP's is 100); sets the temperature of text similarities, 2 / logit_scale.
+            distributed: False, True or a process group, for all parts.
+            validate: of all parts.
+
+        Reference: settings chosen on drawn scenes (our choice).
         """
         check_number(cls.__name__, "total_steps", total_steps, 1)
         Dims(cls.__name__).check("text", text, "C D")
         classes, dim = text.shape
-        tenth = round(0.1 * total_steps)
-        common = {"distributed": distributed, "validate": validate}
+        rule = PrototypeRule(classes, temperature_text=2 / logit_scale) if rule is None else rule
+        # A soft rule says something of every unknown entry: it waits longer, and weighs less for all that it knows.
+        warmup, ramp = (0.2, 0.05) if rule.soft else (0.1, 0.1)
         return cls(
             RegionPooler(classes, dim, validate=validate),
-            TextRegionMatchingLoss(classes, **common),  # type: ignore[arg-type]
-            distillation=RegionDistillationLoss(**common),  # type: ignore[arg-type]
-            contrast=MultimodalContrastiveLoss(**common),  # type: ignore[arg-type]
-            bank=PrototypeBank(classes, dim, init=text, **common),  # type: ignore[arg-type]
+            TextRegionMatchingLoss(
+                classes, gamma_pos=0.0, gamma_neg=0.0, margin=0.0, distributed=distributed, validate=validate
+            ),
+            distillation=RegionDistillationLoss(distributed=distributed, validate=validate),
+            contrast=MultimodalContrastiveLoss(distributed=distributed, validate=validate),
+            bank=PrototypeBank(classes, dim, init=text, distributed=distributed, validate=validate),
             labeler=PseudoLabeler(
                 classes,
-                temperature_text=2 / logit_scale,
-                warmup_steps=tenth,
-                ramp_steps=tenth,
-                **common,  # type: ignore[arg-type]
+                rule,
+                expected_positives=expected_positives,
+                warmup_steps=round(warmup * total_steps),
+                ramp_steps=round(ramp * total_steps),
+                distributed=distributed,
+                validate=validate,
             ),
+            lambda_pseudo=0.5 if rule.soft else 1.0,
+            lambda_contrast=0.3,
+            pseudo_per="known" if rule.soft else "entry",
             distributed=distributed,
         ).to(text.device)
 
@@ -231,11 +249,9 @@ class TRMObjective(PerClassState):
         negative_text: Tensor | None = None,
         key_padding_mask: Tensor | None = None,
         ids: Tensor | None = None,
-        ema_logits: Tensor | None = None,
     ) -> TRMOutput:
-        """Losses of a batch; see the class. ids name the samples, where the bank keeps a queue of them, or are their
-        places in the training set, where the labeller goes by neighbours; ema_logits (B, C) of an averaged model vote in the
-        labeller's scores, where there is one."""
+        """Losses of a batch; see the class. ids are the places of the samples in the training set, if the rule of the labeler or
+        a queue of the bank needs them."""
         dims = Dims(type(self).__name__, C=self.pooler.num_classes)
         dims.check("targets", targets, "B C", floating=False)
         dims.check("text", text, "C D", hint="one row for each class of num_classes")
@@ -256,12 +272,12 @@ class TRMObjective(PerClassState):
             features = compared = self._features(regions)
         else:
             found = self._measure_chunks(prepared, text, negative_text)
-            compared = TF.Similarities(*(found[key] for key in TF.Similarities._fields)) if self.labeler is not None else None
+            compared = TF.Similarities(*(found[key] for key in TF.Similarities._fields)) if "intra_visual" in found else None
         logits = found["query"] - self.matching.bias
         region_logits = found["region"] - self.matching.bias if "region" in found else logits
         pseudo = None
-        if self.labeler is not None and self.bank is not None and compared is not None:
-            pseudo = self.labeler(compared, targets, self.bank, logits=logits, ema_logits=ema_logits, ids=ids)
+        if self.labeler is not None and self.bank is not None:
+            pseudo = self.labeler(compared, targets, self.bank, logits=logits, ids=ids)
         if prepared is not None:
             regions = features = self._entries(prepared, targets, pseudo)
 
@@ -363,7 +379,8 @@ class TRMObjective(PerClassState):
             if cosine and isinstance(regions, Regions) and "region" in found:
                 found["distance"] = TF.feature_distillation(regions.query, regions.region, reduction="none")
             if self.labeler is not None and self.bank is not None:  # without gradient: last
-                found |= self.labeler.similarities(features, self.bank, first=classes.start)._asdict()
+                similarities = self.labeler.similarities(features, self.bank, first=classes.start)
+                found |= {} if similarities is None else similarities._asdict()
             return found
 
         plan = self._plan(prepared.tokens)
@@ -408,6 +425,43 @@ class TRMObjective(PerClassState):
         return torch.where(sure, 1.0, targets.to(pseudo.scores.dtype))
 
     @torch.no_grad()
+    def refresh(
+        self, batches: Iterable[tuple[Tensor, Tensor, Tensor]], text: Tensor, *, model: TRMObjective | None = None
+    ) -> None:
+        """Show the whole training set to a rule that wants to see it; nothing happens with other rules. Call it before an epoch.
+
+        Args:
+            batches: tokens (B, N, D), targets (B, C) and ids (B,) of every training image, once for each view; an image's views
+                are averaged. Where several processes train, each gives the whole set.
+            text: (C, D) class texts.
+            model: whose regions and logits are shown, best with averaged weights; None for this objective's own.
+
+        Raises:
+            ValueError: images that no batch held.
+        """
+        labeler, model = self.labeler, self if model is None else model
+        if labeler is None or labeler.rule.num_samples is None:
+            return
+        number, classes, dim = labeler.rule.num_samples, *text.shape
+        regions, logits = text.new_zeros(number, classes, dim), text.new_zeros(number, classes)
+        known, visits = text.new_full((number, classes), float(UNKNOWN)), text.new_zeros(number)
+        modes = [(module, module.training) for module in model.modules()]
+        model.eval()
+        for tokens, targets, ids in batches:
+            ids = ids.to(text.device)
+            check_ids(type(self).__name__, ids, number)
+            seen = model.pooler(tokens, text)
+            regions.index_add_(0, ids, seen.region.to(regions.dtype))
+            logits.index_add_(0, ids, model.matching.logits(seen.query, text).to(logits.dtype))
+            visits.index_add_(0, ids, torch.ones_like(visits[ids]))
+            known[ids] = targets.to(known)
+        for module, training in modes:
+            module.training = training
+        if missing := int((visits == 0).sum()):
+            raise ValueError(f"{type(self).__name__}: batches must hold every image of {number}, got {missing} missing")
+        labeler.refresh(regions / visits[:, None, None], logits / visits[:, None], known)
+
+    @torch.no_grad()
     def update(self, output: TRMOutput) -> None:
         """Take a finished step into statistics and prototypes; after the optimiser's step, not where that was skipped."""
         targets, text = output.targets, output.text.detach()
@@ -421,7 +475,7 @@ class TRMObjective(PerClassState):
             features = compared = self._features(output.regions).detach()
         confidence = torch.sigmoid(output.logits.detach())
         entering, gate = targets, confidence
-        if self.labeler is not None and compared is not None:
+        if self.labeler is not None:
             started = self.labeler.step >= self.labeler.warmup_steps
             sure = ~started | (confidence >= self.bank_confidence)
             # First the statistics: they compare with prototypes that these samples have not moved yet.
