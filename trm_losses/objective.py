@@ -29,9 +29,9 @@ _MANY = 1 << 27
 class TRMOutput(NamedTuple):
     """One training step: the loss to call backward on, its weighted terms by name, and what :meth:`TRMObjective.update` needs.
 
-    logits and region_logits (B, C) belong to the query head and the region head; pseudo is None without a labeller; ids (B,)
-    are the samples, where they were given. Where the classes were taken in chunks, regions are those alone that contrast and
-    bank read, and similarities are what the labeller reads; otherwise similarities are None.
+    logits and region_logits (B, C) belong to the query head and the region head; pseudo is None without a labeler; ids (B,)
+    are the samples, if they were given. If the classes were taken in chunks, regions are those alone that contrast and
+    bank read, and similarities are what the labeler's rule reads; otherwise similarities are None.
     """
 
     loss: Tensor
@@ -71,7 +71,7 @@ class TRMObjective(PerClassState):
     Args:
         pooler, matching: always there.
         distillation, contrast: optional losses.
-        bank, labeler: optional; contrast uses the bank's prototypes where there is one, and its queue; a labeller needs a bank.
+        bank, labeler: optional; contrast uses the bank's prototypes if there is one; a labeler needs a bank.
         lambda_region, lambda_pseudo, lambda_distillation, lambda_contrast: the factors :math:`\lambda`.
         teacher_text: which text makes the teacher's logits: ``"learned"``, the same as the student's; or ``"fixed"``,
             ``reference_text``, so that the frozen model's regions teach. The second vector of a matching by pairs is the
@@ -89,8 +89,8 @@ class TRMObjective(PerClassState):
             values stay below 512 MiB, and what :func:`trm_losses.region_pooler.plan_classes` says beyond that, or without a query
             head: its :class:`~trm_losses.region_pooler.Plan` may be given too, with chunks that ``keep`` their products, some 6 D
             numbers for each entry, in the time of all classes at once. Compiled code, and regions that are given, always take
-            all. With ``absent_negatives``, or a bank's ``absent``, the regions of all known absent entries are held
-            nevertheless, with ``overlap`` all saliency maps. Where the positives are is asked of the device once a step. Time
+            all. With ``absent_negatives`` the regions of all known absent entries are held nevertheless, with
+            ``overlap`` all saliency maps. Where the positives are is asked of the device once a step. Time
             grows with the classes, but for the labeller's prototype and quantile rules and the contrast of texts with
             prototypes, which compare with the prototypes of all classes seen.
         distributed: False, True or a process group for the counts of this module; give the parts the same.
@@ -100,8 +100,7 @@ class TRMObjective(PerClassState):
         negative_text (C, D) where ``matching`` has ``form="pair"``.
 
     Raises:
-        ValueError, TypeError: of the parts, each by name; ``ids`` missing where the bank keeps a queue or
-            the labeller goes by neighbours.
+        ValueError, TypeError: of the parts, each by name; ``ids`` missing if the labeler's rule needs them.
 
     Reference: the four parts and which teaches which are TRM-ML's (paper, patent); factors, gates, the fixed text of the
     teacher and the scale-free normalisers are our choice, gates after SADCL.
@@ -250,18 +249,14 @@ class TRMObjective(PerClassState):
         key_padding_mask: Tensor | None = None,
         ids: Tensor | None = None,
     ) -> TRMOutput:
-        """Losses of a batch; see the class. ids are the places of the samples in the training set, if the rule of the labeler or
-        a queue of the bank needs them."""
+        """Losses of a batch; see the class. ids are the places of the samples in the training set, for the labeler's rule."""
         dims = Dims(type(self).__name__, C=self.pooler.num_classes)
         dims.check("targets", targets, "B C", floating=False)
         dims.check("text", text, "C D", hint="one row for each class of num_classes")
         if negative_text is not None:
             dims.check("negative_text", negative_text, "C D")
-        memory = None if self.bank is None else self.bank.memory
         if ids is not None:
             dims.check("ids", ids, "B", floating=False)
-        elif memory is not None:
-            raise ValueError(f"{dims.owner}: ids (B,) must be given where the bank keeps a queue: the sample of each row")
         regions: Regions | TF.Entries
         features: Tensor | TF.Entries
         compared: Tensor | TF.Similarities | None
@@ -293,8 +288,6 @@ class TRMObjective(PerClassState):
                 seen=None if self.bank is None else self.bank.seen,
                 weights=None if pseudo is None else torch.where(targets == UNKNOWN, pseudo.weights, 1.0),
                 saliency=found.get("saliency"),
-                memory=memory,
-                ids=ids,
             )
         loss = torch.stack(list(terms.values())).sum()
         similarities = compared if isinstance(compared, TF.Similarities) else None
@@ -408,8 +401,6 @@ class TRMObjective(PerClassState):
         if self.bank is not None:
             entering = targets if pseudo is None else self._positives(targets, pseudo, self.bank_pseudo_score)
             read = read | (entering == 1)
-            if self.bank.absent is not None:
-                read = read | (targets == 0)
         level: Literal["region", "query"] = "region" if self.pooler.residual == "query" else "query"
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.contrast is not None):
             return self.pooler.entries(prepared, read, level=level)
@@ -426,40 +417,54 @@ class TRMObjective(PerClassState):
 
     @torch.no_grad()
     def refresh(
-        self, batches: Iterable[tuple[Tensor, Tensor, Tensor]], text: Tensor, *, model: TRMObjective | None = None
+        self,
+        batches: Iterable[tuple[Tensor, Tensor, Tensor]],
+        text: Tensor,
+        *,
+        negative_text: Tensor | None = None,
+        model: TRMObjective | None = None,
     ) -> None:
         """Show the whole training set to a rule that wants to see it; nothing happens with other rules. Call it before an epoch.
 
         Args:
             batches: tokens (B, N, D), targets (B, C) and ids (B,) of every training image, once for each view; an image's views
-                are averaged. Where several processes train, each gives the whole set.
+                are averaged. If several processes train, each gives the whole set.
             text: (C, D) class texts.
+            negative_text: as in the call.
             model: whose regions and logits are shown, best with averaged weights; None for this objective's own.
 
         Raises:
-            ValueError: images that no batch held.
+            ValueError, TypeError: shapes, types, by name; images that no batch held.
         """
-        labeler, model = self.labeler, self if model is None else model
+        labeler, model, owner = self.labeler, self if model is None else model, type(self).__name__
         if labeler is None or labeler.rule.num_samples is None:
             return
-        number, classes, dim = labeler.rule.num_samples, *text.shape
-        regions, logits = text.new_zeros(number, classes, dim), text.new_zeros(number, classes)
-        known, visits = text.new_full((number, classes), float(UNKNOWN)), text.new_zeros(number)
+        number, classes, dim = labeler.rule.num_samples, self.pooler.num_classes, self.pooler.dim
+        Dims(owner, C=classes, D=dim).check("text", text, "C D")
+        regions, logits = torch.zeros(number, classes, dim, device=text.device), torch.zeros(number, classes, device=text.device)
+        known, visits = torch.full_like(logits, UNKNOWN), logits.new_zeros(number)
         modes = [(module, module.training) for module in model.modules()]
         model.eval()
-        for tokens, targets, ids in batches:
-            ids = ids.to(text.device)
-            check_ids(type(self).__name__, ids, number)
-            seen = model.pooler(tokens, text)
-            regions.index_add_(0, ids, seen.region.to(regions.dtype))
-            logits.index_add_(0, ids, model.matching.logits(seen.query, text).to(logits.dtype))
-            visits.index_add_(0, ids, torch.ones_like(visits[ids]))
-            known[ids] = targets.to(known)
-        for module, training in modes:
-            module.training = training
+        try:
+            for tokens, targets, ids in batches:
+                # Tokens are on the device of the text, which the pooler checks; these may wait elsewhere.
+                Dims(owner, C=classes).check("targets", targets, "B C", floating=False)
+                Dims(owner, B=len(targets)).check("ids", ids, "B", floating=False)
+                check_ids(owner, ids, number)
+                seen, ids = model.pooler(tokens, text), ids.to(text.device)
+                regions.index_add_(0, ids, seen.region.float())
+                logits.index_add_(0, ids, model.matching.logits(seen.query, text, negative_text=negative_text).float())
+                visits.index_add_(0, ids, torch.ones_like(visits[ids]))
+                known[ids] = targets.to(known)
+        finally:
+            for module, training in modes:
+                module.training = training
         if missing := int((visits == 0).sum()):
-            raise ValueError(f"{type(self).__name__}: batches must hold every image of {number}, got {missing} missing")
-        labeler.refresh(regions / visits[:, None, None], logits / visits[:, None], known)
+            raise ValueError(
+                f"{owner}: batches must hold every one of num_samples = {number} images, got {missing} missing; "
+                "leave shuffling on, but drop no last batch"
+            )
+        labeler.refresh(regions.div_(visits[:, None, None]), logits.div_(visits[:, None]), known)
 
     @torch.no_grad()
     def update(self, output: TRMOutput) -> None:
@@ -480,9 +485,9 @@ class TRMObjective(PerClassState):
             sure = ~started | (confidence >= self.bank_confidence)
             # First the statistics: they compare with prototypes that these samples have not moved yet.
             scores = None if output.pseudo is None else output.pseudo.scores
-            self.labeler.update(compared, targets, self.bank, scores=scores)
+            self.labeler.update(compared, targets, self.bank, logits=output.logits.detach(), ids=output.ids, scores=scores)
             if output.pseudo is not None:
                 entering = self._positives(targets, output.pseudo, self.bank_pseudo_score)
                 sure = sure | (targets == UNKNOWN)
             gate = confidence * sure
-        self.bank.update(features, entering, weights=gate, text=text, ids=output.ids)
+        self.bank.update(features, entering, weights=gate, text=text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -399,11 +399,6 @@ class TRM(Method):
                 momentum=preset.prototype_momentum,
                 text_momentum=preset.prototype_text_momentum,
                 init=setting.text,
-                num_prototypes=preset.num_prototypes,
-                queue_size=preset.queue_size,
-                absent=preset.absent,
-                absent_momentum=preset.absent_momentum,
-                absent_every=preset.absent_every,
                 distributed=True,
             )
         if pseudo_labels:
@@ -486,12 +481,9 @@ class TRM(Method):
             bank_pseudo_score=preset.bank_pseudo_score,
             distributed=True,
         )
-        self.bank_min_score, self.batch_size = preset.bank_min_score, preset.batch_size
-        # The first epoch that begins after the warm-up; told by its number, so that it is the same one in a resumed run.
-        steps = -(-setting.total_steps // preset.epochs)
-        self.bank_epoch = -(-warmup_steps // steps) if preset.bank_offline and bank is not None else None
+        self.batch_size = preset.batch_size
         # Estimates are there when the warm-up ends, inside an epoch too, and whatever steps a scaler has skipped.
-        self.first_refresh = warmup_steps // steps
+        self.first_refresh = warmup_steps // -(-setting.total_steps // preset.epochs)
         self.region_learning = preset.region_learning
         self._last: TRMOutput | None = None
 
@@ -528,9 +520,7 @@ class TRM(Method):
     def loss(self, batch: Batch, text: Tensor, targets: Tensor, weak_negative: float = 0.0) -> dict[str, Tensor]:
         text, negative = self.texts(text)
         ids = batch.index.to(text.device)
-        self._last = output = self.objective(
-            self.tokens(batch), text, targets, negative_text=negative, ids=ids
-        )
+        self._last = output = self.objective(self.tokens(batch), text, targets, negative_text=negative, ids=ids)
         heads = self._with_factors(output.logits, output.region_logits)
         return {**output.terms, **weak_negatives(targets, weak_negative, *heads)}
 
@@ -555,34 +545,19 @@ class TRM(Method):
 
     @torch.no_grad()
     def before_epoch(self, epoch: int, features: Features, targets: Tensor, average: Method, encode: Encode) -> None:
-        if epoch == self.bank_epoch:
-            self._start_bank(features, targets, encode)
-        if epoch >= self.first_refresh:
-            if not isinstance(average, TRM):
-                raise TypeError(f"the average of TRM must be a TRM, got {type(average).__name__}")
-            seen = (
-                (self.tokens(batch), targets[batch.index], batch.index)
-                for view in range(features.views)
-                for batch in features.batches(self.batch_size, view=view)
-            )
-            self.objective.refresh(seen, encode(average.prompts()), model=average.objective)
-
-    def _start_bank(self, features: Features, targets: Tensor, encode: Encode) -> None:
-        """Prototypes from the whole training set as the model sees it now."""
-        bank = self.objective.bank
-        if bank is None:
+        labeler = self.objective.labeler
+        if labeler is None or labeler.rule.num_samples is None or epoch < self.first_refresh:
             return
-        self.eval()  # the training loop sets the mode again
-        text, negative = self.texts(encode(self.prompts()))
-
-        def passed() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-            for batch in ranks.batches(features, self.batch_size):
-                regions = self.objective.pooler(self.tokens(batch), text)
-                kept = regions.region if self.objective.pooler.residual == "query" else regions.query
-                scores = torch.sigmoid(self._match(regions.query, text, negative))
-                yield kept, targets[batch.index].to(kept.device), scores
-
-        bank.start_from(passed(), min_score=self.bank_min_score)
+        if not isinstance(average, TRM):
+            raise TypeError(f"the average of TRM must be a TRM, got {type(average).__name__}")
+        average.eval()
+        text, negative = self.texts(encode(average.prompts()))
+        seen = (
+            (self.tokens(batch), targets[batch.index], batch.index)
+            for view in range(features.views)
+            for batch in features.batches(self.batch_size, view=view)
+        )
+        self.objective.refresh(seen, text, negative_text=negative, model=average.objective)
 
     def after_step(self) -> None:
         if self._last is not None:

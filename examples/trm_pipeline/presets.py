@@ -209,15 +209,8 @@ class Preset:
     # Prototypes
     prototype_momentum: float = 0.99
     prototype_text_momentum: float = 0.99
-    num_prototypes: int = 1  # of a class; more need a queue of at least as many
-    queue_size: int = 0  # last regions of each class, which are contrasted too
-    absent: bool = False  # also prototypes of absence
-    absent_momentum: float = 0.999
-    absent_every: int = 4
     bank_confidence: float = 0.8  # least probability of a known positive that enters, after the warm-up
     bank_pseudo_score: float = 0.9  # least score of a pseudo-positive that enters
-    bank_offline: bool = False  # start again from the whole training set in the first epoch after the warm-up
-    bank_min_score: float = 0.85  # least probability of a known positive that counts there
     # Single positive labels: one present label of each image is known and nothing else
     expected_positives: float | None = None  # present labels of an image, for the bias start and the cap of pseudo-labels
     single_negative: float = 1.0  # weight of "absent" at unknown entries, in that of a known label; Cole's WAN has 1 / (C - 1)

@@ -83,6 +83,8 @@ class PseudoLabeler(FullPrecisionState):
         rule = PrototypeRule(num_classes, device=device) if rule is None else rule
         if not isinstance(rule, Rule):
             raise TypeError(f"{name}: rule must be a trm_losses.pseudo.Rule, got {type(rule).__name__}; try PrototypeRule(C)")
+        if not isinstance(rule.needs, tuple) or not set(rule.needs) <= {"regions", "logits", "ids"}:
+            raise ValueError(f"{name}: needs of a rule must be a tuple of 'regions', 'logits' or 'ids', got {rule.needs!r}")
         if getattr(rule, "num_classes", num_classes) != num_classes:
             raise ValueError(f"{name}: rule must have num_classes = {num_classes}, got {rule.num_classes}")
         weight_neg = (1.0 if rule.soft else 0.5) if weight_neg is None else weight_neg
@@ -136,8 +138,8 @@ class PseudoLabeler(FullPrecisionState):
         targets: Tensor,
         bank: PrototypeBank,
         text: Tensor | None,
-        logits: Tensor | None = None,
-        ids: Tensor | None = None,
+        logits: Tensor | None,
+        ids: Tensor | None,
     ) -> Evidence:
         """What the rule may look at, checked."""
         dims = Dims(type(self).__name__, C=self.num_classes)
@@ -181,7 +183,9 @@ class PseudoLabeler(FullPrecisionState):
         """Refuse what the rule needs and was not given."""
         for key, value in given.items():
             if key in self.rule.needs and value is None:
-                raise ValueError(f"{type(self).__name__}: {key} must be given: {type(self.rule).__name__} needs them, got None")
+                hint = "; take all classes at once, or define its similarities" if key == "regions" else ""
+                owner, rule = type(self).__name__, type(self.rule).__name__
+                raise ValueError(f"{owner}: {key} must be given, {rule} needs them, got None{hint}")
 
     @torch.no_grad()
     def forward(
@@ -208,6 +212,9 @@ class PseudoLabeler(FullPrecisionState):
         evidence = self._evidence(regions, targets, bank, text, logits, ids)
         with TF.full_precision(targets):
             labels, scores = self.rule.decide(evidence)
+            dims = Dims(type(self.rule).__name__, B=targets.shape[0], C=self.num_classes)
+            dims.check("labels", labels, "B C", hint="decide(evidence) gives a Decision for every entry")
+            dims.check("scores", scores, "B C", hint="decide(evidence) gives a Decision for every entry")
             decided = (targets == UNKNOWN) & (labels >= 0) & (self.step >= self.warmup_steps)
             positive = decided & (labels >= 0.5)
             negative = decided & ~positive
@@ -272,6 +279,8 @@ class PseudoLabeler(FullPrecisionState):
         bank: PrototypeBank,
         *,
         text: Tensor | None = None,
+        logits: Tensor | None = None,
+        ids: Tensor | None = None,
         scores: Tensor | None = None,
     ) -> None:
         """Count a step and take the known entries of a batch into the statistics; before the bank's own update.
@@ -281,10 +290,12 @@ class PseudoLabeler(FullPrecisionState):
             targets: as in the call.
             bank: as in the call.
             text: as in the call.
+            logits: as in the call, if the rule learns from them.
+            ids: as in the call, if the rule learns from them.
             scores: (B, C) of the call on this batch; None computes them again if the rule reads them.
         """
         self._need(regions=regions)
-        evidence = self._evidence(regions, targets, bank, text)
+        evidence = self._evidence(regions, targets, bank, text, logits, ids)
         if scores is not None:
             owner = type(self).__name__
             Dims(owner, B=targets.shape[0], C=self.num_classes).check("scores", scores, "B C")

@@ -35,10 +35,13 @@ class PrototypeRule(Rule):
 
     Args:
         num_classes: C.
-        decider: :class:`Thresholds` (the default) or :class:`Quantiles`.
+        decider: :class:`Thresholds` (the default) or :class:`Quantiles` of the same classes.
         temperature_visual: of the inter-class term :math:`\pi^v`.
         temperature_text: of :math:`\pi^t`; tie it to the model, 2 / its logit scale.
         momentum: decay of the running statistics for each update.
+
+    Raises:
+        ValueError, TypeError: settings, each by name; a decider of another kind or of other classes.
 
     Reference: estimating unknown labels from intra- and inter-class relations to multimodal prototypes is TRM-ML's (paper);
     calibration, weights and constants are our choice.
@@ -66,9 +69,14 @@ class PrototypeRule(Rule):
         check_number(name, "temperature_visual", temperature_visual, 0, strict=True)
         check_number(name, "temperature_text", temperature_text, 0, strict=True)
         check_number(name, "momentum", momentum, 0, 1)
+        decider = Thresholds() if decider is None else decider
+        if not isinstance(decider, Thresholds | Quantiles):
+            raise TypeError(f"{name}: decider must be Thresholds or Quantiles, got {type(decider).__name__}")
+        if isinstance(decider, Quantiles) and decider.num_classes != num_classes:
+            raise ValueError(f"{name}: decider must have num_classes = {num_classes}, got {decider.num_classes}")
         self.num_classes, self.momentum = num_classes, momentum
         self.temperature_visual, self.temperature_text = temperature_visual, temperature_text
-        self.decider = Thresholds() if decider is None else decider
+        self.decider = decider
         # Decayed sums of s over known entries: (modality: visual, text) x (absent, present) x C, and how many they hold.
         self.register_buffer("similarity_sum", torch.zeros(2, 2, num_classes, device=device))
         self.register_buffer("similarity_mass", torch.zeros(2, 2, num_classes, device=device))

@@ -37,7 +37,7 @@ class Evidence(NamedTuple):
         bank: prototypes.
         text: (C, D) class texts.
         logits: (B, C) of the model, or None.
-        ids: (B,) places of the images in the training set, or None.
+        ids: (B,) int64 places of the images in the training set, or None.
         known_count: (2, C) known absent and known present labels so far.
         expected_positives: assumed number of present classes of an image; None if labels are hidden at random.
         group: process group of the statistics, or None.
@@ -65,7 +65,8 @@ class Rule(FullPrecisionState):
     """How unknown labels are estimated. Subclasses write :meth:`decide`; those that learn from known labels, :meth:`update`.
 
     A label of at least one half is a pseudo-positive. Known entries are left alone, whatever the rule says of them. Buffers are
-    state: saved, moved and kept in float32; those of classes are named in ``_class_axes``.
+    state: saved, moved, kept in float32, zeroed by :meth:`reset`. ``_class_axes`` names those of classes and the axes of these.
+    A rule that is asked for chunks of the classes has no regions to read, unless it defines :meth:`similarities`.
 
     Example:
         >>> import torch

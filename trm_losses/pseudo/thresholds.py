@@ -16,11 +16,11 @@ class Thresholds(nn.Module):
     r"""A score :math:`q \ge \theta_+` becomes present, with q as its soft label, :math:`q \le \theta_-` absent.
 
     Args:
-        positive: :math:`\theta_+`.
+        positive: :math:`\theta_+`, at least one half.
         negative: :math:`\theta_-`, below it.
 
     Raises:
-        ValueError: thresholds outside [0, 1] or in the wrong order.
+        ValueError: thresholds out of range or in the wrong order.
 
     Reference: our choice; thresholds on estimated labels follow SARB and the authors' other code.
     """
@@ -28,7 +28,7 @@ class Thresholds(nn.Module):
     def __init__(self, positive: float = 0.8, negative: float = 0.1) -> None:
         super().__init__()
         name = type(self).__name__
-        check_number(name, "positive", positive, 0, 1)
+        check_number(name, "positive", positive, 0.5, 1)
         check_number(name, "negative", negative, 0, 1)
         if negative >= positive:
             raise ValueError(f"{name}: negative must be below positive, got {negative} and {positive}")
