@@ -12,7 +12,7 @@ import cases
 import numpy as np
 import pytest
 import torch
-from cases import BASELINES, CASES, CENTRES, SAMPLES, TOKENS, WIDTH, Inputs, generator, normal
+from cases import BASELINES, CASES, SAMPLES, TOKENS, WIDTH, Inputs, generator, normal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import trm_losses as tl
 from trm_losses import functional as TF
 from trm_losses import labels, metrics
+from trm_losses.pseudo import NeighbourRule
 
 EXAMPLES = int(os.environ.get("TRM_LOSSES_EXAMPLES", "20000"))
 
@@ -119,38 +120,31 @@ PARTS |= {
         only(cases.region_text, "regions", "text"),
         lambda m, x: (m.calibrate_bias(**x, prior=0.2), m.bias.detach().clone())[1],
     ),
-    "bank, start_from": Part(
-        "PrototypeBank",
-        lambda c: tl.PrototypeBank(c, WIDTH),
-        lambda b, c: {**past(b, c), "scores": torch.sigmoid(3 * logits(b, c))},
-        lambda m, x: (m.start_from([tuple(x.values())], min_score=0.2), m.visual.clone())[1],
-        smooth=False,
-    ),
     "bank, update": method(
         "PrototypeBank",
-        lambda c: tl.PrototypeBank(c, WIDTH, absent=True, **CENTRES),
+        lambda c: tl.PrototypeBank(c, WIDTH),
         "update",
-        lambda b, c: {**past(b, c), "weights": torch.sigmoid(logits(b, c)), "ids": torch.arange(b)},
+        lambda b, c: {**past(b, c), "weights": torch.sigmoid(logits(b, c))},
         smooth=False,
     ),
     "bank, update with text": method("PrototypeBank", lambda c: tl.PrototypeBank(c, WIDTH), "update", cases.with_weights),
     "labeler, refresh": method(
         "PseudoLabeler",
-        lambda c: tl.PseudoLabeler(c, rule="neighbour", num_samples=SAMPLES, neighbours=2, expected_positives=1.0),
+        lambda c: tl.PseudoLabeler(c, NeighbourRule(c, SAMPLES, neighbours=2), expected_positives=1.0),
         "refresh",
         lambda b, c: dict(zip(("regions", "logits", "targets"), cases.training_set(c), strict=True)),
         smooth=False,
     ),
     **{
-        f"labeler, update, {rule}": Part(
+        f"labeler, update, {name}": Part(
             "PseudoLabeler",
-            lambda c, rule=rule: cases.filled_labeler(c, rule=rule, relation=0.2),
+            lambda c, settings=settings: cases.filled_labeler(c, **settings),
             past,
             lambda m, x: (m.update(x["regions"], x["targets"], cases.filled_bank(m.num_classes)),
                           tuple(b.clone() for b in m.buffers()))[1],
             smooth=False,
         )
-        for rule in ("prototype", "quantile")
+        for name, settings in (("thresholds", {}), ("quantiles", {"share": 0.6}))
     },
     "pooler, entries": Part(
         "RegionPooler",
@@ -176,8 +170,8 @@ PARTS |= {
 }
 
 
-def past_regions(b: int, c: int) -> Inputs:
-    return {**cases.with_memory(b, c), "text": normal(c, WIDTH, seed=2)}
+def mapped(b: int, c: int) -> Inputs:
+    return {**cases.with_maps(b, c), "text": normal(c, WIDTH, seed=2)}
 
 
 # Values are the caller's: of functions, twists of values are finite ones.
@@ -209,13 +203,8 @@ PARTS |= {
         ),
         (
             "multimodal_contrastive",
-            lambda **x: tuple(
-                TF.multimodal_contrastive(
-                    **{k: v for k, v in x.items() if "memory" not in k},
-                    memory=TF.Memory(x["memory.features"], x["memory.ids"]),
-                ).values()
-            ),
-            past_regions,
+            lambda **x: tuple(TF.multimodal_contrastive(**x).values()),
+            mapped,
         ),
         (
             "multi_label_contrastive",

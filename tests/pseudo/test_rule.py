@@ -43,18 +43,18 @@ class MeanRule(Rule):
 
 
 RULES: dict[str, Any] = {"logits": LogitRule, "means": lambda: MeanRule(CLASSES)}
-GIVEN = {"logits": 2 * normal(4, CLASSES, seed=3, dtype=torch.float32)}
+GIVEN = {"logits": 2 * normal(12, CLASSES, seed=3, dtype=torch.float32)}
 
 
 def made(name: str) -> tl.PseudoLabeler:
     labeler = tl.PseudoLabeler(CLASSES, RULES[name]())
-    labeler.update(None, labels(4, CLASSES), filled_bank(), **GIVEN)
+    labeler.update(None, labels(12, CLASSES), filled_bank(), **GIVEN)
     return labeler
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_it_is_saved_moved_halved_compiled_and_taken_to_other_classes(name: str) -> None:
-    labeler, y, bank = made(name), labels(4, CLASSES).float(), filled_bank()
+    labeler, y, bank = made(name), labels(12, CLASSES).float(), filled_bank()
     expected = labeler(None, y, bank, **GIVEN)
     assert (expected.targets == 1).any() and (expected.targets == 0).any() and (expected.targets[y != -1] == -1).all()
     fresh = tl.PseudoLabeler(CLASSES, RULES[name]())
@@ -65,8 +65,8 @@ def test_it_is_saved_moved_halved_compiled_and_taken_to_other_classes(name: str)
     assert {buffer.device.type for buffer in copy.deepcopy(labeler).to("meta").buffers()} == {"meta"}
     keep = [3, None, 0]
     other, some = labeler.with_classes(keep), [3, 0]
-    logits = torch.stack([GIVEN["logits"][:, 3], torch.zeros(4), GIVEN["logits"][:, 0]], dim=1)
-    y = torch.stack([y[:, 3], -torch.ones(4), y[:, 0]], dim=1)
+    logits = torch.stack([GIVEN["logits"][:, 3], torch.zeros(12), GIVEN["logits"][:, 0]], dim=1)
+    y = torch.stack([y[:, 3], -torch.ones(12), y[:, 0]], dim=1)
     found = other(None, y, bank.with_classes(keep), logits=logits)
     torch.testing.assert_close(found.scores[:, [0, 2]], expected.scores[:, some])
     assert torch.equal(other.known_count[:, [0, 2]], labeler.known_count[:, some])
