@@ -293,6 +293,7 @@ def with_rule(module: tl.TRMObjective, rule: Any) -> tl.TRMObjective:
 def test_refresh_shows_the_mean_of_the_views_in_the_order_of_ids() -> None:
     """Of averaged weights, without dropout; the modes come back, also where a batch fails; another rule is asked nothing."""
     module, average = with_rule(objective(), NeighbourRule(CLASSES, 6, neighbours=2)), objective()
+    shaken(average, seed=9)
     average.pooler.mlp[3].p = 0.5
     text, y = normal(CLASSES, WIDTH, seed=7, dtype=torch.float32), labels(6, CLASSES).float()
     views = [normal(6, TOKENS, WIDTH, seed=seed, dtype=torch.float32) for seed in (1, 2)]

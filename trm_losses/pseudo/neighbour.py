@@ -21,7 +21,7 @@ class NeighbourRule(Rule):
     :func:`trm_losses.functional.neighbour_scores`: the k images whose region of a class is the most similar say what they know
     of it: a label if there is one, else the model's probability; with several ``steps`` what they heard of their own neighbors.
     Every unknown entry takes its estimate, sure or not, since what teaches something lies between the thresholds. Images without
-    a class must look alike too, as they do to a frozen model: of regions that are pure noise the nearest are those with the class.
+    a class must look alike too, as they do to a frozen model: to pure noise the regions that show the class are the nearest.
 
     With ``expected_positives``, :func:`trm_losses.functional.match_prior` moves the estimates of each class to a prior: k / C
     times the class's mean probability relative to the mean over classes. Without known absent labels the model's own level means
