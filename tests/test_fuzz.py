@@ -225,7 +225,7 @@ PARTS |= {
             TF.prototype_similarities,
             lambda b, c: {
                 "features": normal(b, c, WIDTH), "visual": normal(c, WIDTH, seed=2), "text": normal(c, WIDTH, seed=3),
-                "seen": torch.arange(c) != 1, "absent": normal(c, WIDTH, seed=4),
+                "seen": torch.arange(c) != 1,
             },
         ),
         (
