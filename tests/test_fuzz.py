@@ -163,7 +163,10 @@ PARTS |= {
         lambda m, x: m.entries(m.prepare(x["tokens"], x["text"]), x["mask"]).features,
     ),
     "head, predict": Part(
-        "TRMHead", cases.head, lambda b, c: {"tokens": cases.token_text(b, c)["tokens"]}, lambda m, x: m.predict(x["tokens"])
+        "TRMHead",
+        cases.head,
+        only(cases.with_padding, "tokens", "key_padding_mask"),
+        lambda m, x: m.predict(x["tokens"], key_padding_mask=x["key_padding_mask"]),
     ),
     **{
         f"{name}, update": method(case.owner, case.build, "update", cases.baseline_inputs, smooth=False)

@@ -116,7 +116,7 @@ class TRMHead(PerClassState):
         self.register_buffer("negative_text", None if negative_text is None else negative_text.detach().clone())
 
     def forward(self, tokens: Tensor, *, key_padding_mask: Tensor | None = None, chunk: int | None = None) -> Tensor:
-        """Logits (B, C); those of a padded image are those that it gets alone.
+        """Logits (B, C); those of a padded image are those that it gets alone, whatever lies under the padding.
 
         Where images times classes are many they go through in chunks of classes, so that memory does not grow with their
         number times the width; the logits are the same. ``chunk`` is the number of classes taken at once. Where it is not given
