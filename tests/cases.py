@@ -1042,6 +1042,7 @@ CASES = [
         },
         state=LABELER_STATE,
         compiles=False,
+        finite=("regions", "logits"),
         shows=("logit",),
     ),
     *(
