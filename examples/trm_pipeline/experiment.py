@@ -32,7 +32,7 @@ from .grid import HEADS, NAMES, PEERS, build_method, choose_methods
 from .methods import METHODS, ZERO_SHOT, Setting
 from .pictures import choose_images, collect_saliency
 from .presets import LOSSES, PRESETS, VARIANTS, Known, Preset, override, pseudo_schedule
-from .progress import Scalars, Sweep, say
+from .progress import Scalars, Sweep, say, warnings_said
 from .report import Row, ablation_rows, ablation_table, grid_tables, main_rows, make_report, markdown_table
 from .unseen import unseen_row, unseen_table
 
@@ -262,8 +262,10 @@ def prepare(args: argparse.Namespace) -> Prepared:
     else:
         features = cached(train_split, mirror=preset.mirror)
     embedded_names = None
+    with warnings_said():
+        text = backbone.template_text(names, preset.templates)
     if preset.prompts in ("shared", "csc"):
-        embedded_names = backbone.embed_prompts([f"{name}." for name in names])
+        embedded_names = backbone.embed_prompts(backbone.tokenize([f"{name}." for name in names]))
     return Prepared(
         preset=preset,
         device=device,
@@ -272,7 +274,7 @@ def prepare(args: argparse.Namespace) -> Prepared:
         targets=train.targets,
         test_features=cached(test_split, mirror=False),
         test_targets=test.targets,
-        text=backbone.template_text(names, preset.templates),
+        text=text,
         names=embedded_names,
         logit_scale=backbone.logit_scale,
         encode=backbone.encode_prompts,
