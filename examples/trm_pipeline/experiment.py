@@ -310,6 +310,8 @@ def prompt_names(args: argparse.Namespace, preset: Preset, images: LabelledImage
     names = lines_of(args.class_names, "--class-names", "wanted is a file with a name a line")
     if len(names) != len(images.class_names):
         raise ValueError(f"--class-names: {args.class_names} must name {len(images.class_names)} classes, got {len(names)}")
+    if twice := [name for place, name in enumerate(names) if name in names[:place]]:
+        raise ValueError(f"--class-names: {args.class_names} must give each class a name of its own, got {twice[0]!r} twice")
     return names
 
 
