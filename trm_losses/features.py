@@ -100,33 +100,42 @@ def write_features(
     if ids is not None and (len(ids) != count or not all(name.strip() and len(name.splitlines()) == 1 for name in ids)):
         raise ValueError(f"{_OWNER}: ids must be {count} names of one line each, got {len(ids)}")
 
+    told = {"logit_scale": float(logit_scale), "expected_positives": expected_positives, "description": description}
+    meta: dict[str, Any] = {"class_names": names, **{key: value for key, value in told.items() if value is not None}}
     root.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{split}.", dir=root))
     try:
+        _save(partial / "text.npy", text.float())
+        grid = grid or _grid_of_others(root, meta, (partial / "text.npy").read_bytes())  # before anything is encoded
         sizes = {"D": text.shape[1]}  # N and W join with the first batch: later ones, and other views, are of the same
         for view, batches in enumerate(views):
             grid = _write_view(partial, view, batches, count, sizes, dtype) or grid
-        if grid is not None and math.prod(grid) != sizes["N"]:
-            raise ValueError(f"{_OWNER}: grid must be (h, w) with h * w = {sizes['N']} tokens, got {tuple(grid)}")
-        with (partial / "targets.npy").open("wb") as file:
-            _write(file, targets.to(torch.int8), targets.shape)
+        if grid is not None:
+            meta["grid"] = list(grid)
+            if math.prod(grid) != sizes["N"]:
+                raise ValueError(f"{_OWNER}: grid must be (h, w) with h * w = {sizes['N']} tokens, got {tuple(grid)}")
+        _save(partial / "targets.npy", targets.to(torch.int8))
         if ids is not None:
             (partial / "ids.txt").write_text("".join(f"{name}\n" for name in ids), encoding="utf-8")
-        optional = {"grid": grid, "expected_positives": expected_positives, "description": description}
-        meta = {"class_names": names, "logit_scale": float(logit_scale), **{k: v for k, v in optional.items() if v is not None}}
-        with (partial / "text.npy").open("wb") as file:
-            _write(file, text.float(), text.shape)
         (partial / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
-        others = any(path.is_dir() and not path.name.startswith(".") for path in root.iterdir())
         for name in ("text.npy", "meta.json"):
-            if others and (root / name).exists() and (root / name).read_bytes() != (partial / name).read_bytes():
-                fix = "give the same for every split, or another folder"
-                raise ValueError(f"{_OWNER}: {root / name} must be what its other splits were written with; {fix}")
             os.replace(partial / name, root / name)
         partial.chmod(0o755)
         partial.rename(root / split)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _grid_of_others(root: Path, meta: dict[str, Any], text: bytes) -> tuple[int, int] | None:
+    """That of the splits that are there already, which must be of the same classes and encoder."""
+    if all(path.name.startswith(".") or not path.is_dir() for path in root.iterdir()):
+        return None
+    found = json.loads((root / "meta.json").read_text(encoding="utf-8"))
+    grid = found.pop("grid", None)
+    different = [key for key in dict.fromkeys([*found, *meta]) if found.get(key) != meta.get(key)]
+    if different := different or ["text"] * ((root / "text.npy").read_bytes() != text):
+        raise ValueError(f"{_OWNER}: {different[0]} must be what the other splits in {root} have; write into another folder")
+    return None if grid is None else (grid[0], grid[1])
 
 
 def _write_view(
@@ -143,7 +152,7 @@ def _write_view(
                 parts.pop()
             kinds = kinds or len(parts)
             if len(parts) not in (2, 3) or len(parts) != kinds:
-                raise ValueError(f"{_OWNER}: a batch must be (tokens, pooled), with or without penultimate, got {len(parts)} parts")
+                raise ValueError(f"{_OWNER}: a batch must be (tokens, pooled) or (tokens, pooled, penultimate), got {len(parts)}")
             dims = Dims(_OWNER, **sizes)
             for name, part, shape in zip(_NAMES, parts, _SHAPES, strict=False):
                 dims.check(name, part, shape)
@@ -163,6 +172,11 @@ def _check_finite(name: str, values: Tensor, where: str = "") -> None:
     if not bool(torch.isfinite(values).all()):
         bad = int((~torch.isfinite(values)).sum())
         raise ValueError(f"{_OWNER}: {name} must be finite, got {bad} NaN or infinite of {values.numel()} values{where}")
+
+
+def _save(path: Path, values: Tensor) -> None:
+    with path.open("wb") as file:
+        _write(file, values, values.shape)
 
 
 def _write(file: BinaryIO, values: Tensor, shape: Sequence[int] | None) -> None:
