@@ -2,7 +2,7 @@
 
     python examples/reproduce_features.py FEATURES --known 0.1 single
 
-What the folder holds is on docs/pipeline.md. Scored are the images of its split ``test``, or of ``val`` where it has none.
+What the folder holds is on docs/datasets.md. Scored are the images of its split ``test``, or of ``val`` where it has none.
 """
 
 from trm_pipeline.experiment import main
