@@ -98,7 +98,11 @@ def test_what_a_backbone_gives_is_a_batch(tmp_path: Path) -> None:
     targets, tokens, pooled = drawn(5, 0)
     batches = [ImageFeatures(tokens, pooled, GRID)]
     write_features(tmp_path, "val", batches, targets=targets, class_names=NAMES, text=TEXT, logit_scale=20.0)
-    assert json.loads((tmp_path / "meta.json").read_text())["grid"] == [2, 3]
+    turned = [(tokens.mT.contiguous().mT, pooled.T.contiguous().T)]  # the same numbers in another order in memory, no grid
+    write_features(tmp_path, "test", turned, targets=targets, class_names=NAMES, text=TEXT, logit_scale=20.0)
+    assert json.loads((tmp_path / "meta.json").read_text())["grid"] == [2, 3], "that of the split before"
+    for name in ("tokens0.npy", "pooled0.npy"):
+        np.testing.assert_array_equal(np.load(tmp_path / "test" / name), np.load(tmp_path / "val" / name))
     assert sorted(path.name for path in (tmp_path / "val").iterdir()) == ["pooled0.npy", "targets.npy", "tokens0.npy"]
 
 
