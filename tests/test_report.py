@@ -23,6 +23,7 @@ pytest.importorskip("matplotlib")
 from PIL import Image
 from trm_pipeline import checkpoint, cost, experiment, grid, methods, pictures, presets, progress, report, statistics_of_seeds
 from trm_pipeline.data.voc import VOC_CLASSES, class_prompt_names
+from trm_pipeline.features import pool_tokens
 
 from trm_losses import RegionPooler, TextRegionMatchingLoss, TRMHead
 
@@ -152,7 +153,9 @@ def maps():
     images = [Image.fromarray(np.random.default_rng(i).integers(0, 255, (40 + i, 60, 3), dtype=np.uint8)) for i in range(3)]
     present = torch.zeros(3, 20)
     present[0, 4] = present[1, [0, 1, 2, 3]] = present[2, [5, 19]] = 1
-    return pictures.collect_saliency(head, backbone, images, present, text, token_pool=2), backbone, text, images
+    seen = torch.stack([experiment.eval_transform(224, mean=backbone.image_mean, std=backbone.image_std)(i) for i in images])
+    tokens, _, grid = pool_tokens(backbone(seen), 2)
+    return pictures.collect_saliency(head, tokens, grid, images, present, text, size=(224, 224)), backbone, text, images
 
 
 def test_maps_of_a_fresh_head_are_those_of_zero_shot(maps):

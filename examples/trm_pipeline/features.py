@@ -92,6 +92,10 @@ class CachedFeatures:
         """See :class:`Features`."""
         return len(self.tokens)
 
+    def rows(self, index: Tensor) -> Tensor:
+        """Tokens (B, N, D) of some images in their first view."""
+        return drawn_rows(self.tokens, torch.zeros_like(index), index).to(self.device)
+
     def batches(
         self, batch_size: int, generator: torch.Generator | None = None, *, view: int = 0, part: tuple[int, int] = (0, 1)
     ) -> Iterator[Batch]:

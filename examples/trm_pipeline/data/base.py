@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torchvision.transforms import InterpolationMode, v2
 if TYPE_CHECKING:
     from typing import Self
 
+    from ..cells import Frozen
     from ..presets import Preset
 
 __all__ = [
@@ -98,6 +99,10 @@ def _no_arguments(parser: argparse.ArgumentParser) -> None:
     pass
 
 
+def _no_settings(args: argparse.Namespace) -> dict[str, Any]:
+    return {}
+
+
 @dataclass(frozen=True)
 class Source:
     """A data set as its script runs it: ``reproduce_KEY.py`` with results in ``runs/KEY``.
@@ -107,16 +112,21 @@ class Source:
         read: from the arguments, the preset and a split to its images.
         preset: the one that is taken where none is asked for.
         drawn_preset: the same without ``--data-root``; none: the data set has to be there.
+        num_classes: none: what ``read`` finds.
+        settings: of the preset, from what the data say themselves.
+        given: features of the split trained on and of the one scored, with class texts; none: the preset's model makes them.
     """
 
     key: str
     title: str
-    num_classes: int
+    num_classes: int | None
     layout: str
     read: Callable[[argparse.Namespace, Preset, str], LabelledImages]
     preset: str
     drawn_preset: str | None = None
     add_arguments: Callable[[argparse.ArgumentParser], None] = _no_arguments
+    settings: Callable[[argparse.Namespace], dict[str, Any]] = _no_settings
+    given: Callable[[argparse.Namespace, Preset, str, str], Frozen] | None = None
 
 
 def held_out(count: int) -> dict[str, list[int]]:
