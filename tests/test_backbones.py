@@ -9,6 +9,7 @@ import json
 import math
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -668,6 +669,33 @@ def test_template_text(rn50: OpenClipBackbone) -> None:
     for bad in ([], ["a photo"]):
         with pytest.raises(ValueError, match="templates must be"):
             rn50.template_text(names, bad)
+
+
+def test_a_text_that_would_be_cut_is_refused() -> None:
+    """Ten words and the two marks fill the tower's 12 tokens; a tokenizer that cannot be asked is trusted."""
+    backbone = OpenClipBackbone(tiny(VIT))
+    fits, cut = "dog " * 10, "dog " * 10 + "cat"
+    assert backbone.encode_text([fits]).shape == (1, 16)
+    calls = (backbone.encode_text, backbone.embed_prompts, lambda texts: backbone.template_text(texts, ["{}"]))
+    for call in calls:
+        with pytest.raises(ValueError, match="OpenClipBackbone: text 1 takes 13 tokens, that is over the tower's 12; use a "):
+            call([fits, cut, cut])
+    own = backbone.tokenizer
+    backbone.tokenizer = lambda texts: own(texts)
+    assert torch.equal(backbone.encode_text([cut]), backbone.encode_text([fits]))
+
+
+def test_classes_of_the_same_text_are_named() -> None:
+    """CLIP reads no capitals."""
+    backbone = OpenClipBackbone(tiny(VIT))
+    wanted = r"^OpenClipBackbone: classes .* got the same for 0 \('dog'\) and 2 \('Dog'\); "
+    with pytest.warns(UserWarning, match=wanted):
+        backbone.template_text(["dog", "cat", "Dog"], ["{}", "a {}."])
+    with pytest.warns(UserWarning, match=wanted):
+        backbone.embed_prompts(["dog", "cat", "Dog"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        backbone.template_text(["dog", "cat"], ["{}", "a {}."])
 
 
 def test_tokenizer() -> None:

@@ -200,5 +200,9 @@ def test_voc2012_of_single_positives(shared_data: Path) -> None:
 
 def test_class_names_have_to_be_as_many_as_classes(roots: Callable[[str], Path], tmp_path: Path) -> None:
     (path := tmp_path / "names.txt").write_text("dog\ncat\n")
+    names = ["--data-root", str(roots("nus")), "--class-names", str(path), "--output", str(tmp_path)]
     with pytest.raises(SystemExit, match="--class-names: .*names.txt must name 81 classes, got 2"):
-        experiment.main(["--data-root", str(roots("nus")), "--class-names", str(path), "--output", str(tmp_path)], source("nus"))
+        experiment.main(names, source("nus"))
+    path.write_text("\n".join(["a", *map(str, range(79)), "a"]))
+    with pytest.raises(SystemExit, match="--class-names: .*names.txt must give each class a name of its own, got 'a' twice"):
+        experiment.main(names, source("nus"))

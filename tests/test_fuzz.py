@@ -1,4 +1,7 @@
-"""Hostile arguments: every call gives the right value or refuses by name; it writes to no argument and never gives NaN."""
+"""Hostile arguments: every call gives the right value or refuses by name; it writes to no argument and never gives NaN.
+
+And a hostile device: one without float64.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from cases import BASELINES, CASES, CENTRES, SAMPLES, TOKENS, WIDTH, Inputs, gen
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 import trm_losses as tl
 from trm_losses import functional as TF
@@ -159,7 +163,10 @@ PARTS |= {
         lambda m, x: m.entries(m.prepare(x["tokens"], x["text"]), x["mask"]).features,
     ),
     "head, predict": Part(
-        "TRMHead", cases.head, lambda b, c: {"tokens": cases.token_text(b, c)["tokens"]}, lambda m, x: m.predict(x["tokens"])
+        "TRMHead",
+        cases.head,
+        only(cases.with_padding, "tokens", "key_padding_mask"),
+        lambda m, x: m.predict(x["tokens"], key_padding_mask=x["key_padding_mask"]),
     ),
     **{
         f"{name}, update": method(case.owner, case.build, "update", cases.baseline_inputs, smooth=False)
@@ -464,3 +471,67 @@ def test_every_call_is_right_or_refused_by_name(plan: Plan) -> None:
 @given(plans())
 def test_every_call_is_right_or_refused_by_name_all_night(plan: Plan) -> None:
     check(plan)
+
+
+class WithoutFloat64(Tensor):
+    """A tensor on a device without float64, as Apple's GPU: it refuses any such result until it is brought to the CPU."""
+
+    held: Tensor
+
+    @staticmethod
+    def __new__(cls, held: Tensor) -> WithoutFloat64:
+        made = Tensor._make_wrapper_subclass(cls, held.shape, strides=held.stride(), dtype=held.dtype, device=held.device)
+        made.held = held
+        return made
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.cpu, Tensor.tolist):
+            args = [args[0].held]
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **kwargs or {})
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def placed(x: Any) -> Any:
+            if not isinstance(x, Tensor) or isinstance(x, cls):
+                return x
+            assert x.dtype != torch.float64, f"{func} gives float64"
+            return cls(x)
+
+        held = tree_map(lambda x: x.held if isinstance(x, cls) else x, [args, kwargs or {}])
+        return tree_map(placed, func(*held[0], **held[1]))
+
+
+def loss_of(given: tuple[Tensor, ...]) -> Tensor | None:
+    attached = [x.sum() for x in given if x.requires_grad]
+    return torch.stack(attached).sum() if attached else None
+
+
+@pytest.mark.parametrize("name", sorted(PARTS))
+def test_every_call_works_on_a_device_without_float64(name: str) -> None:
+    """Values and gradients are those of the CPU."""
+    part = PARTS[name]
+    torch.manual_seed(0)
+    module = part.build(5)
+    inputs = {key: as_drawn(x, torch.float32) for key, x in part.inputs(4, 5).items()}
+    there = {key: WithoutFloat64(x.clone()) for key, x in inputs.items()}
+    moved = module
+    if isinstance(module, nn.Module):
+        moved = copy.deepcopy(module.float())
+        for each in moved.modules():
+            for key, p in each._parameters.items():
+                each._parameters[key] = None if p is None else nn.Parameter(WithoutFloat64(p.data), p.requires_grad)
+            for key, b in each._buffers.items():
+                each._buffers[key] = None if b is None else WithoutFloat64(b)
+    expected, actual = results(part.call(module, inputs)), results(part.call(moved, there))
+    for one, two in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one.detach().cpu(), two.detach(), equal_nan=True)
+    losses = loss_of(actual), loss_of(expected)
+    if losses[0] is not None and losses[1] is not None:
+        losses[0].backward()
+        losses[1].backward()
+        for one, two in zip(moved.parameters(), module.parameters(), strict=True) if isinstance(module, nn.Module) else ():
+            assert (one.grad is None) == (two.grad is None)
+            if one.grad is not None:
+                torch.testing.assert_close(one.grad.cpu(), two.grad)

@@ -239,6 +239,19 @@ def test_the_region_head_multiplies_no_region_out_where_that_pays(matching: dict
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("which", ["query", "region", "mean"])
+@pytest.mark.parametrize("chunk", [None, 7])
+def test_a_padded_image_has_the_logits_that_it_has_alone(which: Any, chunk: int | None) -> None:
+    """Whatever lies under the padding; without ``chunk`` the region head takes factors here."""
+    text, tokens = normal(60, 32, dtype=torch.float32), normal(2, 5, 32, seed=1)
+    parts = RegionPooler(60, 32), TextRegionMatchingLoss(60)
+    made = shaken(TRMHead(*parts, text, [str(c) for c in range(60)], head=which)).double()
+    alone = torch.cat([made(tokens[:1, :3], chunk=chunk), made(tokens[1:], chunk=chunk)])
+    tokens[0, 3:], mask = torch.nan, torch.tensor([[False] * 3 + [True] * 2, [False] * 5])
+    torch.testing.assert_close(made(tokens, key_padding_mask=mask, chunk=chunk), alone)
+    torch.testing.assert_close(made.predict(tokens, key_padding_mask=mask, chunk=chunk), torch.sigmoid(alone))
+
+
 @pytest.mark.parametrize("which", ["query", "region"])
 def test_exports_with_any_number_of_images(which: Any) -> None:
     made = head(which, {"validate": False}, validate=False)

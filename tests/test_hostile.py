@@ -390,15 +390,6 @@ def contrast(**more: Any) -> Any:
         ),
         ("init", lambda w: tl.PrototypeBank(3, 4, init=spoiled(torch.ones(3, 4), w))),
         (
-            "logits",
-            lambda w: tl.PseudoLabeler(CLASSES, rule="logit")(
-                batch()["regions"],
-                torch.full((4, CLASSES), -1.0),
-                tl.PrototypeBank(CLASSES, WIDTH),
-                logits=spoiled(torch.ones(4, CLASSES), w),
-            ),
-        ),
-        (
             "scores",
             lambda w: tl.PseudoLabeler(CLASSES, rule="quantile").update(
                 batch()["regions"], labels(), tl.PrototypeBank(CLASSES, WIDTH), scores=spoiled(torch.ones(4, CLASSES), w)

@@ -83,6 +83,14 @@ def test_under_a_grad_scaler(loss: str) -> None:
     assert not all(torch.equal(p, q) for p, q in zip(before, layer.parameters(), strict=True))
 
 
+def test_a_device_that_autocast_does_not_know() -> None:
+    """Apple's GPU, before torch 2.5; here the device of sizes without values."""
+    logits, targets = torch.zeros(2, CLASSES, device="meta", requires_grad=True), torch.ones(2, CLASSES, device="meta")
+    loss = TF.asymmetric_loss(logits, targets)
+    loss.backward()
+    assert loss.shape == () and logits.grad is not None
+
+
 @pytest.mark.parametrize("above", [0.0, 0.02, 3.0])
 def test_a_scale_past_its_limit_comes_back(above: float) -> None:
     """Its value stops at 100; its gradient is that of a scale of 100, so that the loss can bring it down again."""

@@ -423,8 +423,11 @@ def test_a_model_of_open_clip_from_a_weights_file(images, cache, tmp_path, capsy
     rows = {name: [*values, 0, 1] for name, values in rows.items()}
     labels = write_table(tmp_path / "labels.csv", rows, classes=[*CLASSES, "a_lap top", "ΔΙΑ"])
     model = ["--model", "tiny-vit", "--pretrained", str(files[0]), "--image-size", "96", "--epochs", "1"]
-    folder_run.main(["train", str(images[0]), str(labels), "--output", str(tmp_path / "run"), *model, *cache])
-    assert "demonstration" not in capsys.readouterr().out
+    arguments = ["--output", str(tmp_path / "run"), *model, *cache, "--names", "ΔΙΑ=A lap top"]
+    folder_run.main(["train", str(images[0]), str(labels), *arguments])
+    said = capsys.readouterr().out.splitlines()
+    assert not any("demonstration" in line for line in said)
+    assert sum("the same for 4 ('a lap top') and 5 ('A lap top'); they cannot" in line for line in said) == 1
     saved = json.loads((tmp_path / "run" / "model.json").read_text())
     assert saved["image_size"] == [96, 96] and saved["classes"]["a_lap top"]["words"] == "a lap top"
     predict = ["predict", str(tmp_path / "run"), str(images[0] / "1.png"), "--output", str(tmp_path / "s.csv"), "--device", "cpu"]

@@ -26,6 +26,7 @@ from ._cosine import region_cosine
 from ._distributed import Joined, count_per_rank, gather_rows, sum_per_rank, with_gradients_of_ranks
 from ._entries import Entries, Factored, region_lengths, region_products, take
 from ._fused import may_fuse
+from ._precision import full_precision as full_precision
 
 __all__ = [
     "Entries",
@@ -50,11 +51,6 @@ __all__ = [
 ]
 
 Reduction = Literal["none", "mean", "sum"]
-
-
-def full_precision(tensor: Tensor) -> torch.autocast:
-    """A context in which autocast is off on the tensor's device: exponents and sums lose too much in half precision."""
-    return torch.autocast(tensor.device.type, enabled=False)
 
 
 def upcast(tensor: Tensor) -> Tensor:

@@ -4,6 +4,8 @@ Scores and targets have shape (B, C). Targets are 1 (present), 0 (absent) or -1 
 counts neither for nor against its class. A class without a known positive has no recall: its average
 precision is NaN, and means over classes leave it out (some research code counts it as 0 instead).
 
+Results are float64 on the CPU, whatever device scores and targets are on: Apple's GPU has no float64.
+
 Labels of a file written as 1/-1/0 must pass through :func:`trm_losses.labels.from_ternary` first: read as
 they stand, their absent entries would be unknown here and every class would look perfect.
 """
@@ -27,7 +29,7 @@ _BEHIND = 1 << 40  # even, and more than any two keys lie apart
 
 
 class F1Scores(NamedTuple):
-    """What :func:`f1_scores` returns: scalar float64 tensors, shares from 0 to 1."""
+    """What :func:`f1_scores` returns: scalar float64 tensors on the CPU, shares from 0 to 1."""
 
     OP: Tensor
     """Overall precision: true positives over all predicted ones, pooled over classes."""
@@ -71,7 +73,7 @@ def average_precision(scores: Tensor, targets: Tensor, *, interpolated: bool = F
         scores and targets (B, C); the result (C,).
 
     Returns:
-        float64 from 0 to 1; NaN for a class without a known positive.
+        float64 on the CPU, from 0 to 1; NaN for a class without a known positive.
 
     Raises:
         TypeError: an argument is not a tensor, or ``scores`` are not floats.
@@ -105,7 +107,7 @@ def mean_average_precision(scores: Tensor, targets: Tensor, *, interpolated: boo
         scores and targets (B, C); the result ().
 
     Returns:
-        float64 scalar tensor from 0 to 1; NaN when no class has a known positive.
+        float64 scalar tensor on the CPU, from 0 to 1; NaN when no class has a known positive.
 
     Raises:
         TypeError: as :func:`average_precision`.
@@ -151,7 +153,7 @@ def f1_scores(logits: Tensor, targets: Tensor, *, threshold: float = 0.0) -> F1S
         logits and targets (B, C); each result ().
 
     Returns:
-        :class:`F1Scores`, float64 from 0 to 1.
+        :class:`F1Scores`, float64 on the CPU, from 0 to 1.
 
     Raises:
         TypeError: an argument is not a tensor, or ``logits`` are not floats.
@@ -169,9 +171,7 @@ def f1_scores(logits: Tensor, targets: Tensor, *, threshold: float = 0.0) -> F1S
     _check("f1_scores", "logits", logits, targets)
     positive = targets == 1
     predicted = (logits > threshold) & (targets != UNKNOWN)
-    t = (predicted & positive).sum(dim=0).double()
-    p = predicted.sum(dim=0).double()
-    n = positive.sum(dim=0).double()
+    t, p, n = (x.sum(dim=0).cpu().double() for x in (predicted & positive, predicted, positive))
     # 2pr / (p + r) = 2t / (p + n) in counts, where only n = 0 leaves nothing to score.
     overall_precision = t.sum() / p.sum().clamp(min=1)
     overall_f1 = torch.where(n.sum() > 0, 2 * t.sum() / (p.sum() + n.sum()), torch.nan)
@@ -221,7 +221,7 @@ def evaluate(logits: Tensor, targets: Tensor) -> dict[str, float]:
 
 def _average_precisions(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Raw and interpolated average precision of each class, (C,) each, from one sort."""
-    scores = scores.detach()
+    scores, targets = scores.detach().cpu(), targets.cpu()
     if scores.dtype not in (torch.float32, torch.float64):
         scores = scores.float()
     raw, interpolated = [], []
@@ -236,7 +236,7 @@ def _average_precisions(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor
         row, place = (keys & 1).nonzero(as_tuple=True)
         # From here on the positives of each class alone, in the order of their ranks; zeros where a class has fewer.
         width = max(1, int(count.max()))
-        found = torch.arange(1, width + 1, dtype=torch.float64, device=s.device).repeat(len(s), 1)
+        found = torch.arange(1, width + 1, dtype=torch.float64).repeat(len(s), 1)
         real = found <= count[:, None]
         rank = torch.ones_like(found).masked_scatter_(real, (place + 1).double())
         key = torch.zeros_like(real, dtype=keys.dtype).masked_scatter_(real, keys[row, place])
@@ -265,13 +265,11 @@ def _falling(scores: Tensor) -> Tensor:
 
 def _sorted(keys: Tensor) -> Tensor:
     """Each row in rising order, in place where NumPy is there: torch's sort also finds the order and takes ten times as long."""
-    if keys.device.type == "cpu":
-        try:
-            keys.numpy().sort(axis=1)
-            return keys
-        except RuntimeError:  # torch without NumPy
-            pass
-    return keys.sort(dim=1).values
+    try:
+        keys.numpy().sort(axis=1)
+        return keys
+    except RuntimeError:  # torch without NumPy
+        return keys.sort(dim=1).values
 
 
 def _check(owner: str, name: str, scores: Tensor, targets: Tensor) -> None:

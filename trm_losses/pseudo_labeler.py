@@ -351,7 +351,7 @@ class PseudoLabeler(FullPrecisionState):
                     raise ValueError(f"{dims.owner}: ema_logits must be None with rule='logit'; pass them as logits")
                 dims.check("logits", logits, "B C")
                 if self.validate:
-                    check_finite(dims.owner, "logits", torch.where(unknown, logits, 0.0))
+                    check_finite(dims.owner, "logits", logits)
                 level = TF.upcast(logits)
                 scores = torch.sigmoid(level)
             else:

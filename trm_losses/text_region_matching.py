@@ -223,7 +223,7 @@ class TextRegionMatchingLoss(PerClassState):
             prior: expected share of present labels, such as present / known over the training labels.
         """
         check_number(type(self).__name__, "prior", prior, 0, 1, strict=True)
-        logits = self.logits(regions, text, negative_text=negative_text, bias=False).double()
+        logits = self.logits(regions, text, negative_text=negative_text, bias=False).cpu().double()
         if not logits.numel():
             raise ValueError(f"{type(self).__name__}: regions must hold at least one image, got shape {tuple(regions.shape)}")
         low, high = logits.min() - 20, logits.max() + 20

@@ -32,7 +32,7 @@ from .grid import HEADS, NAMES, PEERS, build_method, choose_methods
 from .methods import METHODS, ZERO_SHOT, Setting
 from .pictures import choose_images, collect_saliency
 from .presets import LOSSES, PRESETS, VARIANTS, Known, Preset, override, pseudo_schedule
-from .progress import Scalars, Sweep, say
+from .progress import Scalars, Sweep, say, warnings_said
 from .report import Row, ablation_rows, ablation_table, grid_tables, main_rows, make_report, markdown_table
 from .unseen import unseen_row, unseen_table
 
@@ -300,8 +300,10 @@ def encoded(args: argparse.Namespace, preset: Preset, sets: Mapping[str, Labelle
     else:
         features = cached(train_split, mirror=preset.mirror)
     embedded_names = None
+    with warnings_said():
+        text = backbone.template_text(names, preset.templates)
     if preset.prompts in ("shared", "csc"):
-        embedded_names = backbone.embed_prompts([f"{name}." for name in names])
+        embedded_names = backbone.embed_prompts(backbone.tokenize([f"{name}." for name in names]))
     height, width = backbone.grid(backbone.image_size)
     return Frozen(
         model=f"{backbone.name} model",
@@ -309,7 +311,7 @@ def encoded(args: argparse.Namespace, preset: Preset, sets: Mapping[str, Labelle
         weights=digest,
         features=features,
         test_features=cached(test_split, mirror=False),
-        text=backbone.template_text(names, preset.templates),
+        text=text,
         logit_scale=backbone.logit_scale,
         names=embedded_names,
         encode=backbone.encode_prompts,
@@ -334,6 +336,8 @@ def prompt_names(args: argparse.Namespace, preset: Preset, images: LabelledImage
     names = lines_of(args.class_names, "--class-names", "wanted is a file with a name a line")
     if len(names) != len(images.class_names):
         raise ValueError(f"--class-names: {args.class_names} must name {len(images.class_names)} classes, got {len(names)}")
+    if twice := [name for place, name in enumerate(names) if name in names[:place]]:
+        raise ValueError(f"--class-names: {args.class_names} must give each class a name of its own, got {twice[0]!r} twice")
     return names
 
 

@@ -21,6 +21,7 @@ from .checkpoint import write_json
 from .embedded import TEMPLATES, load_embedded
 from .features import weights_digest
 from .presets import VOC2007_RN101
+from .progress import warnings_said
 
 __all__ = ["DEMONSTRATION", "HEAD_FILE", "MODEL_FILE", "SavedModel", "choose_threshold", "class_texts", "open_backbone"]
 
@@ -142,7 +143,8 @@ def class_texts(
             f"A CLIP model reads any name: add {CLIP} (about 350 MB, fetched once).\n"
             "A class can also be given other words: --names 'diningtable=dining table'"
         )
-    return backbone.template_text(list(words.values()), chosen), chosen
+    with warnings_said():
+        return backbone.template_text(list(words.values()), chosen), chosen
 
 
 def choose_threshold(scores: Tensor, labels: Tensor, *, least: int = LEAST) -> float | None:

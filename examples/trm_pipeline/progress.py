@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from threading import RLock
 from typing import TypeVar
 
 from tqdm import tqdm
 
-__all__ = ["Scalars", "Sweep", "progress", "say", "without_bars", "without_words"]
+__all__ = ["Scalars", "Sweep", "progress", "say", "warnings_said", "without_bars", "without_words"]
 
 T = TypeVar("T")
 
@@ -30,6 +32,16 @@ def without_words() -> None:
     """No lines either: another process says them."""
     global _words
     _words = False
+
+
+@contextmanager
+def warnings_said() -> Iterator[None]:
+    """Warnings are lines like any other."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        yield
+    for line in dict.fromkeys(str(warning.message) for warning in caught):
+        say(line)
 
 
 def progress(items: Iterable[T], description: str, *, total: int | None = None) -> tqdm[T]:
