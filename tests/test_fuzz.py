@@ -6,9 +6,11 @@ And a hostile device: one without float64.
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import cases
@@ -22,8 +24,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 import trm_losses as tl
+from trm_losses import baselines, labels, metrics
 from trm_losses import functional as TF
-from trm_losses import labels, metrics
 
 EXAMPLES = int(os.environ.get("TRM_LOSSES_EXAMPLES", "20000"))
 
@@ -74,6 +76,10 @@ def scored(b: int, c: int) -> Inputs:
     return {"scores": normal(b, c, seed=1), "targets": hard(b, c)}
 
 
+def pseudo(c: int) -> tl.PseudoLabels:
+    return tl.PseudoLabels(cases.labels(4, c, seed=5), torch.ones(4, c), torch.ones(4, c))
+
+
 def logits(b: int, c: int) -> Tensor:
     return 2 * normal(b, c, seed=1)
 
@@ -87,6 +93,7 @@ PARTS |= {
     "from_positive_only": function(
         "from_positive_only", labels.from_positive_only, lambda b, c: {"labels": hard(b, c).clamp(min=0)}
     ),
+    "from_nan": function("from_nan", labels.from_nan, lambda b, c: {"labels": cases.labels(b, c, seed=3)}),
     "known_fraction": function("known_fraction", labels.known_fraction, lambda b, c: {"targets": hard(b, c)}),
     "hide_labels": function("hide_labels", labels.hide_labels, lambda b, c: {"targets": hard(b, c)}),
     "keep_single_positive": function(
@@ -101,15 +108,30 @@ PARTS |= {
     "mean_average_precision": function(
         "mean_average_precision", metrics.mean_average_precision, scored, smooth=False, nan=True
     ),
-    "f1_scores": function(
-        "f1_scores", metrics.f1_scores, lambda b, c: {"logits": logits(b, c), "targets": hard(b, c)}, smooth=False, nan=True
-    ),
+    **{
+        f"f1_scores, {' '.join(options)}": function(
+            "f1_scores", partial(metrics.f1_scores, **options), scored, smooth=False, nan=True  # type: ignore[arg-type]
+        )
+        for options in ({"threshold": 0.1}, {"top_k": 1})
+    },
     "evaluate": function(
         "evaluate",
-        lambda logits, targets: tuple(metrics.evaluate(logits, targets).values()),
-        lambda b, c: {"logits": logits(b, c), "targets": hard(b, c)},
+        lambda scores, targets: tuple(metrics.evaluate(scores, targets, threshold=0.0).values()),
+        scored,
         smooth=False,
         nan=True,
+    ),
+    "pseudo-labels, merge": Part(
+        "PseudoLabels",
+        pseudo,
+        lambda b, c: {"targets": cases.labels(b, c, seed=3)},
+        lambda p, x: p.merge(x["targets"]),
+        pure=True,
+    ),
+    "ROLE, start": function(
+        "ROLELoss",
+        lambda targets: baselines.ROLELoss(targets, 1.5, generator=generator()).estimates.detach(),
+        lambda b, c: {"targets": cases.labels(b, c, seed=3)},
     ),
     "matching, loss of logits": method(
         "TextRegionMatchingLoss",
@@ -423,7 +445,7 @@ def check(plan: Plan) -> None:
         assert re.match(r"\w+: ", text), f"says not who refuses: {text}"
         named = {word for name in inputs for word in (name, name.split(".")[-1])} | {"queries"}
         assert any(re.search(rf"\b{name}\b", text) for name in named), f"names no argument: {text}"
-        assert not harmless or (plan.batch == 0 and plan.part in NOT_EMPTY), f"refuses what is in order: {text}"
+        assert not harmless or (plan.batch == 0 and {plan.part, part.owner} & {*NOT_EMPTY}), f"refuses what is in order: {text}"
         assert held == state(module), "a refused call changed the state"
         assert before == {k: look(x) for k, x in inputs.items()}, "a refused call changed an argument"
         return
@@ -458,6 +480,52 @@ def check(plan: Plan) -> None:
         assert {k: look(x)[:5] for k, x in inputs.items() if isinstance(x, Tensor)} == {
             k: v[:5] for k, v in before.items() if isinstance(inputs[k], Tensor)
         }, "the backward pass changed an argument"
+
+
+# Labels in every type ----------------------------------------------------------------------------------------------------
+
+LABELS = {"targets", "labels"}
+
+
+def test_every_part_that_takes_labels_is_among_them() -> None:
+    def takes(thing: Any) -> bool:
+        given = inspect.getmembers(thing, inspect.isfunction) if inspect.isclass(thing) else [("", thing)]
+        return any(name != "__new__" and LABELS & set(inspect.signature(f).parameters) for name, f in given)
+
+    public = {n: getattr(m, n) for m in (tl, baselines, TF, labels, metrics) for n in m.__all__}
+    wanted = {n for n, thing in public.items() if (inspect.isclass(thing) or inspect.isfunction(thing)) and takes(thing)}
+    assert len(wanted) > 30 and wanted <= {part.owner for part in PARTS.values() if LABELS & set(part.inputs(4, 3))}
+
+
+@pytest.mark.parametrize("validate", [True, False])
+@pytest.mark.parametrize("name", [name for name, part in PARTS.items() if LABELS & set(part.inputs(4, 3))])
+def test_labels_mean_the_same_in_every_type(name: str, validate: bool) -> None:
+    """Also -1 in uint8, which is 255 there; and what a rounding has put outside [0, 1]."""
+    part, inputs = PARTS[name], PARTS[name].inputs(4, 5)
+    (key,) = LABELS & set(inputs)
+
+    def called(y: Tensor) -> tuple[Tensor, ...]:
+        torch.manual_seed(0)
+        module = part.build(5)
+        for each in module.modules() if isinstance(module, nn.Module) else ():
+            if hasattr(each, "validate"):
+                each.validate = validate
+        return results(part.call(module, {**inputs, key: y}))
+
+    def agree(y: Tensor, expected: tuple[Tensor, ...]) -> None:
+        for one, two in zip(called(y), expected, strict=True):
+            torch.testing.assert_close(one.double(), two.double(), rtol=1e-6, atol=1e-6, equal_nan=True)
+
+    y = inputs[key]
+    y = torch.where((y > 0) & (y < 1), 1.0, y)
+    expected = called(y)
+    for dtype in (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.float16, torch.bfloat16, torch.float32):
+        agree(y.long().to(dtype), expected)
+    if validate and not part.pure and name not in ("from_ternary", "from_positive_only"):
+        off = torch.where(y > 0, 1 + 2.0**-52, torch.where(y == 0, -(2.0**-52), y))
+        assert (off != y).any()
+        agree(off, expected)
+    agree((y > 0).to(torch.bool), called((y > 0).double()))
 
 
 @settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

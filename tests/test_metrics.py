@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,8 +68,9 @@ def loop_interpolated(scores: list[float], targets: list[int]) -> float:
     return sum((recall[i + 1] - recall[i]) * precision[i + 1] for i in range(len(recall) - 1))
 
 
-def loop_f1(logits: Tensor, targets: Tensor, threshold: float) -> list[float]:
+def loop_f1(logits: Tensor, targets: Tensor, thresholds: list[float], top_k: int = 1000) -> list[float]:
     """OP, OR, OF1, CP, CR, CF1, CF1_per_class; classes without a known positive only count in the pooled ones."""
+    ranked = [sorted(range(len(row)), key=lambda c, row=row: (-row[c], c)) for row in logits.tolist()]
     pooled = [0, 0, 0]
     precisions, recalls, f1s = [], [], []
     for column in range(logits.shape[1]):
@@ -77,7 +79,7 @@ def loop_f1(logits: Tensor, targets: Tensor, threshold: float) -> list[float]:
             target = int(targets[row, column])
             if target == -1:
                 continue
-            says = float(logits[row, column]) > threshold
+            says = float(logits[row, column]) > thresholds[column] and column in ranked[row][:top_k]
             hit += says and target == 1
             predicted += says
             present += target
@@ -243,8 +245,64 @@ def test_f1_by_hand() -> None:
 @pytest.mark.parametrize(("rows", "columns"), [(80, 21), (1, 6), (6, 1)])
 def test_f1_equals_loop(rows: int, columns: int, unknown: float, threshold: float) -> None:
     logits, targets = scored(rows, columns, unknown=unknown, decimals=1)
-    expected = loop_f1(logits, targets, threshold)
+    expected = loop_f1(logits, targets, [threshold] * columns)
     assert as_floats(f1_scores(logits, targets, threshold=threshold)) == pytest.approx(expected, abs=1e-14, nan_ok=True)
+    each = [threshold - 0.3 * c + 0.05 for c in range(columns)]  # between the scores, which are rounded
+    expected = loop_f1(logits, targets, each)
+    for levels in (each, tuple(each), torch.tensor(each), torch.tensor(each, dtype=torch.float64)):
+        assert as_floats(f1_scores(logits, targets, threshold=levels)) == pytest.approx(expected, abs=1e-14, nan_ok=True)
+
+
+@pytest.mark.parametrize("threshold", [None, 0.7])
+@pytest.mark.parametrize(("top_k", "decimals"), [(1, None), (3, None), (3, 0), (6, 0)])  # rounded: with ties
+def test_top_k_equals_loop(top_k: int, decimals: int | None, threshold: float | None) -> None:
+    scores, targets = scored(40, 6, unknown=0.3, decimals=decimals)
+    expected = loop_f1(scores, targets, [-math.inf if threshold is None else threshold] * 6, top_k)
+    found = f1_scores(scores, targets, threshold=threshold, top_k=top_k)
+    assert as_floats(found) == pytest.approx(expected, abs=1e-14)
+
+
+def test_top_k_by_hand() -> None:
+    """Also of probabilities, for which no threshold is asked: nothing but their order counts."""
+    scores = torch.tensor([[0.9, 0.8, 0.1, 0.0], [0.1, 0.3, 0.2, 0.4]])
+    f1 = f1_scores(scores, torch.tensor([[1, 0, 1, 0], [0, 1, 0, -1]]), top_k=2)
+    # predicted 0 and 1, then 1 and the unknown 3: two of three are right, two of three found
+    assert (float(f1.OP), float(f1.OR)) == pytest.approx((2 / 3, 2 / 3))
+    assert (float(f1.CP), float(f1.CR)) == pytest.approx(((1 + 1 / 2 + 0) / 3, (1 + 1 + 0) / 3))
+
+
+def test_probabilities_are_not_read_as_logits() -> None:
+    logits, targets = scored(60, 5, unknown=0.2)
+    probabilities = torch.sigmoid(logits)
+    assert evaluate(probabilities, targets, threshold=0.5) == pytest.approx(evaluate(logits, targets), abs=1e-10)
+    for function in (f1_scores, evaluate):
+        with pytest.raises(ValueError, match="scores look like probabilities, .*threshold=0.5, or threshold=0.0 if they are"):
+            function(probabilities, targets)
+        function(probabilities, targets, threshold=0.0)
+        function(probabilities, torch.full_like(targets, -1))  # of which nothing is said
+
+
+@pytest.mark.parametrize("function", [f1_scores, evaluate])
+@pytest.mark.parametrize(
+    "threshold, error, got",
+    [
+        ("0.5", TypeError, "'0.5'"),
+        ([0.5, None], TypeError, r"\[0.5, None\]"),
+        ([0.5] * 3, ValueError, r"shape \(3,\)"),
+        (torch.zeros(1, 2), ValueError, r"shape \(1, 2\)"),
+        (math.nan, ValueError, "NaN"),
+        ([0.5, math.nan], ValueError, "NaN"),
+    ],
+)
+def test_bad_thresholds(function: Any, threshold: Any, error: type[Exception], got: str) -> None:
+    with pytest.raises(error, match=rf"{function.__name__}: threshold must be a number or 2 numbers, .*, got {got}$"):
+        function(torch.randn(3, 2), torch.ones(3, 2), threshold=threshold)
+
+
+@pytest.mark.parametrize("top_k", [0, 3, 1.5])
+def test_bad_top_k(top_k: Any) -> None:
+    with pytest.raises(ValueError, match="f1_scores: top_k must be .*, got"):
+        f1_scores(torch.randn(3, 2), torch.ones(3, 2), top_k=top_k)
 
 
 def test_f1_equals_scikit_learn() -> None:
@@ -261,9 +319,9 @@ def test_f1_zero_cases() -> None:
     targets = torch.tensor([[1, 0], [0, 0]])
     silent = f1_scores(torch.full((2, 2), -1.0), targets)
     assert as_floats(silent) == [0, 0, 0, 0, 0, 0, 0]
-    border = f1_scores(torch.zeros(2, 2), targets)
+    border = f1_scores(torch.zeros(2, 2), targets, threshold=0.0)
     assert as_floats(border) == [0, 0, 0, 0, 0, 0, 0], "a logit at the threshold is not above it"
-    loud = f1_scores(torch.ones(2, 2), targets)
+    loud = f1_scores(torch.full((2, 2), 2.0), targets)
     assert float(loud.OP) == 0.25 and float(loud.CP) == 0.5, "false alarms of an empty class count in OP alone"
 
 
@@ -317,9 +375,9 @@ def test_order_scale_and_unknown_scores_do_not_matter(case: tuple[int, int, int,
     assert bool(
         (average_precision(scores, targets, interpolated=True) + 1e-14 < average_precision(scores, targets)).sum() == 0
     )
-    expected_f1 = as_floats(f1_scores(scores, targets))
+    expected_f1 = as_floats(f1_scores(scores, targets, threshold=0.0))
     both = (row_order[:, None], column_order)
-    assert as_floats(f1_scores(moved[both], targets[both])) == pytest.approx(expected_f1, abs=1e-14, nan_ok=True)
+    assert as_floats(f1_scores(moved[both], targets[both], threshold=0.0)) == pytest.approx(expected_f1, abs=1e-14, nan_ok=True)
 
 
 FUNCTIONS = [average_precision, mean_average_precision, f1_scores, evaluate]

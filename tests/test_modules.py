@@ -259,16 +259,6 @@ def test_unknown_entries_get_exactly_no_gradient(case: Case) -> None:
     assert (regions.grad[present & (weight > 0)].abs().sum(dim=-1) > 0).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.float32])
-@pytest.mark.parametrize("case", LOSSES, ids=ids)
-def test_convention_labels_may_be_integers(case: Case, dtype: torch.dtype) -> None:
-    """1 present, 0 absent, -1 unknown, whatever holds them."""
-    module, inputs = built(case), case.inputs(BATCH, CLASSES)
-    hard = torch.where((inputs["targets"] > 0) & (inputs["targets"] < 1), 1.0, inputs["targets"])
-    expected = case.call(module, {**inputs, "targets": hard})
-    agree(case.call(module, {**inputs, "targets": hard.to(dtype)}), expected, rtol=0, atol=0)
-
-
 def test_contrast_in_float16_with_long_rows() -> None:
     """The sum that keeps an empty batch on the graph must not overflow."""
     inputs = region_text(2, 3)

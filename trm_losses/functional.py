@@ -19,7 +19,7 @@ from torch.distributed import ProcessGroup
 from torch.utils.checkpoint import checkpoint
 
 from ._asymmetric import Focus, asymmetric_sum
-from ._checks import Dims
+from ._checks import Dims, check_ids, signed
 from ._contrast import MASKED as _MASKED
 from ._contrast import SAFE_TEMPERATURE, log_sum_of_others, unit_rows
 from ._cosine import region_cosine
@@ -68,9 +68,10 @@ def unit(tensor: Tensor) -> Tensor:
     return unit_rows(upcast(tensor))
 
 
-# Arguments that are masks, and others that need not be floats.
+# Arguments that are masks, those that are int64, and others that need not be floats.
 _MASKS = ("free", "known", "seen", "key_padding_mask")
-_COUNTED = ("targets", "count", "ids", "memory.ids", *_MASKS)
+_PLACES = ("ids", "memory.ids")
+_COUNTED = ("targets", "count", *_PLACES, *_MASKS)
 
 
 def _check_shapes(owner: str, **given: tuple[Tensor | Factored | None, str]) -> None:
@@ -90,6 +91,8 @@ def _check_shapes(owner: str, **given: tuple[Tensor | Factored | None, str]) -> 
         dims.check(name, tensor, letters.removesuffix("?"), floating=name not in _COUNTED)
         if name in _MASKS and tensor is not None and tensor.dtype != torch.bool:
             raise TypeError(f"{owner}: {name} must be bool, got {tensor.dtype}")
+        if name in _PLACES and tensor is not None:
+            check_ids(owner, tensor, name=name)
 
 
 def _centres(prototypes: Tensor | None) -> str:
@@ -140,6 +143,7 @@ def asymmetric_loss(
     Reference: ASL (Ridnik et al., ICCV 2021), with the settings of DualCoOp; the rule for soft labels is ours.
     """
     _check_shapes("asymmetric_loss", logits=(logits, "..."), targets=(targets, "..."))
+    targets = signed(targets)
     with full_precision(logits):
         x = upcast(logits)
         w = None if weights is None else _broadcast("asymmetric_loss", weights, x)
@@ -588,6 +592,7 @@ def multimodal_contrastive(
         ids=(ids, "B?"),
         **past,
     )
+    targets = signed(targets)
 
     def embed(vectors: Tensor) -> Tensor:
         rows = unit_rows(upcast(vectors))
@@ -818,6 +823,7 @@ def multi_label_contrastive(
     Reference: our choice, after MulSupCon (Zhang and Wu, AAAI 2024) and SupCon (Khosla et al., NeurIPS 2020).
     """
     _check_shapes("multi_label_contrastive", features=(features, "B D"), targets=(targets, "B C"), weights=(weights, "B C?"))
+    targets = signed(targets)
     with full_precision(features):
         is_anchor = targets >= anchor_threshold
         # What an image without a positive label holds must not matter, not even NaN: 0 * NaN would reach the sums.

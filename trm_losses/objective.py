@@ -237,8 +237,8 @@ class TRMObjective(PerClassState):
         places in the training set, where the labeller goes by neighbours; ema_logits (B, C) of an averaged model vote in the
         labeller's scores, where there is one."""
         dims = Dims(type(self).__name__, C=self.pooler.num_classes)
-        dims.check("targets", targets, "B C", floating=False)
         dims.check("text", text, "C D", hint="one row for each class of num_classes")
+        targets = dims.targets(targets, "B C", validate=self.matching.validate)
         if negative_text is not None:
             dims.check("negative_text", negative_text, "C D")
         memory = None if self.bank is None else self.bank.memory

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from . import functional as TF
-from ._checks import Dims, check_finite, check_number
+from ._checks import Dims, check_finite, check_ids, check_number
 from ._distributed import Distributed, gather_rows, resolve_group, sum_over_ranks
 from ._entries import check_regions, take
 from ._state import FullPrecisionState
@@ -57,7 +57,7 @@ class PrototypeBank(FullPrecisionState):
         absent: also keep prototypes of the entries known to be absent, at most one update in ``absent_every``.
         absent_momentum: m of those. absent_every: see ``absent``.
         distributed: False, True or a process group: batch means are over all ranks, so that all ranks agree.
-        validate: look for NaN and infinity in :meth:`update` (waits for the device).
+        validate: check label values and look for NaN in :meth:`update` (waits for the device).
 
     Attributes:
         visual: (C, D) unit prototypes, (C, K, D) for K > 1. text: (C, D). count: (C,) or (C, K), updates of each visual
@@ -231,7 +231,7 @@ class PrototypeBank(FullPrecisionState):
         """
         dims = Dims(type(self).__name__, C=self.num_classes, D=self.dim)
         check_regions(dims, regions)
-        dims.check("targets", targets, "B C", floating=False)
+        targets = dims.targets(targets, "B C", validate=self.validate)
         mass = (targets == 1).float()
         if weights is not None:
             dims.check("weights", weights, "B C")
@@ -242,8 +242,7 @@ class PrototypeBank(FullPrecisionState):
             if ids is None:
                 raise ValueError(f"{dims.owner}: ids (B,) must be given where there is a queue: the sample of each row")
             dims.check("ids", ids, "B", floating=False)
-            if ids.dtype != torch.int64:
-                raise TypeError(f"{dims.owner}: ids must be int64, got {ids.dtype}")
+            check_ids(dims.owner, ids)
         if self.validate:
             enters = (mass > 0) if self.absent is None else (mass > 0) | (targets == 0)
             check_regions(dims, regions, needed=enters)
@@ -295,7 +294,7 @@ class PrototypeBank(FullPrecisionState):
         for regions, targets, scores in batches:
             dims = Dims(name, C=self.num_classes, D=self.dim)
             dims.check("regions", regions, "B C D")
-            dims.check("targets", targets, "B C", floating=False)
+            targets = dims.targets(targets, "B C", validate=self.validate)
             dims.check("scores", scores, "B C")
             enters = (targets == 1) & (scores > min_score)
             if self.validate:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import functional as TF
-from ._checks import Dims, check_choice, check_finite, check_ids, check_number, check_targets
+from ._checks import Dims, check_choice, check_finite, check_ids, check_number, signed
 from ._distributed import Distributed, resolve_group, sum_over_ranks
 from ._state import FullPrecisionState
 from .labels import UNKNOWN
@@ -31,6 +31,9 @@ class PseudoLabels(NamedTuple):
 
     def merge(self, targets: Tensor) -> Tensor:
         """Known labels as they are, and the pseudo-labels at unknown entries."""
+        dims = Dims(type(self).__name__)
+        dims.check("targets of PseudoLabels", self.targets, "B C")
+        targets = dims.targets(targets, "B C", validate=False)
         return torch.where(targets == UNKNOWN, self.targets, targets.to(self.targets.dtype))
 
 
@@ -293,7 +296,9 @@ class PseudoLabeler(FullPrecisionState):
         pooled = present.sum() / known.sum().clamp(min=1)
         return torch.where(known > 0, present / known.clamp(min=1), pooled)
 
-    def _check(self, regions: Tensor | TF.Similarities, targets: Tensor, bank: PrototypeBank, text: Tensor | None) -> Dims:
+    def _check(
+        self, regions: Tensor | TF.Similarities, targets: Tensor, bank: PrototypeBank, text: Tensor | None
+    ) -> tuple[Dims, Tensor]:
         dims = Dims(type(self).__name__, C=self.num_classes)
         if isinstance(regions, TF.Similarities):
             for key, value in regions._asdict().items():
@@ -301,18 +306,17 @@ class PseudoLabeler(FullPrecisionState):
             dims.sizes["D"] = bank.dim
         else:
             dims.check("regions", regions, "B C D")
-        dims.check("targets", targets, "B C", floating=False)
+        targets = dims.targets(targets, "B C", validate=self.validate)
         centres = "C D" if bank.visual.ndim == 2 else "C K D"
         dims.check("bank.visual", bank.visual, centres, hint="regions and bank share classes and width")
         if text is not None:
             dims.check("text", text, "C D")
         if self.validate:
-            check_targets(dims.owner, targets)
             if text is not None:
                 check_finite(dims.owner, "text", text)
             for value in regions if isinstance(regions, TF.Similarities) else [regions]:
                 check_finite(dims.owner, "regions", value)
-        return dims
+        return dims, targets
 
     @torch.no_grad()
     def forward(
@@ -337,7 +341,7 @@ class PseudoLabeler(FullPrecisionState):
             ids: (B,) the places of the images in the training set, for ``rule="neighbour"``.
             ema_logits: (B, C) of an averaged model, whose vote joins the scores of the other rules.
         """
-        dims = self._check(regions, targets, bank, text)
+        dims, targets = self._check(regions, targets, bank, text)
         unknown = targets == UNKNOWN
         if self.rule == "neighbour":
             if ema_logits is not None:
@@ -404,11 +408,10 @@ class PseudoLabeler(FullPrecisionState):
         dims = Dims(type(self).__name__, N=len(self.estimates), C=self.num_classes)
         dims.check("regions", regions, "N C D", hint="one for each of num_samples")
         dims.check("logits", logits, "N C")
-        dims.check("targets", targets, "N C", floating=False)
+        targets = dims.targets(targets, "N C", validate=self.validate)
         if self.validate:
             check_finite(dims.owner, "regions", regions)
             check_finite(dims.owner, "logits", logits)
-            check_targets(dims.owner, targets)
         unknown = targets == UNKNOWN
         probabilities = torch.sigmoid(TF.upcast(logits))
         known = targets.to(probabilities.dtype)
@@ -471,7 +474,7 @@ class PseudoLabeler(FullPrecisionState):
         The :meth:`similarities` that stand for regions must be those of the prototype or quantile rule.
         """
         text = bank.text if text is None else text
-        seen = bank.seen
+        targets, seen = signed(targets), bank.seen
         if isinstance(regions, TF.Similarities) and self.rule not in ("prototype", "quantile"):
             raise ValueError(
                 f"{type(self).__name__}: regions must be (B, C, D) with rule={self.rule!r}, got similarities, which leave out "
@@ -607,7 +610,7 @@ class PseudoLabeler(FullPrecisionState):
             scores: (B, C) of the call on this batch, for the histograms of ``rule="quantile"``; None computes them again, without
                 the vote of an averaged model.
         """
-        dims = self._check(regions, targets, bank, text)
+        dims, targets = self._check(regions, targets, bank, text)
         if scores is not None:
             dims.check("scores", scores, "B C")
             if self.validate:

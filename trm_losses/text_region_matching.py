@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import functional as TF
-from ._checks import Dims, check_choice, check_finite, check_number, check_targets
+from ._checks import Dims, check_choice, check_finite, check_number
 from ._distributed import Distributed, resolve_group
 from ._entries import check_regions
 from ._state import PerClassState
@@ -179,11 +179,10 @@ class TextRegionMatchingLoss(PerClassState):
         """The loss of logits (B, C) already at hand."""
         dims = Dims(type(self).__name__, C=self.num_classes)
         dims.check("logits", logits, "B C")
-        dims.check("targets", targets, "B C", floating=False)
+        targets = dims.targets(targets, "B C", validate=self.validate)
         if weights is not None:
             dims.check("weights", weights, "B C")
         if self.validate:
-            check_targets(dims.owner, targets)
             for name, value in (("logits", logits), ("weights", weights)):
                 if value is not None:  # at unknown entries it may be anything
                     check_finite(dims.owner, name, torch.where(targets >= 0, value, 0.0))

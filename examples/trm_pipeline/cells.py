@@ -150,7 +150,7 @@ def _zero_shot(data: Prepared, method: str) -> tuple[dict[str, float | None], fl
     if method not in data.zero_shot:
         started = time.perf_counter()
         logits = score(partial(ZERO_SHOT[method], text=data.text), data.test_features, data.preset.batch_size)
-        metrics: dict[str, float | None] = dict(evaluate(logits, data.test_targets))
+        metrics: dict[str, float | None] = dict(evaluate(logits, data.test_targets, threshold=0.0))
         # A cosine ranks images, but has no level above which a class counts as present.
         metrics |= dict.fromkeys(("OF1", "CF1", "CF1_per_class"), None)
         metrics["best_epoch_mAP"] = metrics["mAP"]
