@@ -236,7 +236,7 @@ def fitting_workers(workers: int, batch: int, shared: Path = Path("/dev/shm")) -
     """
     if not workers or not shared.is_dir():
         return workers
-    fit = max(0, min(workers, (shutil.disk_usage(shared).free // batch - 2) // 2))
+    fit = max(0, min(workers, (shutil.disk_usage(shared).free // max(1, batch) - 2) // 2))
     if fit < workers:
         _say_once(
             f"{shared} has not the room for --workers {workers}; {fit or 'no'} workers read the images (docker run --shm-size=2g "

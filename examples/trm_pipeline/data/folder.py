@@ -198,10 +198,11 @@ def read_image(path: str | Path, size: tuple[int, int]) -> Image.Image:
 def to_bytes(values: np.ndarray) -> np.ndarray:
     """Numbers of any kind as bytes that can be seen; what is not finite becomes black.
 
-    A camera's 12 bits are often kept in 16, and no file says so. White is therefore the least :math:`2^k - 1` that no value
-    exceeds, of fractions the least :math:`2^{-k}`: the highest value is never shown at less than half. With negative values the
-    range goes from the lowest to the highest. A lowest (negative) or highest value that lies further from all others than these
-    span is no light but a mark, such as -9999 for blank or 65535 for dead pixels: it does not count.
+    A camera's 12 bits are often kept in 16, and no file says so. White is therefore :math:`2^k - 1` with the least k such that
+    all values are below :math:`2^k`, or :math:`2^k` itself for fractions (k < 1): the highest value is never shown at less than
+    half. With negative values the range goes from the lowest to the highest. A lowest (negative) or highest value that lies
+    further from all others than these span is no light but a mark, such as -9999 for blank or 65535 for dead pixels: it does not
+    count.
 
     Raises:
         ValueError: no value is finite.
