@@ -127,7 +127,8 @@ def open_backbone(
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
         raise ValueError(
             f"the weights {pretrained or ''} of {model} are not here and could not be fetched ({reason}). They are downloaded "
-            "once, which takes a network and a folder to keep them in (HF_HOME); or fetch the file elsewhere and give its path: --pretrained WEIGHTS.safetensors"
+            "once, which takes a network and a folder to keep them in (HF_HOME); or fetch the file elsewhere and give its "
+            "path: --pretrained WEIGHTS.safetensors"
             f"{' (with OpenAI weights: --model ' + model + '-quickgelu)' if pretrained == 'openai' else ''}"
         ) from error
     finally:

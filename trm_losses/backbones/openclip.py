@@ -257,8 +257,8 @@ def load_open_clip(
 
     Raises:
         ImportError: open_clip does not import; the message says what to install.
-        ValueError: open_clip has no such model or tag, weights are given to a model that brings its own, or the file is not this model's, in which case the
-            message says what does not fit.
+        ValueError: open_clip has no such model or tag, weights are given to a model that brings its own, or the file is
+            not this model's, in which case the message says what does not fit.
 
     Example:
         >>> load_open_clip("RN50", image_size=448).grid(448)
