@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
 from trm_pipeline import experiment, methods, training
 from trm_pipeline.cells import Cell, build
+from trm_pipeline.checkpoint import CACHE, folder_argument
 from trm_pipeline.presets import PSEUDO_RULES, VARIANTS
 
 from trm_losses import PrototypeBank, PseudoLabeler, PseudoLabels
@@ -113,7 +114,7 @@ def main() -> None:
     p.add_argument("--method", default="trm", choices=("trm", "trm-region-pseudo"))
     p.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="change settings of the preset")
     p.add_argument("--jobs", type=int, default=2)
-    p.add_argument("--cache", type=Path, default=Path("~/.cache/trm_losses").expanduser())
+    p.add_argument("--cache", type=folder_argument, default=CACHE)
     p.add_argument("--json", type=Path)
     args = p.parse_args()
     cells = [Cell(rule, known, seed) for seed in args.seeds for known in args.known for rule in args.rules]

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 
+from trm_pipeline.checkpoint import CACHE, folder_argument
 from trm_pipeline.data.base import HELD_OUT, LabelledImages, held_out
 from trm_pipeline.data.cub import CUB
 from trm_pipeline.data.drawn_phrases import PHRASE_SETS, write_drawn_phrases
@@ -29,7 +29,7 @@ def tail(images: LabelledImages) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("layout", choices=tuple(PHRASE_SETS))
-    parser.add_argument("--root", type=Path, default=Path("~/.cache/trm_losses").expanduser(), help="folder to write into")
+    parser.add_argument("--root", type=folder_argument, default=CACHE, help="folder to write into")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, help="processes that draw; all cores by default")
     for split in ("train", "test"):

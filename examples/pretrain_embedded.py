@@ -6,6 +6,7 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
+from trm_pipeline.checkpoint import CACHE, folder_argument
 from trm_pipeline.embedded import WEIGHTS_FILE
 from trm_pipeline.pretraining import PretrainingRecipe, pretrain
 
@@ -20,8 +21,8 @@ def main() -> None:
     )
     parser.add_argument(
         "--cache",
-        type=Path,
-        default=Path("~/.cache/trm_losses").expanduser(),
+        type=folder_argument,
+        default=CACHE,
         help="folder for the drawn VOC",
     )
     parser.add_argument("--device", default="cpu")

@@ -755,6 +755,8 @@ def test_load_folder(tiny_names: Path) -> None:
         "preprocess_cfg": {"mean": [0.1, 0.2, 0.3]},
     }
     (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="pretrained must be None, got 'openai'; 'local-dir:.*' brings its own weights"):
+        load_open_clip(f"local-dir:{folder}", "openai")
     backbone = load_open_clip(f"local-dir:{folder}")
     assert torch.equal(backbone.model.visual.proj, model.state_dict()["visual.proj"])
     assert backbone.image_mean == (0.1, 0.2, 0.3) and backbone.tokenize(["a"]).shape == (1, 12)

@@ -166,6 +166,33 @@ def test_tokens_average_to_the_pooled_feature(devkit, backbone):
     torch.testing.assert_close(batch.tokens.mean(dim=1), batch.pooled, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize(("free", "expected"), [(64, 0), (6 * 30 - 1, 1), (6 * 30, 2), (10**4, 8)])
+def test_workers_fit_into_shared_memory(free, expected, tmp_path, monkeypatch, capsys):
+    """Two batches of 30 under way for each, and two more; which is what Docker's 64 have not."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=free))
+    features._say_once.cache_clear()
+    assert [features.fitting_workers(8, 30, tmp_path) for _ in range(2)] == [expected] * 2
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == (expected < 8) and all("--workers 8; " in line and "--shm-size" in line for line in lines)
+    assert features.fitting_workers(8, 30, tmp_path / "none") == 8
+
+
+class Deadly(torch.utils.data.Dataset):
+    """Ends the process that reads it."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_is_ended_is_one_line(backbone):
+    live = features.LiveFeatures(Deadly(), backbone, token_pool=2, device=torch.device("cpu"), workers=1)
+    with pytest.raises(ValueError, match=r"^a process that reads images was ended .*--workers 0; .*--shm-size=2g\)$"):
+        next(live.batches(2))
+
+
 def test_regions_beat_the_global_feature_before_training(tmp_path_factory, backbone):
     """At step 0 the region head must already be clearly above global zero-shot, or attention starts in the wrong place."""
     root = write_drawn_voc(tmp_path_factory.mktemp("gate"), sizes={"train": 1, "val": 200, "test": 1}, workers=1)

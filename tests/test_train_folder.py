@@ -4,10 +4,13 @@ import csv
 import itertools
 import json
 import math
+import os
 import re
 import shlex
+import struct
 import subprocess
 import sys
+import zlib
 from argparse import Namespace
 from pathlib import Path
 
@@ -20,9 +23,9 @@ pytest.importorskip("safetensors")
 pytest.importorskip("matplotlib")
 
 from PIL import Image
-from trm_pipeline import folder_model, folder_run, methods, training
+from trm_pipeline import experiment, folder_model, folder_pictures, folder_run, methods, training
 from trm_pipeline.data.drawn import TARGET, draw_scene
-from trm_pipeline.data.folder import find_images, hold_out, read_image, read_labels
+from trm_pipeline.data.folder import FolderImages, find_images, hold_out, read_image, read_labels, to_bytes
 
 from trm_losses import TRMHead
 
@@ -159,7 +162,7 @@ def test_images_of_a_folder(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     assert find_images(tmp_path) == ["a.png", "b.JPG", "sub/ü/c.webp"]
-    with pytest.raises(ValueError, match="no image in"):
+    with pytest.raises(ValueError, match="no image in .*; 1 left out, no image: notes.txt"):
         find_images(_empty(tmp_path))
     with pytest.raises(FileNotFoundError, match="is a file; give the folder"):
         find_images(tmp_path / "a.png")
@@ -167,7 +170,31 @@ def test_images_of_a_folder(tmp_path):
 
 def _empty(folder):
     (folder / "empty").mkdir()
+    (folder / "empty" / "notes.txt").touch()
     return folder / "empty"
+
+
+def test_links_are_followed_and_content_tells_what_is_an_image(tmp_path, capsys):
+    store, photos = tmp_path / "store", tmp_path / "photos"
+    for folder in (store / "deep", photos):
+        folder.mkdir(parents=True)
+    for path in (store / "a.png", store / "deep" / "b.JFIF", photos / "scan", photos / "c.dat"):
+        Image.new("RGB", (4, 4)).save(path, "JPEG")
+    for name in ("one", "two"):
+        (photos / name).symlink_to(store)
+    (store / "deep" / "up").symlink_to(store)  # in a circle
+    (photos / "above").symlink_to(tmp_path)
+    (photos / "self").symlink_to(photos / "self")
+    (photos / "gone.png").symlink_to(tmp_path / "nothing.png")
+    (photos / "labels.csv").write_text("image,cat\n")
+    (photos / "Thumbs.db").touch()
+    os.mkfifo(photos / "pipe.png")
+    own = ["a.png", "deep/b.JFIF"]
+    assert find_images(photos) == ["c.dat", *(f"one/{name}" for name in own), "scan", *(f"two/{name}" for name in own)]
+    assert capsys.readouterr().out.splitlines() == [
+        "4 left out, no image: gone.png, labels.csv, pipe.png, self",
+        "3 left out, a link to a folder that it lies in: above, one/deep/up, two/deep/up",
+    ]
 
 
 def test_every_kind_of_image_is_read_upright_in_rgb(tmp_path):
@@ -181,13 +208,86 @@ def test_every_kind_of_image_is_read_upright_in_rgb(tmp_path):
     rgb.convert("P").save(tmp_path / "palette.gif")
     Image.fromarray(ramp.astype(np.uint16) * 257).save(tmp_path / "deep.png")
     Image.fromarray(ramp.astype(np.float32) / 255).save(tmp_path / "float.tif")
+    exif[0x010F] = "Maker"
+    rgb.save(tmp_path / "turned broken.jpg", exif=exif)
+    broken = bytearray((tmp_path / "turned broken.jpg").read_bytes())
+    maker = broken.index(b"\x01\x0f\x00\x02")
+    broken[maker + 2 : maker + 4] = b"\x00\x05"  # a text that says it is a fraction
+    (tmp_path / "turned broken.jpg").write_bytes(broken)
     for path in sorted(tmp_path.iterdir()):
         image = read_image(path, (16, 16))
         assert image.mode == "RGB" and image.size == (64, 32), path
         left, right = (np.asarray(image)[:, columns].mean() for columns in (slice(8), slice(-8, None)))
-        if path.stem == "turned":
+        if path.stem.startswith("turned"):
             left, right = right, left
         assert left < 40 and right > 215, path
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ([0, 2048, 4095], [0, 128, 255]),  # 12 bits in 16
+        ([0, 500, 1000], [0, 125, 249]),  # at most 10
+        ([0, 32768, 65535], [0, 128, 255]),
+        ([7, 7, 7], [255, 255, 255]),
+        ([0, 0, 0], [0, 0, 0]),
+        ([0.0, 0.5, 1.0], [0, 128, 255]),
+        ([0.0, 0.6, math.nan], [0, 153, 0]),
+        ([0.0, math.inf, -math.inf], [0, 0, 0]),
+        ([0.0, 0.75, 1.00001], [0, 191, 255]),
+        ([0.0, 0.01, 0.015], [0, 163, 245]),
+        ([0.0, 128.0, 255.0], [0, 128, 255]),
+        ([-1000, 0, 1000], [0, 128, 255]),
+        ([-9999, 0.5, 1.0], [0, 128, 255]),
+        ([-3.4028235e38, 0.5, 1.0], [0, 128, 255]),
+        ([0, 1000, 1023, 65535], [0, 249, 255, 255]),
+    ],
+)
+def test_numbers_beyond_a_byte_are_seen(values, shown):
+    assert to_bytes(np.array(values)).tolist() == shown
+
+
+def test_an_image_without_a_number_is_named(tmp_path):
+    Image.fromarray(np.full((4, 4), np.nan, dtype=np.float32)).save(tmp_path / "nan.tif")
+    data = FolderImages([tmp_path / "nan.tif", tmp_path / "gone.png"], (4, 4), None)
+    assert data[0][0].isnan().all() and data.why_unreadable(0) == "no pixel is a finite number"
+    assert "No such file" in data.why_unreadable(1)
+
+
+def png16(path, values):
+    """A PNG of 16 bits with two, three or four bands, which Pillow does not write."""
+    height, width, bands = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    head = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[bands], 0, 0, 0)
+    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    made = (struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(made))
+
+
+def tiff16(path, values, order, compressed):
+    """A TIFF of 16 bits and three bands, turned by 180 degrees."""
+    data, kind = values.astype(f"{order}u2").tobytes(), 8 if compressed else 1
+    data = zlib.compress(data) if compressed else data
+    height, width, bands = values.shape
+    tags = [(256, width), (257, height), (258, None), (259, kind), (262, 2), (273, None), (274, 3), (277, bands), (278, height), (279, len(data))]  # fmt: skip  # noqa: E501
+    end = 8 + 2 + 12 * len(tags) + 4
+    out = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}IH", 8, len(tags))
+    for tag, value in tags:
+        out += struct.pack(f"{order}HHII", tag, *((3, bands, end) if tag == 258 else (4, 1, value or end + 6)))
+    path.write_bytes(out + bytes(4) + struct.pack(f"{order}3H", 16, 16, 16) + data)
+
+
+@pytest.mark.parametrize("kind", ["gray and alpha", "rgb", "rgba", "tiff <", "tiff >", "tiff < compressed", "tiff > compressed"])
+def test_colors_of_12_bits_in_16_are_seen(kind, tmp_path):
+    ramp = np.linspace(0, 4095, 64).round().astype(np.uint16)[None, :, None].repeat(8, axis=0)
+    opaque = np.full_like(ramp, 65535)
+    if kind.startswith("tiff"):
+        tiff16(tmp_path / "x", ramp.repeat(3, axis=2)[:, ::-1], kind[5], "compressed" in kind)
+    else:
+        bands = {"gray and alpha": [ramp, opaque], "rgb": [ramp] * 3, "rgba": [ramp] * 3 + [opaque]}[kind]
+        png16(tmp_path / "x", np.concatenate(bands, axis=2))
+    image = np.asarray(read_image(tmp_path / "x", (16, 16)))
+    assert np.abs(image - ramp.astype(float) * 255 / 4095).max() <= 0.51
 
 
 def test_what_is_transparent_is_white(tmp_path):
@@ -407,7 +507,19 @@ def test_prediction_refuses_another_backbone_and_folders_without_a_model(trained
     assert not (tmp_path / "s.csv").exists()
 
 
-def test_a_model_of_open_clip_from_a_weights_file(images, cache, tmp_path, capsys):
+def test_a_tag_stays_a_tag(tmp_path, monkeypatch):
+    """Whatever lies in the working directory; a path says that a file is meant."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "laion400m_e32").write_bytes(b"weights")
+    (tmp_path / "openai").mkdir()
+    for tag in ("laion400m_e32", "openai"):
+        assert folder_model.weights_file("ViT-B/32", tag) is None
+    for name in ("./laion400m_e32", "own.pt"):
+        (tmp_path / name).write_bytes(b"weights")
+        assert folder_model.weights_file("ViT-B-32", name) == str(tmp_path / name)
+
+
+def test_a_model_of_open_clip_from_a_weights_file(images, cache, tmp_path, capsys, monkeypatch):
     """Random weights: what is tested is the way there, and that another file is refused afterwards."""
     import open_clip
 
@@ -419,21 +531,29 @@ def test_a_model_of_open_clip_from_a_weights_file(images, cache, tmp_path, capsy
     files = [tmp_path / name for name in ("w.pt", "other.pt")]
     for file in files:
         torch.save(open_clip.create_model("tiny-vit").state_dict(), file)
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-vit", {"openai": {}})
+    fetch = folder_model.load_open_clip
+    fetched = {"openai": str(files[0])}
+    monkeypatch.setattr(folder_model, "load_open_clip", lambda name, source, **kw: fetch(name, fetched.get(source, source), **kw))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "openai").mkdir()  # and the tag is meant
     rows = dict(list(images[1].items())[:6])
     rows = {name: [*values, 0, 1] for name, values in rows.items()}
     labels = write_table(tmp_path / "labels.csv", rows, classes=[*CLASSES, "a_lap top", "ΔΙΑ"])
-    model = ["--model", "tiny-vit", "--pretrained", str(files[0]), "--image-size", "96", "--epochs", "1"]
+    model = ["--model", "tiny-vit", "--pretrained", "openai", "--image-size", "96", "--epochs", "1"]
     arguments = ["--output", str(tmp_path / "run"), *model, *cache, "--names", "ΔΙΑ=A lap top"]
     folder_run.main(["train", str(images[0]), str(labels), *arguments])
     said = capsys.readouterr().out.splitlines()
     assert not any("demonstration" in line for line in said)
     assert sum("the same for 4 ('a lap top') and 5 ('A lap top'); they cannot" in line for line in said) == 1
     saved = json.loads((tmp_path / "run" / "model.json").read_text())
-    assert saved["image_size"] == [96, 96] and saved["classes"]["a_lap top"]["words"] == "a lap top"
+    assert saved["pretrained"] == "openai" and saved["image_size"] == [96, 96]
+    assert saved["classes"]["a_lap top"]["words"] == "a lap top"
     predict = ["predict", str(tmp_path / "run"), str(images[0] / "1.png"), "--output", str(tmp_path / "s.csv"), "--device", "cpu"]
     folder_run.main(predict)
     scores = {row["image"]: row for row in read_csv(tmp_path / "run" / "scores.csv")}
     assert float(read_csv(tmp_path / "s.csv")[0]["dog"]) == pytest.approx(float(scores["1.png"]["dog"]), abs=2e-4)
+    folder_run.main([*predict, "--pretrained", "w.pt"])
     with pytest.raises(SystemExit, match="features of tiny-vit with other weights"):
         folder_run.main([*predict, "--pretrained", str(files[1])])
 
@@ -484,6 +604,23 @@ def test_next_to_nothing_is_enough(rows, classes, options, printed, images, cach
     assert all(0 <= value <= 1 for value in values)
 
 
+def test_prediction_on_names_that_are_not_utf8(trained, images, tmp_path, capsys):
+    """They are escaped wherever they are written; a broken file of such a name is named."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    odd = os.fsdecode(b"caf\xe9")
+    if sys.platform == "darwin":
+        pytest.skip("its file names are UTF-8")
+    for name, content in ((f"{odd}.png", (images[0] / "1.png").read_bytes()), (f"{odd}.jpg", b"")):
+        (photos / name).write_bytes(content)
+    command = ["predict", str(trained[0]), str(photos), "--output", str(tmp_path / f"{odd}.csv"), "--workers", "0"]
+    folder_run.main([*command, "--device", "cpu"])
+    assert "  caf\\udce9.jpg: the file is empty" in capsys.readouterr().out
+    assert [row["image"] for row in read_csv(tmp_path / f"{odd}.csv")] == ["caf\\udce9.png"]
+    entry = folder_pictures.Entry(f"{odd}.png", odd, "guess 0.50", 0.5, np.ones((2, 2)))
+    folder_pictures.draw_entries(tmp_path / "sheet.png", "title", photos, [entry])
+
+
 def test_a_class_without_a_present_label_is_scored_by_name(trained):
     """Its text is the frozen model's, its bias the mean of the others', and training saw no label of it."""
     run, _ = trained
@@ -518,6 +655,43 @@ def test_what_cannot_be_done_is_refused_at_the_door(change, said, images, cache,
         folder_run.main(["train", str(folder), str(labels), "--output", str(tmp_path / "run"), *cache, *change])
     assert str(caught.value).startswith("error: ") and said in str(caught.value)
     assert not (tmp_path / "run").exists() and not (folder / "run").exists()
+
+
+def test_an_output_in_a_linked_folder_of_images_is_refused(images, cache, tmp_path):
+    folder, rows = images
+    (tmp_path / "linked").symlink_to(folder)
+    labels = write_table(tmp_path / "labels.csv", {f"linked/{name}": row for name, row in rows.items()})
+    with pytest.raises(SystemExit, match="lies in the image folder"):
+        folder_run.main(["train", str(tmp_path), str(labels), "--output", str(folder / "run"), *cache])
+
+
+def test_a_home_is_needed_for_the_cache_alone(images, tmp_path, monkeypatch, capsys):
+    def nobody(uid):
+        raise KeyError(uid)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    for main, words in ((folder_run.main, ["train", "--help"]), (experiment.main, ["--help"])):
+        with pytest.raises(SystemExit) as caught:
+            main(words)
+        assert caught.value.code == 0 and "~/.cache/trm_losses" in capsys.readouterr().out
+    assert folder_run.parser().parse_args(["predict", "run", "photos"]).trained == Path("run")
+    with pytest.raises(SystemExit):
+        folder_run.parser().parse_args(["train", "photos", "labels.csv"])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith("argument --cache: there is no home folder for ~/.cache/trm_losses; give another folder")
+
+
+@pytest.mark.parametrize("option", ["--output", "--cache"])
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(option, images, cache, tmp_path, monkeypatch):
+    labels = write_table(tmp_path / "labels.csv", images[1])
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: "locked" not in str(path) and access(path, mode))
+    (tmp_path / "locked").mkdir()
+    folders = {"--output": str(tmp_path / "run"), "--cache": str(tmp_path / "cache"), option: str(tmp_path / "locked" / "new")}
+    command = ["train", str(images[0]), str(labels), "--workers", "0", "--device", "cpu"]
+    with pytest.raises(SystemExit, match=f"error: {option}: .* must be a folder that can be written into, .*locked is none"):
+        folder_run.main([*command, *(word for pair in folders.items() for word in pair)])
 
 
 def test_one_process_trains(images, tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ from trm_losses.labels import known_fraction
 
 from . import ranks
 from .cells import Cell, Finished, Frozen, Prepared, checkpoint_path, run_cells, use_deterministic_algorithms
-from .checkpoint import differences, read_json, tensor_digest, write_json
+from .checkpoint import CACHE, check_writable, differences, folder_argument, read_json, tensor_digest, write_json
 from .data import voc
 from .data.base import HELD_OUT, LabelledImages, Source, eval_transform, held_out, lines_of, train_transform
 from .data.label_files import ENCODINGS, read_labels
@@ -71,7 +71,7 @@ def parser(source: Source = voc.SOURCE) -> argparse.ArgumentParser:
         p.add_argument("--workers", type=int, default=min(8, cores()),
                        help="processes that read and transform images, where they are not cached; 0: none beside this one; "
                        "results do not depend on it")  # fmt: skip
-        p.add_argument("--cache", type=Path, default=Path("~/.cache/trm_losses").expanduser(),
+        p.add_argument("--cache", type=folder_argument, default=CACHE,
                        help="folder for drawn scenes and frozen features")  # fmt: skip
     else:
         p.add_argument("data_root", type=Path, metavar="FEATURES", help=source.layout)
@@ -230,7 +230,7 @@ def load_backbone(preset: Preset, device: torch.device) -> OpenClipBackbone:
             model, tokenizer=tokenizer, name="embedded", image_size=preset.image_size, value_path=preset.value_path
         )
         return backbone.to(device)
-    if preset.pretrained is None:
+    if preset.pretrained is None and ":" not in preset.model:
         raise ValueError(f"--model {preset.model} needs --pretrained: a tag of open_clip such as 'openai', or a weights file")
     return load_open_clip(
         preset.model, preset.pretrained, image_size=preset.image_size, value_path=preset.value_path, device=device
@@ -431,6 +431,7 @@ def run(args: argparse.Namespace) -> list[Row]:
     if args.deterministic:
         use_deterministic_algorithms()
     args.device = ranks.start(args.device)
+    check_writable(args.output, "--output")
     args.output.mkdir(parents=True, exist_ok=True)
     with ranks.first_before_others():
         data = prepare(args)

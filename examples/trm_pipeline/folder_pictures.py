@@ -67,5 +67,6 @@ def _outline(axes: Any, saliency: np.ndarray, size: tuple[int, int]) -> None:
 
 
 def _short(text: str, length: int) -> str:
-    """The end of a long text says more than its middle, which is left out."""
+    """The end of a long text says more than its middle, which is left out; bytes that are no UTF-8 are escaped."""
+    text = text.encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= length else f"{text[: length // 2]}…{text[len(text) + 1 - (length - length // 2) :]}"

@@ -23,10 +23,21 @@ from trm_losses.labels import UNKNOWN, known_fraction
 from trm_losses.metrics import average_precision
 
 from . import ranks
+from .checkpoint import CACHE, check_writable, folder_argument
 from .data.folder import FolderImages, Labels, find_images, hold_out, read_labels
 from .data.voc import eval_transform
 from .features import Batch, CachedFeatures, Features, LiveFeatures, cache_features, cores, drawn_rows, weights_digest
-from .folder_model import DEMONSTRATION, HEAD_FILE, LEAST, MODEL_FILE, SavedModel, choose_threshold, class_texts, open_backbone
+from .folder_model import (
+    DEMONSTRATION,
+    HEAD_FILE,
+    LEAST,
+    MODEL_FILE,
+    SavedModel,
+    choose_threshold,
+    class_texts,
+    open_backbone,
+    weights_file,
+)
 from .folder_pictures import Entry, draw_entries
 from .methods import TRM, ZERO_SHOT, Setting
 from .presets import EMBEDDED, Preset
@@ -86,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
     for command in (t, q):
         command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
         command.add_argument("--workers", type=int, default=min(8, cores()), help="processes that read images")
-    t.add_argument("--cache", type=Path, default=Path("~/.cache/trm_losses").expanduser(), help="folder for frozen features")
+    t.add_argument("--cache", type=folder_argument, default=CACHE, help="folder for frozen features")
     return p
 
 
@@ -126,6 +137,7 @@ def run_train(args: argparse.Namespace) -> None:
     started = time.perf_counter()
     _check_train(args)
     images = find_images(args.images)
+    _check_output(args.output, args.images, images)
     labels = read_labels(args.labels, images, minus_one=args.minus_one, unlisted_absent=args.unlisted == "absent")
     if not (labels.targets == 1).any():
         raise ValueError(
@@ -136,10 +148,11 @@ def run_train(args: argparse.Namespace) -> None:
     labels = _unlabelled(labels, images, use=args.use_unlabelled)
     say(_about(labels))
     device = torch.device(args.device)
+    file = weights_file(args.model, args.pretrained)
     if args.model == "embedded":
         say(f"\n{DEMONSTRATION}\n")
     else:
-        fetched = args.pretrained is None or not os.path.exists(args.pretrained)
+        fetched = file is None and not args.model.startswith("local-dir:")
         say(f"model {args.model} {args.pretrained or ''}{', fetched where it is not here yet' if fetched else ''}")
     backbone = open_backbone(args.model, args.pretrained, args.image_size, device)
     text, templates = class_texts(backbone, words, args.templates)
@@ -173,9 +186,11 @@ def run_train(args: argparse.Namespace) -> None:
         for name, f in ZERO_SHOT.items()
     }
     about, lines = _judge(labels, held, trained, scores, zero_shot, words)
+    model = args.model  # as it is found from other folders, too
+    if model.startswith("local-dir:"):
+        model = f"local-dir:{os.path.abspath(model.removeprefix('local-dir:'))}"
     saved = SavedModel(
-        args.model, os.path.abspath(args.pretrained) if args.pretrained and os.path.exists(args.pretrained) else args.pretrained,
-        digest, backbone.image_size, pool, templates, **about,
+        model, file or args.pretrained, digest, backbone.image_size, pool, templates, **about,
     )  # fmt: skip
     written = _write(args, labels, held, head, saved, scores, estimates, features)
     say(lines)
@@ -200,11 +215,16 @@ def _check_train(args: argparse.Namespace) -> None:
     for template in args.templates or ():
         if "{}" not in template:
             raise ValueError(f"--template must hold {{}} for the class name, got {template!r}")
-    if args.output.resolve().is_relative_to(args.images.resolve()):
-        raise ValueError(f"--output {args.output} lies in the image folder; its pictures would be images of the next training")
-    if args.output.exists() and not args.output.is_dir():
-        raise ValueError(f"--output {args.output} is a file; give a folder")
+    check_writable(args.output, "--output")
     _check_device(args.device)
+
+
+def _check_output(output: Path, folder: Path, images: Sequence[str]) -> None:
+    """It is no folder of images, nor lies in one, also by way of links."""
+    place = Path(os.path.realpath(output))
+    for inside in {folder, *((folder / image).parent for image in images)}:
+        if place.is_relative_to(os.path.realpath(inside)):
+            raise ValueError(f"--output {output} lies in the image folder; its pictures would be images of the next training")
 
 
 def _check_device(device: str) -> None:
@@ -430,7 +450,8 @@ def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object
     """A CSV file, replaced as a whole."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
+        # A file may have a name that is not UTF-8, and what is written here has taken its time.
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             csv.writer(file).writerows([header, *rows])
         os.replace(temporary, path)
     finally:
@@ -547,6 +568,7 @@ def run_predict(args: argparse.Namespace) -> None:
     _check_device(args.device)
     if args.output.suffix.lower() != ".csv":
         raise ValueError(f"--output must be a .csv file, got {args.output}")
+    check_writable(args.output.parent, "--output")
     if args.output.exists() and not args.output.read_bytes().startswith(b"image,present,"):
         raise ValueError(f"--output {args.output} exists and was not written by predict; give another name")
     folder, files = args.images, [args.images.name]

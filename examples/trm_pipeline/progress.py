@@ -55,7 +55,8 @@ def progress(items: Iterable[T], description: str, *, total: int | None = None) 
 def say(line: str) -> None:
     """A line that does not tear a bar apart, seen at once even through a pipe."""
     if _words:
-        tqdm.write(line, file=sys.stdout)
+        encoding = sys.stdout.encoding or "utf-8"  # which may lack characters, and not all names of files have any
+        tqdm.write(line.encode(encoding, "backslashreplace").decode(encoding), file=sys.stdout)
         sys.stdout.flush()
 
 

@@ -266,8 +266,8 @@ def load_open_clip(
 
     Raises:
         ImportError: open_clip does not import; the message says what to install.
-        ValueError: open_clip has no such model or tag, or the file is not this model's, in which case the
-            message says what does not fit.
+        ValueError: open_clip has no such model or tag, weights are given to a model that brings its own, or the file is
+            not this model's, in which case the message says what does not fit.
 
     Example:
         >>> load_open_clip("RN50", image_size=448).grid(448)
@@ -275,6 +275,8 @@ def load_open_clip(
     """
     open_clip = import_open_clip()
     if ":" in model:
+        if pretrained is not None:
+            raise ValueError(f"load_open_clip: pretrained must be None, got {pretrained!r}; {model!r} brings its own weights")
         network = open_clip.create_model(model, device=device, require_pretrained=True)
         return _backbone(open_clip, network, model, image_size, value_path)
 
