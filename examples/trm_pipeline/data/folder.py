@@ -113,7 +113,7 @@ def read_image(path: str | Path, size: tuple[int, int]) -> Image.Image:
                 values = np.asarray(upright, dtype=np.float64)
                 top = next((top for top in (1.0, 255.0) if values.max() <= top), 65535.0)
                 upright = Image.fromarray((values.clip(0, top) * (255.0 / top)).astype(np.uint8))
-            if upright.has_transparency_data:
+            if upright.mode.endswith(("A", "a")) or "transparency" in upright.info:
                 rgba = upright.convert("RGBA")
                 upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
             return upright.convert("RGB")
