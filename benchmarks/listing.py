@@ -116,9 +116,6 @@ def listed(key: str, root: Path, split: str) -> Row:
 
     from trm_losses.labels import hide_labels, known_fraction
 
-    if key == "coco":
-        import pycocotools.coco  # noqa: F401
-
     Path("/proc/self/clear_refs").write_text("5")  # the peak of the imports is none of it
     before, started, used = memory("VmRSS"), time.perf_counter(), time.process_time()
     images = DATA[key].read(root, split)

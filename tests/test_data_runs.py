@@ -41,7 +41,6 @@ def roots(tmp_path: Path) -> Callable[[str], Path]:
 
     def write(key: str) -> Path:
         if key == "coco":
-            pytest.importorskip("pycocotools")
             labels = {split: draw_labels(12, 80, 0.3, seed) for seed, split in enumerate(("train", "val"))}
             return write_coco(tmp_path / key, labels)
         if key == "cub":

@@ -49,7 +49,6 @@ def same(found: LabelledImages, labels: NDArray[np.int8], names: list[str]) -> N
 
 @pytest.fixture
 def coco_labels() -> NDArray[np.int8]:
-    pytest.importorskip("pycocotools")
     labels = draw_labels(7, 80, 0.05)
     labels[2], labels[3, 5] = 0, 2  # another image without objects, and a crowd
     labels[4] = 0
@@ -82,6 +81,18 @@ def test_coco_annotated_only_and_crowds(coco: Path, coco_labels: NDArray[np.int8
     same(COCO(coco, annotated_only=True, crowd=False), coco_labels[annotated] == 1, names)
 
 
+def test_coco_of_two_files_put_together(coco: Path, coco_labels: NDArray[np.int8]) -> None:
+    """Each counted its annotations from 1, and both list some of the images and all categories."""
+    path = coco / "annotations" / "instances_train2014.json"
+    whole = json.loads(path.read_text())
+    for number, item in enumerate(whole["annotations"]):
+        item["id"] = 1 + number % (len(whole["annotations"]) // 2)
+    whole["images"] += whole["images"][2:4]
+    whole["categories"] *= 2
+    path.write_text(json.dumps(whole))
+    same(COCO(coco), coco_labels > 0, coco_names("train", 7))
+
+
 def test_coco_names_are_those_of_real_files(shared_data: Path) -> None:
     names = np.load(shared_data / "clip_text" / "vitb32_text.npz", allow_pickle=False)["coco80_names"]
     assert [str(name).replace("_", " ") for name in names] == list(COCO_CLASSES)
@@ -103,11 +114,18 @@ def test_coco_says_what_is_wrong(coco: Path) -> None:
         path.write_text(text)
 
     changed('"zebra"', '"okapi"', "80 categories of COCO, got 'okapi' where 'zebra' belongs")
-    changed('"id": 90,', '"id": 1,', "80 categories of COCO, got 79 categories|got '.*' where")
+    changed('"id": 90, "name": "toothbrush"', '"id": 1, "name": "toothbrush"',
+            "one of its categories for each id, got 'toothbrush' and 'person' for 1; give those of the second file")  # fmt: skip
     changed('"annotations"', '"captions"', "has no annotations; take the instances file")
     changed('}', '', "not readable JSON")
     image = int(coco_names("train", 7)[1][-16:-4])
-    changed(f'"image_id": {image},', '"image_id": 123456,', "has an object in image 123456, which it does not list")
+    changed(f'"image_id": {image},', '"image_id": 0,', "has an object of image 0, which it does not list")
+    changed('"category_id": ', '"category_id": 9', "has an object of category 9[0-9]+, which it does not list")
+    first, second = coco_names("train", 7)[:2]
+    ids = [int(name[-16:-4]) for name in (first, second)]
+    said = f"one of its images for each id, got '{first}' and '{second}' for {ids[0]}; give those of the second file"
+    changed(f'"id": {ids[1]}}}', f'"id": {ids[0]}}}', said)
+    changed(f'"{second}"', f'"{first}"', f"instances_train2014.json must list an image once, got .*{first} twice")
     (coco / "train2014" / coco_names("train", 7)[3]).unlink()
     with pytest.raises(FileNotFoundError, match=r"train2014.*\.jpg is missing, but .*instances_train2014.json asks for it"):
         COCO(coco)
@@ -138,6 +156,9 @@ def test_vg_reads_lists_and_both_image_folders(vg: Path) -> None:
 def test_vg_says_what_is_wrong(vg: Path) -> None:
     index = vg / "vg_category_200_labels_index.json"
     labels = json.loads(index.read_text())
+    index.write_text('{"2300000.jpg": [3], ' + json.dumps(labels)[1:])
+    with pytest.raises(ValueError, match="must have the labels of 2300000.jpg once, got them twice"):
+        VG200(vg)
     index.write_text(json.dumps({**labels, "2300000.jpg": [3, 200]}))
     with pytest.raises(ValueError, match=r"classes \[3, 200\], wanted are numbers from 0 to 199; take the index of 200"):
         VG200(vg)
@@ -259,6 +280,7 @@ def test_cub_has_the_official_split_and_the_flag(cub: tuple[Path, NDArray[np.int
         ("1 1 0", "must have image, attribute, presence and certainty in each line"),
         ("1 1 yes 3 1.5", "must have image, attribute, presence and certainty in each line"),
         ("1 2 0 3 1.5", "has no line for 1 labels, the first attribute 1 of image 1"),
+        ("5 7 0 3 1.5\n1 1 0 3 1.5", "one line for a label, got several for attribute 7 of image 5"),
     ],
 )
 def test_cub_refuses_lines_it_cannot_read(
@@ -276,6 +298,12 @@ def test_cub_says_what_is_missing(cub: tuple[Path, NDArray[np.int8], NDArray[np.
     root = cub[0]
     with pytest.raises(FileNotFoundError, match=r"images.txt not found \(.*wanted is CUB_200_2011 or the folder that holds it"):
         CUB(root / "CUB_200_2011" / "images")
+    listing = root / "CUB_200_2011" / "images.txt"
+    with listing.open("a") as file:
+        file.write("2 001.Bird_0/Bird_0.jpg\n")
+    with pytest.raises(ValueError, match="one line for image 2, got '002.Bird_1/Bird_1.jpg' and '001.Bird_0/Bird_0.jpg'"):
+        CUB(root)
+    listing.write_text("".join(listing.read_text().splitlines(keepends=True)[:-1]))
     (root / "attributes.txt").unlink()
     with pytest.raises(FileNotFoundError, match="attributes.txt not found"):
         CUB(root)
@@ -299,6 +327,21 @@ def test_held_out_images_are_those_of_coles_split() -> None:
         parts = held_out(count)
         assert len(parts["fit"]) == fit and sorted(parts["fit"] + parts[HELD_OUT]) == list(range(count))
         assert first is None or parts[HELD_OUT][:5] == first
+
+
+def test_a_list_names_an_image_once(tmp_path: Path) -> None:
+    """A list put together from two of them would count it twice, also with other labels, and on both sides of the hold-out."""
+    labels = {"train": draw_labels(4, 200, 0.03)}
+    cub = write_cub(tmp_path / "cub", draw_labels(4, 312, 0.1), [True] * 4, np.full((4, 312), 3))
+    (cub / "CUB_200_2011" / "images.txt").write_text("".join(f"{row + 1} 001.Bird_0/Bird_0.jpg\n" for row in range(4)))
+    vg = write_vg(tmp_path / "vg", labels)
+    nus = write_nus_scpnet(tmp_path / "nus", {"train": labels["train"][:, :81]})
+    for listing in (vg / "train_list_500.txt", nus / "nus_train_full.txt"):
+        lines = listing.read_text().splitlines()
+        listing.write_text("\n".join([*lines, lines[1]]))
+    for read in (lambda: VG200(vg), lambda: NUS(nus, variant="scpnet"), lambda: CUB(cub)):
+        with pytest.raises(ValueError, match=r"must list an image once, got .*\.jpg twice"):
+            read()
 
 
 def test_some_rows_of_a_data_set(vg: Path) -> None:

@@ -1,6 +1,8 @@
 """What pip gets: the files of the sdist and of the wheel, and an import of the wheel with torch and einops alone."""
 
+import configparser
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -38,6 +40,17 @@ def built(tmp_path_factory):
 def only(folder, pattern):
     (path,) = folder.glob(pattern)
     return path
+
+
+def test_every_requirement_names_its_oldest_version():
+    """What ``make oldest`` installs, and so one version of a package that several lists name."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    lists = [config["options"]["install_requires"], *config["options.extras_require"].values()]
+    found = {line for text in lists for line in text.split()}
+    matches = {line: re.fullmatch(r"([\w-]+)(>=[\d.]+(,<[\d.]+)?|==[\d.]+)", line) for line in found}
+    assert len(found) > 20 and [line for line in found if not matches[line]] == []
+    assert len({match[1] for match in matches.values()}) == len(found)
 
 
 def test_wheel_holds_the_package_and_nothing_else(built):

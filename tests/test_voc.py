@@ -168,6 +168,12 @@ def test_missing_year_and_split(devkit: Path) -> None:
         VOC(devkit.parent, split="val")
 
 
+def test_a_list_names_an_image_once(devkit: Path) -> None:
+    (devkit / "ImageSets" / "Main" / "val.txt").write_text("000005\n000007\n000005\n")
+    with pytest.raises(ValueError, match="val.txt must list an image once, got .*000005.jpg twice"):
+        VOC(devkit.parent, split="val")
+
+
 def test_missing_files(devkit: Path) -> None:
     (devkit / "JPEGImages" / "000007.jpg").rename(devkit / "away.jpg")
     with pytest.raises(FileNotFoundError, match="000007.jpg is missing, but .*trainval.txt asks for it"):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import copy
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -178,8 +179,11 @@ def lines_of(path: Path, owner: str, layout: str) -> list[str]:
     return [line.strip() for line in path.read_text().splitlines() if line.strip()]
 
 
-def need_files(paths: Iterable[str], owner: str, listing: Path) -> None:
-    """Every image a list asks for is there."""
+def need_files(paths: Sequence[str], owner: str, listing: Path) -> None:
+    """Every image a list asks for is there, and asked for once."""
+    if len(set(paths)) < len(paths):
+        twice = next(path for path, count in Counter(paths).items() if count > 1)
+        raise ValueError(f"{owner}: {listing} must list an image once, got {twice} twice; take one of its entries out")
     if missing := [path for path in paths if not os.path.isfile(path)]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise FileNotFoundError(f"{owner}: {missing[0]}{more} is missing, but {listing} asks for it; unpack the images again")

@@ -189,7 +189,7 @@ def read_image(path: str | Path, size: tuple[int, int]) -> Image.Image:
             else:
                 shown = image
             upright = _upright(image, shown)
-            if upright.has_transparency_data:
+            if upright.mode.endswith(("A", "a")) or "transparency" in upright.info:
                 rgba = upright.convert("RGBA")
                 upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
             return upright.convert("RGB")
