@@ -1,4 +1,4 @@
-"""What all tests share: one thread unless OMP_NUM_THREADS says more, the example package on the path, and real files where they are present."""
+"""What all tests share: the number of threads, the example package on the path, and real files where they are present."""
 
 from __future__ import annotations
 

@@ -22,7 +22,8 @@ SETTINGS = (
 
 
 def main(arguments: list[str]) -> int:
-    command = [sys.executable, "-m", "pytest", "-n", "auto", "--maxprocesses", "8", "--tb", "short", *arguments]
+    workers = ["-n", "auto", "--maxprocesses", "8", "--dist", "loadfile"]
+    command = [sys.executable, "-m", "pytest", *workers, "--tb", "short", *arguments]
     failed = 0
     print("| setting | minutes | result |\n|---|---|---|", flush=True)
     for setting in SETTINGS:

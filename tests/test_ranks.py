@@ -7,7 +7,6 @@ import dataclasses
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -315,10 +314,7 @@ experiment.main()
 
 
 def launch(drawn: Path, output: Path, *arguments: str, script: tuple[Path, ...] = (COMMAND,)) -> subprocess.Popen[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port),
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
                *map(str, script), "--data-root", str(drawn), "--preset", "embedded", "--device", "cpu",
                "--cache", str(output.parent / "cache"), "--output", str(output), "--known", "0.5", *arguments]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "examples")))}
