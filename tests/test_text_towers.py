@@ -311,7 +311,7 @@ def test_half_precision_is_as_near_as_the_whole_tower(way: str, dtype: torch.dty
         got = text_and_slope(text, prompts.context)
         distances.append([float((a.double() - b).norm() / b.norm()) for a, b in zip(got, wanted, strict=True)])
     for own, whole in zip(*distances, strict=True):
-        assert own < 2 * whole + 1e-3 and whole < 0.2
+        assert own < 4 * whole + 1e-3 and whole < 0.2
 
 
 def test_prompts_that_stay_as_they_are_take_the_way_of_encode_text() -> None:
