@@ -19,7 +19,7 @@ reproduce-full: $(VENV)/.examples
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --cov --cov-report=term
 
-## The long runs that the quick suite leaves out, then the suite under what stands for other processors; two hours
+## The long runs that the quick suite leaves out, then the suite six times, under what stands for other processors
 nightly: $(VENV)/.dev
 	$(BIN)/python -m pytest -m nightly
 	$(BIN)/python tests/processors.py
