@@ -15,13 +15,14 @@ reproduce-full: $(VENV)/.examples
 	$(BIN)/python examples/reproduce_voc.py --known 0.1 0.2 0.3 0.4 0.5 0.6 0.7 0.8 0.9 single --seeds 1 2 3 \
 		--ablation --ablation-known 0.1 single --jobs 2 --resume --output runs/voc-full
 
-## Install, then every test with coverage of trm_losses
+## Install, then every test with coverage of trm_losses, on all cores; under 10 minutes on two
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --cov --cov-report=term
 
-## The long runs that the quick suite leaves out
+## The long runs that the quick suite leaves out, the suite under what stands for other processors, and with the oldest dependencies
 nightly: $(VENV)/.dev oldest
 	$(BIN)/python -m pytest -m nightly
+	$(BIN)/python tests/processors.py
 
 ## Every test with the oldest version of each dependency that setup.cfg allows, torch among them, and Python 3.10 if it is there;
 ## some 3 GB in .venv-oldest

@@ -45,7 +45,7 @@ def test_round_trip(tmp_path: Path, which: str, pooler: dict[str, Any], matching
     saved = head(which, matching, **pooler)
     saved.save(tmp_path / "head.pt")
     loaded = TRMHead.load(tmp_path / "head.pt")
-    assert torch.equal(loaded(TOKENS), saved(TOKENS))
+    torch.testing.assert_close(loaded(TOKENS), saved(TOKENS))
     assert loaded.class_names == NAMES and loaded.head == which and not loaded.training
     assert [p.name for p in tmp_path.iterdir()] == ["head.pt"]  # nothing half-written stays
     for part in ("pooler", "matching"):
@@ -80,7 +80,8 @@ def test_a_file_of_the_first_format_still_loads(tmp_path: Path, kind: Any) -> No
     }  # fmt: skip
     torch.save(content, tmp_path / "head.pt")
     loaded = TRMHead.load(tmp_path / "head.pt")
-    assert torch.equal(loaded(TOKENS), made(TOKENS)) and loaded.pooler.query_kind == kind and loaded.matching.margin == 0.1
+    torch.testing.assert_close(loaded(TOKENS), made(TOKENS))
+    assert loaded.pooler.query_kind == kind and loaded.matching.margin == 0.1
 
 
 OTHERS = normal(2, 8, seed=3, dtype=torch.float32)
@@ -142,7 +143,7 @@ def test_a_head_for_other_classes_is_of_its_own_and_can_be_saved(tmp_path: Path)
             p.add_(1.0)
     assert all(torch.equal(made.state_dict()[key], value) for key, value in before.items())
     wider.eval().save(tmp_path / "head.pt")
-    assert torch.equal(TRMHead.load(tmp_path / "head.pt")(TOKENS), wider(TOKENS))
+    torch.testing.assert_close(TRMHead.load(tmp_path / "head.pt")(TOKENS), wider(TOKENS))
 
 
 @pytest.mark.parametrize(
@@ -177,7 +178,8 @@ def test_round_trip_keeps_double_precision(tmp_path: Path) -> None:
     saved = head().double()
     saved.save(tmp_path / "head.pt")
     loaded = TRMHead.load(tmp_path / "head.pt")
-    assert loaded(TOKENS.double()).dtype == torch.float64 and torch.equal(loaded(TOKENS.double()), saved(TOKENS.double()))
+    assert loaded(TOKENS.double()).dtype == torch.float64
+    torch.testing.assert_close(loaded(TOKENS.double()), saved(TOKENS.double()))
 
 
 def test_round_trip_of_a_hidden_width_that_a_ratio_hits_only_by_rounding(tmp_path: Path) -> None:
@@ -276,8 +278,8 @@ def test_heads() -> None:
     torch.testing.assert_close(mean, (query + region) / 2)
     made = head()
     regions = made.pooler(TOKENS, TEXT)
-    assert torch.equal(query, made.matching.logits(regions.query, TEXT))
-    assert torch.equal(region, made.matching.logits(regions.region, TEXT))
+    torch.testing.assert_close(query, made.matching.logits(regions.query, TEXT))
+    torch.testing.assert_close(region, made.matching.logits(regions.region, TEXT))
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -286,8 +288,9 @@ def test_predict_is_without_dropout_and_gradient_and_leaves_the_mode(training: b
     assert made.pooler.dropout.p == 0.0
     made.pooler.dropout.p = 0.5
     scores = made.predict(TOKENS)
-    assert torch.equal(scores, made.predict(TOKENS)) and not scores.requires_grad
-    assert torch.equal(scores, torch.sigmoid(made.eval()(TOKENS)))
+    assert not scores.requires_grad
+    torch.testing.assert_close(scores, made.predict(TOKENS))
+    torch.testing.assert_close(scores, torch.sigmoid(made.eval()(TOKENS)))
     made.train(training)
     made.predict(TOKENS)
     assert made.training == made.pooler.training == made.pooler.dropout.training == training

@@ -141,7 +141,7 @@ def test_estimates_are_saved_and_restored() -> None:
     fresh.load_state_dict(copy.deepcopy(labeler.state_dict()))
     args = (z[:2], torch.full((2, 3), -1.0), filled_bank(3))
     for a, b in zip(labeler(*args, ids=torch.tensor([4, 1])), fresh(*args, ids=torch.tensor([4, 1])), strict=True):
-        assert torch.equal(a, b)
+        torch.testing.assert_close(a, b)
     assert labeler.half().estimates.dtype == torch.float32
 
 
@@ -212,7 +212,7 @@ def test_scores_are_those_of_the_prototypes_under_every_rule(rule: str) -> None:
     labelers = [tl.PseudoLabeler(3, rule=r, **s) for r, s in ((rule, settings), ("prototype", {}))]  # type: ignore[arg-type]
     for labeler in labelers:
         labeler.update(z, y, bank)
-    assert torch.equal(*(labeler.scores(z, y, bank) for labeler in labelers))
+    torch.testing.assert_close(*(labeler.scores(z, y, bank) for labeler in labelers))
     if rule in ("logit", "neighbour"):
         with pytest.raises(ValueError, match=f"regions must be \\(B, C, D\\) with rule='{rule}', got similarities"):
             labelers[0].scores(labelers[0].similarities(z, bank), y, bank)

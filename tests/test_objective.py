@@ -57,7 +57,8 @@ def test_every_term_is_the_equation_s(lambdas: dict[str, float]) -> None:
     assert output.pseudo is not None and (output.pseudo.targets == 0).any() and (output.pseudo.targets > 0).any()
     query = module.matching.logits(output.regions.query, x["text"])
     region = module.matching.logits(output.regions.region, x["text"])
-    assert torch.equal(output.logits, query) and torch.equal(output.region_logits, region)
+    close(output.logits, query)
+    close(output.region_logits, region)
     assert output.text is x["text"] and output.targets is x["targets"]
 
 
@@ -68,7 +69,7 @@ def test_regions_may_be_given_and_padding_goes_to_the_pooler() -> None:
     padded = module(**x, key_padding_mask=mask)
     assert not torch.allclose(padded.loss, module(**x).loss)
     regions = module.pooler(x["tokens"], x["text"], key_padding_mask=mask)
-    assert torch.equal(module(regions, x["text"], x["targets"]).loss, padded.loss)
+    close(module(regions, x["text"], x["targets"]).loss, padded.loss)
 
 
 PARTS: list[tuple[dict[str, Any], set[str]]] = [
@@ -182,7 +183,7 @@ def test_what_enters_statistics_and_prototypes(warmup: int) -> None:
     close(module.bank.visual, slow.visual)
     close(module.bank.text, slow.text)
     assert module.bank.count.tolist() == slow.count
-    assert all(torch.equal(a, b) for a, b in zip(module.labeler.buffers(), labeler.buffers(), strict=True))
+    torch.testing.assert_close(list(module.labeler.buffers()), list(labeler.buffers()))
 
 
 def test_an_averaged_model_s_vote_reaches_scores_and_histograms() -> None:
@@ -191,7 +192,9 @@ def test_an_averaged_model_s_vote_reaches_scores_and_histograms() -> None:
     labeler = copy.deepcopy(module.labeler)
     output = module(**x, ema_logits=vote)
     expected = labeler(output.regions.query, x["targets"], module.bank, ema_logits=vote)
-    assert output.pseudo is not None and all(torch.equal(a, b) for a, b in zip(output.pseudo, expected, strict=True))
+    assert output.pseudo is not None
+    for a, b in zip(output.pseudo, expected, strict=True):
+        close(a, b)
     assert not torch.allclose(expected.scores, labeler(output.regions.query, x["targets"], module.bank).scores)
     labeler.update(output.regions.query, x["targets"], module.bank, scores=expected.scores)
     module.update(output)
@@ -271,7 +274,7 @@ def test_a_fixed_teacher_does_not_follow_the_learned_text() -> None:
     x = objective_inputs(4, CLASSES)
     fixed = objective(teacher_text="fixed", reference_text=x["text"]).double()
     learned = objective().double()
-    assert torch.equal(fixed(**x).terms["distillation"], learned(**x).terms["distillation"])
+    close(fixed(**x).terms["distillation"], learned(**x).terms["distillation"])
     moved = {**x, "text": x["text"] + 0.5 * normal(CLASSES, WIDTH, seed=3)}
     apart = [m(**moved) for m in (fixed, learned)]
     student, teacher, old = (

@@ -84,10 +84,10 @@ def average_precision(scores: Tensor, targets: Tensor, *, interpolated: bool = F
     Example:
         >>> scores = torch.tensor([[0.9], [0.8], [0.7], [0.6]])
         >>> targets = torch.tensor([[0], [1], [-1], [1]])
-        >>> average_precision(scores, targets).item()  # (1/2 + 2/3) / 2, the third row left out
-        0.5833333333333333
-        >>> average_precision(scores, targets, interpolated=True).item()  # (2/3 + 2/3) / 2
-        0.6666666666666666
+        >>> round(average_precision(scores, targets).item(), 4)  # (1/2 + 2/3) / 2, the third row left out
+        0.5833
+        >>> round(average_precision(scores, targets, interpolated=True).item(), 4)  # (2/3 + 2/3) / 2
+        0.6667
 
     Reference:
         scikit-learn's ``average_precision_score``; the PASCAL VOC development kit of 2010 and later.

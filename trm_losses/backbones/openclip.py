@@ -102,7 +102,7 @@ class OpenClipBackbone(FrozenBackbone):
         >>> features.tokens.shape, features.pooled.shape, features.grid
         (torch.Size([1, 6, 1024]), torch.Size([1, 1024]), (2, 3))
         >>> prompts = backbone.embed_prompts(["a photo of a dog."])
-        >>> torch.equal(backbone.encode_prompts(prompts), backbone.encode_text(["a photo of a dog."]))
+        >>> torch.allclose(backbone.encode_prompts(prompts), backbone.encode_text(["a photo of a dog."]))
         True
 
     Reference:
@@ -168,7 +168,7 @@ class OpenClipBackbone(FrozenBackbone):
 
         Returns:
             ``PromptEmbeddings(embeddings, eot)``: (C, L, Dw), strings at the full context length, without positions,
-            and the position (C,) whose state is the feature. ``encode_prompts`` makes exactly ``encode_text`` of it.
+            and the position (C,) whose state is the feature. ``encode_prompts`` makes ``encode_text`` of it.
             A tower that is not causal and reads its last token (SigLIP) takes prompts of the full context length:
             give it ids that are shorter by the number of contexts that come between.
         """
