@@ -601,8 +601,9 @@ def multimodal_contrastive(
         only = _CONTRASTS if only is None else only
         texts = embed(text)
         rows = _anchors(regions, targets >= anchor_threshold, weights, embed)
-        texts = texts.to(torch.promote_types(rows.features.dtype, texts.dtype))
-        rows = rows._replace(features=rows.features.to(texts.dtype), weight=rows.weight.to(texts.dtype))
+        dtype = torch.promote_types(rows.features.dtype, texts.dtype)
+        texts = texts.to(dtype)
+        rows = _Anchors(rows.features.to(dtype), rows.own, rows.sample, rows.valid, rows.weight.to(dtype))
 
         # Keeps a batch without anchors on the graph, as a sum of no elements.
         zero = rows.features.flatten()[:0].sum() + texts.flatten()[:0].sum()
