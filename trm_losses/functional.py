@@ -369,7 +369,7 @@ def region_distillation(
             return loss
         if reduction == "sum":
             return sum_per_rank(loss.sum(), group)
-        count = count_per_rank(loss.new_tensor(float(loss.shape[0])), group)
+        count = count_per_rank(loss.new_full((), loss.shape[0]), group)
         return loss.sum() / torch.where(count > 0, count, 1.0)
 
 
@@ -602,8 +602,9 @@ def multimodal_contrastive(
         only = _CONTRASTS if only is None else only
         texts = embed(text)
         rows = _anchors(regions, targets >= anchor_threshold, weights, embed)
-        texts = texts.to(torch.promote_types(rows.features.dtype, texts.dtype))
-        rows = rows._replace(features=rows.features.to(texts.dtype), weight=rows.weight.to(texts.dtype))
+        dtype = torch.promote_types(rows.features.dtype, texts.dtype)
+        texts = texts.to(dtype)
+        rows = _Anchors(rows.features.to(dtype), rows.own, rows.sample, rows.valid, rows.weight.to(dtype))
 
         # Keeps a batch without anchors on the graph, as a sum of no elements.
         zero = rows.features.flatten()[:0].sum() + texts.flatten()[:0].sum()
@@ -629,7 +630,7 @@ def multimodal_contrastive(
             shared["text_region"] = _text_region(rows, keys, texts, absent, temperature, group)
         if shared:
             losses = with_gradients_of_ranks([zero + term for term in shared.values()], pairs, group)
-            terms |= dict(zip(shared, losses, strict=True))
+            terms.update(zip(shared, losses, strict=True))
         if "region_text" in only:
             loss = _rows_against_classes(rows.features, texts, rows.own, temperature, separate)
             count = count_per_rank(rows.valid.sum().to(texts.dtype), group)

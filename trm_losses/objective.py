@@ -289,7 +289,7 @@ class TRMObjective(PerClassState):
     ) -> dict[str, Tensor]:
         """The matching loss of each head over known labels and over pseudo-labels."""
         classes, group = targets.shape[1], resolve_group(self.distributed)
-        entries = sum_over_ranks(logits.new_tensor(float(targets.numel())), group)
+        entries = sum_over_ranks(logits.new_full((), targets.numel()), group)
         if self.pseudo_per == "known":
             known = sum_over_ranks((targets != UNKNOWN).sum().to(entries.dtype), group)
             entries = torch.where(known > 0, known, entries)
@@ -363,7 +363,7 @@ class TRMObjective(PerClassState):
             if cosine and isinstance(regions, Regions) and "region" in found:
                 found["distance"] = TF.feature_distillation(regions.query, regions.region, reduction="none")
             if self.labeler is not None and self.bank is not None:  # without gradient: last
-                found |= self.labeler.similarities(features, self.bank, first=classes.start)._asdict()
+                found.update(self.labeler.similarities(features, self.bank, first=classes.start)._asdict())
             return found
 
         plan = self._plan(prepared.tokens)
@@ -377,7 +377,7 @@ class TRMObjective(PerClassState):
         group = resolve_group(distillation.distributed)
         if distillation.reduction != "mean":
             return sum_per_rank(distance.sum(), group) if distillation.reduction == "sum" else distance
-        count = count_per_rank(distance.new_tensor(float(distance.numel())), group)
+        count = count_per_rank(distance.new_full((), distance.numel()), group)
         return distance.sum() / torch.where(count > 0, count, 1.0)
 
     def _entries(self, prepared: Prepared, targets: Tensor, pseudo: PseudoLabels | None) -> TF.Entries:

@@ -145,7 +145,7 @@ class TextRegionMatchingLoss(PerClassState):
         ``regions`` may be :class:`trm_losses.functional.Factored`. ``classes`` are those that regions and texts are of, where
         they are of a part of the classes.
         """
-        dims = Dims(type(self).__name__, C=len(range(*classes.indices(self.num_classes))))
+        dims = Dims(type(self).__name__, C=len(range(self.num_classes)[classes]))
         check_regions(dims, regions, TF.Factored, hint="one region for each class of num_classes")
         dims.check("text", text, "C D", hint="text and regions share the width D of the joint space")
         if (self.form == "pair") != (negative_text is not None):

@@ -88,7 +88,7 @@ class Baseline(FullPrecisionState):
 
     def _mean(self, total: Tensor, x: Tensor) -> Tensor:
         """A sum over entries divided by B * C: entries that give nothing count."""
-        count = count_per_rank(x.new_tensor(float(x.numel())), self._group)
+        count = count_per_rank(x.new_full((), x.numel()), self._group)
         return total / torch.where(count > 0, count, 1.0)
 
     def _sum(self, total: Tensor) -> Tensor:
