@@ -453,8 +453,8 @@ def test_classes_in_chunks_are_all_classes_at_once(name: str, chunk: int | Plan,
             assert a is e
         elif a.dtype == torch.float32:  # running state
             torch.testing.assert_close(a, e, rtol=1e-5, atol=1e-6)
-        else:
-            torch.testing.assert_close(a, e, rtol=1e-10, atol=1e-10)
+        else:  # float64, but for scores and weights that are made of that state
+            torch.testing.assert_close(a, e, rtol=1e-6, atol=1e-7)
 
 
 def test_in_chunks_no_value_has_classes_times_width() -> None:
@@ -493,7 +493,7 @@ def test_auto_takes_all_classes_while_they_fit() -> None:
     with mock.patch("trm_losses.objective._MANY", 1), mock.patch("trm_losses.region_pooler._BLOCK", 4 * 4 * (TOKENS + WIDTH) * 2):
         output = module(**x)
     assert isinstance(output.regions, TF.Entries)
-    close(output.loss, objective().double()(**x).loss, 1e-10)
+    close(output.loss, objective().double()(**x).loss, 1e-6)
     regions = module.pooler(x["tokens"], x["text"])
     assert isinstance(module(regions, x["text"], x["targets"]).regions, tl.Regions)
 
@@ -508,7 +508,7 @@ def test_auto_leaves_regions_as_factors_where_no_query_head_reads_them() -> None
             output = module(**x)
         assert factors.call_count == (chosen == "auto") == isinstance(output.regions, TF.Entries)
         losses.append(output.loss)
-    close(losses[0], losses[1], 1e-10)
+    close(losses[0], losses[1], 1e-6)
 
 
 WRONG: list[tuple[Any, str]] = [
