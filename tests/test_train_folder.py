@@ -212,7 +212,7 @@ def test_every_kind_of_image_is_read_upright_in_rgb(tmp_path):
     rgb.save(tmp_path / "turned broken.jpg", exif=exif)
     broken = bytearray((tmp_path / "turned broken.jpg").read_bytes())
     maker = broken.index(b"\x01\x0f\x00\x02")
-    broken[maker + 2 : maker + 4] = b"\x00\x05"  # a text that says it is a fraction
+    broken[maker + 2 : maker + 8] = b"\x00\x0b\x00\x00\x00\x01"  # a text that says it is a number
     (tmp_path / "turned broken.jpg").write_bytes(broken)
     for path in sorted(tmp_path.iterdir()):
         image = read_image(path, (16, 16))
