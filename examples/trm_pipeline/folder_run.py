@@ -258,7 +258,7 @@ def _readable(data: FolderImages, pooled: Tensor, files: Sequence[str]) -> Tenso
             say(f"  and {len(broken) - 10} more")
     if len(broken) == len(files):
         raise ValueError("none of the images can be read")
-    return torch.tensor([index for index in range(len(files)) if index not in set(broken)])
+    return pooled.isfinite().all(dim=1).nonzero().flatten()
 
 
 def _only(labels: Labels, rows: Tensor) -> Labels:
@@ -525,17 +525,18 @@ def _saliency(head: TRMHead, image: Part) -> Tensor:
 
 def _varied(order: Tensor, least: float, count: int) -> list[tuple[int, int]]:
     """The highest entries (N, C) from ``least`` on; first one an image and few a class, so that they show different things."""
-    places = [(i, c) for i, c in (order >= least).nonzero().tolist()]
-    places.sort(key=lambda place: -float(order[place]))
-    most = max(2, -(-count // max(1, len({c for _, c in places}))))
-    images: set[int] = set()
-    classes: dict[int, int] = {}
+    most = max(2, -(-count // max(1, int((order >= least).any(dim=0).sum()))))
+    order, classes = order.clone(), [0] * order.shape[1]
     first: list[tuple[int, int]] = []
-    for i, c in places:
-        if i not in images and classes.get(c, 0) < most and len(first) < count:
-            first.append((i, c))
-            images.add(i)
-            classes[c] = classes.get(c, 0) + 1
+    while len(first) < count:  # one look at all for each that is shown: sorting millions takes time and memory
+        i, c = divmod(int(order.argmax()), order.shape[1])
+        if not order[i, c] >= least:
+            break
+        first.append((i, c))
+        classes[c] += 1
+        order[i] = -torch.inf
+        if classes[c] == most:
+            order[:, c] = -torch.inf
     return first
 
 
