@@ -30,7 +30,7 @@ from .folder_model import DEMONSTRATION, HEAD_FILE, LEAST, MODEL_FILE, SavedMode
 from .folder_pictures import Entry, draw_entries
 from .methods import TRM, ZERO_SHOT, Setting
 from .presets import EMBEDDED, Preset
-from .progress import say
+from .progress import escape_output, say
 from .training import score, train
 
 __all__ = ["main", "parser", "run_predict", "run_train"]
@@ -430,7 +430,7 @@ def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object
     """A CSV file, replaced as a whole."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             csv.writer(file).writerows([header, *rows])
         os.replace(temporary, path)
     finally:
@@ -589,6 +589,7 @@ def run_predict(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; errors of data, names and settings are some lines without a traceback."""
+    escape_output()
     args = parser().parse_args(argv)
     try:
         (run_train if args.command == "train" else run_predict)(args)

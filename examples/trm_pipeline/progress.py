@@ -5,18 +5,25 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from io import TextIOWrapper
 from pathlib import Path
 from threading import RLock
 from typing import TypeVar
 
 from tqdm import tqdm
 
-__all__ = ["Scalars", "Sweep", "progress", "say", "without_bars", "without_words"]
+__all__ = ["Scalars", "Sweep", "escape_output", "progress", "say", "without_bars", "without_words"]
 
 T = TypeVar("T")
 
 _bars = True
 _words = True
+
+
+def escape_output() -> None:
+    """Characters that standard output cannot encode are escaped, as they are in errors: a name must not end a run."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def without_bars() -> None:

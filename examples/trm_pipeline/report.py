@@ -35,7 +35,7 @@ NINE = tuple(tenth / 10 for tenth in range(1, 10))
 
 def _replace(path: Path, content: str) -> None:
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(content, encoding="utf-8")
+    temporary.write_text(content, encoding="utf-8", errors="backslashreplace")
     os.replace(temporary, path)
 
 
