@@ -75,7 +75,7 @@ def tiny_names(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("configs")
     for name, vision in (("tiny-vit", VIT), ("tiny-resnet", RESNET)):
         config = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": TEXT}
-        (folder / f"{name}.json").write_text(json.dumps(config))
+        (folder / f"{name}.json").write_text(json.dumps(config), encoding="utf-8")
     open_clip.add_model_config(folder)
     return folder
 
@@ -726,7 +726,7 @@ def test_load_folder(tiny_names: Path) -> None:
         "model_cfg": {"embed_dim": 16, "vision_cfg": VIT, "text_cfg": TEXT},
         "preprocess_cfg": {"mean": [0.1, 0.2, 0.3]},
     }
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    (folder / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
     backbone = load_open_clip(f"local-dir:{folder}")
     assert torch.equal(backbone.model.visual.proj, model.state_dict()["visual.proj"])
     assert backbone.image_mean == (0.1, 0.2, 0.3) and backbone.tokenize(["a"]).shape == (1, 12)

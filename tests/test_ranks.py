@@ -328,7 +328,7 @@ def test_torchrun_gives_the_table_of_one_process(unbroken: tuple[Path, str], dra
     arguments = ["--data-root", str(drawn), "--preset", "embedded", "--device", "cpu", "--known", "0.5", *ARGUMENTS]
     experiment.main([*arguments, "--unseen", "4", "--cache", str(output.parent / "cache"), "--output", str(tmp_path)])
     for name in ("results.json", "unseen/trm-unseen4-known0.5-seed1.json"):
-        two, one = (json.loads((folder / name).read_text()) for folder in (output, tmp_path))
+        two, one = (json.loads((folder / name).read_text(encoding="utf-8")) for folder in (output, tmp_path))
         two, one = ((value if isinstance(value, list) else [value]) for value in (two, one))
         for a, b in zip(two, one, strict=True):
             assert a.keys() == b.keys()

@@ -88,7 +88,7 @@ def test_the_command_of_a_recipe(name: str, tmp_path: Path) -> None:
     package = {"fabric": "lightning", "accelerate_": "accelerate"}.get(name, "torch")
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed")
-    (tmp_path / "run.py").write_text(SAVES)
+    (tmp_path / "run.py").write_text(SAVES, encoding="utf-8")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])

@@ -5,8 +5,11 @@ import io
 import itertools
 import json
 import math
+import os
 import re
+import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from argparse import Namespace
@@ -490,7 +493,7 @@ def test_the_split_is_written_and_the_figures_are_of_it(trained, images):
         if 0 < sum(ranked) < len(ranked):
             hits = [sum(ranked[: k + 1]) / (k + 1) for k, y in enumerate(ranked) if y]
             precisions.append(sum(hits) / len(hits))
-    figures = json.loads((run / "model.json").read_text())["scores"]
+    figures = json.loads((run / "model.json").read_text(encoding="utf-8"))["scores"]
     assert figures["classes_scored"] == len(precisions) == 3 and figures["images"] == len(held)
     assert figures["mAP"] == pytest.approx(100 * sum(precisions) / 3, abs=0.01)
     assert f"trained                  {figures['mAP']:5.1f}" in printed
@@ -498,7 +501,7 @@ def test_the_split_is_written_and_the_figures_are_of_it(trained, images):
 
 def test_thresholds_are_applied_as_they_are_written(trained):
     run, _ = trained
-    classes = json.loads((run / "model.json").read_text())["classes"]
+    classes = json.loads((run / "model.json").read_text(encoding="utf-8"))["classes"]
     assert list(classes) == CLASSES and not classes["sheep"]["trained"] and classes["sheep"]["threshold"] == 0.5
     assert {about["threshold_from"].split(":")[0] for about in classes.values()} <= {"hold-out", "default"}
     for row in read_csv(run / "scores.csv"):
@@ -531,10 +534,10 @@ def test_prediction_refuses_another_backbone_and_folders_without_a_model(trained
         folder_run.main(["predict", str(tmp_path), *arguments])
     with pytest.raises(SystemExit, match="--pretrained x is of another model"):
         folder_run.main(["predict", str(run), *arguments, "--pretrained", "x"])
-    (tmp_path / "model.json").write_text("{}")
+    (tmp_path / "model.json").write_text("{}", encoding="utf-8")
     with pytest.raises(SystemExit, match="is not the model.json of a folder"):
         folder_run.main(["predict", str(tmp_path), *arguments])
-    (tmp_path / "s.csv").write_text("image,cat\n")
+    (tmp_path / "s.csv").write_text("image,cat\n", encoding="utf-8")
     with pytest.raises(SystemExit, match="exists and was not written by predict"):
         folder_run.main(["predict", str(run), *arguments])
     (tmp_path / "s.csv").unlink()
@@ -550,7 +553,8 @@ def test_a_model_of_open_clip_from_a_weights_file(images, cache, tmp_path, capsy
 
     vision = {"image_size": 64, "patch_size": 16, "width": 32, "head_width": 16, "layers": 1}
     words = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
-    (tmp_path / "tiny-vit.json").write_text(json.dumps({"embed_dim": 16, "vision_cfg": vision, "text_cfg": words}))
+    config = json.dumps({"embed_dim": 16, "vision_cfg": vision, "text_cfg": words})
+    (tmp_path / "tiny-vit.json").write_text(config, encoding="utf-8")
     open_clip.add_model_config(tmp_path / "tiny-vit.json")
     torch.manual_seed(0)
     files = [tmp_path / name for name in ("w.pt", "other.pt")]
@@ -562,7 +566,7 @@ def test_a_model_of_open_clip_from_a_weights_file(images, cache, tmp_path, capsy
     model = ["--model", "tiny-vit", "--pretrained", str(files[0]), "--image-size", "96", "--epochs", "1"]
     folder_run.main(["train", str(images[0]), str(labels), "--output", str(tmp_path / "run"), *model, *cache])
     assert "demonstration" not in capsys.readouterr().out
-    saved = json.loads((tmp_path / "run" / "model.json").read_text())
+    saved = json.loads((tmp_path / "run" / "model.json").read_text(encoding="utf-8"))
     assert saved["image_size"] == [96, 96] and saved["classes"]["a_lap top"]["words"] == "a lap top"
     predict = ["predict", str(tmp_path / "run"), str(images[0] / "1.png"), "--output", str(tmp_path / "s.csv"), "--device", "cpu"]
     folder_run.main(predict)
@@ -605,6 +609,18 @@ def test_an_unknown_label_hardly_counts_as_absent(classes):
             ["labels"], ["--hold-out", "0.4"], "is too low where lists",
         ),
         ({"1.png": [1, 0], "2.png": [0, 1]}, ["car", "dog"], ["--hold-out", "0", "--use-unlabelled"], "36 images without a row"),
+        (
+            {"1.png": [1, "train"], "2.png": [0, "train"], "4.png": [1, "val"], "6.png": [0, "test"], "7.png": [1, "test"]},
+            ["car", "split"], [], "hold-out: 3 of 5 images, by the column split",
+        ),
+        (
+            {"1.png": [1, "x"], "2.png": [0, "x"], "4.png": [1, "y"], "6.png": [0, "y"], "7.png": [1, "y"]},
+            ["car", "scene"], ["--group", "scene"], "hold-out: 2 of 5 images, 1 of 2 groups by column scene",
+        ),
+        (
+            {"1.png": [1], "2.png": [0], "λόφος/0.jpg": [1], "λόφος/5.jpg": [0], "4.png": [1]},
+            ["car"], ["--group", "folder", "--use-unlabelled"], "hold-out: 8 of 36 images, 1 of 2 groups by folder",
+        ),
         ({"1.png": [1, 0], "2.png": [0, 1]}, ["car", "Ding"], ["--names", "Ding=dog"], "36 images without a row are left out"),
     ],
 )  # fmt: skip
@@ -616,6 +632,48 @@ def test_next_to_nothing_is_enough(rows, classes, options, printed, images, cach
     head = TRMHead.load(run / "head.pt")
     values = [float(row[name]) for row in read_csv(run / "scores.csv") for name in head.class_names]
     assert all(0 <= value <= 1 for value in values)
+
+
+def ascii_output(monkeypatch):
+    """Standard output of a machine whose encoding has next to nothing; what it got."""
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    return lambda: (sys.stdout.flush(), raw.getvalue().decode())[1]
+
+
+SCRIPTS = sorted(path.stem for path in (ROOT / "examples").glob("*.py") if path.stem != "minimal_loop")  # takes no arguments
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_command_prints_into_any_encoding(script, monkeypatch, tmp_path):
+    named = shutil.copy(ROOT / "examples" / f"{script}.py", tmp_path / "λόφος.py")  # which the help says
+    printed = ascii_output(monkeypatch)
+    monkeypatch.setattr(sys, "argv", [str(named), "--help"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(named), run_name="__main__")
+    assert not caught.value.code and "\\u03bb" in printed()
+
+
+def test_no_name_ends_a_run(images, cache, tmp_path, monkeypatch):
+    """A class in another script, printed in ASCII, and a file whose name is not UTF-8, in every file that is written."""
+    folder, run = tmp_path / "λόφος", tmp_path / "run"
+    folder.mkdir()
+    for i in (1, 2, 4, 6):
+        shutil.copy(images[0] / f"{i}.png", folder)
+    odd = os.fsdecode(b"caf\xe9.png")
+    try:
+        (folder / "1.png").rename(folder / odd)
+    except OSError:
+        pytest.skip("the file system takes names in UTF-8 alone")
+    rows = {"caf\\udce9.png": [1, 1, 1], "2.png": [1, 0, 0], "4.png": [0, 1, ""], "6.png": [0, 0, 1]}
+    labels = write_table(tmp_path / "labels.csv", rows, classes=["σκύλος", "car", "person"])
+    printed = ascii_output(monkeypatch)
+    folder_run.main(["train", str(folder), str(labels), "--output", str(run), "--names", "σκύλος=dog", "--hold-out", "0",
+                     "--epochs", "1", *cache])  # fmt: skip
+    folder_run.main(["predict", str(run), str(folder), "--output", str(tmp_path / "s.csv"), "--workers", "0", "--device", "cpu"])
+    assert "\\u03c3\\u03ba" in printed()
+    for file in (run / "scores.csv", run / "split.csv", run / "contradicted.csv", tmp_path / "s.csv"):
+        assert "caf\\udce9.png" in [row["image"] for row in read_csv(file)]
 
 
 def test_a_class_without_a_present_label_is_scored_by_name(trained):
@@ -659,6 +717,14 @@ def test_one_process_trains(images, tmp_path, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(SystemExit, match="train_folder.py must run in one process, got 2 of torchrun"):
         folder_run.main(["train", str(images[0]), str(write_table(tmp_path / "labels.csv", images[1])), "--device", "cpu"])
+
+
+def test_a_split_leaves_nothing_to_group(images, cache, tmp_path):
+    labels = write_table(tmp_path / "labels.csv", {"1.png": [1, "val"], "2.png": [1, "val"]}, classes=["car", "split"])
+    command = ["train", str(images[0]), str(labels), "--output", str(tmp_path / "run"), *cache]
+    for options, said in ((["--group", "folder"], "its column split already says"), ([], "no image is left to train on")):
+        with pytest.raises(SystemExit, match=said):
+            folder_run.main([*command, *options])
 
 
 @pytest.mark.parametrize("value", [0, "?"])

@@ -6,6 +6,7 @@ import argparse
 import csv
 import dataclasses
 import os
+import posixpath
 import shlex
 import shutil
 import sys
@@ -70,8 +71,11 @@ def parser() -> argparse.ArgumentParser:
     t.add_argument("--names", nargs="+", default=[], metavar="CLASS=WORDS", help="words for class names that are no words")
     t.add_argument("--hold-out", type=float, default=0.2, metavar="SHARE",
                    help="images kept from training to score on; 0: none, for a last training once you are content")  # fmt: skip
+    t.add_argument("--group", metavar="COLUMN",
+                   help="keep images together in the hold-out: by a column of LABELS, or 'folder'")  # fmt: skip
     t.add_argument("--seed", type=int, default=0, help="of the hold-out and of training")
     t.add_argument("--minus-one", choices=("unknown", "absent"), help="what -1 means; with 'absent' 0 is unknown")
+    t.add_argument("--separator", metavar="TEXT", help="of lists: what stands between names; default: found in the file")
     t.add_argument("--unlisted", choices=("unknown", "absent"), default="unknown", help="of lists: what is not in them")
     t.add_argument("--expected-positives", type=float, metavar="K",
                    help="mean number of present classes, where no label is known to be absent; default: as listed")  # fmt: skip
@@ -126,14 +130,19 @@ def run_train(args: argparse.Namespace) -> None:
     started = time.perf_counter()
     _check_train(args)
     images = find_images(args.images)
-    labels = read_labels(args.labels, images, minus_one=args.minus_one, unlisted_absent=args.unlisted == "absent")
+    labels = read_labels(
+        args.labels, images, minus_one=args.minus_one, unlisted_absent=args.unlisted == "absent", separator=args.separator,
+        group=args.group,
+    )  # fmt: skip
+    if labels.held is not None and args.group is not None:
+        raise ValueError(f"--group cannot be used with {args.labels.name}: its column split already says what is held out")
     if not (labels.targets == 1).any():
         raise ValueError(
             f"{args.labels.name}: no label is present, of {labels.targets.numel()} ({known_fraction(labels.targets):.0%} known): "
             "nothing to learn from"
         )
     words = _words(labels.class_names, args.names)
-    labels = _unlabelled(labels, images, use=args.use_unlabelled)
+    labels = _unlabelled(labels, images, use=args.use_unlabelled, folders=args.group == "folder")
     say(_about(labels))
     device = torch.device(args.device)
     if args.model == "embedded":
@@ -159,7 +168,7 @@ def run_train(args: argparse.Namespace) -> None:
     if not (labels.targets == 1).any():
         raise ValueError("no label is present in the images that can be read: nothing to learn from")
 
-    held = hold_out(labels.targets, args.hold_out, seed=args.seed)
+    held = _held(args, labels)
     trained = (labels.targets[~held] == 1).any(dim=0)  # classes
     if none := [name for name, own in zip(labels.class_names, trained.tolist(), strict=True) if not own]:
         shown = ", ".join(none[:5]) + (" …" if len(none) > 5 else "")
@@ -177,6 +186,7 @@ def run_train(args: argparse.Namespace) -> None:
         args.model, os.path.abspath(args.pretrained) if args.pretrained and os.path.exists(args.pretrained) else args.pretrained,
         digest, backbone.image_size, pool, templates, **about,
     )  # fmt: skip
+    say(f"writing scores and pictures of {len(labels.files)} images")
     written = _write(args, labels, held, head, saved, scores, estimates, features)
     say(lines)
     if args.model == "embedded":
@@ -197,6 +207,8 @@ def _check_train(args: argparse.Namespace) -> None:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if args.expected_positives is not None and args.expected_positives <= 0:
         raise ValueError(f"--expected-positives must be above 0, got {args.expected_positives:g}")
+    if args.separator == "":
+        raise ValueError("--separator must be what stands between names, got nothing; give ' ' for spaces")
     for template in args.templates or ():
         if "{}" not in template:
             raise ValueError(f"--template must hold {{}} for the class name, got {template!r}")
@@ -225,14 +237,20 @@ def _words(class_names: Sequence[str], given: Sequence[str]) -> dict[str, str]:
     return words
 
 
-def _unlabelled(labels: Labels, images: Sequence[str], *, use: bool) -> Labels:
-    """With the images that have no row, where they are wanted; either way it is said how many they are."""
+def _unlabelled(labels: Labels, images: Sequence[str], *, use: bool, folders: bool) -> Labels:
+    """With the images that have no row, where they are wanted; either way it is said how many they are.
+
+    Where ``folders`` are groups these images belong to some too; else each is a group by itself.
+    """
     listed = set(labels.files)
     others = [file for file in images if file not in listed]
     if others and use:
         say(f"{len(others)} images without a row take part with all labels unknown")
         rows = torch.full((len(others), len(labels.class_names)), float(UNKNOWN))
-        return labels._replace(files=labels.files + others, targets=torch.cat([labels.targets, rows]))
+        held = None if labels.held is None else torch.cat([labels.held, torch.zeros(len(others), dtype=torch.bool)])
+        own = [posixpath.dirname(file) if folders else file for file in others]
+        groups = None if labels.groups is None else labels.groups + own
+        return labels._replace(files=labels.files + others, targets=torch.cat([labels.targets, rows]), held=held, groups=groups)
     if others:
         say(f"{len(others)} images without a row are left out, such as {others[0]} (--use-unlabelled: train on guesses for them)")
     return labels
@@ -242,6 +260,8 @@ def _about(labels: Labels) -> str:
     present, absent = int((labels.targets == 1).sum()), int((labels.targets == 0).sum())
     known = f"{known_fraction(labels.targets):.0%} of {labels.targets.numel()} labels known"
     line = f"{len(labels.files)} images, {len(labels.class_names)} classes; {known}: {present} present, {absent} absent"
+    if labels.separator is not None:
+        line += f"\nnames in lists are separated by {labels.separator!r} (--separator, if that is wrong)"
     if labels.lists:
         line += "\nwhat a list does not name counts as unknown (--unlisted absent, if the lists are complete)"
     return line
@@ -262,7 +282,30 @@ def _readable(data: FolderImages, pooled: Tensor, files: Sequence[str]) -> Tenso
 
 
 def _only(labels: Labels, rows: Tensor) -> Labels:
-    return labels._replace(files=[labels.files[i] for i in rows.tolist()], targets=labels.targets[rows])
+    return labels._replace(
+        files=[labels.files[i] for i in rows.tolist()], targets=labels.targets[rows],
+        held=None if labels.held is None else labels.held[rows],
+        groups=None if labels.groups is None else [labels.groups[i] for i in rows.tolist()],
+    )  # fmt: skip
+
+
+def _held(args: argparse.Namespace, labels: Labels) -> Tensor:
+    """Which images are held out (N,); by which rule is said."""
+    if args.hold_out == 0:
+        return torch.zeros(len(labels.files), dtype=torch.bool)
+    if labels.held is not None:
+        held, rule = labels.held, "by the column split"
+    elif labels.groups is None:
+        held = hold_out(labels.targets, args.hold_out, seed=args.seed)
+        rule = "image by image (if some show the same scene, keep them together with --group or a column split)"
+    else:
+        held = hold_out(labels.targets, args.hold_out, seed=args.seed, groups=labels.groups)
+        sides = [len({group for group, own in zip(labels.groups, held.tolist(), strict=True) if own == side}) for side in (0, 1)]
+        rule = f"{sides[1]} of {sum(sides)} groups by {'folder' if args.group == 'folder' else f'column {args.group}'}"
+    say(f"hold-out: {int(held.sum())} of {len(held)} images, {rule}")
+    if held.all():
+        raise ValueError("no image is left to train on: the column split holds out all of them")
+    return held
 
 
 def _preset(args: argparse.Namespace, targets: Tensor) -> Preset:

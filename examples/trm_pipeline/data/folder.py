@@ -28,7 +28,7 @@ from trm_losses.labels import UNKNOWN
 
 from .list_cells import combined, split_cells
 
-__all__ = ["FolderImages", "Labels", "find_images", "hold_out", "read_image", "read_labels"]
+__all__ = ["FolderImages", "Labels", "escaped", "find_images", "hold_out", "read_image", "read_labels"]
 
 # Also what Pillow reads with a plug-in alone: a folder of HEIC files is not an empty one.
 _SUFFIXES = frozenset(
@@ -458,13 +458,19 @@ def _check_names(content: _Content) -> None:
             raise ValueError(f"{where(name)}: the classes {other!r} and {name!r} {spelling}")
 
 
+def escaped(name: str) -> str:
+    """A file's name as it can be printed and written: bytes that are no text are escaped."""
+    return name.encode(errors="backslashreplace").decode()
+
+
 def _match(rows: list[_Row], images: Sequence[str], mistakes: _Mistakes) -> list[str]:
     """The image file of each row."""
     whole = {_clean(file): file for file in images}
     others: dict[str, list[str]] = {}
     for file in images:
         stem = posixpath.splitext(file)[0]
-        for name in dict.fromkeys(map(_clean, (stem, posixpath.basename(file), posixpath.basename(stem)))):
+        written = escaped(file).replace("\\", "/")  # as names of rows are compared
+        for name in dict.fromkeys(map(_clean, (stem, posixpath.basename(file), posixpath.basename(stem), written))):
             others.setdefault(name, []).append(file)
     found: list[str] = []
     first: dict[str, str] = {}
