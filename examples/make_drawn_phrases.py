@@ -12,6 +12,7 @@ from trm_pipeline.data.cub import CUB
 from trm_pipeline.data.drawn_phrases import PHRASE_SETS, write_drawn_phrases
 from trm_pipeline.data.vg200 import VG200
 from trm_pipeline.experiment import counts
+from trm_pipeline.progress import escape_output
 
 READERS = {"cub": CUB, "vg200": VG200}
 
@@ -27,6 +28,7 @@ def tail(images: LabelledImages) -> str:
 
 
 def main() -> int:
+    escape_output()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("layout", choices=tuple(PHRASE_SETS))
     parser.add_argument("--root", type=folder_argument, default=CACHE, help="folder to write into")

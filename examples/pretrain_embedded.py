@@ -9,9 +9,11 @@ from pathlib import Path
 from trm_pipeline.checkpoint import CACHE, folder_argument
 from trm_pipeline.embedded import WEIGHTS_FILE
 from trm_pipeline.pretraining import PretrainingRecipe, pretrain
+from trm_pipeline.progress import escape_output
 
 
 def main() -> None:
+    escape_output()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument(
         "--output",

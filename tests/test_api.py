@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-PINNED = json.loads((Path(__file__).parent / "public_names.json").read_text())
+PINNED = json.loads((Path(__file__).parent / "public_names.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("module", PINNED)

@@ -76,7 +76,7 @@ def tiny_names(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("configs")
     for name, vision in (("tiny-vit", VIT), ("tiny-resnet", RESNET)):
         config = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": TEXT}
-        (folder / f"{name}.json").write_text(json.dumps(config))
+        (folder / f"{name}.json").write_text(json.dumps(config), encoding="utf-8")
     open_clip.add_model_config(folder)
     return folder
 
@@ -758,7 +758,7 @@ def test_load_folder(tiny_names: Path) -> None:
         "model_cfg": {"embed_dim": 16, "vision_cfg": VIT, "text_cfg": TEXT},
         "preprocess_cfg": {"mean": [0.1, 0.2, 0.3]},
     }
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    (folder / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(ValueError, match="pretrained must be None, got 'openai'; 'local-dir:.*' brings its own weights"):
         load_open_clip(f"local-dir:{folder}", "openai")
     backbone = load_open_clip(f"local-dir:{folder}")

@@ -63,7 +63,7 @@ def run(tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
     def command(root: Path, *arguments: str) -> list[dict[str, Any]]:
         typed = [str(root), "--device", "cpu", "--output", str(tmp_path / "out"), "--epochs", "2", *arguments]
         experiment.main(typed, given.SOURCE)
-        rows: list[dict[str, Any]] = json.loads((tmp_path / "out" / "results.json").read_text())
+        rows: list[dict[str, Any]] = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
         return rows
 
     return command
@@ -90,7 +90,7 @@ def test_numpy_reads_what_was_written(dtype: torch.dtype, tmp_path: Path) -> Non
         np.testing.assert_array_equal(files[name], values.numpy().astype({torch.float16: "f2", torch.float32: "f4"}[dtype]))
     np.testing.assert_array_equal(files["targets"], targets.numpy())
     np.testing.assert_array_equal(np.load(tmp_path / "text.npy"), TEXT.numpy())
-    assert json.loads((tmp_path / "meta.json").read_text()) == {"class_names": NAMES, "logit_scale": 7.0}
+    assert json.loads((tmp_path / "meta.json").read_text(encoding="utf-8")) == {"class_names": NAMES, "logit_scale": 7.0}
     assert (tmp_path / "train" / "ids.txt").read_text(encoding="utf-8").splitlines() == ids
 
 
@@ -100,7 +100,7 @@ def test_what_a_backbone_gives_is_a_batch(tmp_path: Path) -> None:
     write_features(tmp_path, "val", batches, targets=targets, class_names=NAMES, text=TEXT, logit_scale=20.0)
     turned = [(tokens.mT.contiguous().mT, pooled.T.contiguous().T)]  # the same numbers in another order in memory, no grid
     write_features(tmp_path, "test", turned, targets=targets, class_names=NAMES, text=TEXT, logit_scale=20.0)
-    assert json.loads((tmp_path / "meta.json").read_text())["grid"] == [2, 3], "that of the split before"
+    assert json.loads((tmp_path / "meta.json").read_text(encoding="utf-8"))["grid"] == [2, 3], "that of the split before"
     for name in ("tokens0.npy", "pooled0.npy"):
         np.testing.assert_array_equal(np.load(tmp_path / "test" / name), np.load(tmp_path / "val" / name))
     assert sorted(path.name for path in (tmp_path / "val").iterdir()) == ["pooled0.npy", "targets.npy", "tokens0.npy"]
@@ -213,7 +213,7 @@ def test_every_kind_of_method_runs_and_a_trained_head_scores_tokens(
     assert "reproduce_features.py" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
     before = (tmp_path / "out" / "results.json").read_bytes()
-    (tmp_path / "out" / "results.json").write_text(json.dumps(rows[:-3]))
+    (tmp_path / "out" / "results.json").write_text(json.dumps(rows[:-3]), encoding="utf-8")
     run(folder, *typed, "--resume")
     assert (tmp_path / "out" / "results.json").read_bytes() == before
     np.save(folder / "train" / "pooled1.npy", np.load(folder / "train" / "pooled0.npy")[::-1])
@@ -266,8 +266,8 @@ def test_saliency_is_drawn_over_images_that_the_ids_lead_to(
 
 def _meta(**changes: Any) -> Callable[[Path], None]:
     def change(root: Path) -> None:
-        found = json.loads((root / "meta.json").read_text())
-        (root / "meta.json").write_text(json.dumps({**found, **changes}))
+        found = json.loads((root / "meta.json").read_text(encoding="utf-8"))
+        (root / "meta.json").write_text(json.dumps({**found, **changes}), encoding="utf-8")
 
     return change
 
@@ -286,8 +286,8 @@ def _put(array: Any, index: Any, value: float) -> Any:
     [
         (shutil.rmtree, "meta.json not found .*no such folder.*write_features"),
         (lambda root: (root / "meta.json").unlink(), "meta.json not found .* holds: test, text.npy, train, val.; FEATURES is"),
-        (lambda root: (root / "meta.json").write_text("{"), "meta.json must be JSON"),
-        (lambda root: (root / "meta.json").write_text("[]"), "meta.json must be a JSON object, got list"),
+        (lambda root: (root / "meta.json").write_text("{", encoding="utf-8"), "meta.json must be JSON"),
+        (lambda root: (root / "meta.json").write_text("[]", encoding="utf-8"), "meta.json must be a JSON object, got list"),
         (_meta(class_names=NAMES[:3]), r"targets.npy must have shape \(n, 3\), got \(23, 4\)"),
         (_meta(class_names=["cat", "dog", "cat", "tree"]), "class_names must be different, got 'cat' 2 times"),
         (_meta(class_names="cat"), "class_names must be a list of names"),
@@ -313,7 +313,10 @@ def _put(array: Any, index: Any, value: float) -> Any:
         (_array("train/targets.npy", lambda a: _put(a, (2, 3), 2)), r"targets.npy must hold 1 .*, got 2; see trm_losses.labels"),
         (_array("train/targets.npy", lambda a: a * 0.5), r"targets.npy must hold 1 .*, got 0.5"),
         (lambda root: np.save(root / "test" / "penultimate0.npy", np.ones((8, 5))), r"penultimate0.npy must have shape \(9, W\)"),
-        (lambda root: (root / "test" / "ids.txt").write_text("a\nb\n"), "ids.txt must name 9 images, one a line, got 2"),
+        (
+            lambda root: (root / "test" / "ids.txt").write_text("a\nb\n", encoding="utf-8"),
+            "ids.txt must name 9 images, one a line, got 2",
+        ),
     ],
 )  # fmt: skip
 def test_a_folder_that_does_not_fit_is_one_line(

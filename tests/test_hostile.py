@@ -288,9 +288,9 @@ def devkit(tmp_path: Path) -> Path:
         (folder / name).mkdir(parents=True)
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     Image.fromarray(noise).save(folder / "JPEGImages" / "1.jpg")
-    (folder / "Annotations" / "1.xml").write_text("<annotation><object><name>dog</name></object></annotation>")
+    (folder / "Annotations" / "1.xml").write_text("<annotation><object><name>dog</name></object></annotation>", encoding="utf-8")
     for split in ("train", "test"):
-        (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("1\n")
+        (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("1\n", encoding="utf-8")
     return folder
 
 
@@ -325,13 +325,13 @@ def test_a_broken_image_ends_a_run_in_one_line_whoever_read_it(devkit: Path, tmp
     ids=["empty", "cut", "encoding", "another page", "no name"],
 )
 def test_an_annotation_of_something_else_is_named(devkit: Path, text: str, message: str) -> None:
-    (devkit / "Annotations" / "1.xml").write_text(text)
+    (devkit / "Annotations" / "1.xml").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         VOC(devkit.parent, split="train")
 
 
 def test_an_image_without_objects_has_all_labels_absent(devkit: Path) -> None:
-    (devkit / "Annotations" / "1.xml").write_text("<annotation><filename>1.jpg</filename></annotation>")
+    (devkit / "Annotations" / "1.xml").write_text("<annotation><filename>1.jpg</filename></annotation>", encoding="utf-8")
     assert VOC(devkit.parent, split="train").targets.tolist() == [[0.0] * 20]
 
 
@@ -339,7 +339,7 @@ def test_an_image_without_objects_has_all_labels_absent(devkit: Path) -> None:
 def test_a_broken_record_of_a_run_is_one_clear_line(name: str, tmp_path: Path) -> None:
     results = experiment.Results(tmp_path, [])
     results.start({"a": 1}, resume=False)
-    (tmp_path / name).write_text('{"a": ')
+    (tmp_path / name).write_text('{"a": ', encoding="utf-8")
     with pytest.raises(ValueError, match=f"{name} must be JSON that a run wrote, and cannot be read .*; start without --resume"):
         results.start({"a": 1}, resume=True)
     assert checkpoint.read_json(Path(__file__).parent / "public_names.json")

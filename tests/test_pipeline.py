@@ -57,7 +57,7 @@ def run(devkit, cache, tmp_path):
         args = ["--data-root", str(devkit), "--preset", "embedded", "--epochs", "2", "--cache", str(cache), *known]
         device = [] if "--device" in arguments else ["--device", "cpu"]
         experiment.main([*args, *device, "--output", str(output), *arguments])
-        return json.loads((output / "results.json").read_text())
+        return json.loads((output / "results.json").read_text(encoding="utf-8"))
 
     return command
 
@@ -477,7 +477,7 @@ def test_a_pattern_of_the_grid_runs_like_any_method(run, tmp_path, capsys):
     names = ["linear", "linear+ll-ct", "linear+ll-cp", "trm-region+vlpl"]
     assert [(row["method"], row["known"]) for row in rows] == [(name, known) for known in (0.5, "single") for name in names]
     out = tmp_path / "out"
-    assert json.loads((out / "run.json").read_text())["preset"]["losses"]["ll-ct"]["delta"] == 0.01
+    assert json.loads((out / "run.json").read_text(encoding="utf-8"))["preset"]["losses"]["ll-ct"]["delta"] == 0.01
     assert " 8/8 |" in (said := capsys.readouterr().out) and "| its own " in said
     pictures = {"map_against_known.png", "map_against_known-linear.png", "map_against_known-trm-region.png"}
     heads = {f"trm-region+vlpl-{known}-seed1.pt" for known in ("known0.5", "single")}
@@ -583,7 +583,7 @@ def test_pseudo_labels_are_counted_as_loops_count_them():
 def test_a_run_leaves_the_trace_of_its_pseudo_labels(run, tmp_path):
     run("--methods", "trm", "linear", "--set", "batch_size=4", "pseudo_warmup=0")
     (path,) = (tmp_path / "out" / "pseudo").iterdir()
-    points = json.loads(path.read_text())
+    points = json.loads(path.read_text(encoding="utf-8"))
     assert path.name == "trm-known0.5-seed1.json"
     assert [point["step"] for point in points] == [3, 5, 8, 10, 13, 15, 18, 20]
     assert points[-1]["decided"] > 0
@@ -595,7 +595,7 @@ def test_the_hidden_truth_changes_nothing_but_the_trace(run, tmp_path, monkeypat
     original = cells.train
     monkeypatch.setattr(cells, "train", lambda *a, truth, **k: original(*a, truth=1 - truth, **k))
     assert run(*settings, output=tmp_path / "b") == first
-    traces = [json.loads((tmp_path / name / "pseudo" / "trm-known0.5-seed1.json").read_text()) for name in "ab"]
+    traces = [json.loads((tmp_path / name / "pseudo" / "trm-known0.5-seed1.json").read_text(encoding="utf-8")) for name in "ab"]
     assert traces[0] != traces[1]
 
 
@@ -680,7 +680,7 @@ def test_a_killed_run_goes_on_to_the_same_results(moment, command, unbroken, tmp
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     finished = tmp_path / "out" / "results.json"
-    assert not finished.exists() or len(json.loads(finished.read_text())) < 4
+    assert not finished.exists() or len(json.loads(finished.read_text(encoding="utf-8"))) < 4
     experiment.main([*arguments, "--resume"])
     assert_same_run(tmp_path / "out", unbroken)
 
@@ -745,11 +745,11 @@ def test_without_resume_a_folder_is_begun_afresh(run, tmp_path):
     assert [row["method"] for row in rows] == ["linear"]
     assert run("--methods", "linear", "--resume", output=tmp_path / "nothing yet") == rows
     assert not list((tmp_path / "out" / "pseudo").iterdir())
-    assert json.loads((tmp_path / "out" / "run.json").read_text())["methods"] == ["linear"]
+    assert json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))["methods"] == ["linear"]
 
 
 def test_seconds_stand_beside_the_results(unbroken):
-    rows, times = (json.loads((unbroken / name).read_text()) for name in ("results.json", "times.json"))
+    rows, times = (json.loads((unbroken / name).read_text(encoding="utf-8")) for name in ("results.json", "times.json"))
     keys = ("method", "known", "seed")
     assert [[row[key] for key in keys] for row in rows] == [[row[key] for key in keys] for row in times]
     assert all(set(row) == COLUMNS for row in rows)
@@ -796,7 +796,7 @@ def test_the_end_of_a_run_is_the_end_of_its_processes(how, command, tmp_path):
             signal.signal(signal.SIGINT, signal.default_int_handler)  # which one started in the background lacks
             experiment.main()
     """)
-    (tmp_path / "command.py").write_text(code)
+    (tmp_path / "command.py").write_text(code, encoding="utf-8")
     process = subprocess.Popen(
         [sys.executable, "command.py", *arguments], env=environment, cwd=tmp_path, start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
@@ -997,7 +997,8 @@ def test_kernels_belong_to_the_part_that_launched_them():
 
 def profiled_parts(path):
     """Head and rows of a profile's table."""
-    head, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in path.read_text().splitlines() if "|" in line)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    head, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "|" in line)
     return head, {name: dict(zip(head[1:], row, strict=True)) for name, *row in rows}
 
 
@@ -1011,7 +1012,7 @@ def test_a_profile_changes_nothing_and_tells_parts_apart(run, tmp_path, capsys):
     assert "before_epoch" not in vars(methods.LinearProbe)
     assert len(list((tmp_path / "a" / "profile").iterdir())) == 3 and not (tmp_path / "b" / "profile").exists()
     path = tmp_path / "a" / "profile" / "trm-known0.5-seed1.md"
-    assert path.read_text() in out and "mean of 3 in the last epoch" in out
+    assert path.read_text(encoding="utf-8") in out and "mean of 3 in the last epoch" in out
     head, parts = profiled_parts(path)
     assert head == ["part", "forward ms", "backward ms", "share", "kept MiB", "peak MiB"]
     assert set(parts) == {"reading", "text", "pooling", "matching", "distillation", "contrast", "labeller", "bank", "optimiser",
@@ -1048,7 +1049,8 @@ def test_unseen_classes_are_scored_by_name(run, tmp_path, devkit, backbone, monk
     run(*settings)
     labels = VOC(devkit, 2007, "train").targets[:, :-4]
     assert torch.equal(seen[0][2], keep_single_positive(labels, seed=0)) and torch.equal(seen[1][2], hide_labels(labels, 0.5))
-    rows = [json.loads((tmp_path / "out" / "unseen" / f"trm-unseen4-{s}-seed1.json").read_text()) for s in ("single", "known0.5")]
+    files = [tmp_path / "out" / "unseen" / f"trm-unseen4-{setting}-seed1.json" for setting in ("single", "known0.5")]
+    rows = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     assert [row["known"] for row in rows] == ["single", 0.5] and rows[0]["unseen"] == ["sheep", "sofa", "train", "tvmonitor"]
     plain = eval_transform(224, mean=backbone.image_mean, std=backbone.image_std)
     images = VOC(devkit, 2007, "test", transform=plain)

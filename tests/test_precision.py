@@ -147,11 +147,11 @@ def test_table_of_trust(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     """All cells into the file; the worst of a column into the table, bold where it does not pass, "-" where there is none."""
     name = "distillation of features"
     trust.main(["--only", name, "--without", "compiled", "ranks", "peers", "--json", str(tmp_path / "trust.json")])
-    rows = json.loads((tmp_path / "trust.json").read_text())["cells"]
+    rows = json.loads((tmp_path / "trust.json").read_text(encoding="utf-8"))["cells"]
     assert [row["precision"] for row in rows] == 2 * ["float32", "bf16", "fp16", "autocast bf16", "autocast fp16"]
     assert all(row["settings"] == 12 and row["gradient at"]["magnitude"] > 0 for row in rows[:5])
     assert [row["value"] for row in rows[5:]] == 5 * [None]  # no state to save
-    assert (tmp_path / "trust.md").read_text() in capsys.readouterr().out
+    assert (tmp_path / "trust.md").read_text(encoding="utf-8") in capsys.readouterr().out
     part = trust.named(name)
 
     def line(**changed: Any) -> str:

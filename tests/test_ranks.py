@@ -342,7 +342,7 @@ def test_torchrun_gives_the_table_of_one_process(unbroken: tuple[Path, str], dra
     arguments = ["--data-root", str(drawn), "--preset", "embedded", "--device", "cpu", "--known", "0.5", *ARGUMENTS]
     experiment.main([*arguments, "--unseen", "4", "--cache", str(output.parent / "cache"), "--output", str(tmp_path)])
     for name in ("results.json", "unseen/trm-unseen4-known0.5-seed1.json"):
-        two, one = (json.loads((folder / name).read_text()) for folder in (output, tmp_path))
+        two, one = (json.loads((folder / name).read_text(encoding="utf-8")) for folder in (output, tmp_path))
         two, one = ((value if isinstance(value, list) else [value]) for value in (two, one))
         for a, b in zip(two, one, strict=True):
             assert a.keys() == b.keys()
@@ -357,12 +357,12 @@ def test_a_rank_that_dies_or_hangs_ends_the_run(
 ) -> None:
     """With a message; what was done goes on from its checkpoint, to the results of the unbroken run."""
     (tmp_path / "cache").symlink_to(unbroken[0].parent / "cache")
-    (tmp_path / "held.py").write_text(HELD)
+    (tmp_path / "held.py").write_text(HELD, encoding="utf-8")
     process = launch(drawn, tmp_path / "out", *ARGUMENTS, "--unseen", "4", script=(tmp_path / "held.py", tmp_path))
     while not (tmp_path / "held").exists():
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
-    os.kill(int((tmp_path / "rank1").read_text()), how)
+    os.kill(int((tmp_path / "rank1").read_text(encoding="utf-8")), how)
     (tmp_path / "go").touch()
     _, error = process.communicate(timeout=300)
     assert process.returncode != 0

@@ -59,7 +59,7 @@ def test_commands_of_the_pages_are_understood(tmp_path, monkeypatch):
     from trm_pipeline import experiment, given
 
     (tmp_path / "FEATURES").mkdir()
-    (tmp_path / "FEATURES" / "meta.json").write_text('{"class_names": ["cat", "dog"], "logit_scale": 100}')
+    (tmp_path / "FEATURES" / "meta.json").write_text('{"class_names": ["cat", "dog"], "logit_scale": 100}', encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     lines = [line for page in PAGES for line in page.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()]
     commands = [found.groups() for line in lines if (found := re.match(r"\S*python examples/reproduce_(\w+)\.py([^`]*)", line))]

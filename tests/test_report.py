@@ -124,8 +124,8 @@ def test_traces_are_drawn_by_method_and_variants_beside_the_whole(tmp_path):
     names = ["trm-known0.1-seed1", "trm-known0.1-seed2", "trm-single-seed1", "trm-region-pseudo-known0.1-seed1"]
     variants = ["trm-no-contrast-known0.1-seed1", "trm-rule-logit-known0.1-seed1", "trm-rule-logit-single-seed1"]
     for name in (*names, *variants):
-        (tmp_path / f"{name}.json").write_text(json.dumps(trace()))
-    (tmp_path / "trm-known0.5-seed1.json").write_text("[]")  # nothing was measured
+        (tmp_path / f"{name}.json").write_text(json.dumps(trace()), encoding="utf-8")
+    (tmp_path / "trm-known0.5-seed1.json").write_text("[]", encoding="utf-8")  # nothing was measured
     assert {key: set(group) for key, group in report._trace_groups(tmp_path).items()} == {
         "trm": set(names[:3]),
         "trm-region-pseudo": {names[3]},
@@ -219,10 +219,10 @@ def output_folder(path):
     rows = [row(m, k, s, v + s) for m, v in (("text-pixel", 81.0), ("trm", 83.0)) for k in (0.1, "single") for s in (1, 2)]
     rows += [row("trm-no-contrast", 0.1, s, 82.5 + s) for s in (1, 2)]
     checkpoint.write_json(path / "results.json", rows)
-    (path / "run.json").write_text(json.dumps({"seeds": [1, 2], "preset": {"name": "embedded"}}))
+    (path / "run.json").write_text(json.dumps({"seeds": [1, 2], "preset": {"name": "embedded"}}), encoding="utf-8")
     (path / "pseudo").mkdir()
-    (path / "pseudo" / "trm-known0.1-seed1.json").write_text(json.dumps(trace()))
-    (path / "pseudo" / "trm-known0.9-seed1.json").write_text("[]")
+    (path / "pseudo" / "trm-known0.1-seed1.json").write_text(json.dumps(trace()), encoding="utf-8")
+    (path / "pseudo" / "trm-known0.9-seed1.json").write_text("[]", encoding="utf-8")
     return path
 
 

@@ -361,7 +361,7 @@ def test_the_benchmark_compares_what_it_times(monkeypatch: pytest.MonkeyPatch, t
     threads = torch.get_num_threads()
     try:
         benchmark.main(["--rounds", "2", "--json", str(tmp_path / "figures.json")])
-        figures = json.loads((tmp_path / "figures.json").read_text())["prompts"]
+        figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))["prompts"]
         assert [(row["mode"], row["classes"], row["chunk_size"]) for row in figures] == [
             ("shared", 5, None),
             ("shared", 5, 2),

@@ -1,12 +1,15 @@
 """A folder of one's own images: label files, split, thresholds, and the whole way from images to scores of others."""
 
 import csv
+import io
 import itertools
 import json
 import math
 import os
 import re
+import runpy
 import shlex
+import shutil
 import struct
 import subprocess
 import sys
@@ -63,6 +66,110 @@ def test_lists_say_what_is_present(text, absent, tmp_path):
     labels = read(tmp_path, text, unlisted_absent=absent)
     assert labels.class_names == ["cat", "dog"] and labels.lists != absent
     assert labels.targets.tolist() == [[1, 1], [0, 0] if absent else [-1, -1]]
+
+
+# What a column of lists says: the cells, the separator that is found, and the names of each cell.
+LISTS = {
+    "#": (["car#dog", "dog"], "#", ["car dog", "dog"]),
+    "a trailing separator": (["car;", "dog;", ""], ";", ["car", "dog", ""]),
+    "spaces, in many combinations": (["car dog", "dog bus car", "dog", "bus", "car bus", "car"], " ", ["car dog", "dog bus car", "dog", "bus", "car bus", "car"]),  # noqa: E501
+    "numbers by spaces": (["16 0", "7 1", "5"], " ", ["16 0", "7 1", "5"]),
+    "a comma within names": (["A, b|C", "A, b", "C"], "|", ["A,_b C", "A,_b", "C"]),
+    "a comma within names that have parts in common": (["A, b|C", "A, d|E, b", "E, d", "C"], "|", ["A,_b C", "A,_d E,_b", "E,_d", "C"]),  # noqa: E501
+    "spaces and # within names": (["C# x|go", "go", "C# x"], "|", ["C#_x go", "go", "C#_x"]),
+    "quoted names": (["'A, b', 'C'", '"C"'], ",", ["A,_b C", "C"]),
+    "names that hold spaces": (["polar bear", "zebra", "polar bear"], None, ["polar_bear", "zebra", "polar_bear"]),
+    "JSON": (['["car", "dog \\u00e9"]', "[]", '["car"]'], None, ["car dog_é", "", "car"]),
+    "Python": (["['car', 'dog']", "['A, b']", "('car',)"], None, ["car dog", "A,_b", "car"]),
+    "numpy": (["['car' 'dog']", "['car']"], None, ["car dog", "car"]),
+    "no quotes": (["[car, dog]", "[dog]"], ",", ["car dog", "dog"]),
+    "Label Studio": (['{"choices": ["car", "dog"]}', "car"], None, ["car dog", "car"]),
+    "other scripts": (["猫、犬", "犬"], "、", ["猫 犬", "犬"]),
+}  # fmt: skip
+
+
+def write_lists(cells, header="image_name,tags"):
+    out = io.StringIO()
+    csv.writer(out).writerows([header.split(","), *([f"{i}.jpg", cell] for i, cell in enumerate(cells))])
+    return out.getvalue(), [f"{i}.jpg" for i in range(len(cells))]
+
+
+@pytest.mark.parametrize("case", LISTS)
+def test_the_separator_of_lists_belongs_to_the_file(case, tmp_path):
+    cells, separator, names = LISTS[case]
+    text, images = write_lists(cells)
+    labels = read(tmp_path, text, images=images)
+    found = [{labels.class_names[c] for c in (row == 1).nonzero().flatten()} for row in labels.targets]
+    assert found == [{name.replace("_", " ") for name in row.split()} for row in names] and labels.separator == separator
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        (["car dog", "dog bus"], "line 2, column tags: 'car dog' may be one name or a list; say --separator ' ' if it is a list"),
+        (["polar bear", "brown bear", "zebra"], "'polar bear' may be one name or a list"),
+        (["car/dog", "dog"], "say --separator '/' if it is a list"),
+        (["zebra", "Train, steam", "Train, steam"], "line 3, column tags: 'Train, steam' may be one name or a list"),
+        (["cat,dog", "dog,bird", "cat|dog", "bird"], "may be separated by '|' or ','; say which it is with --separator"),
+        (['["car", "dog"]', "car,dog"], "'car,dog' is no array such as those of other cells"),
+        (['{"car": 1, "dog": 0}', "car"], "is no list of names"),
+    ],
+)
+def test_what_may_be_a_list_or_a_name_is_asked(cells, said, tmp_path):
+    text, images = write_lists(cells)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        read(tmp_path, text, images=images)
+
+
+@pytest.mark.parametrize(("separator", "names"), [(" ", ["car", "dog"]), (";", ["car dog", "dog"]), ("::", ["car dog", "dog"])])
+def test_a_separator_that_is_said_is_taken(separator, names, tmp_path):
+    text, images = write_lists(["car dog", "dog"], "ImageID,Labels")
+    assert read(tmp_path, text, images=images, separator=separator).class_names == names
+    with pytest.raises(ValueError, match="--separator is for a column of lists"):
+        read(tmp_path, "image,cat\na.jpg,1\n", separator=separator)
+
+
+@pytest.mark.parametrize("header", ["filename,categories", "Id,Target", "ImageID,LabelName", "x,attribute_ids", "x,Tags"])
+def test_headers_of_a_column_of_lists(header, tmp_path):
+    assert read(tmp_path, f"{header}\na.jpg,cat|dog\n").class_names == ["cat", "dog"]
+
+
+# ---------------------------------------------------------------------------------------------- the split of the file
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("image,cat,split,scene\na.jpg,1,Train,s\nb.jpg,0,hold_out,s\nsub/c.png,1,val,\n", "labels.csv"),
+        ("image,SPLIT,scene,tags\na.jpg,training,s,cat|dog\nb.jpg,test,s,dog\nsub/c.png,Valid,,cat\n", "labels.csv"),
+        (
+            '{"image": "a.jpg", "labels": {"cat": 1}, "split": "train", "scene": "s"}\n'
+            '{"image": "b.jpg", "labels": {"cat": 0}, "split": "Held out", "scene": "s"}\n'
+            '{"image": "sub/c.png", "labels": {}, "split": "dev"}\n',
+            "x.jsonl",
+        ),
+    ],
+)
+def test_a_file_says_which_images_are_held_out_and_which_belong_together(text, name, tmp_path):
+    labels = read(tmp_path, text, name=name, group="scene")
+    assert labels.held.tolist() == [False, True, True] and labels.files == ["a.jpg", "b.jpg", "sub/c.png"]
+    assert labels.groups[0] == labels.groups[1] == "s" != labels.groups[2] and "split" not in labels.class_names
+    assert read(tmp_path, text.replace("scene", "folder"), name=name, group="folder").groups == labels.groups
+    if name == "x.jsonl":
+        assert read(tmp_path, text, name=name, group="folder").groups == ["", "", "sub"]
+
+
+@pytest.mark.parametrize(
+    ("text", "group", "said"),
+    [
+        ("image,cat,split\na.jpg,1,3\n", None, "line 2, split: '3' is no side; wanted train, or one of val, test and hold-out"),
+        ("image,cat,split\na.jpg,1,\n", None, "line 2, split: '' is no side"),
+        ("image,cat\na.jpg,1\n", "scene", "--group must be folder or a column"),
+        ("image,split\na.jpg,train\n", None, "the header must name a column for each class"),
+        ("image,cat,scene\na.jpg,1,kitchen\n", None, "or name it with --group"),
+    ],
+)
+def test_mistakes_of_the_split_are_told(text, group, said, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        read(tmp_path, text, group=group)
 
 
 def test_lines_of_json(tmp_path):
@@ -133,6 +240,7 @@ def test_a_name_of_two_images_is_refused(tmp_path):
         ('{"image": "a.jpg", "labels": ["cat"]}\n{"image": ', "x.jsonl, line 2, column 11: not JSON"),
         ('[{"image": "a.jpg", "labels": ["cat"]}]', "wanted one object a line"),
         ('{"image": "a.jpg"}', "wanted one object a line"),
+        ('{"image": "a.jpg", "labels": ["cat,dog", "cat", "dog"]}', "line 1: 'cat,dog' consists of other classes"),
         ('{"image": "a.jpg", "labels": [1]}', "a list of labels must hold names"),
         ('{"image": "a.jpg", "labels": ["cat"]}\n{"image": "b.jpg", "labels": {"cat": 1}}', "lists in some lines and objects"),
     ],
@@ -186,7 +294,7 @@ def test_links_are_followed_and_content_tells_what_is_an_image(tmp_path, capsys)
     (photos / "above").symlink_to(tmp_path)
     (photos / "self").symlink_to(photos / "self")
     (photos / "gone.png").symlink_to(tmp_path / "nothing.png")
-    (photos / "labels.csv").write_text("image,cat\n")
+    (photos / "labels.csv").write_text("image,cat\n", encoding="utf-8")
     (photos / "Thumbs.db").touch()
     os.mkfifo(photos / "pipe.png")
     own = ["a.png", "deep/b.JFIF"]
@@ -323,6 +431,23 @@ def test_hold_out_shares_every_class(count, classes, known, seed):
             assert 1 <= out <= max(2, 0.5 * present + 1)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_hold_out_keeps_groups_together(seed):
+    rng = np.random.default_rng(seed)
+    groups = [f"scene {g}" for g in rng.integers(0, 20, 100)]
+    of_scene = {name: (rng.random(4) < 0.4).astype(float) for name in sorted(set(groups))}
+    targets = torch.tensor(np.array([np.where(rng.random(4) < 0.7, of_scene[name], -1) for name in groups]))
+    held = hold_out(targets, 0.2, seed=seed, groups=groups).tolist()
+    sides = {name: {side for side, other in zip(held, groups, strict=True) if other == name} for name in of_scene}
+    assert all(len(side) == 1 for side in sides.values())
+    assert 10 <= sum(held) <= 35
+    for c in range(4):
+        having = {groups[i] for i in range(100) if targets[i, c] == 1}
+        assert len(having) < 4 or {True, False} == set().union(*(sides[name] for name in having))
+    for names in (["all"] * 100, ["one", *["other"] * 99]):  # nothing that could be spared
+        assert not hold_out(targets, 0.2, groups=names)[1:].any()
+
+
 def test_hold_out_of_next_to_nothing():
     assert hold_out(torch.tensor([[1.0, 0.0]]), 0.2).tolist() == [False]
     assert hold_out(torch.full((5, 2), -1.0), 0.2).sum() == 0
@@ -365,6 +490,20 @@ def test_no_threshold_from_few_labels():
     assert folder_model.choose_threshold(scores, (scores > 0.3).float(), least=5) is None  # four absent
     assert folder_model.choose_threshold(scores, (scores > 0.5).float(), least=5) == pytest.approx(0.5)
     assert folder_model.choose_threshold(scores[:0], scores[:0]) is None
+
+
+# ---------------------------------------------------------------------------------------------------------- sheets
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("count", [3, 24])
+def test_a_sheet_shows_the_highest_entries_of_images_and_classes_in_turn(count, seed):
+    order = torch.randint(0, 30, (40, 6), generator=torch.Generator().manual_seed(seed)) / 30  # many are equal
+    order[:, 5] = 0
+    most, chosen = max(2, math.ceil(count / 5)), []
+    for value, i, c in sorted((-float(order[i, c]), i, c) for i in range(40) for c in range(6)):
+        own = sum(other == c for _, other in chosen)
+        if -value >= 0.1 and len(chosen) < count and own < most and all(other != i for other, _ in chosen):
+            chosen.append((i, c))
+    assert folder_run._varied(order, 0.1, count) == chosen
 
 
 # ----------------------------------------------------------------------------------------------------- the whole way
@@ -453,7 +592,7 @@ def test_the_split_is_written_and_the_figures_are_of_it(trained, images):
         if 0 < sum(ranked) < len(ranked):
             hits = [sum(ranked[: k + 1]) / (k + 1) for k, y in enumerate(ranked) if y]
             precisions.append(sum(hits) / len(hits))
-    figures = json.loads((run / "model.json").read_text())["scores"]
+    figures = json.loads((run / "model.json").read_text(encoding="utf-8"))["scores"]
     assert figures["classes_scored"] == len(precisions) == 3 and figures["images"] == len(held)
     assert figures["mAP"] == pytest.approx(100 * sum(precisions) / 3, abs=0.01)
     assert f"trained                  {figures['mAP']:5.1f}" in printed
@@ -461,7 +600,7 @@ def test_the_split_is_written_and_the_figures_are_of_it(trained, images):
 
 def test_thresholds_are_applied_as_they_are_written(trained):
     run, _ = trained
-    classes = json.loads((run / "model.json").read_text())["classes"]
+    classes = json.loads((run / "model.json").read_text(encoding="utf-8"))["classes"]
     assert list(classes) == CLASSES and not classes["sheep"]["trained"] and classes["sheep"]["threshold"] == 0.5
     assert {about["threshold_from"].split(":")[0] for about in classes.values()} <= {"hold-out", "default"}
     for row in read_csv(run / "scores.csv"):
@@ -494,10 +633,10 @@ def test_prediction_refuses_another_backbone_and_folders_without_a_model(trained
         folder_run.main(["predict", str(tmp_path), *arguments])
     with pytest.raises(SystemExit, match="--pretrained x is of another model"):
         folder_run.main(["predict", str(run), *arguments, "--pretrained", "x"])
-    (tmp_path / "model.json").write_text("{}")
+    (tmp_path / "model.json").write_text("{}", encoding="utf-8")
     with pytest.raises(SystemExit, match="is not the model.json of a folder"):
         folder_run.main(["predict", str(tmp_path), *arguments])
-    (tmp_path / "s.csv").write_text("image,cat\n")
+    (tmp_path / "s.csv").write_text("image,cat\n", encoding="utf-8")
     with pytest.raises(SystemExit, match="exists and was not written by predict"):
         folder_run.main(["predict", str(run), *arguments])
     (tmp_path / "s.csv").unlink()
@@ -525,7 +664,8 @@ def test_a_model_of_open_clip_from_a_weights_file(images, cache, tmp_path, capsy
 
     vision = {"image_size": 64, "patch_size": 16, "width": 32, "head_width": 16, "layers": 1}
     words = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
-    (tmp_path / "tiny-vit.json").write_text(json.dumps({"embed_dim": 16, "vision_cfg": vision, "text_cfg": words}))
+    config = json.dumps({"embed_dim": 16, "vision_cfg": vision, "text_cfg": words})
+    (tmp_path / "tiny-vit.json").write_text(config, encoding="utf-8")
     open_clip.add_model_config(tmp_path / "tiny-vit.json")
     torch.manual_seed(0)
     files = [tmp_path / name for name in ("w.pt", "other.pt")]
@@ -546,7 +686,7 @@ def test_a_model_of_open_clip_from_a_weights_file(images, cache, tmp_path, capsy
     said = capsys.readouterr().out.splitlines()
     assert not any("demonstration" in line for line in said)
     assert sum("the same for 4 ('a lap top') and 5 ('A lap top'); they cannot" in line for line in said) == 1
-    saved = json.loads((tmp_path / "run" / "model.json").read_text())
+    saved = json.loads((tmp_path / "run" / "model.json").read_text(encoding="utf-8"))
     assert saved["pretrained"] == "openai" and saved["image_size"] == [96, 96]
     assert saved["classes"]["a_lap top"]["words"] == "a lap top"
     predict = ["predict", str(tmp_path / "run"), str(images[0] / "1.png"), "--output", str(tmp_path / "s.csv"), "--device", "cpu"]
@@ -591,6 +731,18 @@ def test_an_unknown_label_hardly_counts_as_absent(classes):
             ["labels"], ["--hold-out", "0.4"], "is too low where lists",
         ),
         ({"1.png": [1, 0], "2.png": [0, 1]}, ["car", "dog"], ["--hold-out", "0", "--use-unlabelled"], "36 images without a row"),
+        (
+            {"1.png": [1, "train"], "2.png": [0, "train"], "4.png": [1, "val"], "6.png": [0, "test"], "7.png": [1, "test"]},
+            ["car", "split"], [], "hold-out: 3 of 5 images, by the column split",
+        ),
+        (
+            {"1.png": [1, "x"], "2.png": [0, "x"], "4.png": [1, "y"], "6.png": [0, "y"], "7.png": [1, "y"]},
+            ["car", "scene"], ["--group", "scene"], "hold-out: 2 of 5 images, 1 of 2 groups by column scene",
+        ),
+        (
+            {"1.png": [1], "2.png": [0], "λόφος/0.jpg": [1], "λόφος/5.jpg": [0], "4.png": [1]},
+            ["car"], ["--group", "folder", "--use-unlabelled"], "hold-out: 8 of 36 images, 1 of 2 groups by folder",
+        ),
         ({"1.png": [1, 0], "2.png": [0, 1]}, ["car", "Ding"], ["--names", "Ding=dog"], "36 images without a row are left out"),
     ],
 )  # fmt: skip
@@ -619,6 +771,46 @@ def test_prediction_on_names_that_are_not_utf8(trained, images, tmp_path, capsys
     assert [row["image"] for row in read_csv(tmp_path / f"{odd}.csv")] == ["caf\\udce9.png"]
     entry = folder_pictures.Entry(f"{odd}.png", odd, "guess 0.50", 0.5, np.ones((2, 2)))
     folder_pictures.draw_entries(tmp_path / "sheet.png", "title", photos, [entry])
+def ascii_output(monkeypatch):
+    """Standard output of a machine whose encoding has next to nothing; what it got."""
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    return lambda: (sys.stdout.flush(), raw.getvalue().decode())[1]
+
+
+SCRIPTS = sorted(path.stem for path in (ROOT / "examples").glob("*.py") if path.stem != "minimal_loop")  # takes no arguments
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_command_prints_into_any_encoding(script, monkeypatch, tmp_path):
+    named = shutil.copy(ROOT / "examples" / f"{script}.py", tmp_path / "λόφος.py")  # which the help says
+    printed = ascii_output(monkeypatch)
+    monkeypatch.setattr(sys, "argv", [str(named), "--help"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(named), run_name="__main__")
+    assert not caught.value.code and "\\u03bb" in printed()
+
+
+def test_no_name_ends_a_run(images, cache, tmp_path, monkeypatch):
+    """A class in another script, printed in ASCII, and a file whose name is not UTF-8, in every file that is written."""
+    folder, run = tmp_path / "λόφος", tmp_path / "run"
+    folder.mkdir()
+    for i in (1, 2, 4, 6):
+        shutil.copy(images[0] / f"{i}.png", folder)
+    odd = os.fsdecode(b"caf\xe9.png")
+    try:
+        (folder / "1.png").rename(folder / odd)
+    except OSError:
+        pytest.skip("the file system takes names in UTF-8 alone")
+    rows = {"caf\\udce9.png": [1, 1, 1], "2.png": [1, 0, 0], "4.png": [0, 1, ""], "6.png": [0, 0, 1]}
+    labels = write_table(tmp_path / "labels.csv", rows, classes=["σκύλος", "car", "person"])
+    printed = ascii_output(monkeypatch)
+    folder_run.main(["train", str(folder), str(labels), "--output", str(run), "--names", "σκύλος=dog", "--hold-out", "0",
+                     "--epochs", "1", *cache])  # fmt: skip
+    folder_run.main(["predict", str(run), str(folder), "--output", str(tmp_path / "s.csv"), "--workers", "0", "--device", "cpu"])
+    assert "\\u03c3\\u03ba" in printed()
+    for file in (run / "scores.csv", run / "split.csv", run / "contradicted.csv", tmp_path / "s.csv"):
+        assert "caf\\udce9.png" in [row["image"] for row in read_csv(file)]
 
 
 def test_a_class_without_a_present_label_is_scored_by_name(trained):
@@ -699,6 +891,14 @@ def test_one_process_trains(images, tmp_path, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(SystemExit, match="train_folder.py must run in one process, got 2 of torchrun"):
         folder_run.main(["train", str(images[0]), str(write_table(tmp_path / "labels.csv", images[1])), "--device", "cpu"])
+
+
+def test_a_split_leaves_nothing_to_group(images, cache, tmp_path):
+    labels = write_table(tmp_path / "labels.csv", {"1.png": [1, "val"], "2.png": [1, "val"]}, classes=["car", "split"])
+    command = ["train", str(images[0]), str(labels), "--output", str(tmp_path / "run"), *cache]
+    for options, said in ((["--group", "folder"], "its column split already says"), ([], "no image is left to train on")):
+        with pytest.raises(SystemExit, match=said):
+            folder_run.main([*command, *options])
 
 
 @pytest.mark.parametrize("value", [0, "?"])

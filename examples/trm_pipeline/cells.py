@@ -32,7 +32,7 @@ from .grid import build_method
 from .methods import TRM, ZERO_SHOT, Encode, Method, Setting, zero_shot_tokens
 from .presets import VARIANTS, Known, Preset
 from .profiling import profiled, recorded
-from .progress import say, without_bars
+from .progress import escape_output, say, without_bars
 from .report import Row
 from .training import Trained, score, train
 from .wrapped import unwrapped
@@ -276,6 +276,7 @@ def _start_worker(args: argparse.Namespace, prepare: Callable[[argparse.Namespac
     torch.set_num_threads(max(1, min(torch.get_num_threads(), cores() // args.jobs)))
     if args.deterministic:
         use_deterministic_algorithms()
+    escape_output()
     without_bars()
     _worker = prepare(args), args
 

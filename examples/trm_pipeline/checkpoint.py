@@ -59,7 +59,7 @@ def write_json(path: Path, value: object) -> None:
 def read_json(path: Path) -> Any:
     """What :func:`write_json` wrote."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} must be JSON that a run wrote, and cannot be read ({error}); start without --resume") from error
 

@@ -32,7 +32,7 @@ from .grid import HEADS, NAMES, PEERS, build_method, choose_methods
 from .methods import METHODS, ZERO_SHOT, Setting
 from .pictures import choose_images, collect_saliency
 from .presets import LOSSES, PRESETS, VARIANTS, Known, Preset, override, pseudo_schedule
-from .progress import Scalars, Sweep, say, warnings_said
+from .progress import Scalars, Sweep, escape_output, say, warnings_said
 from .report import Row, ablation_rows, ablation_table, grid_tables, main_rows, make_report, markdown_table
 from .unseen import unseen_row, unseen_table
 
@@ -514,6 +514,7 @@ def look_at_images(data: Prepared, cells: Sequence[Cell], output: Path) -> None:
 
 def main(argv: Sequence[str] | None = None, source: Source = voc.SOURCE) -> None:
     """Entry point; errors of data, names and settings are one line without a traceback."""
+    escape_output()
     args = parser(source).parse_args(argv)
     args.typed = list(sys.argv[1:] if argv is None else argv)
     try:

@@ -325,7 +325,7 @@ def cache_features(
                     images, backbone, token_pool=token_pool, device=device, mirror=bool(view), workers=workers
                 )
                 _write_view(partial, view, live, batch_size)
-            (partial / "key.json").write_text(json.dumps(key))
+            (partial / "key.json").write_text(json.dumps(key), encoding="utf-8")
             try:
                 partial.rename(folder)
             except OSError:

@@ -7,18 +7,25 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from threading import RLock
 from typing import TypeVar
 
 from tqdm import tqdm
 
-__all__ = ["Scalars", "Sweep", "progress", "say", "warnings_said", "without_bars", "without_words"]
+__all__ = ["Scalars", "Sweep", "escape_output", "progress", "say", "warnings_said", "without_bars", "without_words"]
 
 T = TypeVar("T")
 
 _bars = True
 _words = True
+
+
+def escape_output() -> None:
+    """Characters that standard output cannot encode are escaped, as they are in errors: a name must not end a run."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def without_bars() -> None:
@@ -55,8 +62,7 @@ def progress(items: Iterable[T], description: str, *, total: int | None = None) 
 def say(line: str) -> None:
     """A line that does not tear a bar apart, seen at once even through a pipe."""
     if _words:
-        encoding = sys.stdout.encoding or "utf-8"  # which may lack characters, and not all names of files have any
-        tqdm.write(line.encode(encoding, "backslashreplace").decode(encoding), file=sys.stdout)
+        tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
 
 

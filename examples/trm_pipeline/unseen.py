@@ -52,7 +52,7 @@ def unseen_row(data: Prepared, cell: Cell, args: argparse.Namespace) -> dict[str
             return row
         write_json(path, row)
     checkpoint_path(args.output, cell).unlink(missing_ok=True)
-    row = json.loads(path.read_text())
+    row = json.loads(path.read_text(encoding="utf-8"))
     return row
 
 

@@ -97,7 +97,7 @@ def _read_labels(path: Path, count: int, min_certainty: int) -> torch.Tensor:
     if not path.is_file():
         raise FileNotFoundError(f"CUB: {path} not found ({path.parent} holds: {found_in(path.parent)}); wanted is {LAYOUT}")
     try:
-        table = np.loadtxt(path, dtype=np.int32, usecols=range(4), comments=None, ndmin=2)
+        table = np.loadtxt(path, dtype=np.int32, usecols=range(4), comments=None, ndmin=2, encoding="utf-8")
     except ValueError as error:
         raise ValueError(f"CUB: {path} must have image, attribute, presence and certainty in each line ({error})") from error
     image, attribute, present, certainty = table.T

@@ -54,7 +54,7 @@ class VG200(LabelledImages):
             raise ValueError(f"VG200: {listing} lists no image; restore the file")
         if not index.is_file():
             raise FileNotFoundError(f"VG200: {index} not found ({lists} holds: {found_in(lists)}); wanted is {LAYOUT}")
-        present = json.loads(index.read_text(), object_pairs_hook=partial(_once, index))
+        present = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=partial(_once, index))
         targets = torch.zeros(len(images), _COUNT)
         for row, image in enumerate(images):
             if image not in present:

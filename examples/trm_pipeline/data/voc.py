@@ -123,7 +123,8 @@ class VOC(LabelledImages):
             if not path.is_file():
                 raise FileNotFoundError(f"VOC: {path} is missing; pass cross_check=False to do without class lists")
             # 1 present, -1 absent, 0 seen only as difficult, which is absent here.
-            listed = {row[0]: float(row[1] == "1") for row in map(str.split, path.read_text().splitlines()) if row}
+            rows = map(str.split, path.read_text(encoding="utf-8").splitlines())
+            listed = {row[0]: float(row[1] == "1") for row in rows if row}
             for image, label in zip(self.ids, self.targets[:, column].tolist(), strict=True):
                 if listed.get(image) != label:
                     raise ValueError(
