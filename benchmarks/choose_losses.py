@@ -21,6 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
 from trm_pipeline import experiment
+from trm_pipeline.checkpoint import CACHE, folder_argument
 from trm_pipeline.grid import GRID, PEERS
 from trm_pipeline.presets import LOSSES, Known
 from trm_pipeline.report import Row
@@ -113,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     p.add_argument("--heads", nargs="+", default=["linear", "text-pixel"], choices=["linear", "text-pixel"])
     p.add_argument("--seeds", type=int, nargs="+", default=[1])
     p.add_argument("--jobs", type=int, default=2)
-    p.add_argument("--cache", type=Path, default=Path("~/.cache/trm_losses").expanduser())
+    p.add_argument("--cache", type=folder_argument, default=CACHE)
     p.add_argument("--output", type=Path, default=Path("runs/choose"), help="a folder for each round, to go on after a break")
     args = p.parse_args(argv)
     if {"splc", "scpnet"} <= set(args.losses):

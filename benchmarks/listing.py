@@ -105,7 +105,7 @@ DATA = {
 
 def memory(what: str) -> float:
     """What this process holds (``VmRSS``) or has held at most (``VmHWM``), in MB; Linux."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{what}:"))
+    (line,) = (line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith(f"{what}:"))
     return int(line.split()[1]) / 1024
 
 
@@ -116,10 +116,7 @@ def listed(key: str, root: Path, split: str) -> Row:
 
     from trm_losses.labels import hide_labels, known_fraction
 
-    if key == "coco":
-        import pycocotools.coco  # noqa: F401
-
-    Path("/proc/self/clear_refs").write_text("5")  # the peak of the imports is none of it
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak of the imports is none of it
     before, started, used = memory("VmRSS"), time.perf_counter(), time.process_time()
     images = DATA[key].read(root, split)
     seconds, processor, most = time.perf_counter() - started, time.process_time() - used, memory("VmHWM")
@@ -177,7 +174,7 @@ def main(typed: Sequence[str] | None = None) -> None:
     print(table(rows))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({"listing": rows}, indent=1) + "\n")
+        args.json.write_text(json.dumps({"listing": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

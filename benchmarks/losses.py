@@ -539,7 +539,7 @@ def report(pairs: Iterable[Pair | None], args: argparse.Namespace, **more: Calla
         )
     made = {key: make() for key, make in more.items()}
     if args.json:
-        with open(args.json, "w") as file:
+        with open(args.json, "w", encoding="utf-8") as file:
             json.dump({**setting, "pairs": figures, **made}, file, indent=1)
 
 

@@ -146,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 flush=True,
             )
     if args.json:
-        with open(args.json, "w") as file:
+        with open(args.json, "w", encoding="utf-8") as file:
             json.dump({"torch": torch.__version__, "threads": args.threads, "prompts": figures}, file, indent=1)
 
 

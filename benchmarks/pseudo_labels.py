@@ -28,7 +28,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
 from trm_pipeline import experiment, methods, training
 from trm_pipeline.cells import Cell, build
+from trm_pipeline.checkpoint import CACHE, folder_argument
 from trm_pipeline.presets import PSEUDO_RULES, VARIANTS
+from trm_pipeline.progress import escape_output
 
 from trm_losses import PseudoLabeler
 from trm_losses.labels import UNKNOWN
@@ -102,6 +104,7 @@ def run(args: argparse.Namespace, cell: Cell) -> float:
 
 
 def main() -> None:
+    escape_output()
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--rules", nargs="+", default=["none", *PSEUDO_RULES, "oracle"], choices=["none", *PSEUDO_RULES, *ORACLES])
     p.add_argument("--known", type=experiment.known_argument, nargs="+", default=[0.1, 0.5])
@@ -109,14 +112,14 @@ def main() -> None:
     p.add_argument("--method", default="trm", choices=("trm", "trm-region-pseudo"))
     p.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="change settings of the preset")
     p.add_argument("--jobs", type=int, default=2)
-    p.add_argument("--cache", type=Path, default=Path("~/.cache/trm_losses").expanduser())
+    p.add_argument("--cache", type=folder_argument, default=CACHE)
     p.add_argument("--json", type=Path)
     args = p.parse_args()
     cells = [Cell(rule, known, seed) for seed in args.seeds for known in args.known for rule in args.rules]
     with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
         found = dict(zip(cells, pool.map(partial(run, args), cells), strict=True))
     if args.json:
-        args.json.write_text(json.dumps([[*cell, value] for cell, value in found.items()], indent=1) + "\n")
+        args.json.write_text(json.dumps([[*cell, value] for cell, value in found.items()], indent=1) + "\n", encoding="utf-8")
     for known in args.known:
         cell = {rule: [found[Cell(rule, known, seed)] for seed in args.seeds] for rule in args.rules}
         setting = "single positive labels" if known == "single" else f"{100 * known:g} % known labels"

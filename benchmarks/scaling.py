@@ -89,7 +89,7 @@ def main(typed: Sequence[str] | None = None) -> None:
     wanted = [curve for curve in CURVES if not args.only or curve.name.startswith(tuple(args.only))]
     rows = [row for curve in wanted for row in points(curve, args.rounds, args.warmup)]
     if args.json:
-        with open(args.json, "w") as file:
+        with open(args.json, "w", encoding="utf-8") as file:
             json.dump({**setting, "scaling": rows}, file, indent=1)
 
 

@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -249,10 +250,11 @@ def plot(rows: Sequence[Row], folder: Path) -> list[Path]:
 
 
 def main(typed: Sequence[str] | None = None) -> None:
+    sys.stdout.reconfigure(errors="backslashreplace")  # dashes, into any encoding
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args(typed).folder
-    found = {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
+    found = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))}
     if not found:
         parser.error(f"{folder} must hold what the benchmarks wrote with --json, got no .json file")
     rows = [row for kind in ("pairs", "prompts") for file in found.values() for row in file.get(kind, [])]

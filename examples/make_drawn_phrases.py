@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 
+from trm_pipeline.checkpoint import CACHE, folder_argument
 from trm_pipeline.data.base import HELD_OUT, LabelledImages, held_out
 from trm_pipeline.data.cub import CUB
 from trm_pipeline.data.drawn_phrases import PHRASE_SETS, write_drawn_phrases
 from trm_pipeline.data.vg200 import VG200
 from trm_pipeline.experiment import counts
+from trm_pipeline.progress import escape_output
 
 READERS = {"cub": CUB, "vg200": VG200}
 
@@ -27,9 +28,10 @@ def tail(images: LabelledImages) -> str:
 
 
 def main() -> int:
+    escape_output()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("layout", choices=tuple(PHRASE_SETS))
-    parser.add_argument("--root", type=Path, default=Path("~/.cache/trm_losses").expanduser(), help="folder to write into")
+    parser.add_argument("--root", type=folder_argument, default=CACHE, help="folder to write into")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, help="processes that draw; all cores by default")
     for split in ("train", "test"):

@@ -6,12 +6,15 @@ import argparse
 import time
 from pathlib import Path
 
+from trm_pipeline.checkpoint import CACHE, folder_argument
 from trm_pipeline.data.drawn import DEFAULT_SIZES, write_drawn_voc
+from trm_pipeline.progress import escape_output
 
 
 def main() -> int:
+    escape_output()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--root", type=Path, default=Path("~/.cache/trm_losses").expanduser(), help="folder to write into")
+    parser.add_argument("--root", type=folder_argument, default=CACHE, help="folder to write into")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, help="processes that draw; all cores by default")
     for split, size in DEFAULT_SIZES.items():

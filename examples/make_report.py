@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from trm_pipeline.progress import escape_output
 from trm_pipeline.report import make_report
 
 
 def main() -> None:
+    escape_output()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output", type=Path, help="the folder given to reproduce_voc.py as --output")
     parser.add_argument("--data", help="what the results were made on, for the titles; default: what the page said before")

@@ -6,11 +6,14 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
+from trm_pipeline.checkpoint import CACHE, folder_argument
 from trm_pipeline.embedded import WEIGHTS_FILE
 from trm_pipeline.pretraining import PretrainingRecipe, pretrain
+from trm_pipeline.progress import escape_output
 
 
 def main() -> None:
+    escape_output()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument(
         "--output",
@@ -20,8 +23,8 @@ def main() -> None:
     )
     parser.add_argument(
         "--cache",
-        type=Path,
-        default=Path("~/.cache/trm_losses").expanduser(),
+        type=folder_argument,
+        default=CACHE,
         help="folder for the drawn VOC",
     )
     parser.add_argument("--device", default="cpu")

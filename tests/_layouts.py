@@ -66,7 +66,7 @@ def write_coco(root: Path, labels: Labels, *, draw: Picture = picture, copies: i
                     "category_id": COCO_IDS[column], "id": len(objects) + 1}  # fmt: skip
             objects.append(made)
         whole = {"info": {"year": 2014}, "images": images, "licenses": [], "annotations": objects, "categories": categories[::-1]}
-        (root / "annotations" / f"instances_{split}2014.json").write_text(json.dumps(whole))
+        (root / "annotations" / f"instances_{split}2014.json").write_text(json.dumps(whole), encoding="utf-8")
         (root / f"{split}2014").mkdir()
         for name in names:
             draw(root / f"{split}2014" / name)
@@ -80,13 +80,13 @@ def write_vg(root: Path, labels: Labels, *, draw: Picture = picture, names: Sequ
         (root / folder).mkdir(parents=True, exist_ok=True)
     for number, (split, table) in enumerate(labels.items()):
         images = [f"{2300000 - 7 * row - number}.jpg" for row in range(len(table))]
-        (root / f"{split}_list_500.txt").write_text("\n".join(images))
+        (root / f"{split}_list_500.txt").write_text("\n".join(images), encoding="utf-8")
         for row, image in enumerate(images):
             index[image] = np.flatnonzero(table[row]).tolist()
             draw(root / ("VG_100K", "VG_100K_2")[row % 2] / image)
-    (root / "vg_category_200_labels_index.json").write_text(json.dumps(index))
+    (root / "vg_category_200_labels_index.json").write_text(json.dumps(index), encoding="utf-8")
     if names is not None:
-        (root / "vg_category_200.txt").write_text("\n".join(names))
+        (root / "vg_category_200.txt").write_text("\n".join(names), encoding="utf-8")
     return root
 
 
@@ -102,9 +102,10 @@ def write_nus(root: Path, labels: Labels, *, draw: Picture = picture) -> Path:
     folder.mkdir(parents=True)
     for split, table in labels.items():
         part, images = split.capitalize(), nus_names(split, len(table))
-        (root / "ImageList" / f"{part}Imagelist.txt").write_text("\r\n".join([*images, ""]))
+        (root / "ImageList" / f"{part}Imagelist.txt").write_text("\r\n".join([*images, ""]), encoding="utf-8")
         for column, name in enumerate(NUS_CLASSES):
-            (folder / f"Labels_{name}_{part}.txt").write_text("".join(f"{label}\n" for label in table[:, column]))
+            lines = "".join(f"{label}\n" for label in table[:, column])
+            (folder / f"Labels_{name}_{part}.txt").write_text(lines, encoding="utf-8")
         for image in images:
             path = root / "Flickr" / image.replace("\\", "/")
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -133,7 +134,7 @@ def write_nus_scpnet(root: Path, labels: Labels, *, draw: Picture = picture) -> 
             image = f"{9 * row}_{split}_m.jpg"
             draw(root / "images" / image)
             lines.append(f"{image},{' ' * (row % 2)}{' '.join(map(str, np.flatnonzero(present)))}")
-        (root / {"train": "nus_train_full.txt", "test": "nus_val.txt"}[split]).write_text("\n".join(lines))
+        (root / {"train": "nus_train_full.txt", "test": "nus_val.txt"}[split]).write_text("\n".join(lines), encoding="utf-8")
     return root
 
 
@@ -149,10 +150,12 @@ def write_cub(
     folder = root / "CUB_200_2011"
     (folder / "attributes").mkdir(parents=True)
     images = [f"{1 + row % 3:03d}.Bird_{row % 3}/Bird_{row}.jpg" for row in range(len(labels))]
-    (folder / "images.txt").write_text("".join(f"{row + 1} {image}\n" for row, image in enumerate(images)))
-    (folder / "train_test_split.txt").write_text("".join(f"{row + 1} {int(flag)}\n" for row, flag in enumerate(train)))
-    (root / "attributes.txt").write_text("".join(f"{column + 1} {cub_attribute(column)}\n" for column in range(labels.shape[1])))
-    with (folder / "attributes" / "image_attribute_labels.txt").open("w") as file:
+    (folder / "images.txt").write_text("".join(f"{row + 1} {image}\n" for row, image in enumerate(images)), encoding="utf-8")
+    lines = "".join(f"{row + 1} {int(flag)}\n" for row, flag in enumerate(train))
+    (folder / "train_test_split.txt").write_text(lines, encoding="utf-8")
+    lines = "".join(f"{column + 1} {cub_attribute(column)}\n" for column in range(labels.shape[1]))
+    (root / "attributes.txt").write_text(lines, encoding="utf-8")
+    with (folder / "attributes" / "image_attribute_labels.txt").open("w", encoding="utf-8") as file:
         for row in range(len(labels)):
             for column in range(labels.shape[1]):
                 more = " 0 1.509" if (row, column) in ((1, 9), (2, 0)) else ""

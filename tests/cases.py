@@ -1174,10 +1174,11 @@ CASES = [
         name="head, conditioned, pair",
         owner="TRMHead",
         build=lambda c: head(c, "conditioned", "pair"),
-        inputs=lambda b, c: {"tokens": token_text(b, c)["tokens"]},
-        call=lambda m, x: m(x["tokens"]),
+        inputs=lambda b, c: {k: x for k, x in with_padding(b, c).items() if k != "text"},
+        call=lambda m, x: m(x["tokens"], key_padding_mask=x["key_padding_mask"]),
         oracle=head_oracle,
         learns=("tokens",),
+        wrong=refused(tokens="B N D", key_padding_mask="B N"),
         state=(
             "text",
             "negative_text",

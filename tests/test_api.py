@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-PINNED = json.loads((Path(__file__).parent / "public_names.json").read_text())
+PINNED = json.loads((Path(__file__).parent / "public_names.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("module", PINNED)
@@ -31,7 +31,7 @@ def test_every_public_name_is_documented() -> None:
 
 
 BARE = """
-import sys
+import shutil, sys, tempfile
 absent = "open_clip timm torchvision safetensors sklearn numpy tqdm PIL matplotlib".split()
 sys.modules.update(dict.fromkeys(absent))  # importing one of these now fails
 import torch, torch.distributed.nn.functional
@@ -41,6 +41,10 @@ text = torch.eye(4)
 objective = trm_losses.TRMObjective.from_text(text, total_steps=10)
 output = objective(torch.ones(2, 3, 4), text, torch.ones(2, 4))
 objective.update(output)
+folder = tempfile.mkdtemp()
+batch = torch.ones(2, 3, 4), torch.ones(2, 4)
+trm_losses.write_features(folder, "train", [batch], targets=torch.ones(2, 4), class_names="abcd", text=text, logit_scale=1.0)
+shutil.rmtree(folder)
 print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
 """
 

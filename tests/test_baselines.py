@@ -359,7 +359,8 @@ def test_start_of_the_learned_labels():
     bound = math.log(0.6 / 0.4)
     assert -bound <= drawn.min() < -0.8 * bound and 0.8 * bound < drawn.max() <= bound
     again = baselines.ROLELoss(y, 1.5, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(again.estimates, theta) and not again.estimates.equal(baselines.ROLELoss(y, 1.5).estimates)
+    close(again.estimates, theta)
+    assert not again.estimates.equal(baselines.ROLELoss(y, 1.5).estimates)
     assert baselines.ROLELoss(y, 1.5, dtype=torch.float64).estimates.dtype == torch.float64
 
 

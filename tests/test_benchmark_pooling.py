@@ -18,7 +18,7 @@ def test_pooling(tmp_path: Path) -> None:
         [*command, "--json", str(tmp_path / "figures.json")], capture_output=True, text=True, cwd=ROOT, env=environment
     )
     assert run.returncode == 0, run.stderr
-    figures = json.loads((tmp_path / "figures.json").read_text())
+    figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
     assert [row["pair"].partition(" 2x")[0] for row in figures["pairs"]] == [
         *["regions"] * 6, *["pool and match"] * 2, "score", *["step"] * 3
     ]  # fmt: skip

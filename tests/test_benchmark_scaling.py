@@ -34,7 +34,7 @@ def test_a_row_for_every_size(scaling: ModuleType, tables: ModuleType, tmp_path:
     pytest.importorskip("matplotlib")
     threads = str(torch.get_num_threads())
     scaling.main(["--rounds", "2", "--warmup", "0", "--threads", threads, "--json", str(tmp_path / "scaling.json")])
-    rows = json.loads((tmp_path / "scaling.json").read_text())["scaling"]
+    rows = json.loads((tmp_path / "scaling.json").read_text(encoding="utf-8"))["scaling"]
     assert [(row["curve"], row["size"]) for row in rows] == [
         (curve, size) for curve in CURVES for size in (8, 16, 32)
     ]
@@ -44,7 +44,8 @@ def test_a_row_for_every_size(scaling: ModuleType, tables: ModuleType, tmp_path:
         assert row["memory_ratio"] == pytest.approx(row["peak_mib"] / row["peer_peak_mib"])
     tables.main([str(tmp_path)])
     assert {file.name for file in tmp_path.glob("*.png")} == {f"scaling-{curve.replace(' ', '-')}.png" for curve in CURVES}
-    assert len(re.findall(r"^\| (8|16|32) \|", (tmp_path / "tables.md").read_text(), re.MULTILINE)) == 3 * len(CURVES)
+    tables = (tmp_path / "tables.md").read_text(encoding="utf-8")
+    assert len(re.findall(r"^\| (8|16|32) \|", tables, re.MULTILINE)) == 3 * len(CURVES)
 
 
 def test_what_would_not_fit_is_left_out(scaling: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,12 +68,12 @@ def test_only_some_curves(scaling: ModuleType, capsys: pytest.CaptureFixture[str
 
 def test_tables_say_what_was_measured(tables: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pair = {"pair": "matching 64x20x512", "peer": "formula", "milliseconds": 1.234, "time_ratio": 0.1234, "memory_ratio": 0.05}
-    (tmp_path / "a.json").write_text(json.dumps({"pairs": [{**pair, "time_ratio_quartiles": [0.1, 0.2]}]}))
+    (tmp_path / "a.json").write_text(json.dumps({"pairs": [{**pair, "time_ratio_quartiles": [0.1, 0.2]}]}), encoding="utf-8")
     prompts = {"mode": "shared", "classes": 80, "chunk_size": 16, "milliseconds": 1234.0, "time_ratio": 2.04, "memory_ratio": 1}
-    (tmp_path / "b.json").write_text(json.dumps({"prompts": [{**prompts, "time_ratio_range": [0.9, 12.3]}]}))
+    (tmp_path / "b.json").write_text(json.dumps({"prompts": [{**prompts, "time_ratio_range": [0.9, 12.3]}]}), encoding="utf-8")
     part = {"part": "pooler", "seconds": 0.5, "peer_seconds": 1.5, "share": 0.25, "time_ratio": 0.333}
     part |= {"peak_mib": 2.0, "peer_peak_mib": 8.0}
-    (tmp_path / "c.json").write_text(json.dumps({"parts": [part]}))
+    (tmp_path / "c.json").write_text(json.dumps({"parts": [part]}), encoding="utf-8")
     tables.main([str(tmp_path)])
     lines = capsys.readouterr().out.splitlines()
     assert "| matching | 64x20x512 | formula | 0.12 (0.1–0.2) | 0.05 | 1.2 ms |" in lines

@@ -107,7 +107,7 @@ def test_figures(step: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     file = tmp_path / "figures.json"
     typed = ["--sizes", "tiny", "--rounds", "2", "--warmup", "0", "--threads", str(torch.get_num_threads()), "--json", str(file)]
     step.main(typed)
-    figures = json.loads(file.read_text())
+    figures = json.loads(file.read_text(encoding="utf-8"))
     (row,) = figures["pairs"]
     assert row["difference"] < 2e-3 and row["time_ratio"] > 0 and row["memory_ratio"] > 0 and row["peak_mib"] > 0
     assert abs(sum(part["share"] for part in figures["parts"]) - 1) < 1e-9 and len(figures["parts"]) == 6

@@ -38,7 +38,7 @@ def test_figures_of_every_pair(losses: ModuleType, tmp_path: Path, monkeypatch: 
     monkeypatch.setitem(losses.SIZES, "small", tiny(losses))
     file = tmp_path / "figures.json"
     losses.main(["--rounds", "2", "--warmup", "0", "--threads", str(torch.get_num_threads()), "--json", str(file)])
-    found = json.loads(file.read_text())
+    found = json.loads(file.read_text(encoding="utf-8"))
     assert found["torch"] == torch.__version__ and found["threads"] == torch.get_num_threads()
     parts = {row["pair"].split()[0] for row in found["pairs"]}
     assert {"asymmetric", "matching", "contrast", "pooler", "prototypes", "pseudo-labels", "relations", "average"} <= parts

@@ -70,9 +70,23 @@ def test_targets(value: float) -> None:
     check_targets("Loss", torch.tensor([[1.0, 0.0, -1.0, 0.3]]))
     check_targets("Loss", torch.tensor([[1, 0, -1]]))
     check_targets("Loss", torch.tensor([[True, False]]))
-    text = message(check_targets, "Loss", torch.tensor([[1.0, value]]))
+    text = message(check_targets, "Loss", torch.tensor([[1.0, value]], dtype=torch.float64))
     assert text.startswith("Loss: targets must be 1 (present), 0 (absent), between (soft) or -1 (unknown), got")
-    assert f"got {value:g};" in text and "trm_losses.labels" in text
+    assert f"got {value};" in text and "trm_losses.labels" in text
+
+
+def test_missing_labels_of_pandas_are_led_to_their_converter() -> None:
+    assert message(check_targets, "Loss", torch.tensor([float("nan")])).endswith("trm_losses.labels.from_nan makes NaN unknown")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_a_rounding_outside_is_the_end(dtype: torch.dtype) -> None:
+    step = torch.finfo(dtype).eps
+    found = check_targets("Loss", torch.tensor([1 + step, -step, 1.0, 0.0, 0.5, -1.0], dtype=dtype))
+    assert found.tolist() == [1, 0, 1, 0, 0.5, -1]
+    for value in (1 + 2 * step, -2 * step, -1 + step, -1 - 2 * step):
+        text = message(check_targets, "Loss", torch.tensor([value], dtype=dtype))
+        assert float(text.partition("got ")[2].partition(";")[0]) == value, "enough digits to tell it from a label"
 
 
 def test_numbers_and_words() -> None:
@@ -89,15 +103,17 @@ def test_numbers_and_words() -> None:
 
 
 def test_nothing_waits_inside_a_compiled_graph() -> None:
+    """Labels are read as outside of one: 255 of uint8 as unknown, a rounding above 1 as 1."""
     torch._dynamo.reset()
 
     def function(x: torch.Tensor) -> torch.Tensor:
         check_finite("Loss", "x", x)
-        check_targets("Loss", x)
-        return x + 1
+        return Dims("Loss").targets(x, "B", validate=True) + 1
 
-    run = torch.compile(function, fullgraph=True, backend="eager")
-    assert torch.isnan(run(torch.tensor([float("nan"), 7.0]))[0])
+    run = torch.compile(function, fullgraph=True, backend="aot_eager")
+    found = run(torch.tensor([float("nan"), 7.0, 1.0000001]))
+    assert torch.isnan(found[0]) and found[1:].tolist() == [8, 2]
+    assert run(torch.tensor([1, 0, 255], dtype=torch.uint8)).tolist() == [2, 1, 0]
     with pytest.raises(ValueError, match="x must be finite"):
         function(torch.tensor([float("nan")]))
 

@@ -38,7 +38,8 @@ def ternary(labels: Tensor) -> np.ndarray:
 def write_list(path: Path, labels: Tensor, order: list[int]) -> Path:
     """Lines in an order of their own, some with a blank after the comma, the last without an end."""
     rows = ((row, [c for c in range(C) if labels[row, c] == 1]) for row in order)
-    path.write_text("\n".join(f"{row:03d}.jpg,{' ' * (row % 2)}{' '.join(map(str, present))}" for row, present in rows))
+    lines = [f"{row:03d}.jpg,{' ' * (row % 2)}{' '.join(map(str, present))}" for row, present in rows]
+    path.write_text("\n".join(lines), encoding="utf-8")
     return path
 
 
@@ -57,7 +58,7 @@ def save_pt(path: Path, value: object) -> Path:
 
 def test_text_of_tai_dpt(tmp_path: Path, images: LabelledImages) -> None:
     path = tmp_path / "train_proportion_0.5.txt"
-    path.write_text("".join(f"{','.join(map(str, row))}\n" for row in ternary(PARTIAL)))
+    path.write_text("".join(f"{','.join(map(str, row))}\n" for row in ternary(PARTIAL)), encoding="utf-8")
     labels, lines = read_labels(path, images)
     assert labels.dtype == torch.float32 and torch.equal(labels, PARTIAL)
     known, present = float((PARTIAL >= 0).float().mean()), int((PARTIAL == 1).sum())
@@ -130,7 +131,7 @@ def test_matrices_of_zero_and_one_can_be_three_things(tmp_path: Path, images: La
     assert torch.equal(read_labels(path, images, "positive-only").labels, SINGLE)
     assert torch.equal(read_labels(path, images, "mask").labels, torch.where(SINGLE == 1, FULL, -1.0))
     text = tmp_path / "labels.txt"
-    text.write_text("".join(f"{','.join(map(str, row))}\n" for row in (SINGLE == 1).int().tolist()))
+    text.write_text("".join(f"{','.join(map(str, row))}\n" for row in (SINGLE == 1).int().tolist()), encoding="utf-8")
     with pytest.raises(ValueError, match="can be several encodings"):
         read_labels(text, images)
 
@@ -156,13 +157,13 @@ def other_columns(path: Path) -> Path:
 
 
 def other_images(path: Path) -> Path:
-    text = write_list(path / "train.txt", SINGLE, list(range(N))).read_text()
-    (path / "train.txt").write_text(text.replace("007.jpg", "zebra.jpg"))
+    text = write_list(path / "train.txt", SINGLE, list(range(N))).read_text(encoding="utf-8")
+    (path / "train.txt").write_text(text.replace("007.jpg", "zebra.jpg"), encoding="utf-8")
     return path / "train.txt"
 
 
 def other_classes(path: Path) -> Path:
-    (path / "train.txt").write_text("000.jpg,3 12\n")
+    (path / "train.txt").write_text("000.jpg,3 12\n", encoding="utf-8")
     return path / "train.txt"
 
 

@@ -41,7 +41,6 @@ def roots(tmp_path: Path) -> Callable[[str], Path]:
 
     def write(key: str) -> Path:
         if key == "coco":
-            pytest.importorskip("pycocotools")
             labels = {split: draw_labels(12, 80, 0.3, seed) for seed, split in enumerate(("train", "val"))}
             return write_coco(tmp_path / key, labels)
         if key == "cub":
@@ -63,12 +62,12 @@ def run(tmp_path: Path) -> Callable[..., list[dict[str, object]]]:
         words = [f"{colour} {name}" for name in class_prompt_names() for colour in ("", *COLOURS)]
         words += [f"{first} and {second}" for first in class_prompt_names() for second in class_prompt_names()]
         names, preset = tmp_path / "names.txt", presets.PRESETS[where.preset]
-        names.write_text("\n".join(word.strip() for word in words[: where.num_classes]))
+        names.write_text("\n".join(word.strip() for word in words[: where.num_classes]), encoding="utf-8")
         splits = [f"{part}_split={getattr(preset, f'{part}_split')}" for part in ("train", "val", "test")]
         args = ["--preset", "embedded", "--class-names", str(names), "--methods", "linear", "--epochs", "1", "--device", "cpu"]
         args += ["--cache", str(tmp_path / "cache"), "--output", str(tmp_path / "out"), "--workers", "0"]
         experiment.main([*args, *arguments, "--set", *splits, "mirror=false"], where)
-        rows: list[dict[str, object]] = json.loads((tmp_path / "out" / "results.json").read_text())
+        rows: list[dict[str, object]] = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
         return rows
 
     return command
@@ -86,7 +85,7 @@ def test_a_dozen_images_become_a_row(
     assert f"{preset.train_split}: 12 images, {source(key).num_classes} classes, " in out and "images without any" in out
     table = {"coco": "MS-COCO 2014", "vg200": "VG-200 (list_500)", "nus": "NUS-WIDE, official split", "cub": "CUB-200-2011 attr"}
     assert f"averaged weights; {table[key]}" in out
-    names = (tmp_path / "names.txt").read_text().split("\n")
+    names = (tmp_path / "names.txt").read_text(encoding="utf-8").split("\n")
     assert list(TRMHead.load(tmp_path / "out" / "trm-known0.5-seed1.pt").class_names) == names
     command = f"reproduce_{key}.py --preset embedded"
     assert any(command in page.read_text(encoding="utf-8") for page in (tmp_path / "out").glob("*.html"))
@@ -126,7 +125,7 @@ def test_published_labels_are_trained_on(
         names = [name.split("\\")[1] for name in nus_names("train", 12)]
         present = [" ".join(map(str, (row == 1).nonzero().flatten().tolist())) for row in wanted]
         lines = [f"{name},{classes}" for name, classes in zip(names, present, strict=True)]
-        (path := tmp_path / "nus_train_singlelabel.txt").write_text("\n".join(lines))
+        (path := tmp_path / "nus_train_singlelabel.txt").write_text("\n".join(lines), encoding="utf-8")
     else:
         torch.save((wanted >= 0).long()[:, None], path := tmp_path / "partial_label_0.25.pt")
     (row,) = run("nus", "--data-root", str(root), "--labels", str(path))
@@ -161,13 +160,13 @@ def test_labels_of_voc_need_no_other_option(tmp_path: Path) -> None:
     root = write_drawn_voc(tmp_path, sizes={"train": 6, "val": 1, "test": 4}, workers=1)
     wanted = hide_labels(VOC(root, 2007, "train").targets, 0.5)
     lines = [",".join({1: "1", 0: "-1", -1: "0"}[int(value)] for value in row) for row in wanted.tolist()]
-    (path := tmp_path / "train_proportion_0.5.txt").write_text("\n".join(lines))
+    (path := tmp_path / "train_proportion_0.5.txt").write_text("\n".join(lines), encoding="utf-8")
     typed = ["--data-root", str(root), "--preset", "embedded", "--labels", str(path), "--device", "cpu", "--cache", str(tmp_path)]
     data = experiment.prepare(experiment.parser().parse_args([*typed, "--workers", "0"]))
     assert data.labels is not None and torch.equal(data.labels, wanted) and data.class_names == list(VOC_CLASSES)
     part = seen_part(data, 4)
     assert part.labels is not None and torch.equal(part.labels, wanted[:, :16]) and part.class_names == list(VOC_CLASSES[:16])
-    path.write_text("\n".join(lines[:3]))
+    path.write_text("\n".join(lines[:3]), encoding="utf-8")
     with pytest.raises(SystemExit, match="has 3 images and 20 classes, VOC2007 has 6 and 20; likely it is of another split"):
         experiment.main([*typed, "--output", str(tmp_path / "out")])
 
@@ -199,6 +198,10 @@ def test_voc2012_of_single_positives(shared_data: Path) -> None:
 
 
 def test_class_names_have_to_be_as_many_as_classes(roots: Callable[[str], Path], tmp_path: Path) -> None:
-    (path := tmp_path / "names.txt").write_text("dog\ncat\n")
+    (path := tmp_path / "names.txt").write_text("dog\ncat\n", encoding="utf-8")
+    names = ["--data-root", str(roots("nus")), "--class-names", str(path), "--output", str(tmp_path)]
     with pytest.raises(SystemExit, match="--class-names: .*names.txt must name 81 classes, got 2"):
-        experiment.main(["--data-root", str(roots("nus")), "--class-names", str(path), "--output", str(tmp_path)], source("nus"))
+        experiment.main(names, source("nus"))
+    path.write_text("\n".join(["a", *map(str, range(79)), "a"]), encoding="utf-8")
+    with pytest.raises(SystemExit, match="--class-names: .*names.txt must give each class a name of its own, got 'a' twice"):
+        experiment.main(names, source("nus"))

@@ -49,7 +49,6 @@ def same(found: LabelledImages, labels: NDArray[np.int8], names: list[str]) -> N
 
 @pytest.fixture
 def coco_labels() -> NDArray[np.int8]:
-    pytest.importorskip("pycocotools")
     labels = draw_labels(7, 80, 0.05)
     labels[2], labels[3, 5] = 0, 2  # another image without objects, and a crowd
     labels[4] = 0
@@ -82,6 +81,18 @@ def test_coco_annotated_only_and_crowds(coco: Path, coco_labels: NDArray[np.int8
     same(COCO(coco, annotated_only=True, crowd=False), coco_labels[annotated] == 1, names)
 
 
+def test_coco_of_two_files_put_together(coco: Path, coco_labels: NDArray[np.int8]) -> None:
+    """Each counted its annotations from 1, and both list some of the images and all categories."""
+    path = coco / "annotations" / "instances_train2014.json"
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    for number, item in enumerate(whole["annotations"]):
+        item["id"] = 1 + number % (len(whole["annotations"]) // 2)
+    whole["images"] += whole["images"][2:4]
+    whole["categories"] *= 2
+    path.write_text(json.dumps(whole), encoding="utf-8")
+    same(COCO(coco), coco_labels > 0, coco_names("train", 7))
+
+
 def test_coco_names_are_those_of_real_files(shared_data: Path) -> None:
     names = np.load(shared_data / "clip_text" / "vitb32_text.npz", allow_pickle=False)["coco80_names"]
     assert [str(name).replace("_", " ") for name in names] == list(COCO_CLASSES)
@@ -93,21 +104,28 @@ def test_coco_says_what_is_wrong(coco: Path) -> None:
     with pytest.raises(ValueError, match="split must be 'train' or 'val', got 'test'"):
         COCO(coco, "test")
     path = coco / "annotations" / "instances_train2014.json"
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
 
     def changed(old: str, new: str, message: str) -> None:
         assert old in text
-        path.write_text(text.replace(old, new))
+        path.write_text(text.replace(old, new), encoding="utf-8")
         with pytest.raises(ValueError, match=message):
             COCO(coco)
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
 
     changed('"zebra"', '"okapi"', "80 categories of COCO, got 'okapi' where 'zebra' belongs")
-    changed('"id": 90,', '"id": 1,', "80 categories of COCO, got 79 categories|got '.*' where")
+    changed('"id": 90, "name": "toothbrush"', '"id": 1, "name": "toothbrush"',
+            "one of its categories for each id, got 'toothbrush' and 'person' for 1; give those of the second file")  # fmt: skip
     changed('"annotations"', '"captions"', "has no annotations; take the instances file")
     changed('}', '', "not readable JSON")
     image = int(coco_names("train", 7)[1][-16:-4])
-    changed(f'"image_id": {image},', '"image_id": 123456,', "has an object in image 123456, which it does not list")
+    changed(f'"image_id": {image},', '"image_id": 0,', "has an object of image 0, which it does not list")
+    changed('"category_id": ', '"category_id": 9', "has an object of category 9[0-9]+, which it does not list")
+    first, second = coco_names("train", 7)[:2]
+    ids = [int(name[-16:-4]) for name in (first, second)]
+    said = f"one of its images for each id, got '{first}' and '{second}' for {ids[0]}; give those of the second file"
+    changed(f'"id": {ids[1]}}}', f'"id": {ids[0]}}}', said)
+    changed(f'"{second}"', f'"{first}"', f"instances_train2014.json must list an image once, got .*{first} twice")
     (coco / "train2014" / coco_names("train", 7)[3]).unlink()
     with pytest.raises(FileNotFoundError, match=r"train2014.*\.jpg is missing, but .*instances_train2014.json asks for it"):
         COCO(coco)
@@ -127,7 +145,7 @@ def test_vg_reads_lists_and_both_image_folders(vg: Path) -> None:
         same(data, draw_labels(count, 200, 0.05, seed), [f"{first - 7 * row}.jpg" for row in range(count)])
     with pytest.raises(ValueError, match="numbers alone; put the 200 names.*or give them with --class-names"):
         data.prompt_names()
-    (vg / "vg_category_200.txt").write_text("\n".join(f"thing {column}" for column in range(200)))
+    (vg / "vg_category_200.txt").write_text("\n".join(f"thing {column}" for column in range(200)), encoding="utf-8")
     assert VG200(vg, "test").prompt_names()[199] == "thing 199"
     (vg / "vg").mkdir()  # the lists may lie in a folder of their own
     for path in (*vg.glob("*.txt"), *vg.glob("*.json")):
@@ -137,18 +155,21 @@ def test_vg_reads_lists_and_both_image_folders(vg: Path) -> None:
 
 def test_vg_says_what_is_wrong(vg: Path) -> None:
     index = vg / "vg_category_200_labels_index.json"
-    labels = json.loads(index.read_text())
-    index.write_text(json.dumps({**labels, "2300000.jpg": [3, 200]}))
+    labels = json.loads(index.read_text(encoding="utf-8"))
+    index.write_text('{"2300000.jpg": [3], ' + json.dumps(labels)[1:], encoding="utf-8")
+    with pytest.raises(ValueError, match="must have the labels of 2300000.jpg once, got them twice"):
+        VG200(vg)
+    index.write_text(json.dumps({**labels, "2300000.jpg": [3, 200]}), encoding="utf-8")
     with pytest.raises(ValueError, match=r"classes \[3, 200\], wanted are numbers from 0 to 199; take the index of 200"):
         VG200(vg)
     del labels["2300000.jpg"]
-    index.write_text(json.dumps(labels))
+    index.write_text(json.dumps(labels), encoding="utf-8")
     with pytest.raises(ValueError, match="no labels of 2300000.jpg, which .*train_list_500.txt names"):
         VG200(vg)
     index.unlink()
     with pytest.raises(FileNotFoundError, match="labels_index.json not found .*HCP-MLR-PL, without which"):
         VG200(vg)
-    (vg / "train_list_500.txt").write_text("\n")
+    (vg / "train_list_500.txt").write_text("\n", encoding="utf-8")
     with pytest.raises(ValueError, match="lists no image"):
         VG200(vg)
     (vg / "train_list_500.txt").unlink()
@@ -179,7 +200,7 @@ def test_nus_official_says_what_is_wrong(tmp_path: Path) -> None:
     root = write_nus(tmp_path / "nus", {"train": draw_labels(4, 81, 0.03)})
     path = root / "Groundtruth" / "TrainTestLabels" / "Labels_zebra_Train.txt"
     for lines, message in (("010", "each of 4 images of TrainImagelist.txt, got 3 labels"), ("0120", "got another character")):
-        path.write_text("\n".join(lines))
+        path.write_text("\n".join(lines), encoding="utf-8")
         with pytest.raises(ValueError, match=message):
             NUS(root)
     path.unlink()
@@ -209,14 +230,14 @@ def test_nus_of_scpnet(tmp_path: Path) -> None:
     root = write_nus_scpnet(tmp_path / "nus", labels)
     for split, table in labels.items():
         same(NUS(root, split, variant="scpnet"), table, [f"{9 * row}_{split}_m.jpg" for row in range(len(table))])
-    (root / "nuswide_labels.txt").write_text("\n".join(reversed(NUS_CLASSES)))
+    (root / "nuswide_labels.txt").write_text("\n".join(reversed(NUS_CLASSES)), encoding="utf-8")
     data = NUS(root, variant="scpnet")
     assert data.prompt_names()[0] == "zebra" and data.name == "NUS-WIDE, scpnet split", "their own order of the numbers"
-    (root / "nuswide_labels.txt").write_text("\n".join(["okapi", *NUS_CLASSES[:-1]]))
+    (root / "nuswide_labels.txt").write_text("\n".join(["okapi", *NUS_CLASSES[:-1]]), encoding="utf-8")
     with pytest.raises(ValueError, match=r"must name the 81 concepts, got 81 names, not the same: \['okapi', 'zebra'\]"):
         NUS(root, variant="scpnet")
     (root / "nuswide_labels.txt").unlink()
-    (root / "nus_val.txt").write_text("a_m.jpg,3 81")
+    (root / "nus_val.txt").write_text("a_m.jpg,3 81", encoding="utf-8")
     with pytest.raises(ValueError, match="line 1 must be an image name, a comma and numbers from 0 to 80, got 'a_m.jpg,3 81'"):
         NUS(root, "test", variant="scpnet")
 
@@ -259,15 +280,16 @@ def test_cub_has_the_official_split_and_the_flag(cub: tuple[Path, NDArray[np.int
         ("1 1 0", "must have image, attribute, presence and certainty in each line"),
         ("1 1 yes 3 1.5", "must have image, attribute, presence and certainty in each line"),
         ("1 2 0 3 1.5", "has no line for 1 labels, the first attribute 1 of image 1"),
+        ("5 7 0 3 1.5\n1 1 0 3 1.5", "one line for a label, got several for attribute 7 of image 5"),
     ],
 )
 def test_cub_refuses_lines_it_cannot_read(
     cub: tuple[Path, NDArray[np.int8], NDArray[np.int64]], line: str, message: str
 ) -> None:
     path = cub[0] / "CUB_200_2011" / "attributes" / "image_attribute_labels.txt"
-    first, rest = path.read_text().split("\n", 1)
+    first, rest = path.read_text(encoding="utf-8").split("\n", 1)
     assert first.startswith("1 1 ")
-    path.write_text(f"{line}\n{rest}")
+    path.write_text(f"{line}\n{rest}", encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         CUB(cub[0])
 
@@ -276,14 +298,20 @@ def test_cub_says_what_is_missing(cub: tuple[Path, NDArray[np.int8], NDArray[np.
     root = cub[0]
     with pytest.raises(FileNotFoundError, match=r"images.txt not found \(.*wanted is CUB_200_2011 or the folder that holds it"):
         CUB(root / "CUB_200_2011" / "images")
+    listing = root / "CUB_200_2011" / "images.txt"
+    with listing.open("a", encoding="utf-8") as file:
+        file.write("2 001.Bird_0/Bird_0.jpg\n")
+    with pytest.raises(ValueError, match="one line for image 2, got '002.Bird_1/Bird_1.jpg' and '001.Bird_0/Bird_0.jpg'"):
+        CUB(root)
+    listing.write_text("".join(listing.read_text(encoding="utf-8").splitlines(keepends=True)[:-1]), encoding="utf-8")
     (root / "attributes.txt").unlink()
     with pytest.raises(FileNotFoundError, match="attributes.txt not found"):
         CUB(root)
-    (root / "CUB_200_2011" / "train_test_split.txt").write_text("1 1\n")
+    (root / "CUB_200_2011" / "train_test_split.txt").write_text("1 1\n", encoding="utf-8")
     with pytest.raises(ValueError, match="says nothing about image 2"):
         CUB(root)
     (root / "CUB_200_2011" / "attributes" / "image_attribute_labels.txt").unlink()
-    (root / "CUB_200_2011" / "train_test_split.txt").write_text("".join(f"{row + 1} 1\n" for row in range(5)))
+    (root / "CUB_200_2011" / "train_test_split.txt").write_text("".join(f"{row + 1} 1\n" for row in range(5)), encoding="utf-8")
     with pytest.raises(ValueError, match="puts no image into test"):
         CUB(root, "test")
     with pytest.raises(FileNotFoundError, match="image_attribute_labels.txt not found"):
@@ -299,6 +327,22 @@ def test_held_out_images_are_those_of_coles_split() -> None:
         parts = held_out(count)
         assert len(parts["fit"]) == fit and sorted(parts["fit"] + parts[HELD_OUT]) == list(range(count))
         assert first is None or parts[HELD_OUT][:5] == first
+
+
+def test_a_list_names_an_image_once(tmp_path: Path) -> None:
+    """A list put together from two of them would count it twice, also with other labels, and on both sides of the hold-out."""
+    labels = {"train": draw_labels(4, 200, 0.03)}
+    cub = write_cub(tmp_path / "cub", draw_labels(4, 312, 0.1), [True] * 4, np.full((4, 312), 3))
+    listed = "".join(f"{row + 1} 001.Bird_0/Bird_0.jpg\n" for row in range(4))
+    (cub / "CUB_200_2011" / "images.txt").write_text(listed, encoding="utf-8")
+    vg = write_vg(tmp_path / "vg", labels)
+    nus = write_nus_scpnet(tmp_path / "nus", {"train": labels["train"][:, :81]})
+    for listing in (vg / "train_list_500.txt", nus / "nus_train_full.txt"):
+        lines = listing.read_text(encoding="utf-8").splitlines()
+        listing.write_text("\n".join([*lines, lines[1]]), encoding="utf-8")
+    for read in (lambda: VG200(vg), lambda: NUS(nus, variant="scpnet"), lambda: CUB(cub)):
+        with pytest.raises(ValueError, match=r"must list an image once, got .*\.jpg twice"):
+            read()
 
 
 def test_some_rows_of_a_data_set(vg: Path) -> None:

@@ -193,7 +193,7 @@ def test_the_script_runs_without_any_data(
     out = capsys.readouterr().out
     assert f"{name}: 8 training images (fit), 2 test images (held-out), embedded at 224 x 224" in out
     assert f"fit: 8 images, {where.num_classes} classes, " in out
-    (row,) = json.loads((tmp_path / "out" / "results.json").read_text())
+    (row,) = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     assert 0 < row["mAP"] <= 100
 
 

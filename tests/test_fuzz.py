@@ -1,11 +1,16 @@
-"""Hostile arguments: every call gives the right value or refuses by name; it writes to no argument and never gives NaN."""
+"""Hostile arguments: every call gives the right value or refuses by name; it writes to no argument and never gives NaN.
+
+And a hostile device: one without float64.
+"""
 
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import cases
@@ -16,10 +21,11 @@ from cases import BASELINES, CASES, SAMPLES, TOKENS, WIDTH, Inputs, generator, n
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 import trm_losses as tl
+from trm_losses import baselines, labels, metrics
 from trm_losses import functional as TF
-from trm_losses import labels, metrics
 from trm_losses.pseudo import NeighbourRule
 
 EXAMPLES = int(os.environ.get("TRM_LOSSES_EXAMPLES", "20000"))
@@ -71,6 +77,10 @@ def scored(b: int, c: int) -> Inputs:
     return {"scores": normal(b, c, seed=1), "targets": hard(b, c)}
 
 
+def pseudo(c: int) -> tl.PseudoLabels:
+    return tl.PseudoLabels(cases.labels(4, c, seed=5), torch.ones(4, c), torch.ones(4, c))
+
+
 def logits(b: int, c: int) -> Tensor:
     return 2 * normal(b, c, seed=1)
 
@@ -84,6 +94,7 @@ PARTS |= {
     "from_positive_only": function(
         "from_positive_only", labels.from_positive_only, lambda b, c: {"labels": hard(b, c).clamp(min=0)}
     ),
+    "from_nan": function("from_nan", labels.from_nan, lambda b, c: {"labels": cases.labels(b, c, seed=3)}),
     "known_fraction": function("known_fraction", labels.known_fraction, lambda b, c: {"targets": hard(b, c)}),
     "hide_labels": function("hide_labels", labels.hide_labels, lambda b, c: {"targets": hard(b, c)}),
     "keep_single_positive": function(
@@ -98,15 +109,30 @@ PARTS |= {
     "mean_average_precision": function(
         "mean_average_precision", metrics.mean_average_precision, scored, smooth=False, nan=True
     ),
-    "f1_scores": function(
-        "f1_scores", metrics.f1_scores, lambda b, c: {"logits": logits(b, c), "targets": hard(b, c)}, smooth=False, nan=True
-    ),
+    **{
+        f"f1_scores, {' '.join(options)}": function(
+            "f1_scores", partial(metrics.f1_scores, **options), scored, smooth=False, nan=True  # type: ignore[arg-type]
+        )
+        for options in ({"threshold": 0.1}, {"top_k": 1})
+    },
     "evaluate": function(
         "evaluate",
-        lambda logits, targets: tuple(metrics.evaluate(logits, targets).values()),
-        lambda b, c: {"logits": logits(b, c), "targets": hard(b, c)},
+        lambda scores, targets: tuple(metrics.evaluate(scores, targets, threshold=0.0).values()),
+        scored,
         smooth=False,
         nan=True,
+    ),
+    "pseudo-labels, merge": Part(
+        "PseudoLabels",
+        pseudo,
+        lambda b, c: {"targets": cases.labels(b, c, seed=3)},
+        lambda p, x: p.merge(x["targets"]),
+        pure=True,
+    ),
+    "ROLE, start": function(
+        "ROLELoss",
+        lambda targets: baselines.ROLELoss(targets, 1.5, generator=generator()).estimates.detach(),
+        lambda b, c: {"targets": cases.labels(b, c, seed=3)},
     ),
     "matching, loss of logits": method(
         "TextRegionMatchingLoss",
@@ -153,7 +179,10 @@ PARTS |= {
         lambda m, x: m.entries(m.prepare(x["tokens"], x["text"]), x["mask"]).features,
     ),
     "head, predict": Part(
-        "TRMHead", cases.head, lambda b, c: {"tokens": cases.token_text(b, c)["tokens"]}, lambda m, x: m.predict(x["tokens"])
+        "TRMHead",
+        cases.head,
+        only(cases.with_padding, "tokens", "key_padding_mask"),
+        lambda m, x: m.predict(x["tokens"], key_padding_mask=x["key_padding_mask"]),
     ),
     **{
         f"{name}, update": method(case.owner, case.build, "update", cases.baseline_inputs, smooth=False)
@@ -405,7 +434,7 @@ def check(plan: Plan) -> None:
         assert re.match(r"\w+: ", text), f"says not who refuses: {text}"
         named = {word for name in inputs for word in (name, name.split(".")[-1])} | {"queries"}
         assert any(re.search(rf"\b{name}\b", text) for name in named), f"names no argument: {text}"
-        assert not harmless or (plan.batch == 0 and plan.part in NOT_EMPTY), f"refuses what is in order: {text}"
+        assert not harmless or (plan.batch == 0 and {plan.part, part.owner} & {*NOT_EMPTY}), f"refuses what is in order: {text}"
         assert held == state(module), "a refused call changed the state"
         assert before == {k: look(x) for k, x in inputs.items()}, "a refused call changed an argument"
         return
@@ -442,6 +471,52 @@ def check(plan: Plan) -> None:
         }, "the backward pass changed an argument"
 
 
+# Labels in every type ----------------------------------------------------------------------------------------------------
+
+LABELS = {"targets", "labels"}
+
+
+def test_every_part_that_takes_labels_is_among_them() -> None:
+    def takes(thing: Any) -> bool:
+        given = inspect.getmembers(thing, inspect.isfunction) if inspect.isclass(thing) else [("", thing)]
+        return any(name != "__new__" and LABELS & set(inspect.signature(f).parameters) for name, f in given)
+
+    public = {n: getattr(m, n) for m in (tl, baselines, TF, labels, metrics) for n in m.__all__}
+    wanted = {n for n, thing in public.items() if (inspect.isclass(thing) or inspect.isfunction(thing)) and takes(thing)}
+    assert len(wanted) > 30 and wanted <= {part.owner for part in PARTS.values() if LABELS & set(part.inputs(4, 3))}
+
+
+@pytest.mark.parametrize("validate", [True, False])
+@pytest.mark.parametrize("name", [name for name, part in PARTS.items() if LABELS & set(part.inputs(4, 3))])
+def test_labels_mean_the_same_in_every_type(name: str, validate: bool) -> None:
+    """Also -1 in uint8, which is 255 there; and what a rounding has put outside [0, 1]."""
+    part, inputs = PARTS[name], PARTS[name].inputs(4, 5)
+    (key,) = LABELS & set(inputs)
+
+    def called(y: Tensor) -> tuple[Tensor, ...]:
+        torch.manual_seed(0)
+        module = part.build(5)
+        for each in module.modules() if isinstance(module, nn.Module) else ():
+            if hasattr(each, "validate"):
+                each.validate = validate
+        return results(part.call(module, {**inputs, key: y}))
+
+    def agree(y: Tensor, expected: tuple[Tensor, ...]) -> None:
+        for one, two in zip(called(y), expected, strict=True):
+            torch.testing.assert_close(one.double(), two.double(), rtol=1e-6, atol=1e-6, equal_nan=True)
+
+    y = inputs[key]
+    y = torch.where((y > 0) & (y < 1), 1.0, y)
+    expected = called(y)
+    for dtype in (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.float16, torch.bfloat16, torch.float32):
+        agree(y.long().to(dtype), expected)
+    if validate and not part.pure and name not in ("from_ternary", "from_positive_only"):
+        off = torch.where(y > 0, 1 + 2.0**-52, torch.where(y == 0, -(2.0**-52), y))
+        assert (off != y).any()
+        agree(off, expected)
+    agree((y > 0).to(torch.bool), called((y > 0).double()))
+
+
 @settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(plans())
 def test_every_call_is_right_or_refused_by_name(plan: Plan) -> None:
@@ -453,3 +528,67 @@ def test_every_call_is_right_or_refused_by_name(plan: Plan) -> None:
 @given(plans())
 def test_every_call_is_right_or_refused_by_name_all_night(plan: Plan) -> None:
     check(plan)
+
+
+class WithoutFloat64(Tensor):
+    """A tensor on a device without float64, as Apple's GPU: it refuses any such result until it is brought to the CPU."""
+
+    held: Tensor
+
+    @staticmethod
+    def __new__(cls, held: Tensor) -> WithoutFloat64:
+        made = Tensor._make_wrapper_subclass(cls, held.shape, strides=held.stride(), dtype=held.dtype, device=held.device)
+        made.held = held
+        return made
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.cpu, Tensor.tolist):
+            args = [args[0].held]
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **kwargs or {})
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def placed(x: Any) -> Any:
+            if not isinstance(x, Tensor) or isinstance(x, cls):
+                return x
+            assert x.dtype != torch.float64, f"{func} gives float64"
+            return cls(x)
+
+        held = tree_map(lambda x: x.held if isinstance(x, cls) else x, [args, kwargs or {}])
+        return tree_map(placed, func(*held[0], **held[1]))
+
+
+def loss_of(given: tuple[Tensor, ...]) -> Tensor | None:
+    attached = [x.sum() for x in given if x.requires_grad]
+    return torch.stack(attached).sum() if attached else None
+
+
+@pytest.mark.parametrize("name", sorted(PARTS))
+def test_every_call_works_on_a_device_without_float64(name: str) -> None:
+    """Values and gradients are those of the CPU."""
+    part = PARTS[name]
+    torch.manual_seed(0)
+    module = part.build(5)
+    inputs = {key: as_drawn(x, torch.float32) for key, x in part.inputs(4, 5).items()}
+    there = {key: WithoutFloat64(x.clone()) for key, x in inputs.items()}
+    moved = module
+    if isinstance(module, nn.Module):
+        moved = copy.deepcopy(module.float())
+        for each in moved.modules():
+            for key, p in each._parameters.items():
+                each._parameters[key] = None if p is None else nn.Parameter(WithoutFloat64(p.data), p.requires_grad)
+            for key, b in each._buffers.items():
+                each._buffers[key] = None if b is None else WithoutFloat64(b)
+    expected, actual = results(part.call(module, inputs)), results(part.call(moved, there))
+    for one, two in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one.detach().cpu(), two.detach(), equal_nan=True)
+    losses = loss_of(actual), loss_of(expected)
+    if losses[0] is not None and losses[1] is not None:
+        losses[0].backward()
+        losses[1].backward()
+        for one, two in zip(moved.parameters(), module.parameters(), strict=True) if isinstance(module, nn.Module) else ():
+            assert (one.grad is None) == (two.grad is None)
+            if one.grad is not None:
+                torch.testing.assert_close(one.grad.cpu(), two.grad)

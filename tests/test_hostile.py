@@ -288,9 +288,9 @@ def devkit(tmp_path: Path) -> Path:
         (folder / name).mkdir(parents=True)
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     Image.fromarray(noise).save(folder / "JPEGImages" / "1.jpg")
-    (folder / "Annotations" / "1.xml").write_text("<annotation><object><name>dog</name></object></annotation>")
+    (folder / "Annotations" / "1.xml").write_text("<annotation><object><name>dog</name></object></annotation>", encoding="utf-8")
     for split in ("train", "test"):
-        (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("1\n")
+        (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("1\n", encoding="utf-8")
     return folder
 
 
@@ -325,13 +325,13 @@ def test_a_broken_image_ends_a_run_in_one_line_whoever_read_it(devkit: Path, tmp
     ids=["empty", "cut", "encoding", "another page", "no name"],
 )
 def test_an_annotation_of_something_else_is_named(devkit: Path, text: str, message: str) -> None:
-    (devkit / "Annotations" / "1.xml").write_text(text)
+    (devkit / "Annotations" / "1.xml").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         VOC(devkit.parent, split="train")
 
 
 def test_an_image_without_objects_has_all_labels_absent(devkit: Path) -> None:
-    (devkit / "Annotations" / "1.xml").write_text("<annotation><filename>1.jpg</filename></annotation>")
+    (devkit / "Annotations" / "1.xml").write_text("<annotation><filename>1.jpg</filename></annotation>", encoding="utf-8")
     assert VOC(devkit.parent, split="train").targets.tolist() == [[0.0] * 20]
 
 
@@ -339,7 +339,7 @@ def test_an_image_without_objects_has_all_labels_absent(devkit: Path) -> None:
 def test_a_broken_record_of_a_run_is_one_clear_line(name: str, tmp_path: Path) -> None:
     results = experiment.Results(tmp_path, [])
     results.start({"a": 1}, resume=False)
-    (tmp_path / name).write_text('{"a": ')
+    (tmp_path / name).write_text('{"a": ', encoding="utf-8")
     with pytest.raises(ValueError, match=f"{name} must be JSON that a run wrote, and cannot be read .*; start without --resume"):
         results.start({"a": 1}, resume=True)
     assert checkpoint.read_json(Path(__file__).parent / "public_names.json")
@@ -419,6 +419,22 @@ def test_types_that_cannot_be_compared_are_refused_by_name(dtype: torch.dtype) -
         tl.TextRegionMatchingLoss(CLASSES)(*{**batch(), "regions": batch()["regions"].to(dtype)}.values())
     with pytest.raises(TypeError, match="from_ternary: labels must hold bools, integers or floats, got"):
         from_ternary(labels(soft=False).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.bool], ids=str)
+def test_places_and_ids_are_int64(dtype: torch.dtype) -> None:
+    """torch reads places in uint8 as a mask, and -1 among ids would be 255."""
+    z, rows, own = normal(2, WIDTH), torch.tensor([0, 1]), torch.tensor([1, 0])
+    past, ids = torch.full((CLASSES, 2), -1), torch.arange(4)
+    memory = [tl.functional.Memory(normal(CLASSES, 2, WIDTH), places) for places in (past.to(dtype), past)]
+    for name, call in (
+        ("regions.row", lambda: contrast(regions=tl.functional.Entries(z, rows.to(dtype), own))),
+        ("regions.own", lambda: contrast(regions=tl.functional.Entries(z, rows, own.to(dtype)))),
+        ("memory.ids", lambda: contrast(memory=memory[0], ids=ids)),
+        ("ids", lambda: contrast(memory=memory[1], ids=ids.to(dtype))),
+    ):
+        with pytest.raises(TypeError, match=rf"\w+: {name} must be int64, got {dtype}"):
+            call()
 
 
 def test_classes_of_prompts_are_places() -> None:

@@ -53,7 +53,7 @@ def test_a_run_killed_at_random_moments_ends_in_the_results_of_the_unbroken_one(
     process = start(tmp_path / "cache", unbroken)
     process.join()
     took += time.monotonic()
-    assert process.exitcode == 0, said.read_text()
+    assert process.exitcode == 0, said.read_text(encoding="utf-8")
 
     kills = finished = 0
     while kills < KILLS:
@@ -69,7 +69,7 @@ def test_a_run_killed_at_random_moments_ends_in_the_results_of_the_unbroken_one(
                     continue
                 process = start(cache, output)
                 process.join()
-            assert process.exitcode == 0, said.read_text()
+            assert process.exitcode == 0, said.read_text(encoding="utf-8")
             break
         for name in LEFT:
             assert (output / name).read_bytes() == (unbroken / name).read_bytes(), name

@@ -13,6 +13,7 @@ from torch import Tensor
 from trm_losses import labels
 from trm_losses.labels import (
     UNKNOWN,
+    from_nan,
     from_positive_only,
     from_ternary,
     hide_labels,
@@ -67,8 +68,18 @@ def test_types_without_minus_one_are_promoted() -> None:
     seen = torch.tensor([[True, False]])
     assert from_positive_only(seen).dtype == torch.int8
     assert from_positive_only(seen).tolist() == [[1, -1]]
-    assert hide_labels(seen.to(torch.uint8), 0.5).dtype == torch.int16
+    assert hide_labels(seen.to(torch.uint8), 0.5).dtype == torch.int8
     assert keep_single_positive(seen).tolist() == [[1, -1]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_nan_is_unknown(dtype: torch.dtype) -> None:
+    nan = float("nan")
+    out = from_nan(torch.tensor([[1, 0, nan], [nan, -1, 0.5]], dtype=dtype))
+    assert out.dtype == dtype and out.tolist() == [[1, 0, -1], [-1, -1, 0.5]]
+    assert from_nan(torch.tensor([True, False])).tolist() == [1, 0]
+    with pytest.raises(ValueError, match=r"from_nan: labels must be 1 \(present\).*, got 2.0; convert"):
+        from_nan(torch.tensor([[2.0, nan]]))
 
 
 def test_known_fraction() -> None:
@@ -210,8 +221,6 @@ def test_bad_tensors(function: object) -> None:
     for value in (2.0, -2.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=rf"{name}: \w+ must be .*, got {value}"):
             function(torch.tensor([[1.0, value]]))
-    with pytest.raises(ValueError, match="got 255"):  # -1 written into uint8
-        function(torch.tensor([[1, 255]], dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("function", [from_ternary, from_positive_only, keep_single_positive])

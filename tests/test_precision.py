@@ -83,6 +83,14 @@ def test_under_a_grad_scaler(loss: str) -> None:
     assert not all(torch.equal(p, q) for p, q in zip(before, layer.parameters(), strict=True))
 
 
+def test_a_device_that_autocast_does_not_know() -> None:
+    """Apple's GPU, before torch 2.5; here the device of sizes without values."""
+    logits, targets = torch.zeros(2, CLASSES, device="meta", requires_grad=True), torch.ones(2, CLASSES, device="meta")
+    loss = TF.asymmetric_loss(logits, targets)
+    loss.backward()
+    assert loss.shape == () and logits.grad is not None
+
+
 @pytest.mark.parametrize("above", [0.0, 0.02, 3.0])
 def test_a_scale_past_its_limit_comes_back(above: float) -> None:
     """Its value stops at 100; its gradient is that of a scale of 100, so that the loss can bring it down again."""
@@ -139,11 +147,11 @@ def test_table_of_trust(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     """All cells into the file; the worst of a column into the table, bold where it does not pass, "-" where there is none."""
     name = "distillation of features"
     trust.main(["--only", name, "--without", "compiled", "ranks", "peers", "--json", str(tmp_path / "trust.json")])
-    rows = json.loads((tmp_path / "trust.json").read_text())["cells"]
+    rows = json.loads((tmp_path / "trust.json").read_text(encoding="utf-8"))["cells"]
     assert [row["precision"] for row in rows] == 2 * ["float32", "bf16", "fp16", "autocast bf16", "autocast fp16"]
     assert all(row["settings"] == 12 and row["gradient at"]["magnitude"] > 0 for row in rows[:5])
     assert [row["value"] for row in rows[5:]] == 5 * [None]  # no state to save
-    assert (tmp_path / "trust.md").read_text() in capsys.readouterr().out
+    assert (tmp_path / "trust.md").read_text(encoding="utf-8") in capsys.readouterr().out
     part = trust.named(name)
 
     def line(**changed: Any) -> str:

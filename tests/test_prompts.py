@@ -16,12 +16,14 @@ TEXT = normal(5, 8, dtype=torch.float32)
 def test_fixed_and_residual_start_at_the_unit_text() -> None:
     unit = torch.nn.functional.normalize(TEXT, dim=-1)
     fixed, residual = PromptLearner("fixed", text=TEXT), PromptLearner("residual", text=TEXT)
-    assert torch.equal(fixed(), unit) and torch.equal(residual(), unit)
+    torch.testing.assert_close(fixed(), unit)
+    torch.testing.assert_close(residual(), unit)
     assert list(fixed.parameters()) == [] and [n for n, _ in residual.named_parameters()] == ["delta"]
     assert set(fixed.state_dict()) == {"reference"} and fixed.num_classes == 5
     residual().sum().backward()
     assert residual.delta.grad is not None and torch.equal(residual.delta.grad, torch.ones(5, 8))
-    assert torch.equal(residual.reference, unit) and not fixed().requires_grad
+    torch.testing.assert_close(residual.reference, unit)
+    assert not fixed().requires_grad
 
 
 @pytest.mark.parametrize("dtype, expected", [(torch.float16, torch.float32), (torch.float64, torch.float64)])

@@ -123,11 +123,11 @@ def test_an_unknown_logit_may_be_anything(seed: int, gamma_pos: float, gamma_neg
     logits = TF.text_region_logits(f, t, 3.0)
     moved = logits.clone()
     moved[1, 2] = value
-    assert torch.equal(TF.asymmetric_loss(moved, y, **options), TF.asymmetric_loss(logits, y, **options))
+    torch.testing.assert_close(TF.asymmetric_loss(moved, y, **options), TF.asymmetric_loss(logits, y, **options))
     other = f.clone()
     other[1, 2] += value
     for a, b in zip(TF.multimodal_contrastive(other, t, y).values(), TF.multimodal_contrastive(f, t, y).values(), strict=True):
-        assert torch.equal(a, b)
+        torch.testing.assert_close(a, b)
 
 
 @few
@@ -221,15 +221,15 @@ def test_an_unknown_region_moves_no_supervised_term_and_no_state(seed: int, valu
     moved = f.clone()
     moved[1, 2] += value
     matching = TextRegionMatchingLoss(5).double()
-    agree([matching(f, t, y)], [matching(moved, t, y)], 0)
-    agree([TF.multi_label_contrastive(f[:, 2], y[:, 2:3])], [TF.multi_label_contrastive(moved[:, 2], y[:, 2:3])], 0)
+    agree([matching(f, t, y)], [matching(moved, t, y)])
+    agree([TF.multi_label_contrastive(f[:, 2], y[:, 2:3])], [TF.multi_label_contrastive(moved[:, 2], y[:, 2:3])])
     bank = filled_bank()
     states = []
     for features in (f, moved):
         labeler, twin = filled_labeler(), filled_bank()
         labeler.update(features, y, bank), twin.update(features, y)
         states.append((*labeler.buffers(), *twin.buffers()))
-    agree(*states, tolerance=0)
+    agree(*states, tolerance=1e-6)
 
 
 @few

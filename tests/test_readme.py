@@ -52,17 +52,21 @@ def test_links_of_a_page_lead_to_files(page):
         assert os.path.exists(page.parent / link), link
 
 
-def test_commands_of_the_pages_are_understood():
+def test_commands_of_the_pages_are_understood(tmp_path, monkeypatch):
     """Also their settings and combinations; nothing is run."""
     pytest.importorskip("open_clip")
     pytest.importorskip("safetensors")
-    from trm_pipeline import experiment
+    from trm_pipeline import experiment, given
 
+    (tmp_path / "FEATURES").mkdir()
+    (tmp_path / "FEATURES" / "meta.json").write_text('{"class_names": ["cat", "dog"], "logit_scale": 100}', encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
     lines = [line for page in PAGES for line in page.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()]
     commands = [found.groups() for line in lines if (found := re.match(r"\S*python examples/reproduce_(\w+)\.py([^`]*)", line))]
-    assert len(commands) >= 5 and {key for key, _ in commands} == {"voc", "coco", "vg200", "nus", "cub"}
+    assert len(commands) >= 5 and {key for key, _ in commands} == {"voc", "coco", "vg200", "nus", "cub", "features"}
     for key, command in commands:
-        args = experiment.parser(importlib.import_module(f"trm_pipeline.data.{key}").SOURCE).parse_args(shlex.split(command))
+        source = given.SOURCE if key == "features" else importlib.import_module(f"trm_pipeline.data.{key}").SOURCE
+        args = experiment.parser(source).parse_args(shlex.split(command))
         args.tensorboard = False  # which asks for its package
         experiment.check_arguments(args, experiment.choose_preset(args))
 

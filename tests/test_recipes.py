@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -88,11 +87,8 @@ def test_the_command_of_a_recipe(name: str, tmp_path: Path) -> None:
     package = {"fabric": "lightning", "accelerate_": "accelerate"}.get(name, "torch")
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed")
-    (tmp_path / "run.py").write_text(SAVES)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port,
+    (tmp_path / "run.py").write_text(SAVES, encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
                str(tmp_path / "run.py"), str(RECIPES / f"{name}.py"), str(tmp_path)]  # fmt: skip
     path = os.pathsep.join([str(RECIPES.parents[1]), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}

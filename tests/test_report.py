@@ -23,6 +23,7 @@ pytest.importorskip("matplotlib")
 from PIL import Image
 from trm_pipeline import checkpoint, cost, experiment, grid, methods, pictures, presets, progress, report, statistics_of_seeds
 from trm_pipeline.data.voc import VOC_CLASSES, class_prompt_names
+from trm_pipeline.features import pool_tokens
 
 from trm_losses import RegionPooler, TextRegionMatchingLoss, TRMHead
 
@@ -123,8 +124,8 @@ def test_traces_are_drawn_by_method_and_variants_beside_the_whole(tmp_path):
     names = ["trm-known0.1-seed1", "trm-known0.1-seed2", "trm-single-seed1", "trm-region-pseudo-known0.1-seed1"]
     variants = ["trm-no-contrast-known0.1-seed1", "trm-rule-logit-known0.1-seed1", "trm-rule-logit-single-seed1"]
     for name in (*names, *variants):
-        (tmp_path / f"{name}.json").write_text(json.dumps(trace()))
-    (tmp_path / "trm-known0.5-seed1.json").write_text("[]")  # nothing was measured
+        (tmp_path / f"{name}.json").write_text(json.dumps(trace()), encoding="utf-8")
+    (tmp_path / "trm-known0.5-seed1.json").write_text("[]", encoding="utf-8")  # nothing was measured
     assert {key: set(group) for key, group in report._trace_groups(tmp_path).items()} == {
         "trm": set(names[:3]),
         "trm-region-pseudo": {names[3]},
@@ -152,7 +153,9 @@ def maps():
     images = [Image.fromarray(np.random.default_rng(i).integers(0, 255, (40 + i, 60, 3), dtype=np.uint8)) for i in range(3)]
     present = torch.zeros(3, 20)
     present[0, 4] = present[1, [0, 1, 2, 3]] = present[2, [5, 19]] = 1
-    return pictures.collect_saliency(head, backbone, images, present, text, token_pool=2), backbone, text, images
+    seen = torch.stack([experiment.eval_transform(224, mean=backbone.image_mean, std=backbone.image_std)(i) for i in images])
+    tokens, _, grid = pool_tokens(backbone(seen), 2)
+    return pictures.collect_saliency(head, tokens, grid, images, present, text, size=(224, 224)), backbone, text, images
 
 
 def test_maps_of_a_fresh_head_are_those_of_zero_shot(maps):
@@ -216,10 +219,10 @@ def output_folder(path):
     rows = [row(m, k, s, v + s) for m, v in (("text-pixel", 81.0), ("trm", 83.0)) for k in (0.1, "single") for s in (1, 2)]
     rows += [row("trm-no-contrast", 0.1, s, 82.5 + s) for s in (1, 2)]
     checkpoint.write_json(path / "results.json", rows)
-    (path / "run.json").write_text(json.dumps({"seeds": [1, 2], "preset": {"name": "embedded"}}))
+    (path / "run.json").write_text(json.dumps({"seeds": [1, 2], "preset": {"name": "embedded"}}), encoding="utf-8")
     (path / "pseudo").mkdir()
-    (path / "pseudo" / "trm-known0.1-seed1.json").write_text(json.dumps(trace()))
-    (path / "pseudo" / "trm-known0.9-seed1.json").write_text("[]")
+    (path / "pseudo" / "trm-known0.1-seed1.json").write_text(json.dumps(trace()), encoding="utf-8")
+    (path / "pseudo" / "trm-known0.9-seed1.json").write_text("[]", encoding="utf-8")
     return path
 
 

@@ -1,13 +1,19 @@
 """A folder of one's own images: label files, split, thresholds, and the whole way from images to scores of others."""
 
 import csv
+import io
 import itertools
 import json
 import math
+import os
 import re
+import runpy
 import shlex
+import shutil
+import struct
 import subprocess
 import sys
+import zlib
 from argparse import Namespace
 from pathlib import Path
 
@@ -20,9 +26,9 @@ pytest.importorskip("safetensors")
 pytest.importorskip("matplotlib")
 
 from PIL import Image
-from trm_pipeline import folder_model, folder_run, methods, training
+from trm_pipeline import experiment, folder_model, folder_pictures, folder_run, methods, training
 from trm_pipeline.data.drawn import TARGET, draw_scene
-from trm_pipeline.data.folder import find_images, hold_out, read_image, read_labels
+from trm_pipeline.data.folder import FolderImages, find_images, hold_out, read_image, read_labels, to_bytes
 
 from trm_losses import TRMHead
 
@@ -60,6 +66,110 @@ def test_lists_say_what_is_present(text, absent, tmp_path):
     labels = read(tmp_path, text, unlisted_absent=absent)
     assert labels.class_names == ["cat", "dog"] and labels.lists != absent
     assert labels.targets.tolist() == [[1, 1], [0, 0] if absent else [-1, -1]]
+
+
+# What a column of lists says: the cells, the separator that is found, and the names of each cell.
+LISTS = {
+    "#": (["car#dog", "dog"], "#", ["car dog", "dog"]),
+    "a trailing separator": (["car;", "dog;", ""], ";", ["car", "dog", ""]),
+    "spaces, in many combinations": (["car dog", "dog bus car", "dog", "bus", "car bus", "car"], " ", ["car dog", "dog bus car", "dog", "bus", "car bus", "car"]),  # noqa: E501
+    "numbers by spaces": (["16 0", "7 1", "5"], " ", ["16 0", "7 1", "5"]),
+    "a comma within names": (["A, b|C", "A, b", "C"], "|", ["A,_b C", "A,_b", "C"]),
+    "a comma within names that have parts in common": (["A, b|C", "A, d|E, b", "E, d", "C"], "|", ["A,_b C", "A,_d E,_b", "E,_d", "C"]),  # noqa: E501
+    "spaces and # within names": (["C# x|go", "go", "C# x"], "|", ["C#_x go", "go", "C#_x"]),
+    "quoted names": (["'A, b', 'C'", '"C"'], ",", ["A,_b C", "C"]),
+    "names that hold spaces": (["polar bear", "zebra", "polar bear"], None, ["polar_bear", "zebra", "polar_bear"]),
+    "JSON": (['["car", "dog \\u00e9"]', "[]", '["car"]'], None, ["car dog_é", "", "car"]),
+    "Python": (["['car', 'dog']", "['A, b']", "('car',)"], None, ["car dog", "A,_b", "car"]),
+    "numpy": (["['car' 'dog']", "['car']"], None, ["car dog", "car"]),
+    "no quotes": (["[car, dog]", "[dog]"], ",", ["car dog", "dog"]),
+    "Label Studio": (['{"choices": ["car", "dog"]}', "car"], None, ["car dog", "car"]),
+    "other scripts": (["猫、犬", "犬"], "、", ["猫 犬", "犬"]),
+}  # fmt: skip
+
+
+def write_lists(cells, header="image_name,tags"):
+    out = io.StringIO()
+    csv.writer(out).writerows([header.split(","), *([f"{i}.jpg", cell] for i, cell in enumerate(cells))])
+    return out.getvalue(), [f"{i}.jpg" for i in range(len(cells))]
+
+
+@pytest.mark.parametrize("case", LISTS)
+def test_the_separator_of_lists_belongs_to_the_file(case, tmp_path):
+    cells, separator, names = LISTS[case]
+    text, images = write_lists(cells)
+    labels = read(tmp_path, text, images=images)
+    found = [{labels.class_names[c] for c in (row == 1).nonzero().flatten()} for row in labels.targets]
+    assert found == [{name.replace("_", " ") for name in row.split()} for row in names] and labels.separator == separator
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        (["car dog", "dog bus"], "line 2, column tags: 'car dog' may be one name or a list; say --separator ' ' if it is a list"),
+        (["polar bear", "brown bear", "zebra"], "'polar bear' may be one name or a list"),
+        (["car/dog", "dog"], "say --separator '/' if it is a list"),
+        (["zebra", "Train, steam", "Train, steam"], "line 3, column tags: 'Train, steam' may be one name or a list"),
+        (["cat,dog", "dog,bird", "cat|dog", "bird"], "may be separated by '|' or ','; say which it is with --separator"),
+        (['["car", "dog"]', "car,dog"], "'car,dog' is no array such as those of other cells"),
+        (['{"car": 1, "dog": 0}', "car"], "is no list of names"),
+    ],
+)
+def test_what_may_be_a_list_or_a_name_is_asked(cells, said, tmp_path):
+    text, images = write_lists(cells)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        read(tmp_path, text, images=images)
+
+
+@pytest.mark.parametrize(("separator", "names"), [(" ", ["car", "dog"]), (";", ["car dog", "dog"]), ("::", ["car dog", "dog"])])
+def test_a_separator_that_is_said_is_taken(separator, names, tmp_path):
+    text, images = write_lists(["car dog", "dog"], "ImageID,Labels")
+    assert read(tmp_path, text, images=images, separator=separator).class_names == names
+    with pytest.raises(ValueError, match="--separator is for a column of lists"):
+        read(tmp_path, "image,cat\na.jpg,1\n", separator=separator)
+
+
+@pytest.mark.parametrize("header", ["filename,categories", "Id,Target", "ImageID,LabelName", "x,attribute_ids", "x,Tags"])
+def test_headers_of_a_column_of_lists(header, tmp_path):
+    assert read(tmp_path, f"{header}\na.jpg,cat|dog\n").class_names == ["cat", "dog"]
+
+
+# ---------------------------------------------------------------------------------------------- the split of the file
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("image,cat,split,scene\na.jpg,1,Train,s\nb.jpg,0,hold_out,s\nsub/c.png,1,val,\n", "labels.csv"),
+        ("image,SPLIT,scene,tags\na.jpg,training,s,cat|dog\nb.jpg,test,s,dog\nsub/c.png,Valid,,cat\n", "labels.csv"),
+        (
+            '{"image": "a.jpg", "labels": {"cat": 1}, "split": "train", "scene": "s"}\n'
+            '{"image": "b.jpg", "labels": {"cat": 0}, "split": "Held out", "scene": "s"}\n'
+            '{"image": "sub/c.png", "labels": {}, "split": "dev"}\n',
+            "x.jsonl",
+        ),
+    ],
+)
+def test_a_file_says_which_images_are_held_out_and_which_belong_together(text, name, tmp_path):
+    labels = read(tmp_path, text, name=name, group="scene")
+    assert labels.held.tolist() == [False, True, True] and labels.files == ["a.jpg", "b.jpg", "sub/c.png"]
+    assert labels.groups[0] == labels.groups[1] == "s" != labels.groups[2] and "split" not in labels.class_names
+    assert read(tmp_path, text.replace("scene", "folder"), name=name, group="folder").groups == labels.groups
+    if name == "x.jsonl":
+        assert read(tmp_path, text, name=name, group="folder").groups == ["", "", "sub"]
+
+
+@pytest.mark.parametrize(
+    ("text", "group", "said"),
+    [
+        ("image,cat,split\na.jpg,1,3\n", None, "line 2, split: '3' is no side; wanted train, or one of val, test and hold-out"),
+        ("image,cat,split\na.jpg,1,\n", None, "line 2, split: '' is no side"),
+        ("image,cat\na.jpg,1\n", "scene", "--group must be folder or a column"),
+        ("image,split\na.jpg,train\n", None, "the header must name a column for each class"),
+        ("image,cat,scene\na.jpg,1,kitchen\n", None, "or name it with --group"),
+    ],
+)
+def test_mistakes_of_the_split_are_told(text, group, said, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        read(tmp_path, text, group=group)
 
 
 def test_lines_of_json(tmp_path):
@@ -130,6 +240,7 @@ def test_a_name_of_two_images_is_refused(tmp_path):
         ('{"image": "a.jpg", "labels": ["cat"]}\n{"image": ', "x.jsonl, line 2, column 11: not JSON"),
         ('[{"image": "a.jpg", "labels": ["cat"]}]', "wanted one object a line"),
         ('{"image": "a.jpg"}', "wanted one object a line"),
+        ('{"image": "a.jpg", "labels": ["cat,dog", "cat", "dog"]}', "line 1: 'cat,dog' consists of other classes"),
         ('{"image": "a.jpg", "labels": [1]}', "a list of labels must hold names"),
         ('{"image": "a.jpg", "labels": ["cat"]}\n{"image": "b.jpg", "labels": {"cat": 1}}', "lists in some lines and objects"),
     ],
@@ -159,7 +270,7 @@ def test_images_of_a_folder(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     assert find_images(tmp_path) == ["a.png", "b.JPG", "sub/ü/c.webp"]
-    with pytest.raises(ValueError, match="no image in"):
+    with pytest.raises(ValueError, match="no image in .*; 1 left out, no image: notes.txt"):
         find_images(_empty(tmp_path))
     with pytest.raises(FileNotFoundError, match="is a file; give the folder"):
         find_images(tmp_path / "a.png")
@@ -167,7 +278,31 @@ def test_images_of_a_folder(tmp_path):
 
 def _empty(folder):
     (folder / "empty").mkdir()
+    (folder / "empty" / "notes.txt").touch()
     return folder / "empty"
+
+
+def test_links_are_followed_and_content_tells_what_is_an_image(tmp_path, capsys):
+    store, photos = tmp_path / "store", tmp_path / "photos"
+    for folder in (store / "deep", photos):
+        folder.mkdir(parents=True)
+    for path in (store / "a.png", store / "deep" / "b.JFIF", photos / "scan", photos / "c.dat"):
+        Image.new("RGB", (4, 4)).save(path, "JPEG")
+    for name in ("one", "two"):
+        (photos / name).symlink_to(store)
+    (store / "deep" / "up").symlink_to(store)  # in a circle
+    (photos / "above").symlink_to(tmp_path)
+    (photos / "self").symlink_to(photos / "self")
+    (photos / "gone.png").symlink_to(tmp_path / "nothing.png")
+    (photos / "labels.csv").write_text("image,cat\n", encoding="utf-8")
+    (photos / "Thumbs.db").touch()
+    os.mkfifo(photos / "pipe.png")
+    own = ["a.png", "deep/b.JFIF"]
+    assert find_images(photos) == ["c.dat", *(f"one/{name}" for name in own), "scan", *(f"two/{name}" for name in own)]
+    assert capsys.readouterr().out.splitlines() == [
+        "4 left out, no image: gone.png, labels.csv, pipe.png, self",
+        "3 left out, a link to a folder that it lies in: above, one/deep/up, two/deep/up",
+    ]
 
 
 def test_every_kind_of_image_is_read_upright_in_rgb(tmp_path):
@@ -181,13 +316,86 @@ def test_every_kind_of_image_is_read_upright_in_rgb(tmp_path):
     rgb.convert("P").save(tmp_path / "palette.gif")
     Image.fromarray(ramp.astype(np.uint16) * 257).save(tmp_path / "deep.png")
     Image.fromarray(ramp.astype(np.float32) / 255).save(tmp_path / "float.tif")
+    exif[0x010F] = "Maker"
+    rgb.save(tmp_path / "turned broken.jpg", exif=exif)
+    broken = bytearray((tmp_path / "turned broken.jpg").read_bytes())
+    maker = broken.index(b"\x01\x0f\x00\x02")
+    broken[maker + 2 : maker + 8] = b"\x00\x0b\x00\x00\x00\x01"  # a text that says it is a number
+    (tmp_path / "turned broken.jpg").write_bytes(broken)
     for path in sorted(tmp_path.iterdir()):
         image = read_image(path, (16, 16))
         assert image.mode == "RGB" and image.size == (64, 32), path
         left, right = (np.asarray(image)[:, columns].mean() for columns in (slice(8), slice(-8, None)))
-        if path.stem == "turned":
+        if path.stem.startswith("turned"):
             left, right = right, left
         assert left < 40 and right > 215, path
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ([0, 2048, 4095], [0, 128, 255]),  # 12 bits in 16
+        ([0, 500, 1000], [0, 125, 249]),  # at most 10
+        ([0, 32768, 65535], [0, 128, 255]),
+        ([7, 7, 7], [255, 255, 255]),
+        ([0, 0, 0], [0, 0, 0]),
+        ([0.0, 0.5, 1.0], [0, 128, 255]),
+        ([0.0, 0.6, math.nan], [0, 153, 0]),
+        ([0.0, math.inf, -math.inf], [0, 0, 0]),
+        ([0.0, 0.75, 1.00001], [0, 191, 255]),
+        ([0.0, 0.01, 0.015], [0, 163, 245]),
+        ([0.0, 128.0, 255.0], [0, 128, 255]),
+        ([-1000, 0, 1000], [0, 128, 255]),
+        ([-9999, 0.5, 1.0], [0, 128, 255]),
+        ([-3.4028235e38, 0.5, 1.0], [0, 128, 255]),
+        ([0, 1000, 1023, 65535], [0, 249, 255, 255]),
+    ],
+)
+def test_numbers_beyond_a_byte_are_seen(values, shown):
+    assert to_bytes(np.array(values)).tolist() == shown
+
+
+def test_an_image_without_a_number_is_named(tmp_path):
+    Image.fromarray(np.full((4, 4), np.nan, dtype=np.float32)).save(tmp_path / "nan.tif")
+    data = FolderImages([tmp_path / "nan.tif", tmp_path / "gone.png"], (4, 4), None)
+    assert data[0][0].isnan().all() and data.why_unreadable(0) == "no pixel is a finite number"
+    assert "No such file" in data.why_unreadable(1)
+
+
+def png16(path, values):
+    """A PNG of 16 bits with two, three or four bands, which Pillow does not write."""
+    height, width, bands = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    head = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[bands], 0, 0, 0)
+    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    made = (struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(made))
+
+
+def tiff16(path, values, order, compressed):
+    """A TIFF of 16 bits and three bands, turned by 180 degrees."""
+    data, kind = values.astype(f"{order}u2").tobytes(), 8 if compressed else 1
+    data = zlib.compress(data) if compressed else data
+    height, width, bands = values.shape
+    tags = [(256, width), (257, height), (258, None), (259, kind), (262, 2), (273, None), (274, 3), (277, bands), (278, height), (279, len(data))]  # fmt: skip  # noqa: E501
+    end = 8 + 2 + 12 * len(tags) + 4
+    out = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}IH", 8, len(tags))
+    for tag, value in tags:
+        out += struct.pack(f"{order}HHII", tag, *((3, bands, end) if tag == 258 else (4, 1, value or end + 6)))
+    path.write_bytes(out + bytes(4) + struct.pack(f"{order}3H", 16, 16, 16) + data)
+
+
+@pytest.mark.parametrize("kind", ["gray and alpha", "rgb", "rgba", "tiff <", "tiff >", "tiff < compressed", "tiff > compressed"])
+def test_colors_of_12_bits_in_16_are_seen(kind, tmp_path):
+    ramp = np.linspace(0, 4095, 64).round().astype(np.uint16)[None, :, None].repeat(8, axis=0)
+    opaque = np.full_like(ramp, 65535)
+    if kind.startswith("tiff"):
+        tiff16(tmp_path / "x", ramp.repeat(3, axis=2)[:, ::-1], kind[5], "compressed" in kind)
+    else:
+        bands = {"gray and alpha": [ramp, opaque], "rgb": [ramp] * 3, "rgba": [ramp] * 3 + [opaque]}[kind]
+        png16(tmp_path / "x", np.concatenate(bands, axis=2))
+    image = np.asarray(read_image(tmp_path / "x", (16, 16)))
+    assert np.abs(image - ramp.astype(float) * 255 / 4095).max() <= 0.51
 
 
 def test_what_is_transparent_is_white(tmp_path):
@@ -221,6 +429,23 @@ def test_hold_out_shares_every_class(count, classes, known, seed):
         assert kept >= min(1, present)
         if count >= 40 and present >= 2:  # there is room enough
             assert 1 <= out <= max(2, 0.5 * present + 1)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_hold_out_keeps_groups_together(seed):
+    rng = np.random.default_rng(seed)
+    groups = [f"scene {g}" for g in rng.integers(0, 20, 100)]
+    of_scene = {name: (rng.random(4) < 0.4).astype(float) for name in sorted(set(groups))}
+    targets = torch.tensor(np.array([np.where(rng.random(4) < 0.7, of_scene[name], -1) for name in groups]))
+    held = hold_out(targets, 0.2, seed=seed, groups=groups).tolist()
+    sides = {name: {side for side, other in zip(held, groups, strict=True) if other == name} for name in of_scene}
+    assert all(len(side) == 1 for side in sides.values())
+    assert 10 <= sum(held) <= 35
+    for c in range(4):
+        having = {groups[i] for i in range(100) if targets[i, c] == 1}
+        assert len(having) < 4 or {True, False} == set().union(*(sides[name] for name in having))
+    for names in (["all"] * 100, ["one", *["other"] * 99]):  # nothing that could be spared
+        assert not hold_out(targets, 0.2, groups=names)[1:].any()
 
 
 def test_hold_out_of_next_to_nothing():
@@ -265,6 +490,20 @@ def test_no_threshold_from_few_labels():
     assert folder_model.choose_threshold(scores, (scores > 0.3).float(), least=5) is None  # four absent
     assert folder_model.choose_threshold(scores, (scores > 0.5).float(), least=5) == pytest.approx(0.5)
     assert folder_model.choose_threshold(scores[:0], scores[:0]) is None
+
+
+# ---------------------------------------------------------------------------------------------------------- sheets
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("count", [3, 24])
+def test_a_sheet_shows_the_highest_entries_of_images_and_classes_in_turn(count, seed):
+    order = torch.randint(0, 30, (40, 6), generator=torch.Generator().manual_seed(seed)) / 30  # many are equal
+    order[:, 5] = 0
+    most, chosen = max(2, math.ceil(count / 5)), []
+    for value, i, c in sorted((-float(order[i, c]), i, c) for i in range(40) for c in range(6)):
+        own = sum(other == c for _, other in chosen)
+        if -value >= 0.1 and len(chosen) < count and own < most and all(other != i for other, _ in chosen):
+            chosen.append((i, c))
+    assert folder_run._varied(order, 0.1, count) == chosen
 
 
 # ----------------------------------------------------------------------------------------------------- the whole way
@@ -353,7 +592,7 @@ def test_the_split_is_written_and_the_figures_are_of_it(trained, images):
         if 0 < sum(ranked) < len(ranked):
             hits = [sum(ranked[: k + 1]) / (k + 1) for k, y in enumerate(ranked) if y]
             precisions.append(sum(hits) / len(hits))
-    figures = json.loads((run / "model.json").read_text())["scores"]
+    figures = json.loads((run / "model.json").read_text(encoding="utf-8"))["scores"]
     assert figures["classes_scored"] == len(precisions) == 3 and figures["images"] == len(held)
     assert figures["mAP"] == pytest.approx(100 * sum(precisions) / 3, abs=0.01)
     assert f"trained                  {figures['mAP']:5.1f}" in printed
@@ -361,7 +600,7 @@ def test_the_split_is_written_and_the_figures_are_of_it(trained, images):
 
 def test_thresholds_are_applied_as_they_are_written(trained):
     run, _ = trained
-    classes = json.loads((run / "model.json").read_text())["classes"]
+    classes = json.loads((run / "model.json").read_text(encoding="utf-8"))["classes"]
     assert list(classes) == CLASSES and not classes["sheep"]["trained"] and classes["sheep"]["threshold"] == 0.5
     assert {about["threshold_from"].split(":")[0] for about in classes.values()} <= {"hold-out", "default"}
     for row in read_csv(run / "scores.csv"):
@@ -394,10 +633,10 @@ def test_prediction_refuses_another_backbone_and_folders_without_a_model(trained
         folder_run.main(["predict", str(tmp_path), *arguments])
     with pytest.raises(SystemExit, match="--pretrained x is of another model"):
         folder_run.main(["predict", str(run), *arguments, "--pretrained", "x"])
-    (tmp_path / "model.json").write_text("{}")
+    (tmp_path / "model.json").write_text("{}", encoding="utf-8")
     with pytest.raises(SystemExit, match="is not the model.json of a folder"):
         folder_run.main(["predict", str(tmp_path), *arguments])
-    (tmp_path / "s.csv").write_text("image,cat\n")
+    (tmp_path / "s.csv").write_text("image,cat\n", encoding="utf-8")
     with pytest.raises(SystemExit, match="exists and was not written by predict"):
         folder_run.main(["predict", str(run), *arguments])
     (tmp_path / "s.csv").unlink()
@@ -407,30 +646,54 @@ def test_prediction_refuses_another_backbone_and_folders_without_a_model(trained
     assert not (tmp_path / "s.csv").exists()
 
 
-def test_a_model_of_open_clip_from_a_weights_file(images, cache, tmp_path, capsys):
+def test_a_tag_stays_a_tag(tmp_path, monkeypatch):
+    """Whatever lies in the working directory; a path says that a file is meant."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "laion400m_e32").write_bytes(b"weights")
+    (tmp_path / "openai").mkdir()
+    for tag in ("laion400m_e32", "openai"):
+        assert folder_model.weights_file("ViT-B/32", tag) is None
+    for name in ("./laion400m_e32", "own.pt"):
+        (tmp_path / name).write_bytes(b"weights")
+        assert folder_model.weights_file("ViT-B-32", name) == str(tmp_path / name)
+
+
+def test_a_model_of_open_clip_from_a_weights_file(images, cache, tmp_path, capsys, monkeypatch):
     """Random weights: what is tested is the way there, and that another file is refused afterwards."""
     import open_clip
 
     vision = {"image_size": 64, "patch_size": 16, "width": 32, "head_width": 16, "layers": 1}
     words = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
-    (tmp_path / "tiny-vit.json").write_text(json.dumps({"embed_dim": 16, "vision_cfg": vision, "text_cfg": words}))
+    config = json.dumps({"embed_dim": 16, "vision_cfg": vision, "text_cfg": words})
+    (tmp_path / "tiny-vit.json").write_text(config, encoding="utf-8")
     open_clip.add_model_config(tmp_path / "tiny-vit.json")
     torch.manual_seed(0)
     files = [tmp_path / name for name in ("w.pt", "other.pt")]
     for file in files:
         torch.save(open_clip.create_model("tiny-vit").state_dict(), file)
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-vit", {"openai": {}})
+    fetch = folder_model.load_open_clip
+    fetched = {"openai": str(files[0])}
+    monkeypatch.setattr(folder_model, "load_open_clip", lambda name, source, **kw: fetch(name, fetched.get(source, source), **kw))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "openai").mkdir()  # and the tag is meant
     rows = dict(list(images[1].items())[:6])
     rows = {name: [*values, 0, 1] for name, values in rows.items()}
     labels = write_table(tmp_path / "labels.csv", rows, classes=[*CLASSES, "a_lap top", "ΔΙΑ"])
-    model = ["--model", "tiny-vit", "--pretrained", str(files[0]), "--image-size", "96", "--epochs", "1"]
-    folder_run.main(["train", str(images[0]), str(labels), "--output", str(tmp_path / "run"), *model, *cache])
-    assert "demonstration" not in capsys.readouterr().out
-    saved = json.loads((tmp_path / "run" / "model.json").read_text())
-    assert saved["image_size"] == [96, 96] and saved["classes"]["a_lap top"]["words"] == "a lap top"
+    model = ["--model", "tiny-vit", "--pretrained", "openai", "--image-size", "96", "--epochs", "1"]
+    arguments = ["--output", str(tmp_path / "run"), *model, *cache, "--names", "ΔΙΑ=A lap top"]
+    folder_run.main(["train", str(images[0]), str(labels), *arguments])
+    said = capsys.readouterr().out.splitlines()
+    assert not any("demonstration" in line for line in said)
+    assert sum("the same for 4 ('a lap top') and 5 ('A lap top'); they cannot" in line for line in said) == 1
+    saved = json.loads((tmp_path / "run" / "model.json").read_text(encoding="utf-8"))
+    assert saved["pretrained"] == "openai" and saved["image_size"] == [96, 96]
+    assert saved["classes"]["a_lap top"]["words"] == "a lap top"
     predict = ["predict", str(tmp_path / "run"), str(images[0] / "1.png"), "--output", str(tmp_path / "s.csv"), "--device", "cpu"]
     folder_run.main(predict)
     scores = {row["image"]: row for row in read_csv(tmp_path / "run" / "scores.csv")}
     assert float(read_csv(tmp_path / "s.csv")[0]["dog"]) == pytest.approx(float(scores["1.png"]["dog"]), abs=2e-4)
+    folder_run.main([*predict, "--pretrained", "w.pt"])
     with pytest.raises(SystemExit, match="features of tiny-vit with other weights"):
         folder_run.main([*predict, "--pretrained", str(files[1])])
 
@@ -468,6 +731,18 @@ def test_an_unknown_label_hardly_counts_as_absent(classes):
             ["labels"], ["--hold-out", "0.4"], "is too low where lists",
         ),
         ({"1.png": [1, 0], "2.png": [0, 1]}, ["car", "dog"], ["--hold-out", "0", "--use-unlabelled"], "36 images without a row"),
+        (
+            {"1.png": [1, "train"], "2.png": [0, "train"], "4.png": [1, "val"], "6.png": [0, "test"], "7.png": [1, "test"]},
+            ["car", "split"], [], "hold-out: 3 of 5 images, by the column split",
+        ),
+        (
+            {"1.png": [1, "x"], "2.png": [0, "x"], "4.png": [1, "y"], "6.png": [0, "y"], "7.png": [1, "y"]},
+            ["car", "scene"], ["--group", "scene"], "hold-out: 2 of 5 images, 1 of 2 groups by column scene",
+        ),
+        (
+            {"1.png": [1], "2.png": [0], "λόφος/0.jpg": [1], "λόφος/5.jpg": [0], "4.png": [1]},
+            ["car"], ["--group", "folder", "--use-unlabelled"], "hold-out: 8 of 36 images, 1 of 2 groups by folder",
+        ),
         ({"1.png": [1, 0], "2.png": [0, 1]}, ["car", "Ding"], ["--names", "Ding=dog"], "36 images without a row are left out"),
     ],
 )  # fmt: skip
@@ -479,6 +754,63 @@ def test_next_to_nothing_is_enough(rows, classes, options, printed, images, cach
     head = TRMHead.load(run / "head.pt")
     values = [float(row[name]) for row in read_csv(run / "scores.csv") for name in head.class_names]
     assert all(0 <= value <= 1 for value in values)
+
+
+def test_prediction_on_names_that_are_not_utf8(trained, images, tmp_path, capsys):
+    """They are escaped wherever they are written; a broken file of such a name is named."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    odd = os.fsdecode(b"caf\xe9")
+    if sys.platform == "darwin":
+        pytest.skip("its file names are UTF-8")
+    for name, content in ((f"{odd}.png", (images[0] / "1.png").read_bytes()), (f"{odd}.jpg", b"")):
+        (photos / name).write_bytes(content)
+    command = ["predict", str(trained[0]), str(photos), "--output", str(tmp_path / f"{odd}.csv"), "--workers", "0"]
+    folder_run.main([*command, "--device", "cpu"])
+    assert "  caf\\udce9.jpg: the file is empty" in capsys.readouterr().out
+    assert [row["image"] for row in read_csv(tmp_path / f"{odd}.csv")] == ["caf\\udce9.png"]
+    entry = folder_pictures.Entry(f"{odd}.png", odd, "guess 0.50", 0.5, np.ones((2, 2)))
+    folder_pictures.draw_entries(tmp_path / "sheet.png", "title", photos, [entry])
+def ascii_output(monkeypatch):
+    """Standard output of a machine whose encoding has next to nothing; what it got."""
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    return lambda: (sys.stdout.flush(), raw.getvalue().decode())[1]
+
+
+SCRIPTS = sorted(path.stem for path in (ROOT / "examples").glob("*.py") if path.stem != "minimal_loop")  # takes no arguments
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_command_prints_into_any_encoding(script, monkeypatch, tmp_path):
+    named = shutil.copy(ROOT / "examples" / f"{script}.py", tmp_path / "λόφος.py")  # which the help says
+    printed = ascii_output(monkeypatch)
+    monkeypatch.setattr(sys, "argv", [str(named), "--help"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(named), run_name="__main__")
+    assert not caught.value.code and "\\u03bb" in printed()
+
+
+def test_no_name_ends_a_run(images, cache, tmp_path, monkeypatch):
+    """A class in another script, printed in ASCII, and a file whose name is not UTF-8, in every file that is written."""
+    folder, run = tmp_path / "λόφος", tmp_path / "run"
+    folder.mkdir()
+    for i in (1, 2, 4, 6):
+        shutil.copy(images[0] / f"{i}.png", folder)
+    odd = os.fsdecode(b"caf\xe9.png")
+    try:
+        (folder / "1.png").rename(folder / odd)
+    except OSError:
+        pytest.skip("the file system takes names in UTF-8 alone")
+    rows = {"caf\\udce9.png": [1, 1, 1], "2.png": [1, 0, 0], "4.png": [0, 1, ""], "6.png": [0, 0, 1]}
+    labels = write_table(tmp_path / "labels.csv", rows, classes=["σκύλος", "car", "person"])
+    printed = ascii_output(monkeypatch)
+    folder_run.main(["train", str(folder), str(labels), "--output", str(run), "--names", "σκύλος=dog", "--hold-out", "0",
+                     "--epochs", "1", *cache])  # fmt: skip
+    folder_run.main(["predict", str(run), str(folder), "--output", str(tmp_path / "s.csv"), "--workers", "0", "--device", "cpu"])
+    assert "\\u03c3\\u03ba" in printed()
+    for file in (run / "scores.csv", run / "split.csv", run / "contradicted.csv", tmp_path / "s.csv"):
+        assert "caf\\udce9.png" in [row["image"] for row in read_csv(file)]
 
 
 def test_a_class_without_a_present_label_is_scored_by_name(trained):
@@ -517,11 +849,56 @@ def test_what_cannot_be_done_is_refused_at_the_door(change, said, images, cache,
     assert not (tmp_path / "run").exists() and not (folder / "run").exists()
 
 
+def test_an_output_in_a_linked_folder_of_images_is_refused(images, cache, tmp_path):
+    folder, rows = images
+    (tmp_path / "linked").symlink_to(folder)
+    labels = write_table(tmp_path / "labels.csv", {f"linked/{name}": row for name, row in rows.items()})
+    with pytest.raises(SystemExit, match="lies in the image folder"):
+        folder_run.main(["train", str(tmp_path), str(labels), "--output", str(folder / "run"), *cache])
+
+
+def test_a_home_is_needed_for_the_cache_alone(images, tmp_path, monkeypatch, capsys):
+    def nobody(uid):
+        raise KeyError(uid)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    for main, words in ((folder_run.main, ["train", "--help"]), (experiment.main, ["--help"])):
+        with pytest.raises(SystemExit) as caught:
+            main(words)
+        assert caught.value.code == 0 and "~/.cache/trm_losses" in capsys.readouterr().out
+    assert folder_run.parser().parse_args(["predict", "run", "photos"]).trained == Path("run")
+    with pytest.raises(SystemExit):
+        folder_run.parser().parse_args(["train", "photos", "labels.csv"])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith("argument --cache: there is no home folder for ~/.cache/trm_losses; give another folder")
+
+
+@pytest.mark.parametrize("option", ["--output", "--cache"])
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(option, images, cache, tmp_path, monkeypatch):
+    labels = write_table(tmp_path / "labels.csv", images[1])
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: "locked" not in str(path) and access(path, mode))
+    (tmp_path / "locked").mkdir()
+    folders = {"--output": str(tmp_path / "run"), "--cache": str(tmp_path / "cache"), option: str(tmp_path / "locked" / "new")}
+    command = ["train", str(images[0]), str(labels), "--workers", "0", "--device", "cpu"]
+    with pytest.raises(SystemExit, match=f"error: {option}: .* must be a folder that can be written into, .*locked is none"):
+        folder_run.main([*command, *(word for pair in folders.items() for word in pair)])
+
+
 def test_one_process_trains(images, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(SystemExit, match="train_folder.py must run in one process, got 2 of torchrun"):
         folder_run.main(["train", str(images[0]), str(write_table(tmp_path / "labels.csv", images[1])), "--device", "cpu"])
+
+
+def test_a_split_leaves_nothing_to_group(images, cache, tmp_path):
+    labels = write_table(tmp_path / "labels.csv", {"1.png": [1, "val"], "2.png": [1, "val"]}, classes=["car", "split"])
+    command = ["train", str(images[0]), str(labels), "--output", str(tmp_path / "run"), *cache]
+    for options, said in ((["--group", "folder"], "its column split already says"), ([], "no image is left to train on")):
+        with pytest.raises(SystemExit, match=said):
+            folder_run.main([*command, *options])
 
 
 @pytest.mark.parametrize("value", [0, "?"])

@@ -45,13 +45,13 @@ def write_devkit(parent: Path) -> Path:
             ElementTree.SubElement(part, "name").text = "head"
         ElementTree.ElementTree(root).write(folder / "Annotations" / f"{image}.xml")
     for split, images in SPLITS.items():
-        (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{image}\n" for image in images))
+        (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{image}\n" for image in images), encoding="utf-8")
         for name in VOC_CLASSES:
             lines = []
             for image in images:
                 marks = [difficult for other, difficult in SCENES[image][1] if other == name]
                 lines.append(f"{image} {-1 if not marks else 0 if all(marks) else 1:2d}\n")
-            (folder / "ImageSets" / "Main" / f"{name}_{split}.txt").write_text("".join(lines))
+            (folder / "ImageSets" / "Main" / f"{name}_{split}.txt").write_text("".join(lines), encoding="utf-8")
     return folder
 
 
@@ -168,6 +168,12 @@ def test_missing_year_and_split(devkit: Path) -> None:
         VOC(devkit.parent, split="val")
 
 
+def test_a_list_names_an_image_once(devkit: Path) -> None:
+    (devkit / "ImageSets" / "Main" / "val.txt").write_text("000005\n000007\n000005\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="val.txt must list an image once, got .*000005.jpg twice"):
+        VOC(devkit.parent, split="val")
+
+
 def test_missing_files(devkit: Path) -> None:
     (devkit / "JPEGImages" / "000007.jpg").rename(devkit / "away.jpg")
     with pytest.raises(FileNotFoundError, match="000007.jpg is missing, but .*trainval.txt asks for it"):
@@ -180,22 +186,22 @@ def test_missing_files(devkit: Path) -> None:
 
 def test_bad_annotations(devkit: Path) -> None:
     path = devkit / "Annotations" / "000001.xml"
-    text = path.read_text()
-    path.write_text(text.replace("tvmonitor", "zebra"))
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("tvmonitor", "zebra"), encoding="utf-8")
     with pytest.raises(ValueError, match="000001.xml names the class 'zebra', not one of the 20 VOC_CLASSES; correct"):
         VOC(devkit.parent)
-    path.write_text(text[:-5])
+    path.write_text(text[:-5], encoding="utf-8")
     with pytest.raises(ValueError, match="000001.xml is not readable XML"):
         VOC(devkit.parent)
 
 
 def test_cross_check_finds_what_differs(devkit: Path) -> None:
     path = devkit / "ImageSets" / "Main" / "dog_trainval.txt"
-    path.write_text(path.read_text().replace("000005  1", "000005 -1"))
+    path.write_text(path.read_text(encoding="utf-8").replace("000005  1", "000005 -1"), encoding="utf-8")
     assert VOC(devkit.parent).targets[0].sum() == 2, "the lists are read only when asked for"
     with pytest.raises(ValueError, match="image 000005 has label 1 for dog .*dog_trainval.txt says 0"):
         VOC(devkit.parent, cross_check=True)
-    path.write_text("")
+    path.write_text("", encoding="utf-8")
     with pytest.raises(ValueError, match="image 000005 .* says nothing"):
         VOC(devkit.parent, cross_check=True)
     path.unlink()
@@ -209,7 +215,7 @@ def test_cross_check_finds_what_differs(devkit: Path) -> None:
 def read_by_pattern(path: Path) -> set[str]:
     """Classes of the objects that are not difficult, read from the raw text."""
     present = set()
-    for item in re.findall(r"<object>(.*?)</object>", path.read_text(), flags=re.DOTALL):
+    for item in re.findall(r"<object>(.*?)</object>", path.read_text(encoding="utf-8"), flags=re.DOTALL):
         name = re.search(r"<name>(\w+)</name>", re.sub(r"<part>.*?</part>", "", item, flags=re.DOTALL))
         assert name is not None
         if "<difficult>1</difficult>" not in item:
@@ -222,7 +228,7 @@ def test_real_voc2012(shared_data: Path, split: str, count: int) -> None:
     devkit = shared_data / "VOCdevkit"
     data = VOC(devkit, 2012, split, transform=eval_transform(32, mean=MEAN, std=STD))
     folder = devkit / "VOC2012"
-    assert data.ids == (folder / "ImageSets" / "Main" / f"{split}.txt").read_text().split()
+    assert data.ids == (folder / "ImageSets" / "Main" / f"{split}.txt").read_text(encoding="utf-8").split()
     assert len(data) == count and data.targets.shape == (count, 20)
     for image, target in zip(data.ids, data.targets, strict=True):
         present = {VOC_CLASSES[c] for c in target.nonzero().flatten().tolist()}
@@ -239,6 +245,6 @@ def test_real_voc2012_has_difficult_only_classes(shared_data: Path) -> None:
     data = VOC(shared_data, 2012, "trainval")
     named = 0
     for image in data.ids:
-        text = (folder / "Annotations" / f"{image}.xml").read_text()
+        text = (folder / "Annotations" / f"{image}.xml").read_text(encoding="utf-8")
         named += len(set(re.findall(r"<name>(\w+)</name>", text)) & set(VOC_CLASSES))
     assert int(data.targets.sum()) < named

@@ -5,6 +5,7 @@ Labels everywhere: 1 present, 0 absent, values between are soft, -1 unknown.
 
 from . import functional, labels, metrics
 from .distillation import RegionDistillationLoss
+from .features import write_features
 from .head import TRMHead, param_groups
 from .multimodal_contrastive import MultimodalContrastiveLoss
 from .objective import TRMObjective, TRMOutput
@@ -35,4 +36,5 @@ __all__ = [
     "labels",
     "metrics",
     "param_groups",
+    "write_features",
 ]

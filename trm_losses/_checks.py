@@ -5,7 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["FLOATS", "NUMBERS", "Dims", "check_choice", "check_finite", "check_ids", "check_number", "check_targets"]
+__all__ = [
+    "FLOATS",
+    "NUMBERS",
+    "Dims",
+    "check_choice",
+    "check_finite",
+    "check_ids",
+    "check_number",
+    "check_targets",
+    "signed",
+]
 
 # Types that can be computed with: those of eight bits and complex ones cannot be compared or summed.
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -45,6 +55,17 @@ class Dims:
         self.device = tensor.device
         self.sizes.update(zip(wanted, shape, strict=True))
 
+    def targets(self, targets: Tensor, letters: str, *, validate: bool, hint: str = "") -> Tensor:
+        """Labels of shape ``letters`` in a type that has -1; with ``validate`` their values are checked too."""
+        self.check("targets", targets, letters, floating=False, hint=hint)
+        targets = signed(targets)
+        return check_targets(self.owner, targets) if validate else targets
+
+
+def signed(labels: Tensor) -> Tensor:
+    """uint8 labels as int8, by the same bits: what was written as -1 is 255 in uint8."""
+    return labels.view(torch.int8) if labels.dtype == torch.uint8 else labels
+
 
 def check_finite(owner: str, name: str, tensor: Tensor) -> None:
     """Raise where ``tensor`` holds NaN or infinity. Waits for the device; skipped inside ``torch.compile``."""
@@ -60,23 +81,39 @@ def check_finite(owner: str, name: str, tensor: Tensor) -> None:
         )
 
 
-def check_targets(owner: str, targets: Tensor, *, name: str = "targets") -> None:
-    """Raise where a label is neither unknown (-1) nor in [0, 1]. Waits for the device; skipped when compiling."""
-    if torch.compiler.is_compiling():
-        return
-    bad = ~((targets == -1) | ((targets >= 0) & (targets <= 1)))
-    if bad.any():
+def check_targets(owner: str, targets: Tensor, *, name: str = "targets", soft: bool = True) -> Tensor:
+    """The labels, with what lies one rounding step outside [0, 1] moved to its end.
+
+    Raises where a label is neither unknown (-1) nor in [0, 1], or, unless ``soft``, is between 0 and 1. Waits for the device;
+    nothing is raised when compiling.
+    """
+    compiling = torch.compiler.is_compiling()
+    bad = _outside(targets, soft)
+    if targets.is_floating_point() and (compiling or bad.any()):
+        inside = targets.clamp(0, 1)
+        targets = torch.where((targets - inside).abs() <= torch.finfo(targets.dtype).eps, inside, targets)
+        bad = _outside(targets, soft)
+    if not compiling and bad.any():
         value = targets[bad][0].item()
-        raise ValueError(
-            f"{owner}: {name} must be 1 (present), 0 (absent), between (soft) or -1 (unknown), got {value:g}; "
-            "convert other encodings with trm_losses.labels (validate=False skips this check)"
-        )
+        wanted = "1 (present), 0 (absent), between (soft) or -1 (unknown)" if soft else "1 (present), 0 (absent) or -1 (unknown)"
+        fix = "convert other encodings with trm_losses.labels"
+        if value != value:
+            fix = "trm_losses.labels.from_nan makes NaN unknown"
+        elif 0 < value < 1:
+            fix = "a soft label is neither present nor absent: threshold it first"
+        raise ValueError(f"{owner}: {name} must be {wanted}, got {value}; {fix}")
+    return targets
 
 
-def check_ids(owner: str, ids: Tensor, num_samples: int | None = None) -> None:
+def _outside(targets: Tensor, soft: bool) -> Tensor:
+    known = (targets >= 0) & (targets <= 1) if soft else (targets == 0) | (targets == 1)
+    return ~(known | (targets == -1))
+
+
+def check_ids(owner: str, ids: Tensor, num_samples: int | None = None, *, name: str = "ids") -> None:
     """Raise where ids are not int64, or not from 0 to ``num_samples`` - 1 where it is given (waits for the device then)."""
     if ids.dtype != torch.int64:
-        raise TypeError(f"{owner}: ids must be int64, got {ids.dtype}")
+        raise TypeError(f"{owner}: {name} must be int64, got {ids.dtype}")
     if num_samples is None or torch.compiler.is_compiling():
         return
     if bool(((ids < 0) | (ids >= num_samples)).any()):

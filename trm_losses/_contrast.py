@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ._fused import may_fuse
+from ._precision import full_precision
 
 __all__ = ["MASKED", "SAFE_TEMPERATURE", "log_sum_of_others", "unit_rows"]
 
@@ -87,7 +88,7 @@ class _LogSumOfOthers(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
         rows, total = ctx.saved_tensors
         # Who calls backward inside autocast must not lose the precision of the forward pass.
-        with torch.autocast(rows.device.type, enabled=False):
+        with full_precision(rows):
             if torch.is_grad_enabled():  # create_graph=True: what is written out below has no derivative of its own
                 log_sum = _plain(rows, rows, None, 0, ctx.temperature)
                 return torch.autograd.grad(log_sum, rows, grad_output, create_graph=True)[0], None

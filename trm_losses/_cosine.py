@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ._entries import LEAST, Factored, region_lengths, region_products
 from ._fused import may_fuse
+from ._precision import full_precision
 
 __all__ = ["region_cosine"]
 
@@ -45,7 +46,7 @@ class _RegionCosine(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None]:
         regions, directions, cosine, length = ctx.saved_tensors
         # Who calls backward inside autocast must not lose the precision of the forward pass.
-        with torch.autocast(regions.device.type, enabled=False):
+        with full_precision(regions):
             if torch.is_grad_enabled():  # create_graph=True: what was kept is not on the graph
                 cosine, length = _plain(regions, directions), region_lengths(regions)
             # dc/dt = r / |r|, and dc/dr = (t - c r / |r|) / |r|.

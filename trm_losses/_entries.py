@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import Dims
+from ._checks import Dims, check_ids
 
 __all__ = ["LEAST", "Entries", "Factored", "check_regions", "region_lengths", "region_products", "take"]
 
@@ -83,6 +83,8 @@ def check_regions(
     dims.check("regions.features", regions.features, "n D")
     dims.check("regions.row", regions.row, "n", floating=False)
     dims.check("regions.own", regions.own, "n", floating=False)
+    check_ids(dims.owner, regions.row, name="regions.row")
+    check_ids(dims.owner, regions.own, name="regions.own")
     if needed is not None and not torch.compiler.is_compiling():
         places = regions.row * needed.shape[1] + regions.own
         if bool((places.diff() <= 0).any()):

@@ -19,13 +19,14 @@ from torch.distributed import ProcessGroup
 from torch.utils.checkpoint import checkpoint
 
 from ._asymmetric import Focus, asymmetric_sum
-from ._checks import Dims
+from ._checks import Dims, signed
 from ._contrast import MASKED as _MASKED
 from ._contrast import SAFE_TEMPERATURE, log_sum_of_others, unit_rows
 from ._cosine import region_cosine
 from ._distributed import Joined, count_per_rank, gather_rows, sum_per_rank, with_gradients_of_ranks
 from ._entries import Entries, Factored, region_lengths, region_products, take
 from ._fused import may_fuse
+from ._precision import full_precision as full_precision
 
 __all__ = [
     "Entries",
@@ -49,11 +50,6 @@ __all__ = [
 ]
 
 Reduction = Literal["none", "mean", "sum"]
-
-
-def full_precision(tensor: Tensor) -> torch.autocast:
-    """A context in which autocast is off on the tensor's device: exponents and sums lose too much in half precision."""
-    return torch.autocast(tensor.device.type, enabled=False)
 
 
 def upcast(tensor: Tensor) -> Tensor:
@@ -138,6 +134,7 @@ def asymmetric_loss(
     Reference: ASL (Ridnik et al., ICCV 2021), with the settings of DualCoOp; the rule for soft labels is ours.
     """
     _check_shapes("asymmetric_loss", logits=(logits, "..."), targets=(targets, "..."))
+    targets = signed(targets)
     with full_precision(logits):
         x = upcast(logits)
         w = None if weights is None else _broadcast("asymmetric_loss", weights, x)
@@ -363,7 +360,7 @@ def region_distillation(
             return loss
         if reduction == "sum":
             return sum_per_rank(loss.sum(), group)
-        count = count_per_rank(loss.new_tensor(float(loss.shape[0])), group)
+        count = count_per_rank(loss.new_full((), loss.shape[0]), group)
         return loss.sum() / torch.where(count > 0, count, 1.0)
 
 
@@ -562,6 +559,7 @@ def multimodal_contrastive(
         weights=(weights, "B C?"),
         saliency=(saliency, "B C N?"),
     )
+    targets = signed(targets)
 
     def embed(vectors: Tensor) -> Tensor:
         rows = unit_rows(upcast(vectors))
@@ -571,8 +569,9 @@ def multimodal_contrastive(
         only = _CONTRASTS if only is None else only
         texts = embed(text)
         rows = _anchors(regions, targets >= anchor_threshold, weights, embed)
-        texts = texts.to(torch.promote_types(rows.features.dtype, texts.dtype))
-        rows = rows._replace(features=rows.features.to(texts.dtype), weight=rows.weight.to(texts.dtype))
+        dtype = torch.promote_types(rows.features.dtype, texts.dtype)
+        texts = texts.to(dtype)
+        rows = _Anchors(rows.features.to(dtype), rows.own, rows.sample, rows.valid, rows.weight.to(dtype))
 
         # Keeps a batch without anchors on the graph, as a sum of no elements.
         zero = rows.features.flatten()[:0].sum() + texts.flatten()[:0].sum()
@@ -597,7 +596,7 @@ def multimodal_contrastive(
             shared["text_region"] = _text_region(rows, keys, texts, absent, temperature, group)
         if shared:
             losses = with_gradients_of_ranks([zero + term for term in shared.values()], pairs, group)
-            terms |= dict(zip(shared, losses, strict=True))
+            terms.update(zip(shared, losses, strict=True))
         if "region_text" in only:
             loss = _rows_against_classes(rows.features, texts, rows.own, temperature, separate)
             count = count_per_rank(rows.valid.sum().to(texts.dtype), group)
@@ -765,6 +764,7 @@ def multi_label_contrastive(
     Reference: our choice, after MulSupCon (Zhang and Wu, AAAI 2024) and SupCon (Khosla et al., NeurIPS 2020).
     """
     _check_shapes("multi_label_contrastive", features=(features, "B D"), targets=(targets, "B C"), weights=(weights, "B C?"))
+    targets = signed(targets)
     with full_precision(features):
         is_anchor = targets >= anchor_threshold
         # What an image without a positive label holds must not matter, not even NaN: 0 * NaN would reach the sums.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from . import functional as TF
 from ._checks import Dims, check_choice, check_number
 from ._state import PerClassState
-from .region_pooler import RegionPooler, Regions, class_chunk, plan_classes
+from .region_pooler import Prepared, RegionPooler, Regions, class_chunk, plan_classes
 from .text_region_matching import TextRegionMatchingLoss
 
 __all__ = ["TRMHead", "param_groups"]
@@ -61,7 +61,7 @@ class TRMHead(PerClassState):
         head: which logits: ``"query"``, ``"region"`` or the ``"mean"`` of both.
 
     Shape:
-        tokens (B, N, D) -> logits or scores (B, C).
+        tokens (B, N, D), key_padding_mask (B, N) bool with True at padding -> logits or scores (B, C).
 
     Example:
         >>> import torch
@@ -115,8 +115,8 @@ class TRMHead(PerClassState):
         self.register_buffer("text", text.detach().clone())
         self.register_buffer("negative_text", None if negative_text is None else negative_text.detach().clone())
 
-    def forward(self, tokens: Tensor, *, chunk: int | None = None) -> Tensor:
-        """Logits (B, C).
+    def forward(self, tokens: Tensor, *, key_padding_mask: Tensor | None = None, chunk: int | None = None) -> Tensor:
+        """Logits (B, C); those of a padded image are those that it gets alone, whatever lies under the padding.
 
         Where images times classes are many they go through in chunks of classes, so that memory does not grow with their
         number times the width; the logits are the same. ``chunk`` is the number of classes taken at once. Where it is not given
@@ -132,18 +132,21 @@ class TRMHead(PerClassState):
             batch, number, dim = tokens.shape
             plan = plan_classes(batch, classes, number, dim, heads=self.pooler.num_heads, query_head=False)
             if plan.factored:
-                return self.pooler.map_factors(self._logits, self.pooler.prepare(tokens, self.text), plan.size)["logits"]
+                return self.pooler.map_factors(self._logits, self._prepare(tokens, key_padding_mask), plan.size)["logits"]
         if chunk is None:
             whole = whole or torch.is_grad_enabled()
             chunk = classes if whole else class_chunk(tokens.shape[0], classes, tokens.shape[1], self.pooler.dim)
         check_number(type(self).__name__, "chunk", chunk, 1)
         if chunk < classes:
-            prepared = self.pooler.prepare(tokens, self.text)
+            prepared = self._prepare(tokens, key_padding_mask)
             return self.pooler.map_classes(self._logits, prepared, chunk, query_head=query_head)["logits"]
         if query_head:
-            return self._logits(self.pooler(tokens, self.text), slice(None))["logits"]
-        regions = self.pooler.pool(self.pooler.prepare(tokens, self.text), query_head=False)
+            return self._logits(self.pooler(tokens, self.text, key_padding_mask=key_padding_mask), slice(None))["logits"]
+        regions = self.pooler.pool(self._prepare(tokens, key_padding_mask), query_head=False)
         return self._logits(regions, slice(None))["logits"]
+
+    def _prepare(self, tokens: Tensor, key_padding_mask: Tensor | None) -> Prepared:
+        return self.pooler.prepare(tokens, self.text, key_padding_mask=key_padding_mask)
 
     def _logits(self, regions: Regions | TF.Factored, classes: slice) -> dict[str, Tensor]:
         """Logits of the regions of some classes."""
@@ -157,12 +160,12 @@ class TRMHead(PerClassState):
         return {"logits": logits[0] if len(logits) == 1 else 0.5 * (logits[0] + logits[1])}
 
     @torch.no_grad()
-    def predict(self, tokens: Tensor, *, chunk: int | None = None) -> Tensor:
-        """Probabilities (B, C), in eval mode whatever mode the module is in; ``chunk`` as in :meth:`forward`."""
+    def predict(self, tokens: Tensor, *, key_padding_mask: Tensor | None = None, chunk: int | None = None) -> Tensor:
+        """Probabilities (B, C), in eval mode whatever mode the module is in; the arguments are those of :meth:`forward`."""
         modes = [(module, module.training) for module in self.modules()]
         self.eval()
         try:
-            return torch.sigmoid(self(tokens, chunk=chunk))
+            return torch.sigmoid(self(tokens, key_padding_mask=key_padding_mask, chunk=chunk))
         finally:
             for module, training in modes:
                 module.training = training

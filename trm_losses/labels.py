@@ -5,7 +5,7 @@ value between them (soft), or :data:`UNKNOWN` = -1 (nobody said). Public label f
 them the opposite one, so they are converted once, where they are read.
 
 Every function returns a new tensor on the device and in the dtype of its input. ``bool`` and ``uint8`` cannot
-hold -1 and come back as ``int8`` and ``int16``.
+hold -1 and come back as ``int8``. In ``uint8``, where -1 is written as 255, 255 is read as -1, here and in every loss.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from itertools import repeat, starmap
 import torch
 from torch import Tensor
 
-from ._checks import NUMBERS, check_number
+from ._checks import NUMBERS, check_number, check_targets, signed
 
 __all__ = [
     "UNKNOWN",
+    "from_nan",
     "from_positive_only",
     "from_ternary",
     "hide_labels",
@@ -32,10 +33,6 @@ __all__ = [
 
 UNKNOWN: int = -1
 """The value of an entry whose label is not known."""
-
-_PROMOTED = {torch.bool: torch.int8, torch.uint8: torch.int16}
-_ENCODING = "1 (present), 0 (absent), between (soft) or -1 (unknown)"
-_FIX_ENCODING = "convert the labels with from_ternary or from_positive_only first"
 
 
 def from_ternary(labels: Tensor) -> Tensor:
@@ -104,6 +101,32 @@ def from_positive_only(labels: Tensor) -> Tensor:
     return torch.where(labels == 1, labels, UNKNOWN)
 
 
+def from_nan(labels: Tensor) -> Tensor:
+    r"""Convert labels in which NaN stands for a missing one, as pandas writes it.
+
+    .. math:: \text{NaN} \to -1
+
+    Args:
+        labels: NaN, or a value of this package's encoding, soft ones and -1 included.
+
+    Shape:
+        labels and the result (B, C), or any other shape.
+
+    Returns:
+        Tensor of the same shape with -1 in place of NaN.
+
+    Raises:
+        TypeError: ``labels`` is not a tensor of bools, integers or floats.
+        ValueError: a value that is neither NaN nor in the encoding.
+
+    Example:
+        >>> from_nan(torch.tensor([[1.0, 0.0, float("nan")]]))
+        tensor([[ 1.,  0., -1.]])
+    """
+    labels = _numeric("from_nan", "labels", labels)
+    return check_targets("from_nan", torch.where(labels.isnan(), UNKNOWN, labels), name="labels")
+
+
 def known_fraction(targets: Tensor) -> float:
     """Share of the entries of ``targets`` whose label is known.
 
@@ -127,7 +150,7 @@ def known_fraction(targets: Tensor) -> float:
     targets = _numeric("known_fraction", "targets", targets)
     if targets.numel() == 0:
         raise ValueError(f"known_fraction: targets must have at least one entry, got shape {tuple(targets.shape)}")
-    _require("known_fraction", "targets", targets, _encoded(targets), _ENCODING, _FIX_ENCODING)
+    targets = check_targets("known_fraction", targets)
     return int((targets != UNKNOWN).sum()) / targets.numel()
 
 
@@ -165,8 +188,7 @@ def hide_labels(targets: Tensor, known: float = 0.1, seed: int = 0) -> Tensor:
     Reference:
         HCP-MLR-PL (SST, SARB, HST); the label files published with TaI-DPT follow it exactly.
     """
-    targets = _matrix("hide_labels", targets)
-    _require("hide_labels", "targets", targets, _encoded(targets), _ENCODING, _FIX_ENCODING)
+    targets = check_targets("hide_labels", _matrix("hide_labels", targets))
     if not 0 < known <= 1:
         raise ValueError(f"hide_labels: known must be a share above 0 and at most 1, got {known}; 10 per cent is 0.1")
     keep = _numpy_uniform("hide_labels", targets.numel(), seed).view(targets.shape) < known
@@ -204,10 +226,7 @@ def keep_single_positive(targets: Tensor, *, seed: int = 0) -> Tensor:
     Reference:
         Setting of Cole et al. 2021, "Multi-Label Learning from Single Positive Labels".
     """
-    targets = _matrix("keep_single_positive", targets)
-    hard = (targets == 1) | (targets == 0) | (targets == UNKNOWN)
-    fix = "a soft label is neither a positive nor a negative: threshold it first"
-    _require("keep_single_positive", "targets", targets, hard, "1 (present), 0 (absent) or -1 (unknown)", fix)
+    targets = check_targets("keep_single_positive", _matrix("keep_single_positive", targets), soft=False)
     positive = (targets == 1).cpu()
     draws = _numpy_uniform("keep_single_positive", targets.numel(), seed).view(targets.shape)
     column = torch.where(positive, draws, -1.0).argmax(dim=1, keepdim=True)
@@ -285,7 +304,7 @@ def _numeric(owner: str, name: str, x: Tensor) -> Tensor:
         raise TypeError(f"{owner}: {name} must be a torch.Tensor, got {type(x).__name__}")
     if x.dtype not in NUMBERS:
         raise TypeError(f"{owner}: {name} must hold bools, integers or floats, got {x.dtype}; use .long() or .float()")
-    return x.to(_PROMOTED.get(x.dtype, x.dtype))
+    return x.to(torch.int8) if x.dtype == torch.bool else signed(x)
 
 
 def _matrix(owner: str, targets: Tensor) -> Tensor:
@@ -295,11 +314,6 @@ def _matrix(owner: str, targets: Tensor) -> Tensor:
         fix = "one row an image, one column a class"
         raise ValueError(f"{owner}: targets must have shape (B, C) with B, C >= 1, got {tuple(targets.shape)}; {fix}")
     return targets
-
-
-def _encoded(targets: Tensor) -> Tensor:
-    """Where ``targets`` lies in this package's encoding; false at NaN."""
-    return ((targets >= 0) & (targets <= 1)) | (targets == UNKNOWN)
 
 
 def _require(owner: str, name: str, x: Tensor, ok: Tensor, wanted: str, fix: str) -> None:

@@ -4,18 +4,21 @@ Scores and targets have shape (B, C). Targets are 1 (present), 0 (absent) or -1 
 counts neither for nor against its class. A class without a known positive has no recall: its average
 precision is NaN, and means over classes leave it out (some research code counts it as 0 instead).
 
+Results are float64 on the CPU, whatever device scores and targets are on: Apple's GPU has no float64.
+
 Labels of a file written as 1/-1/0 must pass through :func:`trm_losses.labels.from_ternary` first: read as
 they stand, their absent entries would be unknown here and every class would look perfect.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ._checks import FLOATS, NUMBERS
+from ._checks import FLOATS, NUMBERS, check_number, check_targets, signed
 from .labels import UNKNOWN
 
 __all__ = ["F1Scores", "average_precision", "evaluate", "f1_scores", "mean_average_precision"]
@@ -27,7 +30,7 @@ _BEHIND = 1 << 40  # even, and more than any two keys lie apart
 
 
 class F1Scores(NamedTuple):
-    """What :func:`f1_scores` returns: scalar float64 tensors, shares from 0 to 1."""
+    """What :func:`f1_scores` returns: scalar float64 tensors on the CPU, shares from 0 to 1."""
 
     OP: Tensor
     """Overall precision: true positives over all predicted ones, pooled over classes."""
@@ -71,7 +74,7 @@ def average_precision(scores: Tensor, targets: Tensor, *, interpolated: bool = F
         scores and targets (B, C); the result (C,).
 
     Returns:
-        float64 from 0 to 1; NaN for a class without a known positive.
+        float64 on the CPU, from 0 to 1; NaN for a class without a known positive.
 
     Raises:
         TypeError: an argument is not a tensor, or ``scores`` are not floats.
@@ -81,15 +84,15 @@ def average_precision(scores: Tensor, targets: Tensor, *, interpolated: bool = F
     Example:
         >>> scores = torch.tensor([[0.9], [0.8], [0.7], [0.6]])
         >>> targets = torch.tensor([[0], [1], [-1], [1]])
-        >>> average_precision(scores, targets).item()  # (1/2 + 2/3) / 2, the third row left out
-        0.5833333333333333
-        >>> average_precision(scores, targets, interpolated=True).item()  # (2/3 + 2/3) / 2
-        0.6666666666666666
+        >>> round(average_precision(scores, targets).item(), 4)  # (1/2 + 2/3) / 2, the third row left out
+        0.5833
+        >>> round(average_precision(scores, targets, interpolated=True).item(), 4)  # (2/3 + 2/3) / 2
+        0.6667
 
     Reference:
         scikit-learn's ``average_precision_score``; the PASCAL VOC development kit of 2010 and later.
     """
-    _check("average_precision", "scores", scores, targets)
+    targets = _check("average_precision", scores, targets)
     return _average_precisions(scores, targets)[int(interpolated)]
 
 
@@ -105,7 +108,7 @@ def mean_average_precision(scores: Tensor, targets: Tensor, *, interpolated: boo
         scores and targets (B, C); the result ().
 
     Returns:
-        float64 scalar tensor from 0 to 1; NaN when no class has a known positive.
+        float64 scalar tensor on the CPU, from 0 to 1; NaN when no class has a known positive.
 
     Raises:
         TypeError: as :func:`average_precision`.
@@ -116,11 +119,17 @@ def mean_average_precision(scores: Tensor, targets: Tensor, *, interpolated: boo
         >>> mean_average_precision(scores, torch.tensor([[0, 0], [1, 0]])).item()  # the second class has no positive
         0.5
     """
-    _check("mean_average_precision", "scores", scores, targets)
+    targets = _check("mean_average_precision", scores, targets)
     return _average_precisions(scores, targets)[int(interpolated)].nanmean()
 
 
-def f1_scores(logits: Tensor, targets: Tensor, *, threshold: float = 0.0) -> F1Scores:
+def f1_scores(
+    scores: Tensor,
+    targets: Tensor,
+    *,
+    threshold: float | Sequence[float] | Tensor | None = None,
+    top_k: int | None = None,
+) -> F1Scores:
     r"""Precision, recall and F1, pooled over all entries (O) and averaged over classes (C).
 
     With true positives :math:`t_c`, predicted :math:`p_c` and known positives :math:`n_c` of class c:
@@ -134,29 +143,35 @@ def f1_scores(logits: Tensor, targets: Tensor, *, threshold: float = 0.0) -> F1S
     OF1 = F(OP, OR). The class F1 has two forms under one name: CF1 = F(CP, CR) as in HCP-MLR-PL, and
     CF1_per_class, the mean of F over classes, as in DualCoOp.
 
-    An entry is predicted present when its logit is *above* the threshold (DualCoOp's rule; HCP-MLR-PL takes
-    "at or above"). Where a denominator is zero: a class that is never predicted has precision 0 and F1 0, as
-    in both of them, and adds nothing to OP (HCP-MLR-PL counts one wrong prediction for it there); nothing
-    predicted at all gives OP = OF1 = 0. A class without a known positive is left out of CP, CR, CF1 and
+    An entry is predicted present if its score is *above* the threshold (DualCoOp's rule; HCP-MLR-PL takes
+    "at or above"). With ``top_k`` it is if its class is among the highest scored of its image, at whatever level;
+    given both, it must pass both, which is the top-3 of ML-GCN's code. Of equal scores the class that comes first is
+    taken. Unknown entries are ranked too, and then left out.
+
+    Where a denominator is zero: a class that is never predicted has precision 0 and F1 0, as in DualCoOp and
+    HCP-MLR-PL, and adds nothing to OP (HCP-MLR-PL counts one wrong prediction for it there); nothing predicted at all gives
+    OP = OF1 = 0. A class without a known positive is left out of CP, CR, CF1 and
     CF1_per_class, as it is out of the mean average precision, but its false alarms count in OP (both of them
     keep it: DualCoOp as 0, while HCP-MLR-PL's CR becomes NaN). Without any known positive OR, OF1 and the
     class scores are NaN.
 
     Args:
-        logits: predictions; for probabilities set ``threshold=0.5``.
+        scores: logits or probabilities, higher means more likely present.
         targets: 1, 0 or -1 (unknown).
-        threshold: logits above it are predicted present.
+        threshold: scores above it are predicted present; one number, or one for each class. None (default) is 0, for
+            logits, and refuses scores that look like probabilities.
+        top_k: number of classes predicted of each image, from 1 to C; many papers report top-3.
 
     Shape:
-        logits and targets (B, C); each result ().
+        scores and targets (B, C), threshold () or (C,); each result ().
 
     Returns:
-        :class:`F1Scores`, float64 from 0 to 1.
+        :class:`F1Scores`, float64 on the CPU, from 0 to 1.
 
     Raises:
-        TypeError: an argument is not a tensor, or ``logits`` are not floats.
-        ValueError: shapes or devices that do not fit, NaN logits, soft targets or values outside the
-            encoding.
+        TypeError: an argument is not a tensor, ``scores`` are not floats, or ``threshold`` is not numbers.
+        ValueError: shapes or devices that do not fit, NaN, soft targets or values outside the encoding; scores that
+            all lie in [0, 1] where neither ``threshold`` nor ``top_k`` is given; ``top_k`` out of range.
 
     Example:
         >>> f1 = f1_scores(torch.tensor([[2.0, -1.0], [1.0, -1.0]]), torch.tensor([[1, 1], [0, 0]]))
@@ -164,14 +179,52 @@ def f1_scores(logits: Tensor, targets: Tensor, *, threshold: float = 0.0) -> F1S
         (0.5, 0.5, 0.25, 0.5)
 
     Reference:
-        HCP-MLR-PL and DualCoOp.
+        HCP-MLR-PL and DualCoOp; top-k as in ML-GCN (Chen et al., CVPR 2019) and before it.
     """
-    _check("f1_scores", "logits", logits, targets)
+    targets = _check("f1_scores", scores, targets)
+    return _f1_scores(_predicted("f1_scores", scores, targets, threshold, top_k), targets)
+
+
+def _predicted(
+    owner: str,
+    scores: Tensor,
+    targets: Tensor,
+    threshold: float | Sequence[float] | Tensor | None,
+    top_k: int | None = None,
+) -> Tensor:
+    """(B, C) bool: known entries predicted present."""
+    predicted, classes = targets != UNKNOWN, scores.shape[1]
+    if top_k is not None:
+        check_number(owner, "top_k", top_k, 1, classes)
+        if top_k != int(top_k):
+            raise ValueError(f"{owner}: top_k must be a whole number, got {top_k}")
+        order = scores.argsort(dim=1, descending=True, stable=True)
+        predicted = predicted & torch.zeros_like(predicted).scatter_(1, order[:, : int(top_k)], True)
+        if threshold is None:
+            return predicted
+    if threshold is None:
+        if bool(((scores >= 0) & (scores <= 1)).all() & (targets != UNKNOWN).any()):
+            raise ValueError(
+                f"{owner}: scores look like probabilities, all lie in [0, 1]; "
+                "say threshold=0.5, or threshold=0.0 if they are logits"
+            )
+        threshold = 0.0
+    wanted = f"{owner}: threshold must be a number or {classes} numbers, one for each class"
+    try:
+        level = torch.as_tensor(threshold, dtype=scores.dtype, device=scores.device)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise TypeError(f"{wanted}, got {threshold!r}") from error
+    if level.shape not in ((), (classes,)):
+        raise ValueError(f"{wanted}, got shape {tuple(level.shape)}")
+    if bool(level.isnan().any()):
+        raise ValueError(f"{wanted}, got NaN")
+    return predicted & (scores > level)
+
+
+def _f1_scores(predicted: Tensor, targets: Tensor) -> F1Scores:
+    """Of known entries predicted present, (B, C) bool, and checked targets."""
     positive = targets == 1
-    predicted = (logits > threshold) & (targets != UNKNOWN)
-    t = (predicted & positive).sum(dim=0).double()
-    p = predicted.sum(dim=0).double()
-    n = positive.sum(dim=0).double()
+    t, p, n = (x.sum(dim=0).cpu().double() for x in (predicted & positive, predicted, positive))
     # 2pr / (p + r) = 2t / (p + n) in counts, where only n = 0 leaves nothing to score.
     overall_precision = t.sum() / p.sum().clamp(min=1)
     overall_f1 = torch.where(n.sum() > 0, 2 * t.sum() / (p.sum() + n.sum()), torch.nan)
@@ -183,32 +236,34 @@ def f1_scores(logits: Tensor, targets: Tensor, *, threshold: float = 0.0) -> F1S
     return F1Scores(overall_precision, t.sum() / n.sum(), overall_f1, class_precision, class_recall, class_f1, per_class_f1)
 
 
-def evaluate(logits: Tensor, targets: Tensor) -> dict[str, float]:
+def evaluate(
+    scores: Tensor, targets: Tensor, *, threshold: float | Sequence[float] | Tensor | None = None
+) -> dict[str, float]:
     """The scores of a result row, in per cent.
 
     Args:
-        logits: predictions, present above 0.
+        scores: logits, or probabilities with ``threshold=0.5``.
         targets: 1, 0 or -1 (unknown).
+        threshold: as in :func:`f1_scores`.
 
     Shape:
-        logits and targets (B, C).
+        scores and targets (B, C), threshold () or (C,).
 
     Returns:
         ``mAP`` and ``mAP_interpolated`` (:func:`mean_average_precision`), ``OF1``, ``CF1`` and
         ``CF1_per_class`` (:func:`f1_scores`), from 0 to 100.
 
     Raises:
-        TypeError: an argument is not a tensor, or ``logits`` are not floats.
-        ValueError: shapes or devices that do not fit, NaN logits, soft targets or values outside the
-            encoding.
+        TypeError: as :func:`f1_scores`.
+        ValueError: as :func:`f1_scores`.
 
     Example:
         >>> evaluate(torch.tensor([[2.0], [-1.0], [1.0], [-2.0]]), torch.tensor([[1], [1], [0], [0]]))["OF1"]
         50.0
     """
-    _check("evaluate", "logits", logits, targets)
-    raw, interpolated = _average_precisions(logits, targets)
-    f1 = f1_scores(logits, targets)
+    targets = _check("evaluate", scores, targets)
+    f1 = _f1_scores(_predicted("evaluate", scores, targets, threshold), targets)
+    raw, interpolated = _average_precisions(scores, targets)
     row = {
         "mAP": raw.nanmean(),
         "mAP_interpolated": interpolated.nanmean(),
@@ -221,7 +276,7 @@ def evaluate(logits: Tensor, targets: Tensor) -> dict[str, float]:
 
 def _average_precisions(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Raw and interpolated average precision of each class, (C,) each, from one sort."""
-    scores = scores.detach()
+    scores, targets = scores.detach().cpu(), targets.cpu()
     if scores.dtype not in (torch.float32, torch.float64):
         scores = scores.float()
     raw, interpolated = [], []
@@ -236,7 +291,7 @@ def _average_precisions(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor
         row, place = (keys & 1).nonzero(as_tuple=True)
         # From here on the positives of each class alone, in the order of their ranks; zeros where a class has fewer.
         width = max(1, int(count.max()))
-        found = torch.arange(1, width + 1, dtype=torch.float64, device=s.device).repeat(len(s), 1)
+        found = torch.arange(1, width + 1, dtype=torch.float64).repeat(len(s), 1)
         real = found <= count[:, None]
         rank = torch.ones_like(found).masked_scatter_(real, (place + 1).double())
         key = torch.zeros_like(real, dtype=keys.dtype).masked_scatter_(real, keys[row, place])
@@ -265,34 +320,29 @@ def _falling(scores: Tensor) -> Tensor:
 
 def _sorted(keys: Tensor) -> Tensor:
     """Each row in rising order, in place where NumPy is there: torch's sort also finds the order and takes ten times as long."""
-    if keys.device.type == "cpu":
-        try:
-            keys.numpy().sort(axis=1)
-            return keys
-        except RuntimeError:  # torch without NumPy
-            pass
-    return keys.sort(dim=1).values
+    try:
+        keys.numpy().sort(axis=1)
+        return keys
+    except RuntimeError:  # torch without NumPy
+        return keys.sort(dim=1).values
 
 
-def _check(owner: str, name: str, scores: Tensor, targets: Tensor) -> None:
-    for label, x in ((name, scores), ("targets", targets)):
+def _check(owner: str, scores: Tensor, targets: Tensor) -> Tensor:
+    """The targets, once all is checked."""
+    for name, x in (("scores", scores), ("targets", targets)):
         if not isinstance(x, Tensor):
-            raise TypeError(f"{owner}: {label} must be a torch.Tensor, got {type(x).__name__}")
+            raise TypeError(f"{owner}: {name} must be a torch.Tensor, got {type(x).__name__}")
     if scores.dtype not in FLOATS:
-        raise TypeError(f"{owner}: {name} must be floats, got {scores.dtype}")
+        raise TypeError(f"{owner}: scores must be floats, got {scores.dtype}")
     if targets.dtype not in NUMBERS:
         raise TypeError(f"{owner}: targets must hold bools, integers or floats, got {targets.dtype}")
     if scores.dim() != 2 or scores.numel() == 0:
-        raise ValueError(f"{owner}: {name} must have shape (B, C) with B, C >= 1, got {tuple(scores.shape)}")
+        raise ValueError(f"{owner}: scores must have shape (B, C) with B, C >= 1, got {tuple(scores.shape)}")
     if targets.shape != scores.shape:
-        want = f"(B, C) = {tuple(scores.shape)} like {name}"
+        want = f"(B, C) = {tuple(scores.shape)} like scores"
         raise ValueError(f"{owner}: targets must have shape {want}, got {tuple(targets.shape)}")
     if targets.device != scores.device:
-        raise ValueError(f"{owner}: {name} are on {scores.device}, targets on {targets.device}; move one of them")
+        raise ValueError(f"{owner}: scores are on {scores.device}, targets on {targets.device}; move one of them")
     if bool(scores.isnan().any()):
-        raise ValueError(f"{owner}: {name} must not be NaN, got {int(scores.isnan().sum())} NaN of {scores.numel()}")
-    ok = (targets == 1) | (targets == 0) | (targets == UNKNOWN)
-    if int(ok.sum()) < ok.numel():
-        fix = "soft labels must be thresholded, other codes converted with trm_losses.labels"
-        value = targets[~ok][0].item()
-        raise ValueError(f"{owner}: targets must be 1 (present), 0 (absent) or -1 (unknown), got {value}; {fix}")
+        raise ValueError(f"{owner}: scores must not be NaN, got {int(scores.isnan().sum())} NaN of {scores.numel()}")
+    return check_targets(owner, signed(targets), soft=False)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import functional as TF
-from ._checks import Dims, check_finite, check_number, check_targets
+from ._checks import Dims, check_finite, check_number
 from ._distributed import Distributed, resolve_group, uncompiled
 from ._entries import check_regions
 
@@ -146,7 +146,7 @@ class MultimodalContrastiveLoss(nn.Module):
         dims = self._dims()
         check_regions(dims, regions)
         dims.check("text", text, "C D", hint="text and regions share classes and width")
-        dims.check("targets", targets, "B C", floating=False)
+        targets = dims.targets(targets, "B C", validate=self.validate)
         if prototypes is not None:
             dims.check("prototypes", prototypes, "C D")
         if seen is not None:
@@ -160,7 +160,6 @@ class MultimodalContrastiveLoss(nn.Module):
                 raise ValueError(f"{dims.owner}: saliency (B, C, N) must be given where overlap is set, got None")
             dims.check("saliency", saliency, "B C N")
         if self.validate:
-            check_targets(dims.owner, targets)
             needed = targets >= self.anchor_threshold
             check_regions(dims, regions, needed=needed | (targets == 0) if self.absent_negatives else needed)
             check_finite(dims.owner, "regions", regions.features if isinstance(regions, TF.Entries) else regions)
@@ -196,11 +195,10 @@ class MultimodalContrastiveLoss(nn.Module):
         """The contrast of features (B, D) by their labels (B, C)."""
         dims = self._dims()
         dims.check("regions", features, "B D", hint="without text, one feature of each image")
-        dims.check("targets", targets, "B C", floating=False)
+        targets = dims.targets(targets, "B C", validate=self.validate)
         if weights is not None:
             dims.check("weights", weights, "B C")
         if self.validate:
-            check_targets(dims.owner, targets)
             check_finite(dims.owner, "regions", features)
             if weights is not None:
                 check_finite(dims.owner, "weights", torch.where(targets >= self.anchor_threshold, weights, 0.0))

@@ -251,8 +251,8 @@ class TRMObjective(PerClassState):
     ) -> TRMOutput:
         """Losses of a batch; see the class. ids are the places of the samples in the training set, for the labeler's rule."""
         dims = Dims(type(self).__name__, C=self.pooler.num_classes)
-        dims.check("targets", targets, "B C", floating=False)
         dims.check("text", text, "C D", hint="one row for each class of num_classes")
+        targets = dims.targets(targets, "B C", validate=self.matching.validate)
         if negative_text is not None:
             dims.check("negative_text", negative_text, "C D")
         if ids is not None:
@@ -298,7 +298,7 @@ class TRMObjective(PerClassState):
     ) -> dict[str, Tensor]:
         """The matching loss of each head over known labels and over pseudo-labels."""
         classes, group = targets.shape[1], resolve_group(self.distributed)
-        entries = sum_over_ranks(logits.new_tensor(float(targets.numel())), group)
+        entries = sum_over_ranks(logits.new_full((), targets.numel()), group)
         if self.pseudo_per == "known":
             known = sum_over_ranks((targets != UNKNOWN).sum().to(entries.dtype), group)
             entries = torch.where(known > 0, known, entries)
@@ -373,7 +373,8 @@ class TRMObjective(PerClassState):
                 found["distance"] = TF.feature_distillation(regions.query, regions.region, reduction="none")
             if self.labeler is not None and self.bank is not None:  # without gradient: last
                 similarities = self.labeler.similarities(features, self.bank, first=classes.start)
-                found |= {} if similarities is None else similarities._asdict()
+                if similarities is not None:
+                    found.update(similarities._asdict())
             return found
 
         plan = self._plan(prepared.tokens)
@@ -387,7 +388,7 @@ class TRMObjective(PerClassState):
         group = resolve_group(distillation.distributed)
         if distillation.reduction != "mean":
             return sum_per_rank(distance.sum(), group) if distillation.reduction == "sum" else distance
-        count = count_per_rank(distance.new_tensor(float(distance.numel())), group)
+        count = count_per_rank(distance.new_full((), distance.numel()), group)
         return distance.sum() / torch.where(count > 0, count, 1.0)
 
     def _entries(self, prepared: Prepared, targets: Tensor, pseudo: PseudoLabels | None) -> TF.Entries:
@@ -448,7 +449,7 @@ class TRMObjective(PerClassState):
         try:
             for tokens, targets, ids in batches:
                 # Tokens are on the device of the text, which the pooler checks; these may wait elsewhere.
-                Dims(owner, C=classes).check("targets", targets, "B C", floating=False)
+                targets = Dims(owner, C=classes).targets(targets, "B C", validate=self.matching.validate)
                 Dims(owner, B=len(targets)).check("ids", ids, "B", floating=False)
                 check_ids(owner, ids, number)
                 seen, ids = model.pooler(tokens, text), ids.to(text.device)

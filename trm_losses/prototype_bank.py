@@ -32,7 +32,7 @@ class PrototypeBank(FullPrecisionState):
         text_momentum: m of the text prototypes.
         init: (C, D) start value of both, such as the features of a prompt template; zeros if it is not given.
         distributed: False, True or a process group: batch means are over all ranks, so that all ranks agree.
-        validate: look for NaN and infinity in :meth:`update` (waits for the device).
+        validate: check label values and look for NaN in :meth:`update` (waits for the device).
 
     Attributes:
         visual: (C, D) unit prototypes. text: (C, D). count: (C,) updates of each visual prototype. seen: (C,) bool, the class
@@ -152,7 +152,7 @@ class PrototypeBank(FullPrecisionState):
         """
         dims = Dims(type(self).__name__, C=self.num_classes, D=self.dim)
         check_regions(dims, regions)
-        dims.check("targets", targets, "B C", floating=False)
+        targets = dims.targets(targets, "B C", validate=self.validate)
         mass = (targets == 1).float()
         if weights is not None:
             dims.check("weights", weights, "B C")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import functional as TF
-from ._checks import Dims, check_choice, check_finite, check_number, check_targets
+from ._checks import Dims, check_choice, check_finite, check_number
 from ._distributed import Distributed, resolve_group
 from ._entries import check_regions
 from ._state import PerClassState
@@ -145,7 +145,7 @@ class TextRegionMatchingLoss(PerClassState):
         ``regions`` may be :class:`trm_losses.functional.Factored`. ``classes`` are those that regions and texts are of, where
         they are of a part of the classes.
         """
-        dims = Dims(type(self).__name__, C=len(range(*classes.indices(self.num_classes))))
+        dims = Dims(type(self).__name__, C=len(range(self.num_classes)[classes]))
         check_regions(dims, regions, TF.Factored, hint="one region for each class of num_classes")
         dims.check("text", text, "C D", hint="text and regions share the width D of the joint space")
         if (self.form == "pair") != (negative_text is not None):
@@ -179,11 +179,10 @@ class TextRegionMatchingLoss(PerClassState):
         """The loss of logits (B, C) already at hand."""
         dims = Dims(type(self).__name__, C=self.num_classes)
         dims.check("logits", logits, "B C")
-        dims.check("targets", targets, "B C", floating=False)
+        targets = dims.targets(targets, "B C", validate=self.validate)
         if weights is not None:
             dims.check("weights", weights, "B C")
         if self.validate:
-            check_targets(dims.owner, targets)
             for name, value in (("logits", logits), ("weights", weights)):
                 if value is not None:  # at unknown entries it may be anything
                     check_finite(dims.owner, name, torch.where(targets >= 0, value, 0.0))
@@ -223,7 +222,7 @@ class TextRegionMatchingLoss(PerClassState):
             prior: expected share of present labels, such as present / known over the training labels.
         """
         check_number(type(self).__name__, "prior", prior, 0, 1, strict=True)
-        logits = self.logits(regions, text, negative_text=negative_text, bias=False).double()
+        logits = self.logits(regions, text, negative_text=negative_text, bias=False).cpu().double()
         if not logits.numel():
             raise ValueError(f"{type(self).__name__}: regions must hold at least one image, got shape {tuple(regions.shape)}")
         low, high = logits.min() - 20, logits.max() + 20

@@ -21,24 +21,23 @@ import torch
 from torch import Tensor
 
 from trm_losses import PromptEmbeddings
-from trm_losses.backbones import OpenClipBackbone
 from trm_losses.labels import hide_labels, keep_single_positive, known_fraction
 from trm_losses.metrics import evaluate
 
 from . import ranks
 from .checkpoint import Checkpoint, tensor_digest, write_json
 from .cost import trained_parameters, watch_memory
-from .features import Features, cores
+from .features import CachedFeatures, Features, cores
 from .grid import build_method
 from .methods import TRM, ZERO_SHOT, Encode, Method, Setting, zero_shot_tokens
 from .presets import VARIANTS, Known, Preset
 from .profiling import profiled, recorded
-from .progress import say, without_bars
+from .progress import escape_output, say, without_bars
 from .report import Row
 from .training import Trained, score, train
 from .wrapped import unwrapped
 
-__all__ = ["Cell", "Finished", "Prepared", "build", "known_labels", "run_cell", "run_cells", "train_cell"]
+__all__ = ["Cell", "Finished", "Frozen", "Prepared", "build", "known_labels", "run_cell", "run_cells", "train_cell"]
 
 class Cell(NamedTuple):
     """A method (or a variant of one) in a setting with a seed."""
@@ -76,22 +75,31 @@ class Finished(NamedTuple):
         return {"seconds": self.seconds, "peak_mib": self.peak_mib, "parameters": self.parameters}
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """What all cells of a run share: features and labels of both splits, class texts, and the text tower behind them."""
+@dataclass(frozen=True, kw_only=True)
+class Frozen:
+    """What a frozen model gives a run, whatever it is: features of both splits, class texts, and its text tower if it has one."""
+
+    model: str  # what it is called over tables
+    detail: str  # the same with sizes
+    weights: str  # digest of it
+    features: Features
+    test_features: CachedFeatures
+    text: Tensor
+    logit_scale: float
+    names: PromptEmbeddings | None = None  # without a text tower there are none
+    encode: Encode
+    image_size: tuple[int, int]  # (height, width) of images in pictures
+    grid: tuple[int, int] | None  # of the tokens; none: no pictures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared(Frozen):
+    """What all cells of a run share: the frozen model's part, and the labels of both splits."""
 
     preset: Preset
     device: torch.device
-    weights: str  # digest of the frozen model
-    features: Features
     targets: Tensor
-    test_features: Features
     test_targets: Tensor
-    text: Tensor
-    names: PromptEmbeddings | None
-    logit_scale: float
-    encode: Encode
-    backbone: OpenClipBackbone
     test_paths: list[str]  # image files
     name: str  # of the data set and its split
     class_names: list[str]
@@ -142,7 +150,7 @@ def _zero_shot(data: Prepared, method: str) -> tuple[dict[str, float | None], fl
     if method not in data.zero_shot:
         started = time.perf_counter()
         logits = score(partial(ZERO_SHOT[method], text=data.text), data.test_features, data.preset.batch_size)
-        metrics: dict[str, float | None] = dict(evaluate(logits, data.test_targets))
+        metrics: dict[str, float | None] = dict(evaluate(logits, data.test_targets, threshold=0.0))
         # A cosine ranks images, but has no level above which a class counts as present.
         metrics |= dict.fromkeys(("OF1", "CF1", "CF1_per_class"), None)
         metrics["best_epoch_mAP"] = metrics["mAP"]
@@ -268,6 +276,7 @@ def _start_worker(args: argparse.Namespace, prepare: Callable[[argparse.Namespac
     torch.set_num_threads(max(1, min(torch.get_num_threads(), cores() // args.jobs)))
     if args.deterministic:
         use_deterministic_algorithms()
+    escape_output()
     without_bars()
     _worker = prepare(args), args
 

@@ -1,7 +1,8 @@
-"""Files that are there as a whole or not at all, and the state of a training run in one of them."""
+"""Where files go; files that are there as a whole or not at all, and the state of a training run in one of them."""
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
 import json
@@ -14,9 +15,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Checkpoint", "differences", "read_json", "tensor_digest", "write_json"]
+__all__ = [
+    "CACHE", "Checkpoint", "check_writable", "differences", "folder_argument", "read_json", "tensor_digest", "write_json",
+]  # fmt: skip
 
+CACHE = "~/.cache/trm_losses"
 _FORMAT = 1
+
+
+def folder_argument(text: str) -> Path:
+    """A folder out of a command line. A home is looked for only if the folder lies in it: not every user has one."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"there is no home folder for {text}; give another folder") from None
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Refuse at the door a folder that cannot be made or written into."""
+    place = next((path for path in (folder, *folder.parents) if os.path.exists(path)), Path())
+    if not os.path.isdir(place) or not os.access(place, os.W_OK | os.X_OK):
+        raise ValueError(f"{option}: {folder} must be a folder that can be written into, {place} is none; give another folder")
 
 
 def _replace(path: Path, content: bytes) -> None:
@@ -40,7 +59,7 @@ def write_json(path: Path, value: object) -> None:
 def read_json(path: Path) -> Any:
     """What :func:`write_json` wrote."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} must be JSON that a run wrote, and cannot be read ({error}); start without --resume") from error
 

@@ -23,14 +23,14 @@ def watch_memory(device: torch.device) -> Callable[[], float | None]:
         torch.cuda.reset_peak_memory_stats(device)
         return lambda: torch.cuda.max_memory_allocated(device) / 2**20
     try:
-        (_PROC / "clear_refs").write_text("5")  # the kernel begins its peak again
+        (_PROC / "clear_refs").write_text("5", encoding="utf-8")  # the kernel begins its peak again
     except OSError:
         return lambda: None
     return _resident_peak
 
 
 def _resident_peak() -> float | None:
-    for line in (_PROC / "status").read_text().splitlines():
+    for line in (_PROC / "status").read_text(encoding="utf-8").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) / 2**10
     return None

@@ -8,7 +8,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import closing
 from pathlib import Path
@@ -21,8 +21,8 @@ from trm_losses.backbones import OpenClipBackbone, load_open_clip
 from trm_losses.labels import known_fraction
 
 from . import ranks
-from .cells import Cell, Finished, Prepared, checkpoint_path, run_cells, use_deterministic_algorithms
-from .checkpoint import differences, read_json, tensor_digest, write_json
+from .cells import Cell, Finished, Frozen, Prepared, checkpoint_path, run_cells, use_deterministic_algorithms
+from .checkpoint import CACHE, check_writable, differences, folder_argument, read_json, tensor_digest, write_json
 from .data import voc
 from .data.base import HELD_OUT, LabelledImages, Source, eval_transform, held_out, lines_of, train_transform
 from .data.label_files import ENCODINGS, read_labels
@@ -32,7 +32,7 @@ from .grid import HEADS, NAMES, PEERS, build_method, choose_methods
 from .methods import METHODS, ZERO_SHOT, Setting
 from .pictures import choose_images, collect_saliency
 from .presets import LOSSES, PRESETS, VARIANTS, Known, Preset, override, pseudo_schedule
-from .progress import Scalars, Sweep, say
+from .progress import Scalars, Sweep, escape_output, say, warnings_said
 from .report import Row, ablation_rows, ablation_table, grid_tables, main_rows, make_report, markdown_table
 from .unseen import unseen_row, unseen_table
 
@@ -61,19 +61,28 @@ def parser(source: Source = voc.SOURCE) -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     p.set_defaults(source=source)
-    p.add_argument("--data-root", type=Path, help=source.layout.replace("%", "%%"))
+    if source.given is None:
+        p.add_argument("--data-root", type=Path, help=source.layout.replace("%", "%%"))
+        p.add_argument("--class-names", type=Path, metavar="FILE",
+                       help="other names of the classes for prompts, one a line in the order of the columns")  # fmt: skip
+        p.add_argument("--model", help="an open_clip model name, or 'embedded'")
+        p.add_argument("--pretrained", help="an open_clip tag such as 'openai', or a weights file")
+        p.add_argument("--image-size", type=int, help="side of the square images, a multiple of the model's stride")
+        p.add_argument("--workers", type=int, default=min(8, cores()),
+                       help="processes that read and transform images, where they are not cached; 0: none beside this one; "
+                       "results do not depend on it")  # fmt: skip
+        p.add_argument("--cache", type=folder_argument, default=CACHE,
+                       help="folder for drawn scenes and frozen features")  # fmt: skip
+    else:
+        p.add_argument("data_root", type=Path, metavar="FEATURES", help=source.layout)
+        p.set_defaults(class_names=None, model=None, pretrained=None, image_size=None, workers=0)
     source.add_arguments(p)
-    p.add_argument("--class-names", type=Path, metavar="FILE",
-                   help="other names of the classes for prompts, one a line in the order of the columns")  # fmt: skip
     p.add_argument("--labels", type=Path, metavar="FILE",
                    help="published partial labels of the training images (.npy, .txt, .pt) in place of --known")  # fmt: skip
     p.add_argument("--labels-encoding", choices=ENCODINGS, help="what --labels holds, where the file itself does not tell")
     p.add_argument("--preset", choices=tuple(PRESETS),
                    help=f"default: {f'{source.drawn_preset} without --data-root, else ' * bool(source.drawn_preset)}"
                    f"{source.preset}")  # fmt: skip
-    p.add_argument("--model", help="an open_clip model name, or 'embedded'")
-    p.add_argument("--pretrained", help="an open_clip tag such as 'openai', or a weights file")
-    p.add_argument("--image-size", type=int, help="side of the square images, a multiple of the model's stride")
     p.add_argument("--known", type=known_argument, nargs="+", metavar="SHARE",
                    help="shares of known labels, above 0 to 1; 'single': one present label an image, nothing else; default: "
                    f"{' '.join(map(str, DEFAULT_KNOWN))}")  # fmt: skip
@@ -96,9 +105,6 @@ def parser(source: Source = voc.SOURCE) -> argparse.ArgumentParser:
     p.add_argument("--jobs", type=int, default=1,
                    help="methods trained at a time, each in a process with its share of the cores; results do not depend on "
                    "it but for the last digits, which depend on the number of threads")  # fmt: skip
-    p.add_argument("--workers", type=int, default=min(8, cores()),
-                   help="processes that read and transform images, where they are not cached; 0: none beside this one; results "
-                   "do not depend on it")  # fmt: skip
     p.add_argument("--amp", action="store_true", help="mixed precision: float16 on cuda, bfloat16 elsewhere")
     p.add_argument("--deterministic", action="store_true", help="the same bits again on an accelerator, a little slower")
     p.add_argument("--tensorboard", action="store_true", help="curves of losses and test mAP (needs the tensorboard package)")
@@ -108,8 +114,6 @@ def parser(source: Source = voc.SOURCE) -> argparse.ArgumentParser:
     p.add_argument("--tune", action="store_true",
                    help="score on the val split and train on the train split: for choosing settings")  # fmt: skip
     p.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="change settings of the preset")
-    p.add_argument("--cache", type=Path, default=Path("~/.cache/trm_losses").expanduser(),
-                   help="folder for drawn scenes and frozen features")  # fmt: skip
     return p
 
 
@@ -117,6 +121,7 @@ def choose_preset(args: argparse.Namespace) -> Preset:
     """The preset the arguments ask for, with what they change."""
     drawn = args.source.drawn_preset if args.data_root is None else None
     preset = PRESETS[args.preset or drawn or args.source.preset]
+    preset = dataclasses.replace(preset, **args.source.settings(args))
     if args.model not in (None, preset.model):
         preset = dataclasses.replace(preset, pretrained=None)  # the preset's weights are of its own model
     changes = {name: getattr(args, name) for name in ("model", "pretrained", "image_size", "epochs")}
@@ -140,7 +145,7 @@ def chosen_known(args: argparse.Namespace) -> list[Known]:
 
 def check_arguments(args: argparse.Namespace, preset: Preset) -> None:
     """Refuse at the door what would otherwise end a run late, or do something else than was asked for."""
-    known, classes = chosen_known(args), args.source.num_classes
+    known = chosen_known(args)
     if args.data_root is None and args.source.drawn_preset is None:
         raise ValueError(f"--data-root is needed, {args.source.layout}")
     if args.labels and (args.known is not None or len(set(args.seeds)) > 1):
@@ -168,8 +173,8 @@ def check_arguments(args: argparse.Namespace, preset: Preset) -> None:
     chosen = choose_methods(args.methods, grid=args.grid)
     if ranks.launched() > 1 and (alone := [name for name in chosen if name.partition("+")[2] in PEERS]):
         raise ValueError(f"--methods: {alone[0]} is trained by one process, not under torchrun")
-    if not 0 <= args.unseen < classes - 1:
-        raise ValueError(f"--unseen must leave two classes of {classes} to train on, got {args.unseen}")
+    if args.source.num_classes is not None:
+        check_unseen(args, args.source.num_classes)
     if args.unseen and preset.query == "free":
         raise ValueError("--unseen needs queries that come from text; give --set query=tied")
     if args.unseen and not preset.region_learning:
@@ -200,6 +205,12 @@ def check_arguments(args: argparse.Namespace, preset: Preset) -> None:
         raise ValueError(f"--device {args.device} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
+def check_unseen(args: argparse.Namespace, classes: int) -> None:
+    """Some classes are left to train on."""
+    if not 0 <= args.unseen < max(1, classes - 1):
+        raise ValueError(f"--unseen must leave two classes of {classes} to train on, got {args.unseen}")
+
+
 def check_single(known: Sequence[Known], preset: Preset) -> None:
     """Single positives need an assumption, also where a file of labels turns out to be of that kind."""
     if "single" in known and preset.expected_positives is None:
@@ -217,7 +228,7 @@ def load_backbone(preset: Preset, device: torch.device) -> OpenClipBackbone:
             model, tokenizer=tokenizer, name="embedded", image_size=preset.image_size, value_path=preset.value_path
         )
         return backbone.to(device)
-    if preset.pretrained is None:
+    if preset.pretrained is None and ":" not in preset.model:
         raise ValueError(f"--model {preset.model} needs --pretrained: a tag of open_clip such as 'openai', or a weights file")
     return load_open_clip(
         preset.model, preset.pretrained, image_size=preset.image_size, value_path=preset.value_path, device=device
@@ -226,14 +237,41 @@ def load_backbone(preset: Preset, device: torch.device) -> OpenClipBackbone:
 
 def prepare(args: argparse.Namespace) -> Prepared:
     """Data, frozen model and features, each computed where it is not there yet."""
-    preset, device = choose_preset(args), torch.device(args.device)
+    preset = choose_preset(args)
     train_split, test_split = chosen_splits(args, preset)
     sets = open_splits(args, preset)
     train, test = sets[train_split], sets[test_split]
+    check_unseen(args, len(train.class_names))
     names = prompt_names(args, preset, train)
     if args.class_names:
         train.class_names = tuple(names)
     published = None if args.labels is None else read_labels(args.labels, train, args.labels_encoding)
+    frozen = args.source.given(args, preset, train_split, test_split) if args.source.given else encoded(args, preset, sets, names)
+    return Prepared(
+        **vars(frozen),
+        preset=preset,
+        device=torch.device(args.device),
+        targets=train.targets,
+        test_targets=test.targets,
+        test_paths=test.image_paths,
+        name=test.name,
+        class_names=list(train.class_names),
+        description="\n".join(
+            [
+                f"{test.name}: {len(train)} training images ({train_split}), {len(test)} test images ({test_split}), "
+                f"{frozen.detail}",
+                *(counts(split, sets[split]) for split in (train_split, test_split)),
+                *(() if published is None else published.lines),
+            ]
+        ),
+        labels=None if published is None else published.labels,
+    )
+
+
+def encoded(args: argparse.Namespace, preset: Preset, sets: Mapping[str, LabelledImages], names: Sequence[str]) -> Frozen:
+    """What the preset's open_clip model gives."""
+    device = torch.device(args.device)
+    train_split, test_split = chosen_splits(args, preset)
     backbone = load_backbone(preset, device)
     channels = {"mean": backbone.image_mean, "std": backbone.image_std}
     plain = eval_transform(preset.image_size, **channels)
@@ -255,38 +293,28 @@ def prepare(args: argparse.Namespace) -> Prepared:
     features: Features
     if preset.augment:
         random = train_transform(preset.image_size, rand_augment=True, **channels)
-        augmented = train.with_transform(random)
+        augmented = sets[train_split].with_transform(random)
         features = LiveFeatures(augmented, backbone, token_pool=preset.token_pool, device=device, workers=args.workers)
     else:
         features = cached(train_split, mirror=preset.mirror)
     embedded_names = None
+    with warnings_said():
+        text = backbone.template_text(names, preset.templates)
     if preset.prompts in ("shared", "csc"):
-        embedded_names = backbone.embed_prompts([f"{name}." for name in names])
-    return Prepared(
-        preset=preset,
-        device=device,
+        embedded_names = backbone.embed_prompts(backbone.tokenize([f"{name}." for name in names]))
+    height, width = backbone.grid(backbone.image_size)
+    return Frozen(
+        model=f"{backbone.name} model",
+        detail=f"{backbone.name} at {backbone.image_size[0]} x {backbone.image_size[1]}",
         weights=digest,
         features=features,
-        targets=train.targets,
         test_features=cached(test_split, mirror=False),
-        test_targets=test.targets,
-        text=backbone.template_text(names, preset.templates),
-        names=embedded_names,
+        text=text,
         logit_scale=backbone.logit_scale,
+        names=embedded_names,
         encode=backbone.encode_prompts,
-        backbone=backbone,
-        test_paths=test.image_paths,
-        name=test.name,
-        class_names=list(train.class_names),
-        description="\n".join(
-            [
-                f"{test.name}: {len(train)} training images ({train_split}), {len(test)} test images ({test_split}), "
-                f"{backbone.name} at {backbone.image_size[0]} x {backbone.image_size[1]}",
-                *(counts(split, sets[split]) for split in (train_split, test_split)),
-                *(() if published is None else published.lines),
-            ]
-        ),
-        labels=None if published is None else published.labels,
+        image_size=backbone.image_size,
+        grid=(height // preset.token_pool, width // preset.token_pool),
     )
 
 
@@ -306,6 +334,8 @@ def prompt_names(args: argparse.Namespace, preset: Preset, images: LabelledImage
     names = lines_of(args.class_names, "--class-names", "wanted is a file with a name a line")
     if len(names) != len(images.class_names):
         raise ValueError(f"--class-names: {args.class_names} must name {len(images.class_names)} classes, got {len(names)}")
+    if twice := [name for place, name in enumerate(names) if name in names[:place]]:
+        raise ValueError(f"--class-names: {args.class_names} must give each class a name of its own, got {twice[0]!r} twice")
     return names
 
 
@@ -399,6 +429,7 @@ def run(args: argparse.Namespace) -> list[Row]:
     if args.deterministic:
         use_deterministic_algorithms()
     args.device = ranks.start(args.device)
+    check_writable(args.output, "--output")
     args.output.mkdir(parents=True, exist_ok=True)
     with ranks.first_before_others():
         data = prepare(args)
@@ -443,7 +474,7 @@ def run(args: argparse.Namespace) -> list[Row]:
     unseen = [unseen_row(data, cell, args) for cell in apart]
     if not ranks.first():
         return rows
-    where = f"{data.name}, {data.backbone.name} model"
+    where = f"{data.name}, {data.model}"
     notes = [f"mAP (%) on the {chosen_splits(args, preset)[1]} images, last epoch of the averaged weights; {where}."]
     say(f"\n{notes[0]}")
     if main := main_rows(rows):
@@ -464,16 +495,16 @@ def look_at_images(data: Prepared, cells: Sequence[Cell], output: Path) -> None:
     """Saliency maps of the first trained trm head over some test images, for the page."""
     heads = [path for cell in cells if cell.method == "trm" and (path := output / f"{cell.name}.pt").is_file()]
     chosen = choose_images(data.test_targets)
-    if not heads or not chosen:
+    if not heads or not chosen or data.grid is None or not all(Path(data.test_paths[i]).is_file() for i in chosen):
         return
-    images = [Image.open(data.test_paths[i]) for i in chosen]
     maps = collect_saliency(
         TRMHead.load(heads[0]),
-        data.backbone,
-        images,
+        data.test_features.rows(torch.tensor(chosen)),
+        data.grid,
+        [Image.open(data.test_paths[i]) for i in chosen],
         data.test_targets[chosen],
         data.text,
-        token_pool=data.preset.token_pool,
+        size=data.image_size,
         sharpness=data.preset.attention_scale,
     )
     maps.save(output / f"saliency-{heads[0].stem}.npz")
@@ -481,6 +512,7 @@ def look_at_images(data: Prepared, cells: Sequence[Cell], output: Path) -> None:
 
 def main(argv: Sequence[str] | None = None, source: Source = voc.SOURCE) -> None:
     """Entry point; errors of data, names and settings are one line without a traceback."""
+    escape_output()
     args = parser(source).parse_args(argv)
     args.typed = list(sys.argv[1:] if argv is None else argv)
     try:

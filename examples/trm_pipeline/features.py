@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -19,9 +21,12 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 
 from trm_losses.backbones import ImageFeatures, OpenClipBackbone
 
-from .progress import progress
+from .checkpoint import check_writable
+from .progress import progress, say
 
 __all__ = ["Batch", "CachedFeatures", "Features", "LiveFeatures", "cache_features", "cores", "drawn_rows", "weights_digest"]
+
+T = TypeVar("T")
 
 
 def cores() -> int:
@@ -91,6 +96,10 @@ class CachedFeatures:
     def views(self) -> int:
         """See :class:`Features`."""
         return len(self.tokens)
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Tokens (B, N, D) of some images in their first view."""
+        return drawn_rows(self.tokens, torch.zeros_like(index), index).to(self.device)
 
     def batches(
         self, batch_size: int, generator: torch.Generator | None = None, *, view: int = 0, part: tuple[int, int] = (0, 1)
@@ -203,15 +212,16 @@ class LiveFeatures:
         seeds = torch.Generator().manual_seed(0) if generator is None else generator
         images = _Drawn(self.images, torch.randint(2**62, (len(self),), generator=seeds))
         order = SequentialSampler(images) if generator is None else RandomSampler(images, generator=generator)
+        height, width = self.backbone.image_size
         loader = DataLoader(
             images,
             batch_sampler=_OwnPart(BatchSampler(order, batch_size, drop_last=False), part),
             collate_fn=_collate,
             generator=generator,
-            num_workers=self.workers,
+            num_workers=fitting_workers(self.workers, 12 * height * width * min(batch_size, len(self))),
             pin_memory=self.device.type == "cuda",
         )
-        for pixels, _, index in loader:
+        for pixels, _, index in _alive(loader):
             if not len(index):
                 nothing = torch.zeros(0, self.num_tokens, self.backbone.dim, device=self.device)
                 yield Batch(nothing, nothing[:, 0], index)
@@ -221,6 +231,41 @@ class LiveFeatures:
                 encoded = self.backbone(pixels.to(self.device, non_blocking=True))
             features = pool_tokens(encoded, self.token_pool)
             yield Batch(features.tokens.float(), features.pooled.float(), index)
+
+
+def fitting_workers(workers: int, batch: int, shared: Path = Path("/dev/shm")) -> int:
+    """As many of the workers as there is shared memory for, which batches of that many bytes pass through.
+
+    Each has two batches under way; two more are in use. A container of Docker has 64 MB, if it is not told otherwise.
+    """
+    if not workers or not shared.is_dir():
+        return workers
+    fit = max(0, min(workers, (shutil.disk_usage(shared).free // max(1, batch) - 2) // 2))
+    if fit < workers:
+        _say_once(
+            f"{shared} has not the room for --workers {workers}; {fit or 'no'} workers read the images (docker run --shm-size=2g "
+            "makes room)"
+        )
+    return fit
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    say(line)
+
+
+def _alive(loader: Iterable[T]) -> Iterator[T]:
+    """The batches of a loader, or a line if one of its processes was ended from outside."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        said = str(error)
+        if not any(words in said for words in ("DataLoader worker (pid", "shared memory", "No space left")):
+            raise
+        raise ValueError(
+            f"a process that reads images was ended ({said.strip().splitlines()[-1]}), for want of memory most likely; give "
+            "fewer --workers, or --workers 0; in a container /dev/shm may be too small (docker run --shm-size=2g)"
+        ) from error
 
 
 def weights_digest(backbone: OpenClipBackbone) -> str:
@@ -266,8 +311,10 @@ def cache_features(
         "files": [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats],
     }
     name = hashlib.blake2b(json.dumps(key).encode(), digest_size=12).hexdigest()
-    folder = root / f"{backbone.name.replace('/', '-')}-{backbone.image_size[0]}-{name}"
+    shown = re.sub(r"[^\w.-]+", "-", backbone.name)[-80:]  # of a local model this is a path
+    folder = root / f"{shown}-{backbone.image_size[0]}-{name}"
     if not folder.is_dir():
+        check_writable(root, "--cache")
         root.mkdir(parents=True, exist_ok=True)
         # A name of its own, whatever a killed process with the same number may have left behind.
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=root))
@@ -278,7 +325,7 @@ def cache_features(
                     images, backbone, token_pool=token_pool, device=device, mirror=bool(view), workers=workers
                 )
                 _write_view(partial, view, live, batch_size)
-            (partial / "key.json").write_text(json.dumps(key))
+            (partial / "key.json").write_text(json.dumps(key), encoding="utf-8")
             try:
                 partial.rename(folder)
             except OSError:

@@ -16,13 +16,18 @@ from torch import Tensor
 
 from trm_losses import TRMHead
 from trm_losses.backbones import OpenClipBackbone, load_open_clip
+from trm_losses.backbones._imports import import_open_clip
 
 from .checkpoint import write_json
 from .embedded import TEMPLATES, load_embedded
 from .features import weights_digest
 from .presets import VOC2007_RN101
+from .progress import warnings_said
 
-__all__ = ["DEMONSTRATION", "HEAD_FILE", "MODEL_FILE", "SavedModel", "choose_threshold", "class_texts", "open_backbone"]
+__all__ = [
+    "DEMONSTRATION", "HEAD_FILE", "MODEL_FILE", "SavedModel", "choose_threshold", "class_texts", "open_backbone",
+    "weights_file",
+]  # fmt: skip
 
 FORMAT = "trm_losses.folder/1"
 MODEL_FILE, HEAD_FILE = "model.json", "head.pt"
@@ -94,6 +99,13 @@ class SavedModel:
         return backbone
 
 
+def weights_file(model: str, pretrained: str | None) -> str | None:
+    """The path of a weights file; none if it is a tag of open_clip, whatever lies in the working directory under its name."""
+    if pretrained is None or import_open_clip().get_pretrained_cfg(model.replace("/", "-"), pretrained):
+        return None
+    return os.path.abspath(pretrained) if os.path.isfile(pretrained) else None
+
+
 def open_backbone(
     model: str, pretrained: str | None, image_size: int | tuple[int, int] | None, device: torch.device
 ) -> OpenClipBackbone:
@@ -111,12 +123,13 @@ def open_backbone(
         return load_open_clip(model, pretrained, image_size=image_size, device=device)
     except Exception as error:
         own = str(error).startswith(("load_open_clip", "OpenClipBackbone", "trm_losses"))
-        if own or pretrained is not None and os.path.exists(pretrained):
+        if own or weights_file(model, pretrained):
             raise
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
         raise ValueError(
             f"the weights {pretrained or ''} of {model} are not here and could not be fetched ({reason}). They are downloaded "
-            "once, which takes a network; or fetch the file elsewhere and give its path: --pretrained WEIGHTS.safetensors"
+            "once, which takes a network and a folder to keep them in (HF_HOME); or fetch the file elsewhere and give its "
+            "path: --pretrained WEIGHTS.safetensors"
             f"{' (with OpenAI weights: --model ' + model + '-quickgelu)' if pretrained == 'openai' else ''}"
         ) from error
     finally:
@@ -142,7 +155,8 @@ def class_texts(
             f"A CLIP model reads any name: add {CLIP} (about 350 MB, fetched once).\n"
             "A class can also be given other words: --names 'diningtable=dining table'"
         )
-    return backbone.template_text(list(words.values()), chosen), chosen
+    with warnings_said():
+        return backbone.template_text(list(words.values()), chosen), chosen
 
 
 def choose_threshold(scores: Tensor, labels: Tensor, *, least: int = LEAST) -> float | None:

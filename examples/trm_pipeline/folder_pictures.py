@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from .data.folder import read_image
+from .data.folder import escaped, read_image
 from .pictures import import_pyplot
 
 __all__ = ["Entry", "draw_entries"]
@@ -44,7 +44,7 @@ def draw_entries(path: Path, title: str, folder: Path, entries: Sequence[Entry],
         axes.imshow(np.asarray(image))
         _outline(axes, entry.saliency, image.size)
         axes.set_title(f"{_short(entry.class_name, 24)}?\n{entry.said}, score {entry.score:.2f}", fontsize=9, parse_math=False)
-        name = _short(entry.file, 36)
+        name = _short(escaped(entry.file), 36)
         axes.text(0.5, -0.02, name, transform=axes.transAxes, ha="center", va="top", fontsize=6.5, color="0.35", parse_math=False)
     figure.suptitle(f"{title}\nin the outline: half of what the model looked at for this class", fontsize=10.5)
     with warnings.catch_warnings():
@@ -67,5 +67,6 @@ def _outline(axes: Any, saliency: np.ndarray, size: tuple[int, int]) -> None:
 
 
 def _short(text: str, length: int) -> str:
-    """The end of a long text says more than its middle, which is left out."""
+    """The end of a long text says more than its middle, which is left out; bytes that are no UTF-8 are escaped."""
+    text = text.encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= length else f"{text[: length // 2]}…{text[len(text) + 1 - (length - length // 2) :]}"

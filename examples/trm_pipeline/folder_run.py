@@ -6,6 +6,7 @@ import argparse
 import csv
 import dataclasses
 import os
+import posixpath
 import shlex
 import shutil
 import sys
@@ -24,14 +25,25 @@ from trm_losses.metrics import average_precision
 from trm_losses.pseudo import NeighbourRule
 
 from . import ranks
+from .checkpoint import CACHE, check_writable, folder_argument
 from .data.folder import FolderImages, Labels, find_images, hold_out, read_labels
 from .data.voc import eval_transform
 from .features import Batch, CachedFeatures, Features, LiveFeatures, cache_features, cores, drawn_rows, weights_digest
-from .folder_model import DEMONSTRATION, HEAD_FILE, LEAST, MODEL_FILE, SavedModel, choose_threshold, class_texts, open_backbone
+from .folder_model import (
+    DEMONSTRATION,
+    HEAD_FILE,
+    LEAST,
+    MODEL_FILE,
+    SavedModel,
+    choose_threshold,
+    class_texts,
+    open_backbone,
+    weights_file,
+)
 from .folder_pictures import Entry, draw_entries
 from .methods import TRM, ZERO_SHOT, Setting
 from .presets import EMBEDDED, Preset
-from .progress import say
+from .progress import escape_output, say
 from .training import score, train
 
 __all__ = ["main", "parser", "run_predict", "run_train"]
@@ -71,8 +83,11 @@ def parser() -> argparse.ArgumentParser:
     t.add_argument("--names", nargs="+", default=[], metavar="CLASS=WORDS", help="words for class names that are no words")
     t.add_argument("--hold-out", type=float, default=0.2, metavar="SHARE",
                    help="images kept from training to score on; 0: none, for a last training once you are content")  # fmt: skip
+    t.add_argument("--group", metavar="COLUMN",
+                   help="keep images together in the hold-out: by a column of LABELS, or 'folder'")  # fmt: skip
     t.add_argument("--seed", type=int, default=0, help="of the hold-out and of training")
     t.add_argument("--minus-one", choices=("unknown", "absent"), help="what -1 means; with 'absent' 0 is unknown")
+    t.add_argument("--separator", metavar="TEXT", help="of lists: what stands between names; default: found in the file")
     t.add_argument("--unlisted", choices=("unknown", "absent"), default="unknown", help="of lists: what is not in them")
     t.add_argument("--expected-positives", type=float, metavar="K",
                    help="mean number of present classes, where no label is known to be absent; default: as listed")  # fmt: skip
@@ -87,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
     for command in (t, q):
         command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
         command.add_argument("--workers", type=int, default=min(8, cores()), help="processes that read images")
-    t.add_argument("--cache", type=Path, default=Path("~/.cache/trm_losses").expanduser(), help="folder for frozen features")
+    t.add_argument("--cache", type=folder_argument, default=CACHE, help="folder for frozen features")
     return p
 
 
@@ -127,20 +142,27 @@ def run_train(args: argparse.Namespace) -> None:
     started = time.perf_counter()
     _check_train(args)
     images = find_images(args.images)
-    labels = read_labels(args.labels, images, minus_one=args.minus_one, unlisted_absent=args.unlisted == "absent")
+    _check_output(args.output, args.images, images)
+    labels = read_labels(
+        args.labels, images, minus_one=args.minus_one, unlisted_absent=args.unlisted == "absent", separator=args.separator,
+        group=args.group,
+    )  # fmt: skip
+    if labels.held is not None and args.group is not None:
+        raise ValueError(f"--group cannot be used with {args.labels.name}: its column split already says what is held out")
     if not (labels.targets == 1).any():
         raise ValueError(
             f"{args.labels.name}: no label is present, of {labels.targets.numel()} ({known_fraction(labels.targets):.0%} known): "
             "nothing to learn from"
         )
     words = _words(labels.class_names, args.names)
-    labels = _unlabelled(labels, images, use=args.use_unlabelled)
+    labels = _unlabelled(labels, images, use=args.use_unlabelled, folders=args.group == "folder")
     say(_about(labels))
     device = torch.device(args.device)
+    file = weights_file(args.model, args.pretrained)
     if args.model == "embedded":
         say(f"\n{DEMONSTRATION}\n")
     else:
-        fetched = args.pretrained is None or not os.path.exists(args.pretrained)
+        fetched = file is None and not args.model.startswith("local-dir:")
         say(f"model {args.model} {args.pretrained or ''}{', fetched where it is not here yet' if fetched else ''}")
     backbone = open_backbone(args.model, args.pretrained, args.image_size, device)
     text, templates = class_texts(backbone, words, args.templates)
@@ -160,7 +182,7 @@ def run_train(args: argparse.Namespace) -> None:
     if not (labels.targets == 1).any():
         raise ValueError("no label is present in the images that can be read: nothing to learn from")
 
-    held = hold_out(labels.targets, args.hold_out, seed=args.seed)
+    held = _held(args, labels)
     trained = (labels.targets[~held] == 1).any(dim=0)  # classes
     if none := [name for name, own in zip(labels.class_names, trained.tolist(), strict=True) if not own]:
         shown = ", ".join(none[:5]) + (" …" if len(none) > 5 else "")
@@ -174,10 +196,13 @@ def run_train(args: argparse.Namespace) -> None:
         for name, f in ZERO_SHOT.items()
     }
     about, lines = _judge(labels, held, trained, scores, zero_shot, words)
+    model = args.model  # as it is found from other folders, too
+    if model.startswith("local-dir:"):
+        model = f"local-dir:{os.path.abspath(model.removeprefix('local-dir:'))}"
     saved = SavedModel(
-        args.model, os.path.abspath(args.pretrained) if args.pretrained and os.path.exists(args.pretrained) else args.pretrained,
-        digest, backbone.image_size, pool, templates, **about,
+        model, file or args.pretrained, digest, backbone.image_size, pool, templates, **about,
     )  # fmt: skip
+    say(f"writing scores and pictures of {len(labels.files)} images")
     written = _write(args, labels, held, head, saved, scores, estimates, features)
     say(lines)
     if args.model == "embedded":
@@ -198,14 +223,21 @@ def _check_train(args: argparse.Namespace) -> None:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if args.expected_positives is not None and args.expected_positives <= 0:
         raise ValueError(f"--expected-positives must be above 0, got {args.expected_positives:g}")
+    if args.separator == "":
+        raise ValueError("--separator must be what stands between names, got nothing; give ' ' for spaces")
     for template in args.templates or ():
         if "{}" not in template:
             raise ValueError(f"--template must hold {{}} for the class name, got {template!r}")
-    if args.output.resolve().is_relative_to(args.images.resolve()):
-        raise ValueError(f"--output {args.output} lies in the image folder; its pictures would be images of the next training")
-    if args.output.exists() and not args.output.is_dir():
-        raise ValueError(f"--output {args.output} is a file; give a folder")
+    check_writable(args.output, "--output")
     _check_device(args.device)
+
+
+def _check_output(output: Path, folder: Path, images: Sequence[str]) -> None:
+    """It is no folder of images, nor lies in one, also by way of links."""
+    place = Path(os.path.realpath(output))
+    for inside in {folder, *((folder / image).parent for image in images)}:
+        if place.is_relative_to(os.path.realpath(inside)):
+            raise ValueError(f"--output {output} lies in the image folder; its pictures would be images of the next training")
 
 
 def _check_device(device: str) -> None:
@@ -226,14 +258,20 @@ def _words(class_names: Sequence[str], given: Sequence[str]) -> dict[str, str]:
     return words
 
 
-def _unlabelled(labels: Labels, images: Sequence[str], *, use: bool) -> Labels:
-    """With the images that have no row, where they are wanted; either way it is said how many they are."""
+def _unlabelled(labels: Labels, images: Sequence[str], *, use: bool, folders: bool) -> Labels:
+    """With the images that have no row, where they are wanted; either way it is said how many they are.
+
+    Where ``folders`` are groups these images belong to some too; else each is a group by itself.
+    """
     listed = set(labels.files)
     others = [file for file in images if file not in listed]
     if others and use:
         say(f"{len(others)} images without a row take part with all labels unknown")
         rows = torch.full((len(others), len(labels.class_names)), float(UNKNOWN))
-        return labels._replace(files=labels.files + others, targets=torch.cat([labels.targets, rows]))
+        held = None if labels.held is None else torch.cat([labels.held, torch.zeros(len(others), dtype=torch.bool)])
+        own = [posixpath.dirname(file) if folders else file for file in others]
+        groups = None if labels.groups is None else labels.groups + own
+        return labels._replace(files=labels.files + others, targets=torch.cat([labels.targets, rows]), held=held, groups=groups)
     if others:
         say(f"{len(others)} images without a row are left out, such as {others[0]} (--use-unlabelled: train on guesses for them)")
     return labels
@@ -243,6 +281,8 @@ def _about(labels: Labels) -> str:
     present, absent = int((labels.targets == 1).sum()), int((labels.targets == 0).sum())
     known = f"{known_fraction(labels.targets):.0%} of {labels.targets.numel()} labels known"
     line = f"{len(labels.files)} images, {len(labels.class_names)} classes; {known}: {present} present, {absent} absent"
+    if labels.separator is not None:
+        line += f"\nnames in lists are separated by {labels.separator!r} (--separator, if that is wrong)"
     if labels.lists:
         line += "\nwhat a list does not name counts as unknown (--unlisted absent, if the lists are complete)"
     return line
@@ -259,11 +299,34 @@ def _readable(data: FolderImages, pooled: Tensor, files: Sequence[str]) -> Tenso
             say(f"  and {len(broken) - 10} more")
     if len(broken) == len(files):
         raise ValueError("none of the images can be read")
-    return torch.tensor([index for index in range(len(files)) if index not in set(broken)])
+    return pooled.isfinite().all(dim=1).nonzero().flatten()
 
 
 def _only(labels: Labels, rows: Tensor) -> Labels:
-    return labels._replace(files=[labels.files[i] for i in rows.tolist()], targets=labels.targets[rows])
+    return labels._replace(
+        files=[labels.files[i] for i in rows.tolist()], targets=labels.targets[rows],
+        held=None if labels.held is None else labels.held[rows],
+        groups=None if labels.groups is None else [labels.groups[i] for i in rows.tolist()],
+    )  # fmt: skip
+
+
+def _held(args: argparse.Namespace, labels: Labels) -> Tensor:
+    """Which images are held out (N,); by which rule is said."""
+    if args.hold_out == 0:
+        return torch.zeros(len(labels.files), dtype=torch.bool)
+    if labels.held is not None:
+        held, rule = labels.held, "by the column split"
+    elif labels.groups is None:
+        held = hold_out(labels.targets, args.hold_out, seed=args.seed)
+        rule = "image by image (if some show the same scene, keep them together with --group or a column split)"
+    else:
+        held = hold_out(labels.targets, args.hold_out, seed=args.seed, groups=labels.groups)
+        sides = [len({group for group, own in zip(labels.groups, held.tolist(), strict=True) if own == side}) for side in (0, 1)]
+        rule = f"{sides[1]} of {sum(sides)} groups by {'folder' if args.group == 'folder' else f'column {args.group}'}"
+    say(f"hold-out: {int(held.sum())} of {len(held)} images, {rule}")
+    if held.all():
+        raise ValueError("no image is left to train on: the column split holds out all of them")
+    return held
 
 
 def _preset(args: argparse.Namespace, targets: Tensor) -> Preset:
@@ -433,7 +496,8 @@ def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object
     """A CSV file, replaced as a whole."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
+        # A file may have a name that is not UTF-8, and what is written here has taken its time.
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             csv.writer(file).writerows([header, *rows])
         os.replace(temporary, path)
     finally:
@@ -528,17 +592,18 @@ def _saliency(head: TRMHead, image: Part) -> Tensor:
 
 def _varied(order: Tensor, least: float, count: int) -> list[tuple[int, int]]:
     """The highest entries (N, C) from ``least`` on; first one an image and few a class, so that they show different things."""
-    places = [(i, c) for i, c in (order >= least).nonzero().tolist()]
-    places.sort(key=lambda place: -float(order[place]))
-    most = max(2, -(-count // max(1, len({c for _, c in places}))))
-    images: set[int] = set()
-    classes: dict[int, int] = {}
+    most = max(2, -(-count // max(1, int((order >= least).any(dim=0).sum()))))
+    order, classes = order.clone(), [0] * order.shape[1]
     first: list[tuple[int, int]] = []
-    for i, c in places:
-        if i not in images and classes.get(c, 0) < most and len(first) < count:
-            first.append((i, c))
-            images.add(i)
-            classes[c] = classes.get(c, 0) + 1
+    while len(first) < count:  # one look at all for each that is shown: sorting millions takes time and memory
+        i, c = divmod(int(order.argmax()), order.shape[1])
+        if not order[i, c] >= least:
+            break
+        first.append((i, c))
+        classes[c] += 1
+        order[i] = -torch.inf
+        if classes[c] == most:
+            order[:, c] = -torch.inf
     return first
 
 
@@ -550,6 +615,7 @@ def run_predict(args: argparse.Namespace) -> None:
     _check_device(args.device)
     if args.output.suffix.lower() != ".csv":
         raise ValueError(f"--output must be a .csv file, got {args.output}")
+    check_writable(args.output.parent, "--output")
     if args.output.exists() and not args.output.read_bytes().startswith(b"image,present,"):
         raise ValueError(f"--output {args.output} exists and was not written by predict; give another name")
     folder, files = args.images, [args.images.name]
@@ -591,6 +657,7 @@ def run_predict(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; errors of data, names and settings are some lines without a traceback."""
+    escape_output()
     args = parser().parse_args(argv)
     try:
         (run_train if args.command == "train" else run_predict)(args)

@@ -15,10 +15,6 @@ from PIL import Image
 from torch import Tensor
 
 from trm_losses import TRMHead
-from trm_losses.backbones import OpenClipBackbone
-
-from .data.voc import eval_transform
-from .features import pool_tokens
 
 __all__ = [
     "SaliencyMaps", "choose_images", "collect_saliency", "draw_map_against_known", "draw_pseudo_quality", "draw_saliency",
@@ -178,34 +174,29 @@ def choose_images(targets: Tensor, count: int = 6, *, most_classes: int = 3) -> 
 @torch.no_grad()
 def collect_saliency(
     head: TRMHead,
-    backbone: OpenClipBackbone,
+    tokens: Tensor,
+    grid: tuple[int, int],
     images: Sequence[Image.Image],
     present: Tensor,
     text: Tensor,
     *,
-    token_pool: int = 1,
+    size: tuple[int, int],
     sharpness: float = 8.0,
 ) -> SaliencyMaps:
     """Region saliency of a trained head beside the softmax over tokens of the frozen model's cosines with its class texts.
 
     Args:
-        head: trained on tokens of ``backbone`` pooled by ``token_pool``.
-        images: M images of any size. present: (M, C), 1 where a class is to be shown.
+        tokens: (M, N, D) of the images, as the head was trained on. grid: (h, w) with h * w = N.
+        images: M images of any size, shown at ``size`` (height, width). present: (M, C), 1 where a class is to be shown.
         text: (C, D) class texts of the frozen model.
         sharpness: of the softmax; where it is the start of the head's attention, the two maps differ by what was learned.
     """
-    transform = eval_transform(backbone.image_size, mean=backbone.image_mean, std=backbone.image_std)
-    device = text.device
-    encoded = backbone(torch.stack([transform(image.convert("RGB")) for image in images]).to(device))
-    tokens, _, grid = pool_tokens(encoded, token_pool)
-    tokens = tokens.float()
-    head = head.to(device).eval()
+    head = head.to(text.device).eval()
     saliency = head.pooler(tokens, head.text).saliency
     cosines = F.normalize(text, dim=-1) @ F.normalize(tokens, dim=-1).transpose(1, 2)  # (M, C, N)
     maps = (m.unflatten(2, grid).float().cpu().numpy() for m in (saliency, torch.softmax(sharpness * cosines, dim=2)))
-    size = backbone.image_size[::-1]
     return SaliencyMaps(
-        np.stack([np.asarray(image.convert("RGB").resize(size)) for image in images]),
+        np.stack([np.asarray(image.convert("RGB").resize(size[::-1])) for image in images]),
         np.array(head.class_names),
         (present == 1).cpu().numpy(),
         torch.sigmoid(head(tokens)).cpu().numpy(),

@@ -297,7 +297,7 @@ def profiled(method: Method, features: Features, *, epochs: int, device: torch.d
     table = watch.table(label)
     say(f"\n{table}\n")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{table}\n")
+    path.write_text(f"{table}\n", encoding="utf-8")
 
 
 @contextmanager

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from threading import RLock
 from typing import TypeVar
 
 from tqdm import tqdm
 
-__all__ = ["Scalars", "Sweep", "progress", "say", "without_bars", "without_words"]
+__all__ = ["Scalars", "Sweep", "escape_output", "progress", "say", "warnings_said", "without_bars", "without_words"]
 
 T = TypeVar("T")
 
 _bars = True
 _words = True
+
+
+def escape_output() -> None:
+    """Characters that standard output cannot encode are escaped, as they are in errors: a name must not end a run."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def without_bars() -> None:
@@ -30,6 +39,16 @@ def without_words() -> None:
     """No lines either: another process says them."""
     global _words
     _words = False
+
+
+@contextmanager
+def warnings_said() -> Iterator[None]:
+    """Warnings are lines like any other."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        yield
+    for line in dict.fromkeys(str(warning.message) for warning in caught):
+        say(line)
 
 
 def progress(items: Iterable[T], description: str, *, total: int | None = None) -> tqdm[T]:

@@ -35,7 +35,7 @@ NINE = tuple(tenth / 10 for tenth in range(1, 10))
 
 def _replace(path: Path, content: str) -> None:
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(content, encoding="utf-8")
+    temporary.write_text(content, encoding="utf-8", errors="backslashreplace")
     os.replace(temporary, path)
 
 
@@ -391,7 +391,7 @@ def write_report(
 
 def _trace_groups(folder: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """Traces of pseudo-labels that go into one picture: a method in all settings; in one setting trm and its variants."""
-    traces = {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
+    traces = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))}
     groups: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for name, trace in traces.items():
         method, setting = re.match(r"(.+?)(-known[\d.]+|-single)?(-seed\d+)?$", name).group(1, 2)  # type: ignore[union-attr]
@@ -419,9 +419,9 @@ def make_report(output: Path, *, command: str | None = None, data: str | None = 
     results = output / "results.json"
     if not results.is_file():
         raise FileNotFoundError(f"{results} not found: the folder must be the --output of reproduce_voc.py")
-    rows: list[Row] = json.loads(results.read_text())
+    rows: list[Row] = json.loads(results.read_text(encoding="utf-8"))
     kept, settings, times = (
-        json.loads(file.read_text()) if (file := output / name).is_file() else {}
+        json.loads(file.read_text(encoding="utf-8")) if (file := output / name).is_file() else {}
         for name in ("report.json", "run.json", "times.json")
     )
     given = {"command": command, "data": data, "notes": None if notes is None else list(notes)}

@@ -171,7 +171,7 @@ def train(
         with torch.no_grad():
             text = encode(averaged.prompts())
         logits = score(partial(averaged.logits, text=text), test_features, preset.batch_size)
-        metrics = evaluate(logits, test_targets)
+        metrics = evaluate(logits, test_targets, threshold=0.0)
         best = max(best, metrics["mAP"])
         means = {name: float(ranks.total(value)) / steps / ranks.world() for name, value in sums.items()}
         shown = " ".join(f"{name} {value:.3f}" for name, value in means.items())

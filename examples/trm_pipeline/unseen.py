@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from trm_losses import PromptEmbeddings
-from trm_losses.metrics import evaluate
+from trm_losses.metrics import mean_average_precision
 
 from . import ranks
 from .cells import Cell, Prepared, checkpoint_path, train_cell
@@ -52,7 +52,7 @@ def unseen_row(data: Prepared, cell: Cell, args: argparse.Namespace) -> dict[str
             return row
         write_json(path, row)
     checkpoint_path(args.output, cell).unlink(missing_ok=True)
-    row = json.loads(path.read_text())
+    row = json.loads(path.read_text(encoding="utf-8"))
     return row
 
 
@@ -73,7 +73,8 @@ def _train_and_score(data: Prepared, cell: Cell, args: argparse.Namespace) -> di
     ):
         scores = score(logits, data.test_features, data.preset.batch_size)
         for part, columns in (("seen", slice(None, -args.unseen)), ("unseen", slice(-args.unseen, None))):
-            row[f"{name} {part}"] = round(evaluate(scores[:, columns], data.test_targets[:, columns])["mAP"], 3)
+            precision = mean_average_precision(scores[:, columns], data.test_targets[:, columns])
+            row[f"{name} {part}"] = round(100 * float(precision), 3)
     return row
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -68,7 +69,8 @@ class OpenClipBackbone(FrozenBackbone):
         model: a model built by open_clip (``CLIP`` or ``CustomTextCLIP``).
         tokenizer: maps a list of strings to ids (C, L). Default: the tokenizer of CLIP that ships inside
             open_clip, where the model has its vocabulary. A model of another vocabulary, such as SigLIP, works without
-            one where texts are given as ids (C, L).
+            one where texts are given as ids (C, L). Texts too long for it are found by ``context_length=``, as those of
+            open_clip take it; one that does not is trusted.
         name: shown in ``repr``.
         image_size: the size you mean to use, side or (height, width); kept as ``.image_size``, checked
             against the stride. Default: the model's native size. :meth:`forward` takes any valid size
@@ -90,7 +92,9 @@ class OpenClipBackbone(FrozenBackbone):
     Raises:
         ImportError: open_clip does not import; the message says what to install.
         ValueError: the towers cannot give tokens (attentional pools of open_clip, maximum pools), a size is not a
-            multiple of the stride, ``value_path`` without a ViT, or texts as strings without a tokenizer.
+            multiple of the stride, ``value_path`` without a ViT, texts as strings without a tokenizer, or a text longer
+            than the context length.
+        UserWarning: classes whose texts are the same to the model, by name.
 
     Example:
         >>> backbone = load_open_clip("RN50", image_size=64)  # random weights; pretrained="openai" downloads
@@ -98,7 +102,7 @@ class OpenClipBackbone(FrozenBackbone):
         >>> features.tokens.shape, features.pooled.shape, features.grid
         (torch.Size([1, 6, 1024]), torch.Size([1, 1024]), (2, 3))
         >>> prompts = backbone.embed_prompts(["a photo of a dog."])
-        >>> torch.equal(backbone.encode_prompts(prompts), backbone.encode_text(["a photo of a dog."]))
+        >>> torch.allclose(backbone.encode_prompts(prompts), backbone.encode_text(["a photo of a dog."]))
         True
 
     Reference:
@@ -139,13 +143,16 @@ class OpenClipBackbone(FrozenBackbone):
         return None if bias is None else float(bias)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Turn texts into ids (C, L) on the model's device."""
+        """Turn texts into ids (C, L) on the model's device; a text that would be cut is refused."""
         if self.tokenizer is None:
             raise ValueError(
                 f"OpenClipBackbone: tokenizer must be given for a vocabulary of {self.model.vocab_size}; "
                 f"the default, CLIP's own tokenizer, has {_CLIP_VOCABULARY}; or give texts as ids (C, L)"
             )
-        return self.tokenizer(list(texts)).to(self.model.logit_scale.device)
+        texts = list(texts)
+        ids = self.tokenizer(texts)
+        _refuse_cut(self.tokenizer, texts, ids)
+        return ids.to(self.model.logit_scale.device)
 
     def encode_text(self, texts: Sequence[str] | Tensor) -> Tensor:
         """Encode texts, or ids (C, L), by the model's own ``encode_text``; no norm, no gradient."""
@@ -161,11 +168,14 @@ class OpenClipBackbone(FrozenBackbone):
 
         Returns:
             ``PromptEmbeddings(embeddings, eot)``: (C, L, Dw), strings at the full context length, without positions,
-            and the position (C,) whose state is the feature. ``encode_prompts`` makes exactly ``encode_text`` of it.
+            and the position (C,) whose state is the feature. ``encode_prompts`` makes ``encode_text`` of it.
             A tower that is not causal and reads its last token (SigLIP) takes prompts of the full context length:
             give it ids that are shorter by the number of contexts that come between.
         """
-        return self._text().embed(self._ids(texts))
+        ids = self._ids(texts)
+        if not isinstance(texts, Tensor):
+            _warn_of_twins(texts, ids)
+        return self._text().embed(ids)
 
     def encode_prompts(
         self, prompts: PromptEmbeddings | Tensor | list[PromptEmbeddings], *, chunk_size: int | None = None
@@ -211,10 +221,9 @@ class OpenClipBackbone(FrozenBackbone):
             raise ValueError(
                 f"OpenClipBackbone: templates must be a list of texts that hold '{{}}' for the class name, got {templates!r}"
             )
-        features = [
-            F.normalize(self.encode_text([template.replace("{}", name) for name in class_names]), dim=-1)
-            for template in templates
-        ]
+        ids = [self.tokenize([template.replace("{}", name) for name in class_names]) for template in templates]
+        _warn_of_twins(class_names, torch.cat(ids, dim=1))
+        features = [F.normalize(self.encode_text(part), dim=-1) for part in ids]
         return F.normalize(torch.stack(features).mean(dim=0), dim=-1)
 
     def _ids(self, texts: Sequence[str] | Tensor) -> Tensor:
@@ -257,8 +266,8 @@ def load_open_clip(
 
     Raises:
         ImportError: open_clip does not import; the message says what to install.
-        ValueError: open_clip has no such model or tag, or the file is not this model's, in which case the
-            message says what does not fit.
+        ValueError: open_clip has no such model or tag, weights are given to a model that brings its own, or the file is
+            not this model's, in which case the message says what does not fit.
 
     Example:
         >>> load_open_clip("RN50", image_size=448).grid(448)
@@ -266,6 +275,8 @@ def load_open_clip(
     """
     open_clip = import_open_clip()
     if ":" in model:
+        if pretrained is not None:
+            raise ValueError(f"load_open_clip: pretrained must be None, got {pretrained!r}; {model!r} brings its own weights")
         network = open_clip.create_model(model, device=device, require_pretrained=True)
         return _backbone(open_clip, network, model, image_size, value_path)
 
@@ -291,6 +302,42 @@ def load_open_clip(
             f"load_open_clip: pretrained must be an existing weights file or a tag of {model} ({tags}), got {source!r}"
         )
     return _backbone(open_clip, network, model, image_size, value_path)
+
+
+def _refuse_cut(tokenizer: Any, texts: list[str], ids: Tensor) -> None:
+    """Raise where the ids (C, L) are not the whole of a text."""
+    length = ids.shape[1]
+    sizes = [len(text.encode(errors="replace")) for text in texts]
+    rows = [row for row, size in enumerate(sizes) if size > length - 4]  # a token takes a byte; a few are the tokenizer's own
+    if not rows:
+        return
+    try:
+        whole = tokenizer([texts[row] for row in rows], context_length=2 * max(sizes) + length)
+    except TypeError:
+        return
+    used = whole != whole[:, -1:]
+    cut = (whole[:, :length] != ids[rows]).any(dim=1) | used[:, length:].any(dim=1)
+    for row, takes in zip(rows, torch.where(cut, used.cumsum(dim=1).argmax(dim=1) + 1, 0).tolist(), strict=True):
+        if takes:
+            raise ValueError(
+                f"OpenClipBackbone: text {row} takes {takes} tokens, that is over the tower's {length}; use a shorter text than "
+                f"{texts[row][:60]!r}{'...' if len(texts[row]) > 60 else ''}"
+            )
+
+
+def _warn_of_twins(names: Sequence[str], ids: Tensor) -> None:
+    """Name the classes whose ids (C, L) are the same."""
+    rows: dict[int, list[int]] = {}
+    for row, place in enumerate(torch.unique(ids.cpu(), dim=0, return_inverse=True)[1].tolist()):
+        rows.setdefault(place, []).append(row)
+    twins = [" and ".join(f"{row} ({names[row]!r})" for row in same) for same in rows.values() if len(same) > 1]
+    if twins:
+        shown = ", ".join(twins[:3]) + (", ..." if len(twins) > 3 else "")
+        warnings.warn(
+            f"OpenClipBackbone: classes should differ in their texts, got the same for {shown}; they cannot be told apart by "
+            "text: give one of them other words",
+            stacklevel=3,
+        )
 
 
 class _MissingTokenizer:

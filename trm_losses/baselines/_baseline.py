@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from .. import functional as TF
-from .._checks import Dims, check_finite, check_ids, check_number, check_targets
+from .._checks import Dims, check_finite, check_ids, check_number
 from .._distributed import Distributed, count_per_rank, gather_rows, resolve_group, sum_over_ranks, sum_per_rank
 from .._state import FullPrecisionState
 
@@ -71,7 +71,7 @@ class Baseline(FullPrecisionState):
         """Logits in at least float32, and targets in their dtype, once they are checked."""
         dims = Dims(type(self).__name__, **({} if self.num_classes is None else {"C": self.num_classes}))
         dims.check("logits", logits, "B C")
-        dims.check("targets", targets, "B C", floating=False)
+        targets = dims.targets(targets, "B C", validate=self.validate)
         if ids is None and self.num_samples is not None:
             raise ValueError(f"{dims.owner}: ids (B,) must be given, the places of the images in the training set")
         if ids is not None:
@@ -79,7 +79,6 @@ class Baseline(FullPrecisionState):
             check_ids(dims.owner, ids, self.num_samples if self.validate else None)
         if self.validate:
             check_finite(dims.owner, "logits", logits)
-            check_targets(dims.owner, targets)
         x = TF.upcast(logits)
         return x, targets.to(x.dtype)
 
@@ -89,7 +88,7 @@ class Baseline(FullPrecisionState):
 
     def _mean(self, total: Tensor, x: Tensor) -> Tensor:
         """A sum over entries divided by B * C: entries that give nothing count."""
-        count = count_per_rank(x.new_tensor(float(x.numel())), self._group)
+        count = count_per_rank(x.new_full((), x.numel()), self._group)
         return total / torch.where(count > 0, count, 1.0)
 
     def _sum(self, total: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from .. import functional as TF
-from .._checks import Dims, check_number, check_targets
+from .._checks import Dims, check_number
 from .._distributed import Distributed, joined_sum, sum_over_ranks
 from ._baseline import Baseline, cross_entropy
 
@@ -19,7 +19,7 @@ __all__ = ["EPRLoss", "ROLELoss"]
 
 def _surplus(x: Tensor, expected: float, group: ProcessGroup | None) -> Tensor:
     """How far the expected number of present labels is from k, as a share of the classes, squared."""
-    rows = sum_over_ranks(x.new_tensor(float(x.shape[0])), group).clamp(min=1)
+    rows = sum_over_ranks(x.new_full((), x.shape[0]), group).clamp(min=1)
     return ((joined_sum(torch.sigmoid(x).sum(), group) / rows - expected) / x.shape[1]) ** 2
 
 
@@ -114,8 +114,7 @@ class ROLELoss(Baseline):
         dtype: torch.dtype | None = None,
     ) -> None:
         owner = type(self).__name__
-        Dims(owner).check("targets", targets, "n C", floating=False, hint="the labels of the whole training set")
-        check_targets(owner, targets)
+        targets = Dims(owner).targets(targets, "n C", validate=True, hint="the labels of the whole training set")
         super().__init__(num_samples=targets.shape[0], num_classes=targets.shape[1], distributed=distributed, validate=validate)
         check_number(owner, "expected_positives", expected_positives, 0, strict=True)
         self.expected_positives = expected_positives

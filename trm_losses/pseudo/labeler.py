@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import functional as TF
-from .._checks import Dims, check_finite, check_ids, check_number, check_targets
+from .._checks import Dims, check_finite, check_ids, check_number
 from .._distributed import Distributed, resolve_group, sum_over_ranks
 from .._state import FullPrecisionState
 from ..labels import UNKNOWN
@@ -143,7 +143,7 @@ class PseudoLabeler(FullPrecisionState):
     ) -> Evidence:
         """What the rule may look at, checked."""
         dims = Dims(type(self).__name__, C=self.num_classes)
-        dims.check("targets", targets, "B C", floating=False)
+        targets = dims.targets(targets, "B C", validate=self.validate)
         looked_at = list(regions) if isinstance(regions, TF.Similarities) else [] if regions is None else [regions]
         if isinstance(regions, TF.Similarities):
             for key, value in regions._asdict().items():
@@ -160,13 +160,12 @@ class PseudoLabeler(FullPrecisionState):
             dims.check("ids", ids, "B", floating=False)
             check_ids(dims.owner, ids, self.rule.num_samples if self.validate else None)
         if self.validate:
-            check_targets(dims.owner, targets)
             if text is not None:
                 check_finite(dims.owner, "text", text)
             for value in looked_at:
                 check_finite(dims.owner, "regions", value)
             if logits is not None and "logits" in self.rule.needs:
-                check_finite(dims.owner, "logits", torch.where(targets == UNKNOWN, logits, 0.0))
+                check_finite(dims.owner, "logits", logits)
         return Evidence(
             regions=regions,
             targets=targets,
@@ -210,6 +209,7 @@ class PseudoLabeler(FullPrecisionState):
         """
         self._need(regions=regions, logits=logits, ids=ids)
         evidence = self._evidence(regions, targets, bank, text, logits, ids)
+        targets = evidence.targets
         with TF.full_precision(targets):
             labels, scores = self.rule.decide(evidence)
             dims = Dims(type(self.rule).__name__, B=targets.shape[0], C=self.num_classes)
@@ -264,11 +264,10 @@ class PseudoLabeler(FullPrecisionState):
         dims = Dims(owner, N=rule.num_samples, C=self.num_classes)
         dims.check("regions", regions, "N C D", hint="one for each of num_samples")
         dims.check("logits", logits, "N C")
-        dims.check("targets", targets, "N C", floating=False)
+        targets = dims.targets(targets, "N C", validate=self.validate)
         if self.validate:
             check_finite(owner, "regions", regions)
             check_finite(owner, "logits", logits)
-            check_targets(owner, targets)
         rule.refresh(regions, logits, targets, self.expected_positives)
 
     @torch.no_grad()
@@ -296,6 +295,7 @@ class PseudoLabeler(FullPrecisionState):
         """
         self._need(regions=regions)
         evidence = self._evidence(regions, targets, bank, text, logits, ids)
+        targets = evidence.targets
         if scores is not None:
             owner = type(self).__name__
             Dims(owner, B=targets.shape[0], C=self.num_classes).check("scores", scores, "B C")

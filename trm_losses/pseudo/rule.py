@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from .. import functional as TF
+from .._checks import Dims
 from .._state import FullPrecisionState
 from ..labels import UNKNOWN
 from ..prototype_bank import PrototypeBank
@@ -25,6 +26,9 @@ class PseudoLabels(NamedTuple):
 
     def merge(self, targets: Tensor) -> Tensor:
         """Known labels as they are, and the pseudo-labels at unknown entries."""
+        dims = Dims(type(self).__name__)
+        dims.check("targets of PseudoLabels", self.targets, "B C")
+        targets = dims.targets(targets, "B C", validate=False)
         return torch.where(targets == UNKNOWN, self.targets, targets.to(self.targets.dtype))
 
 

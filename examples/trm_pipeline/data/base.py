@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import copy
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torchvision.transforms import InterpolationMode, v2
 if TYPE_CHECKING:
     from typing import Self
 
+    from ..cells import Frozen
     from ..presets import Preset
 
 __all__ = [
@@ -98,6 +100,10 @@ def _no_arguments(parser: argparse.ArgumentParser) -> None:
     pass
 
 
+def _no_settings(args: argparse.Namespace) -> dict[str, Any]:
+    return {}
+
+
 @dataclass(frozen=True)
 class Source:
     """A data set as its script runs it: ``reproduce_KEY.py`` with results in ``runs/KEY``.
@@ -107,16 +113,21 @@ class Source:
         read: from the arguments, the preset and a split to its images.
         preset: the one that is taken where none is asked for.
         drawn_preset: the same without ``--data-root``; none: the data set has to be there.
+        num_classes: none: what ``read`` finds.
+        settings: of the preset, from what the data say themselves.
+        given: features of the split trained on and of the one scored, with class texts; none: the preset's model makes them.
     """
 
     key: str
     title: str
-    num_classes: int
+    num_classes: int | None
     layout: str
     read: Callable[[argparse.Namespace, Preset, str], LabelledImages]
     preset: str
     drawn_preset: str | None = None
     add_arguments: Callable[[argparse.ArgumentParser], None] = _no_arguments
+    settings: Callable[[argparse.Namespace], dict[str, Any]] = _no_settings
+    given: Callable[[argparse.Namespace, Preset, str, str], Frozen] | None = None
 
 
 def held_out(count: int) -> dict[str, list[int]]:
@@ -165,11 +176,14 @@ def lines_of(path: Path, owner: str, layout: str) -> list[str]:
     """The lines of a list without blank ones, or an error that says where the file comes from."""
     if not path.is_file():
         raise FileNotFoundError(f"{owner}: {path} not found ({path.parent} holds: {found_in(path.parent)}); {layout}")
-    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-def need_files(paths: Iterable[str], owner: str, listing: Path) -> None:
-    """Every image a list asks for is there."""
+def need_files(paths: Sequence[str], owner: str, listing: Path) -> None:
+    """Every image a list asks for is there, and asked for once."""
+    if len(set(paths)) < len(paths):
+        twice = next(path for path, count in Counter(paths).items() if count > 1)
+        raise ValueError(f"{owner}: {listing} must list an image once, got {twice} twice; take one of its entries out")
     if missing := [path for path in paths if not os.path.isfile(path)]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise FileNotFoundError(f"{owner}: {missing[0]}{more} is missing, but {listing} asks for it; unpack the images again")

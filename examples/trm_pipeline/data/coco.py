@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import codecs
-import contextlib
-import io
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,8 +39,8 @@ _KEPT = ("id", "image_id", "category_id", "iscrowd", "file_name", "name")
 class COCO(LabelledImages):
     """COCO 2014 with one label a class and image.
 
-    Read through :class:`pycocotools.coco.COCO`. A class is present where the image has an object of it, a crowd
-    or not, as in the code of HCP-MLR-PL, DualCoOp and Cole; rows are in the order of the file's list of images.
+    A class is present if the image has an object of it, a crowd or not, as in the code of HCP-MLR-PL, DualCoOp and
+    Cole. Rows are in the order of the file's list of images. Ids of annotations may repeat.
 
     Args:
         root: the folder with ``annotations``, ``train2014`` and ``val2014``.
@@ -54,7 +52,8 @@ class COCO(LabelledImages):
 
     Raises:
         FileNotFoundError: the annotations or an image is missing.
-        ValueError: an unknown split, a file that cannot be read, or other categories than the 80 of COCO.
+        ValueError: an unknown split, a file that cannot be read, other categories than the 80 of COCO, one id for two
+            images, an image listed twice, or an object of an image or category that is not listed.
     """
 
     def __init__(
@@ -71,56 +70,64 @@ class COCO(LabelledImages):
         path = Path(root) / "annotations" / f"instances_{split}2014.json"
         if not path.is_file():
             raise FileNotFoundError(f"COCO: {path} not found ({root} holds: {found_in(Path(root))}); wanted is {LAYOUT}")
-        coco = _read_annotations(path)
-        columns = {category: column for column, category in enumerate(sorted(coco.cats))}
-        names = tuple(coco.cats[category]["name"] for category in columns)
+        dataset = _read_annotations(path)
+        categories, listed = (_by_id(path, dataset, *what) for what in (("categories", "name"), ("images", "file_name")))
+        columns = {category: column for column, category in enumerate(sorted(categories))}
+        names = tuple(categories[category] for category in columns)
         if names != COCO_CLASSES:
             odd = next((pair for pair in zip(names, COCO_CLASSES, strict=False) if pair[0] != pair[1]), None)
             said = f"{len(names)} categories" if odd is None else f"{odd[0]!r} where {odd[1]!r} belongs"
             raise ValueError(f"COCO: {path} must have the 80 categories of COCO, got {said}; take the instances file")
-        annotated = list(coco.imgToAnns)  # in the order in which annotations first name them
-        images = [image for image in coco.imgs if not annotated_only or image in coco.imgToAnns]
+        objects = dataset["annotations"]  # by place, not by id: two files put together have ids twice
+        for field, known in (("image_id", listed), ("category_id", categories)):
+            if strange := {item[field] for item in objects} - known.keys():
+                what, first = field.removesuffix("_id"), next(iter(strange))
+                raise ValueError(f"COCO: {path} has an object of {what} {first!r}, which it does not list; restore the file")
+        annotated = dict.fromkeys(item["image_id"] for item in objects)  # in the order in which annotations first name them
+        images = [image for image in listed if not annotated_only or image in annotated]
         if not images:
             raise ValueError(f"COCO: {path} lists no image; restore the file")
         row_of = {image: row for row, image in enumerate(images)}
-        if strange := next((image for image in annotated if image not in row_of), None):
-            raise ValueError(f"COCO: {path} has an object in image {strange}, which it does not list; restore the file")
-        objects = [item for item in coco.anns.values() if crowd or not item.get("iscrowd")]
+        counted = [item for item in objects if crowd or not item.get("iscrowd")]
         targets = torch.zeros(len(images), len(columns))
-        targets[[row_of[item["image_id"]] for item in objects], [columns[item["category_id"]] for item in objects]] = 1.0
+        targets[[row_of[item["image_id"]] for item in counted], [columns[item["category_id"]] for item in counted]] = 1.0
         folder = Path(root) / f"{split}2014"
-        paths = [str(folder / coco.imgs[image]["file_name"]) for image in images]
+        paths = [str(folder / listed[image]) for image in images]
         need_files(paths, "COCO", path)
         name = "MS-COCO 2014" + " annotated images" * annotated_only + " without crowds" * (not crowd)
         rows = torch.tensor([row_of[image] for image in annotated]) if annotated_only else None
         super().__init__(name, COCO_CLASSES, paths, targets, transform=transform, mask_rows=rows)
 
 
-def _read_annotations(path: Path) -> Any:
-    """The index of pycocotools over what labels need of the file.
+def _read_annotations(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """What labels need of the file.
 
     Outlines make up nearly all of it: an object loses them as soon as it is read, so that they are never in memory together.
     """
-    try:
-        from pycocotools.coco import COCO as Index
-    except ImportError as error:
-        raise ImportError(f"COCO: reading needs pycocotools; pip install pycocotools ({error})") from error
     text = ""
     with path.open("rb") as file:
         for part in codecs.iterdecode(iter(lambda: file.read(1 << 22), b""), "utf-8"):
             text += part  # grows in place: decoded as a whole it would be in memory twice
     try:
-        dataset = json.loads(text, object_hook=_without_outlines)
+        dataset: dict[str, list[dict[str, Any]]] = json.loads(text, object_hook=_without_outlines)
     except json.JSONDecodeError as error:
         raise ValueError(f"COCO: {path} is not readable JSON ({error}); restore the file") from error
     del text
     if missing := {"images", "annotations", "categories"} - set(dataset):
         raise ValueError(f"COCO: {path} has no {sorted(missing)[0]}; take the instances file, not captions or test images")
-    index = Index()
-    index.dataset = dataset
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints
-        index.createIndex()
-    return index
+    return dataset
+
+
+def _by_id(path: Path, dataset: dict[str, list[dict[str, Any]]], what: str, field: str) -> dict[Any, str]:
+    """The name of each category or image by its id; the same entry twice is one."""
+    names: dict[Any, str] = {}
+    for item in dataset[what]:
+        if (name := names.setdefault(item["id"], item[field])) != item[field]:
+            raise ValueError(
+                f"COCO: {path} must have one of its {what} for each id, got {name!r} and {item[field]!r} for {item['id']!r}; "
+                "give those of the second file other ids, also in their annotations"
+            )
+    return names
 
 
 def _without_outlines(item: dict[str, Any]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class CUB(LabelledImages):
     Raises:
         FileNotFoundError: a list, the attributes or an image is missing.
         ValueError: an unknown split or certainty, an empty split, a line of less than four numbers or with one that
-            cannot be, an image without a line for each attribute.
+            cannot be, an image without one line for each attribute, an image twice.
     """
 
     def __init__(
@@ -54,8 +54,7 @@ class CUB(LabelledImages):
         folder = Path(root) / "CUB_200_2011" if (Path(root) / "CUB_200_2011").is_dir() else Path(root)
         wanted = f"wanted is {LAYOUT}"
         listing = folder / "images.txt"
-        images = dict(line.split(maxsplit=1) for line in lines_of(listing, "CUB", wanted))
-        flags = dict(line.split() for line in lines_of(folder / "train_test_split.txt", "CUB", wanted))
+        images, flags = (_by_image(path, wanted) for path in (listing, folder / "train_test_split.txt"))
         if missing := images.keys() - flags.keys():
             raise ValueError(f"CUB: train_test_split.txt says nothing about image {min(missing)} of images.txt; restore the file")
         ids = [image for image in images if (flags[image] == "1") == (split == "train")]
@@ -83,12 +82,22 @@ def attribute_phrase(name: str) -> str:
     return (f"bird whose {what} is {value}" if parted else name).replace("_", " ")
 
 
+def _by_image(path: Path, wanted: str) -> dict[str, str]:
+    """What a list says of each image, by its number."""
+    said: dict[str, str] = {}
+    for image, value in (line.split(maxsplit=1) for line in lines_of(path, "CUB", wanted)):
+        if said.setdefault(image, value) != value:
+            lines = f"{said[image]!r} and {value!r}"
+            raise ValueError(f"CUB: {path} must have one line for image {image}, got {lines}; restore the file")
+    return said
+
+
 def _read_labels(path: Path, count: int, min_certainty: int) -> torch.Tensor:
     """(count, 312) in int8, of images 1 to ``count``."""
     if not path.is_file():
         raise FileNotFoundError(f"CUB: {path} not found ({path.parent} holds: {found_in(path.parent)}); wanted is {LAYOUT}")
     try:
-        table = np.loadtxt(path, dtype=np.int32, usecols=range(4), comments=None, ndmin=2)
+        table = np.loadtxt(path, dtype=np.int32, usecols=range(4), comments=None, ndmin=2, encoding="utf-8")
     except ValueError as error:
         raise ValueError(f"CUB: {path} must have image, attribute, presence and certainty in each line ({error})") from error
     image, attribute, present, certainty = table.T
@@ -107,6 +116,12 @@ def _read_labels(path: Path, count: int, min_certainty: int) -> torch.Tensor:
         raise ValueError(
             f"CUB: {path} has no line for {int(gaps.sum())} labels, the first attribute {column + 1} of image {row + 1}; "
             "unpack the archive again"
+        )
+    if len(table) > labels.size:
+        lines, counts = np.unique(table[:, :2], axis=0, return_counts=True)
+        row, column = lines[counts > 1][0]
+        raise ValueError(
+            f"CUB: {path} must have one line for a label, got several for attribute {column} of image {row}; restore the file"
         )
     return torch.from_numpy(labels)
 

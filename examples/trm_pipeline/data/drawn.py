@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
+from ..checkpoint import check_writable
 from .glyphs import GLYPHS, Points
 from .voc import VOC_CLASSES
 
@@ -591,6 +592,7 @@ def write_once(root: str | os.PathLike[str], name: str, stamp: Mapping[str, obje
     final = Path(root) / f"{name}-{digest}"
     if _has_stamp(final, stamp):
         return final
+    check_writable(final.parent, "--cache")
     final.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=final.parent))
     try:

@@ -167,12 +167,13 @@ def _write_cub(folder: Path, images: Mapping[str, Sequence[Path]], labels: Mappi
     names = [path.relative_to(folder / "images").as_posix() for paths in images.values() for path in paths]
     table = np.concatenate([labels[split] for split in images])
     train = [int(split == "train") for split, paths in images.items() for _ in paths]
-    (folder / "images.txt").write_text("".join(f"{i} {name}\n" for i, name in enumerate(names, 1)))
-    (folder / "train_test_split.txt").write_text("".join(f"{i} {flag}\n" for i, flag in enumerate(train, 1)))
+    (folder / "images.txt").write_text("".join(f"{i} {name}\n" for i, name in enumerate(names, 1)), encoding="utf-8")
+    (folder / "train_test_split.txt").write_text("".join(f"{i} {flag}\n" for i, flag in enumerate(train, 1)), encoding="utf-8")
     (folder / "attributes").mkdir()
     phrases = (phrase.replace(" ", "_") for phrase in class_phrases("cub"))
-    (folder / "attributes" / "attributes.txt").write_text("".join(f"{c} {phrase}\n" for c, phrase in enumerate(phrases, 1)))
-    with (folder / "attributes" / "image_attribute_labels.txt").open("w") as file:
+    lines = "".join(f"{c} {phrase}\n" for c, phrase in enumerate(phrases, 1))
+    (folder / "attributes" / "attributes.txt").write_text(lines, encoding="utf-8")
+    with (folder / "attributes" / "image_attribute_labels.txt").open("w", encoding="utf-8") as file:
         for i, row in enumerate(table.tolist(), 1):
             file.writelines(f"{i} {c} {int(label == 1)} {2 if label == -1 else 4} 0\n" for c, label in enumerate(row, 1))
 
@@ -180,10 +181,10 @@ def _write_cub(folder: Path, images: Mapping[str, Sequence[Path]], labels: Mappi
 def _write_vg(folder: Path, images: Mapping[str, Sequence[Path]], labels: Mapping[str, NDArray[np.int8]]) -> None:
     index = {}
     for split, paths in images.items():
-        (folder / f"{split}_list_500.txt").write_text("".join(f"{path.name}\n" for path in paths))
+        (folder / f"{split}_list_500.txt").write_text("".join(f"{path.name}\n" for path in paths), encoding="utf-8")
         index |= {path.name: np.flatnonzero(row == 1).tolist() for path, row in zip(paths, labels[split], strict=True)}
-    (folder / "vg_category_200_labels_index.json").write_text(json.dumps(index))
-    (folder / "vg_category_200.txt").write_text("".join(f"{phrase}\n" for phrase in class_phrases("vg200")))
+    (folder / "vg_category_200_labels_index.json").write_text(json.dumps(index), encoding="utf-8")
+    (folder / "vg_category_200.txt").write_text("".join(f"{phrase}\n" for phrase in class_phrases("vg200")), encoding="utf-8")
 
 
 # Folder of the images, their names, and who writes the lists

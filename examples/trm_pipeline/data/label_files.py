@@ -120,7 +120,7 @@ def _read_npy(path: Path, images: LabelledImages) -> _File:
 
 
 def _read_text(path: Path, images: LabelledImages) -> _File:
-    lines = [line for line in path.read_text().splitlines() if line.strip()]
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     if lines and all(field.strip() in ("1", "0", "-1") for field in lines[0].split(",")):
         table = _whole_numbers(path, torch.from_numpy(np.loadtxt(lines, delimiter=",", dtype=np.int8, ndmin=2)))
         return _File(table, None, "ternary" if (table == -1).any() else None)

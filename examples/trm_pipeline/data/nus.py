@@ -58,7 +58,8 @@ class NUS(LabelledImages):
 
     Raises:
         FileNotFoundError: a list, a label file or an image is missing.
-        ValueError: an unknown split or variant, an empty list, files of different lengths, a label other than 0 or 1.
+        ValueError: an unknown split or variant, an empty list or one with an image twice, files of different lengths, a label
+            other than 0 or 1.
     """
 
     def __init__(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +40,7 @@ class VG200(LabelledImages):
 
     Raises:
         FileNotFoundError: a list, the label index or an image is missing.
-        ValueError: an unknown split, an empty list, an image that the index does not know, a class outside 0 to 199.
+        ValueError: an unknown split, an empty list, an image twice or one that the index does not know, a class outside 0 to 199.
     """
 
     def __init__(self, root: str | Path, split: str = "train", *, transform: Transform | None = None) -> None:
@@ -52,7 +54,7 @@ class VG200(LabelledImages):
             raise ValueError(f"VG200: {listing} lists no image; restore the file")
         if not index.is_file():
             raise FileNotFoundError(f"VG200: {index} not found ({lists} holds: {found_in(lists)}); wanted is {LAYOUT}")
-        present = json.loads(index.read_text())
+        present = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=partial(_once, index))
         targets = torch.zeros(len(images), _COUNT)
         for row, image in enumerate(images):
             if image not in present:
@@ -82,6 +84,15 @@ class VG200(LabelledImages):
                 "beside it or give them with --class-names"
             )
         return super().prompt_names(split_words)
+
+
+def _once(index: Path, pairs: list[tuple[str, list[int]]]) -> dict[str, list[int]]:
+    """The label index, which may name an image once."""
+    present = dict(pairs)
+    if len(present) < len(pairs):
+        twice = next(image for image, count in Counter(image for image, _ in pairs).items() if count > 1)
+        raise ValueError(f"VG200: {index} must have the labels of {twice} once, got them twice; take one of its entries out")
+    return present
 
 
 def _read(args: argparse.Namespace, preset: Preset, split: str) -> LabelledImages:

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import torch
 from torchvision.datasets import VOCDetection
 
-from .base import LabelledImages, Source, Transform, eval_transform, found_in, train_transform
+from .base import LabelledImages, Source, Transform, eval_transform, found_in, need_files, train_transform
 
 if TYPE_CHECKING:
     from ..presets import Preset
@@ -77,9 +77,9 @@ class VOC(LabelledImages):
 
     Raises:
         FileNotFoundError: no VOC below ``root``, or a missing split, image, annotation or class list.
-        ValueError: an unknown year or split, an empty split, an annotation that cannot be read or names a
-            class outside :data:`VOC_CLASSES`, labels that differ from the class lists; an image that cannot be
-            read, when it is asked for.
+        ValueError: an unknown year or split, an empty split or one with an image twice, an annotation that cannot be read or
+            names a class outside :data:`VOC_CLASSES`, labels that differ from the class lists; an image that cannot
+            be read, when it is asked for.
     """
 
     def __init__(
@@ -106,9 +106,8 @@ class VOC(LabelledImages):
         files = VOCDetection(parent, year=str(year), image_set=split, download=download)
         if len(files) == 0:
             raise ValueError(f"VOC: {listing} lists no image; take another split or restore the file")
-        for path in (*files.images, *files.annotations):
-            if not os.path.isfile(path):
-                raise FileNotFoundError(f"VOC: {path} is missing, but {listing} asks for it; unpack the archive again")
+        for paths in (files.images, files.annotations):
+            need_files(paths, "VOC", listing)
         targets = torch.tensor([_image_labels(path) for path in files.annotations], dtype=torch.float32)
         super().__init__(f"VOC{year}", VOC_CLASSES, files.images, targets, transform=transform)
         if cross_check:
@@ -124,7 +123,8 @@ class VOC(LabelledImages):
             if not path.is_file():
                 raise FileNotFoundError(f"VOC: {path} is missing; pass cross_check=False to do without class lists")
             # 1 present, -1 absent, 0 seen only as difficult, which is absent here.
-            listed = {row[0]: float(row[1] == "1") for row in map(str.split, path.read_text().splitlines()) if row}
+            rows = map(str.split, path.read_text(encoding="utf-8").splitlines())
+            listed = {row[0]: float(row[1] == "1") for row in rows if row}
             for image, label in zip(self.ids, self.targets[:, column].tolist(), strict=True):
                 if listed.get(image) != label:
                     raise ValueError(

@@ -1,0 +1,12 @@
+"""TRM-ML and its peers on features of any encoder, written by ``trm_losses.write_features``::
+
+    python examples/reproduce_features.py FEATURES --known 0.1 single
+
+What the folder holds is on docs/datasets.md. Scored are the images of its split ``test``, or of ``val`` where it has none.
+"""
+
+from trm_pipeline.experiment import main
+from trm_pipeline.given import SOURCE
+
+if __name__ == "__main__":
+    main(source=SOURCE)
