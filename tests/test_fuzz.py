@@ -483,6 +483,7 @@ def test_every_part_that_takes_labels_is_among_them() -> None:
 
     public = {n: getattr(m, n) for m in (tl, baselines, TF, labels, metrics) for n in m.__all__}
     wanted = {n for n, thing in public.items() if (inspect.isclass(thing) or inspect.isfunction(thing)) and takes(thing)}
+    wanted -= {"write_features"}  # which writes files: test_given_features.py
     assert len(wanted) > 30 and wanted <= {part.owner for part in PARTS.values() if LABELS & set(part.inputs(4, 3))}
 
 
@@ -574,6 +575,9 @@ def test_every_call_works_on_a_device_without_float64(name: str) -> None:
     inputs = {key: as_drawn(x, torch.float32) for key, x in part.inputs(4, 5).items()}
     there = {key: WithoutFloat64(x.clone()) for key, x in inputs.items()}
     moved = module
+    if isinstance(module, tl.PseudoLabels):
+        module = tl.PseudoLabels(*(x.float() for x in module))
+        moved = tl.PseudoLabels(*(WithoutFloat64(x) for x in module))
     if isinstance(module, nn.Module):
         moved = copy.deepcopy(module.float())
         for each in moved.modules():
