@@ -26,9 +26,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from trm_losses import MultimodalContrastiveLoss, PrototypeBank, PseudoLabeler, RegionPooler, TextRegionMatchingLoss
-from trm_losses.functional import Entries
+from trm_losses import MultimodalContrastiveLoss, PrototypeBank, RegionPooler, TextRegionMatchingLoss
+from trm_losses.functional import Entries, intra_similarities
 from trm_losses.metrics import average_precision
+from trm_losses.pseudo import PrototypeRule
 
 
 class Pair(NamedTuple):
@@ -288,37 +289,36 @@ def prototype_loops(
     ]
 
 
-def pseudo_label_pairs(batch: int, classes: int, dim: int, centres: int = 1, *, relations: bool = False) -> list[Pair]:
-    """What the labeller reads of regions: similarities to prototype and text of the own class; or all four relations."""
+def pseudo_label_pairs(batch: int, classes: int, dim: int, *, relations: bool = False) -> list[Pair]:
+    """What the prototype rule reads of regions: similarities to prototype and text of the own class; or all four relations."""
     g = torch.Generator().manual_seed(0)
     regions = torch.randn(batch, classes, dim, generator=g)
-    bank = PrototypeBank(classes, dim, num_prototypes=centres, queue_size=0 if centres == 1 else centres, validate=False)
+    bank = PrototypeBank(classes, dim, validate=False)
     bank.visual.copy_(F.normalize(torch.randn(bank.visual.shape, generator=g), dim=-1))
     bank.text.copy_(F.normalize(torch.randn(classes, dim, generator=g), dim=-1))
     bank.count.fill_(1)
-    visual, text = bank.visual.view(classes, centres, dim), bank.text
-    labeler = PseudoLabeler(classes, rule="prototype" if relations else "logit", validate=False)
+    visual, text, rule = bank.visual, bank.text, PrototypeRule(classes)
 
     def ours() -> tuple[Tensor, ...]:
-        return tuple(labeler.similarities(regions, bank)[: 4 if relations else 2])
+        return rule.similarities(regions, bank, text) if relations else intra_similarities(regions, visual, text)
 
     def loop() -> tuple[Tensor, ...]:
         found = torch.empty(4 if relations else 2, batch, classes)
         for c in range(classes):
             z = F.normalize(regions[:, c], dim=-1)
-            found[0, :, c], found[1, :, c] = (z @ visual[c].T).amax(dim=1), z @ text[c]
+            found[0, :, c], found[1, :, c] = z @ visual[c], z @ text[c]
             if relations:
-                found[2, :, c] = torch.softmax(z @ visual[:, 0].T / labeler.temperature_visual, dim=1)[:, c]
-                found[3, :, c] = torch.softmax(z @ text.T / labeler.temperature_text, dim=1)[:, c]
+                found[2, :, c] = torch.softmax(z @ visual.T / rule.temperature_visual, dim=1)[:, c]
+                found[3, :, c] = torch.softmax(z @ text.T / rule.temperature_text, dim=1)[:, c]
         return found.unbind()
 
     def broadcast() -> tuple[Tensor, ...]:
         cosine = nn.CosineSimilarity(dim=-1)
-        return cosine(regions[:, :, None], visual).amax(dim=-1), cosine(regions, text)
+        return cosine(regions, visual), cosine(regions, text)
 
     if relations:
         return [Pair(f"relations {batch}x{classes}x{dim}", ours, loop, "loop over classes", 1e-4)]
-    name = f"pseudo-labels {batch}x{classes}x{dim}" + (f", {centres} centres" if centres > 1 else "")
+    name = f"pseudo-labels {batch}x{classes}x{dim}"
     return [Pair(name, ours, loop, "loop over classes", 1e-4), Pair(name, ours, broadcast, "nn.CosineSimilarity", 1e-4)]
 
 
@@ -383,7 +383,7 @@ SIZES: dict[str, list[tuple[Build, tuple[Any, ...]]]] = {
         (mean_pairs, (128, 200, 512, 1280)),
         (mean_pairs, (32, 312, 512, 3968)),
         (mean_pairs, (16, 9605, 512, 1024)),
-        *((pseudo_label_pairs, size) for size in ((64, 80, 512), (64, 80, 512, 4), (32, 312, 512), (32, 312, 512, 4))),
+        *((pseudo_label_pairs, size) for size in ((64, 80, 512), (32, 312, 512))),
         (pseudo_label_pairs, (8, 9605, 512)),
         *((relation_pairs, size) for size in ((64, 80, 512), (32, 312, 512))),
         (metric_pairs, (4952, 20)),

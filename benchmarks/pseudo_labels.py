@@ -32,8 +32,9 @@ from trm_pipeline.checkpoint import CACHE, folder_argument
 from trm_pipeline.presets import PSEUDO_RULES, VARIANTS
 from trm_pipeline.progress import escape_output
 
-from trm_losses import PrototypeBank, PseudoLabeler, PseudoLabels
+from trm_losses import PseudoLabeler
 from trm_losses.labels import UNKNOWN
+from trm_losses.pseudo import Decision, Evidence, Rule
 
 # Which unknown entries are told, by their truth and the model's own probability.
 ORACLES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -46,34 +47,20 @@ ORACLES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-class Oracle(PseudoLabeler):
-    """Tells the truth about the unknown entries it is asked to tell."""
+class Oracle(Rule):
+    """Tells the truth (N, C) about the unknown entries it is asked to tell."""
 
-    def __init__(self, labeler: PseudoLabeler, truth: Tensor, told: Callable[[Tensor, Tensor], Tensor]) -> None:
-        super().__init__(
-            labeler.num_classes, rule="logit", warmup_steps=labeler.warmup_steps, ramp_steps=labeler.ramp_steps
-        )
+    needs = ("logits", "ids")
+
+    def __init__(self, truth: Tensor, told: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
         self.truth, self.told = truth, told
-        self.weight_pos, self.weight_neg = labeler.weight_pos, labeler.weight_neg
 
-    def forward(
-        self,
-        regions: Tensor,
-        targets: Tensor,
-        bank: PrototypeBank,
-        *,
-        text: Tensor | None = None,
-        logits: Tensor | None = None,
-        ids: Tensor | None = None,
-        ema_logits: Tensor | None = None,
-    ) -> PseudoLabels:
-        """The truth at the entries that are told, after the warm-up."""
-        if ids is None or logits is None:
-            raise ValueError("Oracle: ids and logits must be given")
-        truth = self.truth[ids].to(logits.dtype)
-        told = (targets == UNKNOWN) & self.told(truth, torch.sigmoid(logits.detach())) & (self.step >= self.warmup_steps)
-        weights = self.ramp * told * torch.where(truth == 1, self.weight_pos, self.weight_neg)
-        return PseudoLabels(torch.where(told, truth, float(UNKNOWN)), weights, torch.where(told, truth, 0.5))
+    def decide(self, evidence: Evidence) -> Decision:
+        assert evidence.ids is not None and evidence.logits is not None
+        truth = self.truth[evidence.ids].to(evidence.logits)
+        told = self.told(truth, torch.sigmoid(evidence.logits))
+        return Decision(torch.where(told, truth, float(UNKNOWN)), torch.where(told, truth, 0.5))
 
 
 def run(args: argparse.Namespace, cell: Cell) -> float:
@@ -90,7 +77,16 @@ def run(args: argparse.Namespace, cell: Cell) -> float:
     if rule == "none":
         method.objective.labeler = None  # and no pseudo-label in prototypes or contrast either
     if rule in ORACLES:
-        method.objective.labeler = Oracle(method.objective.labeler, data.targets, ORACLES[rule])
+        own = method.objective.labeler
+        method.objective.labeler = PseudoLabeler(
+            own.num_classes,
+            Oracle(data.targets, ORACLES[rule]),
+            weight_pos=own.weight_pos,
+            weight_neg=own.weight_neg,
+            cap=False,
+            warmup_steps=own.warmup_steps,
+            ramp_steps=own.ramp_steps,
+        )
     trained = training.train(
         method,
         data.features,

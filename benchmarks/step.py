@@ -27,9 +27,18 @@ from prompts import RN101_TEXT, every_token, small_model, whole_names
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from trm_losses import PromptLearner, PrototypeBank, PseudoLabeler, RegionPooler, Regions, TRMObjective, param_groups
+from trm_losses import (
+    PromptLearner,
+    PrototypeBank,
+    PseudoLabeler,
+    PseudoLabels,
+    RegionPooler,
+    Regions,
+    TRMObjective,
+    param_groups,
+)
 from trm_losses.backbones import OpenClipBackbone
-from trm_losses.pseudo_labeler import PseudoLabels
+from trm_losses.pseudo import PrototypeRule, Thresholds
 
 
 class Size(NamedTuple):
@@ -215,16 +224,10 @@ def usual_similarity(features: Tensor, text: Tensor, scale: Tensor) -> Tensor:
     return scale * (features * F.normalize(text, dim=-1)).sum(dim=-1)
 
 
-def usual_asl(logits: Tensor, targets: Tensor) -> Tensor:
-    """The published asymmetric loss of each entry, with masks; cross-entropy where a label is soft, 0 where unknown."""
-    present, absent = (targets == 1).to(logits), (targets == 0).to(logits)
-    soft = ((targets > 0) & (targets < 1)).to(logits)
-    p = torch.sigmoid(logits)
-    q = (1 - p + 0.05).clamp(max=1)
-    loss = present * torch.log(p.clamp(min=1e-8)) + absent * torch.log(q.clamp(min=1e-8))
-    focus = torch.pow(1 - p * present - q * absent, present + 2 * absent)
+def usual_matching(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of each entry, 0 if it is unknown."""
     crossed = F.binary_cross_entropy_with_logits(logits, targets.clamp(min=0).to(logits), reduction="none")
-    return soft * crossed - focus * loss
+    return crossed * (targets >= 0)
 
 
 def usual_distillation(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
@@ -236,7 +239,9 @@ def usual_distillation(student: Tensor, teacher: Tensor, temperature: float = 4.
 def usual_pseudo_labels(labeler: PseudoLabeler, bank: PrototypeBank, features: Tensor, targets: Tensor) -> PseudoLabels:
     """Scores from prototypes and calibrated similarities one class after another, then the cap one image after another."""
     z = F.normalize(features, dim=-1)
-    sums, mass, known = labeler.similarity_sum, labeler.similarity_mass, labeler.known_count
+    rule, decider, known = labeler.rule, labeler.rule.decider, labeler.known_count
+    assert isinstance(rule, PrototypeRule) and isinstance(decider, Thresholds)
+    sums, mass = rule.similarity_sum, rule.similarity_mass
     seen = bank.count > 0
     visual, text = (F.normalize(prototypes.to(z), dim=-1) for prototypes in (bank.visual, bank.text))
     scores = torch.full_like(targets, 0.5, dtype=z.dtype)
@@ -246,19 +251,19 @@ def usual_pseudo_labels(labeler: PseudoLabeler, bank: PrototypeBank, features: T
             if not usable[c]:
                 continue
             cosine = z[:, c] @ prototypes.T
-            temperature = (labeler.temperature_visual, labeler.temperature_text)[m]
+            temperature = (rule.temperature_visual, rule.temperature_text)[m]
             if usable.sum() > 1:
                 parts.append((cosine / temperature).masked_fill(~usable, -1e9).softmax(dim=1)[:, c])
             pooled = sums[m].sum(dim=1) / mass[m].sum(dim=1)
-            own = known[1, c] >= labeler.min_positives and (mass[m, :, c] > 0).all()
+            own = known[1, c] >= 10 and (mass[m, :, c] > 0).all()
             absent, present = sums[m, :, c] / mass[m, :, c] if own else pooled
             if present > absent:
-                gap = max(present - absent, 0.5 * (pooled[1] - pooled[0]), labeler.min_gap)
-                parts.append(torch.sigmoid(labeler.steepness * (cosine[:, c] - 0.5 * (present + absent)) / gap))
+                gap = max(present - absent, 0.5 * (pooled[1] - pooled[0]), 0.02)
+                parts.append(torch.sigmoid(6 * (cosine[:, c] - 0.5 * (present + absent)) / gap))
         if parts:
             scores[:, c] = sum(parts) / len(parts)
     unknown = targets == -1
-    positive, negative = unknown & (scores >= labeler.threshold_pos), unknown & (scores <= labeler.threshold_neg)
+    positive, negative = unknown & (scores >= decider.positive), unknown & (scores <= decider.negative)
     counted = known.sum(dim=0)
     prior = torch.where(counted > 0, known[1] / counted.clamp(min=1), known[1].sum() / counted.sum())
     for b in range(len(targets)):
@@ -305,9 +310,10 @@ def usual_update(
 ) -> None:
     """Statistics of the labeller, then prototypes, one class after another."""
     labeler, bank = objective.labeler, objective.bank
-    assert labeler is not None and bank is not None
+    assert labeler is not None and bank is not None and isinstance(labeler.rule, PrototypeRule)
+    rule = labeler.rule
     z, confidence = F.normalize(features, dim=-1), torch.sigmoid(logits)
-    sums, mass = torch.zeros_like(labeler.similarity_sum), torch.zeros_like(labeler.similarity_mass)
+    sums, mass = torch.zeros_like(rule.similarity_sum), torch.zeros_like(rule.similarity_mass)
     for c in range(targets.shape[1]):
         for m, prototypes in enumerate((bank.visual, bank.text)):
             if m == 1 or bank.count[c] > 0:
@@ -317,8 +323,8 @@ def usual_update(
                     sums[m, label, c], mass[m, label, c] = cosine[rows].sum(), rows.sum()
         for label in (0, 1):
             labeler.known_count[label, c] += (targets[:, c] == label).sum()
-    labeler.similarity_sum.mul_(labeler.momentum).add_(sums)
-    labeler.similarity_mass.mul_(labeler.momentum).add_(mass)
+    rule.similarity_sum.mul_(rule.momentum).add_(sums)
+    rule.similarity_mass.mul_(rule.momentum).add_(mass)
     started = labeler.step >= labeler.warmup_steps
     labeler.step += 1
     for c in range(targets.shape[1]):
@@ -352,8 +358,8 @@ def usual_losses(model: Model, regions: Regions, text: Tensor, targets: Tensor, 
     classes, known = targets.shape[1], (targets >= 0).sum()
     terms = {}
     for name, logits in (("query", query - bias), ("region", region - bias)):
-        terms[f"matching_{name}"] = classes * usual_asl(logits, targets).sum() / known
-        terms[f"pseudo_{name}"] = (pseudo.weights * usual_asl(logits, pseudo.targets)).sum() / len(targets)
+        terms[f"matching_{name}"] = classes * usual_matching(logits, targets).sum() / known
+        terms[f"pseudo_{name}"] = (pseudo.weights * usual_matching(logits, pseudo.targets)).sum() / len(targets)
     terms["distillation"] = usual_distillation(query, region)
     sure = (pseudo.targets > 0) & (pseudo.scores >= objective.anchor_score)
     anchors = torch.where(sure, 1.0, targets)

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 import trm_losses as tl
 from trm_losses import baselines
 from trm_losses import functional as TF
+from trm_losses.pseudo import PrototypeRule, Thresholds
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
@@ -80,7 +81,7 @@ class Part(NamedTuple):
     """The first of each are the setting of the cells other than precision; those take all combinations."""
     more: tuple[Setting, ...] = ()
     """Further settings, each the first with these changed."""
-    shared: tuple[str, ...] = ("text", "prototypes", "memory.features", "memory.ids")
+    shared: tuple[str, ...] = ("text", "prototypes")
     kind: Literal["loss", "rows", "state"] = "loss"
     """A mean over the batch, whose average over ranks is one process's; a result for each sample; what an update leaves."""
     products: bool = False
@@ -126,22 +127,16 @@ def regions(batch: int, s: Setting) -> Inputs:
 
 def contrasted(batch: int, s: Setting) -> Inputs:
     """Everything that the contrast takes."""
-    ids = torch.arange(s["classes"] * 3).view(s["classes"], 3) % 7
     return {
         **regions(batch, s),
         "weights": torch.rand(batch, s["classes"], generator=torch.Generator().manual_seed(4), dtype=torch.float64),
         "saliency": normal(batch, s["classes"], TOKENS, seed=6).mul(5).softmax(dim=-1),
-        "prototypes": normal(s["classes"], 2, WIDTH, seed=5),
-        "memory.features": normal(s["classes"], 3, WIDTH, seed=7),
-        "memory.ids": ids - 1,
-        "ids": torch.arange(batch),
+        "prototypes": normal(s["classes"], WIDTH, seed=5),
     }
 
 
 def call_contrast(module: Any, x: Inputs) -> Tensor:
-    options = {key: x[key] for key in ("weights", "saliency", "prototypes", "ids") if key in x}
-    if "memory.features" in x:
-        options["memory"] = TF.Memory(x["memory.features"], x["memory.ids"])  # type: ignore[assignment]
+    options = {key: x[key] for key in ("weights", "saliency", "prototypes") if key in x}
     return module(x["regions"], x["text"], x["targets"], **options)  # type: ignore[no-any-return]
 
 
@@ -195,9 +190,10 @@ def bank(s: Setting) -> tl.PrototypeBank:
 
 
 def labeler(s: Setting) -> tl.PseudoLabeler:
-    made, prototypes = tl.PseudoLabeler(s["classes"], min_positives=3, threshold_pos=0.6, threshold_neg=0.4), bank(s)
+    rule = PrototypeRule(s["classes"], Thresholds(0.6, 0.4))
+    made, prototypes = tl.PseudoLabeler(s["classes"], rule), bank(s)
     for seed in (31, 32):
-        made.update(normal(6, s["classes"], WIDTH, seed=seed) + prototypes.visual, labels(6, s, seed), prototypes)
+        made.update(normal(30, s["classes"], WIDTH, seed=seed) + prototypes.visual, labels(30, s, seed), prototypes)
     return made
 
 
@@ -214,7 +210,7 @@ class Labels(nn.Module):
 
     def update(self, features: Tensor, targets: Tensor) -> Tensor:
         self.labeler.update(features, targets, self.bank)
-        return torch.cat([self.labeler.similarity_sum.flatten(), self.labeler.similarity_mass.flatten()])
+        return torch.cat([self.labeler.get_buffer(f"rule.similarity_{key}").flatten() for key in ("sum", "mass")])
 
 
 def updated(module: tl.PrototypeBank, x: Inputs) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import trm_losses as tl
-from trm_losses import baselines
+from trm_losses import baselines, pseudo
 from trm_losses import functional as TF
 from trm_losses.region_pooler import Plan
 
@@ -65,12 +65,45 @@ def filled_bank(classes: int = CLASSES, width: int = WIDTH) -> tl.PrototypeBank:
     return bank
 
 
-def filled_labeler(classes: int = CLASSES, **settings: Any) -> tl.PseudoLabeler:
-    labeler = tl.PseudoLabeler(classes, **{"min_positives": 3, **settings})
+def labeler_by_prototypes(classes: int = CLASSES, **settings: Any) -> tl.PseudoLabeler:
+    """Settings of labeler, prototype rule and what decides, by quantiles if ``share`` is given: those of oracles.Labeler."""
+    own = {key: settings.pop(key) for key in ("temperature_visual", "temperature_text", "momentum") if key in settings}
+    decider: pseudo.Quantiles | pseudo.Thresholds
+    if "share" in settings:
+        decider = pseudo.Quantiles(classes, share=settings.pop("share"), momentum=own.get("momentum", 0.99))
+    else:
+        decider = pseudo.Thresholds(settings.pop("positive", 0.8), settings.pop("negative", 0.1))
+    return tl.PseudoLabeler(classes, pseudo.PrototypeRule(classes, decider, **own), **settings)
+
+
+def evidence(known: list[list[int]], targets: Tensor | None = None, expected: float | None = None) -> pseudo.Evidence:
+    """Of known labels (absent, present) of each class, and nothing else."""
+    y, bank = torch.full((1, len(known)), -1.0) if targets is None else targets, tl.PrototypeBank(len(known), WIDTH)
+    return pseudo.Evidence(None, y, bank, bank.text, None, None, torch.tensor(known).T, expected, None)
+
+
+def fillings(classes: int) -> Iterator[tuple[Tensor, Tensor, tl.PrototypeBank]]:
+    """Batches after which some classes, and not all, have the ten known positives that their own statistics need."""
     bank = filled_bank(classes)
     for seed in (31, 32):
-        labeler.update(normal(6, classes, WIDTH, seed=seed) + bank.visual, labels(6, classes, seed), bank)
+        yield normal(14, classes, WIDTH, seed=seed) + bank.visual, labels(14, classes, seed), bank
+
+
+def filled_labeler(classes: int = CLASSES, **settings: Any) -> tl.PseudoLabeler:
+    labeler = labeler_by_prototypes(classes, **settings)
+    for batch in fillings(classes):
+        labeler.update(*batch)
     return labeler
+
+
+def filled_oracle(classes: int = CLASSES, **settings: Any) -> oracles.Labeler:
+    slow = oracles.Labeler(classes, **settings)
+    for batch in fillings(classes):
+        slow.update(*batch)
+    return slow
+
+
+OBJECTIVE_RULE = {"positive": 0.6, "negative": 0.4, "weight_pos": 0.7, "weight_neg": 0.3}
 
 
 def objective(
@@ -89,7 +122,7 @@ def objective(
         distillation=tl.RegionDistillationLoss(distributed=distributed, **distillation or {}),
         contrast=tl.MultimodalContrastiveLoss(distributed=distributed),
         bank=filled_bank(classes),
-        labeler=filled_labeler(classes, threshold_pos=0.6, threshold_neg=0.4, weight_pos=0.7, weight_neg=0.3),
+        labeler=filled_labeler(classes, **OBJECTIVE_RULE),
         anchor_score=0.65,
         bank_confidence=0.5,
         bank_pseudo_score=0.62,
@@ -193,18 +226,10 @@ def with_prototypes(batch: int, classes: int) -> Inputs:
     return {**with_weights(batch, classes), "prototypes": normal(classes, WIDTH, seed=5), "seen": seen}
 
 
-def with_memory(batch: int, classes: int) -> Inputs:
-    """Three centres a class, maps of which some overlap, and past regions, some of them of the batch's samples."""
-    past_ids = torch.arange(classes * 3).view(classes, 3) % 7
-    past_ids[-1, -1] = -1  # a ring that is not full
-    return {
-        **with_prototypes(batch, classes),
-        "prototypes": normal(classes, 3, WIDTH, seed=5),
-        "saliency": (1.5 * normal(batch, classes, TOKENS, seed=19)).softmax(dim=-1),
-        "memory.features": normal(classes, 3, WIDTH, seed=20),
-        "memory.ids": past_ids,
-        "ids": torch.arange(batch) + 2,
-    }
+def with_maps(batch: int, classes: int) -> Inputs:
+    """Saliency maps of which some overlap."""
+    maps = (1.5 * normal(batch, classes, TOKENS, seed=19)).softmax(dim=-1)
+    return {**with_prototypes(batch, classes), "saliency": maps}
 
 
 def image_labels(batch: int, classes: int) -> Inputs:
@@ -308,8 +333,7 @@ def with_negative(inputs: Callable[[int, int], Inputs]) -> Callable[[int, int], 
 
 
 def contrast_options(x: Inputs) -> dict[str, Any]:
-    options: dict[str, Any] = {key: x[key] for key in ("prototypes", "seen", "weights", "saliency", "ids") if key in x}
-    return {**options, "memory": TF.Memory(x["memory.features"], x["memory.ids"])} if "memory.features" in x else options
+    return {key: x[key] for key in ("prototypes", "seen", "weights", "saliency") if key in x}
 
 
 def call_contrast(module: tl.MultimodalContrastiveLoss, x: Inputs) -> Result:
@@ -356,45 +380,6 @@ def head_state(module: tl.MultimodalContrastiveLoss) -> dict[str, Any]:
     return {} if module.head is None else {"head": dict(module.head.state_dict())}
 
 
-CENTRES: dict[str, int] = {"num_prototypes": 2, "queue_size": 3}
-
-
-def centre_steps(x: Inputs) -> Iterator[tuple[Inputs, Inputs]]:
-    """Enough updates for rings to wrap and centres to start."""
-    for step in range(5):
-        if step:
-            z = x["regions"].roll((step, step), (0, 2))
-            x = {**x, "regions": z, "targets": x["targets"].roll(1, 1), "ids": x["ids"] + step}
-        yield {key: x[key] for key in ("regions", "targets")}, {key: x[key] for key in ("text", "ids")}
-
-
-def call_centres(module: tl.PrototypeBank, x: Inputs) -> Result:
-    module.reset()
-    for batch, options in centre_steps(x):
-        module.update(*batch.values(), **options)
-    assert module.absent is not None and module.memory is not None
-    return module.visual.clone(), module.count.clone(), module.absent.clone(), *(m.clone() for m in module.memory)
-
-
-def centres_oracle(module: tl.PrototypeBank, x: Inputs) -> Any:
-    bank = oracles.Bank(module.init, **CENTRES, absent_every=2)
-    for batch, options in centre_steps(x):
-        bank.update(*batch.values(), None, *options.values())
-    return bank.visual, np.array(bank.count), bank.absent, *ring(bank, [int(n) for n in module.queue_cursor])
-
-
-def ring(bank: oracles.Bank, cursor: list[int]) -> tuple[Any, Any]:
-    """The lists of the oracle as the ring lays them out: a full one begins, oldest first, at its cursor."""
-    features = np.zeros((len(bank.queue), bank.queue_size, bank.text.shape[1]))
-    ids = np.full(features.shape[:2], -1)
-    for c, entries in enumerate(bank.queue):
-        first = cursor[c] if len(entries) == bank.queue_size else 0
-        for i, (sample, feature) in enumerate(entries):
-            place = (first + i) % bank.queue_size
-            features[c, place], ids[c, place] = feature, sample
-    return features, ids
-
-
 def call_bank(module: tl.PrototypeBank, x: Inputs) -> Result:
     module.reset()
     module.update(x["regions"], x["targets"], weights=x.get("weights"), text=x["text"])
@@ -418,10 +403,12 @@ def bank_twin(module: tl.PrototypeBank, x: Inputs) -> Result:
     return visual, TF.unit(0.5 * first + 0.5 * second), count
 
 
+LABELER_BANKS = {classes: filled_bank(classes) for classes in (1, 2, 3, CLASSES)}  # made outside of what is compiled
+
+
 def call_labeler(module: tl.PseudoLabeler, x: Inputs) -> Result:
-    bank = filled_bank(module.num_classes)
-    optional = {key: x.get(key) for key in ("text", "logits", "ema_logits", "ids")}
-    return tuple(module(x["regions"], x["targets"], bank, **optional))
+    bank = LABELER_BANKS[module.num_classes]
+    return tuple(module(x["regions"], x["targets"], bank, **{key: x.get(key) for key in ("text", "logits", "ids")}))
 
 
 def labeler_inputs(batch: int, classes: int) -> Inputs:
@@ -429,10 +416,6 @@ def labeler_inputs(batch: int, classes: int) -> Inputs:
         "regions": normal(batch, classes, WIDTH, seed=11) + filled_bank(classes).visual.double(),
         "targets": labels(batch, classes, seed=12),
     }
-
-
-def labeler_logits(batch: int, classes: int) -> Inputs:
-    return {**labeler_inputs(batch, classes), "logits": 2 * normal(batch, classes, seed=13)}
 
 
 def labeler_ids(batch: int, classes: int) -> Inputs:
@@ -443,9 +426,8 @@ SAMPLES = 6
 
 
 def refreshed_labeler(classes: int) -> tl.PseudoLabeler:
-    labeler = tl.PseudoLabeler(
-        classes, rule="neighbour", num_samples=SAMPLES, neighbours=3, neighbour_temperature=0.3, weight_pos=0.8, weight_neg=0.6
-    )
+    rule = pseudo.NeighbourRule(classes, SAMPLES, neighbours=3, temperature=0.3, steps=2)
+    labeler = tl.PseudoLabeler(classes, rule, weight_pos=0.8, weight_neg=0.6)
     labeler.refresh(*training_set(classes))
     return labeler
 
@@ -460,34 +442,13 @@ def neighbour_rule_oracle(module: tl.PseudoLabeler, x: Inputs) -> Any:
     said = known.copy()
     for i in zip(*np.where(known == -1), strict=True):
         said[i] = oracles.sigmoid(logits[i])
-    scores = oracles.neighbour_scores(z, said, 3, 0.3)[oracles.array(x["ids"]).astype(int)]
+    scores = oracles.neighbour_scores(z, said, 3, 0.3, known=known != -1, steps=2)[oracles.array(x["ids"]).astype(int)]
     unknown = oracles.array(x["targets"]) == -1
     return np.where(unknown, scores, -1.0), np.where(unknown, np.where(scores >= 0.5, 0.8, 0.6), 0.0), scores
 
 
-def logit_rule_oracle(module: tl.PseudoLabeler, x: Inputs) -> Any:
-    logits, y = oracles.array(x["logits"]), oracles.array(x["targets"])
-    out, weights, scores = np.full(y.shape, -1.0), np.zeros(y.shape), np.zeros(y.shape)
-    for i in np.ndindex(*y.shape):
-        scores[i] = oracles.sigmoid(logits[i])
-        if y[i] == -1 and logits[i] >= 0.9:
-            out[i], weights[i] = 1.0, 1.0
-        if y[i] == -1 and logits[i] <= -0.9:
-            out[i], weights[i] = 0.0, 0.5
-    return out, weights, scores
-
-
-def labeler_vote(batch: int, classes: int) -> Inputs:
-    return {**labeler_inputs(batch, classes), "ema_logits": 2 * normal(batch, classes, seed=14)}
-
-
 def labeler_oracle(module: tl.PseudoLabeler, x: Inputs, **settings: Any) -> Any:
-    slow = oracles.Labeler(module.num_classes, min_positives=3, **settings)
-    bank = filled_bank(module.num_classes)
-    for seed in (31, 32):
-        z = normal(6, module.num_classes, WIDTH, seed=seed) + bank.visual
-        slow.update(z, labels(6, module.num_classes, seed), bank)
-    return slow(x["regions"], x["targets"], bank, x.get("ema_logits"))
+    return filled_oracle(module.num_classes, **settings)(x["regions"], x["targets"], filled_bank(module.num_classes))
 
 
 def names(classes: int) -> tl.PromptEmbeddings:
@@ -531,11 +492,7 @@ def objective_terms(module: tl.TRMObjective, x: Inputs) -> dict[str, float]:
     matching, negative = module.matching, absence(module.matching, x)
     scale, bias = float(matching.log_scale.detach().exp()), matching.bias
     focus = (matching.gamma_pos, matching.gamma_neg, matching.margin)
-    slow = oracles.Labeler(classes, min_positives=3, threshold_pos=0.6, threshold_neg=0.4, weight_pos=0.7, weight_neg=0.3)
-    start = filled_bank(classes)
-    for seed in (31, 32):
-        slow.update(normal(6, classes, WIDTH, seed=seed) + start.visual, labels(6, classes, seed), start)
-    pseudo, weights, scores = slow(torch.tensor(features), x["targets"], module.bank)
+    guessed, weights, scores = filled_oracle(classes, **OBJECTIVE_RULE)(torch.tensor(features), x["targets"], module.bank)
     known = max(1, int((y >= 0).sum()))
     terms: dict[str, float] = {}
     logits = {}
@@ -543,7 +500,7 @@ def objective_terms(module: tl.TRMObjective, x: Inputs) -> dict[str, float]:
         logits[head] = oracles.matching_logits(of_head, x["text"], scale, bias, negative=negative)
         entries = oracles.asymmetric(logits[head], y, None, *focus)
         terms[f"matching_{head}"] = factor * classes * entries.sum() / known
-        entries = oracles.asymmetric(logits[head], pseudo, weights, *focus)
+        entries = oracles.asymmetric(logits[head], guessed, weights, *focus)
         terms[f"pseudo_{head}"] = module.lambda_pseudo * factor * classes * entries.sum() / y.size
     teacher_text = x["text"] if module.teacher_text == "learned" else module.reference_text
     pairs = ((query, x["text"]), (region, teacher_text))
@@ -563,7 +520,7 @@ def objective_terms(module: tl.TRMObjective, x: Inputs) -> dict[str, float]:
     for i in np.ndindex(*y.shape):
         if y[i] == -1:
             anchor_weights[i] = weights[i]
-            if pseudo[i] > 0 and scores[i] >= module.anchor_score:
+            if guessed[i] > 0 and scores[i] >= module.anchor_score:
                 anchors[i] = 1.0
     contrast = oracles.contrast(
         features, x["text"], anchors, prototypes=module.bank.visual, seen=module.bank.seen, weights=anchor_weights
@@ -594,9 +551,9 @@ POOLER_STATE = (
 )  # fmt: skip
 REGION_STATE = tuple(key for key in POOLER_STATE if not key.startswith(("value", "output")))
 BANK_STATE = ("init", "visual", "text", "count", "text_count")
-QUEUE_STATE = ("queue", "queue_ids", "queue_cursor")
 HEAD_STATE = ("head.hidden.weight", "head.hidden.bias", "head.output.weight", "head.output.bias")
-LABELER_STATE = ("step", "similarity_sum", "similarity_mass", "known_count")
+COUNTS = ("step", "known_count")  # of a labeler, whatever its rule
+LABELER_STATE = (*COUNTS, "rule.similarity_sum", "rule.similarity_mass")
 MATCHING_STATE = ("log_scale", "bias")
 
 pooler_refuses = {
@@ -907,10 +864,10 @@ CASES = [
         finite=("regions", "text"),
     ),
     Case(
-        name="contrast, projection, overlap, absent negatives, memory, centres",
+        name="contrast, projection, overlap, absent negatives",
         owner="MultimodalContrastiveLoss",
         build=everything_contrast,
-        inputs=with_memory,
+        inputs=with_maps,
         call=call_contrast,
         oracle=lambda m, x: weighted(
             oracles.contrast(
@@ -926,19 +883,13 @@ CASES = [
         ),
         learns=("regions", "text"),
         wrong={
-            **refused(regions="B C D", ids="B", **{"memory.features": "C Q D", "memory.ids": "C Q"}),
-            **integers("regions", "text", "weights", "prototypes", "saliency", "memory.features"),
-            "prototypes: width": (change("prototypes", lambda p: p[..., 1:]), ValueError, r"prototypes must have .*\(C, K, D\)"),
+            **refused(regions="B C D"),
+            **integers("regions", "text", "weights", "prototypes", "saliency"),
             "saliency: rank": (change("saliency", lambda a: a[None]), ValueError, r"saliency must have shape \(B, C, N\)"),
             "saliency: missing": (
                 lambda x: {k: v for k, v in x.items() if k != "saliency"},
                 ValueError,
                 r"saliency \(B, C, N\) must be given where overlap is set",
-            ),
-            "ids: missing": (
-                lambda x: {k: v for k, v in x.items() if k != "ids"},
-                ValueError,
-                r"ids \(B,\) must be given with memory",
             ),
         },
         state=HEAD_STATE,
@@ -995,23 +946,6 @@ CASES = [
         shows=("num_classes=5", "dim=8", "momentum=0.99"),
     ),
     Case(
-        name="bank, centres, queue, absent",
-        owner="PrototypeBank",
-        build=lambda c: tl.PrototypeBank(c, WIDTH, init=normal(c, WIDTH, seed=17), absent=True, absent_every=2, **CENTRES),
-        inputs=lambda b, c: {**region_text(b, c), "ids": 10 * torch.arange(b)},
-        call=call_centres,
-        oracle=centres_oracle,
-        wrong={
-            **refused(regions="B C D", text="C D", targets="B C", ids="B"),
-            "ids: float": (change("ids", lambda i: i.float()), TypeError, "ids must be int64, got torch.float32"),
-            "ids: negative": (change("ids", lambda i: i - 1), ValueError, r"ids must be at least 0 .*, got -1"),
-        },
-        state=(*BANK_STATE, "absent", "absent_count", "absent_step", *QUEUE_STATE),
-        compiles=False,
-        finite=("text",),
-        shows=("num_prototypes=2", "queue_size=3", "absent=True"),
-    ),
-    Case(
         name="labeler",
         owner="PseudoLabeler",
         build=lambda c: filled_labeler(c),
@@ -1020,53 +954,21 @@ CASES = [
         oracle=labeler_oracle,
         wrong={**refused(regions="B C D", targets="B C"), **integers("regions"), **encodings()},
         state=LABELER_STATE,
-        compiles=False,
         finite=("regions",),
-        shows=("num_classes=5", "prototype", "threshold_pos=0.8", "threshold_neg=0.1", "warmup_steps=0"),
-    ),
-    Case(
-        name="labeler, logit rule",
-        owner="PseudoLabeler",
-        build=lambda c: tl.PseudoLabeler(c, rule="logit", cap=False),
-        inputs=labeler_logits,
-        call=call_labeler,
-        oracle=logit_rule_oracle,
-        wrong={
-            **refused(regions="B C D", targets="B C", logits="B C"),
-            **integers("logits"),
-            "logits: missing": (
-                lambda x: {k: v for k, v in x.items() if k != "logits"},
-                ValueError,
-                r"logits \(B, C\) must be given",
-            ),
-        },
-        state=LABELER_STATE,
-        compiles=False,
-        finite=("regions", "logits"),
-        shows=("logit",),
+        shows=("num_classes=5", "PrototypeRule", "positive=0.8, negative=0.1", "warmup_steps=0"),
     ),
     *(
         Case(
-            name=f"labeler, {name}",
+            name=f"labeler, quantiles{name}",
             owner="PseudoLabeler",
             build=lambda c, settings=settings: filled_labeler(c, **settings),
-            inputs=labeler_vote if "ema_weight" in settings else labeler_inputs,
+            inputs=labeler_inputs,
             call=call_labeler,
             oracle=lambda m, x, settings=settings: labeler_oracle(m, x, **settings),
-            wrong={**refused(ema_logits="B C"), **integers("ema_logits")} if "ema_weight" in settings else {},
-            state=(*LABELER_STATE, *state),
-            compiles=False,
-            finite=("regions", "ema_logits") if "ema_weight" in settings else ("regions",),
-            shows=shows,
+            state=(*LABELER_STATE, "rule.decider.histogram"),
+            shows=("Quantiles", "share=0.6"),
         )
-        for name, settings, state, shows in (
-            ("quantile rule", {"rule": "quantile"}, ("histogram",), ("quantile", "quantile_pos=0.6")),
-            ("quantile rule, given positives", {"rule": "quantile", "expected_positives": 1.5}, ("histogram",), ()),
-            ("averaged model's vote", {"ema_weight": 0.4, "threshold_pos": 0.6, "threshold_neg": 0.4}, (), ()),
-            ("related labels", {"relation": 0.2}, ("cooccurrence",), ("relation=0.2",)),
-            ("related prototypes", {"relation": 0.2, "relation_from": "prototypes"}, (), ("relation=0.2",)),
-            ("single positive", {"single_positive": True, "expected_positives": 1.0}, (), ()),
-        )
+        for name, settings in (("", {"share": 0.6}), (", given positives", {"share": 0.6, "expected_positives": 1.5}))
     ),
     Case(
         name="labeler, neighbour rule",
@@ -1077,12 +979,13 @@ CASES = [
         oracle=neighbour_rule_oracle,
         wrong={
             **refused(regions="B C D", targets="B C", ids="B"),
-            "ids: missing": (lambda x: {k: v for k, v in x.items() if k != "ids"}, ValueError, r"ids \(B,\) must be given"),
+            "ids: missing": (
+                lambda x: {k: v for k, v in x.items() if k != "ids"}, ValueError, "ids must be given, NeighbourRule needs them"
+            ),  # fmt: skip
             "ids: outside": (change("ids", lambda i: i + 5), ValueError, "ids must be from 0 to num_samples - 1 = 5, got 5 to 8"),
         },
-        state=(*LABELER_STATE, "estimates"),
-        compiles=False,
-        shows=("neighbour",),
+        state=(*COUNTS, "rule.estimates"),
+        shows=("NeighbourRule", "num_samples=6"),
     ),
     Case(
         name="prompts, residual",

@@ -225,8 +225,6 @@ def contrast(
     seen: Any = None,
     weights: Any = None,
     saliency: Any = None,
-    memory: Any = None,
-    ids: Any = None,
     temperature: float = 0.07,
     temperature_region: float = 0.1,
     anchor_threshold: float = 0.9,
@@ -254,18 +252,9 @@ def contrast(
         return sum(min(float(p), float(q)) for p, q in zip(maps[a[1]], maps[c], strict=True)) <= overlap
 
     rows = []
-    past: list[tuple[int, int, Array]] = []  # class, sample, feature
-    if memory is not None:
-        stored, samples = array(memory[0]), array(memory[1])
-        past = [(c, int(samples[c, q]), unit(stored[c, q])) for c, q in np.ndindex(*samples.shape) if samples[c, q] >= 0]
     for a in anchors:
         partners = [feature[p] for p in anchors if p[1] == a[1] and p[0] != a[0]]
         others = [feature[o] for o in anchors if o != a]
-        for c, sample, old in past:
-            if c != a[1] or sample != int(ids[a[0]]):
-                others.append(old)
-                if c == a[1]:
-                    partners.append(old)
         if partners:
             bottom = log_sum_exp([float(feature[a] @ o) / temperature_region for o in others])
             log_ratio = [float(feature[a] @ p) / temperature_region - bottom for p in partners]
@@ -290,12 +279,11 @@ def contrast(
     mean["text_region"] = sum(rows) / len(rows) if rows else 0.0
 
     if prototypes is not None:
-        centres = array(prototypes)
-        proto = [[unit(p) for p in (row if row.ndim == 2 else row[None])] for row in centres]
+        proto = [unit(p) for p in array(prototypes)]
         known = [c for c in classes if seen is None or bool(seen[c])]
 
         def near(v: Array, c: int) -> float:
-            return max(float(v @ p) for p in proto[c]) / temperature
+            return float(v @ proto[c]) / temperature
 
         rows = []
         for a in anchors:
@@ -346,101 +334,33 @@ def multi_label(
 
 
 class Bank:
-    """Prototypes after any number of updates: centres and queues as lists for each class."""
+    """Prototypes after any number of updates."""
 
-    def __init__(
-        self,
-        init: Any,
-        momentum: float = 0.99,
-        text_momentum: float = 0.99,
-        *,
-        num_prototypes: int = 1,
-        queue_size: int = 0,
-        absent_momentum: float = 0.999,
-        absent_every: int = 4,
-    ) -> None:
-        start = np.array([unit(row) for row in array(init)])
-        self.centres = [[row.copy()] for row in start]  # those that have started, and the start value
-        self.counts = [[0] for _ in start]
-        self.text, self.absent = start.copy(), np.zeros_like(start)
-        self.absent_count = [0] * len(start)
-        self.text_count = self.step = 0
-        self.momentum, self.text_momentum, self.absent_momentum = momentum, text_momentum, absent_momentum
-        self.num_prototypes, self.queue_size, self.absent_every = num_prototypes, queue_size, absent_every
-        self.queue: list[list[tuple[int, Array]]] = [[] for _ in start]  # sample and feature, oldest first
-
-    @property
-    def visual(self) -> Array:
-        """(C, D) or (C, K, D), further centres as the first until they start."""
-        rows = [centres + centres[:1] * (self.num_prototypes - len(centres)) for centres in self.centres]
-        return np.array(rows) if self.num_prototypes > 1 else np.array(rows)[:, 0]
-
-    @visual.setter
-    def visual(self, value: Any) -> None:
-        self.centres = [[row] for row in array(value)]
-
-    @property
-    def count(self) -> Any:
-        rows = [counts + [0] * (self.num_prototypes - len(counts)) for counts in self.counts]
-        return rows if self.num_prototypes > 1 else [row[0] for row in rows]
-
-    @count.setter
-    def count(self, value: list[int]) -> None:
-        self.counts = [[n] for n in value]
+    def __init__(self, init: Any, momentum: float = 0.99, text_momentum: float = 0.99) -> None:
+        self.visual = np.array([unit(row) for row in array(init)])
+        self.text = self.visual.copy()
+        self.count, self.text_count = [0] * len(self.text), 0
+        self.momentum, self.text_momentum = momentum, text_momentum
 
     @property
     def seen(self) -> list[bool]:
-        return [counts[0] > 0 for counts in self.counts]
+        return [n > 0 for n in self.count]
 
-    def nearest(self, c: int, feature: Array) -> int:
-        scores = [float(feature @ centre) for centre in self.centres[c]]
-        return scores.index(max(scores))
-
-    def update(self, regions: Any, targets: Any, weights: Any = None, text: Any = None, ids: Any = None) -> None:
+    def update(self, regions: Any, targets: Any, weights: Any = None, text: Any = None) -> None:
         z, y = array(regions), array(targets)
         w = np.ones_like(y) if weights is None else array(weights)
-        for c in range(len(self.centres)):
-            entering = [b for b in range(len(y)) if y[b, c] == 1 and w[b, c] > 0]
-            chosen = {b: self.nearest(c, unit(z[b, c])) for b in entering}
-            for k in range(len(self.centres[c])):
-                own = [b for b in entering if chosen[b] == k]
-                if own:
-                    mean = sum(w[b, c] * unit(z[b, c]) for b in own) / sum(w[b, c] for b in own)
-                    m = min(self.momentum, self.counts[c][k] / (self.counts[c][k] + 1))
-                    self.centres[c][k] = unit(m * self.centres[c][k] + (1 - m) * mean)
-                    self.counts[c][k] += 1
-            absent = [unit(z[b, c]) for b in range(len(y)) if y[b, c] == 0]
-            if absent and self.step % self.absent_every == 0:
-                m = min(self.absent_momentum, self.absent_count[c] / (self.absent_count[c] + 1))
-                self.absent[c] = unit(m * self.absent[c] + (1 - m) * sum(absent) / len(absent))
-                self.absent_count[c] += 1
-            if self.queue_size:
-                self.queue[c] += [(int(ids[b]), unit(z[b, c])) for b in entering]
-                self.queue[c] = self.queue[c][-self.queue_size :]
-                if len(self.queue[c]) == self.queue_size and self.counts[c][0]:
-                    while len(self.centres[c]) < self.num_prototypes:
-                        closest = [max(float(old @ centre) for centre in self.centres[c]) for _, old in self.queue[c]]
-                        self.centres[c].append(self.queue[c][closest.index(min(closest))][1])
-                        self.counts[c].append(1)
-        self.step += 1
+        for c in range(len(self.count)):
+            own = [b for b in range(len(y)) if y[b, c] == 1 and w[b, c] > 0]
+            if own:
+                mean = sum(w[b, c] * unit(z[b, c]) for b in own) / sum(w[b, c] for b in own)
+                m = min(self.momentum, self.count[c] / (self.count[c] + 1))
+                self.visual[c] = unit(m * self.visual[c] + (1 - m) * mean)
+                self.count[c] += 1
         if text is not None:
             m = min(self.text_momentum, self.text_count / (self.text_count + 1))
             for c, row in enumerate(array(text)):
                 self.text[c] = unit(m * self.text[c] + (1 - m) * unit(row))
             self.text_count += 1
-
-    def start_from(self, batches: list[tuple[Any, Any, Any]], min_score: float = 0.85) -> None:
-        for c in range(len(self.centres)):
-            groups: list[list[Array]] = [[] for _ in self.centres[c]]
-            for regions, targets, scores in batches:
-                for b in range(len(targets)):
-                    if float(targets[b][c]) == 1 and float(scores[b][c]) > min_score:
-                        feature = unit(array(regions)[b, c])
-                        groups[self.nearest(c, feature)].append(feature)
-            for k, group in enumerate(groups):
-                if group:
-                    self.centres[c][k] = unit(sum(group) / len(group))
-                    self.counts[c][k] = len(group)
 
 
 def similarities(
@@ -450,56 +370,47 @@ def similarities(
     seen: Any,
     temperature_visual: float = 0.07,
     temperature_text: float = 0.02,
-    absent: Any = None,
 ) -> tuple[Array, Array, Array, Array]:
     """Intra visual, intra text, inter visual (over seen classes, 0 for the others), inter text."""
-    z, v, t = array(regions), array(visual), array(text)
-    v = v[:, None] if v.ndim == 2 else v
+    z, v, t = array(regions), [unit(row) for row in array(visual)], [unit(row) for row in array(text)]
     out = tuple(np.zeros(z.shape[:2]) for _ in range(4))
     classes = range(len(v))
     known = [c for c in classes if seen is None or bool(seen[c])]
     for b, c in np.ndindex(*z.shape[:2]):
         f = unit(z[b, c])
-        near = [max(float(f @ unit(centre)) for centre in centres) for centres in v]
-        out[0][b, c] = near[c] - (0.0 if absent is None else float(f @ unit(array(absent)[c])))
-        out[1][b, c] = f @ unit(t[c])
+        out[0][b, c], out[1][b, c] = f @ v[c], f @ t[c]
         if c in known:
-            out[2][b, c] = softmax([near[k] / temperature_visual for k in known])[known.index(c)]
-        out[3][b, c] = softmax([float(f @ unit(t[k])) / temperature_text for k in classes])[c]
+            out[2][b, c] = softmax([float(f @ v[k]) / temperature_visual for k in known])[known.index(c)]
+        out[3][b, c] = softmax([float(f @ t[k]) / temperature_text for k in classes])[c]
     return out[0], out[1], out[2], out[3]
 
 
 class Labeler:
-    """Pseudo-labels of the prototype rule: every similarity met so far is kept in a list, with the step it was met at."""
+    """Pseudo-labels of the prototype rule: every similarity met so far is kept in a list, with the step it was met at.
+
+    Settings are those of the rule, of its thresholds (``positive``, ``negative``) or, with a ``share``, of its quantiles, and of
+    the labeler.
+    """
 
     def __init__(self, classes: int, **settings: Any) -> None:
         self.classes = classes
-        self.threshold_pos, self.threshold_neg = settings.get("threshold_pos", 0.8), settings.get("threshold_neg", 0.1)
+        self.positive, self.negative = settings.get("positive", 0.8), settings.get("negative", 0.1)
         self.weight_pos, self.weight_neg = settings.get("weight_pos", 1.0), settings.get("weight_neg", 0.5)
-        self.omega = settings.get("visual_weight", 0.5)
         self.tau_v, self.tau_t = settings.get("temperature_visual", 0.07), settings.get("temperature_text", 0.02)
-        self.k, self.min_gap = settings.get("steepness", 6.0), settings.get("min_gap", 0.02)
-        self.min_positives, self.momentum = settings.get("min_positives", 10), settings.get("momentum", 0.99)
+        self.momentum = settings.get("momentum", 0.99)
         self.warmup, self.ramp_steps = settings.get("warmup_steps", 0), settings.get("ramp_steps", 0)
         self.cap, self.expected = settings.get("cap", True), settings.get("expected_positives")
-        self.rule, self.top = settings.get("rule", "prototype"), settings.get("quantile_pos", 0.6)
-        self.eta, self.single = settings.get("ema_weight", 0.3), settings.get("single_positive", False)
-        self.relation, self.relation_from = settings.get("relation", 0.0), settings.get("relation_from", "labels")
+        self.share: float | None = settings.get("share")
         self.scored: list[tuple[int, int, float]] = []  # step, class, score of an unknown entry
-        self.pairs = [[0] * classes for _ in range(classes)]  # images in which both are known present
         self.step = 0
         self.met: list[tuple[int, int, int, int, float]] = []  # step, modality, class, label, similarity
         self.known = [[0, 0] for _ in range(classes)]  # absent, present
 
-    def update(self, regions: Any, targets: Any, bank: Any, ema_logits: Any = None) -> None:
+    def update(self, regions: Any, targets: Any, bank: Any) -> None:
         y = array(targets)
-        q = self.scores(regions, targets, bank, ema_logits)
-        for b, c in np.ndindex(*y.shape):
-            if y[b, c] == -1 and q[b, c] != 0.5:
-                self.scored.append((self.step, c, float(q[b, c])))
-            for other in range(self.classes):
-                self.pairs[c][other] += int(y[b, c] == y[b, other] == 1)
-        s_v, s_t, _, _ = similarities(regions, bank.visual, bank.text, None, absent=bank.absent)
+        q = self.scores(regions, targets, bank) if self.share is not None else np.full(y.shape, 0.5)
+        self.scored += [(self.step, c, float(q[b, c])) for b, c in np.ndindex(*y.shape) if y[b, c] == -1 and q[b, c] != 0.5]
+        s_v, s_t, _, _ = similarities(regions, bank.visual, bank.text, None)
         for b, c in np.ndindex(*y.shape):
             if y[b, c] in (0, 1):
                 label = int(y[b, c])
@@ -524,7 +435,7 @@ class Labeler:
         if pooled_present is None:
             return None
         own_absent, own_present = self.mean(modality, 0, c), self.mean(modality, 1, c)
-        enough = self.known[c][1] >= self.min_positives and own_present is not None
+        enough = self.known[c][1] >= 10 and own_present is not None
         if pooled_absent is None:  # no absent label at all: unknown entries of the batch stand for them
             free = [s[i, c] for i in range(len(s)) if unknown[i, c]]
             everywhere = [s[i] for i in np.ndindex(*s.shape) if unknown[i]]
@@ -537,61 +448,29 @@ class Labeler:
         assert absent is not None and present is not None
         if present <= absent:
             return None
-        gap = max(present - absent, 0.5 * (pooled_present - pooled_absent), self.min_gap)
-        return sigmoid(self.k * (s[b, c] - 0.5 * (present + absent)) / gap)
+        gap = max(present - absent, 0.5 * (pooled_present - pooled_absent), 0.02)
+        return sigmoid(6 * (s[b, c] - 0.5 * (present + absent)) / gap)
 
-    def scores(self, regions: Any, targets: Any, bank: Any, ema_logits: Any = None) -> Array:
-        s_v, s_t, pi_v, pi_t = similarities(
-            regions, bank.visual, bank.text, bank.seen, self.tau_v, self.tau_t, bank.absent
-        )
+    def scores(self, regions: Any, targets: Any, bank: Any) -> Array:
+        s_v, s_t, pi_v, pi_t = similarities(regions, bank.visual, bank.text, bank.seen, self.tau_v, self.tau_t)
         unknown = array(targets) == -1
         out = np.full(s_v.shape, 0.5)
         for b, c in np.ndindex(*out.shape):
-            parts: list[tuple[float, float]] = []  # weight, probability
+            parts: list[float] = []
             q_v, q_t = self.calibrated(s_v, unknown, 0, b, c), self.calibrated(s_t, unknown, 1, b, c)
             seen = [bool(x) for x in bank.seen]
             if seen[c] and q_v is not None:
-                parts.append((self.omega, q_v))
+                parts.append(q_v)
             if seen[c] and sum(seen) > 1:
-                parts.append((self.omega, pi_v[b, c]))
+                parts.append(pi_v[b, c])
             if np.any(array(bank.text)[c] != 0):
                 if q_t is not None:
-                    parts.append((1 - self.omega, q_t))
+                    parts.append(q_t)
                 if self.classes > 1:
-                    parts.append((1 - self.omega, pi_t[b, c]))
-            total = sum(w for w, _ in parts)
-            if total:
-                out[b, c] = sum(w * q for w, q in parts) / total
-        if ema_logits is not None:
-            for i in np.ndindex(*out.shape):
-                out[i] = (1 - self.eta) * out[i] + self.eta * sigmoid(array(ema_logits)[i])
-        if self.relation:
-            rows = self.related(bank)
-            for b in range(len(out)):
-                present = [c for c in range(self.classes) if array(targets)[b, c] == 1 and rows[c] is not None]
-                for c in range(self.classes) if present else ():
-                    told = sum(rows[k][c] for k in present) / len(present)
-                    out[b, c] = (1 - self.relation) * out[b, c] + self.relation * told
+                    parts.append(pi_t[b, c])
+            if parts:
+                out[b, c] = sum(parts) / len(parts)
         return out
-
-    def related(self, bank: Any) -> list[Any]:
-        """A row of G for each class, or None where it has none."""
-        rows: list[Any] = []
-        for c in range(self.classes):
-            own = [0.0] * self.classes
-            for k in range(self.classes):
-                if k != c and self.relation_from == "labels":
-                    own[k] = self.pairs[c][k]
-                elif k != c:
-                    p, other = (unit(self.prototype(bank, i)) for i in (c, k))
-                    own[k] = math.exp(float(p @ other) / 0.1)
-            rows.append([x / sum(own) for x in own] if sum(own) else None)
-        return rows
-
-    @staticmethod
-    def prototype(bank: Any, c: int) -> Array:
-        visual = array(bank.visual)[c]
-        return array(bank.text)[c] if not bool(bank.seen[c]) else visual if visual.ndim == 1 else visual.mean(axis=0)
 
     def cut(self, c: int, share: float, from_top: bool) -> float:
         """The score above (below) which this share of the class's histogram lies."""
@@ -618,7 +497,7 @@ class Labeler:
                 mass = [(self.momentum ** (self.step - 1 - t), min(255, int(q * 256))) for t, j, q in self.scored if j == k]
                 means[k] = sum(m * (b + 0.5) / 256 for m, b in mass) / sum(m for m, _ in mass)
             prior = min(1.0, self.expected / self.classes * means[c] / (sum(means.values()) / len(means)))
-        top, bottom = self.top * prior, max(0.0, 1 - 2 * prior)
+        top, bottom = self.share * prior, max(0.0, 1 - 2 * prior)
         return self.cut(c, top, True) if top else math.inf, self.cut(c, bottom, False) if bottom else -math.inf
 
     @property
@@ -634,29 +513,25 @@ class Labeler:
         pooled = sum(k[1] for k in self.known) / max(1, sum(map(sum, self.known)))
         return sum(k[1] / sum(k) if sum(k) else pooled for k in self.known)
 
-    def __call__(self, regions: Any, targets: Any, bank: Any, ema_logits: Any = None) -> tuple[Array, Array, Array]:
+    def __call__(self, regions: Any, targets: Any, bank: Any) -> tuple[Array, Array, Array]:
         """Targets, weights, scores."""
-        q, y = self.scores(regions, targets, bank, ema_logits), array(targets)
+        q, y = self.scores(regions, targets, bank), array(targets)
         labels, weights = np.full(q.shape, -1.0), np.zeros(q.shape)
         if self.step < self.warmup:
             return labels, weights, q
         for b in range(len(q)):
-            up, down = [self.threshold_pos] * self.classes, [self.threshold_neg] * self.classes
+            up, down = [self.positive] * self.classes, [self.negative] * self.classes
             free = [c for c in range(self.classes) if y[b, c] == -1]
-            if self.rule == "quantile":
+            if self.share is not None:
                 up, down = (list(x) for x in zip(*(self.quantiles(c) for c in range(self.classes)), strict=True))
                 free = [c for c in free if q[b, c] != 0.5]
             candidates = [c for c in free if q[b, c] >= up[c]]
             absent = [c for c in free if q[b, c] <= down[c]]
-            if self.single and not any(k[0] for k in self.known):
-                number = math.floor(max(0.0, 1 - 2 * self.expected_positives / self.classes) * len(free) + 1e-6)
-                lowest = sorted((c for c in free if q[b, c] != 0.5), key=lambda c: q[b, c])[:number]
-                absent += [c for c in lowest if c not in candidates]
             if self.cap:
                 room = math.floor(max(1.0, 2 * self.expected_positives - sum(y[b] == 1)))
                 candidates = sorted(candidates, key=lambda c: -q[b, c])[:room]
             for c in candidates:
-                labels[b, c], weights[b, c] = q[b, c] if self.rule == "prototype" else 1.0, self.ramp * self.weight_pos
+                labels[b, c], weights[b, c] = q[b, c] if self.share is None else 1.0, self.ramp * self.weight_pos
             for c in absent:
                 labels[b, c], weights[b, c] = 0.0, self.ramp * self.weight_neg
         return labels, weights, q

@@ -28,7 +28,7 @@ def tiny(losses: ModuleType) -> list[object]:
     """Every kind of pair."""
     sizes = {
         "asl": (4, 5), "matching": (3, 4, 8), "contrast": (3, 4, 8), "class_contrast": (4, 6, 8, 9), "clip": (5, 8),
-        "pooler": (2, 3, 5, 8), "bank": (4, 3, 8), "mean": (4, 3, 8, 5), "pseudo_label": (3, 4, 8, 2), "relation": (3, 4, 8),
+        "pooler": (2, 3, 5, 8), "bank": (4, 3, 8), "mean": (4, 3, 8, 5), "pseudo_label": (3, 4, 8), "relation": (3, 4, 8),
         "metric": (40, 3),
     }  # fmt: skip
     return [(getattr(losses, f"{name}_pairs"), size) for name, size in sizes.items()]

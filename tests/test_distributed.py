@@ -29,7 +29,6 @@ from torch import Tensor, nn
 
 import trm_losses as tl
 from trm_losses import _contrast, baselines
-from trm_losses import functional as TF
 from trm_losses._distributed import (
     count_per_rank,
     gather_rows,
@@ -168,9 +167,7 @@ def compute(loss: str, module: Any, batch: dict[str, Tensor], text: Tensor) -> T
     if loss == "images":
         return module(batch["features"], None, batch["targets"], weights=batch["weights"])
     if loss == "contrast options":
-        options = {key: batch[key] for key in ("weights", "saliency", "ids")}
-        memory = TF.Memory(normal(CLASSES, 3, WIDTH, seed=39), torch.arange(-1, 3 * CLASSES - 1).view(CLASSES, 3) % 9)
-        options |= {"memory": memory, "prototypes": normal(CLASSES, 2, WIDTH, seed=38)}
+        options = {key: batch[key] for key in ("weights", "saliency")} | {"prototypes": normal(CLASSES, WIDTH, seed=38)}
         return module(batch["features"], text, batch["targets"], **options)
     if loss == "contrast":
         bank = filled_bank()
@@ -325,8 +322,8 @@ def test_running_state_agrees(pools: Callable[[int], Pool], split: str, world: i
 
 
 def labeler_updates(rank: int | None, split: str, world: int) -> dict[str, Tensor]:
-    """State of a labeler with histograms and co-occurrence after three steps."""
-    labeler = filled_labeler(rule="quantile", relation=0.1)
+    """State of a labeler with histograms after three steps."""
+    labeler = filled_labeler(share=0.6)
     labeler.distributed = rank is not None and group_of(world)  # filled with the same on every rank before
     rows = part(rank, split, world)
     for step in range(3):
@@ -336,23 +333,21 @@ def labeler_updates(rank: int | None, split: str, world: int) -> dict[str, Tenso
 
 
 @pytest.mark.parametrize(("split", "world"), cases())
-def test_histograms_and_cooccurrence_agree(pools: Callable[[int], Pool], split: str, world: int) -> None:
-    one, start = labeler_updates(None, split, world), filled_labeler(rule="quantile", relation=0.1).state_dict()
+def test_histograms_agree(pools: Callable[[int], Pool], split: str, world: int) -> None:
+    one, start = labeler_updates(None, split, world), filled_labeler(share=0.6).state_dict()
     agree(pools(world).run(labeler_updates, split, world, world=world), one)
-    assert not torch.equal(one["histogram"], start["histogram"])
-    known = split != "nothing known anywhere"
-    assert torch.equal(one["cooccurrence"], start["cooccurrence"]) != known
+    assert not torch.equal(one["rule.decider.histogram"], start["rule.decider.histogram"])
 
 
 def scores_without_absent(rank: int | None, split: str, world: int) -> Tensor:
     """Scores where no absent label was ever known, so that the unknown ones of the batch stand for them."""
-    labeler, bank = tl.PseudoLabeler(CLASSES, min_positives=1), filled_bank()
-    first = normal(6, CLASSES, WIDTH, seed=31) + bank.visual
-    labeler.update(first, torch.where(labels(6, CLASSES, 31) == 1, 1.0, -1.0), bank)
+    labeler, bank = tl.PseudoLabeler(CLASSES), filled_bank()
+    first = normal(30, CLASSES, WIDTH, seed=31) + bank.visual
+    labeler.update(first, torch.where(labels(30, CLASSES, 31) == 1, 1.0, -1.0), bank)
     labeler.distributed = rank is not None and group_of(world)
     y = joined_targets(split, world)
     rows = part(rank, split, world)
-    return labeler.scores(normal(ROWS, CLASSES, WIDTH, seed=70)[rows], torch.where(y == 1, 1.0, -1.0)[rows], bank)
+    return labeler(normal(ROWS, CLASSES, WIDTH, seed=70)[rows], torch.where(y == 1, 1.0, -1.0)[rows], bank).scores
 
 
 @pytest.mark.parametrize(("split", "world"), cases())
@@ -394,42 +389,6 @@ def test_every_baseline_takes_distributed() -> None:
     for name in baselines.__all__:
         module = getattr(baselines, name)(*extra.get(name, ()), distributed=True)
         assert module.distributed is True
-
-
-def bank_updates(rank: int | None, split: str, world: int, split_passes: bool) -> dict[str, Tensor]:
-    """State of a bank with every option after five steps, and then after a whole pass in batches of its own."""
-    bank = tl.PrototypeBank(
-        CLASSES,
-        WIDTH,
-        num_prototypes=2,
-        queue_size=3,
-        absent=True,
-        absent_every=2,
-        init=normal(CLASSES, WIDTH, seed=91),
-        distributed=rank is not None and group_of(world),
-    )
-    rows = part(rank, split, world)
-    for step in range(5):
-        z, y = normal(ROWS, CLASSES, WIDTH, seed=90 + step)[rows], joined_targets(split, world).roll(step, 1)[rows]
-        bank.update(z, y, ids=torch.arange(ROWS)[rows] + 10 * step)
-    if split_passes:
-        z, y = normal(ROWS, CLASSES, WIDTH, seed=96), joined_targets(split, world)
-        scores = torch.rand(ROWS, CLASSES, generator=generator(97))
-        own = [torch.arange(ROWS)] if rank is None else list(torch.arange(ROWS)[rows].split(1))  # as many batches as rows
-        bank.start_from([(z[i], y[i], scores[i]) for i in own], min_score=0.2)
-    return dict(bank.state_dict())
-
-
-@pytest.mark.parametrize("split_passes", [False, True], ids=["updates", "start-from"])
-@pytest.mark.parametrize(("split", "world"), cases())
-def test_centres_and_queues_agree(pools: Callable[[int], Pool], split: str, world: int, split_passes: bool) -> None:
-    """Bit for bit between ranks; the queue, its ids and its cursor also with one process, the means up to rounding."""
-    ranks = pools(world).run(bank_updates, split, world, split_passes, world=world)
-    one = bank_updates(None, split, world, split_passes)
-    agree(ranks, one)
-    assert len(one) == 11
-    assert torch.equal(ranks[0]["queue_ids"], one["queue_ids"])
-    assert bool((one["queue_ids"] >= 0).any()) == (split != "nothing known anywhere")
 
 
 def alone(rank: int, loss: str) -> Tensor:
@@ -511,7 +470,6 @@ def messages(rank: int, batch: int, classes: int, width: int, positives: int) ->
     z, text = normal(batch, classes, width, seed=rank).float(), normal(classes, width, seed=9).float()
     logits, ids = z[..., 0].clone().requires_grad_(), torch.arange(batch) + batch * rank
     bank = tl.PrototypeBank(classes, width, distributed=True)
-    queue = tl.PrototypeBank(classes, width, queue_size=4, distributed=True)
     labeler = tl.PseudoLabeler(classes, distributed=True)
     contrast, z_learned = tl.MultimodalContrastiveLoss(distributed=True), z.clone().requires_grad_()
     large = baselines.LargeLoss(delta=0.05, distributed=True)
@@ -522,7 +480,6 @@ def messages(rank: int, batch: int, classes: int, width: int, positives: int) ->
         "distillation": lambda: tl.RegionDistillationLoss(distributed=True)(logits, logits.detach()),
         "contrast": lambda: contrast(z_learned, text, y).backward(),
         "bank": lambda: bank.update(z, y),
-        "queue": lambda: queue.update(z, y, ids=ids),
         "labeler": lambda: (labeler(z, y, bank), labeler.update(z, y, bank)),
         "EPR": lambda: baselines.EPRLoss(2.0, distributed=True)(logits, y),
         "large loss": lambda: large(logits, -torch.ones_like(y)),
@@ -551,7 +508,6 @@ def test_messages_are_as_small_as_they_can_be(pool: Pool) -> None:
         # Anchors, their class and validity, the gradients of two terms by the anchors of all ranks, two counts.
         "contrast": 2 * sizes + positives * (4 * width + 16) + 2 * world * positives * 4 * width + 2 * number,
         "bank": classes * 4 * (width + 1),
-        "queue": classes * 4 * (width + 1) + 2 * sizes + positives * (4 * width + 16),
         "labeler": 4 * classes * number + 10 * classes * number,
         "EPR": 3 * number,
         "large loss": 8 + sizes + largest * number + number,

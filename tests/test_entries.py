@@ -20,7 +20,7 @@ from cases import (
     labels,
     normal,
     shaken,
-    with_memory,
+    with_maps,
 )
 from torch import Tensor
 
@@ -62,7 +62,7 @@ def test_pooler_gives_the_regions_of_a_mask(level: Any, tokens: int, mask: str) 
 
 def test_contrast_reads_the_anchors_and_where_told_the_absent() -> None:
     for module in (everything_contrast(CLASSES).double(), tl.MultimodalContrastiveLoss()):
-        x, results = with_memory(6, CLASSES), []
+        x, results = with_maps(6, CLASSES), []
         for some in (True, False):
             regions = x["regions"].clone().requires_grad_()
             mask = (x["targets"] >= module.anchor_threshold) | ((x["targets"] == 0) & module.absent_negatives)
@@ -73,7 +73,7 @@ def test_contrast_reads_the_anchors_and_where_told_the_absent() -> None:
 
 
 def test_without_an_anchor_contrast_of_entries_is_zero_and_on_the_graph() -> None:
-    x = with_memory(4, CLASSES)
+    x = with_maps(4, CLASSES)
     x["targets"] = torch.full_like(x["targets"], -1.0)
     regions = x["regions"].requires_grad_()
     module = everything_contrast(CLASSES, False).double()
@@ -83,50 +83,48 @@ def test_without_an_anchor_contrast_of_entries_is_zero_and_on_the_graph() -> Non
     assert loss == 0 and regions.grad is not None and torch.count_nonzero(regions.grad) == 0
 
 
-@pytest.mark.parametrize("options", [{}, {"num_prototypes": 2, "queue_size": 3, "absent": True, "absent_every": 2}], ids=str)
-def test_bank_reads_what_enters(options: dict[str, Any]) -> None:
-    banks = [tl.PrototypeBank(CLASSES, WIDTH, **options) for _ in range(2)]
+def test_bank_reads_what_enters() -> None:
+    banks = [tl.PrototypeBank(CLASSES, WIDTH) for _ in range(2)]
     for step in range(6):
         y, regions = labels(5, CLASSES, seed=step), normal(5, CLASSES, WIDTH, seed=50 + step)
-        given = {"weights": torch.rand(5, CLASSES, generator=torch.Generator().manual_seed(step)), "ids": torch.arange(5)}
-        banks[0].update(entries(regions, (y == 1) | ((y == 0) & bool(options))), y, **given)
-        banks[1].update(regions, y, **given)
-    torch.testing.assert_close(list(banks[0].buffers()), list(banks[1].buffers()))
+        weights = torch.rand(5, CLASSES, generator=torch.Generator().manual_seed(step))
+        banks[0].update(entries(regions, y == 1), y, weights=weights)
+        banks[1].update(regions, y, weights=weights)
+    for a, e in zip(banks[0].buffers(), banks[1].buffers(), strict=True):
+        torch.testing.assert_close(a, e)
     assert (banks[0].count > 0).any()
 
 
-@pytest.mark.parametrize("rule", ["prototype", "quantile", "logit", "neighbour"])
+@pytest.mark.parametrize("settings", [{}, {"share": 0.6}], ids=str)
 @pytest.mark.parametrize("size", [1, 2, 5])
 @pytest.mark.parametrize("factored", [False, True])
-def test_labeler_reads_similarities_of_chunks(rule: Any, size: int, factored: bool) -> None:
-    """Also with several centres, absent prototypes, and classes never seen."""
-    settings: dict[str, Any] = {"num_samples": 6} if rule == "neighbour" else {}
-    bank = tl.PrototypeBank(CLASSES, WIDTH, num_prototypes=2, queue_size=2, absent=True, init=normal(CLASSES, WIDTH, seed=20))
+def test_labeler_reads_similarities_of_chunks(settings: dict[str, Any], size: int, factored: bool) -> None:
+    """Also of classes never seen."""
+    bank = tl.PrototypeBank(CLASSES, WIDTH, init=normal(CLASSES, WIDTH, seed=20))
     for step in range(3):
         y = labels(6, CLASSES, seed=step)
         y[:, 3] = -1
-        bank.update(normal(6, CLASSES, WIDTH, seed=step), y, ids=torch.arange(6))
+        bank.update(normal(6, CLASSES, WIDTH, seed=step), y)
     assert bank.seen.any() and not bank.seen.all()
     a, v = normal(6, CLASSES, TOKENS, seed=9), normal(6, TOKENS, WIDTH, seed=10)
-    labeler, x, y = filled_labeler(rule=rule, **settings).double(), torch.bmm(a, v), labels(6, CLASSES, seed=9)
+    labeler, x, y = filled_labeler(**settings).double(), torch.bmm(a, v), labels(6, CLASSES, seed=9)
 
     def some(part: slice) -> Tensor | TF.Factored:
         return TF.Factored(a[:, part], v) if factored else x[:, part]
 
     parts = [labeler.similarities(some(slice(c, c + size)), bank, first=c) for c in range(0, CLASSES, size)]
     joined = TF.Similarities(*(torch.cat(part, dim=1) for part in zip(*parts, strict=True)))
-    given: dict[str, Any] = {"logits": normal(6, CLASSES, seed=3), "ids": torch.arange(6)}
-    for a, e in zip(labeler(joined, y, bank, **given), labeler(x, y, bank, **given), strict=True):
+    for a, e in zip(labeler(joined, y, bank), labeler(x, y, bank), strict=True):
         torch.testing.assert_close(a, e, rtol=1e-10, atol=1e-12)
     twin = copy.deepcopy(labeler)
     labeler.update(joined, y, bank)
     twin.update(x, y, bank)
     for a, e in zip(labeler.buffers(), twin.buffers(), strict=True):
         torch.testing.assert_close(a, e)
-    with pytest.raises(ValueError, match=r"PseudoLabeler: intra_visual must have shape \(B, C\) = \(B, 5\), got \(6, 4\)"):
-        labeler(TF.Similarities(*(s[:, 1:] for s in joined)), y, bank, **given)
+    with pytest.raises(ValueError, match=r"PseudoLabeler: intra_visual must have shape \(B, C\) = \(6, 5\), got \(6, 4\)"):
+        labeler(TF.Similarities(*(s[:, 1:] for s in joined)), y, bank)
     with pytest.raises(ValueError, match="PseudoLabeler: regions must be finite, got 30 NaN or infinite of 30 values"):
-        labeler(joined._replace(inter_text=joined.inter_text * float("nan")), y, bank, **given)
+        labeler(joined._replace(inter_text=joined.inter_text * float("nan")), y, bank)
 
 
 SIZES = [(3, 5, 7, 8), (2, 1, 1, 3), (1, 9, 4, 2), (0, 4, 3, 2)]

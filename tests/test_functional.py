@@ -358,15 +358,11 @@ SCENES: dict[str, dict[str, Any]] = {
     "seen": {"prototypes": normal(4, 8, seed=6), "seen": torch.tensor([True, False, True, False])},
     "none seen": {"prototypes": normal(4, 8, seed=6), "seen": torch.zeros(4, dtype=torch.bool)},
     "settings": {"temperature": 0.3, "temperature_region": 0.2, "anchor_threshold": 0.95},
-    "centres": {"prototypes": normal(4, 3, 8, seed=6), "seen": torch.tensor([True, False, True, True])},
     "overlap": {"prototypes": normal(4, 8, seed=6), "saliency": (2 * normal(6, 4, 5, seed=7)).softmax(-1), "overlap": 0.4},
-    "memory": {"memory": TF.Memory(normal(4, 3, 8, seed=8), torch.arange(-2, 10).view(4, 3)), "ids": torch.arange(6) % 5},
     "absent negatives": {"absent_negatives": True, "temperature": 0.5},
     "everything": {
         "saliency": (2 * normal(6, 4, 5, seed=7)).softmax(-1),
         "overlap": 0.5,
-        "memory": TF.Memory(normal(4, 3, 8, seed=8), torch.arange(-2, 10).view(4, 3)),
-        "ids": torch.arange(6),
         "absent_negatives": True,
         "weights": normal(6, 4, seed=5).clamp(min=0),
         "prototypes": normal(4, 8, seed=6),
@@ -463,42 +459,6 @@ def test_rows_against_classes_in_blocks_are_the_loops(learned: bool, scene: str,
         close(a, e, 1e-11)
 
 
-def test_a_sample_s_older_copy_is_neither_positive_nor_negative() -> None:
-    """A copy of the only anchor gives it no partner under its own id, and one under another."""
-    f, t, y = normal(1, 2, 8), normal(2, 8, seed=1), torch.tensor([[1.0, -1.0]])
-    past = torch.stack([f[0, :1], normal(1, 8, seed=2)])
-    for sample, alone in ((5, True), (6, False)):
-        memory = TF.Memory(past, torch.tensor([[sample], [5]]))
-        loss = TF.multimodal_contrastive(f, t, y, memory=memory, ids=torch.tensor([5]))["region_region"]
-        assert (loss == 0) == alone
-    # With a partner in the batch, the own copy does not enter the denominator; the same image's other class does.
-    f, y = torch.cat([f, normal(1, 2, 8, seed=3)]), torch.tensor([[1.0, -1.0], [1.0, -1.0]])
-    memory, ids = TF.Memory(past, torch.tensor([[5], [5]])), torch.tensor([5, 5])
-    loss = TF.multimodal_contrastive(f, t, y, memory=memory, ids=ids)["region_region"]
-    a, b, other = (oracles.unit(oracles.array(v)) for v in (f[0, 0], f[1, 0], past[1, 0]))
-    rows = [oracles.log_sum_exp([10 * float(v @ w) for w in (p, other)]) - 10 * float(v @ p) for v, p in ((a, b), (b, a))]
-    close(loss, sum(rows) / 2)
-
-
-def test_an_empty_memory_changes_nothing() -> None:
-    f, t, y = normal(6, 4, 8), normal(4, 8, seed=1), pseudo_positives()
-    empty = TF.Memory(torch.zeros(4, 3, 8), torch.full((4, 3), -1))
-    actual = TF.multimodal_contrastive(f, t, y, memory=empty, ids=torch.arange(6))
-    for key, value in TF.multimodal_contrastive(f, t, y).items():
-        close(actual[key], value, 1e-12)
-
-
-def test_memory_gives_a_single_anchor_its_positive() -> None:
-    y = torch.full((1, 2), -1.0)
-    y[0, 0] = 1
-    f, past = normal(1, 2, 8), normal(2, 1, 8, seed=1)
-    terms = TF.multimodal_contrastive(
-        f, normal(2, 8, seed=2), y, memory=TF.Memory(past, torch.tensor([[3], [4]])), ids=torch.tensor([0])
-    )
-    cosines = [float(oracles.unit(oracles.array(f[0, 0])) @ oracles.unit(oracles.array(p[0]))) / 0.1 for p in past]
-    close(terms["region_region"], oracles.log_sum_exp(cosines) - cosines[0])
-
-
 def test_the_projection_learns_from_all_it_projects_and_the_prototypes_from_nothing() -> None:
     contrast = MultimodalContrastiveLoss(dim=8, head_dim=4, region_region=0, region_text=0, text_prototype=0).double()
     assert contrast.head is not None
@@ -584,10 +544,8 @@ def test_multi_label_contrast_at_the_edges(positives: str) -> None:
 
 
 def test_text_none_takes_no_parts_of_regions() -> None:
-    given: dict[str, Any] = {"prototypes": normal(4, 8), "memory": SCENES["memory"]["memory"]}
-    for name, value in given.items():
-        with pytest.raises(ValueError, match=f"MultimodalContrastiveLoss: {name} must be None where text is None"):
-            MultimodalContrastiveLoss()(normal(6, 8), None, labels(6, 4), **{name: value})
+    with pytest.raises(ValueError, match="MultimodalContrastiveLoss: prototypes must be None where text is None"):
+        MultimodalContrastiveLoss()(normal(6, 8), None, labels(6, 4), prototypes=normal(4, 8))
 
 
 def test_compiled_contrast_keeps_every_entry_and_agrees() -> None:
@@ -740,22 +698,16 @@ def test_saliency_map() -> None:
 
 @pytest.mark.parametrize("seen", [None, [True, False, True, True]])
 @pytest.mark.parametrize("block", [1 << 24, 40, 1])
-def test_similarities_with_centres_and_absent_prototypes(seen: Any, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_similarities_in_tiles_and_of_factors_are_the_loops(seen: Any, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TF, "_BLOCK", block)
     monkeypatch.setattr(TF, "_TILE", (3, 2))
-    factors, v, t = TF.Factored(normal(5, 4, 7), normal(5, 7, 6, seed=4)), 2 * normal(4, 3, 6, seed=1), normal(4, 6, seed=2)
-    f, absent = torch.bmm(*factors), normal(4, 6, seed=3)
-    absent[1] = 0  # never updated
+    factors, v, t = TF.Factored(normal(5, 4, 7), normal(5, 7, 6, seed=4)), 2 * normal(4, 6, seed=1), normal(4, 6, seed=2)
+    f = torch.bmm(*factors)
     mask = None if seen is None else torch.tensor(seen)
     for given in (factors, f.clone().requires_grad_(), f):
-        actual = TF.prototype_similarities(given, v, t, seen=mask, absent=absent, temperature_visual=0.3, temperature_text=0.2)
-        for a, e in zip(actual, oracles.similarities(f, v, t, seen, 0.3, 0.2, absent), strict=True):
+        actual = TF.prototype_similarities(given, v, t, seen=mask, temperature_visual=0.3, temperature_text=0.2)
+        for a, e in zip(actual, oracles.similarities(f, v, t, seen, 0.3, 0.2), strict=True):
             close(a.detach(), e, 1e-9)
-    without = TF.prototype_similarities(f, v, t, seen=mask, temperature_visual=0.3, temperature_text=0.2)
-    close(actual.inter_visual, without.inter_visual)
-    close(actual.intra_text, without.intra_text)
-    close(actual.intra_visual[:, 1], without.intra_visual[:, 1])
-    assert not torch.isclose(actual.intra_visual[:, 0], without.intra_visual[:, 0]).any()
 
 
 def test_default_temperatures_of_similarities() -> None:

@@ -83,7 +83,8 @@ def test_numpy_reads_what_was_written(dtype: torch.dtype, tmp_path: Path) -> Non
     views = [zip(*(arrays[f"{kind}{view}"].split(sizes) for kind in kinds), strict=True) for view in range(2)]
     targets = torch.randint(-1, 2, (6, 4), generator=random)
     ids = [f"photo {row} é" for row in range(6)]
-    write_features(tmp_path, "train", *views, targets=targets, class_names=NAMES, text=TEXT, logit_scale=7, ids=ids, dtype=dtype)
+    given = targets.to(torch.uint8)  # where -1 is 255
+    write_features(tmp_path, "train", *views, targets=given, class_names=NAMES, text=TEXT, logit_scale=7, ids=ids, dtype=dtype)
     files = {path.stem: np.load(path, allow_pickle=False) for path in (tmp_path / "train").glob("*.npy")}
     assert set(files) == {*arrays, "targets"}
     for name, values in arrays.items():

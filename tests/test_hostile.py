@@ -376,13 +376,6 @@ def contrast(**more: Any) -> Any:
         ("prototypes", lambda w: contrast(prototypes=spoiled(normal(CLASSES, WIDTH), w))),
         ("saliency", lambda w: contrast(saliency=spoiled(torch.ones(4, CLASSES, TOKENS), w))),
         (
-            "memory.features",
-            lambda w: contrast(
-                memory=tl.functional.Memory(spoiled(normal(CLASSES, 2, WIDTH), w), torch.ones(CLASSES, 2).long()),
-                ids=torch.arange(4),
-            ),
-        ),
-        (
             "weights",
             lambda w: tl.MultimodalContrastiveLoss()(
                 normal(4, WIDTH), None, labels(), weights=spoiled(torch.ones(4, CLASSES), w)
@@ -391,7 +384,7 @@ def contrast(**more: Any) -> Any:
         ("init", lambda w: tl.PrototypeBank(3, 4, init=spoiled(torch.ones(3, 4), w))),
         (
             "scores",
-            lambda w: tl.PseudoLabeler(CLASSES, rule="quantile").update(
+            lambda w: tl.PseudoLabeler(CLASSES).update(
                 batch()["regions"], labels(), tl.PrototypeBank(CLASSES, WIDTH), scores=spoiled(torch.ones(4, CLASSES), w)
             ),
         ),

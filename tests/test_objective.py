@@ -25,9 +25,11 @@ from cases import (
     weighted,
 )
 from torch import Tensor
+from trm_pipeline import presets
 
 import trm_losses as tl
 from trm_losses import functional as TF
+from trm_losses.pseudo import NeighbourRule, PrototypeRule
 from trm_losses.region_pooler import Plan
 
 
@@ -183,23 +185,33 @@ def test_what_enters_statistics_and_prototypes(warmup: int) -> None:
     close(module.bank.visual, slow.visual)
     close(module.bank.text, slow.text)
     assert module.bank.count.tolist() == slow.count
-    torch.testing.assert_close(list(module.labeler.buffers()), list(labeler.buffers()))
-
-
-def test_an_averaged_model_s_vote_reaches_scores_and_histograms() -> None:
-    module, x = objective().double(), objective_inputs(8, CLASSES)
-    module.labeler, vote = filled_labeler(rule="quantile", ema_weight=0.8), 3 * normal(8, CLASSES, seed=71)
-    labeler = copy.deepcopy(module.labeler)
-    output = module(**x, ema_logits=vote)
-    expected = labeler(output.regions.query, x["targets"], module.bank, ema_logits=vote)
-    assert output.pseudo is not None
-    for a, b in zip(output.pseudo, expected, strict=True):
+    for a, b in zip(module.labeler.buffers(), labeler.buffers(), strict=True):
         close(a, b)
-    assert not torch.allclose(expected.scores, labeler(output.regions.query, x["targets"], module.bank).scores)
-    labeler.update(output.regions.query, x["targets"], module.bank, scores=expected.scores)
-    module.update(output)
-    assert torch.equal(module.labeler.histogram, labeler.histogram)
-    small()(**x, ema_logits=vote)  # nobody to vote with
+
+
+def test_the_scores_of_the_step_enter_the_histograms() -> None:
+    module, x = objective().double(), objective_inputs(8, CLASSES)
+    module.labeler = filled_labeler(share=0.6)
+    labeler, output = copy.deepcopy(module.labeler), module(**x)
+    labeler.update(output.regions.query, x["targets"], module.bank, scores=output.pseudo.scores)
+    with mock.patch.object(PrototypeRule, "scores", side_effect=AssertionError("they are at hand")):
+        module.update(output)
+    for a, b in zip(module.labeler.buffers(), labeler.buffers(), strict=True):
+        close(a, b)
+
+
+@pytest.mark.parametrize("known", ["some", "none"])
+def test_pseudo_labels_can_weigh_as_much_as_known_ones(known: str) -> None:
+    x = objective_inputs(4, CLASSES)
+    if known == "none":
+        x["targets"] = torch.full_like(x["targets"], -1)
+    per_entry, per_known = (objective(pseudo_per=word).double()(**x).terms for word in ("entry", "known"))
+    share = max(1, int((x["targets"] != -1).sum())) / x["targets"].numel() if known == "some" else 1.0
+    for head in ("pseudo_query", "pseudo_region"):
+        assert per_entry[head] > 0
+        close(per_known[head].detach() * share, per_entry[head].detach())
+    with pytest.raises(ValueError, match="pseudo_per must be one of 'entry', 'known', got 'all'"):
+        objective(pseudo_per="all")
 
 
 def test_without_labeler_every_known_positive_enters_with_its_confidence() -> None:
@@ -236,25 +248,81 @@ def test_resumed_equals_unbroken() -> None:
     assert not torch.equal(first, step(unbroken, optimizer, 1))
 
 
-def test_from_text_has_the_defaults_of_the_method() -> None:
-    text = normal(3, 8, dtype=torch.float32)
-    module = tl.TRMObjective.from_text(text, total_steps=200, logit_scale=50.0, distributed=True, validate=False)
-    assert module.labeler is not None and module.bank is not None
-    assert module.distillation is not None and module.contrast is not None
-    assert (module.labeler.warmup_steps, module.labeler.ramp_steps) == (20, 20)
-    assert module.labeler.temperature_text == 2 / 50
-    assert (module.matching.gamma_pos, module.matching.gamma_neg, module.matching.margin) == (1.0, 2.0, 0.05)
-    assert module.distillation.temperature == 4.0 and module.lambda_contrast == 0.1
-    assert (module.lambda_region, module.lambda_pseudo, module.lambda_distillation) == (1.0, 1.0, 1.0)
+@pytest.mark.parametrize(
+    "rule, schedule",
+    [(None, (1.0, "entry", 20, 20)), (NeighbourRule(3, 6), (0.5, "known", 40, 10))],
+    ids=["prototypes", "neighbours"],
+)
+def test_from_text_has_the_settings_of_the_table(rule: Any, schedule: tuple[Any, ...]) -> None:
+    """Those of the embedded preset, which the table is of, and the schedule that suits the rule."""
+    text, preset = normal(3, 8, dtype=torch.float32), presets.EMBEDDED
+    module = tl.TRMObjective.from_text(
+        text, total_steps=200, rule=rule, expected_positives=1.5, logit_scale=50.0, distributed=True, validate=False
+    )
+    labeler = module.labeler
+    assert labeler is not None and module.bank is not None and module.distillation is not None and module.contrast is not None
+    assert (module.lambda_pseudo, module.pseudo_per, labeler.warmup_steps, labeler.ramp_steps) == schedule
+    word = "prototype" if rule is None else "neighbour"
+    suited = presets.pseudo_schedule(presets.override(preset, [f"pseudo_rule={word}"]))
+    assert schedule == (*suited[:2], round(200 * suited.pseudo_warmup), round(200 * suited.pseudo_ramp))
+    assert labeler.expected_positives == 1.5
+    assert labeler.rule is rule if rule is not None else labeler.rule.temperature_text == 2 / 50  # type: ignore[union-attr]
+    for part, names in (
+        (module.matching, ("gamma_pos", "gamma_neg", "margin")),
+        (module, ("lambda_region", "lambda_distillation", "lambda_contrast", "anchor_score", "bank_confidence")),
+        (module, ("bank_pseudo_score",)),
+        (labeler, ("weight_pos",)),
+    ):
+        assert [getattr(part, name) for name in names] == [getattr(preset, name) for name in names]
+    assert module.distillation.temperature == preset.distillation_temperature
     torch.testing.assert_close(module.bank.visual, torch.nn.functional.normalize(text, dim=-1))
-    for part in (module, module.matching, module.distillation, module.contrast, module.bank, module.labeler):
+    for part in (module, module.matching, module.distillation, module.contrast, module.bank, labeler):
         assert part.distributed is True
-    for part in (module.pooler, module.matching, module.distillation, module.contrast, module.bank, module.labeler):
+    for part in (module.pooler, module.matching, module.distillation, module.contrast, module.bank, labeler):
         assert part.validate is False
     with pytest.raises(ValueError, match="TRMObjective: total_steps must be at least 1"):
         tl.TRMObjective.from_text(text, total_steps=0)
     with pytest.raises(ValueError, match=r"TRMObjective: text must have shape \(C, D\)"):
         tl.TRMObjective.from_text(text[0], total_steps=10)
+
+
+def with_rule(module: tl.TRMObjective, rule: Any) -> tl.TRMObjective:
+    module.labeler = tl.PseudoLabeler(CLASSES, rule)
+    return module
+
+
+def test_refresh_shows_the_mean_of_the_views_in_the_order_of_ids() -> None:
+    """Of averaged weights, without dropout; the modes come back, also where a batch fails; another rule is asked nothing."""
+    module, average = with_rule(objective(), NeighbourRule(CLASSES, 6, neighbours=2)), objective()
+    shaken(average, seed=9)
+    average.pooler.mlp[3].p = 0.5
+    text, y = normal(CLASSES, WIDTH, seed=7, dtype=torch.float32), labels(6, CLASSES).float()
+    views = [normal(6, TOKENS, WIDTH, seed=seed, dtype=torch.float32) for seed in (1, 2)]
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    batches = [(view[ids], y[ids], ids) for view in views for ids in order.split(4)]
+    average.train(), average.matching.eval()
+    module.refresh(iter(batches), text, model=average)
+    assert average.training and average.pooler.training and not average.matching.training
+    average.eval()
+    with torch.no_grad():
+        seen = [average.pooler(view, text) for view in views]
+        regions = sum(view.region for view in seen) / 2
+        logits = sum(average.matching.logits(view.query, text) for view in seen) / 2
+    expected = NeighbourRule(CLASSES, 6, neighbours=2)
+    expected.refresh(regions, logits, y, None)
+    close(module.labeler.rule.estimates, expected.estimates)
+    module.refresh(batches, text)
+    assert not torch.allclose(module.labeler.rule.estimates, expected.estimates, atol=1e-3)  # of its own weights
+    for wrong, message in (
+        (batches[:1], r"batches must hold every one of num_samples = 6 images, got 2 missing; leave shuffling on"),
+        ([(views[0], y, torch.arange(1, 7))], "ids must be from 0 to num_samples - 1 = 5, got 1 to 6"),
+        ([(views[0], y, torch.arange(5))], r"ids must have shape \(B\) = \(6\), got \(5,\)"),
+        ([(views[0], y[:, 1:], torch.arange(6))], r"targets must have shape \(B, C\) = \(B, 5\), got \(6, 4\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            module.train().refresh(wrong, text)
+        assert module.pooler.training
+    objective().refresh(mock.Mock(side_effect=AssertionError("nobody looks")), text)
 
 
 def test_each_similarity_is_computed_once() -> None:
@@ -309,67 +377,27 @@ def test_texts_of_another_number_of_classes_are_refused_here() -> None:
         module(x["tokens"], x["text"][1:], x["targets"])
 
 
-OPTIONS: dict[str, Any] = {
-    "contrast": tl.MultimodalContrastiveLoss(overlap=0.6, absent_negatives=True, temperature=0.3, temperature_region=0.4),
-    "bank": tl.PrototypeBank(CLASSES, WIDTH, num_prototypes=2, queue_size=2, absent=True),
-}
-
-
-def test_ids_and_saliency_reach_the_contrast_and_the_queue() -> None:
-    module, x = small(**copy.deepcopy(OPTIONS)), objective_inputs(6, CLASSES)
-    assert module.bank is not None and module.contrast is not None
-    for step in range(3):
-        ids = torch.arange(6) + 3 * step
-        output = module(**x, ids=ids)
-        y = oracles.array(x["targets"])
-        given: dict[str, Any] = {"prototypes": module.bank.visual, "seen": module.bank.seen, "absent_negatives": True}
-        given |= {"saliency": output.regions.saliency, "overlap": 0.6, "memory": module.bank.memory, "ids": ids}
-        given |= {"temperature": 0.3, "temperature_region": 0.4}
-        names = ("region_region", "region_text", "region_prototype", "text_prototype")
-        expected = weighted(oracles.contrast(output.regions.query, x["text"], y, **given), dict.fromkeys(names, 1.0))
-        close(output.terms["contrast"], 0.1 * expected)
-        assert output.ids is ids
-        before = module.bank.queue_ids.clone()
-        output.loss.backward()
-        assert torch.equal(module.bank.queue_ids, before), "nothing enters before the optimiser's step"
-        module.update(output)
-        entered = {int(ids[b]) for b in range(6) if y[b, 0] == 1}
-        assert set(module.bank.queue_ids[0].tolist()) <= entered | {-1} and entered
-    assert (module.bank.count > 0).any(dim=0).all()
-
-
-def test_the_resumed_queue_equals_the_unbroken() -> None:
-    unbroken, resumed = (small(**copy.deepcopy(OPTIONS)) for _ in range(2))
-    x = objective_inputs(6, CLASSES)
-    for step in range(5):
-        losses = []
-        for module in (unbroken, resumed):
-            output = module(**{**x, "tokens": normal(6, TOKENS, WIDTH, seed=step)}, ids=torch.arange(6) + step)
-            module.update(output)
-            losses.append(output.loss)
-        assert torch.equal(*losses)
-        state = copy.deepcopy(unbroken.state_dict())
-        resumed = small(**copy.deepcopy(OPTIONS))
-        resumed.load_state_dict(state)
-
-
-def test_a_bank_with_a_queue_asks_for_ids() -> None:
-    module, x = small(**copy.deepcopy(OPTIONS)), objective_inputs(6, CLASSES)
-    with pytest.raises(ValueError, match=r"TRMObjective: ids \(B,\) must be given where the bank keeps a queue"):
-        module(**x)
+def test_saliency_reaches_the_contrast_and_ids_the_output() -> None:
+    contrast = tl.MultimodalContrastiveLoss(overlap=0.6, absent_negatives=True, temperature=0.3, temperature_region=0.4)
+    module, x, ids = small(bank=filled_bank(), contrast=contrast), objective_inputs(6, CLASSES), torch.arange(6)
+    output = module(**x, ids=ids)
+    given: dict[str, Any] = {"prototypes": module.bank.visual, "seen": module.bank.seen, "absent_negatives": True}  # type: ignore[union-attr]
+    given |= {"saliency": output.regions.saliency, "overlap": 0.6, "temperature": 0.3, "temperature_region": 0.4}
+    found = oracles.contrast(output.regions.query, x["text"], x["targets"], **given)
+    names = ("region_region", "region_text", "region_prototype", "text_prototype")
+    close(output.terms["contrast"], 0.1 * weighted(found, dict.fromkeys(names, 1.0)))
+    assert output.ids is ids and small()(**x).ids is None
     with pytest.raises(ValueError, match=r"TRMObjective: ids must have shape \(B\) = \(6\), got \(5,\)"):
         module(**x, ids=torch.arange(5))
-    assert small()(**x).ids is None
 
 
 def chunk_parts(**options: Any) -> dict[str, Any]:
     """All parts, with a labeller whose decisions and gates are at work."""
-    labeler = {"rule": "prototype", "threshold_pos": 0.6, "threshold_neg": 0.4, **options.pop("labeler", {})}
     return {
         "distillation": tl.RegionDistillationLoss(),
         "contrast": tl.MultimodalContrastiveLoss(),
         "bank": filled_bank(),
-        "labeler": filled_labeler(**{k: v for k, v in labeler.items() if v is not None}),
+        "labeler": filled_labeler(positive=0.6, negative=0.4),
         "anchor_score": 0.65,
         "bank_confidence": 0.5,
         "bank_pseudo_score": 0.62,
@@ -377,7 +405,12 @@ def chunk_parts(**options: Any) -> dict[str, Any]:
     }
 
 
-RULE: dict[str, Any] = {"threshold_pos": None, "threshold_neg": None}
+def estimated() -> tl.PseudoLabeler:
+    labeler = tl.PseudoLabeler(CLASSES, NeighbourRule(CLASSES, 20))
+    labeler.get_buffer("rule.estimates").copy_(torch.rand(20, CLASSES, generator=torch.Generator().manual_seed(1)))
+    return labeler
+
+
 CHUNKED: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "alone": ({}, {}, {}),
     "defaults": (chunk_parts(), {}, {}),
@@ -385,7 +418,7 @@ CHUNKED: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "bank alone": ({"bank": filled_bank()}, {}, {}),
     "one head": (chunk_parts(), {"query_head": False}, {}),
     "one head by cosine and neighbours": (
-        chunk_parts(labeler={"rule": "neighbour", "num_samples": 20, **RULE}), {"query_head": False}, {"normalize_regions": True}
+        chunk_parts(labeler=estimated()), {"query_head": False}, {"normalize_regions": True}
     ),
     "residual from the query": (chunk_parts(), {"residual": "query", "query": "free"}, {}),
     "cosine distillation": (chunk_parts(distillation=tl.RegionDistillationLoss(form="cosine")), {"mlp_input": "region"}, {}),
@@ -396,10 +429,11 @@ CHUNKED: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "fixed text": (
         chunk_parts(teacher_text="fixed", reference_text=normal(CLASSES, WIDTH)), {}, {"form": "pair_free", "dim": WIDTH}
     ),
-    "every option of contrast and bank": (chunk_parts(**OPTIONS), {}, {"normalize_regions": True}),
-    "quantile": (chunk_parts(labeler={"rule": "quantile", "ema_weight": 0.5, **RULE}), {}, {}),
-    "logit": (chunk_parts(labeler={"rule": "logit", "threshold_neg": -0.5}), {}, {}),
-    "neighbour": (chunk_parts(labeler={"rule": "neighbour", "num_samples": 20, **RULE}, pseudo_per="known"), {}, {}),
+    "every option of the contrast": (
+        chunk_parts(contrast=tl.MultimodalContrastiveLoss(overlap=0.6, absent_negatives=True)), {}, {"normalize_regions": True}
+    ),
+    "quantiles": (chunk_parts(labeler=filled_labeler(share=0.6)), {}, {}),
+    "neighbours": (chunk_parts(labeler=estimated(), pseudo_per="known"), {}, {}),
 }  # fmt: skip
 
 
@@ -420,8 +454,6 @@ def test_classes_in_chunks_are_all_classes_at_once(name: str, chunk: int | Plan,
     mask[:2, 4:] = mask[2] = True
     x |= {"targets": {"mixed": x["targets"], "all unknown": torch.full_like(x["targets"], -1.0)}.get(targets, x["targets"].abs())}
     x |= {"key_padding_mask": mask, "ids": torch.arange(6)}
-    if name == "quantile":
-        x["ema_logits"] = 3 * normal(6, CLASSES, seed=71)
     if matching.get("form") == "pair":
         x["negative_text"] = normal(CLASSES, WIDTH, seed=3)
 
@@ -430,8 +462,6 @@ def test_classes_in_chunks_are_all_classes_at_once(name: str, chunk: int | Plan,
         made = shaken(tl.RegionPooler(CLASSES, WIDTH, num_heads=2, dropout=0.0, **pooler))
         loss = shaken(tl.TextRegionMatchingLoss(CLASSES, scale=5.0, **matching))
         module = tl.TRMObjective(made, loss, **copy.deepcopy(parts), class_chunk=class_chunk).double()  # type: ignore[arg-type]
-        if name.endswith(("neighbour", "neighbours")):
-            module.labeler.estimates.copy_(torch.rand(20, CLASSES, generator=torch.Generator().manual_seed(1)))
         results: list[Any] = []
         for step in range(2):
             given = {**x, "ids": x["ids"] + 6 * step}

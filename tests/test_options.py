@@ -12,7 +12,7 @@ pytest.importorskip("open_clip")
 pytest.importorskip("safetensors")
 
 from test_pipeline import cache, devkit, run  # noqa: F401
-from trm_pipeline import experiment, features, methods, presets, training
+from trm_pipeline import experiment, features, methods, presets
 
 from trm_losses import (
     MultimodalContrastiveLoss,
@@ -24,6 +24,7 @@ from trm_losses import (
     TRMHead,
     TRMObjective,
 )
+from trm_losses.pseudo import NeighbourRule, PrototypeRule, Quantiles, Thresholds
 
 # A value that is not the default, with what else it needs after it, and the attribute of the objective where it ends up.
 OPTIONS = [
@@ -61,32 +62,20 @@ OPTIONS = [
     ("bank_pseudo_score=0.7", "bank_pseudo_score"),
     ("prototype_momentum=0.5", "bank.momentum"),
     ("prototype_text_momentum=0.5", "bank.text_momentum"),
-    ("num_prototypes=2 queue_size=3", "bank.num_prototypes"),
-    ("queue_size=3", "bank.queue_size"),
-    ("absent_momentum=0.5", "bank.absent_momentum"),
-    ("absent_every=2", "bank.absent_every"),
-    ("pseudo_rule=logit", "labeler.rule"),
-    ("threshold_pos=0.7 pseudo_rule=prototype", "labeler.threshold_pos"),
-    ("threshold_neg=0.2 pseudo_rule=prototype", "labeler.threshold_neg"),
-    ("quantile_pos=0.5 pseudo_rule=quantile", "labeler.quantile_pos"),
-    ("ema_weight=0.5", "labeler.ema_weight"),
-    ("relation=0.1 pseudo_rule=prototype", "labeler.relation"),
-    ("relation_from=prototypes", "labeler.relation_from"),
-    ("neighbours=3", "labeler.neighbours"),
-    ("neighbour_temperature=0.2", "labeler.neighbour_temperature"),
-    ("neighbour_steps=2", "labeler.neighbour_steps"),
+    ("threshold_pos=0.7 pseudo_rule=prototype", "labeler.rule.decider.positive"),
+    ("threshold_neg=0.2 pseudo_rule=prototype", "labeler.rule.decider.negative"),
+    ("quantile_pos=0.5 pseudo_rule=quantile", "labeler.rule.decider.share"),
+    ("neighbours=3", "labeler.rule.neighbours"),
+    ("neighbour_temperature=0.2", "labeler.rule.temperature"),
+    ("neighbour_steps=2", "labeler.rule.steps"),
     ("pseudo_per=entry", "pseudo_per"),
     ("weight_pos=0.7", "labeler.weight_pos"),
     ("weight_neg=0.7", "labeler.weight_neg"),
-    ("soft_positives=false", "labeler.soft_positives"),
-    ("visual_weight=0.7", "labeler.visual_weight"),
-    ("temperature_visual=0.2", "labeler.temperature_visual"),
-    ("temperature_text=0.2", "labeler.temperature_text"),
-    ("steepness=3", "labeler.steepness"),
-    ("min_gap=0.1", "labeler.min_gap"),
-    ("min_positives=3", "labeler.min_positives"),
-    ("statistics_momentum=0.5", "labeler.momentum"),
-    ("cap=false", "labeler.cap"),
+    ("temperature_visual=0.2 pseudo_rule=prototype", "labeler.rule.temperature_visual"),
+    ("temperature_text=0.2 pseudo_rule=prototype", "labeler.rule.temperature_text"),
+    ("statistics_momentum=0.5 pseudo_rule=prototype", "labeler.rule.momentum"),
+    ("statistics_momentum=0.5 pseudo_rule=quantile", "labeler.rule.decider.momentum"),
+    ("cap=true", "labeler.cap"),
 ]
 
 
@@ -121,10 +110,9 @@ def test_an_option_reaches_its_part(settings, path):
 
 def test_options_without_an_attribute_of_their_own_reach_their_part():
     assert built("mlp_ratio=2").objective.pooler.mlp[1].out_features == 16
-    assert built().objective.bank.absent is None and built("absent=true").objective.bank.absent.shape == (4, 8)
     assert built("scale=7").objective.matching.scale.item() == pytest.approx(7)
     assert built("attention_scale=3").objective.pooler.log_attention_scale.exp().item() == pytest.approx(3)
-    assert built().objective.labeler.temperature_text == 2 / 100
+    assert built("pseudo_rule=prototype").objective.labeler.rule.temperature_text == 2 / 100
     for term, own in (("region_region", 1), ("region_text", 0.5), ("region_prototype", 1), ("text_prototype", 1)):
         assert built(f"contrast_{term}=0.25").objective.contrast.alphas[term] == 0.25 * own
 
@@ -136,14 +124,18 @@ NAMES = {
     RegionDistillationLoss: {"form": "distillation_form", "temperature": "distillation_temperature"},
     MultimodalContrastiveLoss: {},
     PrototypeBank: {"momentum": "prototype_momentum", "text_momentum": "prototype_text_momentum"},
-    PseudoLabeler: {"rule": "pseudo_rule", "momentum": "statistics_momentum"},
+    PseudoLabeler: {},
+    PrototypeRule: {"momentum": "statistics_momentum"},
+    Thresholds: {"positive": "threshold_pos", "negative": "threshold_neg"},
+    Quantiles: {"share": "quantile_pos", "momentum": "statistics_momentum"},
+    NeighbourRule: {"temperature": "neighbour_temperature", "steps": "neighbour_steps"},
     TRMObjective: {},
 }
 # Not settings: sizes, tensors and parts, and what no run on one device has a use for.
 APART = {
     "num_classes", "dim", "device", "dtype", "distributed", "validate", "reduction", "init", "query_init", "negative_init",
     "query_head", "bias", "pooler", "matching", "distillation", "contrast", "bank", "labeler", "reference_text",
-    "warmup_steps", "ramp_steps", "num_samples", "class_chunk",
+    "warmup_steps", "ramp_steps", "num_samples", "class_chunk", "rule", "decider",
 }  # fmt: skip
 
 
@@ -155,14 +147,14 @@ def test_every_option_of_a_part_is_a_setting_with_its_default(part):
             continue
         mine = NAMES[part].get(name, f"contrast_{name}" if part is MultimodalContrastiveLoss else name)
         assert mine in fields, f"{part.__name__}.{name}"
-        # The first follows the model, the second is assumed, the last two follow the rule of the pseudo-labels.
-        if mine not in ("temperature_text", "expected_positives", "lambda_pseudo", "pseudo_per"):
+        # The first follows the model, the second is assumed, the next two follow the rule, the last is the field's usual step.
+        if mine not in ("temperature_text", "expected_positives", "lambda_pseudo", "pseudo_per", "neighbour_steps"):
             assert fields[mine] == parameter.default, f"{part.__name__}.{name}"
 
 
 @pytest.mark.parametrize("name", [name for name in methods.METHODS if name.startswith("trm")])
 def test_options_of_parts_that_a_method_lacks_do_no_harm(name):
-    settings = ("teacher_text=fixed", "residual=query", "bank_offline=true", "queue_size=2", "lambda_contrast=0")
+    settings = ("teacher_text=fixed", "residual=query", "lambda_contrast=0")
     method = built(*settings, "pseudo_rule=prototype", name=name)
     text = method.prompts()
     assert sum(method.loss(drawn(), text, TARGETS).values()).isfinite()
@@ -201,7 +193,7 @@ def test_neighbours_are_asked_by_the_averaged_weights_over_all_views():
         texts.append(prompts)
         return prompts
 
-    method.objective.labeler = PseudoLabeler(4, rule="neighbour", num_samples=6)
+    method.objective.labeler = PseudoLabeler(4, NeighbourRule(4, 6, steps=1))
     method.before_epoch(0, several, TARGETS, average, encode)
     z, logits = [], []
     with torch.no_grad():
@@ -212,30 +204,15 @@ def test_neighbours_are_asked_by_the_averaged_weights_over_all_views():
     probability = torch.sigmoid((logits[0] + logits[1]) / 2)
     said = torch.where(TARGETS == -1, probability, TARGETS)
     expected = oracles.neighbour_scores((z[0] + z[1]) / 2, said, 20, 0.05)
-    np.testing.assert_allclose(method.objective.labeler.estimates, expected, atol=1e-5)
-    assert len(several.asked) == 2 and not average.training
+    np.testing.assert_allclose(method.objective.labeler.rule.estimates, expected, atol=1e-5)
+    assert len(several.asked) == 2
     late = built("pseudo_warmup=0.25", "epochs=10", total=100)  # in the third epoch, from which estimates must be there
     for epoch, asked in ((0, 2), (1, 2), (2, 4), (3, 6)):
-        late.objective.labeler = PseudoLabeler(4, rule="neighbour", num_samples=6)
+        late.objective.labeler = PseudoLabeler(4, NeighbourRule(4, 6))
         late.before_epoch(epoch, several, TARGETS, average, encode)
         assert len(several.asked) == asked
     several.asked = several.asked[:2]
     assert len(several.asked) == 2
-
-
-def test_the_averaged_model_votes_where_it_is_asked_to():
-    settings = ("pseudo_rule=prototype", "dropout=0", "pseudo_warmup=0", "ema_weight=1")
-    method, silent, average = built("ema_vote=true", *settings), built(*settings), built()
-    torch.nn.init.normal_(average.objective.pooler.mlp[-1].weight, std=0.3)
-    before = set(method.state_dict())
-    for asked in (method, silent):
-        asked.before_epoch(0, Several(drawn()), TARGETS, average, lambda prompts: prompts)
-        asked.loss(drawn(), asked.prompts(), TARGETS)
-    with torch.no_grad():
-        expected = torch.sigmoid(average.logits(drawn(), average.prompts()))
-    torch.testing.assert_close(method.pseudo_labels().scores, expected)
-    assert not torch.allclose(silent.pseudo_labels().scores, expected, atol=1e-2)
-    assert set(method.state_dict()) == before, "the voter's weights are not the method's"
 
 
 @pytest.mark.parametrize("rule", presets.PSEUDO_RULES)
@@ -295,72 +272,21 @@ def test_the_fixed_teacher_is_the_text_of_the_frozen_model():
     assert built().objective.reference_text is None
 
 
-def test_the_queue_knows_images_by_their_place_in_the_data_set():
-    method = built("queue_size=6")
-    method.loss(drawn(), method.prompts(), TARGETS)
-    method.after_step()
-    ids = method.objective.bank.queue_ids
-    assert [sorted(row[row >= 0].tolist()) for row in ids] == [
-        [10 + b for b in range(6) if TARGETS[b, c] == 1] for c in range(4)
-    ]
-
-
-@pytest.mark.parametrize(
-    ("warmup", "total", "epochs", "expected"), [(0.1, 100, 10, 1), (0.15, 100, 10, 2), (0, 100, 10, 0), (0.1, 90, 30, 3)]
-)
-def test_the_bank_starts_again_once_after_the_warm_up(warmup, total, epochs, expected):
-    settings = ("bank_offline=true", "pseudo_rule=prototype", f"pseudo_warmup={warmup}", f"epochs={epochs}")
-    method = built(*settings, "batch_size=4", "scale=2", "bank_min_score=0.5", total=total)
-    torch.nn.init.normal_(method.objective.pooler.mlp[-1].weight, std=0.3)
-    several = Several(drawn())
-    bank, text = method.objective.bank, method.prompts()
-    before, started = bank.visual.clone(), []
-    for epoch in range(epochs):
-        method.train()
-        method.before_epoch(epoch, several, TARGETS, method, lambda prompts: prompts)
-        started += [] if torch.equal(bank.visual, before) else [epoch]
-        before = bank.visual.clone()
-    assert started == [expected] and several.asked == [(4, None)]
-    method.eval()
-    regions = method.objective.pooler(several.batch.tokens, text).query
-    scores = torch.sigmoid(method.logits(several.batch, text))
-    assert 0.5 < scores[(TARGETS == 1) & (scores > 0.5)].min() < 0.85 and (scores[TARGETS == 1] <= 0.5).any()
-    for c in range(4):
-        chosen = [regions[b, c] / regions[b, c].norm() for b in range(6) if TARGETS[b, c] == 1 and scores[b, c] > 0.5]
-        assert bank.count[c] == len(chosen)
-        if chosen:
-            torch.testing.assert_close(bank.visual[c], (sum(chosen) / sum(chosen).norm()).detach())
-    assert bank.count.sum() > 0
-
-
-def test_the_bank_never_starts_from_features_that_hold_the_query():
-    method = built(
-        "bank_offline=true", "pseudo_rule=prototype", "pseudo_warmup=0", "residual=query", "bank_min_score=0", "num_heads=1"
-    )
-    several, text = Several(drawn()), method.prompts()
-    method.before_epoch(0, several, TARGETS, method, lambda prompts: prompts)
-    regions = torch.nn.functional.normalize(method.objective.pooler(several.batch.tokens, text).region, dim=-1)
-    for c in range(4):
-        mean = sum(regions[b, c] for b in range(6) if TARGETS[b, c] == 1)
-        torch.testing.assert_close(method.objective.bank.visual[c], (mean / mean.norm()).detach())
-
-
-def test_without_being_asked_the_bank_never_starts_again():
+def test_a_rule_without_a_training_set_to_see_asks_nothing():
     method = built("pseudo_rule=prototype")
     for epoch in range(10):
-        method.before_epoch(epoch, None, TARGETS, method, None)
-    assert not method.objective.bank.seen.any()
+        method.before_epoch(epoch, None, TARGETS, None, None)
 
 
 # From the command line
 
 TOGETHER = {
-    "pair": "match_form=pair num_prototypes=2 queue_size=3 absent=true contrast_overlap=0.7 contrast_absent_negatives=true "
-    "head=mean distillation_form=kl_binary teacher_text=fixed contrast_head_dim=8 bank_offline=true pseudo_warmup=0.4",
+    "pair": "match_form=pair contrast_overlap=0.7 contrast_absent_negatives=true "
+    "head=mean distillation_form=kl_binary teacher_text=fixed contrast_head_dim=8 pseudo_warmup=0.4",
     "pair through the text tower": "match_form=pair prompts=shared num_context=2 query=conditioned head=region",
     "free": "match_form=pair_free query=free mlp_input=region key_norm=layer normalize_tokens=false mlp_ratio=1 dropout=0 "
-    "detach_focus=true distillation_temperature=1 absent=true absent_every=1",
-    "decoder": "residual=query normalize_regions=true distillation_form=cosine queue_size=4 cap=false min_positives=1 "
+    "detach_focus=true distillation_temperature=1",
+    "decoder": "residual=query normalize_regions=true distillation_form=cosine cap=false pseudo_rule=prototype "
     "contrast_region_text=0 temperature_text=0.05",
 }
 
@@ -371,26 +297,6 @@ def test_options_together_give_a_row_and_a_head(name, run, tmp_path):  # noqa: F
     head = TRMHead.load(tmp_path / "out" / "trm-known0.5-seed1.pt")
     assert 0 < row["mAP"] <= 100
     assert head.matching.form == presets.override(presets.EMBEDDED, TOGETHER[name].split()).match_form
-
-
-def test_a_queue_and_centres_are_gone_on_from(run, tmp_path, monkeypatch):  # noqa: F811
-    settings = ("--methods", "trm", "--epochs", "3", "--set", "batch_size=8", "num_prototypes=2", "queue_size=3", "absent=true",
-                "bank_offline=true", "pseudo_warmup=0.3", "bank_min_score=0.1")  # fmt: skip
-    unbroken = run(*settings, output=tmp_path / "whole")
-    original, epochs = training.Checkpoint.save, []
-
-    def interrupted(self, state):
-        original(self, state)
-        epochs.append(state["epoch"])
-        if len(epochs) == 1:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(training.Checkpoint, "save", interrupted)
-    with pytest.raises(SystemExit, match="--resume goes on"):
-        run(*settings)
-    assert run(*settings, "--resume") == unbroken and epochs == [1, 2, 3]
-    heads = [TRMHead.load(tmp_path / name / "trm-known0.5-seed1.pt").state_dict() for name in ("whole", "out")]
-    assert all(torch.equal(value, heads[1][key]) for key, value in heads[0].items())
 
 
 def test_every_method_is_told_of_every_epoch(run, monkeypatch):  # noqa: F811
@@ -410,7 +316,7 @@ def test_every_method_is_told_of_every_epoch(run, monkeypatch):  # noqa: F811
     [
         ("match_form=both", "form must be one of"),
         ("head=both", "head must be 'query', 'region' or 'mean', got 'both'"),
-        ("num_prototypes=2", "queue_size must be at least num_prototypes"),
+        ("pseudo_rule=prototype threshold_pos=0.3", "Thresholds: positive must be at least 0.5"),
         ("teacher_text=fixed distillation_form=cosine", "pass distillation"),
         ("contrast_head_dim=0", "head_dim must be"),
         ("value_path=true", "no value path to take"),

@@ -2,11 +2,9 @@
 
 import contextlib
 import dataclasses
-import inspect
 import json
 import math
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -28,7 +26,7 @@ from trm_pipeline.data.drawn import write_drawn_voc
 from trm_pipeline.data.voc import VOC, class_prompt_names, eval_transform, train_transform
 from trm_pipeline.pseudo_trace import PseudoTrace
 
-from trm_losses import PseudoLabeler, PseudoLabels, TRMHead, TRMObjective
+from trm_losses import PseudoLabels, TRMHead, TRMObjective
 from trm_losses.labels import hide_labels, keep_single_positive
 from trm_losses.metrics import mean_average_precision
 
@@ -347,10 +345,10 @@ def test_weights_of_another_model_are_refused(run, tmp_path):
 
 def test_override_reads_values_by_type():
     preset = presets.override(
-        presets.EMBEDDED, ["lr=1e-2", "mirror=false", "pseudo_rule=logit", "threshold_pos=2", "pretrained=none"]
+        presets.EMBEDDED, ["lr=1e-2", "mirror=false", "pseudo_rule=quantile", "weight_neg=2", "pretrained=none"]
     )
-    assert (preset.lr, preset.mirror, preset.pseudo_rule, preset.threshold_pos) == (0.01, False, "logit", 2.0)
-    assert preset.pretrained is None and presets.override(preset, ["threshold_pos=none"]).threshold_pos is None
+    assert (preset.lr, preset.mirror, preset.pseudo_rule, preset.weight_neg) == (0.01, False, "quantile", 2.0)
+    assert preset.pretrained is None and presets.override(preset, ["weight_neg=none"]).weight_neg is None
 
 
 def test_table_shows_mean_and_deviation():
@@ -511,9 +509,7 @@ def test_ablations_stand_beside_the_methods(run):
     assert len({row["mAP"] for row in rows[1:]}) > 3
 
 
-def test_there_is_a_variant_for_each_rule_of_the_labeller():
-    words = re.search(r"Literal\[(.*?)\]", str(inspect.signature(PseudoLabeler).parameters["rule"].annotation))
-    assert set(re.findall(r"\w+", words.group(1))) == set(presets.PSEUDO_RULES)
+def test_there_is_a_variant_for_each_rule():
     for rule in presets.PSEUDO_RULES:
         method, changes = presets.VARIANTS[f"trm-rule-{rule}"]
         assert method == "trm" and changes["pseudo_rule"] == rule

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import trm_losses as tl
-from trm_losses import baselines
+from trm_losses import baselines, pseudo
 
 safetensors = pytest.importorskip("safetensors.torch")
 
@@ -116,23 +116,22 @@ def goes_on(run: Run, step: Callable[[Run, int], Tensor], k: int, how: str, step
 def options(draw: Any) -> dict[str, Any]:
     """Settings of an objective that go together."""
     pick = lambda *values: draw(st.sampled_from(values))  # noqa: E731
-    rule = pick("prototype", "quantile", "logit", "neighbour")
-    centres, queue, related = pick(1, 2), pick(0, 3), pick(0.0, 0.2) if rule in ("prototype", "quantile") else 0.0
-    single = rule == "prototype" and pick(True, False)
     return {
         "pooler": {"query": pick("tied", "free", "conditioned"), "dropout": pick(0.0, 0.3)},
         "form": pick("single", "pair", "pair_free"),
         "distillation": pick("kl_class", "kl_binary", "cosine"),
         "contrast": {"overlap": pick(None, 0.6), "absent_negatives": pick(False, True), "head_dim": pick(None, 4)},
-        "bank": {"num_prototypes": centres, "queue_size": max(queue, 2 * (centres > 1)), "absent": pick(False, True)},
-        "labeler": {
-            "rule": rule, "relation": related, "relation_from": pick("labels", "prototypes"), "warmup_steps": pick(0, 2),
-            "single_positive": single, "expected_positives": 1.5 if single else pick(None, 1.5), "ramp_steps": pick(0, 3),
-            "num_samples": SAMPLES if rule == "neighbour" else None,
-        },
+        "rule": pick("thresholds", "quantiles", "neighbours"),
+        "labeler": {"warmup_steps": pick(0, 2), "ramp_steps": pick(0, 3), "expected_positives": pick(None, 1.5)},
         "class_chunk": pick(None, 2),
-        "vote": rule in ("prototype", "quantile") and pick(False, True),
     }  # fmt: skip
+
+
+RULES: dict[str, Callable[[], pseudo.Rule]] = {
+    "thresholds": lambda: pseudo.PrototypeRule(CLASSES),
+    "quantiles": lambda: pseudo.PrototypeRule(CLASSES, pseudo.Quantiles(CLASSES)),
+    "neighbours": lambda: pseudo.NeighbourRule(CLASSES, SAMPLES, neighbours=2),
+}
 
 
 def made(o: dict[str, Any]) -> nn.Module:
@@ -144,8 +143,8 @@ def made(o: dict[str, Any]) -> nn.Module:
             tl.TextRegionMatchingLoss(CLASSES, form=o["form"], **wide),
             distillation=tl.RegionDistillationLoss(form=o["distillation"]),
             contrast=tl.MultimodalContrastiveLoss(dim=WIDTH, **o["contrast"]),
-            bank=tl.PrototypeBank(CLASSES, WIDTH, init=normal(CLASSES, WIDTH), absent_every=2, **o["bank"]),
-            labeler=tl.PseudoLabeler(CLASSES, min_positives=2, **o["labeler"]),
+            bank=tl.PrototypeBank(CLASSES, WIDTH, init=normal(CLASSES, WIDTH)),
+            labeler=tl.PseudoLabeler(CLASSES, RULES[o["rule"]](), **o["labeler"]),
             class_chunk=o["class_chunk"],
             **fixed,
         )
@@ -170,13 +169,9 @@ def objective_goes_on(o: dict[str, Any], k: int, how: str) -> None:
         }
         if o["form"] == "pair":
             x["negative_text"] = normal(CLASSES, WIDTH, seed=3).float()
-        if o["labeler"]["rule"] == "neighbour" and number == 2:
+        if o["rule"] == "neighbours" and number == 2:
             training = [t.float() for t in (normal(SAMPLES, CLASSES, WIDTH), normal(SAMPLES, CLASSES), labels(SAMPLES, CLASSES))]
             run.module.labeler.refresh(*training)  # type: ignore[union-attr,operator]
-        if o["vote"]:
-            with torch.no_grad():
-                run.average.eval()
-                x["ema_logits"] = run.average(**x).logits
         output = run.module.train()(**x)
         run.learn(output.loss)
         run.module.update(output)  # type: ignore[operator]
@@ -258,12 +253,6 @@ def test_the_state_of_other_classes_is_refused_by_their_number(case: Case) -> No
 
 
 KEPT = [3, None, 0, 1]
-BANKS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "absent": {"absent": True, "absent_every": 2},
-    "centres": {"num_prototypes": 2, "queue_size": 3},
-    "queue": {"queue_size": 4, "absent": True},
-}
 
 
 def columns(x: Tensor) -> Tensor:
@@ -276,41 +265,39 @@ def batches(steps: range) -> Any:
         y = labels(3, CLASSES, seed)
         if seed < 4:
             y[:, 4] = -1  # of the new class nothing was known before
-        yield normal(3, CLASSES, WIDTH, seed=seed), y, normal(CLASSES, WIDTH, seed=seed + 50), torch.arange(3) + seed
+        yield normal(3, CLASSES, WIDTH, seed=seed), y
 
 
-@pytest.mark.parametrize("name", BANKS)
-def test_classes_that_stay_take_their_prototypes_along(name: str) -> None:
+def test_classes_that_stay_take_their_prototypes_along() -> None:
     """Classes do not touch each other, so a bank that had all of them from the start is what the others must become."""
     start = normal(CLASSES, WIDTH, seed=30)
-    whole, old = (tl.PrototypeBank(CLASSES, WIDTH, init=start, **BANKS[name]) for _ in range(2))
-    for z, y, _, i in batches(range(4)):
+    whole, old = (tl.PrototypeBank(CLASSES, WIDTH, init=start) for _ in range(2))
+    for z, y in batches(range(4)):
         for bank in (whole, old):
-            bank.update(z, y, ids=i)
+            bank.update(z, y)
     state = {key: value.clone() for key, value in old.state_dict().items()}
     bank = old.with_classes(KEPT, init=columns(start[None])[0])
-    for z, y, _, i in batches(range(4, 9)):
-        whole.update(z, y, ids=i)
-        bank.update(columns(z), columns(y), ids=i)
+    for z, y in batches(range(4, 9)):
+        whole.update(z, y)
+        bank.update(columns(z), columns(y))
     for key in bank.state_dict():
         one, two = bank.state_dict()[key], whole.state_dict()[key]
         torch.testing.assert_close(one, two if two.ndim == 0 else two[[3, 4, 0, 1]], rtol=0, atol=1e-6)
     assert all(torch.equal(value, old.state_dict()[key]) for key, value in state.items())
     bank.reset()
     torch.testing.assert_close(bank.text, columns(whole.init[None])[0])
-    fresh = tl.PrototypeBank(4, WIDTH, **BANKS[name])
+    fresh = tl.PrototypeBank(4, WIDTH)
     fresh.load_state_dict(bank.state_dict())
 
 
 def test_a_new_class_has_nothing_until_it_is_met() -> None:
-    old = tl.PrototypeBank(3, WIDTH, init=normal(3, WIDTH), queue_size=2, absent=True, absent_every=1)
-    old.update(normal(2, 3, WIDTH, seed=1), torch.ones(2, 3), text=normal(3, WIDTH, seed=2), ids=torch.arange(2))
+    old = tl.PrototypeBank(3, WIDTH, init=normal(3, WIDTH))
+    old.update(normal(2, 3, WIDTH, seed=1), torch.ones(2, 3), text=normal(3, WIDTH, seed=2))
     bank = old.with_classes([None, 2])
     assert bank.seen.tolist() == [False, True] and bank.num_classes == 2
-    assert bank.memory is not None and bank.memory.ids.tolist() == [[-1, -1], [0, 1]]
     assert not bank.visual[0].any() and not bank.text[0].any() and torch.equal(bank.text[1], old.text[2])
     z, t = normal(1, 2, WIDTH, seed=3), normal(2, WIDTH, seed=4)
-    bank.update(z, torch.tensor([[1.0, -1.0]]), text=t, ids=torch.tensor([5]))
+    bank.update(z, torch.tensor([[1.0, -1.0]]), text=t)
     torch.testing.assert_close(bank.visual[0].tolist(), oracles.unit(oracles.array(z[0, 0])).tolist(), rtol=0, atol=1e-6)
     torch.testing.assert_close(bank.text[0].tolist(), oracles.unit(oracles.array(t[0])).tolist(), rtol=0, atol=1e-6)
 
@@ -326,31 +313,25 @@ def test_classes_that_were_never_there_cannot_stay(keep: list[int | None]) -> No
         tl.PrototypeBank(3, WIDTH).with_classes([None], init=normal(3, WIDTH))
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [{}, {"rule": "quantile"}, {"relation": 0.2}, {"rule": "neighbour", "num_samples": SAMPLES, "neighbours": 2}],
-    ids=str,
-)
-def test_classes_that_stay_take_their_statistics_along(settings: dict[str, Any]) -> None:
-    whole, old = (tl.PseudoLabeler(CLASSES, min_positives=1, **settings) for _ in range(2))
+@pytest.mark.parametrize("rule", RULES)
+def test_classes_that_stay_take_their_statistics_along(rule: str) -> None:
+    whole, old = (tl.PseudoLabeler(CLASSES, RULES[rule]()) for _ in range(2))
     bank = tl.PrototypeBank(CLASSES, WIDTH, init=normal(CLASSES, WIDTH, seed=30))
-    for z, y, _, i in batches(range(4)):
+    for z, y in batches(range(4)):
         for labeler in (whole, old):
             labeler.update(z, y, bank)
-        bank.update(z, y, ids=i)
-    if "num_samples" in settings:
+        bank.update(z, y)
+    if rule == "neighbours":
         for labeler in (whole, old):
             labeler.refresh(normal(SAMPLES, CLASSES, WIDTH), normal(SAMPLES, CLASSES), labels(SAMPLES, CLASSES))
-        whole.estimates[:, 4] = -1
+        whole.rule.estimates[:, 4] = -1  # type: ignore[index,operator]
     labeler = old.with_classes(KEPT)
-    axes = {"similarity_sum": 2, "similarity_mass": 2, "known_count": 1, "estimates": 1, "histogram": 0, "cooccurrence": 0}
+    axes = {"similarity_sum": 2, "similarity_mass": 2, "known_count": 1, "estimates": 1, "histogram": 0}
     for key, value in labeler.state_dict().items():
         expected = whole.state_dict()[key]
-        if key in axes:
-            expected = expected.index_select(axes[key], torch.tensor([3, 4, 0, 1]))
-        if key == "cooccurrence":
-            expected = expected[:, [3, 4, 0, 1]]
-        if key == "histogram":
+        if (last := key.split(".")[-1]) in axes:
+            expected = expected.index_select(axes[last], torch.tensor([3, 4, 0, 1]))
+        if last == "histogram":
             expected[1] = 0  # scores were counted of the class that is new here
         assert torch.equal(value, expected), key
     assert labeler.num_classes == 4 and int(labeler.step) == 4

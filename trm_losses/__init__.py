@@ -11,7 +11,7 @@ from .multimodal_contrastive import MultimodalContrastiveLoss
 from .objective import TRMObjective, TRMOutput
 from .prompts import PromptEmbeddings, PromptLearner
 from .prototype_bank import PrototypeBank
-from .pseudo_labeler import PseudoLabeler, PseudoLabels
+from .pseudo import PseudoLabeler, PseudoLabels
 from .region_pooler import RegionPooler, Regions
 from .text_region_matching import TextRegionMatchingLoss
 

@@ -49,16 +49,23 @@ class PerClassState(nn.Module):
             )
         group = getattr(self, "distributed", None)
         made = copy.deepcopy(self, {id(group): group})  # ranks go on together
+        for module in made.modules():
+            if isinstance(module, PerClassState):
+                module._take_classes(places)
+        return made
+
+    def _take_classes(self, places: Sequence[int]) -> None:
+        """Take the classes at these places, in place; the number of classes stands for a new one, which starts from zeros."""
         for name, axes in self._class_axes.items():
-            value = made._buffers.get(name)
+            value = self._buffers.get(name)
             if value is None:
                 continue
             for axis in axes:
                 padded = torch.cat([value, torch.zeros_like(value.narrow(axis, 0, 1))], dim=axis)
                 value = padded.index_select(axis, torch.tensor(places, device=value.device))
-            made._buffers[name] = value
-        made.num_classes = len(places)  # type: ignore[assignment]
-        return made
+            self._buffers[name] = value
+        if "num_classes" in vars(self):
+            vars(self)["num_classes"] = len(places)
 
 
 class FullPrecisionState(PerClassState):

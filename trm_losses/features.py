@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from ._checks import Dims
+from ._checks import Dims, check_targets
 
 __all__ = ["write_features"]
 
@@ -91,12 +91,11 @@ def write_features(
     dims.check("text", text, "C D")
     _check_finite("text", text)
     dims = Dims(_OWNER, C=len(names))
-    dims.check("targets", targets, "n C", floating=False)
+    targets = dims.targets(targets, "n C", validate=False)
     count = len(targets)
-    other = targets[(targets != 1) & (targets != 0) & (targets != -1)]
-    if not count or len(other):
-        got = f"got {other[0].item():g}" if count else "got no image"
-        raise ValueError(f"{_OWNER}: targets must be 1 (present), 0 (absent) or -1 (unknown), {got}; see trm_losses.labels")
+    if not count:
+        raise ValueError(f"{_OWNER}: targets must have a row for each image, got no image")
+    targets = check_targets(_OWNER, targets, soft=False)
     if ids is not None and (len(ids) != count or not all(name.strip() and len(name.splitlines()) == 1 for name in ids)):
         raise ValueError(f"{_OWNER}: ids must be {count} names of one line each, got {len(ids)}")
 

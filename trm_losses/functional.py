@@ -19,7 +19,7 @@ from torch.distributed import ProcessGroup
 from torch.utils.checkpoint import checkpoint
 
 from ._asymmetric import Focus, asymmetric_sum
-from ._checks import Dims, check_ids, signed
+from ._checks import Dims, signed
 from ._contrast import MASKED as _MASKED
 from ._contrast import SAFE_TEMPERATURE, log_sum_of_others, unit_rows
 from ._cosine import region_cosine
@@ -31,7 +31,6 @@ from ._precision import full_precision as full_precision
 __all__ = [
     "Entries",
     "Factored",
-    "Memory",
     "Reduction",
     "Similarities",
     "asymmetric_loss",
@@ -68,10 +67,9 @@ def unit(tensor: Tensor) -> Tensor:
     return unit_rows(upcast(tensor))
 
 
-# Arguments that are masks, those that are int64, and others that need not be floats.
+# Arguments that are masks, and others that need not be floats.
 _MASKS = ("free", "known", "seen", "key_padding_mask")
-_PLACES = ("ids", "memory.ids")
-_COUNTED = ("targets", "count", *_PLACES, *_MASKS)
+_COUNTED = ("targets", "count", *_MASKS)
 
 
 def _check_shapes(owner: str, **given: tuple[Tensor | Factored | None, str]) -> None:
@@ -91,13 +89,6 @@ def _check_shapes(owner: str, **given: tuple[Tensor | Factored | None, str]) -> 
         dims.check(name, tensor, letters.removesuffix("?"), floating=name not in _COUNTED)
         if name in _MASKS and tensor is not None and tensor.dtype != torch.bool:
             raise TypeError(f"{owner}: {name} must be bool, got {tensor.dtype}")
-        if name in _PLACES and tensor is not None:
-            check_ids(owner, tensor, name=name)
-
-
-def _centres(prototypes: Tensor | None) -> str:
-    """Letters of prototypes, of which a class may have several."""
-    return "C K D" if isinstance(prototypes, Tensor) and prototypes.ndim == 3 else "C D"
 
 
 def _broadcast(owner: str, weights: Tensor, x: Tensor) -> Tensor:
@@ -409,20 +400,8 @@ def feature_distillation(
         return loss.sum() / torch.where(count > 0, count, 1.0)
 
 
-class Memory(NamedTuple):
-    """Past regions of each class: features (C, Q, D), and the sample each is of as ids (C, Q), -1 where there is none."""
-
-    features: Tensor
-    ids: Tensor
-
-
 # Largest block of intermediate values held at once, in elements (64 MiB of float32).
 _BLOCK = 1 << 24
-
-
-def _class_similarities(rows: Tensor, keys: Tensor) -> Tensor:
-    """rows (n, D) with the keys of each class, (C, D) or its nearest one of (C, K, D), all unit vectors: (n, C)."""
-    return rows @ keys.T if keys.ndim == 2 else torch.einsum("nd,ckd->nck", rows, keys).amax(dim=-1)
 
 
 def _rows_against_classes(
@@ -431,12 +410,12 @@ def _rows_against_classes(
     """-log softmax over the classes of the keys at each row's own class; classes not allowed leave the denominator."""
     shared = allowed is None or allowed.ndim == 1
     if may_fuse() and shared and len(rows) > _TILE[0] and not _needs_gradient(rows, keys):
-        own = torch.einsum("nd,nkd->nk", rows, keys[positive].view(len(rows), -1, rows.shape[1])).amax(dim=1)
+        own = torch.einsum("nd,nd->n", rows, keys[positive])
         return _log_sum_over_classes(rows, rows.new_ones(len(rows)), keys, allowed, temperature) - own / temperature
-    if shared and keys.ndim == 2 and len(keys) > len(rows):  # a block of rows at a time
+    if shared and len(keys) > len(rows):  # a block of rows at a time
         own = (rows * keys[positive]).sum(dim=1) / temperature
         return log_sum_of_others(rows, keys, allowed, None, temperature) - own
-    step = max(1, _BLOCK // max(1, keys[..., 0].numel()))
+    step = max(1, _BLOCK // max(1, len(keys)))
     if not may_fuse() or len(rows) <= step:
         return _plain_against_classes(rows, keys, positive, temperature, allowed)
     parts = []
@@ -451,7 +430,7 @@ def _plain_against_classes(
     rows: Tensor, keys: Tensor, positive: Tensor, temperature: float, allowed: Tensor | None
 ) -> Tensor:
     """The same with all rows at once, as the equation reads."""
-    logits = _class_similarities(rows, keys) / temperature
+    logits = rows @ keys.T / temperature
     if allowed is not None:
         logits = logits.masked_fill(~allowed, _MASKED)
     return torch.logsumexp(logits, dim=1) - logits.gather(1, positive[:, None]).squeeze(1)
@@ -474,13 +453,13 @@ def _log_sum_over_classes(
     """
     scale = (lengths * temperature)[:, None]
     if _needs_gradient(rows, lengths, keys) or not may_fuse() or temperature < SAFE_TEMPERATURE:
-        step = max(1, _BLOCK // max(1, keys[..., 0].numel()))
+        step = max(1, _BLOCK // max(1, len(keys)))
         # Without a loop where it fits, whose length a compiled graph would fix to this batch size.
         whole = len(rows) <= step
         pairs = [(rows, scale)] if whole else zip(torch.split(rows, step), torch.split(scale, step), strict=True)
         parts = []
         for part, by in pairs:
-            logits = _class_similarities(part, keys) / by
+            logits = part @ keys.T / by
             parts.append(torch.logsumexp(logits if allowed is None else logits.masked_fill(~allowed, _MASKED), dim=1))
         return torch.cat(parts)
     keys = keys if allowed is None else keys[allowed]
@@ -488,7 +467,7 @@ def _log_sum_over_classes(
     for total, part, by in zip(*(torch.split(x, _TILE[0]) for x in (sums, rows, scale)), strict=True):
         part = part / by
         for some in torch.split(keys, _TILE[1]):
-            total += _class_similarities(part, some).exp_().sum(dim=1)
+            total += (part @ some.T).exp_().sum(dim=1)
     return torch.where(sums > 0, sums, 1.0).log()  # where no class is allowed nobody reads it
 
 
@@ -526,8 +505,6 @@ def multimodal_contrastive(
     seen: Tensor | None = None,
     weights: Tensor | None = None,
     saliency: Tensor | None = None,
-    memory: Memory | None = None,
-    ids: Tensor | None = None,
     temperature: float = 0.07,
     temperature_region: float = 0.1,
     anchor_threshold: float = 0.9,
@@ -542,11 +519,10 @@ def multimodal_contrastive(
     The anchors are the entries (b, c) whose target is at least ``anchor_threshold``: known positives, and
     pseudo-positives sure enough. With f the unit region, t the unit text and P the unit prototype of a class:
 
-    * ``region_region``: f against the regions of all anchors but itself and against the memory, positives are the same
-      class in other images;
+    * ``region_region``: f against the regions of all anchors but itself, positives are the same class in other images;
     * ``region_text``: f against all texts; ``text_region``: t of a class present in the batch against all anchors;
     * ``region_prototype``, ``text_prototype``: f, and t of every seen class, against the prototypes of seen classes
-      (which get no gradient; the nearest of several centres speaks for its class); both 0 without prototypes.
+      (which get no gradient); both 0 without prototypes.
 
     Each term is the mean of its :math:`-\log` softmax rows (``region_region`` over anchors with a positive,
     ``text_region`` first within a class); a weight multiplies its row and does not enter the count. Many anchors are
@@ -555,14 +531,10 @@ def multimodal_contrastive(
     Args:
         regions: (B, C, D), or :class:`Entries` that hold the anchors and, for ``absent_negatives``, the absent. text: (C, D).
         targets: (B, C).
-        prototypes: (C, D), or (C, K, D) for K centres a class. seen: (C,) bool, the classes whose prototype holds data;
-            None for all.
+        prototypes: (C, D). seen: (C,) bool, the classes whose prototype holds data; None for all.
         weights: (B, C) factors of the anchors.
         saliency: (B, C, N) maps that sum to 1. In ``region_text`` and ``region_prototype`` a class whose map shares more
             than ``overlap``, :math:`\sum_n \min(A_{bcn}, A_{bc'n})`, with that of the anchor leaves the denominator.
-        memory: past regions without gradient. An anchor's own older copy, of its class and id, is left out; older regions
-            of its image under other classes are negatives, as those of the batch are.
-        ids: (B,) the batch's samples, for ``memory``.
         temperature: of all terms but ``region_region``, which has ``temperature_region``.
         anchor_threshold: least target of an anchor.
         overlap: see ``saliency``.
@@ -577,20 +549,15 @@ def multimodal_contrastive(
 
     Reference: contrast within and across modalities is the paper's; this form is ours, after SADCL and SupCon.
     """
-    past: dict[str, tuple[Tensor | None, str]] = {}
-    if memory is not None:
-        past = {"memory.features": (memory.features, "C Q D"), "memory.ids": (memory.ids, "C Q")}
     _check_shapes(
         "multimodal_contrastive",
         **({} if isinstance(regions, Entries) else {"regions": (regions, "B C D")}),
         text=(text, "C D"),
         targets=(targets, "B C"),
-        prototypes=(prototypes, f"{_centres(prototypes)}?"),
+        prototypes=(prototypes, "C D?"),
         seen=(seen, "C?"),
         weights=(weights, "B C?"),
         saliency=(saliency, "B C N?"),
-        ids=(ids, "B?"),
-        **past,
     )
     targets = signed(targets)
 
@@ -619,8 +586,7 @@ def multimodal_contrastive(
             keys = _keys(rows, len(texts), group)
             pairs = [(rows.features, keys.joined)]
         if "region_region" in only:
-            older = None if memory is None or ids is None else _past(rows, memory, ids, temperature_region, embed)
-            shared["region_region"] = _region_region(rows, keys, older, temperature_region, group)
+            shared["region_region"] = _region_region(rows, keys, temperature_region, group)
         if "text_region" in only:
             absent = None
             if absent_negatives:
@@ -703,35 +669,11 @@ def _keys(rows: _Anchors, classes: int, group: ProcessGroup | None) -> _Keys:
     return _Keys(joined, own, valid, one.new_zeros(classes).index_add(0, own, one))
 
 
-class _Past(NamedTuple):
-    """What a memory adds to each of n anchors."""
-
-    log_sum: Tensor  # (n,) log-sum-exp over the regions it may be contrasted with
-    partners: Tensor  # (n,) how many of them are of its class and another sample
-    pull: Tensor  # (n,) the sum of its similarities with those
-
-
-def _past(rows: _Anchors, memory: Memory, ids: Tensor, temperature: float, embed: Callable[[Tensor], Tensor]) -> _Past:
-    past = embed(memory.features.detach()).to(rows.features.dtype)
-    stored = torch.einsum("nd,cqd->ncq", rows.features, past) / temperature
-    there = memory.ids >= 0
-    others = there[rows.own] & (memory.ids[rows.own] != ids[rows.sample][:, None])  # (n, Q), of the anchor's class
-    row = rows.own[:, None, None].expand(-1, 1, others.shape[1])
-    usable = there.expand(len(rows.own), -1, -1).scatter(1, row, others[:, None])
-    log_sum = torch.logsumexp(stored.masked_fill(~usable, _MASKED).flatten(1), dim=1)
-    pull = torch.where(others, stored.gather(1, row).squeeze(1), 0.0).sum(dim=1)
-    return _Past(log_sum, others.sum(dim=1), pull * temperature)
-
-
-def _region_region(
-    rows: _Anchors, keys: _Keys, past: _Past | None, temperature: float, group: ProcessGroup | None
-) -> Tensor:
+def _region_region(rows: _Anchors, keys: _Keys, temperature: float, group: ProcessGroup | None) -> Tensor:
     """Each anchor against all others: the mean of its log-sum-exp less its mean similarity with those of its class."""
     features, own = rows.features, rows.own
     log_sum = log_sum_of_others(features, keys.joined.rows, keys.valid, keys.joined.first, temperature)
     partners = keys.mass[own] - 1
-    if past is not None:
-        log_sum, partners = torch.logaddexp(log_sum, past.log_sum), partners + past.partners
     paired = rows.valid & (partners > 0)
     count = count_per_rank(paired.sum().to(features.dtype), group)
     weight = torch.where(paired & (rows.weight > 0), rows.weight, 0.0) / torch.where(count > 0, count, 1.0)
@@ -747,8 +689,6 @@ def _region_region(
     pull = (nothing.index_add(0, own, share[:, None] * features) * nothing.index_add(0, key_own, key_features)).sum()
     # That of an anchor with itself is in it too; a unit vector keeps its length, so it has no gradient.
     pull = pull - (share * torch.linalg.vector_norm(features.detach(), dim=1).square()).sum()
-    if past is not None:
-        pull = pull + (share * past.pull).sum()
     loss: Tensor = (weight * log_sum).sum() - pull / temperature
     return loss
 
@@ -911,26 +851,20 @@ class Similarities(NamedTuple):
 
 
 def intra_similarities(
-    features: Tensor | Factored, visual: Tensor, text: Tensor, absent: Tensor | None = None, *, first: int = 0
+    features: Tensor | Factored, visual: Tensor, text: Tensor, *, first: int = 0
 ) -> tuple[Tensor, Tensor]:
     """The intra-class similarities of :func:`prototype_similarities`: visual and text, each (B, C)."""
     with full_precision(text):
         z = upcast_regions(features)
         norm = region_lengths(z)
-        s_v, s_t = _own_cosine(z, norm, visual, first), _own_cosine(z, norm, text, first)
-        return (s_v if absent is None else s_v - _own_cosine(z, norm, absent, first)), s_t
+        return _own_cosine(z, norm, visual, first), _own_cosine(z, norm, text, first)
 
 
 def _own_cosine(features: Tensor | Factored, norm: Tensor, prototypes: Tensor, first: int) -> Tensor:
-    """(B, C) cosine of each region with the prototype of its class; the nearest of several centres speaks for its class."""
+    """(B, C) cosine of each region with the prototype of its class."""
     own = upcast(prototypes[first : first + norm.shape[1]]).to(norm.dtype)
-    keys = own.reshape(len(own), -1, own.shape[-1])
-    length = torch.linalg.vector_norm(keys, dim=-1).clamp(min=1e-12)
-    if isinstance(features, Factored):
-        products = torch.stack([region_products(features, centre) for centre in keys.unbind(dim=1)], dim=-1)
-    else:  # the regions are read once for all centres
-        products = torch.einsum("bcd,ckd->bck", features, keys)
-    return products.div(length).div(norm[..., None]).amax(dim=-1)
+    length = torch.linalg.vector_norm(own, dim=-1).clamp(min=1e-12)
+    return region_products(features, own).div(length).div(norm)
 
 
 def _inter_class(
@@ -939,7 +873,7 @@ def _inter_class(
     """softmax over the seen classes of region-prototype similarities, at each region's own class."""
     keys = unit(prototypes).to(norm.dtype)
     if isinstance(features, Factored):  # r . P = a . (V P): for each image prototypes of width N
-        pairs = [(a, torch.einsum("nd,...d->...n", v, keys)) for a, v in zip(*features, strict=True)]
+        pairs = [(a, keys @ v.T) for a, v in zip(*features, strict=True)]
     else:
         pairs = [(features.flatten(0, 1), keys)]
     lengths = torch.split(norm.flatten(), [len(rows) for rows, _ in pairs])
@@ -958,7 +892,6 @@ def prototype_similarities(
     text: Tensor,
     *,
     seen: Tensor | None = None,
-    absent: Tensor | None = None,
     temperature_visual: float = 0.07,
     temperature_text: float = 0.02,
     first: int = 0,
@@ -966,16 +899,13 @@ def prototype_similarities(
     r"""The four relations from which unknown labels are estimated.
 
     * intra-class: :math:`s^v = \hat z_{bc} \cdot P^v_c` and :math:`s^t = \hat z_{bc} \cdot P^t_c`
-      ("does the region found for class c look like class c"), the former less :math:`\hat z_{bc} \cdot P^-_c` where there
-      are absent-prototypes;
+      ("does the region found for class c look like class c");
     * inter-class: :math:`\pi^x = \mathrm{softmax}_{c'}(\hat z_{bc} \cdot P^x_{c'} / \tau_x)[c]`
       ("does it look more like c than like any other class"); the visual one runs over seen classes and is 0 elsewhere.
 
     Args:
-        features: (B, C, D), or :class:`Factored`. visual, text: prototypes (C, D); visual may be (C, K, D), the nearest of the K
-            centres counts.
+        features: (B, C, D), or :class:`Factored`. visual, text: prototypes (C, D).
         seen: (C,) bool, None for all.
-        absent: (C, D) prototypes of absent entries; a class whose row is zero has none.
         temperature_visual, temperature_text: :math:`\tau_v, \tau_t`; tie the latter to the model, 2 / logit scale.
         first: where ``features`` are of a chunk of the classes, (B, c, D), the class with which it begins.
 
@@ -984,16 +914,15 @@ def prototype_similarities(
     _check_shapes(
         "prototype_similarities",
         features=(features, "B c D"),
-        visual=(visual, _centres(visual)),
+        visual=(visual, "C D"),
         text=(text, "C D"),
         seen=(seen, "C?"),
-        absent=(absent, "C D?"),
     )
     with full_precision(text):
         z = upcast_regions(features)
         norm = region_lengths(z)
         every = torch.ones(len(text), dtype=torch.bool, device=text.device)
-        s_v, s_t = intra_similarities(z, visual, text, absent, first=first)
+        s_v, s_t = intra_similarities(z, visual, text, first=first)
         inter_v = _inter_class(z, norm, visual, temperature_visual, every if seen is None else seen, first)
         inter_t = _inter_class(z, norm, text, temperature_text, every, first)
         return Similarities(s_v, s_t, inter_v, inter_t)

@@ -39,8 +39,8 @@ class MultimodalContrastiveLoss(nn.Module):
     Without text, features (B, D) of whole images are contrasted by their labels, any number an image:
     :math:`\alpha_{rr}` times :func:`trm_losses.functional.multi_label_contrastive`, at ``temperature_region``.
 
-    With ``head_dim`` unit regions, texts, prototypes and memory are all compared behind one small projection (linear, ReLU,
-    linear), which learns from each of them, although prototypes and memory do not. Without it the loss acts in the joint
+    With ``head_dim`` unit regions, texts and prototypes are all compared behind one small projection (linear, ReLU,
+    linear), which learns from each of them, although prototypes do not. Without it the loss acts in the joint
     space itself, as closing the gap between the modalities needs.
 
     Args:
@@ -59,13 +59,13 @@ class MultimodalContrastiveLoss(nn.Module):
 
     Shape:
         regions (B, C, D) or :class:`trm_losses.functional.Entries` of the anchors (and, with ``absent_negatives``, of the known
-        absent), text (C, D), targets (B, C), prototypes (C, D) or (C, K, D), seen (C,) bool, weights (B, C),
-        saliency (B, C, N), memory (C, Q, D) with ids (C, Q), ids (B,) -> scalar; or regions (B, D), text None, targets
+        absent), text (C, D), targets (B, C), prototypes (C, D), seen (C,) bool, weights (B, C),
+        saliency (B, C, N) -> scalar; or regions (B, D), text None, targets
         (B, C), weights (B, C) -> scalar.
 
     Raises:
-        ValueError, TypeError: shapes, devices, dtypes, label values or NaN, each by name; ``saliency`` missing where
-            ``overlap`` is set, ``ids`` where ``memory`` is given.
+        ValueError, TypeError: shapes, devices, dtypes, label values or NaN, each by name; ``saliency`` missing if
+            ``overlap`` is set.
 
     Example:
         >>> import torch
@@ -78,7 +78,7 @@ class MultimodalContrastiveLoss(nn.Module):
         0.6931
 
     Reference: the aims and the prototypes are TRM-ML's (paper, patent); the form follows SADCL and SupCon, our choice;
-    projection after SADCL; overlap, absent negatives and memory by sample are our choice.
+    projection after SADCL; overlap and absent negatives are our choice.
     """
 
     def __init__(
@@ -141,8 +141,6 @@ class MultimodalContrastiveLoss(nn.Module):
         seen: Tensor | None = None,
         weights: Tensor | None = None,
         saliency: Tensor | None = None,
-        memory: TF.Memory | None = None,
-        ids: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The five terms by name, before their weights; 0 where the weight is 0."""
         dims = self._dims()
@@ -150,9 +148,7 @@ class MultimodalContrastiveLoss(nn.Module):
         dims.check("text", text, "C D", hint="text and regions share classes and width")
         targets = dims.targets(targets, "B C", validate=self.validate)
         if prototypes is not None:
-            several = isinstance(prototypes, Tensor) and prototypes.ndim == 3 and len(prototypes) == dims.sizes["C"]
-            several = several and prototypes.shape[1] > 0
-            dims.check("prototypes", prototypes, "C K D" if several else "C D", hint="(C, K, D) for K centres a class")
+            dims.check("prototypes", prototypes, "C D")
         if seen is not None:
             dims.check("seen", seen, "C", floating=False)
             if seen.dtype != torch.bool:
@@ -163,12 +159,6 @@ class MultimodalContrastiveLoss(nn.Module):
             if saliency is None:
                 raise ValueError(f"{dims.owner}: saliency (B, C, N) must be given where overlap is set, got None")
             dims.check("saliency", saliency, "B C N")
-        if memory is not None:
-            if ids is None:
-                raise ValueError(f"{dims.owner}: ids (B,) must be given with memory: no sample is its own positive")
-            dims.check("memory.features", memory.features, "C Q D")
-            dims.check("memory.ids", memory.ids, "C Q", floating=False)
-            dims.check("ids", ids, "B", floating=False)
         if self.validate:
             needed = targets >= self.anchor_threshold
             check_regions(dims, regions, needed=needed | (targets == 0) if self.absent_negatives else needed)
@@ -180,8 +170,6 @@ class MultimodalContrastiveLoss(nn.Module):
             for name, value in (("prototypes", prototypes), ("saliency", None if self.overlap is None else saliency)):
                 if value is not None:
                     check_finite(dims.owner, name, value)
-            if memory is not None:
-                check_finite(dims.owner, "memory.features", memory.features)
         group = resolve_group(self.distributed)
         # Over ranks gradients are asked for in the forward pass, which compiled code cannot give.
         contrast = TF.multimodal_contrastive if group is None else uncompiled(TF.multimodal_contrastive)
@@ -193,8 +181,6 @@ class MultimodalContrastiveLoss(nn.Module):
             seen=seen,
             weights=weights,
             saliency=None if self.overlap is None else saliency,
-            memory=memory,
-            ids=ids,
             temperature=self.temperature,
             temperature_region=self.temperature_region,
             anchor_threshold=self.anchor_threshold,
@@ -238,14 +224,11 @@ class MultimodalContrastiveLoss(nn.Module):
         seen: Tensor | None = None,
         weights: Tensor | None = None,
         saliency: Tensor | None = None,
-        memory: TF.Memory | None = None,
-        ids: Tensor | None = None,
     ) -> Tensor:
         """The weighted sum of the terms; see the class."""
         if text is None:
-            for name, given in (("prototypes", prototypes), ("memory", memory)):
-                if given is not None:
-                    raise ValueError(f"{type(self).__name__}: {name} must be None where text is None: they belong to regions")
+            if prototypes is not None:
+                raise ValueError(f"{type(self).__name__}: prototypes must be None where text is None: they belong to regions")
             if isinstance(regions, TF.Entries):
                 raise TypeError(f"{type(self).__name__}: regions must be a torch.Tensor (B, D) where text is None, got Entries")
             return self._by_label(regions, targets, weights)
@@ -257,8 +240,6 @@ class MultimodalContrastiveLoss(nn.Module):
             seen=seen,
             weights=weights,
             saliency=saliency,
-            memory=memory,
-            ids=ids,
         )
         return torch.stack([self.alphas[key] * term for key, term in terms.items()]).sum()
 

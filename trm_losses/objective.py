@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import functional as TF
-from ._checks import Dims, check_choice, check_number
+from ._checks import Dims, check_choice, check_ids, check_number
 from ._distributed import Distributed, count_per_rank, resolve_group, sum_over_ranks, sum_per_rank
 from ._state import PerClassState
 from .distillation import RegionDistillationLoss
 from .labels import UNKNOWN
 from .multimodal_contrastive import MultimodalContrastiveLoss
 from .prototype_bank import PrototypeBank
-from .pseudo_labeler import PseudoLabeler, PseudoLabels
+from .pseudo import PrototypeRule, PseudoLabeler, PseudoLabels, Rule
 from .region_pooler import Plan, Prepared, RegionPooler, Regions, plan_classes
 from .text_region_matching import TextRegionMatchingLoss
 
@@ -28,9 +29,9 @@ _MANY = 1 << 27
 class TRMOutput(NamedTuple):
     """One training step: the loss to call backward on, its weighted terms by name, and what :meth:`TRMObjective.update` needs.
 
-    logits and region_logits (B, C) belong to the query head and the region head; pseudo is None without a labeller; ids (B,)
-    are the samples, where they were given. Where the classes were taken in chunks, regions are those alone that contrast and
-    bank read, and similarities are what the labeller reads; otherwise similarities are None.
+    logits and region_logits (B, C) belong to the query head and the region head; pseudo is None without a labeler; ids (B,)
+    are the samples, if they were given. If the classes were taken in chunks, regions are those alone that contrast and
+    bank read, and similarities are what the labeler's rule reads; otherwise similarities are None.
     """
 
     loss: Tensor
@@ -70,7 +71,7 @@ class TRMObjective(PerClassState):
     Args:
         pooler, matching: always there.
         distillation, contrast: optional losses.
-        bank, labeler: optional; contrast uses the bank's prototypes where there is one, and its queue; a labeller needs a bank.
+        bank, labeler: optional; contrast uses the bank's prototypes if there is one; a labeler needs a bank.
         lambda_region, lambda_pseudo, lambda_distillation, lambda_contrast: the factors :math:`\lambda`.
         teacher_text: which text makes the teacher's logits: ``"learned"``, the same as the student's; or ``"fixed"``,
             ``reference_text``, so that the frozen model's regions teach. The second vector of a matching by pairs is the
@@ -88,8 +89,8 @@ class TRMObjective(PerClassState):
             values stay below 512 MiB, and what :func:`trm_losses.region_pooler.plan_classes` says beyond that, or without a query
             head: its :class:`~trm_losses.region_pooler.Plan` may be given too, with chunks that ``keep`` their products, some 6 D
             numbers for each entry, in the time of all classes at once. Compiled code, and regions that are given, always take
-            all. With ``absent_negatives``, or a bank's ``absent``, the regions of all known absent entries are held
-            nevertheless, with ``overlap`` all saliency maps. Where the positives are is asked of the device once a step. Time
+            all. With ``absent_negatives`` the regions of all known absent entries are held nevertheless, with
+            ``overlap`` all saliency maps. Where the positives are is asked of the device once a step. Time
             grows with the classes, but for the labeller's prototype and quantile rules and the contrast of texts with
             prototypes, which compare with the prototypes of all classes seen.
         distributed: False, True or a process group for the counts of this module; give the parts the same.
@@ -99,8 +100,7 @@ class TRMObjective(PerClassState):
         negative_text (C, D) where ``matching`` has ``form="pair"``.
 
     Raises:
-        ValueError, TypeError: of the parts, each by name; ``ids`` missing where the bank keeps a queue or
-            the labeller goes by neighbours.
+        ValueError, TypeError: of the parts, each by name; ``ids`` missing if the labeler's rule needs them.
 
     Reference: the four parts and which teaches which are TRM-ML's (paper, patent); factors, gates, the fixed text of the
     teacher and the scale-free normalisers are our choice, gates after SADCL.
@@ -190,35 +190,52 @@ class TRMObjective(PerClassState):
         text: Tensor,
         *,
         total_steps: int,
+        rule: Rule | None = None,
+        expected_positives: float | None = None,
         logit_scale: float = 100.0,
         distributed: Distributed = False,
         validate: bool = True,
     ) -> TRMObjective:
-        """All parts at the method's defaults, sized by and started from class text (C, D).
+        """All parts with the settings of the README's table, sized by and started from class text (C, D).
 
         Args:
             text: (C, D) class texts of the frozen model.
-            total_steps: optimiser steps of the whole run; warm-up and ramp of the pseudo-labels take a tenth each.
+            total_steps: optimizer steps of the whole run, of which warm-up and ramp of the pseudo-labels are shares.
+            rule: how unknown labels are estimated. The table has ``NeighbourRule(C, num_samples)``, which wants :meth:`refresh`;
+                the default, :class:`trm_losses.pseudo.PrototypeRule`, does not.
+            expected_positives: mean number of present classes of an image, if nothing is known to be absent.
             logit_scale: of the frozen model (CLIP's is 100); sets the temperature of text similarities, 2 / logit_scale.
+            distributed: False, True or a process group, for all parts.
+            validate: of all parts.
+
+        Reference: settings chosen on drawn scenes (our choice).
         """
         check_number(cls.__name__, "total_steps", total_steps, 1)
         Dims(cls.__name__).check("text", text, "C D")
         classes, dim = text.shape
-        tenth = round(0.1 * total_steps)
-        common = {"distributed": distributed, "validate": validate}
+        rule = PrototypeRule(classes, temperature_text=2 / logit_scale) if rule is None else rule
+        # A soft rule says something of every unknown entry: it waits longer, and weighs less for all that it knows.
+        warmup, ramp = (0.2, 0.05) if rule.soft else (0.1, 0.1)
         return cls(
             RegionPooler(classes, dim, validate=validate),
-            TextRegionMatchingLoss(classes, **common),  # type: ignore[arg-type]
-            distillation=RegionDistillationLoss(**common),  # type: ignore[arg-type]
-            contrast=MultimodalContrastiveLoss(**common),  # type: ignore[arg-type]
-            bank=PrototypeBank(classes, dim, init=text, **common),  # type: ignore[arg-type]
+            TextRegionMatchingLoss(
+                classes, gamma_pos=0.0, gamma_neg=0.0, margin=0.0, distributed=distributed, validate=validate
+            ),
+            distillation=RegionDistillationLoss(distributed=distributed, validate=validate),
+            contrast=MultimodalContrastiveLoss(distributed=distributed, validate=validate),
+            bank=PrototypeBank(classes, dim, init=text, distributed=distributed, validate=validate),
             labeler=PseudoLabeler(
                 classes,
-                temperature_text=2 / logit_scale,
-                warmup_steps=tenth,
-                ramp_steps=tenth,
-                **common,  # type: ignore[arg-type]
+                rule,
+                expected_positives=expected_positives,
+                warmup_steps=round(warmup * total_steps),
+                ramp_steps=round(ramp * total_steps),
+                distributed=distributed,
+                validate=validate,
             ),
+            lambda_pseudo=0.5 if rule.soft else 1.0,
+            lambda_contrast=0.3,
+            pseudo_per="known" if rule.soft else "entry",
             distributed=distributed,
         ).to(text.device)
 
@@ -231,21 +248,15 @@ class TRMObjective(PerClassState):
         negative_text: Tensor | None = None,
         key_padding_mask: Tensor | None = None,
         ids: Tensor | None = None,
-        ema_logits: Tensor | None = None,
     ) -> TRMOutput:
-        """Losses of a batch; see the class. ids name the samples, where the bank keeps a queue of them, or are their
-        places in the training set, where the labeller goes by neighbours; ema_logits (B, C) of an averaged model vote in the
-        labeller's scores, where there is one."""
+        """Losses of a batch; see the class. ids are the places of the samples in the training set, for the labeler's rule."""
         dims = Dims(type(self).__name__, C=self.pooler.num_classes)
         dims.check("text", text, "C D", hint="one row for each class of num_classes")
         targets = dims.targets(targets, "B C", validate=self.matching.validate)
         if negative_text is not None:
             dims.check("negative_text", negative_text, "C D")
-        memory = None if self.bank is None else self.bank.memory
         if ids is not None:
             dims.check("ids", ids, "B", floating=False)
-        elif memory is not None:
-            raise ValueError(f"{dims.owner}: ids (B,) must be given where the bank keeps a queue: the sample of each row")
         regions: Regions | TF.Entries
         features: Tensor | TF.Entries
         compared: Tensor | TF.Similarities | None
@@ -256,12 +267,12 @@ class TRMObjective(PerClassState):
             features = compared = self._features(regions)
         else:
             found = self._measure_chunks(prepared, text, negative_text)
-            compared = TF.Similarities(*(found[key] for key in TF.Similarities._fields)) if self.labeler is not None else None
+            compared = TF.Similarities(*(found[key] for key in TF.Similarities._fields)) if "intra_visual" in found else None
         logits = found["query"] - self.matching.bias
         region_logits = found["region"] - self.matching.bias if "region" in found else logits
         pseudo = None
-        if self.labeler is not None and self.bank is not None and compared is not None:
-            pseudo = self.labeler(compared, targets, self.bank, logits=logits, ema_logits=ema_logits, ids=ids)
+        if self.labeler is not None and self.bank is not None:
+            pseudo = self.labeler(compared, targets, self.bank, logits=logits, ids=ids)
         if prepared is not None:
             regions = features = self._entries(prepared, targets, pseudo)
 
@@ -277,8 +288,6 @@ class TRMObjective(PerClassState):
                 seen=None if self.bank is None else self.bank.seen,
                 weights=None if pseudo is None else torch.where(targets == UNKNOWN, pseudo.weights, 1.0),
                 saliency=found.get("saliency"),
-                memory=memory,
-                ids=ids,
             )
         loss = torch.stack(list(terms.values())).sum()
         similarities = compared if isinstance(compared, TF.Similarities) else None
@@ -363,7 +372,9 @@ class TRMObjective(PerClassState):
             if cosine and isinstance(regions, Regions) and "region" in found:
                 found["distance"] = TF.feature_distillation(regions.query, regions.region, reduction="none")
             if self.labeler is not None and self.bank is not None:  # without gradient: last
-                found.update(self.labeler.similarities(features, self.bank, first=classes.start)._asdict())
+                similarities = self.labeler.similarities(features, self.bank, first=classes.start)
+                if similarities is not None:
+                    found.update(similarities._asdict())
             return found
 
         plan = self._plan(prepared.tokens)
@@ -391,8 +402,6 @@ class TRMObjective(PerClassState):
         if self.bank is not None:
             entering = targets if pseudo is None else self._positives(targets, pseudo, self.bank_pseudo_score)
             read = read | (entering == 1)
-            if self.bank.absent is not None:
-                read = read | (targets == 0)
         level: Literal["region", "query"] = "region" if self.pooler.residual == "query" else "query"
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.contrast is not None):
             return self.pooler.entries(prepared, read, level=level)
@@ -408,6 +417,57 @@ class TRMObjective(PerClassState):
         return torch.where(sure, 1.0, targets.to(pseudo.scores.dtype))
 
     @torch.no_grad()
+    def refresh(
+        self,
+        batches: Iterable[tuple[Tensor, Tensor, Tensor]],
+        text: Tensor,
+        *,
+        negative_text: Tensor | None = None,
+        model: TRMObjective | None = None,
+    ) -> None:
+        """Show the whole training set to a rule that wants to see it; nothing happens with other rules. Call it before an epoch.
+
+        Args:
+            batches: tokens (B, N, D), targets (B, C) and ids (B,) of every training image, once for each view; an image's views
+                are averaged. If several processes train, each gives the whole set.
+            text: (C, D) class texts.
+            negative_text: as in the call.
+            model: whose regions and logits are shown, best with averaged weights; None for this objective's own.
+
+        Raises:
+            ValueError, TypeError: shapes, types, by name; images that no batch held.
+        """
+        labeler, model, owner = self.labeler, self if model is None else model, type(self).__name__
+        if labeler is None or labeler.rule.num_samples is None:
+            return
+        number, classes, dim = labeler.rule.num_samples, self.pooler.num_classes, self.pooler.dim
+        Dims(owner, C=classes, D=dim).check("text", text, "C D")
+        regions, logits = torch.zeros(number, classes, dim, device=text.device), torch.zeros(number, classes, device=text.device)
+        known, visits = torch.full_like(logits, UNKNOWN), logits.new_zeros(number)
+        modes = [(module, module.training) for module in model.modules()]
+        model.eval()
+        try:
+            for tokens, targets, ids in batches:
+                # Tokens are on the device of the text, which the pooler checks; these may wait elsewhere.
+                targets = Dims(owner, C=classes).targets(targets, "B C", validate=self.matching.validate)
+                Dims(owner, B=len(targets)).check("ids", ids, "B", floating=False)
+                check_ids(owner, ids, number)
+                seen, ids = model.pooler(tokens, text), ids.to(text.device)
+                regions.index_add_(0, ids, seen.region.float())
+                logits.index_add_(0, ids, model.matching.logits(seen.query, text, negative_text=negative_text).float())
+                visits.index_add_(0, ids, torch.ones_like(visits[ids]))
+                known[ids] = targets.to(known)
+        finally:
+            for module, training in modes:
+                module.training = training
+        if missing := int((visits == 0).sum()):
+            raise ValueError(
+                f"{owner}: batches must hold every one of num_samples = {number} images, got {missing} missing; "
+                "leave shuffling on, but drop no last batch"
+            )
+        labeler.refresh(regions.div_(visits[:, None, None]), logits.div_(visits[:, None]), known)
+
+    @torch.no_grad()
     def update(self, output: TRMOutput) -> None:
         """Take a finished step into statistics and prototypes; after the optimiser's step, not where that was skipped."""
         targets, text = output.targets, output.text.detach()
@@ -421,14 +481,14 @@ class TRMObjective(PerClassState):
             features = compared = self._features(output.regions).detach()
         confidence = torch.sigmoid(output.logits.detach())
         entering, gate = targets, confidence
-        if self.labeler is not None and compared is not None:
+        if self.labeler is not None:
             started = self.labeler.step >= self.labeler.warmup_steps
             sure = ~started | (confidence >= self.bank_confidence)
             # First the statistics: they compare with prototypes that these samples have not moved yet.
             scores = None if output.pseudo is None else output.pseudo.scores
-            self.labeler.update(compared, targets, self.bank, scores=scores)
+            self.labeler.update(compared, targets, self.bank, logits=output.logits.detach(), ids=output.ids, scores=scores)
             if output.pseudo is not None:
                 entering = self._positives(targets, output.pseudo, self.bank_pseudo_score)
                 sure = sure | (targets == UNKNOWN)
             gate = confidence * sure
-        self.bank.update(features, entering, weights=gate, text=text, ids=output.ids)
+        self.bank.update(features, entering, weights=gate, text=text)

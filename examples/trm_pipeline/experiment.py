@@ -179,8 +179,6 @@ def check_arguments(args: argparse.Namespace, preset: Preset) -> None:
         raise ValueError("--unseen needs queries that come from text; give --set query=tied")
     if args.unseen and not preset.region_learning:
         raise ValueError("--unseen needs regions of the classes; give --set region_learning=true")
-    if preset.ema_vote and preset.pseudo_rule in ("logit", "neighbour"):
-        raise ValueError(f"ema_vote needs pseudo_rule=prototype or quantile, got {preset.pseudo_rule!r}")
     if args.unseen and preset.match_form != "single":
         raise ValueError("--unseen needs a matching with nothing learned for each class; give --set match_form=single")
     check_single(known, preset)

@@ -22,6 +22,7 @@ from trm_losses import TRMHead
 from trm_losses.backbones import OpenClipBackbone
 from trm_losses.labels import UNKNOWN, known_fraction
 from trm_losses.metrics import average_precision
+from trm_losses.pseudo import NeighbourRule
 
 from . import ranks
 from .checkpoint import CACHE, check_writable, folder_argument
@@ -378,8 +379,10 @@ def _fit(
         preset=preset, seed=args.seed, device=torch.device(args.device), label=label, single=single,
     )  # fmt: skip
     assert isinstance(result.method, TRM) and method.objective.labeler is not None
+    rule = method.objective.labeler.rule
+    assert isinstance(rule, NeighbourRule)
     estimates = torch.full_like(targets, float(UNKNOWN))
-    found = method.objective.labeler.estimates.cpu()
+    found = rule.estimates.cpu()
     estimates[(~held).nonzero(), trained.nonzero()[:, 0]] = torch.where(known == UNKNOWN, found, float(UNKNOWN))
     return result.method, estimates
 

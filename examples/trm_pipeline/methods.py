@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from trm_losses import (
 )
 from trm_losses.functional import asymmetric_loss
 from trm_losses.labels import UNKNOWN
+from trm_losses.pseudo import NeighbourRule, PrototypeRule, Quantiles, Rule, Thresholds
 
 from . import ranks
 from .features import Batch, Features
@@ -351,6 +352,31 @@ class DualCoOp(PromptPeer):
         return pair_cosines(batch, text, self.log_sharpness.exp())
 
 
+def _rule(setting: Setting) -> Rule:
+    """The rule for pseudo-labels that the preset names."""
+    preset, classes = setting.preset, setting.num_classes
+    if preset.pseudo_rule == "neighbour":
+        return NeighbourRule(
+            classes,
+            setting.num_samples,
+            neighbours=preset.neighbours,
+            temperature=preset.neighbour_temperature,
+            steps=preset.neighbour_steps,
+        )
+    momentum = preset.statistics_momentum
+    if preset.pseudo_rule == "quantile":
+        decider: Quantiles | Thresholds = Quantiles(classes, share=preset.quantile_pos, momentum=momentum)
+    else:
+        decider = Thresholds(preset.threshold_pos, preset.threshold_neg)
+    return PrototypeRule(
+        classes,
+        decider,
+        temperature_visual=preset.temperature_visual,
+        temperature_text=2 / setting.logit_scale if preset.temperature_text is None else preset.temperature_text,
+        momentum=momentum,
+    )
+
+
 class TRM(Method):
     """TRM-ML out of the library's parts."""
 
@@ -373,38 +399,14 @@ class TRM(Method):
                 momentum=preset.prototype_momentum,
                 text_momentum=preset.prototype_text_momentum,
                 init=setting.text,
-                num_prototypes=preset.num_prototypes,
-                queue_size=preset.queue_size,
-                absent=preset.absent,
-                absent_momentum=preset.absent_momentum,
-                absent_every=preset.absent_every,
                 distributed=True,
             )
         if pseudo_labels:
             labeler = PseudoLabeler(
                 classes,
-                rule=preset.pseudo_rule,  # type: ignore[arg-type]
-                threshold_pos=preset.threshold_pos,
-                threshold_neg=preset.threshold_neg,
+                _rule(setting),
                 weight_pos=preset.weight_pos,
                 weight_neg=preset.weight_neg,
-                soft_positives=preset.soft_positives,
-                quantile_pos=preset.quantile_pos,
-                ema_weight=preset.ema_weight,
-                relation=preset.relation,
-                relation_from=preset.relation_from,  # type: ignore[arg-type]
-                single_positive=preset.single_positive and setting.single,
-                num_samples=setting.num_samples if preset.pseudo_rule == "neighbour" else None,
-                neighbours=preset.neighbours,
-                neighbour_temperature=preset.neighbour_temperature,
-                neighbour_steps=preset.neighbour_steps,
-                visual_weight=preset.visual_weight,
-                temperature_visual=preset.temperature_visual,
-                temperature_text=2 / setting.logit_scale if preset.temperature_text is None else preset.temperature_text,
-                steepness=preset.steepness,
-                min_gap=preset.min_gap,
-                min_positives=preset.min_positives,
-                momentum=preset.statistics_momentum,
                 cap=preset.cap,
                 expected_positives=setting.expected_positives,
                 warmup_steps=warmup_steps,
@@ -479,16 +481,11 @@ class TRM(Method):
             bank_pseudo_score=preset.bank_pseudo_score,
             distributed=True,
         )
-        self.bank_min_score, self.batch_size = preset.bank_min_score, preset.batch_size
-        # The first epoch that begins after the warm-up; told by its number, so that it is the same one in a resumed run.
-        steps = -(-setting.total_steps // preset.epochs)
-        self.bank_epoch = -(-warmup_steps // steps) if preset.bank_offline and bank is not None else None
+        self.batch_size = preset.batch_size
         # Estimates are there when the warm-up ends, inside an epoch too, and whatever steps a scaler has skipped.
-        self.neighbour_epoch = warmup_steps // steps
+        self.first_refresh = warmup_steps // -(-setting.total_steps // preset.epochs)
         self.region_learning = preset.region_learning
         self._last: TRMOutput | None = None
-        self.ema_vote = preset.ema_vote and labeler is not None
-        self._voter: tuple[Method, Encode] | None = None  # in a tuple, so that its weights are not taken for this method's
 
     def tokens(self, batch: Batch) -> Tensor:
         """What regions are pooled from; of a single token, the image's feature, every region is that feature."""
@@ -523,9 +520,7 @@ class TRM(Method):
     def loss(self, batch: Batch, text: Tensor, targets: Tensor, weak_negative: float = 0.0) -> dict[str, Tensor]:
         text, negative = self.texts(text)
         ids = batch.index.to(text.device)
-        self._last = output = self.objective(
-            self.tokens(batch), text, targets, negative_text=negative, ids=ids, ema_logits=self._vote(batch)
-        )
+        self._last = output = self.objective(self.tokens(batch), text, targets, negative_text=negative, ids=ids)
         heads = self._with_factors(output.logits, output.region_logits)
         return {**output.terms, **weak_negatives(targets, weak_negative, *heads)}
 
@@ -541,15 +536,6 @@ class TRM(Method):
         """The logits of both heads with their factors; without a query head there is one."""
         return [(1.0, query)] if query is region else [(1.0, query), (self.objective.lambda_region, region)]
 
-    @torch.no_grad()
-    def _vote(self, batch: Batch) -> Tensor | None:
-        """Logits of the averaged model, where it has a vote on pseudo-labels."""
-        if self._voter is None:
-            return None
-        average, encode = self._voter
-        average.eval()
-        return average.logits(batch, encode(average.prompts()))
-
     @property
     def makes_pseudo_labels(self) -> bool:
         return self.objective.labeler is not None
@@ -559,52 +545,24 @@ class TRM(Method):
 
     @torch.no_grad()
     def before_epoch(self, epoch: int, features: Features, targets: Tensor, average: Method, encode: Encode) -> None:
-        self._voter = (average, encode) if self.ema_vote else None
-        if epoch == self.bank_epoch:
-            self._start_bank(features, targets, encode)
         labeler = self.objective.labeler
-        if labeler is not None and labeler.rule == "neighbour" and epoch >= self.neighbour_epoch:
-            if not isinstance(average, TRM):
-                raise TypeError(f"the average of TRM must be a TRM, got {type(average).__name__}")
-            average.eval()
-            labeler.refresh(*average.seen_in(features, encode), targets.to(labeler.step.device))
-
-    def _start_bank(self, features: Features, targets: Tensor, encode: Encode) -> None:
-        """Prototypes from the whole training set as the model sees it now."""
-        bank = self.objective.bank
-        if bank is None:
+        if labeler is None or labeler.rule.num_samples is None or epoch < self.first_refresh:
             return
-        self.eval()  # the training loop sets the mode again
-        text, negative = self.texts(encode(self.prompts()))
-
-        def passed() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-            for batch in ranks.batches(features, self.batch_size):
-                regions = self.objective.pooler(self.tokens(batch), text)
-                kept = regions.region if self.objective.pooler.residual == "query" else regions.query
-                scores = torch.sigmoid(self._match(regions.query, text, negative))
-                yield kept, targets[batch.index].to(kept.device), scores
-
-        bank.start_from(passed(), min_score=self.bank_min_score)
+        if not isinstance(average, TRM):
+            raise TypeError(f"the average of TRM must be a TRM, got {type(average).__name__}")
+        average.eval()
+        text, negative = self.texts(encode(average.prompts()))
+        seen = (
+            (self.tokens(batch), targets[batch.index], batch.index)
+            for view in range(features.views)
+            for batch in features.batches(self.batch_size, view=view)
+        )
+        self.objective.refresh(seen, text, negative_text=negative, model=average.objective)
 
     def after_step(self) -> None:
         if self._last is not None:
             self.objective.update(self._last)
             self._last = None
-
-    @torch.no_grad()
-    def seen_in(self, features: Features, encode: Encode) -> tuple[Tensor, Tensor]:
-        """Regions (N, C, D) and logits (N, C) of all images, in the data set's order, each the mean over the image's views."""
-        text, negative = self.texts(encode(self.prompts()))
-        regions, logits = [], []
-        for view in range(features.views):
-            parts = []
-            for batch in features.batches(self.batch_size, view=view):
-                found = self.objective.pooler(self.tokens(batch), text)
-                parts.append((found.region, self._match(found.query, text, negative), batch.index))
-            order = torch.cat([index for _, _, index in parts]).argsort().to(text.device)
-            regions.append(torch.cat([region for region, _, _ in parts])[order])
-            logits.append(torch.cat([logit for _, logit, _ in parts])[order])
-        return torch.stack(regions).mean(dim=0), torch.stack(logits).mean(dim=0)
 
     def groups(self, preset: Preset) -> list[dict[str, Any]]:
         rest = param_groups(self.objective, lr=preset.lr, weight_decay=preset.weight_decay)

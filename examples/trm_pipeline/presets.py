@@ -195,43 +195,26 @@ class Preset:
     pseudo_warmup: float | None = None  # shares of all steps
     pseudo_ramp: float | None = None
     quantile_pos: float = 0.6
-    ema_vote: bool = False  # the averaged model's logits join the scores, with the weight
-    ema_weight: float = 0.3
-    relation: float = 0.0
-    relation_from: str = "labels"  # or prototypes
     neighbours: int = 20
     neighbour_temperature: float = 0.05
     neighbour_steps: int = 1
-    threshold_pos: float | None = None
-    threshold_neg: float | None = None
-    weight_pos: float | None = None
-    weight_neg: float | None = None
-    soft_positives: bool = True
-    visual_weight: float = 0.5
+    threshold_pos: float = 0.8
+    threshold_neg: float = 0.1
+    weight_pos: float = 1.0
+    weight_neg: float | None = None  # none: 1 by neighbours, 0.5 otherwise
     temperature_visual: float = 0.07
     temperature_text: float | None = None  # none: 2 / the frozen model's logit scale
-    steepness: float = 6.0  # of the calibrated similarities
-    min_gap: float = 0.02
-    min_positives: int = 10  # known ones that a class needs for statistics of its own
     statistics_momentum: float = 0.99
-    cap: bool = True  # only the surest pseudo-positives of an image
+    cap: bool | None = None  # only the surest pseudo-positives of an image; none: unless by neighbours
     # Prototypes
     prototype_momentum: float = 0.99
     prototype_text_momentum: float = 0.99
-    num_prototypes: int = 1  # of a class; more need a queue of at least as many
-    queue_size: int = 0  # last regions of each class, which are contrasted too
-    absent: bool = False  # also prototypes of absence
-    absent_momentum: float = 0.999
-    absent_every: int = 4
     bank_confidence: float = 0.8  # least probability of a known positive that enters, after the warm-up
     bank_pseudo_score: float = 0.9  # least score of a pseudo-positive that enters
-    bank_offline: bool = False  # start again from the whole training set in the first epoch after the warm-up
-    bank_min_score: float = 0.85  # least probability of a known positive that counts there
     # Single positive labels: one present label of each image is known and nothing else
     expected_positives: float | None = None  # present labels of an image, for the bias start and the cap of pseudo-labels
     single_negative: float = 1.0  # weight of "absent" at unknown entries, in that of a known label; Cole's WAN has 1 / (C - 1)
     single_negative_until: str | None = None  # "warmup" of pseudo-labels, where a method has them, or "end"; none: as the rule
-    single_positive: bool = False  # the lowest scores of an image become absent (prototype rule)
     # Peers
     linear_lr: float = 1e-3
     text_pixel_lr: float = 1e-2
@@ -272,7 +255,7 @@ EMBEDDED = Preset(
     prompts="residual",
     lr=3e-4,
     text_lr=1e-3,
-    # Chosen on val at 10 and 50 % and with single positives: the rule against thresholds on prototypes, logits and quantiles
+    # Chosen on val at 10 and 50 % and with single positives: the rule against thresholds on prototypes and quantiles
     # (benchmarks/pseudo_labels.py), its schedule, and the contrast: more of it helps where few labels are known, hurts at 50 %.
     pseudo_rule="neighbour",
     neighbour_steps=3,
@@ -373,7 +356,7 @@ _BY_THRESHOLD = Schedule(
     lambda_pseudo=1.0, pseudo_per="entry", pseudo_warmup=0.1, pseudo_ramp=0.1, single_negative_until="end"
 )
 SCHEDULES = {
-    **dict.fromkeys(("prototype", "quantile", "logit"), _BY_THRESHOLD),
+    **dict.fromkeys(("prototype", "quantile"), _BY_THRESHOLD),
     "neighbour": Schedule(
         lambda_pseudo=0.5, pseudo_per="known", pseudo_warmup=0.2, pseudo_ramp=0.05, single_negative_until="warmup"
     ),
@@ -390,15 +373,12 @@ def pseudo_schedule(preset: Preset) -> Schedule:
     return SCHEDULES[preset.pseudo_rule]._replace(**own)
 
 
-# What one rule takes and another refuses, or reads on another scale.
-_OWN_DEFAULTS = {"threshold_pos": None, "threshold_neg": None, "ema_vote": False, "single_positive": False, "relation": 0.0}
-
 VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "trm-no-region": ("trm", {"region_learning": False}),
     "trm-no-distillation": ("trm", {"lambda_distillation": 0.0}),
     "trm-no-pseudo": ("trm-query", {}),
     "trm-no-contrast": ("trm", {"lambda_contrast": 0.0}),
-    **{f"trm-rule-{rule}": ("trm", {"pseudo_rule": rule, **_OWN_DEFAULTS}) for rule in PSEUDO_RULES},
+    **{f"trm-rule-{rule}": ("trm", {"pseudo_rule": rule}) for rule in PSEUDO_RULES},
 }
 """Ablations: the method a variant is, and what it changes in the preset."""
 

@@ -1,0 +1,134 @@
+"""Rule: how unknown labels are estimated; and what goes in and comes out of one."""
+
+from __future__ import annotations
+
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from .. import functional as TF
+from .._checks import Dims
+from .._state import FullPrecisionState
+from ..labels import UNKNOWN
+from ..prototype_bank import PrototypeBank
+
+__all__ = ["Decision", "Evidence", "PseudoLabels", "Rule", "assumed_prior", "label_prior"]
+
+
+class PseudoLabels(NamedTuple):
+    """Decisions over unknown entries, all (B, C): targets (-1 where known or undecided), loss weights, scores in [0, 1]."""
+
+    targets: Tensor
+    weights: Tensor
+    scores: Tensor
+
+    def merge(self, targets: Tensor) -> Tensor:
+        """Known labels as they are, and the pseudo-labels at unknown entries."""
+        dims = Dims(type(self).__name__)
+        dims.check("targets of PseudoLabels", self.targets, "B C")
+        targets = dims.targets(targets, "B C", validate=False)
+        return torch.where(targets == UNKNOWN, self.targets, targets.to(self.targets.dtype))
+
+
+class Evidence(NamedTuple):
+    """What a rule decides from: what the labeler was given, checked, and the known labels that it has met.
+
+    Args:
+        regions: (B, C, D); or their similarities, or None, if the classes are taken in chunks.
+        targets: (B, C).
+        bank: prototypes.
+        text: (C, D) class texts.
+        logits: (B, C) of the model, or None.
+        ids: (B,) int64 places of the images in the training set, or None.
+        known_count: (2, C) known absent and known present labels so far.
+        expected_positives: assumed number of present classes of an image; None if labels are hidden at random.
+        group: process group of the statistics, or None.
+    """
+
+    regions: Tensor | TF.Similarities | None
+    targets: Tensor
+    bank: PrototypeBank
+    text: Tensor
+    logits: Tensor | None
+    ids: Tensor | None
+    known_count: Tensor
+    expected_positives: float | None
+    group: ProcessGroup | None
+
+
+class Decision(NamedTuple):
+    """A rule's answer for every entry, all (B, C): labels in [0, 1], -1 if undecided; and scores in [0, 1]."""
+
+    labels: Tensor
+    scores: Tensor
+
+
+class Rule(FullPrecisionState):
+    """How unknown labels are estimated. Subclasses write :meth:`decide`; those that learn from known labels, :meth:`update`.
+
+    A label of at least one half is a pseudo-positive. Known entries are left alone, whatever the rule says of them. Buffers are
+    state: saved, moved, kept in float32, zeroed by :meth:`reset`. ``_class_axes`` names those of classes and the axes of these.
+    A rule that is asked for chunks of the classes has no regions to read, unless it defines :meth:`similarities`.
+
+    Example:
+        >>> import torch
+        >>> from trm_losses import PrototypeBank
+        >>> from trm_losses.pseudo import Decision, PseudoLabeler, Rule
+        >>> class LogitRule(Rule):
+        ...     needs = ("logits",)
+        ...     def decide(self, evidence):
+        ...         labels = torch.where(evidence.logits >= 0.9, 1.0, torch.where(evidence.logits <= -0.9, 0.0, -1.0))
+        ...         return Decision(labels, torch.sigmoid(evidence.logits))
+        >>> labeler, unknown = PseudoLabeler(2, LogitRule()), torch.full((1, 2), -1.0)
+        >>> labeler(torch.zeros(1, 2, 4), unknown, PrototypeBank(2, 4), logits=torch.tensor([[2.0, 0.0]])).targets
+        tensor([[ 1., -1.]])
+
+    Reference: the example is the rule in the authors' other code; the split into rules is our choice.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    """What must be given besides targets and bank: any of ``"regions"``, ``"logits"``, ``"ids"``."""
+
+    soft: ClassVar[bool] = False
+    """Every unknown entry gets a label, sure or not: then nothing is capped, and both kinds weigh the same by default."""
+
+    num_samples: int | None = None
+    """Size of the training set, of a rule that wants to see all of it by :meth:`refresh`, once an epoch."""
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Forget everything learned."""
+        for buffer in self.buffers():
+            buffer.zero_()
+
+    def decide(self, evidence: Evidence) -> Decision:
+        """Labels and scores of a batch."""
+        raise NotImplementedError(f"{type(self).__name__} must define decide(evidence) -> Decision")
+
+    def update(self, evidence: Evidence, scores: Tensor | None) -> None:
+        """Take the known entries of a batch into statistics; ``scores`` are those of :meth:`decide`, if they are at hand."""
+
+    def refresh(self, regions: Tensor, logits: Tensor, targets: Tensor, expected_positives: float | None) -> None:
+        """Look at the whole training set: regions (N, C, D), logits and targets (N, C)."""
+
+    def similarities(
+        self, regions: Tensor | TF.Factored, bank: PrototypeBank, text: Tensor, first: int = 0
+    ) -> TF.Similarities | None:
+        """What the rule reads of the regions (B, c, D) of c classes from ``first`` on; None: nothing."""
+        return None
+
+
+def label_prior(known_count: Tensor) -> Tensor:
+    """(C,) share of present among the known labels (2, C); pooled over classes for classes without any."""
+    absent, present = known_count.float()
+    known = absent + present
+    pooled = present.sum() / known.sum().clamp(min=1)
+    return torch.where(known > 0, present / known.clamp(min=1), pooled)
+
+
+def assumed_prior(mean: Tensor, ready: Tensor, expected_positives: float) -> Tensor:
+    """(C,) k / C times a class's mean score relative to the mean over the classes that are ready."""
+    overall = (mean * ready).sum() / ready.sum().clamp(min=1)
+    return (expected_positives / len(mean) * mean / torch.where(overall > 0, overall, 1.0)).clamp(0, 1)
