@@ -418,8 +418,8 @@ def _rows_against_classes(
     if not may_fuse() or len(rows) <= step:
         return _plain_against_classes(rows, keys, positive, temperature, allowed)
     parts = []
-    for place in torch.split(torch.arange(len(rows), device=rows.device), step):
-        given = (rows[place], keys, positive[place], temperature, allowed)
+    for part, own in zip(torch.split(rows, step), torch.split(positive, step), strict=True):
+        given = (part, keys, own, temperature, allowed)
         parts.append(checkpoint(_plain_against_classes, *given, use_reentrant=False, preserve_rng_state=False))
     return torch.cat(parts)
 
@@ -537,7 +537,7 @@ def multimodal_contrastive(
         rows = _anchors(regions, targets >= anchor_threshold, weights)
         dtype = torch.promote_types(rows.features.dtype, texts.dtype)
         texts = texts.to(dtype)
-        rows = _Anchors(rows.features.to(dtype), rows.own, rows.valid, rows.weight.to(dtype))
+        rows = rows._replace(features=rows.features.to(dtype), weight=rows.weight.to(dtype))
 
         # Keeps a batch without anchors on the graph, as a sum of no elements.
         zero = rows.features.flatten()[:0].sum() + texts.flatten()[:0].sum()
