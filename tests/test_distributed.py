@@ -61,7 +61,7 @@ SPLITS: dict[str, Split] = {
     "nothing learns on one rank": Split(UNEQUAL, frozen=(1,)),
 }
 # The quick suite: two ranks over everything, more over these.
-FEW = ("objective", "contrast options", "large loss, reject", "partial ASL, selective")
+FEW = ("objective", "contrast", "large loss, reject", "partial ASL, selective")
 
 
 def cases(*lists: Any) -> list[Any]:
@@ -390,7 +390,7 @@ def alone(rank: int, loss: str) -> Tensor:
 
 
 def test_not_distributed_is_local(pool: Pool) -> None:
-    for loss in ("matching", "distillation", "contrast", "contrast options", "images", "objective", "EPR", "large loss, reject"):
+    for loss in ("matching", "distillation", "contrast", "images", "objective", "EPR", "large loss, reject"):
         batch = {key: x[part(1, "unequal", 2)] for key, x in joined(loss, "unequal", 2).items()}
         expected = compute(loss, build(loss, distributed=False), batch, normal(CLASSES, WIDTH, seed=47)).detach()
         torch.testing.assert_close(pool.run(alone, loss)[1], expected)
