@@ -126,17 +126,16 @@ def regions(batch: int, s: Setting) -> Inputs:
 
 
 def contrasted(batch: int, s: Setting) -> Inputs:
-    """Everything that the contrast takes."""
+    """With everything that the contrast takes."""
     return {
         **regions(batch, s),
         "weights": torch.rand(batch, s["classes"], generator=torch.Generator().manual_seed(4), dtype=torch.float64),
-        "saliency": normal(batch, s["classes"], TOKENS, seed=6).mul(5).softmax(dim=-1),
         "prototypes": normal(s["classes"], WIDTH, seed=5),
     }
 
 
 def call_contrast(module: Any, x: Inputs) -> Tensor:
-    options = {key: x[key] for key in ("weights", "saliency", "prototypes") if key in x}
+    options = {key: x[key] for key in ("weights", "prototypes") if key in x}
     return module(x["regions"], x["text"], x["targets"], **options)  # type: ignore[no-any-return]
 
 
@@ -321,10 +320,8 @@ PARTS = [
         {**_REGIONS, "temperature": (0.07, 0.01, 1.0)},
     ),
     Part(
-        "contrast, every option",
-        lambda s: tl.MultimodalContrastiveLoss(
-            temperature=s["temperature"], temperature_region=s["temperature"], overlap=0.5, absent_negatives=True
-        ),
+        "contrast, weights and prototypes",
+        lambda s: tl.MultimodalContrastiveLoss(temperature=s["temperature"], temperature_region=s["temperature"]),
         contrasted,
         call_contrast,
         ("regions", "text"),
@@ -332,9 +329,9 @@ PARTS = [
     ),
     Part(
         "contrast of images",
-        lambda s: tl.MultimodalContrastiveLoss(temperature_region=s["temperature"]),
+        lambda s: tl.ImageContrastiveLoss(temperature=s["temperature"]),
         images,
-        lambda m, x: m(x["features"], None, x["targets"]),
+        lambda m, x: m(x["features"], x["targets"]),
         ("features",),
         {**_REGIONS, "temperature": (0.1, 0.01, 1.0)},
     ),

@@ -226,15 +226,9 @@ def with_prototypes(batch: int, classes: int) -> Inputs:
     return {**with_weights(batch, classes), "prototypes": normal(classes, WIDTH, seed=5), "seen": seen}
 
 
-def with_maps(batch: int, classes: int) -> Inputs:
-    """Saliency maps of which some overlap."""
-    maps = (1.5 * normal(batch, classes, TOKENS, seed=19)).softmax(dim=-1)
-    return {**with_prototypes(batch, classes), "saliency": maps}
-
-
 def image_labels(batch: int, classes: int) -> Inputs:
     weights = torch.rand(batch, classes, generator=generator(4), dtype=torch.float64)
-    return {"regions": normal(batch, WIDTH, seed=1), "targets": labels(batch, classes, seed=8), "weights": weights}
+    return {"features": normal(batch, WIDTH, seed=1), "targets": labels(batch, classes, seed=8), "weights": weights}
 
 
 def token_text(batch: int, classes: int) -> Inputs:
@@ -333,11 +327,15 @@ def with_negative(inputs: Callable[[int, int], Inputs]) -> Callable[[int, int], 
 
 
 def contrast_options(x: Inputs) -> dict[str, Any]:
-    return {key: x[key] for key in ("prototypes", "seen", "weights", "saliency") if key in x}
+    return {key: x[key] for key in ("prototypes", "seen", "weights") if key in x}
 
 
 def call_contrast(module: tl.MultimodalContrastiveLoss, x: Inputs) -> Result:
     return module(x["regions"], x["text"], x["targets"], **contrast_options(x))
+
+
+def call_image_contrast(module: tl.ImageContrastiveLoss, x: Inputs) -> Result:
+    return module(x["features"], x["targets"], x["weights"])
 
 
 ALPHAS = {"region_region": 0.7, "region_text": 0.9, "region_prototype": 1.3, "text_prototype": 0.4}
@@ -358,26 +356,7 @@ def contrast_settings(module: tl.MultimodalContrastiveLoss) -> dict[str, Any]:
         "temperature": module.temperature,
         "temperature_region": module.temperature_region,
         "anchor_threshold": module.anchor_threshold,
-        **({} if module.overlap is None else {"overlap": module.overlap}),
-        "absent_negatives": module.absent_negatives,
     }
-
-
-OPTION_ALPHAS = {**ALPHAS, "text_prototype": 0.0}  # which would not be 0 where nothing is known
-
-
-def everything_contrast(classes: int, distributed: Any = False) -> tl.MultimodalContrastiveLoss:
-    """Every option on; a module without one of its own parameters would not notice half of them."""
-    return shaken(  # type: ignore[return-value]
-        tl.MultimodalContrastiveLoss(
-            temperature=0.3, temperature_region=0.4, overlap=0.5, absent_negatives=True, dim=WIDTH, head_dim=5,
-            distributed=distributed, **OPTION_ALPHAS,
-        )
-    )  # fmt: skip
-
-
-def head_state(module: tl.MultimodalContrastiveLoss) -> dict[str, Any]:
-    return {} if module.head is None else {"head": dict(module.head.state_dict())}
 
 
 def call_bank(module: tl.PrototypeBank, x: Inputs) -> Result:
@@ -551,7 +530,6 @@ POOLER_STATE = (
 )  # fmt: skip
 REGION_STATE = tuple(key for key in POOLER_STATE if not key.startswith(("value", "output")))
 BANK_STATE = ("init", "visual", "text", "count", "text_count")
-HEAD_STATE = ("head.hidden.weight", "head.hidden.bias", "head.output.weight", "head.output.bias")
 COUNTS = ("step", "known_count")  # of a labeler, whatever its rule
 LABELER_STATE = (*COUNTS, "rule.similarity_sum", "rule.similarity_mass")
 MATCHING_STATE = ("log_scale", "bias")
@@ -864,69 +842,34 @@ CASES = [
         finite=("regions", "text"),
     ),
     Case(
-        name="contrast, projection, overlap, absent negatives",
-        owner="MultimodalContrastiveLoss",
-        build=everything_contrast,
-        inputs=with_maps,
-        call=call_contrast,
-        oracle=lambda m, x: weighted(
-            oracles.contrast(
-                x["regions"], x["text"], x["targets"], **contrast_options(x), **contrast_settings(m), **head_state(m)
-            ),
-            OPTION_ALPHAS,
-        ),
-        twin=lambda m, x: weighted(
-            TF.multimodal_contrastive(
-                x["regions"], x["text"], x["targets"], **contrast_options(x), **contrast_settings(m), project=m.head
-            ),
-            OPTION_ALPHAS,
-        ),
-        learns=("regions", "text"),
-        wrong={
-            **refused(regions="B C D"),
-            **integers("regions", "text", "weights", "prototypes", "saliency"),
-            "saliency: rank": (change("saliency", lambda a: a[None]), ValueError, r"saliency must have shape \(B, C, N\)"),
-            "saliency: missing": (
-                lambda x: {k: v for k, v in x.items() if k != "saliency"},
-                ValueError,
-                r"saliency \(B, C, N\) must be given where overlap is set",
-            ),
-        },
-        state=HEAD_STATE,
-        is_loss=True,
-        finite=("regions", "text"),
-        shows=("overlap=0.5", "absent_negatives=True", "out_features=5"),
-    ),
-    Case(
-        name="contrast, images by their labels",
-        owner="MultimodalContrastiveLoss",
-        build=lambda c: tl.MultimodalContrastiveLoss(temperature_region=0.3, region_region=0.7),
+        name="contrast of images",
+        owner="ImageContrastiveLoss",
+        build=lambda c: tl.ImageContrastiveLoss(),
         inputs=image_labels,
-        call=lambda m, x: m(x["regions"], None, x["targets"], weights=x["weights"]),
-        oracle=lambda m, x: 0.7 * oracles.multi_label(x["regions"], x["targets"], x["weights"], m.temperature_region),
-        twin=lambda m, x: (
-            0.7 * TF.multi_label_contrastive(x["regions"], x["targets"], weights=x["weights"], temperature=m.temperature_region)
-        ),
-        learns=("regions",),
-        state=(),
-        finite=("regions",),
-    ),
-    Case(
-        name="contrast, images by their labels, projection",
-        owner="MultimodalContrastiveLoss",
-        build=lambda c: shaken(tl.MultimodalContrastiveLoss(dim=WIDTH, head_dim=5)),
-        inputs=image_labels,
-        call=lambda m, x: m(x["regions"], None, x["targets"], weights=x["weights"]),
-        oracle=lambda m, x: oracles.multi_label(x["regions"], x["targets"], x["weights"], **head_state(m)),
-        twin=lambda m, x: TF.multi_label_contrastive(x["regions"], x["targets"], weights=x["weights"], project=m.head),
-        learns=("regions",),
+        call=call_image_contrast,
+        oracle=lambda m, x: oracles.multi_label(x["features"], x["targets"], x["weights"]),
+        twin=lambda m, x: TF.multi_label_contrastive(**x),
+        learns=("features",),
         wrong={
-            **refused(regions="B D", targets="B C", weights="B C"),
-            **integers("regions", "weights"),
+            **refused(features="B D", targets="B C", weights="B C"),
+            **integers("features", "weights"),
             **encodings(),
+            "features: size": (change("features", lambda x: x[1:]), ValueError, r"targets must have shape \(B, C\) = \(3, C\)"),
         },
-        state=HEAD_STATE,
-        finite=("regions",),
+        state=(),
+        finite=("features",),
+        shows=("temperature=0.1", "anchor_threshold=0.9"),
+    ),
+    Case(
+        name="contrast of images, settings",
+        owner="ImageContrastiveLoss",
+        build=lambda c: tl.ImageContrastiveLoss(temperature=0.3, anchor_threshold=0.97),
+        inputs=image_labels,
+        call=call_image_contrast,
+        oracle=lambda m, x: oracles.multi_label(x["features"], x["targets"], x["weights"], 0.3, 0.97),
+        twin=lambda m, x: TF.multi_label_contrastive(**x, temperature=0.3, anchor_threshold=0.97),
+        learns=("features",),
+        state=(),
     ),
     Case(
         name="bank",

@@ -206,16 +206,6 @@ def feature_distillation(student: Any, teacher: Any, weights: Any = None) -> Arr
 # Contrast -------------------------------------------------------------------------------------------------------------
 
 
-def projected(v: Array, head: dict[str, Any]) -> Array:
-    """Two layers with a ReLU between."""
-    p = {key: array(value) for key, value in head.items()}
-    hidden = [max(0.0, float(row @ v) + float(b)) for row, b in zip(p["hidden.weight"], p["hidden.bias"], strict=True)]
-    return p["output.weight"] @ np.array(hidden) + p["output.bias"]
-
-
-_unit = unit
-
-
 def contrast(
     regions: Any,
     text: Any,
@@ -224,32 +214,17 @@ def contrast(
     prototypes: Any = None,
     seen: Any = None,
     weights: Any = None,
-    saliency: Any = None,
     temperature: float = 0.07,
     temperature_region: float = 0.1,
     anchor_threshold: float = 0.9,
-    overlap: float = 0.7,
-    absent_negatives: bool = False,
-    head: dict[str, Any] | None = None,
 ) -> dict[str, float]:
-    """The five contrasts, pair by pair; ``head`` holds the parameters of a projection."""
-
-    def unit(v: Array) -> Array:  # what is compared: the unit vector, or its projection
-        return _unit(v) if head is None else _unit(projected(_unit(v), head))
-
+    """The five contrasts, pair by pair."""
     f, t, y = array(regions), [unit(row) for row in array(text)], array(targets)
     w = np.ones_like(y) if weights is None else array(weights)
     classes = range(len(t))
     anchors = [(b, c) for b, c in np.ndindex(*y.shape) if y[b, c] >= anchor_threshold]
     feature = {a: unit(f[a]) for a in anchors}
     mean = dict.fromkeys(("region_region", "region_text", "text_region", "region_prototype", "text_prototype"), 0.0)
-
-    def separate(a: tuple[int, int], c: int) -> bool:
-        """Class c stays in the denominator of anchor a."""
-        if saliency is None or c == a[1]:
-            return True
-        maps = array(saliency)[a[0]]
-        return sum(min(float(p), float(q)) for p, q in zip(maps[a[1]], maps[c], strict=True)) <= overlap
 
     rows = []
     for a in anchors:
@@ -263,7 +238,7 @@ def contrast(
 
     rows = []
     for a in anchors:
-        scores = [float(feature[a] @ t[c]) / temperature for c in classes if separate(a, c)]
+        scores = [float(feature[a] @ t[c]) / temperature for c in classes]
         rows.append(w[a] * (log_sum_exp(scores) - float(feature[a] @ t[a[1]]) / temperature))
     mean["region_text"] = sum(rows) / len(rows) if rows else 0.0
 
@@ -271,8 +246,6 @@ def contrast(
     for c in classes:
         own = [a for a in anchors if a[1] == c]
         scores = [float(t[c] @ feature[a]) / temperature for a in anchors]
-        if absent_negatives:
-            scores += [float(t[c] @ unit(f[b, c])) / temperature for b in range(len(y)) if y[b, c] == 0]
         if own:
             part = [w[a] * (log_sum_exp(scores) - float(t[c] @ feature[a]) / temperature) for a in own]
             rows.append(sum(part) / len(own))
@@ -288,7 +261,7 @@ def contrast(
         rows = []
         for a in anchors:
             if a[1] in known:
-                rows.append(w[a] * (log_sum_exp([near(feature[a], c) for c in known if separate(a, c)]) - near(feature[a], a[1])))
+                rows.append(w[a] * (log_sum_exp([near(feature[a], c) for c in known]) - near(feature[a], a[1])))
         mean["region_prototype"] = sum(rows) / len(rows) if rows else 0.0
         rows = [log_sum_exp([near(t[c], k) for k in known]) - near(t[c], c) for c in known]
         mean["text_prototype"] = sum(rows) / len(rows) if rows else 0.0
@@ -312,11 +285,9 @@ def multi_label(
     weights: Any = None,
     temperature: float = 0.1,
     anchor_threshold: float = 0.9,
-    head: dict[str, Any] | None = None,
 ) -> float:
     """Every label of an image against all other images that carry any, label by label and pair by pair."""
-    y, rows = array(targets), []
-    f = [unit(row) if head is None else unit(projected(unit(row), head)) for row in array(features)]
+    y, f, rows = array(targets), [unit(row) for row in array(features)], []
     w = np.ones_like(y) if weights is None else array(weights)
     carries = [[c for c in range(y.shape[1]) if y[b, c] >= anchor_threshold] for b in range(len(y))]
     for b in range(len(y)):

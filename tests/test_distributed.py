@@ -16,7 +16,6 @@ from cases import (
     SAMPLES,
     WIDTH,
     call_baseline,
-    everything_contrast,
     filled_bank,
     filled_labeler,
     generator,
@@ -62,7 +61,7 @@ SPLITS: dict[str, Split] = {
     "nothing learns on one rank": Split(UNEQUAL, frozen=(1,)),
 }
 # The quick suite: two ranks over everything, more over these.
-FEW = ("objective", "contrast options", "large loss, reject", "partial ASL, selective")
+FEW = ("objective", "contrast", "large loss, reject", "partial ASL, selective")
 
 
 def cases(*lists: Any) -> list[Any]:
@@ -129,10 +128,6 @@ def joined(loss: str, split: str, world: int) -> dict[str, Tensor]:
         return {"features": normal(ROWS, 4, WIDTH, seed=45), "targets": y}
     if loss == "images":
         return {"features": normal(ROWS, WIDTH, seed=48), "targets": y, "weights": weights}
-    if loss == "contrast options":
-        saliency = (1.5 * normal(ROWS, CLASSES, 6, seed=49)).softmax(dim=-1)
-        features = normal(ROWS, CLASSES, WIDTH, seed=46)
-        return {"features": features, "targets": y, "weights": weights, "saliency": saliency, "ids": torch.arange(ROWS)}
     return {"features": normal(ROWS, CLASSES, WIDTH, seed=46), "targets": y, "weights": weights}
 
 
@@ -148,9 +143,8 @@ def build(loss: str, distributed: Any) -> nn.Module:
         return tl.RegionDistillationLoss(form=form, distributed=distributed)
     if loss == "contrast":
         return tl.MultimodalContrastiveLoss(distributed=distributed)
-    if loss in ("contrast options", "images"):
-        torch.manual_seed(0)
-        return everything_contrast(CLASSES, distributed=distributed).double()
+    if loss == "images":
+        return tl.ImageContrastiveLoss(distributed=distributed)
     if loss == "objective in chunks":
         distillation = {"form": "cosine"}
         return objective(distributed=distributed, distillation=distillation, class_chunk=2).double()
@@ -165,10 +159,7 @@ def compute(loss: str, module: Any, batch: dict[str, Tensor], text: Tensor) -> T
     if "objective" in loss:
         return module(batch["features"], text, batch["targets"]).loss
     if loss == "images":
-        return module(batch["features"], None, batch["targets"], weights=batch["weights"])
-    if loss == "contrast options":
-        options = {key: batch[key] for key in ("weights", "saliency")} | {"prototypes": normal(CLASSES, WIDTH, seed=38)}
-        return module(batch["features"], text, batch["targets"], **options)
+        return module(batch["features"], batch["targets"], batch["weights"])
     if loss == "contrast":
         bank = filled_bank()
         options = {"prototypes": bank.visual, "seen": bank.seen, "weights": batch["weights"]}
@@ -195,7 +186,6 @@ LOSSES = (
     "binary distillation",
     "distillation of features",
     "contrast",
-    "contrast options",
     "images",
     "objective",
     "objective in chunks",
@@ -231,7 +221,7 @@ def gradients_in_blocks(rank: int, loss: str, split: str, world: int) -> tuple[T
         return gradients(rank, loss, split, world)
 
 
-@pytest.mark.parametrize(("loss", "split", "world"), cases(["contrast options", "images"]))
+@pytest.mark.parametrize(("loss", "split", "world"), cases(["contrast", "images"]))
 def test_blocks_of_rows_on_ranks(pools: Callable[[int], Pool], loss: str, split: str, world: int) -> None:
     """A rank's rows find themselves among the keys of all, in every block."""
     ranks = pools(world).run(gradients_in_blocks, loss, split, world, world=world)
@@ -279,7 +269,7 @@ def without_backward(rank: int, loss: str, absent: str) -> Tensor | None:
 
 
 @pytest.mark.parametrize("absent", ["no backward", "nothing learns", "no gradient"])
-@pytest.mark.parametrize("loss", ["contrast", "contrast options", "images", "objective"])
+@pytest.mark.parametrize("loss", ["contrast", "images", "objective"])
 def test_no_rank_waits_in_the_backward_pass(pool: Pool, loss: str, absent: str) -> None:
     """One rank's loss is not followed by a backward pass, holds nothing that learns, or is computed without gradient."""
     gradient = pool.run(without_backward, loss, absent)[0]
@@ -400,7 +390,7 @@ def alone(rank: int, loss: str) -> Tensor:
 
 
 def test_not_distributed_is_local(pool: Pool) -> None:
-    for loss in ("matching", "distillation", "contrast", "contrast options", "images", "objective", "EPR", "large loss, reject"):
+    for loss in ("matching", "distillation", "contrast", "images", "objective", "EPR", "large loss, reject"):
         batch = {key: x[part(1, "unequal", 2)] for key, x in joined(loss, "unequal", 2).items()}
         expected = compute(loss, build(loss, distributed=False), batch, normal(CLASSES, WIDTH, seed=47)).detach()
         torch.testing.assert_close(pool.run(alone, loss)[1], expected)
@@ -522,7 +512,7 @@ def helpers(rank: int) -> dict[str, Any]:
     rows = torch.full((2 - rank, 3), float(rank + 1), requires_grad=True)
     joined = gather_rows(rows, world)
     loss = (joined.rows * torch.arange(12.0).view(4, 3) * joined.real[:, None]).sum() * (rank + 1)
-    (shared,) = with_gradients_of_ranks([loss], [(rows, joined)], world)
+    (shared,) = with_gradients_of_ranks([loss], rows, joined, world)
     shared.backward()
     total = torch.tensor(float(rank + 1), requires_grad=True)
     square = joined_sum(total, world) ** 2
@@ -583,4 +573,4 @@ def test_one_process_needs_no_group() -> None:
     assert all(f(value, None) is value for f in (sum_over_ranks, count_per_rank, sum_per_rank, joined_sum))
     joined = gather_rows(rows, None)
     assert joined.rows is rows and joined.real.tolist() == [True, True] and joined.first == 0
-    assert with_gradients_of_ranks([value], [(rows, joined)], None)[0] is value
+    assert with_gradients_of_ranks([value], rows, joined, None)[0] is value

@@ -14,13 +14,12 @@ from cases import (
     TOKENS,
     WIDTH,
     call_contrast,
-    everything_contrast,
     filled_bank,
     filled_labeler,
     labels,
     normal,
     shaken,
-    with_maps,
+    with_prototypes,
 )
 from torch import Tensor
 
@@ -60,24 +59,22 @@ def test_pooler_gives_the_regions_of_a_mask(level: Any, tokens: int, mask: str) 
         torch.testing.assert_close(a, e if e.ndim else e.expand_as(a), rtol=1e-10, atol=1e-12, check_dtype=e.ndim > 0)
 
 
-def test_contrast_reads_the_anchors_and_where_told_the_absent() -> None:
-    for module in (everything_contrast(CLASSES).double(), tl.MultimodalContrastiveLoss()):
-        x, results = with_maps(6, CLASSES), []
-        for some in (True, False):
-            regions = x["regions"].clone().requires_grad_()
-            mask = (x["targets"] >= module.anchor_threshold) | ((x["targets"] == 0) & module.absent_negatives)
-            assert 0 < mask.sum() < mask.numel()
-            loss = call_contrast(module, {**x, "regions": entries(regions, mask) if some else regions})
-            results.append((loss.detach(), torch.autograd.grad(loss, regions)[0]))
-        torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
+def test_contrast_reads_the_anchors() -> None:
+    module, x, results = tl.MultimodalContrastiveLoss(), with_prototypes(6, CLASSES), []
+    mask = x["targets"] >= module.anchor_threshold
+    assert 0 < mask.sum() < mask.numel()
+    for some in (True, False):
+        regions = x["regions"].clone().requires_grad_()
+        loss = call_contrast(module, {**x, "regions": entries(regions, mask) if some else regions})
+        results.append((loss.detach(), torch.autograd.grad(loss, regions)[0]))
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
 
 
 def test_without_an_anchor_contrast_of_entries_is_zero_and_on_the_graph() -> None:
-    x = with_maps(4, CLASSES)
+    x = with_prototypes(4, CLASSES)
     x["targets"] = torch.full_like(x["targets"], -1.0)
     regions = x["regions"].requires_grad_()
-    module = everything_contrast(CLASSES, False).double()
-    module.alphas["text_prototype"] = 0.0  # which asks for no anchor
+    module = tl.MultimodalContrastiveLoss(text_prototype=0.0)  # which asks for no anchor
     loss = call_contrast(module, {**x, "regions": entries(regions, x["targets"] == 1)})
     loss.backward()
     assert loss == 0 and regions.grad is not None and torch.count_nonzero(regions.grad) == 0
@@ -203,10 +200,10 @@ def test_refuses_entries_that_are_not_there() -> None:
     regions, y = normal(4, CLASSES, WIDTH), labels(4, CLASSES, soft=False)
     some = entries(regions, y == 1)
     fewer = TF.Entries(*(part[1:] for part in some))
-    contrast, bank = tl.MultimodalContrastiveLoss(absent_negatives=True), filled_bank()
+    contrast, bank = tl.MultimodalContrastiveLoss(), filled_bank()
     missing = "regions must hold every entry that is read, got {} and {} missing; pool them with RegionPooler.entries"
     for call, owner, held, lacking in (
-        (lambda: contrast(some, normal(CLASSES, WIDTH), y), "MultimodalContrastiveLoss", len(some.own), int((y == 0).sum())),
+        (lambda: contrast(fewer, normal(CLASSES, WIDTH), y), "MultimodalContrastiveLoss", len(fewer.own), 1),
         (lambda: bank.update(fewer, y), "PrototypeBank", len(fewer.own), 1),
     ):
         with pytest.raises(ValueError, match=f"{owner}: {missing.format(held, lacking)}"):
@@ -215,8 +212,6 @@ def test_refuses_entries_that_are_not_there() -> None:
         bank.update(some._replace(own=some.own[:1]), y)
     with pytest.raises(ValueError, match=r"PrototypeBank: regions.features must have shape \(n, D\) = \(n, 8\), got"):
         bank.update(some._replace(features=some.features[:, 1:]), y)
-    with pytest.raises(TypeError, match=r"regions must be a torch.Tensor \(B, D\) where text is None, got Entries"):
-        tl.MultimodalContrastiveLoss()(some, None, y)
     prepared = tl.RegionPooler(CLASSES, WIDTH).prepare(normal(4, TOKENS, WIDTH), normal(CLASSES, WIDTH))
     with pytest.raises(ValueError, match=r"RegionPooler: mask must have shape \(B, C\) = \(4, 5\), got \(3, 5\)"):
         tl.RegionPooler(CLASSES, WIDTH).entries(prepared, y[1:] == 1)

@@ -24,7 +24,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import trust  # noqa: E402
 
 # One of each way through the code: the others share theirs, and compile for one batch size in test_modules.py.
-DYNAMIC = ("matching", "contrast, every option", "pseudo-labels", "large loss")
+DYNAMIC = ("matching", "contrast, weights and prototypes", "pseudo-labels", "large loss")
 
 
 @contextlib.contextmanager

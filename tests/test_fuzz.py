@@ -199,10 +199,6 @@ PARTS |= {
 }
 
 
-def mapped(b: int, c: int) -> Inputs:
-    return {**cases.with_maps(b, c), "text": normal(c, WIDTH, seed=2)}
-
-
 # Values are the caller's: of functions, twists of values are finite ones.
 PARTS |= {
     f"function {name}": function(name, call, inputs, pure=True)
@@ -233,12 +229,12 @@ PARTS |= {
         (
             "multimodal_contrastive",
             lambda **x: tuple(TF.multimodal_contrastive(**x).values()),
-            mapped,
+            cases.with_prototypes,
         ),
         (
             "multi_label_contrastive",
             TF.multi_label_contrastive,
-            lambda b, c: {"features" if k == "regions" else k: x for k, x in cases.image_labels(b, c).items()},
+            cases.image_labels,
         ),
         ("class_sums", TF.class_sums, lambda b, c: {"features": normal(b, c, WIDTH), "weights": normal(b, c).clamp(min=0)}),
         (

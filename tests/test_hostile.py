@@ -362,7 +362,7 @@ def batch() -> Inputs:
 
 
 def contrast(**more: Any) -> Any:
-    return tl.MultimodalContrastiveLoss(overlap=0.5 if "saliency" in more else None)(**{**batch(), **more})
+    return tl.MultimodalContrastiveLoss()(**{**batch(), **more})
 
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
@@ -374,13 +374,7 @@ def contrast(**more: Any) -> Any:
         ("weights", lambda w: tl.RegionDistillationLoss()(torch.ones(2, 3), torch.ones(2, 3), spoiled(torch.ones(2), w))),
         ("weights", lambda w: contrast(weights=spoiled(torch.ones(4, CLASSES), w))),
         ("prototypes", lambda w: contrast(prototypes=spoiled(normal(CLASSES, WIDTH), w))),
-        ("saliency", lambda w: contrast(saliency=spoiled(torch.ones(4, CLASSES, TOKENS), w))),
-        (
-            "weights",
-            lambda w: tl.MultimodalContrastiveLoss()(
-                normal(4, WIDTH), None, labels(), weights=spoiled(torch.ones(4, CLASSES), w)
-            ),
-        ),
+        ("weights", lambda w: tl.ImageContrastiveLoss()(normal(4, WIDTH), labels(), spoiled(torch.ones(4, CLASSES), w))),
         ("init", lambda w: tl.PrototypeBank(3, 4, init=spoiled(torch.ones(3, 4), w))),
         (
             "scores",

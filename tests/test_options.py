@@ -50,9 +50,6 @@ OPTIONS = [
     ("contrast_temperature=0.2", "contrast.temperature"),
     ("contrast_temperature_region=0.2", "contrast.temperature_region"),
     ("contrast_anchor_threshold=0.5", "contrast.anchor_threshold"),
-    ("contrast_head_dim=3", "contrast.head_dim"),
-    ("contrast_overlap=0.7", "contrast.overlap"),
-    ("contrast_absent_negatives=true", "contrast.absent_negatives"),
     ("lambda_region=0.3", "lambda_region"),
     ("lambda_pseudo=0.3", "lambda_pseudo"),
     ("lambda_distillation=0.3", "lambda_distillation"),
@@ -281,8 +278,8 @@ def test_a_rule_without_a_training_set_to_see_asks_nothing():
 # From the command line
 
 TOGETHER = {
-    "pair": "match_form=pair contrast_overlap=0.7 contrast_absent_negatives=true "
-    "head=mean distillation_form=kl_binary teacher_text=fixed contrast_head_dim=8 pseudo_warmup=0.4",
+    "pair": "match_form=pair "
+    "head=mean distillation_form=kl_binary teacher_text=fixed pseudo_warmup=0.4",
     "pair through the text tower": "match_form=pair prompts=shared num_context=2 query=conditioned head=region",
     "free": "match_form=pair_free query=free mlp_input=region key_norm=layer normalize_tokens=false mlp_ratio=1 dropout=0 "
     "detach_focus=true distillation_temperature=1",
@@ -318,7 +315,6 @@ def test_every_method_is_told_of_every_epoch(run, monkeypatch):  # noqa: F811
         ("head=both", "head must be 'query', 'region' or 'mean', got 'both'"),
         ("pseudo_rule=prototype threshold_pos=0.3", "Thresholds: positive must be at least 0.5"),
         ("teacher_text=fixed distillation_form=cosine", "pass distillation"),
-        ("contrast_head_dim=0", "head_dim must be"),
         ("value_path=true", "no value path to take"),
     ],
 )

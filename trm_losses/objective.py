@@ -12,9 +12,9 @@ from . import functional as TF
 from ._checks import Dims, check_choice, check_ids, check_number
 from ._distributed import Distributed, count_per_rank, resolve_group, sum_over_ranks, sum_per_rank
 from ._state import PerClassState
+from .contrast import MultimodalContrastiveLoss
 from .distillation import RegionDistillationLoss
 from .labels import UNKNOWN
-from .multimodal_contrastive import MultimodalContrastiveLoss
 from .prototype_bank import PrototypeBank
 from .pseudo import PrototypeRule, PseudoLabeler, PseudoLabels, Rule
 from .region_pooler import Plan, Prepared, RegionPooler, Regions, plan_classes
@@ -89,10 +89,9 @@ class TRMObjective(PerClassState):
             values stay below 512 MiB, and what :func:`trm_losses.region_pooler.plan_classes` says beyond that, or without a query
             head: its :class:`~trm_losses.region_pooler.Plan` may be given too, with chunks that ``keep`` their products, some 6 D
             numbers for each entry, in the time of all classes at once. Compiled code, and regions that are given, always take
-            all. With ``absent_negatives`` the regions of all known absent entries are held nevertheless, with
-            ``overlap`` all saliency maps. Where the positives are is asked of the device once a step. Time
-            grows with the classes, but for the labeller's prototype and quantile rules and the contrast of texts with
-            prototypes, which compare with the prototypes of all classes seen.
+            all. Where the positives are is asked of the device once a step. Time grows with the classes, but for the labeller's
+            prototype and quantile rules and the contrast of texts with prototypes, which compare with the prototypes of all
+            classes seen.
         distributed: False, True or a process group for the counts of this module; give the parts the same.
 
     Shape:
@@ -287,7 +286,6 @@ class TRMObjective(PerClassState):
                 prototypes=None if self.bank is None else self.bank.visual,
                 seen=None if self.bank is None else self.bank.seen,
                 weights=None if pseudo is None else torch.where(targets == UNKNOWN, pseudo.weights, 1.0),
-                saliency=found.get("saliency"),
             )
         loss = torch.stack(list(terms.values())).sum()
         similarities = compared if isinstance(compared, TF.Similarities) else None
@@ -329,7 +327,7 @@ class TRMObjective(PerClassState):
     def _measure(
         self, regions: Regions | TF.Factored, text: Tensor, negative_text: Tensor | None, classes: slice = slice(None)
     ) -> dict[str, Tensor]:
-        """Logits (B, c) without the bias of query head, region head and another teacher, as far as there are; and saliency."""
+        """Logits (B, c) without the bias of query head, region head and another teacher, as far as there are."""
 
         def similarity(features: Tensor | TF.Factored, text: Tensor) -> Tensor:
             negative = None if negative_text is None else negative_text[classes]
@@ -341,8 +339,6 @@ class TRMObjective(PerClassState):
             found["region"] = similarity(region, text)
             if self.reference_text is not None:
                 found["teacher"] = similarity(region, self.reference_text)
-        if self.contrast is not None and self.contrast.overlap is not None:
-            found["saliency"] = regions.saliency.detach()
         return found
 
     def _prepare_chunks(self, tokens: Tensor | Regions, text: Tensor, key_padding_mask: Tensor | None) -> Prepared | None:
@@ -392,13 +388,11 @@ class TRMObjective(PerClassState):
         return distance.sum() / torch.where(count > 0, count, 1.0)
 
     def _entries(self, prepared: Prepared, targets: Tensor, pseudo: PseudoLabels | None) -> TF.Entries:
-        """The regions that contrast and bank read: of positives, known or sure, and of absent entries where these take part."""
+        """The regions that contrast and bank read: of positives, known or sure."""
         read = torch.zeros_like(targets, dtype=torch.bool)
         if self.contrast is not None:
             anchors = targets if pseudo is None else self._positives(targets, pseudo, self.anchor_score)
             read = read | (anchors >= self.contrast.anchor_threshold)
-            if self.contrast.absent_negatives:
-                read = read | (targets == 0)
         if self.bank is not None:
             entering = targets if pseudo is None else self._positives(targets, pseudo, self.bank_pseudo_score)
             read = read | (entering == 1)

@@ -428,10 +428,6 @@ class TRM(Method):
                 region_text=preset.contrast_region_text,
                 region_prototype=preset.contrast_region_prototype,
                 text_prototype=preset.contrast_text_prototype,
-                overlap=preset.contrast_overlap,
-                absent_negatives=preset.contrast_absent_negatives,
-                dim=dim,
-                head_dim=preset.contrast_head_dim,
                 distributed=True,
             )
         # Without a distillation there is no teacher to give a text to.

@@ -184,9 +184,6 @@ class Preset:
     contrast_region_text: float = 1.0
     contrast_region_prototype: float = 1.0
     contrast_text_prototype: float = 1.0
-    contrast_head_dim: int | None = None  # width of a projection, 256 for instance
-    contrast_overlap: float | None = None  # share of common saliency above which classes are no negatives, such as 0.7
-    contrast_absent_negatives: bool = False
     anchor_score: float = 0.9  # least score of a pseudo-positive that becomes an anchor
     # Pseudo-labels (of the methods that have them); None: what suits the rule, see SCHEDULES
     pseudo_rule: str = "prototype"
