@@ -22,6 +22,7 @@ import trm_losses as tl
 from trm_losses import TRMHead, baselines
 from trm_losses.labels import from_ternary
 from trm_losses.metrics import average_precision
+from trm_losses.pseudo import NeighbourRule
 
 pytest.importorskip("torchvision")
 pytest.importorskip("open_clip")
@@ -417,15 +418,13 @@ def test_types_that_cannot_be_compared_are_refused_by_name(dtype: torch.dtype) -
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.bool], ids=str)
 def test_places_and_ids_are_int64(dtype: torch.dtype) -> None:
-    """torch reads places in uint8 as a mask, and -1 among ids would be 255."""
+    """torch reads places in uint8 as a mask."""
     z, rows, own = normal(2, WIDTH), torch.tensor([0, 1]), torch.tensor([1, 0])
-    past, ids = torch.full((CLASSES, 2), -1), torch.arange(4)
-    memory = [tl.functional.Memory(normal(CLASSES, 2, WIDTH), places) for places in (past.to(dtype), past)]
+    labeler = tl.PseudoLabeler(CLASSES, NeighbourRule(CLASSES, 4))
     for name, call in (
         ("regions.row", lambda: contrast(regions=tl.functional.Entries(z, rows.to(dtype), own))),
         ("regions.own", lambda: contrast(regions=tl.functional.Entries(z, rows, own.to(dtype)))),
-        ("memory.ids", lambda: contrast(memory=memory[0], ids=ids)),
-        ("ids", lambda: contrast(memory=memory[1], ids=ids.to(dtype))),
+        ("ids", lambda: labeler(None, labels(), tl.PrototypeBank(CLASSES, WIDTH), ids=torch.arange(4).to(dtype))),
     ):
         with pytest.raises(TypeError, match=rf"\w+: {name} must be int64, got {dtype}"):
             call()

@@ -143,7 +143,6 @@ class PseudoLabeler(FullPrecisionState):
     ) -> Evidence:
         """What the rule may look at, checked."""
         dims = Dims(type(self).__name__, C=self.num_classes)
-        targets = dims.targets(targets, "B C", validate=self.validate)
         looked_at = list(regions) if isinstance(regions, TF.Similarities) else [] if regions is None else [regions]
         if isinstance(regions, TF.Similarities):
             for key, value in regions._asdict().items():
@@ -152,6 +151,7 @@ class PseudoLabeler(FullPrecisionState):
         elif regions is not None:
             dims.check("regions", regions, "B C D")
         dims.check("bank.visual", bank.visual, "C D", hint="regions and bank share classes and width")
+        targets = dims.targets(targets, "B C", validate=self.validate)
         if text is not None:
             dims.check("text", text, "C D")
         if logits is not None:
