@@ -120,9 +120,7 @@ def options(draw: Any) -> dict[str, Any]:
     centres, queue, related = pick(1, 2), pick(0, 3), pick(0.0, 0.2) if rule in ("prototype", "quantile") else 0.0
     single = rule == "prototype" and pick(True, False)
     return {
-        "pooler": {"query": pick("tied", "free", "conditioned"), "dropout": pick(0.0, 0.3)},
-        "form": pick("single", "pair", "pair_free"),
-        "distillation": pick("kl_class", "kl_binary", "cosine"),
+        "pooler": {"query": pick("tied", "free"), "dropout": pick(0.0, 0.3)},
         "contrast": {"overlap": pick(None, 0.6), "absent_negatives": pick(False, True), "head_dim": pick(None, 4)},
         "bank": {"num_prototypes": centres, "queue_size": max(queue, 2 * (centres > 1)), "absent": pick(False, True)},
         "labeler": {
@@ -136,18 +134,15 @@ def options(draw: Any) -> dict[str, Any]:
 
 
 def made(o: dict[str, Any]) -> nn.Module:
-    wide = {"dim": WIDTH} if o["form"] == "pair_free" else {}
-    fixed = {"teacher_text": "fixed", "reference_text": normal(CLASSES, WIDTH).float()} if o["distillation"] != "cosine" else {}
     return shaken_keeping_dropout(
         tl.TRMObjective(
             tl.RegionPooler(CLASSES, WIDTH, num_heads=2, **o["pooler"]),
-            tl.TextRegionMatchingLoss(CLASSES, form=o["form"], **wide),
-            distillation=tl.RegionDistillationLoss(form=o["distillation"]),
+            tl.TextRegionMatchingLoss(CLASSES),
+            distillation=tl.RegionDistillationLoss(),
             contrast=tl.MultimodalContrastiveLoss(dim=WIDTH, **o["contrast"]),
             bank=tl.PrototypeBank(CLASSES, WIDTH, init=normal(CLASSES, WIDTH), absent_every=2, **o["bank"]),
             labeler=tl.PseudoLabeler(CLASSES, min_positives=2, **o["labeler"]),
             class_chunk=o["class_chunk"],
-            **fixed,
         )
     )
 
@@ -168,8 +163,6 @@ def objective_goes_on(o: dict[str, Any], k: int, how: str) -> None:
             "targets": labels(BATCH, CLASSES, number).float(),
             "ids": (torch.arange(BATCH) + number) % SAMPLES,
         }
-        if o["form"] == "pair":
-            x["negative_text"] = normal(CLASSES, WIDTH, seed=3).float()
         if o["labeler"]["rule"] == "neighbour" and number == 2:
             training = [t.float() for t in (normal(SAMPLES, CLASSES, WIDTH), normal(SAMPLES, CLASSES), labels(SAMPLES, CLASSES))]
             run.module.labeler.refresh(*training)  # type: ignore[union-attr,operator]

@@ -431,12 +431,12 @@ class PseudoLabeler(FullPrecisionState):
 
     @torch.no_grad()
     def similarities(
-        self, regions: Tensor | TF.Factored, bank: PrototypeBank, *, text: Tensor | None = None, first: int = 0
+        self, regions: Tensor, bank: PrototypeBank, *, text: Tensor | None = None, first: int = 0
     ) -> TF.Similarities:
         """What the labeller reads of regions (B, C, D): it takes these in their place, joined from chunks of the classes.
 
         Args:
-            regions: (B, c, D) of the c classes from ``first`` on, or :class:`trm_losses.functional.Factored`.
+            regions: (B, c, D) of the c classes from ``first`` on.
             bank, text: as in the call.
         """
         text = bank.text if text is None else text
@@ -446,7 +446,7 @@ class PseudoLabeler(FullPrecisionState):
         return self._all_similarities(regions, bank, text, first)
 
     def _all_similarities(
-        self, regions: Tensor | TF.Factored, bank: PrototypeBank, text: Tensor, first: int = 0
+        self, regions: Tensor, bank: PrototypeBank, text: Tensor, first: int = 0
     ) -> TF.Similarities:
         return TF.prototype_similarities(
             regions,
