@@ -148,11 +148,6 @@ def two_logits(batch: int, s: Setting) -> Inputs:
     return {"student": student, "teacher": teacher}
 
 
-def two_features(batch: int, s: Setting) -> Inputs:
-    student, teacher = (normal(batch, s["classes"], WIDTH, seed=seed, magnitude=s["magnitude"]) for seed in (1, 2))
-    return {"student": student, "teacher": teacher}
-
-
 def logits(batch: int, s: Setting) -> Inputs:
     x = normal(batch, s["classes"], seed=1, magnitude=s["magnitude"])
     return {"logits": x, "targets": labels(batch, s), "ids": torch.arange(batch)}
@@ -282,34 +277,21 @@ PARTS = [
     ),
     Part(
         "matching",
-        lambda s: tl.TextRegionMatchingLoss(s["classes"], scale=s["scale"], normalize_regions=s["cosine"]),
+        lambda s: tl.TextRegionMatchingLoss(s["classes"], scale=s["scale"]),
         regions,
         lambda m, x: m(x["regions"], x["text"], x["targets"]),
         ("regions", "text"),
-        {**_REGIONS, "scale": (20.0, 1.0, 100.0), "cosine": (False, True)},
+        {**_REGIONS, "scale": (20.0, 1.0, 100.0)},
         more=({"classes": 20000},),
     ),
     Part(
-        "distillation of logits",
-        lambda s: tl.RegionDistillationLoss(form=s["form"], temperature=s["temperature"]),
+        "distillation",
+        lambda s: tl.RegionDistillationLoss(temperature=s["temperature"]),
         two_logits,
         lambda m, x: m(x["student"], x["teacher"]),
         ("student",),
-        {
-            "classes": (20, 1),
-            "magnitude": (10.0, 1.0, 1e4),
-            "temperature": (4.0, 1.0, 0.1, 0.01),
-            "form": ("kl_class", "kl_binary"),
-        },
-        more=tuple({"classes": 20000, "form": form, "temperature": t} for form in ("kl_class", "kl_binary") for t in (4.0, 0.1)),
-    ),
-    Part(
-        "distillation of features",
-        lambda s: tl.RegionDistillationLoss(form="cosine"),
-        two_features,
-        lambda m, x: m(x["student"], x["teacher"]),
-        ("student",),
-        {"classes": (20, 1, 2000), "magnitude": (1.0, 1e-3, 300.0, 1e4)},
+        {"classes": (20, 1), "magnitude": (10.0, 1.0, 1e4), "temperature": (4.0, 1.0, 0.1, 0.01)},
+        more=tuple({"classes": 20000, "temperature": t} for t in (4.0, 0.1)),
     ),
     Part(
         "contrast",

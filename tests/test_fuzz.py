@@ -207,9 +207,7 @@ PARTS |= {
         (
             "text_region_logits",
             lambda **x: TF.text_region_logits(**x, scale=5.0),
-            lambda b, c: {
-                "regions": normal(b, c, WIDTH), "text": normal(c, WIDTH), "bias": normal(c), "negative": normal(c, WIDTH, seed=4)
-            },
+            lambda b, c: {"regions": normal(b, c, WIDTH), "text": normal(c, WIDTH), "bias": normal(c)},
         ),
         (
             "region_attention",
@@ -221,11 +219,6 @@ PARTS |= {
             },
         ),
         ("region_distillation", TF.region_distillation, cases.two_logits),
-        (
-            "feature_distillation",
-            TF.feature_distillation,
-            lambda b, c: {k.removesuffix("_features"): x for k, x in cases.two_features(b, c).items()},
-        ),
         (
             "multimodal_contrastive",
             lambda **x: tuple(TF.multimodal_contrastive(**x).values()),

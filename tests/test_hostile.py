@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases import CLASSES, TOKENS, WIDTH, Inputs, head, labels, normal, objective
+from cases import CLASSES, WIDTH, Inputs, head, labels, normal
 from torch import Tensor
 
 import trm_losses as tl
@@ -461,12 +461,6 @@ def test_nothing_is_a_batch_too() -> None:
         tl.TextRegionMatchingLoss(2).calibrate_bias(torch.ones(0, 2, 4), torch.ones(2, 4), 0.5)
     with pytest.raises(ValueError, match=r"prototypes must have shape \(C, D\)"):
         contrast(prototypes=torch.ones(CLASSES, 0, WIDTH))
-
-
-def test_an_objective_asks_for_a_tensor_of_absence() -> None:
-    module = objective(2, matching={"form": "pair"})
-    with pytest.raises(TypeError, match="TRMObjective: negative_text must be a torch.Tensor, got int"):
-        module(torch.ones(1, TOKENS, WIDTH), torch.ones(2, WIDTH), torch.ones(1, 2), negative_text=3)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("which", ["query", "region"])

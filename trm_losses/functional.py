@@ -22,21 +22,18 @@ from ._asymmetric import Focus, asymmetric_sum
 from ._checks import Dims, signed
 from ._contrast import MASKED as _MASKED
 from ._contrast import SAFE_TEMPERATURE, log_sum_of_others, unit_rows
-from ._cosine import region_cosine
 from ._distributed import Joined, count_per_rank, gather_rows, sum_per_rank, with_gradients_of_ranks
-from ._entries import Entries, Factored, region_lengths, region_products, take
+from ._entries import Entries, take
 from ._fused import may_fuse
 from ._precision import full_precision as full_precision
 
 __all__ = [
     "Entries",
-    "Factored",
     "Reduction",
     "Similarities",
     "asymmetric_loss",
     "calibrate",
     "class_sums",
-    "feature_distillation",
     "multi_label_contrastive",
     "multimodal_contrastive",
     "match_prior",
@@ -57,11 +54,6 @@ def upcast(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def upcast_regions(regions: Tensor | Factored) -> Tensor | Factored:
-    """:func:`upcast` of regions in either form."""
-    return Factored(*map(upcast, regions)) if isinstance(regions, Factored) else upcast(regions)
-
-
 def unit(tensor: Tensor) -> Tensor:
     """Vectors of length one along the last axis, in at least float32 (a zero vector stays zero)."""
     return unit_rows(upcast(tensor))
@@ -72,16 +64,11 @@ _MASKS = ("free", "known", "seen", "key_padding_mask")
 _COUNTED = ("targets", "count", *_MASKS)
 
 
-def _check_shapes(owner: str, **given: tuple[Tensor | Factored | None, str]) -> None:
+def _check_shapes(owner: str, **given: tuple[Tensor | None, str]) -> None:
     """Refuse what does not fit, by name; "..." is any shape, the same wherever it stands, and "?" what may be left out."""
     dims, shape = Dims(owner), None
     for name, (tensor, letters) in given.items():
         if tensor is None and letters.endswith("?"):
-            continue
-        if isinstance(tensor, Factored):
-            batch, classes, width = letters.split()
-            dims.check(f"{name}.saliency", tensor.saliency, f"{batch} {classes} N")
-            dims.check(f"{name}.tokens", tensor.tokens, f"{batch} N {width}")
             continue
         if letters == "..." and isinstance(tensor, Tensor):
             shape = " ".join(f"n{i}" for i in range(tensor.ndim)) if shape is None else shape
@@ -181,44 +168,25 @@ def _asymmetric_entries(logits: Tensor, targets: Tensor, weights: Tensor | None,
     return loss if weights is None else loss * torch.where(known, weights, 0.0)
 
 
-def text_region_logits(
-    regions: Tensor | Factored,
-    text: Tensor,
-    scale: Tensor | float,
-    bias: Tensor | None = None,
-    *,
-    negative: Tensor | None = None,
-    normalize_regions: bool = False,
-) -> Tensor:
+def text_region_logits(regions: Tensor, text: Tensor, scale: Tensor | float, bias: Tensor | None = None) -> Tensor:
     r"""One logit for each class from its one region and its one text: :math:`s\, r_{bc}\cdot\hat t_c - \beta_c`.
 
-    With a second vector, of the absence of the class, it is :math:`s\,(r_{bc}\cdot\hat t_c - r_{bc}\cdot t^-_c) - \beta_c`.
-
     Args:
-        regions: (B, C, D), or :class:`Factored`. Regions pooled from unit tokens are not longer than 1; a region spread over
-            disagreeing tokens is short, which is evidence of absence, so their length is kept by default.
+        regions: (B, C, D). Regions pooled from unit tokens are not longer than 1; a region spread over
+            disagreeing tokens is short, which is evidence of absence, so their length is kept.
         text: (C, D), normalised here.
         scale: s.
         bias: (C,) :math:`\beta`, or None for the similarity alone (as distillation wants it).
-        negative: (C, D) :math:`t^-`, taken as it is: a text normalised by the caller, or a free vector of any length.
-        normalize_regions: True gives the cosine.
 
     Returns:
-        (B, C). No normalised copy of the regions is made.
+        (B, C).
 
-    Reference: the matching of one text with one region is the paper's; scale and bias are our choice, the pair is
-    DualCoOp's.
+    Reference: the matching of one text with one region is the paper's; scale and bias are our choice.
     """
-    _check_shapes(
-        "text_region_logits", regions=(regions, "B C D"), text=(text, "C D"), bias=(bias, "C?"), negative=(negative, "C D?")
-    )
+    _check_shapes("text_region_logits", regions=(regions, "B C D"), text=(text, "C D"), bias=(bias, "C?"))
     with full_precision(text):
-        r = upcast_regions(regions)
-        dtype = r.tokens.dtype if isinstance(r, Factored) else r.dtype
-        t = unit(text).to(dtype)
-        if negative is not None:
-            t = t - negative.to(dtype)
-        logits = scale * (region_cosine(r, t) if normalize_regions else region_products(r, t))
+        r = upcast(regions)
+        logits = scale * torch.einsum("bcd,cd->bc", r, unit(text).to(r.dtype))
         return logits if bias is None else logits - bias
 
 
@@ -314,7 +282,6 @@ def region_distillation(
     teacher_logits: Tensor,
     weights: Tensor | None = None,
     *,
-    form: Literal["kl_class", "kl_binary"] = "kl_class",
     temperature: float = 4.0,
     reduction: Reduction = "mean",
     group: ProcessGroup | None = None,
@@ -323,21 +290,14 @@ def region_distillation(
 
     .. math:: L = \frac{T^2}{B} \sum_b \mathrm{KL}(\mathrm{softmax}(\ell^r_b / T)\,\|\,\mathrm{softmax}(\ell^q_b / T))
 
-    or, with ``form="kl_binary"``, of each class by itself, which does not take the classes for exclusive:
-
-    .. math:: L = \frac{T^2}{B} \sum_b \sum_c \mathrm{KL}(\sigma(\ell^r_{bc} / T)\,\|\,\sigma(\ell^q_{bc} / T))
-
     Args:
-        student_logits, teacher_logits: (B, C), without bias for ``"kl_class"``, with it for ``"kl_binary"``. The teacher gets
-            no gradient.
+        student_logits, teacher_logits: (B, C), without the bias of the classes. The teacher gets no gradient.
         weights: (B,) a factor for each image.
-        form: ``"kl_class"`` or ``"kl_binary"``.
         temperature: T.
         reduction: ``"mean"`` over images, ``"sum"``, or ``"none"`` -> (B,).
         group: process group over which ``"mean"`` counts the images, and whose average ``"sum"`` makes a sum.
 
-    Reference: region teaches query is the patent's; the form over classes is what the authors' other code suggests, the
-    binary one our choice.
+    Reference: region teaches query is the patent's; the form over classes is what the authors' other code suggests.
     """
     _check_shapes(
         "region_distillation",
@@ -347,13 +307,10 @@ def region_distillation(
     )
     with full_precision(student_logits):
         student, teacher = upcast(student_logits) / temperature, upcast(teacher_logits.detach()) / temperature
-        if form == "kl_binary":  # present and absent as the two classes of a last axis
-            student, teacher = torch.stack([student, -student], dim=-1), torch.stack([teacher, -teacher], dim=-1)
-            student, teacher = F.logsigmoid(student), F.logsigmoid(teacher)
-        else:
-            student, teacher = F.log_softmax(student, dim=-1), F.log_softmax(teacher, dim=-1)
-        divergence = F.kl_div(student, teacher, log_target=True, reduction="none")
-        loss = temperature**2 * divergence.sum(dim=(-2, -1) if form == "kl_binary" else -1)
+        divergence = F.kl_div(
+            F.log_softmax(student, dim=-1), F.log_softmax(teacher, dim=-1), log_target=True, reduction="none"
+        )
+        loss = temperature**2 * divergence.sum(dim=-1)
         if weights is not None:
             loss = loss * upcast(weights)
         if reduction == "none":
@@ -364,40 +321,6 @@ def region_distillation(
         return loss.sum() / torch.where(count > 0, count, 1.0)
 
 
-def feature_distillation(
-    student: Tensor,
-    teacher: Tensor,
-    weights: Tensor | None = None,
-    *,
-    reduction: Reduction = "mean",
-    group: ProcessGroup | None = None,
-) -> Tensor:
-    r"""The region-level feature teaches the query-level feature, by cosine:
-
-    .. math:: L = \frac{1}{\sum W} \sum_{bc} W_{bc} (1 - \hat z_{bc} \cdot \hat r_{bc})
-
-    Args:
-        student, teacher: (B, C, D). The teacher gets no gradient.
-        weights: (B, C) W, such as 1 for present classes and 0 for the others; 1 for all where it is not given.
-        reduction: ``"mean"`` divides by the sum of W, ``"sum"`` does not, ``"none"`` -> (B, C).
-        group: process group over which ``"mean"`` sums W, and whose average ``"sum"`` makes a sum.
-
-    Reference: the region-level feature teaches the query-level feature, in the words of the patent; the cosine is our choice.
-    """
-    _check_shapes(
-        "feature_distillation", student=(student, "B C D"), teacher=(teacher, "B C D"), weights=(weights, "B C?")
-    )
-    with full_precision(student):
-        z, r = unit(student), unit(teacher.detach())
-        loss = 1 - (z * r.to(z.dtype)).sum(dim=-1)
-        w = torch.ones_like(loss) if weights is None else weights.to(loss.dtype)
-        loss = w * loss
-        if reduction == "none":
-            return loss
-        if reduction == "sum":
-            return sum_per_rank(loss.sum(), group)
-        count = count_per_rank(w.detach().sum(), group)
-        return loss.sum() / torch.where(count > 0, count, 1.0)
 
 
 # Largest block of intermediate values held at once, in elements (64 MiB of float32).
@@ -780,43 +703,40 @@ class Similarities(NamedTuple):
 
 
 def intra_similarities(
-    features: Tensor | Factored, visual: Tensor, text: Tensor, *, first: int = 0
+    features: Tensor, visual: Tensor, text: Tensor, *, first: int = 0
 ) -> tuple[Tensor, Tensor]:
     """The intra-class similarities of :func:`prototype_similarities`: visual and text, each (B, C)."""
     with full_precision(text):
-        z = upcast_regions(features)
-        norm = region_lengths(z)
+        z = upcast(features)
+        norm = _length(z)
         return _own_cosine(z, norm, visual, first), _own_cosine(z, norm, text, first)
 
 
-def _own_cosine(features: Tensor | Factored, norm: Tensor, prototypes: Tensor, first: int) -> Tensor:
+def _length(regions: Tensor) -> Tensor:
+    """(B, C) length of each region, at least 1e-12."""
+    length: Tensor = torch.linalg.vector_norm(regions, dim=-1).clamp(min=1e-12)
+    return length
+
+
+def _own_cosine(features: Tensor, norm: Tensor, prototypes: Tensor, first: int) -> Tensor:
     """(B, C) cosine of each region with the prototype of its class."""
     own = upcast(prototypes[first : first + norm.shape[1]]).to(norm.dtype)
     length = torch.linalg.vector_norm(own, dim=-1).clamp(min=1e-12)
-    return region_products(features, own).div(length).div(norm)
+    return torch.einsum("bcd,cd->bc", features, own).div(length).div(norm)
 
 
 def _inter_class(
-    features: Tensor | Factored, norm: Tensor, prototypes: Tensor, temperature: float, seen: Tensor, first: int
+    features: Tensor, norm: Tensor, prototypes: Tensor, temperature: float, seen: Tensor, first: int
 ) -> Tensor:
     """softmax over the seen classes of region-prototype similarities, at each region's own class."""
     keys = unit(prototypes).to(norm.dtype)
-    if isinstance(features, Factored):  # r . P = a . (V P): for each image prototypes of width N
-        pairs = [(a, keys @ v.T) for a, v in zip(*features, strict=True)]
-    else:
-        pairs = [(features.flatten(0, 1), keys)]
-    lengths = torch.split(norm.flatten(), [len(rows) for rows, _ in pairs])
-    parts = [
-        _log_sum_over_classes(rows, length, some, seen, temperature)
-        for (rows, some), length in zip(pairs, lengths, strict=True)
-    ]
-    log_sum = torch.cat([norm.new_zeros(0), *parts]).view_as(norm)
+    log_sum = _log_sum_over_classes(features.flatten(0, 1), norm.flatten(), keys, seen, temperature).view_as(norm)
     own = _own_cosine(features, norm, prototypes, first) / temperature
     return torch.exp(own - log_sum).clamp(max=1) * seen[first : first + norm.shape[1]]
 
 
 def prototype_similarities(
-    features: Tensor | Factored,
+    features: Tensor,
     visual: Tensor,
     text: Tensor,
     *,
@@ -833,7 +753,7 @@ def prototype_similarities(
       ("does it look more like c than like any other class"); the visual one runs over seen classes and is 0 elsewhere.
 
     Args:
-        features: (B, C, D), or :class:`Factored`. visual, text: prototypes (C, D).
+        features: (B, C, D). visual, text: prototypes (C, D).
         seen: (C,) bool, None for all.
         temperature_visual, temperature_text: :math:`\tau_v, \tau_t`; tie the latter to the model, 2 / logit scale.
         first: where ``features`` are of a chunk of the classes, (B, c, D), the class with which it begins.
@@ -848,8 +768,8 @@ def prototype_similarities(
         seen=(seen, "C?"),
     )
     with full_precision(text):
-        z = upcast_regions(features)
-        norm = region_lengths(z)
+        z = upcast(features)
+        norm = _length(z)
         every = torch.ones(len(text), dtype=torch.bool, device=text.device)
         s_v, s_t = intra_similarities(z, visual, text, first=first)
         inter_v = _inter_class(z, norm, visual, temperature_visual, every if seen is None else seen, first)

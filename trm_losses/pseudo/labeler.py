@@ -234,12 +234,12 @@ class PseudoLabeler(FullPrecisionState):
 
     @torch.no_grad()
     def similarities(
-        self, regions: Tensor | TF.Factored, bank: PrototypeBank, *, text: Tensor | None = None, first: int = 0
+        self, regions: Tensor, bank: PrototypeBank, *, text: Tensor | None = None, first: int = 0
     ) -> TF.Similarities | None:
         """What the rule reads of regions, and takes in their place once joined from chunks of the classes; None: nothing.
 
         Args:
-            regions: (B, c, D) of the c classes from ``first`` on, or :class:`trm_losses.functional.Factored`.
+            regions: (B, c, D) of the c classes from ``first`` on.
             bank: prototypes.
             text: (C, D) in place of the bank's text prototypes.
             first: the first class of the chunk.
