@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from trm_losses import MultimodalContrastiveLoss, PrototypeBank, RegionPooler, TextRegionMatchingLoss
-from trm_losses.functional import Entries, intra_similarities
+from trm_losses.functional import Entries
+from trm_losses.functional.similarities import intra_similarities
 from trm_losses.metrics import average_precision
 from trm_losses.pseudo import PrototypeRule
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import trm_losses as tl
 from trm_losses import baselines, pseudo
 from trm_losses import functional as TF
+from trm_losses._precision import unit
 
 BATCH, CLASSES, WIDTH, TOKENS = 4, 5, 8, 6
 Inputs = dict[str, Tensor]
@@ -338,8 +339,8 @@ def bank_twin(module: tl.PrototypeBank, x: Inputs) -> Result:
     mass = torch.where(x["targets"] == 1, x["weights"].float(), 0.0)
     for z in (x["regions"], x["regions"].roll(1, 0)):
         visual, count = TF.update_prototypes(visual, count, *TF.class_sums(z, mass), momentum=module.momentum)
-    first, second = TF.unit(x["text"]).float(), TF.unit(x["text"].roll(1, 0)).float()
-    return visual, TF.unit(0.5 * first + 0.5 * second), count
+    first, second = unit(x["text"]).float(), unit(x["text"].roll(1, 0)).float()
+    return visual, unit(0.5 * first + 0.5 * second), count
 
 
 LABELER_BANKS = {classes: filled_bank(classes) for classes in (1, 2, 3, CLASSES)}  # made outside of what is compiled

@@ -15,15 +15,17 @@ from test_functional import SCENES, close, pseudo_positives
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trm_losses import _contrast
+from trm_losses import _precision
 from trm_losses import functional as TF
-from trm_losses._contrast import _plain, log_sum_of_others, unit_rows
+from trm_losses._precision import unit_rows
+from trm_losses.functional import _log_sums
+from trm_losses.functional._log_sums import _plain, log_sum_of_others
 
 TEMPERATURES = [0.005, 0.02, 0.1, 1.0]  # the first takes the maximum of each row out, in blocks too
 
 
 def unit(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return TF.unit(normal(*shape, seed=seed, dtype=dtype))
+    return _precision.unit(normal(*shape, seed=seed, dtype=dtype))
 
 
 def loops(rows: Any, keys: Any, valid: Any, first: int, temperature: float) -> np.ndarray:
@@ -38,7 +40,7 @@ def loops(rows: Any, keys: Any, valid: Any, first: int, temperature: float) -> n
 
 @pytest.fixture(params=[1, 3, 4, 100])
 def block(request: Any, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(_contrast, "_ROWS", request.param)
+    monkeypatch.setattr(_log_sums, "_ROWS", request.param)
     return int(request.param)
 
 
@@ -72,7 +74,7 @@ def test_rows_among_the_keys_of_all_ranks(block: int, temperature: float) -> Non
         close(log_sum_of_others(rows, keys, None, first, temperature), loops(rows, keys, None, first, temperature))
     ours, twins = ((rows.clone().requires_grad_(), keys.clone().requires_grad_()) for _ in range(2))
     log_sum_of_others(*ours, valid, 6, temperature).sin().sum().backward()
-    _contrast._plain(*twins, valid, 6, temperature).sin().sum().backward()
+    _plain(*twins, valid, 6, temperature).sin().sum().backward()
     for a, b in zip(ours, twins, strict=True):
         close(a.grad, b.grad)
 
@@ -110,9 +112,9 @@ def test_the_largest_and_the_smallest_similarities_in_float32(block: int, arrang
 
 def test_the_sum_of_many_equal_pairs_stays_within_float32() -> None:
     """The temperature from which no maximum is taken out leaves room for any number of anchors."""
-    room = math.log(torch.finfo(torch.float32).max) - 1 / _contrast.SAFE_TEMPERATURE
+    room = math.log(torch.finfo(torch.float32).max) - 1 / _log_sums.SAFE_TEMPERATURE
     assert room > math.log(1e9)
-    assert 2 / torch.tensor(math.log(100.0)).exp().item() >= _contrast.SAFE_TEMPERATURE  # as for texts of CLIP's scale
+    assert 2 / torch.tensor(math.log(100.0)).exp().item() >= _log_sums.SAFE_TEMPERATURE  # as for texts of CLIP's scale
 
 
 def test_unit_rows_have_first_and_second_derivatives() -> None:
@@ -159,7 +161,7 @@ def test_more_classes_than_anchors(block: int) -> None:
 def test_gradients_in_blocks_are_those_at_once(scene: str, monkeypatch: pytest.MonkeyPatch) -> None:
     slopes = []
     for rows in (3, 100):
-        monkeypatch.setattr(_contrast, "_ROWS", rows)
+        monkeypatch.setattr(_log_sums, "_ROWS", rows)
         f, t = normal(6, 4, 8).requires_grad_(), normal(4, 8, seed=1).requires_grad_()
         sum(TF.multimodal_contrastive(f, t, pseudo_positives(), **SCENES[scene]).values()).backward()
         slopes.append((f.grad, t.grad))
@@ -175,7 +177,7 @@ def test_images_by_their_labels_in_blocks_are_the_loops(block: int) -> None:
 
 @pytest.mark.parametrize("temperature", [0.01, 0.1])
 def test_no_matrix_of_all_pairs_is_made(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_contrast, "_ROWS", 8)
+    monkeypatch.setattr(_log_sums, "_ROWS", 8)
 
     class Largest(TorchDispatchMode):
         elements = 0
@@ -195,7 +197,7 @@ def test_no_matrix_of_all_pairs_is_made(temperature: float, monkeypatch: pytest.
 
 
 def test_backward_inside_autocast_keeps_its_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_contrast, "_ROWS", 4)
+    monkeypatch.setattr(_log_sums, "_ROWS", 4)
     x = unit(9, 4, dtype=torch.float32).requires_grad_()
     outside, inside = (log_sum_of_others(x, x, None, 0, 0.1).sum() for _ in range(2))
     (expected,) = torch.autograd.grad(outside, x)

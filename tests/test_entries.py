@@ -109,7 +109,7 @@ def test_labeler_reads_similarities_of_chunks(settings: dict[str, Any], size: in
     twin.update(x, y, bank)
     for a, e in zip(labeler.buffers(), twin.buffers(), strict=True):
         torch.testing.assert_close(a, e)
-    with pytest.raises(ValueError, match=r"PseudoLabeler: intra_visual must have shape \(B, C\) = \(6, 5\), got \(6, 4\)"):
+    with pytest.raises(ValueError, match=r"PseudoLabeler: intra_visual must have shape \(B, C\) = \(B, 5\), got \(6, 4\)"):
         labeler(TF.Similarities(*(s[:, 1:] for s in joined)), y, bank)
     with pytest.raises(ValueError, match="PseudoLabeler: regions must be finite, got 30 NaN or infinite of 30 values"):
         labeler(joined._replace(inter_text=joined.inter_text * float("nan")), y, bank)

@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from trm_losses import MultimodalContrastiveLoss
 from trm_losses import functional as TF
-from trm_losses._asymmetric import Focus, _one_pass
+from trm_losses.functional import _log_sums
+from trm_losses.functional.asymmetric import Focus, _one_pass
 
 FOCUS = [(0.0, 0.0, 0.0), (1.0, 2.0, 0.05), (0.5, 0.5, 0.1), (0.0, 3.0, 0.0), (2.0, 0.0, 0.2), (0.0, 2.5, 0.1), (3.0, 3.0, 0.05)]
 
@@ -121,7 +122,7 @@ def test_an_infinite_logit_that_is_right_costs_nothing_and_a_nan_is_not_hidden(m
 @pytest.mark.parametrize("chunk", [3, 1 << 17])
 def test_the_mean_counts_what_is_known_whatever_its_weight(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also of integer labels: present, absent, and not the unknown."""
-    monkeypatch.setattr("trm_losses._asymmetric._CHUNK", chunk)
+    monkeypatch.setattr("trm_losses.functional.asymmetric._CHUNK", chunk)
     x, y, w = normal(6, 7), labels(6, 7, soft=False), torch.full((6, 7), 0.125)
     known = sum(int(v) >= 0 for v in y.flatten())
     for targets in (y, y.int()):
@@ -149,7 +150,7 @@ def test_asymmetric_loss_has_second_derivatives(gamma_pos: float, gamma_neg: flo
 
 @pytest.mark.parametrize("chunk", [1, 5, 64])
 def test_asymmetric_loss_in_chunks(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trm_losses._asymmetric._CHUNK", chunk)
+    monkeypatch.setattr("trm_losses.functional.asymmetric._CHUNK", chunk)
     x, y, w = (4 * normal(6, 7)).requires_grad_(), labels(6, 7), normal(6, 7, seed=1).abs()
     loss = TF.asymmetric_loss(x, y, w, reduction="sum")
     loss.backward()
@@ -327,8 +328,8 @@ def test_rows_against_classes_in_blocks_are_the_loops(learned: bool, scene: str,
     y, given, slopes = pseudo_positives(), SCENES[scene], []
     for blocks in (True, False):
         if blocks:
-            monkeypatch.setattr(TF, "_TILE", (1, 3))
-            monkeypatch.setattr(TF, "_BLOCK", 5)
+            monkeypatch.setattr(_log_sums, "_TILE", (1, 3))
+            monkeypatch.setattr(_log_sums, "BLOCK", 5)
         f, t = (x.requires_grad_(learned) for x in (normal(6, 4, 8), normal(4, 8, seed=1)))
         actual = TF.multimodal_contrastive(f, t, y, **given)
         for key, value in oracles.contrast(f, t, y, **given).items():
@@ -510,8 +511,8 @@ def test_update_prototypes() -> None:
 @pytest.mark.parametrize("block", [1 << 24, 40, 1])
 def test_prototype_similarities(seen: Any, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In tiles; with gradient in blocks of all rows, some and one. At a low temperature too."""
-    monkeypatch.setattr(TF, "_BLOCK", block)
-    monkeypatch.setattr(TF, "_TILE", (3, 2))
+    monkeypatch.setattr(_log_sums, "BLOCK", block)
+    monkeypatch.setattr(_log_sums, "_TILE", (3, 2))
     f, v, t = normal(5, 4, 6), 2 * normal(4, 6, seed=1), normal(4, 6, seed=2)
     mask = None if seen is None else torch.tensor(seen)
     for low in (1.0, 0.05):
@@ -550,8 +551,8 @@ def test_saliency_map() -> None:
 @pytest.mark.parametrize("seen", [None, [True, False, True, True]])
 @pytest.mark.parametrize("block", [1 << 24, 40, 1])
 def test_similarities_in_tiles_and_of_factors_are_the_loops(seen: Any, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TF, "_BLOCK", block)
-    monkeypatch.setattr(TF, "_TILE", (3, 2))
+    monkeypatch.setattr(_log_sums, "BLOCK", block)
+    monkeypatch.setattr(_log_sums, "_TILE", (3, 2))
     f, v, t = normal(5, 4, 6), 2 * normal(4, 6, seed=1), normal(4, 6, seed=2)
     mask = None if seen is None else torch.tensor(seen)
     for given in (f.clone().requires_grad_(), f):

@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_map
 import trm_losses as tl
 from trm_losses import baselines, labels, metrics
 from trm_losses import functional as TF
+from trm_losses._precision import unit
 from trm_losses.pseudo import NeighbourRule
 
 EXAMPLES = int(os.environ.get("TRM_LOSSES_EXAMPLES", "20000"))
@@ -234,7 +235,7 @@ PARTS |= {
             "update_prototypes",
             TF.update_prototypes,
             lambda b, c: {
-                "prototypes": TF.unit(normal(c, WIDTH)), "count": torch.arange(c), "sums": normal(c, WIDTH, seed=2),
+                "prototypes": unit(normal(c, WIDTH)), "count": torch.arange(c), "sums": normal(c, WIDTH, seed=2),
                 "mass": torch.arange(c).double(),
             },
         ),

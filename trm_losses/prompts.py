@@ -7,8 +7,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import functional as TF
 from ._checks import Dims, check_choice, check_finite, check_number
+from ._precision import unit, upcast
 from ._state import PerClassState
 
 __all__ = ["PromptEmbeddings", "PromptLearner"]
@@ -94,7 +94,7 @@ class PromptLearner(PerClassState):
                 raise ValueError(f"{name}: mode={mode!r} needs text (C, D), the class texts to start from")
             dims.check("text", text, "C D")
             check_finite(name, "text", text)
-            self.register_buffer("reference", TF.unit(text.detach()).to(TF.upcast(text).dtype))
+            self.register_buffer("reference", unit(text.detach()).to(upcast(text).dtype))
             if mode == "residual":
                 self.delta = nn.Parameter(torch.zeros_like(self.reference))
             return

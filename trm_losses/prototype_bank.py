@@ -12,6 +12,7 @@ from . import functional as TF
 from ._checks import Dims, check_finite, check_number
 from ._distributed import Distributed, resolve_group, sum_over_ranks
 from ._entries import check_regions, take
+from ._precision import full_precision, unit
 from ._state import FullPrecisionState
 
 __all__ = ["PrototypeBank"]
@@ -85,7 +86,7 @@ class PrototypeBank(FullPrecisionState):
         if init is not None:
             Dims(name, C=num_classes, D=dim).check("init", init, "C D")
             check_finite(name, "init", init)
-            start = TF.unit(init.detach()).float()
+            start = unit(init.detach()).float()
         self.register_buffer("init", start.to(device))
         self.register_buffer("visual", torch.empty_like(self.init))
         self.register_buffer("text", torch.empty_like(self.init))
@@ -128,7 +129,7 @@ class PrototypeBank(FullPrecisionState):
             dims = Dims(type(self).__name__, C=made.num_classes, D=self.dim)
             dims.check("init", init, "C D")
             check_finite(dims.owner, "init", torch.where(new.to(init.device)[:, None], init, 0.0))
-            start = TF.unit(init.detach()).to(made.init)
+            start = unit(init.detach()).to(made.init)
             for buffer in (made.init, made.text, made.visual):
                 buffer.copy_(torch.where(new[:, None], start, buffer))
         return made
@@ -168,7 +169,7 @@ class PrototypeBank(FullPrecisionState):
             if text is not None:
                 check_finite(dims.owner, "text", text)
         group = resolve_group(self.distributed)
-        with TF.full_precision(mass):
+        with full_precision(mass):
             sums, total = TF.class_sums(regions, mass)
             # Sums and their mass travel together.
             joined = sum_over_ranks(torch.cat([sums, total[:, None]], dim=1).float(), group)
@@ -180,7 +181,7 @@ class PrototypeBank(FullPrecisionState):
             if text is not None:
                 n = self.text_count.float()
                 m = (n / (n + 1)).clamp(max=self.text_momentum)
-                self.text.copy_(F.normalize(m * self.text + (1 - m) * TF.unit(text).float(), dim=-1))
+                self.text.copy_(F.normalize(m * self.text + (1 - m) * unit(text).float(), dim=-1))
                 self.text_count.add_(1)
 
     def extra_repr(self) -> str:

@@ -13,7 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 from . import functional as TF
 from ._checks import Dims, check_choice, check_finite, check_number
+from ._precision import unit, upcast
 from ._state import PerClassState
+from .functional.attention import folds_keys, project_heads
 
 __all__ = ["Prepared", "RegionPooler", "Regions", "class_chunk"]
 
@@ -192,16 +194,16 @@ class RegionPooler(PerClassState):
         dtype = self.query_weight.dtype
         tokens = tokens.to(dtype)
         queries = queries.to(dtype)
-        keys = unit_tokens = TF.unit(tokens).to(dtype)  # not in float16, where a token of zeros would become NaN
+        keys = unit_tokens = unit(tokens).to(dtype)  # not in float16, where a token of zeros would become NaN
         classes, heads = queries.shape[0], self.num_heads
-        if not TF.folds_keys(classes, tokens.shape[0] * tokens.shape[1], self.dim, heads):
-            keys = TF.project_heads(unit_tokens, self.key_weight, heads)
+        if not folds_keys(classes, tokens.shape[0] * tokens.shape[1], self.dim, heads):
+            keys = project_heads(unit_tokens, self.key_weight, heads)
         values = None
         if self.query_head:
             values = self.value_norm(tokens)
             # The projection goes to whichever side, classes or tokens, takes fewer products.
             if (heads - 1) * classes * tokens.shape[1] + classes * self.dim >= tokens.shape[1] * self.dim:
-                values = TF.project_heads(values, self.value_weight, heads)
+                values = project_heads(values, self.value_weight, heads)
         return Prepared(queries, unit_tokens, keys, values, key_padding_mask)
 
     def pool(self, prepared: Prepared, classes: slice | Tensor | None = None, *, query_head: bool = True) -> Regions:
@@ -223,11 +225,11 @@ class RegionPooler(PerClassState):
         """(B, H, C, N), rows sum to 1."""
         keys = prepared.keys
         return TF.region_attention(
-            TF.unit(queries).to(prepared.tokens.dtype),
+            unit(queries).to(prepared.tokens.dtype),
             keys,
             self.query_weight,
             self.key_weight if keys.ndim == 3 else None,
-            TF.upcast(self.log_attention_scale).exp(),
+            upcast(self.log_attention_scale).exp(),
             num_heads=self.num_heads,
             key_padding_mask=prepared.padding,
         )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from . import functional as TF
 from ._checks import Dims, check_choice, check_finite, check_number
 from ._distributed import Distributed, resolve_group
+from ._precision import upcast
 from ._state import PerClassState
 
 __all__ = ["TextRegionMatchingLoss"]
@@ -91,7 +92,7 @@ class TextRegionMatchingLoss(PerClassState):
     @property
     def scale(self) -> Tensor:
         """s, at most 100. Above the limit ``log_scale`` keeps its gradient: a step too far would otherwise be for good."""
-        log_scale = TF.upcast(self.log_scale)
+        log_scale = upcast(self.log_scale)
         above = (log_scale - math.log(self.max_scale)).clamp(min=0)
         return (log_scale - above.detach()).exp()
 

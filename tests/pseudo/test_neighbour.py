@@ -19,7 +19,7 @@ from trm_losses.pseudo import NeighbourRule
 @pytest.mark.parametrize("images, neighbours", [(9, 3), (9, 8), (4, 20), (2, 1), (1, 5)])
 @pytest.mark.parametrize("block", [1 << 24, 20, 1])
 def test_scores_are_the_loops(images: int, neighbours: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TF, "_BLOCK", block)
+    monkeypatch.setattr("trm_losses.functional.neighbours.BLOCK", block)
     f, s = normal(images, 3, 5), torch.sigmoid(normal(images, 3, seed=1))
     before = s.clone()
     actual = TF.neighbour_scores(3 * f, s, neighbours=neighbours, temperature=0.2)

@@ -10,6 +10,7 @@ from torch.distributed import ProcessGroup
 from .. import functional as TF
 from .._checks import Dims, check_finite, check_ids, check_number
 from .._distributed import Distributed, count_per_rank, gather_rows, resolve_group, sum_over_ranks, sum_per_rank
+from .._precision import full_precision, upcast
 from .._state import FullPrecisionState
 
 __all__ = ["Baseline", "cross_entropy", "entropy"]
@@ -46,7 +47,7 @@ class Baseline(FullPrecisionState):
     def forward(self, logits: Tensor, targets: Tensor, *, ids: Tensor | None = None) -> Tensor:
         """The loss of logits (B, C) with targets (B, C), of the training images ``ids`` (B,); see the class."""
         x, y = self._arguments(logits, targets, ids)
-        with TF.full_precision(x):
+        with full_precision(x):
             return self._loss(x, y, ids)
 
     def update(self, logits: Tensor, targets: Tensor, *, ids: Tensor | None = None) -> None:
@@ -79,7 +80,7 @@ class Baseline(FullPrecisionState):
             check_ids(dims.owner, ids, self.num_samples if self.validate else None)
         if self.validate:
             check_finite(dims.owner, "logits", logits)
-        x = TF.upcast(logits)
+        x = upcast(logits)
         return x, targets.to(x.dtype)
 
     @property

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from .. import functional as TF
 from .._checks import Dims, check_number
 from .._distributed import Distributed, joined_sum, sum_over_ranks
+from .._precision import upcast
 from ._baseline import Baseline, cross_entropy
 
 __all__ = ["EPRLoss", "ROLELoss"]
@@ -133,7 +133,7 @@ class ROLELoss(Baseline):
         return [{"params": [self.estimates], "lr": 10 * lr, "weight_decay": 0.0}]
 
     def _loss(self, x: Tensor, y: Tensor, ids: Tensor | None) -> Tensor:
-        theta = TF.upcast(self.estimates[ids]).to(x.dtype)
+        theta = upcast(self.estimates[ids]).to(x.dtype)
         return 0.5 * (self._half(x, y, theta) + self._half(theta, y, x))
 
     def _half(self, x: Tensor, y: Tensor, teacher: Tensor) -> Tensor:

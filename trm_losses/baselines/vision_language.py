@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import functional as TF
 from .._checks import Dims, check_finite, check_number
 from .._distributed import Distributed
+from .._precision import upcast
 from ._baseline import Baseline, cross_entropy, entropy
 
 __all__ = ["VLPLLoss"]
@@ -77,7 +77,7 @@ class VLPLLoss(Baseline):
         check_number(name, "negative_share", negative_share, 0, 1)
         self.alpha, self.beta, self.temperature = alpha, beta, temperature
         self.threshold, self.negative_share = threshold, negative_share
-        self.register_buffer("scores", (TF.upcast(similarities.detach()) / temperature).softmax(dim=1).float())
+        self.register_buffer("scores", (upcast(similarities.detach()) / temperature).softmax(dim=1).float())
 
     def _loss(self, x: Tensor, y: Tensor, ids: Tensor | None) -> Tensor:
         scores, unknown = self.scores[ids], y == -1

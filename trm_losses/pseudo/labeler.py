@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import functional as TF
 from .._checks import Dims, check_finite, check_ids, check_number
 from .._distributed import Distributed, resolve_group, sum_over_ranks
+from .._precision import full_precision, upcast
 from .._state import FullPrecisionState
 from ..labels import UNKNOWN
 from ..prototype_bank import PrototypeBank
@@ -171,7 +172,7 @@ class PseudoLabeler(FullPrecisionState):
             targets=targets,
             bank=bank,
             text=bank.text if text is None else text,
-            logits=None if logits is None else TF.upcast(logits),
+            logits=None if logits is None else upcast(logits),
             ids=ids,
             known_count=self.known_count,
             expected_positives=self.expected_positives,
@@ -210,7 +211,7 @@ class PseudoLabeler(FullPrecisionState):
         self._need(regions=regions, logits=logits, ids=ids)
         evidence = self._evidence(regions, targets, bank, text, logits, ids)
         targets = evidence.targets
-        with TF.full_precision(targets):
+        with full_precision(targets):
             labels, scores = self.rule.decide(evidence)
             dims = Dims(type(self.rule).__name__, B=targets.shape[0], C=self.num_classes)
             dims.check("labels", labels, "B C", hint="decide(evidence) gives a Decision for every entry")
@@ -301,7 +302,7 @@ class PseudoLabeler(FullPrecisionState):
             Dims(owner, B=targets.shape[0], C=self.num_classes).check("scores", scores, "B C")
             if self.validate:
                 check_finite(owner, "scores", scores)
-        with TF.full_precision(targets):
+        with full_precision(targets):
             self.rule.update(evidence, scores)
             counts = torch.stack([targets == 0, targets == 1]).sum(dim=1)
             self.known_count.add_(sum_over_ranks(counts.float(), evidence.group).to(torch.int64))

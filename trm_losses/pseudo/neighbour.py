@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import functional as TF
 from .._checks import check_number
+from .._precision import upcast
 from ..labels import UNKNOWN
 from .rule import Decision, Evidence, Rule, assumed_prior
 
@@ -86,7 +87,7 @@ class NeighbourRule(Rule):
     def refresh(self, regions: Tensor, logits: Tensor, targets: Tensor, expected_positives: float | None) -> None:
         """New estimates; the regions take N C D numbers, the comparison 2 N N C D operations, block by block."""
         unknown = targets == UNKNOWN
-        probabilities = torch.sigmoid(TF.upcast(logits))
+        probabilities = torch.sigmoid(upcast(logits))
         known = targets.to(probabilities.dtype)
         estimates = TF.neighbour_scores(
             regions,

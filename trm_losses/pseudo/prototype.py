@@ -8,6 +8,7 @@ from torch import Tensor
 from .. import functional as TF
 from .._checks import check_number
 from .._distributed import sum_over_ranks
+from ..functional.similarities import intra_similarities
 from ..labels import UNKNOWN
 from ..prototype_bank import PrototypeBank
 from .quantiles import Quantiles
@@ -149,7 +150,7 @@ class PrototypeRule(Rule):
         if isinstance(regions, TF.Similarities):
             intra = regions.intra_visual, regions.intra_text
         else:
-            intra = TF.intra_similarities(regions, bank.visual, text)
+            intra = intra_similarities(regions, bank.visual, text)
         similarities = torch.where(targets == UNKNOWN, 0.0, torch.stack(intra).float())
         sums = torch.einsum("xbc,mbc->xmc", similarities, known)
         mass = known.sum(dim=1).expand(2, -1, -1).clone()

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trm_losses.functional import full_precision, upcast
+from trm_losses._precision import full_precision, upcast
 
 from ..methods import Method, Setting
 from ..wrapped import Wrapped

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trm_losses._precision import upcast
 from trm_losses.baselines import SPLCLoss
-from trm_losses.functional import upcast
 
 from ..features import Batch, Features
 from ..methods import Encode, Method, Setting

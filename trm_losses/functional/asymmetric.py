@@ -1,21 +1,27 @@
-"""The asymmetric loss summed in one pass: value and gradient together, one kept buffer instead of a dozen.
+"""The asymmetric loss, as it reads and in one pass: value and gradient together, one kept buffer instead of a dozen.
 
-The formula as written in :mod:`trm_losses.functional` is bound by memory traffic: autograd keeps some thirteen copies of
-the logits. Here the derivative is written out, the dense pass treats every entry as absent, with a factor of 0 where it is
+The formula as it reads, :func:`_asymmetric_entries`, is bound by memory traffic: autograd keeps some thirteen copies of the
+logits. In one pass the derivative is written out, the dense pass treats every entry as absent, with a factor of 0 where it is
 not (a mask would cost as much as the rest together), and the few present and soft entries are overwritten after.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
-__all__ = ["Focus", "asymmetric_sum"]
+from .._checks import signed
+from .._distributed import count_per_rank, sum_per_rank
+from .._fused import may_fuse
+from .._precision import full_precision, upcast
+from ._shapes import Reduction, broadcast, check_shapes
+
+__all__ = ["Focus", "asymmetric_loss"]
 
 # Elements handled at once for each thread: at least 32,768, or the operators run on one thread.
 _CHUNK = 1 << 17
@@ -28,6 +34,86 @@ class Focus(NamedTuple):
     gamma_neg: float
     margin: float
     detach: bool
+
+
+def asymmetric_loss(
+    logits: Tensor,
+    targets: Tensor,
+    weights: Tensor | None = None,
+    *,
+    gamma_pos: float = 1.0,
+    gamma_neg: float = 2.0,
+    margin: float = 0.05,
+    detach_focus: bool = False,
+    reduction: Reduction = "mean",
+    group: ProcessGroup | None = None,
+) -> Tensor:
+    r"""Asymmetric loss over known labels, from logits.
+
+    .. math:: \ell = -y (1-p)^{\gamma_+} \log p - (1-y)\, q^{\gamma_-} \log(1-q),\quad p=\sigma(x),\ q=\max(p-\delta, 0)
+
+    Entries with a soft label (0 < y < 1) take plain cross-entropy (no focus, no margin), because focusing moves the
+    minimum away from p = y. With both gammas and the margin at 0 this is binary cross-entropy on the known entries.
+    Logarithms are taken from logits, so that a confidently wrong positive keeps its gradient.
+
+    Args:
+        logits: (B, C), or any shape shared with ``targets``.
+        targets: 1, 0, between, or -1 for unknown: those give 0 and no gradient.
+        weights: a factor for each entry, broadcast; the mean still divides by the number of known entries.
+        gamma_pos, gamma_neg: focusing exponents of present and absent labels.
+        margin: the probability shift :math:`\delta` of absent labels.
+        detach_focus: no gradient through the focusing factors.
+        reduction: ``"mean"`` over known entries, ``"sum"``, or ``"none"`` (keeps the shape, 0 at unknown entries).
+        group: process group over which ``"mean"`` counts the known entries, and whose average ``"sum"`` makes a sum.
+
+    Reference: ASL (Ridnik et al., ICCV 2021), with the settings of DualCoOp; the rule for soft labels is ours.
+    """
+    check_shapes("asymmetric_loss", logits=(logits, "..."), targets=(targets, "..."))
+    targets = signed(targets)
+    with full_precision(logits):
+        x = upcast(logits)
+        w = None if weights is None else broadcast("asymmetric_loss", weights, x)
+        focus = Focus(gamma_pos, gamma_neg, margin, detach_focus)
+        if reduction == "none":
+            return _asymmetric_entries(x, targets, w, focus)
+        if not may_fuse() or targets.requires_grad or (w is not None and w.requires_grad):
+            total, known = _asymmetric_entries(x, targets, w, focus).sum(), (targets >= 0).sum().to(x.dtype)
+        else:
+            total, known = _AsymmetricSum.apply(x, targets, w, focus)
+        if reduction == "sum":
+            return sum_per_rank(total, group)
+        count = count_per_rank(known, group)
+        # Not clamped at 1: a rank's share of the joined count may be a fraction. Nothing known anywhere: 0 / 1.
+        return total / torch.where(count > 0, count, 1.0)
+
+
+def _asymmetric_entries(logits: Tensor, targets: Tensor, weights: Tensor | None, focus: Focus) -> Tensor:
+    """The loss of each entry in differentiable operators, 0 at unknown ones: the readable form, and the traceable one."""
+    gamma_pos, gamma_neg, margin, detach = focus
+    known = targets >= 0
+    # The input is masked, not only the result: an infinite logit at an unknown entry would give 0 * inf = NaN.
+    x = torch.where(known, logits, 0.0)
+    y = torch.where(known, targets.to(x.dtype), 0.0)
+    log_p, log_not_p = F.logsigmoid(x), F.logsigmoid(-x)
+    present, absent = -log_p, -log_not_p
+    if gamma_pos:
+        power = torch.exp(gamma_pos * log_not_p)
+        present = (power.detach() if detach else power) * present
+    if margin:
+        shifted = (torch.sigmoid(x) - margin).clamp(min=0)
+        absent = -torch.log((torch.sigmoid(-x) + margin).clamp(max=1))
+        if gamma_neg:
+            # 0 ** gamma has no finite slope for gamma < 1; below the margin the loss is 0 whatever the focus.
+            power = torch.where(shifted > 0, shifted, 1.0) ** gamma_neg
+            absent = (power.detach() if detach else power) * absent
+    elif gamma_neg:
+        power = torch.exp(gamma_neg * log_p)
+        absent = (power.detach() if detach else power) * absent
+    loss = y * present + (1 - y) * absent
+    soft = (y > 0) & (y < 1)
+    loss = torch.where(soft, -y * log_p - (1 - y) * log_not_p, loss)
+    loss = torch.where(known, loss, 0.0)
+    return loss if weights is None else loss * torch.where(known, weights, 0.0)
 
 
 def _power(x: Tensor, exponent: float) -> Tensor:
@@ -123,7 +209,7 @@ def _one_pass(
 class _AsymmetricSum(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, targets: Tensor, weights: Tensor | None, focus: Focus, plain: Callable[..., Tensor]
+        ctx: Any, logits: Tensor, targets: Tensor, weights: Tensor | None, focus: Focus
     ) -> tuple[Tensor, Tensor]:
         x, y = logits.reshape(-1), targets.reshape(-1)
         w = None if weights is None else weights.reshape(-1)
@@ -133,7 +219,7 @@ class _AsymmetricSum(torch.autograd.Function):
         total, known = _one_pass(x, y, w, focus, gradient, masked=not on_cpu, sparse=on_cpu)
         if on_cpu and not math.isfinite(total.item()):
             total, known = _one_pass(x, y, w, focus, gradient, masked=True, sparse=True)
-        ctx.plain = plain
+        ctx.focus = focus
         ctx.save_for_backward(logits, targets, weights, gradient)
         ctx.mark_non_differentiable(known)
         return total, known
@@ -142,17 +228,7 @@ class _AsymmetricSum(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         logits, targets, weights, gradient = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: the written-out derivative has no derivative of its own
-            (result,) = torch.autograd.grad(ctx.plain(logits, targets, weights), logits, grad_output, create_graph=True)
-            return result, None, None, None, None
-        return grad_output * gradient.view_as(logits), None, None, None, None
-
-
-def asymmetric_sum(
-    logits: Tensor, targets: Tensor, weights: Tensor | None, focus: Focus, plain: Callable[..., Tensor]
-) -> tuple[Tensor, Tensor]:
-    """The loss summed over known entries, and how many there are.
-
-    ``plain`` is the same sum in differentiable operators, for second derivatives.
-    """
-    result: tuple[Tensor, Tensor] = _AsymmetricSum.apply(logits, targets, weights, focus, plain)
-    return result
+            total = _asymmetric_entries(logits, targets, weights, ctx.focus).sum()
+            (result,) = torch.autograd.grad(total, logits, grad_output, create_graph=True)
+            return result, None, None, None
+        return grad_output * gradient.view_as(logits), None, None, None

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ._fused import may_fuse
-from ._precision import full_precision
+from .._fused import may_fuse
+from .._precision import full_precision
 
-__all__ = ["MASKED", "SAFE_TEMPERATURE", "log_sum_of_others", "unit_rows"]
+__all__ = ["BLOCK", "MASKED", "SAFE_TEMPERATURE", "log_sum_of_others", "log_sum_over_classes", "rows_against_classes"]
+
 
 # Stands for minus infinity inside a softmax: exp() of it is 0, and a row of nothing else stays finite.
 MASKED = -1e9
@@ -27,8 +28,6 @@ _ROWS = 256
 # From here on exp(1 / temperature), the largest that unit vectors reach, is small enough in float32 for sums without the
 # maximum of each row taken out first. Below 2 / 100: the scale of CLIP, the exponential of a parameter, is 100.00001.
 SAFE_TEMPERATURE = 0.019
-
-_LEAST = 1e-12  # length of a row
 
 
 def log_sum_of_others(
@@ -69,6 +68,14 @@ def _plain(rows: Tensor, keys: Tensor, valid: Tensor | None, first: int | None, 
     return torch.logsumexp((rows @ keys.T / temperature).masked_fill(excluded, MASKED), dim=1)
 
 
+def _block(rows: Tensor, start: int, temperature: float) -> Tensor:
+    """exp(row . key / temperature) of ``_ROWS`` rows from ``start`` with the rows from ``start`` on, 0 with itself."""
+    part = rows[start : start + _ROWS]
+    pairs = torch.addmm(part.new_zeros(()), part, rows[start:].T, beta=0, alpha=1 / temperature).exp_()
+    pairs[:, : part.shape[0]].fill_diagonal_(0)
+    return pairs
+
+
 class _LogSumOfOthers(torch.autograd.Function):
     """The same with the rows as keys: two products of N x N x D where autograd takes three."""
 
@@ -103,47 +110,69 @@ class _LogSumOfOthers(torch.autograd.Function):
         return gradient, None
 
 
-def _block(rows: Tensor, start: int, temperature: float) -> Tensor:
-    """exp(row . key / temperature) of ``_ROWS`` rows from ``start`` with the rows from ``start`` on, 0 with itself."""
-    part = rows[start : start + _ROWS]
-    pairs = torch.addmm(part.new_zeros(()), part, rows[start:].T, beta=0, alpha=1 / temperature).exp_()
-    pairs[:, : part.shape[0]].fill_diagonal_(0)
-    return pairs
+# Largest block of intermediate values held at once, in elements (64 MiB of float32).
+BLOCK = 1 << 24
+
+# Rows and classes whose similarities are held at once where nothing is kept of them (2 MiB of float32).
+_TILE = 512, 1024
 
 
-def unit_rows(rows: Tensor) -> Tensor:
-    """Rows of length one (a zero row stays zero), as ``F.normalize`` gives them; half the memory in the backward pass."""
-    if not may_fuse():
-        return rows / _length(rows)
-    result: Tensor = _UnitRows.apply(rows)[0]
-    return result
+def rows_against_classes(
+    rows: Tensor, keys: Tensor, positive: Tensor, temperature: float, allowed: Tensor | None = None
+) -> Tensor:
+    """-log softmax over the classes of the keys at each row's own class; classes not allowed leave the denominator."""
+    if may_fuse() and len(rows) > _TILE[0] and not _needs_gradient(rows, keys):
+        own = torch.einsum("nd,nd->n", rows, keys[positive])
+        return log_sum_over_classes(rows, rows.new_ones(len(rows)), keys, allowed, temperature) - own / temperature
+    if len(keys) > len(rows):  # a block of rows at a time
+        own = (rows * keys[positive]).sum(dim=1) / temperature
+        return log_sum_of_others(rows, keys, allowed, None, temperature) - own
+    step = max(1, BLOCK // max(1, len(keys)))
+    if not may_fuse() or len(rows) <= step:
+        return _plain_against_classes(rows, keys, positive, temperature, allowed)
+    parts = []
+    for part, own in zip(torch.split(rows, step), torch.split(positive, step), strict=True):
+        given = (part, keys, own, temperature, allowed)
+        parts.append(checkpoint(_plain_against_classes, *given, use_reentrant=False, preserve_rng_state=False))
+    return torch.cat(parts)
 
 
-def _length(rows: Tensor) -> Tensor:
-    length: Tensor = torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp(min=_LEAST)
-    return length
+def _plain_against_classes(
+    rows: Tensor, keys: Tensor, positive: Tensor, temperature: float, allowed: Tensor | None
+) -> Tensor:
+    """The same with all rows at once, as the equation reads."""
+    logits = rows @ keys.T / temperature
+    if allowed is not None:
+        logits = logits.masked_fill(~allowed, MASKED)
+    return torch.logsumexp(logits, dim=1) - logits.gather(1, positive[:, None]).squeeze(1)
 
 
-class _UnitRows(torch.autograd.Function):
-    """Keeps what it returns and not the rows. The length is returned for second derivatives, which pass through it."""
+def _needs_gradient(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
-    @staticmethod
-    def forward(rows: Tensor) -> tuple[Tensor, Tensor]:
-        length = _length(rows)
-        return rows / length, length
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*output)
+def log_sum_over_classes(
+    rows: Tensor, lengths: Tensor, keys: Tensor, allowed: Tensor | None, temperature: float
+) -> Tensor:
+    """(n,) the log of the sum over the classes allowed of exp(row . key / (length temperature)), the cosines at most 1.
 
-    @staticmethod
-    def backward(ctx: Any, by_unit: Tensor | None, by_length: Tensor | None) -> Tensor | None:
-        unit, length = ctx.saved_tensors
-        gradient = None if by_length is None else by_length * unit
-        if by_unit is not None:
-            along = (unit * by_unit).sum(dim=-1, keepdim=True)
-            across = torch.addcmul(by_unit, unit, along, value=-1) / length
-            across = across * (length > _LEAST)  # a row of zeros has no direction; by the clamp it would have a huge slope
-            gradient = across if gradient is None else gradient + across
-        return gradient
+    Tile by tile where there is no gradient, each formed in cache and dropped: what is left to pay is the product itself.
+    """
+    scale = (lengths * temperature)[:, None]
+    if _needs_gradient(rows, lengths, keys) or not may_fuse() or temperature < SAFE_TEMPERATURE:
+        step = max(1, BLOCK // max(1, len(keys)))
+        # Without a loop where it fits, whose length a compiled graph would fix to this batch size.
+        whole = len(rows) <= step
+        pairs = [(rows, scale)] if whole else zip(torch.split(rows, step), torch.split(scale, step), strict=True)
+        parts = []
+        for part, by in pairs:
+            logits = part @ keys.T / by
+            parts.append(torch.logsumexp(logits if allowed is None else logits.masked_fill(~allowed, MASKED), dim=1))
+        return torch.cat(parts)
+    keys = keys if allowed is None else keys[allowed]
+    sums = rows.new_zeros(len(rows))
+    for total, part, by in zip(*(torch.split(x, _TILE[0]) for x in (sums, rows, scale)), strict=True):
+        part = part / by
+        for some in torch.split(keys, _TILE[1]):
+            total += (part @ some.T).exp_().sum(dim=1)
+    return torch.where(sums > 0, sums, 1.0).log()  # where no class is allowed nobody reads it

@@ -1,0 +1,38 @@
+"""The equations of the package as pure functions; every Module is a thin shell over one of them.
+
+Letters: B batch, C classes, D joint embedding width, N tokens, H heads. Labels: 1 present, 0 absent, values between
+are soft, -1 unknown. Losses and similarities of half-precision inputs are computed in float32, with autocast off, and the
+result is float32. Shapes, types and devices that do not fit are refused by name; values are the caller's, and are checked by
+the Modules.
+"""
+
+from .._entries import Entries
+from ._shapes import Reduction
+from .asymmetric import asymmetric_loss
+from .attention import region_attention, saliency_map
+from .contrast import multimodal_contrastive
+from .distillation import region_distillation
+from .image_contrast import multi_label_contrastive
+from .matching import text_region_logits
+from .neighbours import match_prior, neighbour_scores
+from .prototypes import class_sums, update_prototypes
+from .similarities import Similarities, calibrate, prototype_similarities
+
+__all__ = [
+    "Entries",
+    "Reduction",
+    "Similarities",
+    "asymmetric_loss",
+    "calibrate",
+    "class_sums",
+    "match_prior",
+    "multi_label_contrastive",
+    "multimodal_contrastive",
+    "neighbour_scores",
+    "prototype_similarities",
+    "region_attention",
+    "region_distillation",
+    "saliency_map",
+    "text_region_logits",
+    "update_prototypes",
+]

@@ -1,0 +1,121 @@
+"""How a region relates to the prototypes of its class and of the others."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._precision import full_precision, unit, upcast
+from ._log_sums import (
+    log_sum_over_classes,
+)
+from ._shapes import check_shapes
+
+__all__ = ["Similarities", "calibrate", "intra_similarities", "prototype_similarities"]
+
+
+class Similarities(NamedTuple):
+    """How each region relates to the prototypes, all (B, C): intra-class and inter-class, same and cross modality."""
+
+    intra_visual: Tensor
+    intra_text: Tensor
+    inter_visual: Tensor
+    inter_text: Tensor
+
+
+def intra_similarities(
+    features: Tensor, visual: Tensor, text: Tensor, *, first: int = 0
+) -> tuple[Tensor, Tensor]:
+    """The intra-class similarities of :func:`prototype_similarities`: visual and text, each (B, C)."""
+    with full_precision(text):
+        z = upcast(features)
+        norm = _length(z)
+        return _own_cosine(z, norm, visual, first), _own_cosine(z, norm, text, first)
+
+
+def _length(regions: Tensor) -> Tensor:
+    """(B, C) length of each region, at least 1e-12."""
+    length: Tensor = torch.linalg.vector_norm(regions, dim=-1).clamp(min=1e-12)
+    return length
+
+
+def _own_cosine(features: Tensor, norm: Tensor, prototypes: Tensor, first: int) -> Tensor:
+    """(B, C) cosine of each region with the prototype of its class."""
+    own = upcast(prototypes[first : first + norm.shape[1]]).to(norm.dtype)
+    length = torch.linalg.vector_norm(own, dim=-1).clamp(min=1e-12)
+    return torch.einsum("bcd,cd->bc", features, own).div(length).div(norm)
+
+
+def _inter_class(
+    features: Tensor, norm: Tensor, prototypes: Tensor, temperature: float, seen: Tensor, first: int
+) -> Tensor:
+    """softmax over the seen classes of region-prototype similarities, at each region's own class."""
+    keys = unit(prototypes).to(norm.dtype)
+    log_sum = log_sum_over_classes(features.flatten(0, 1), norm.flatten(), keys, seen, temperature).view_as(norm)
+    own = _own_cosine(features, norm, prototypes, first) / temperature
+    return torch.exp(own - log_sum).clamp(max=1) * seen[first : first + norm.shape[1]]
+
+
+def prototype_similarities(
+    features: Tensor,
+    visual: Tensor,
+    text: Tensor,
+    *,
+    seen: Tensor | None = None,
+    temperature_visual: float = 0.07,
+    temperature_text: float = 0.02,
+    first: int = 0,
+) -> Similarities:
+    r"""The four relations from which unknown labels are estimated.
+
+    * intra-class: :math:`s^v = \hat z_{bc} \cdot P^v_c` and :math:`s^t = \hat z_{bc} \cdot P^t_c`
+      ("does the region found for class c look like class c");
+    * inter-class: :math:`\pi^x = \mathrm{softmax}_{c'}(\hat z_{bc} \cdot P^x_{c'} / \tau_x)[c]`
+      ("does it look more like c than like any other class"); the visual one runs over seen classes and is 0 elsewhere.
+
+    Args:
+        features: (B, C, D). visual, text: prototypes (C, D).
+        seen: (C,) bool, None for all.
+        temperature_visual, temperature_text: :math:`\tau_v, \tau_t`; tie the latter to the model, 2 / logit scale.
+        first: where ``features`` are of a chunk of the classes, (B, c, D), the class with which it begins.
+
+    Reference: intra- and inter-class relations in one modality and across the two are the paper's; the formulas ours.
+    """
+    check_shapes(
+        "prototype_similarities",
+        features=(features, "B c D"),
+        visual=(visual, "C D"),
+        text=(text, "C D"),
+        seen=(seen, "C?"),
+    )
+    with full_precision(text):
+        z = upcast(features)
+        norm = _length(z)
+        every = torch.ones(len(text), dtype=torch.bool, device=text.device)
+        s_v, s_t = intra_similarities(z, visual, text, first=first)
+        inter_v = _inter_class(z, norm, visual, temperature_visual, every if seen is None else seen, first)
+        inter_t = _inter_class(z, norm, text, temperature_text, every, first)
+        return Similarities(s_v, s_t, inter_v, inter_t)
+
+
+def calibrate(
+    similarity: Tensor, mean_present: Tensor, mean_absent: Tensor, gap: Tensor, *, steepness: float = 6.0
+) -> Tensor:
+    r"""A similarity as a probability: :math:`\sigma(k (s - \frac12(\mu_+ + \mu_-)) / \mathrm{gap})`.
+
+    Args:
+        similarity: (B, C). mean_present, mean_absent, gap: (C,) the mean similarity of known present and known absent
+            entries of a class, and their distance. steepness: k.
+
+    Reference: our choice, because one fixed threshold cannot fit all classes.
+    """
+    check_shapes(
+        "calibrate",
+        similarity=(similarity, "B C"),
+        mean_present=(mean_present, "C"),
+        mean_absent=(mean_absent, "C"),
+        gap=(gap, "C"),
+    )
+    return torch.sigmoid(steepness * (similarity - 0.5 * (mean_present + mean_absent)) / gap)
