@@ -128,27 +128,16 @@ def matching_pairs(batch: int, classes: int, dim: int, *, compiled: bool = False
     regions = torch.randn(batch, classes, dim, generator=g).requires_grad_()
     text = torch.randn(classes, dim, generator=g).requires_grad_()
     y = labels(batch, classes, g)
-    loss = TextRegionMatchingLoss(classes, normalize_regions=True, validate=False)
+    loss = TextRegionMatchingLoss(classes, validate=False)
 
-    def product() -> Tensor:
-        return (F.normalize(regions, dim=-1) * F.normalize(text, dim=-1)).sum(dim=-1)
+    def usual(regions: Tensor, text: Tensor, y: Tensor) -> Tensor:
+        return published_asl(20 * (regions * F.normalize(text, dim=-1)).sum(dim=-1), y)
 
-    def function() -> Tensor:
-        return F.cosine_similarity(regions, text[None], dim=-1)
-
-    ours = backward(lambda: loss(regions, text, y), regions, text)
-    name, pairs = f"matching {batch}x{classes}x{dim}", []
+    name, peer_name = f"matching {batch}x{classes}x{dim}", "multiply, sum + published formula"
     if compiled:
-
-        def usual(regions: Tensor, text: Tensor, y: Tensor) -> Tensor:
-            return published_asl(20 * (F.normalize(regions, dim=-1) * F.normalize(text, dim=-1)).sum(dim=-1), y)
-
-        peer_name = "normalise, multiply, sum + published formula"
         return with_compiled(name, loss, usual, peer_name, (regions, text, y), regions, text)
-    for cosine, how in ((product, "normalise, multiply, sum"), (function, "F.cosine_similarity")):
-        peer = backward(lambda cosine=cosine: published_asl(20 * cosine(), y), regions, text)  # type: ignore[misc]
-        pairs.append(Pair(name, ours, peer, f"{how} + published formula", 1e-4))
-    return pairs
+    ours = backward(lambda: loss(regions, text, y), regions, text)
+    return [Pair(name, ours, backward(lambda: usual(regions, text, y), regions, text), peer_name, 1e-4)]
 
 
 def contrast_pairs(batch: int, classes: int, dim: int, share: float = 1.0, *, compiled: bool = False) -> list[Pair]:

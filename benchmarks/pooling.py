@@ -18,9 +18,8 @@ from losses import Pair, arguments, backward, labels, report
 from torch import Tensor, nn
 
 from trm_losses import RegionPooler, Regions, TextRegionMatchingLoss, TRMHead, TRMObjective
-from trm_losses import functional as TF
 from trm_losses.labels import sample_classes
-from trm_losses.region_pooler import Plan, class_chunk, plan_classes
+from trm_losses.region_pooler import class_chunk
 
 Size = tuple[int, int, int, int]
 
@@ -127,39 +126,35 @@ def matching_pair(size: Size, heads: int) -> Pair:
     x, text = torch.randn(batch, tokens, dim, generator=g), torch.randn(classes, dim, generator=g).requires_grad_()
     positive = torch.rand(batch, classes, generator=g) < 0.01
     pooler = RegionPooler(classes, dim, num_heads=heads, query_head=False, validate=False)
-    matching = TextRegionMatchingLoss(classes, normalize_regions=True, validate=False)
+    matching = TextRegionMatchingLoss(classes, validate=False)
     attention = nn.MultiheadAttention(dim, heads, batch_first=True)
-    plan = plan_classes(batch, classes, tokens, dim, heads=heads, query_head=False)
+    size_of_chunk = class_chunk(batch, classes, tokens, dim)
 
-    def use(regions: Regions | TF.Factored, part: slice) -> dict[str, Tensor]:
-        found = regions.region if isinstance(regions, Regions) else regions
-        return {"logits": matching.logits(found, text[part], classes=part)}
+    def use(regions: Regions, part: slice) -> dict[str, Tensor]:
+        return {"logits": matching.logits(regions.region, text[part], classes=part)}
 
     def ours() -> tuple[Tensor, Tensor]:
         prepared = pooler.prepare(x, text)
-        if plan.factored:
-            return pooler.map_factors(use, prepared, plan.size)["logits"], pooler.entries(prepared, positive).features
-        if plan.size < classes:
-            made = pooler.map_classes(use, prepared, plan.size, keep=plan.keep)["logits"]
-            return made, pooler.entries(prepared, positive).features
+        if size_of_chunk < classes:
+            logits = pooler.map_classes(use, prepared, size_of_chunk)["logits"]
+            return logits, pooler.entries(prepared, positive).features
         regions = pooler.pool(prepared).region
         return matching.logits(regions, text), regions[positive]
 
     def peer() -> tuple[Tensor, Tensor]:
         regions = attention(text.expand(batch, -1, -1), x, x, need_weights=False)[0]
-        return (F.normalize(regions, dim=-1) * F.normalize(text, dim=-1)).sum(dim=-1), regions[positive]
+        return (regions * F.normalize(text, dim=-1)).sum(dim=-1), regions[positive]
 
     def plain() -> tuple[Tensor, Tensor]:
         regions = plain_regions(pooler, x, text)
-        logits = matching.scale * F.cosine_similarity(regions, text[None], dim=-1) - matching.bias
+        logits = matching.scale * (regions * F.normalize(text, dim=-1)).sum(dim=-1) - matching.bias
         return logits, regions[positive]
 
     def total(made: Callable[[], tuple[Tensor, Tensor]]) -> Tensor:
         logits, regions = made()
         return logits.square().sum() + regions.square().sum()
 
-    taken = f"{'factors, ' if plan.factored else ''}chunks of {plan.size}{', kept' if plan.keep else ''}"
-    name = f"pool and match {called(size)}, {heads} head(s), {taken}"
+    name = f"pool and match {called(size)}, {heads} head(s), chunks of {size_of_chunk}"
     leaves = (text, *pooler.parameters(), *matching.parameters())
     with torch.no_grad():
         same(name, ours(), plain())
@@ -168,7 +163,7 @@ def matching_pair(size: Size, heads: int) -> Pair:
         name,
         backward(lambda: total(ours), *leaves),
         backward(lambda: total(peer), text, *attention.parameters()),
-        "nn.MultiheadAttention, normalise, multiply, sum",
+        "nn.MultiheadAttention, multiply, sum",
     )
 
 
@@ -187,16 +182,16 @@ def head_pair(size: Size) -> Pair:
     return Pair(name, lambda: head.predict(x), lambda: head.predict(x, chunk=classes), "all classes at once")
 
 
-def step_pair(size: Size, *, labeler: bool, plan: Plan | Literal["auto"] | None = None) -> Pair:
-    """A training step with query head and frozen text: forward, backward, update; chunks that keep nothing without a plan."""
+def step_pair(size: Size, *, labeler: bool) -> Pair:
+    """A training step with query head and frozen text: forward, backward, update; at least two chunks."""
     batch, classes, tokens, dim = size
     text, x, y = step_inputs(size)
     module = TRMObjective.from_text(text, total_steps=1000, validate=False)
     if not labeler:
         module.labeler = None
-    plan = plan or Plan(min((classes + 1) // 2, class_chunk(batch, classes, tokens, dim, whole=0)))
+    chunk = min((classes + 1) // 2, class_chunk(batch, classes, tokens, dim))
 
-    def once(class_chunk: Plan | Literal["auto"] | None) -> tuple[Tensor | None, ...]:
+    def once(class_chunk: int | None) -> tuple[Tensor | None, ...]:
         module.class_chunk = class_chunk
         output = module(x, text, y)
         found = torch.autograd.grad(output.loss, [*module.parameters()])
@@ -204,12 +199,11 @@ def step_pair(size: Size, *, labeler: bool, plan: Plan | Literal["auto"] | None 
             module.update(output)
         return (output.loss.detach(), *found)
 
-    taken = plan if isinstance(plan, str) else f"chunks of {plan.size}{', kept' if plan.keep else ''}"
-    name = f"step {called(size)}, {'all parts' if labeler else 'no labeller'}, {taken}"
+    name = f"step {called(size)}, {'all parts' if labeler else 'no labeller'}, chunks of {chunk}"
     module.eval()  # without dropout, which has draws of its own in chunks
-    same(name, once(plan), once(None))
+    same(name, once(chunk), once(None))
     module.train()
-    return Pair(name, lambda: once(plan), lambda: once(None), "all classes at once")
+    return Pair(name, lambda: once(chunk), lambda: once(None), "all classes at once")
 
 
 def sampled_pair(size: Size, number: int) -> Pair:
@@ -220,7 +214,7 @@ def sampled_pair(size: Size, number: int) -> Pair:
     def step(classes: int) -> Callable[[], object]:
         module = TRMObjective.from_text(text[:classes], total_steps=1000, validate=False)
         module.bank = module.labeler = module.contrast = None  # they keep a row for each class
-        module.class_chunk = "auto"
+        module.class_chunk = class_chunk(size[0], classes, size[2], size[3])
 
         def once() -> object:
             chosen = sample_classes(y, classes, generator=draws)
@@ -264,10 +258,7 @@ def main() -> None:
     if wanted("score"):
         made += [partial(head_pair, size) for size in STEPS[sizes]]
     if wanted("step"):
-        for batch, classes, tokens, dim in STEPS[sizes]:
-            kept = Plan(min((classes + 1) // 2, class_chunk(batch, classes, tokens, dim, whole=0)), keep=True)
-            for labeler, plan in ((False, None), (False, kept), (True, kept)):
-                made.append(partial(step_pair, (batch, classes, tokens, dim), labeler=labeler, plan=plan))
+        made += [partial(step_pair, size, labeler=labeler) for size in STEPS[sizes] for labeler in (False, True)]
     report((make() for make in made), args)
 
 

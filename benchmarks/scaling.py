@@ -3,7 +3,7 @@
     python benchmarks/scaling.py --rounds 5 --only contrast --json runs/bench/scaling.json
     python benchmarks/tables.py runs/bench    # tables and plots of it
 
-Asymmetric loss (128 images) and cosine matching (8 images, width 512) over the number of classes, contrast (width 512, four
+Asymmetric loss (128 images) and matching (8 images, width 512) over the number of classes, contrast (width 512, four
 images of each class) over the number of anchors; forward and backward. A whole training step with frozen text (8 images of 49
 tokens, width 512) over the number of classes, with the pseudo-labels of prototypes and without, beside all classes at once; and
 on 512 of the classes, beside all. The usual form is left out where it would take more than 4 GB, told from its peak at the size
@@ -40,8 +40,8 @@ CURVES = [
     Curve("asymmetric loss", "classes", CLASSES, lambda n: asl_pairs(128, n)[0], 1),
     Curve("matching", "classes", CLASSES, lambda n: matching_pairs(8, n, 512)[0], 1),
     Curve("contrast", "anchors", (100, 256, 512, 1024, 2048, 4096, 8192, 16384), lambda n: contrast_pairs(4, n // 4, 512)[0], 2),
-    Curve("step", "classes", STEPS, lambda n: step_pair((8, n, 49, 512), labeler=False, plan="auto"), 1),
-    Curve("step with labeller", "classes", STEPS, lambda n: step_pair((8, n, 49, 512), labeler=True, plan="auto"), 1),
+    Curve("step", "classes", STEPS, lambda n: step_pair((8, n, 49, 512), labeler=False), 1),
+    Curve("step with labeller", "classes", STEPS, lambda n: step_pair((8, n, 49, 512), labeler=True), 1),
     Curve("sampled step", "classes", STEPS, lambda n: sampled_pair((8, n, 49, 512), 512), 1),
 ]
 

@@ -39,11 +39,6 @@ def elementwise(size: Sequence[int], rates: Rates) -> float:
     return size[0] * size[1] * 1e-9 * (20 / rates["stream_gbs"] + rates["sigmoid_ns"] + rates["log_ns"])
 
 
-def regions_twice(size: Sequence[int], rates: Rates) -> float:
-    """Matching: regions read in both passes, their gradient written."""
-    return 12e-9 * size[0] * size[1] * size[2] / rates["stream_gbs"]
-
-
 def two_products(size: Sequence[int], rates: Rates) -> float:
     """Contrast: half of the pairs twice, and the gradient; every exponential once."""
     dim, anchors = size[2:4]
@@ -61,11 +56,9 @@ def regions_once(size: Sequence[int], rates: Rates) -> float:
     return 4e-9 * classes * dim * (batch + 2) / rates["stream_gbs"]
 
 
-PUBLISHED, PRODUCT, COSINE = (
-    *("published formula", "normalise, multiply, sum + published formula", "F.cosine_similarity + published formula"),
-)
+PUBLISHED = "published formula"
 CLASSES, SAMPLES, MHA = "loop over classes", "loop over samples", "nn.MultiheadAttention"
-MHA_LOGITS = "nn.MultiheadAttention, normalise, multiply, sum"
+MHA_LOGITS = "nn.MultiheadAttention, multiply, sum"
 TOKENS = "all 77 tokens of every class"
 TARGETS = [
     Target("step 32x80x196, shared contexts, all terms", "research code", 0.15, 0.3),
@@ -73,9 +66,6 @@ TARGETS = [
     Target("asymmetric loss 128x80", PUBLISHED, 0.75, 0.34, limit=elementwise),
     Target("asymmetric loss 128x312", PUBLISHED, 0.6, 0.34, limit=elementwise),
     Target("asymmetric loss 128x9605", PUBLISHED, 0.25, 0.12, limit=elementwise),
-    *(Target(f"matching {size}x512", PRODUCT, 0.33, 0.23, limit=regions_twice) for size in ("64x80", "32x312")),
-    *(Target(f"matching {size}x512", COSINE, 0.18, 0.19, limit=regions_twice) for size in ("64x80", "32x312")),
-    Target("matching 4x9605x512", PRODUCT, 0.3, 0.4, limit=regions_twice),
     *(
         Target(f"contrast *x512 ({anchors} anchors)", "published N x N formula", *share, limit=two_products)
         for anchors, share in {531: (0.85, 0.65), 1680: (0.65, 0.15), 2624: (0.55, 0.08), 4096: (0.4, 0.05)}.items()
@@ -100,8 +90,6 @@ TARGETS = [
     *(
         Target(f"pool and match {size}, 1 head(s), *", MHA_LOGITS, *share)
         for size, share in {
-            "16x2000x49x1024": (0.15, 0.07),
-            "8x9605x49x512": (0.15, 0.1),
             "16x80x196x512": (0.42, 0.36),
             "8x312x196x512": (0.48, 0.45),
             "4x2000x196x512": (0.55, 0.24),

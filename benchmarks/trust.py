@@ -126,17 +126,16 @@ def regions(batch: int, s: Setting) -> Inputs:
 
 
 def contrasted(batch: int, s: Setting) -> Inputs:
-    """Everything that the contrast takes."""
+    """With everything that the contrast takes."""
     return {
         **regions(batch, s),
         "weights": torch.rand(batch, s["classes"], generator=torch.Generator().manual_seed(4), dtype=torch.float64),
-        "saliency": normal(batch, s["classes"], TOKENS, seed=6).mul(5).softmax(dim=-1),
         "prototypes": normal(s["classes"], WIDTH, seed=5),
     }
 
 
 def call_contrast(module: Any, x: Inputs) -> Tensor:
-    options = {key: x[key] for key in ("weights", "saliency", "prototypes") if key in x}
+    options = {key: x[key] for key in ("weights", "prototypes") if key in x}
     return module(x["regions"], x["text"], x["targets"], **options)  # type: ignore[no-any-return]
 
 
@@ -146,11 +145,6 @@ def images(batch: int, s: Setting) -> Inputs:
 
 def two_logits(batch: int, s: Setting) -> Inputs:
     student, teacher = (normal(batch, s["classes"], seed=seed, magnitude=s["magnitude"]) for seed in (1, 2))
-    return {"student": student, "teacher": teacher}
-
-
-def two_features(batch: int, s: Setting) -> Inputs:
-    student, teacher = (normal(batch, s["classes"], WIDTH, seed=seed, magnitude=s["magnitude"]) for seed in (1, 2))
     return {"student": student, "teacher": teacher}
 
 
@@ -283,34 +277,21 @@ PARTS = [
     ),
     Part(
         "matching",
-        lambda s: tl.TextRegionMatchingLoss(s["classes"], scale=s["scale"], normalize_regions=s["cosine"]),
+        lambda s: tl.TextRegionMatchingLoss(s["classes"], scale=s["scale"]),
         regions,
         lambda m, x: m(x["regions"], x["text"], x["targets"]),
         ("regions", "text"),
-        {**_REGIONS, "scale": (20.0, 1.0, 100.0), "cosine": (False, True)},
+        {**_REGIONS, "scale": (20.0, 1.0, 100.0)},
         more=({"classes": 20000},),
     ),
     Part(
-        "distillation of logits",
-        lambda s: tl.RegionDistillationLoss(form=s["form"], temperature=s["temperature"]),
+        "distillation",
+        lambda s: tl.RegionDistillationLoss(temperature=s["temperature"]),
         two_logits,
         lambda m, x: m(x["student"], x["teacher"]),
         ("student",),
-        {
-            "classes": (20, 1),
-            "magnitude": (10.0, 1.0, 1e4),
-            "temperature": (4.0, 1.0, 0.1, 0.01),
-            "form": ("kl_class", "kl_binary"),
-        },
-        more=tuple({"classes": 20000, "form": form, "temperature": t} for form in ("kl_class", "kl_binary") for t in (4.0, 0.1)),
-    ),
-    Part(
-        "distillation of features",
-        lambda s: tl.RegionDistillationLoss(form="cosine"),
-        two_features,
-        lambda m, x: m(x["student"], x["teacher"]),
-        ("student",),
-        {"classes": (20, 1, 2000), "magnitude": (1.0, 1e-3, 300.0, 1e4)},
+        {"classes": (20, 1), "magnitude": (10.0, 1.0, 1e4), "temperature": (4.0, 1.0, 0.1, 0.01)},
+        more=tuple({"classes": 20000, "temperature": t} for t in (4.0, 0.1)),
     ),
     Part(
         "contrast",
@@ -321,10 +302,8 @@ PARTS = [
         {**_REGIONS, "temperature": (0.07, 0.01, 1.0)},
     ),
     Part(
-        "contrast, every option",
-        lambda s: tl.MultimodalContrastiveLoss(
-            temperature=s["temperature"], temperature_region=s["temperature"], overlap=0.5, absent_negatives=True
-        ),
+        "contrast, weights and prototypes",
+        lambda s: tl.MultimodalContrastiveLoss(temperature=s["temperature"], temperature_region=s["temperature"]),
         contrasted,
         call_contrast,
         ("regions", "text"),
@@ -332,9 +311,9 @@ PARTS = [
     ),
     Part(
         "contrast of images",
-        lambda s: tl.MultimodalContrastiveLoss(temperature_region=s["temperature"]),
+        lambda s: tl.ImageContrastiveLoss(temperature=s["temperature"]),
         images,
-        lambda m, x: m(x["features"], None, x["targets"]),
+        lambda m, x: m(x["features"], x["targets"]),
         ("features",),
         {**_REGIONS, "temperature": (0.1, 0.01, 1.0)},
     ),

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 import trm_losses as tl
 from trm_losses import baselines, pseudo
 from trm_losses import functional as TF
-from trm_losses.region_pooler import Plan
 
 BATCH, CLASSES, WIDTH, TOKENS = 4, 5, 8, 6
 Inputs = dict[str, Tensor]
@@ -226,15 +225,9 @@ def with_prototypes(batch: int, classes: int) -> Inputs:
     return {**with_weights(batch, classes), "prototypes": normal(classes, WIDTH, seed=5), "seen": seen}
 
 
-def with_maps(batch: int, classes: int) -> Inputs:
-    """Saliency maps of which some overlap."""
-    maps = (1.5 * normal(batch, classes, TOKENS, seed=19)).softmax(dim=-1)
-    return {**with_prototypes(batch, classes), "saliency": maps}
-
-
 def image_labels(batch: int, classes: int) -> Inputs:
     weights = torch.rand(batch, classes, generator=generator(4), dtype=torch.float64)
-    return {"regions": normal(batch, WIDTH, seed=1), "targets": labels(batch, classes, seed=8), "weights": weights}
+    return {"features": normal(batch, WIDTH, seed=1), "targets": labels(batch, classes, seed=8), "weights": weights}
 
 
 def token_text(batch: int, classes: int) -> Inputs:
@@ -258,33 +251,15 @@ def pooler_oracle(module: tl.RegionPooler, x: Inputs) -> Any:
         x["text"] if module.query is None else module.query,
         module.num_heads,
         padding=x.get("key_padding_mask"),
-        normalize_tokens=module.normalize_tokens,
-        key_norm=module.key_norm,
-        mlp_input=module.mlp_input,
-        residual=module.residual,
     )
 
 
 def call_matching(module: tl.TextRegionMatchingLoss, x: Inputs) -> Result:
-    return module(x["regions"], x["text"], x["targets"], x.get("weights"), negative_text=x.get("negative_text"))
-
-
-def absence(module: tl.TextRegionMatchingLoss, x: Inputs) -> Any:
-    """The second vector of a pair, as the equation takes it; None in the single form."""
-    if "negative_text" in x:
-        return np.array([oracles.unit(row) for row in oracles.array(x["negative_text"])])
-    return module.negative
+    return module(x["regions"], x["text"], x["targets"], x.get("weights"))
 
 
 def matching_oracle(module: tl.TextRegionMatchingLoss, x: Inputs) -> Any:
-    logits = oracles.matching_logits(
-        x["regions"],
-        x["text"],
-        float(module.log_scale.detach().exp()),
-        module.bias,
-        module.normalize_regions,
-        absence(module, x),
-    )
+    logits = oracles.matching_logits(x["regions"], x["text"], float(module.log_scale.detach().exp()), module.bias)
     entries = oracles.asymmetric(logits, x["targets"], x.get("weights"), module.gamma_pos, module.gamma_neg, module.margin)
     if module.reduction == "none":
         return entries
@@ -292,23 +267,13 @@ def matching_oracle(module: tl.TextRegionMatchingLoss, x: Inputs) -> Any:
 
 
 def matching_twin(module: tl.TextRegionMatchingLoss, x: Inputs) -> Result:
-    negative = TF.unit(x["negative_text"]) if "negative_text" in x else module.negative
-    logits = TF.text_region_logits(
-        x["regions"],
-        x["text"],
-        module.log_scale.exp(),
-        module.bias,
-        negative=negative,
-        normalize_regions=module.normalize_regions,
-    )
     return TF.asymmetric_loss(
-        logits,
+        TF.text_region_logits(x["regions"], x["text"], module.log_scale.exp(), module.bias),
         x["targets"],
         x.get("weights"),
         gamma_pos=module.gamma_pos,
         gamma_neg=module.gamma_neg,
         margin=module.margin,
-        detach_focus=module.detach_focus,
         reduction=module.reduction,
     )
 
@@ -321,23 +286,16 @@ def two_logits(batch: int, classes: int) -> Inputs:
     }
 
 
-def two_features(batch: int, classes: int) -> Inputs:
-    weights = torch.rand(batch, classes, generator=generator(25), dtype=torch.float64)
-    weights[-1, 0] = 0.0 if batch > 1 else 1.0
-    student, teacher = (normal(batch, classes, WIDTH, seed=seed) for seed in (26, 27))
-    return {"student_features": student, "teacher_features": teacher, "weights": weights}
-
-
-def with_negative(inputs: Callable[[int, int], Inputs]) -> Callable[[int, int], Inputs]:
-    return lambda batch, classes: {**inputs(batch, classes), "negative_text": normal(classes, WIDTH, seed=28)}
-
-
 def contrast_options(x: Inputs) -> dict[str, Any]:
-    return {key: x[key] for key in ("prototypes", "seen", "weights", "saliency") if key in x}
+    return {key: x[key] for key in ("prototypes", "seen", "weights") if key in x}
 
 
 def call_contrast(module: tl.MultimodalContrastiveLoss, x: Inputs) -> Result:
     return module(x["regions"], x["text"], x["targets"], **contrast_options(x))
+
+
+def call_image_contrast(module: tl.ImageContrastiveLoss, x: Inputs) -> Result:
+    return module(x["features"], x["targets"], x["weights"])
 
 
 ALPHAS = {"region_region": 0.7, "region_text": 0.9, "region_prototype": 1.3, "text_prototype": 0.4}
@@ -358,26 +316,7 @@ def contrast_settings(module: tl.MultimodalContrastiveLoss) -> dict[str, Any]:
         "temperature": module.temperature,
         "temperature_region": module.temperature_region,
         "anchor_threshold": module.anchor_threshold,
-        **({} if module.overlap is None else {"overlap": module.overlap}),
-        "absent_negatives": module.absent_negatives,
     }
-
-
-OPTION_ALPHAS = {**ALPHAS, "text_prototype": 0.0}  # which would not be 0 where nothing is known
-
-
-def everything_contrast(classes: int, distributed: Any = False) -> tl.MultimodalContrastiveLoss:
-    """Every option on; a module without one of its own parameters would not notice half of them."""
-    return shaken(  # type: ignore[return-value]
-        tl.MultimodalContrastiveLoss(
-            temperature=0.3, temperature_region=0.4, overlap=0.5, absent_negatives=True, dim=WIDTH, head_dim=5,
-            distributed=distributed, **OPTION_ALPHAS,
-        )
-    )  # fmt: skip
-
-
-def head_state(module: tl.MultimodalContrastiveLoss) -> dict[str, Any]:
-    return {} if module.head is None else {"head": dict(module.head.state_dict())}
 
 
 def call_bank(module: tl.PrototypeBank, x: Inputs) -> Result:
@@ -471,7 +410,7 @@ def prompts_oracle(module: tl.PromptLearner, x: Inputs) -> Any:
 
 
 def call_objective(module: tl.TRMObjective, x: Inputs) -> Result:
-    return module(x["tokens"], x["text"], x["targets"], negative_text=x.get("negative_text")).loss
+    return module(x["tokens"], x["text"], x["targets"]).loss
 
 
 def objective_inputs(batch: int, classes: int) -> Inputs:
@@ -488,34 +427,21 @@ def objective_terms(module: tl.TRMObjective, x: Inputs) -> dict[str, float]:
     y = oracles.array(x["targets"])
     batch, classes = y.shape
     region, query, _ = pooler_oracle(module.pooler, x)
-    features = region if module.pooler.residual == "query" else query
-    matching, negative = module.matching, absence(module.matching, x)
+    matching = module.matching
     scale, bias = float(matching.log_scale.detach().exp()), matching.bias
     focus = (matching.gamma_pos, matching.gamma_neg, matching.margin)
-    guessed, weights, scores = filled_oracle(classes, **OBJECTIVE_RULE)(torch.tensor(features), x["targets"], module.bank)
+    guessed, weights, scores = filled_oracle(classes, **OBJECTIVE_RULE)(torch.tensor(query), x["targets"], module.bank)
     known = max(1, int((y >= 0).sum()))
     terms: dict[str, float] = {}
     logits = {}
     for head, of_head, factor in (("query", query, 1.0), ("region", region, module.lambda_region)):
-        logits[head] = oracles.matching_logits(of_head, x["text"], scale, bias, negative=negative)
+        logits[head] = oracles.matching_logits(of_head, x["text"], scale, bias)
         entries = oracles.asymmetric(logits[head], y, None, *focus)
         terms[f"matching_{head}"] = factor * classes * entries.sum() / known
         entries = oracles.asymmetric(logits[head], guessed, weights, *focus)
         terms[f"pseudo_{head}"] = module.lambda_pseudo * factor * classes * entries.sum() / y.size
-    teacher_text = x["text"] if module.teacher_text == "learned" else module.reference_text
-    pairs = ((query, x["text"]), (region, teacher_text))
-    form = module.distillation.form if module.distillation is not None else ""
-    if form == "cosine":
-        taught = oracles.feature_distillation(query, region).sum() / y.size
-    elif form == "kl_binary":
-        taught = oracles.binary_distillation(
-            *(oracles.matching_logits(f, t, scale, bias, negative=negative) for f, t in pairs), 4.0
-        ).sum() / batch
-    else:
-        taught = oracles.distillation(
-            *(oracles.matching_logits(f, t, scale, negative=negative) for f, t in pairs), 4.0
-        ).sum() / batch
-    terms["distillation"] = module.lambda_distillation * taught
+    without_bias = [oracles.matching_logits(features, x["text"], scale) for features in (query, region)]
+    terms["distillation"] = module.lambda_distillation * oracles.distillation(*without_bias, 4.0).sum() / batch
     anchors, anchor_weights = y.copy(), np.ones_like(y)
     for i in np.ndindex(*y.shape):
         if y[i] == -1:
@@ -523,35 +449,29 @@ def objective_terms(module: tl.TRMObjective, x: Inputs) -> dict[str, float]:
             if guessed[i] > 0 and scores[i] >= module.anchor_score:
                 anchors[i] = 1.0
     contrast = oracles.contrast(
-        features, x["text"], anchors, prototypes=module.bank.visual, seen=module.bank.seen, weights=anchor_weights
+        query, x["text"], anchors, prototypes=module.bank.visual, seen=module.bank.seen, weights=anchor_weights
     )
     terms["contrast"] = module.lambda_contrast * weighted(contrast, dict.fromkeys(ALPHAS, 1.0))
     return terms
 
 
-def head(classes: int, query: Any = "tied", form: Any = "single") -> tl.TRMHead:
+def head(classes: int, query: Any = "tied") -> tl.TRMHead:
     pooler = tl.RegionPooler(classes, WIDTH, num_heads=2, query=query)
-    matching = tl.TextRegionMatchingLoss(classes, form=form)
-    text, absent = (normal(classes, WIDTH, seed=seed, dtype=torch.float32) for seed in (16, 29))
-    class_names = [f"class {c}" for c in range(classes)]
-    module = tl.TRMHead(pooler, matching, text, class_names, negative_text=absent if form == "pair" else None)
-    return shaken(module)  # type: ignore[return-value]
+    text, class_names = normal(classes, WIDTH, seed=16, dtype=torch.float32), [f"class {c}" for c in range(classes)]
+    return shaken(tl.TRMHead(pooler, tl.TextRegionMatchingLoss(classes), text, class_names))  # type: ignore[return-value]
 
 
 def head_oracle(module: tl.TRMHead, x: Inputs) -> Any:
     _, query, _ = pooler_oracle(module.pooler, {**x, "text": module.text})
     scale = float(module.matching.log_scale.detach().exp())
-    negative = absence(module.matching, {} if module.negative_text is None else {"negative_text": module.negative_text})
-    return oracles.matching_logits(query, module.text, scale, module.matching.bias, negative=negative)
+    return oracles.matching_logits(query, module.text, scale, module.matching.bias)
 
 
 POOLER_STATE = (
     "query_weight", "key_weight", "log_attention_scale", "value_norm.weight", "value_norm.bias", "value_weight",
     "output.weight", "output.bias", "mlp.0.weight", "mlp.0.bias", "mlp.1.weight", "mlp.1.bias", "mlp.4.weight", "mlp.4.bias",
 )  # fmt: skip
-REGION_STATE = tuple(key for key in POOLER_STATE if not key.startswith(("value", "output")))
 BANK_STATE = ("init", "visual", "text", "count", "text_count")
-HEAD_STATE = ("head.hidden.weight", "head.hidden.bias", "head.output.weight", "head.output.bias")
 COUNTS = ("step", "known_count")  # of a labeler, whatever its rule
 LABELER_STATE = (*COUNTS, "rule.similarity_sum", "rule.similarity_mass")
 MATCHING_STATE = ("log_scale", "bias")
@@ -582,11 +502,9 @@ CASES = [
         shows=("num_classes=5", "num_heads=2", "tied"),
     ),
     Case(
-        name="pooler, free queries, padding, layer norm keys, tokens as they are",
+        name="pooler, free queries, padding",
         owner="RegionPooler",
-        build=lambda c: shaken(
-            tl.RegionPooler(c, WIDTH, num_heads=4, query="free", key_norm="layer", normalize_tokens=False, mlp_ratio=1.5)
-        ),
+        build=lambda c: shaken(tl.RegionPooler(c, WIDTH, num_heads=4, query="free", mlp_ratio=1.5)),
         inputs=with_padding,
         call=call_pooler,
         oracle=pooler_oracle,
@@ -613,41 +531,6 @@ CASES = [
         shows=("query_head=False",),
     ),
     Case(
-        name="pooler, conditioned, MLP on the regions",
-        owner="RegionPooler",
-        build=lambda c: shaken(tl.RegionPooler(c, WIDTH, num_heads=2, query="conditioned", mlp_input="region")),
-        inputs=token_text,
-        call=call_pooler,
-        oracle=pooler_oracle,
-        learns=("tokens", "text"),
-        wrong=pooler_refuses,
-        state=("text_weight", *REGION_STATE),
-        finite=("tokens", "text"),
-        shows=("conditioned", "mlp_input='region'"),
-    ),
-    Case(
-        name="pooler, MLP on the queries",
-        owner="RegionPooler",
-        build=lambda c: shaken(tl.RegionPooler(c, WIDTH, num_heads=2, mlp_input="query")),
-        inputs=with_padding,
-        call=call_pooler,
-        oracle=pooler_oracle,
-        learns=("tokens", "text"),
-        state=POOLER_STATE,
-        shows=("mlp_input='query'", "residual='region'"),
-    ),
-    Case(
-        name="pooler, conditioned, residual from the query",
-        owner="RegionPooler",
-        build=lambda c: shaken(tl.RegionPooler(c, WIDTH, num_heads=2, query="conditioned", residual="query")),
-        inputs=token_text,
-        call=call_pooler,
-        oracle=pooler_oracle,
-        learns=("tokens", "text"),
-        state=("text_weight", *POOLER_STATE),
-        shows=("mlp_input='query'", "residual='query'"),
-    ),
-    Case(
         name="matching",
         owner="TextRegionMatchingLoss",
         build=lambda c: shaken(tl.TextRegionMatchingLoss(c, scale=5.0)),
@@ -663,11 +546,9 @@ CASES = [
         shows=("num_classes=5", "gamma_neg=2.0", "margin=0.05", "mean"),
     ),
     Case(
-        name="matching, cosine, sum",
+        name="matching, sum",
         owner="TextRegionMatchingLoss",
-        build=lambda c: shaken(
-            tl.TextRegionMatchingLoss(c, scale=5.0, gamma_neg=0.5, margin=0.1, normalize_regions=True, reduction="sum")
-        ),
+        build=lambda c: shaken(tl.TextRegionMatchingLoss(c, scale=5.0, gamma_neg=0.5, margin=0.1, reduction="sum")),
         inputs=region_text,
         call=call_matching,
         oracle=matching_oracle,
@@ -691,59 +572,6 @@ CASES = [
         finite=("regions", "text"),
     ),
     Case(
-        name="matching, pair",
-        owner="TextRegionMatchingLoss",
-        build=lambda c: shaken(tl.TextRegionMatchingLoss(c, scale=5.0, form="pair")),
-        inputs=with_negative(with_weights),
-        call=call_matching,
-        oracle=matching_oracle,
-        twin=matching_twin,
-        learns=("regions", "text", "negative_text"),
-        wrong={
-            **matching_refuses,
-            **refused(negative_text="C D"),
-            **integers("negative_text"),
-            "negative_text: missing": (
-                lambda x: {k: v for k, v in x.items() if k != "negative_text"},
-                ValueError,
-                r"negative_text \(C, D\) must be given where form='pair' and there alone, got nothing",
-            ),
-        },
-        state=MATCHING_STATE,
-        is_loss=True,
-        finite=("regions", "text", "negative_text"),
-        shows=("form='pair'",),
-    ),
-    Case(
-        name="matching, pair with a free vector, cosine",
-        owner="TextRegionMatchingLoss",
-        build=lambda c: shaken(
-            tl.TextRegionMatchingLoss(c, scale=5.0, form="pair_free", dim=WIDTH, normalize_regions=True)
-        ),
-        inputs=with_weights,
-        call=call_matching,
-        oracle=matching_oracle,
-        twin=matching_twin,
-        learns=("regions", "text"),
-        wrong={
-            **matching_refuses,
-            "negative_text: given": (
-                lambda x: {**x, "negative_text": x["text"]},
-                ValueError,
-                "must be given where form='pair' and there alone, got one with form='pair_free'",
-            ),
-            "width: another": (
-                lambda x: {**x, "regions": x["regions"].repeat(1, 1, 2), "text": x["text"].repeat(1, 2)},
-                ValueError,
-                r"negative must have shape \(C, D\) = \(5, 16\), got \(5, 8\); the free vector has the width",
-            ),
-        },
-        state=(*MATCHING_STATE, "negative"),
-        is_loss=True,
-        finite=("regions", "text"),
-        shows=("form='pair_free'",),
-    ),
-    Case(
         name="distillation",
         owner="RegionDistillationLoss",
         build=lambda c: tl.RegionDistillationLoss(temperature=3.0),
@@ -762,7 +590,7 @@ CASES = [
         },
         state=(),
         finite=("student_logits", "teacher_logits"),
-        shows=("form='kl_class'", "temperature=3.0", "mean"),
+        shows=("temperature=3.0", "mean"),
     ),
     Case(
         name="distillation, none",
@@ -775,56 +603,6 @@ CASES = [
         learns=("student_logits",),
         state=(),
         finite=("student_logits", "teacher_logits"),
-    ),
-    Case(
-        name="distillation, binary",
-        owner="RegionDistillationLoss",
-        build=lambda c: tl.RegionDistillationLoss(form="kl_binary", temperature=3.0),
-        inputs=two_logits,
-        call=lambda m, x: m(x["student_logits"], x["teacher_logits"], x["weights"]),
-        oracle=lambda m, x: (
-            oracles.binary_distillation(x["student_logits"], x["teacher_logits"], 3.0, x["weights"]).sum() / len(x["weights"])
-        ),
-        twin=lambda m, x: TF.region_distillation(
-            x["student_logits"], x["teacher_logits"], x["weights"], form="kl_binary", temperature=3.0
-        ),
-        learns=("student_logits",),
-        wrong=refused(student_logits="B C", teacher_logits="B C", weights="B"),
-        state=(),
-        finite=("student_logits", "teacher_logits"),
-        shows=("form='kl_binary'",),
-    ),
-    Case(
-        name="distillation, cosine",
-        owner="RegionDistillationLoss",
-        build=lambda c: tl.RegionDistillationLoss(form="cosine"),
-        inputs=two_features,
-        call=lambda m, x: m(x["student_features"], x["teacher_features"], x["weights"]),
-        oracle=lambda m, x: (
-            oracles.feature_distillation(x["student_features"], x["teacher_features"], x["weights"]).sum()
-            / oracles.array(x["weights"]).sum()
-        ),
-        twin=lambda m, x: TF.feature_distillation(x["student_features"], x["teacher_features"], x["weights"]),
-        learns=("student_features",),
-        wrong={
-            **refused(student_features="B C D", teacher_features="B C D", weights="B C"),
-            **integers("student_features", "teacher_features", "weights"),
-        },
-        state=(),
-        finite=("student_features", "teacher_features"),
-        shows=("form='cosine'",),
-    ),
-    Case(
-        name="distillation, cosine, none",
-        owner="RegionDistillationLoss",
-        build=lambda c: tl.RegionDistillationLoss(form="cosine", reduction="none"),
-        inputs=two_features,
-        call=lambda m, x: m(x["student_features"], x["teacher_features"]),
-        oracle=lambda m, x: oracles.feature_distillation(x["student_features"], x["teacher_features"]),
-        twin=lambda m, x: TF.feature_distillation(x["student_features"], x["teacher_features"], reduction="none"),
-        learns=("student_features",),
-        state=(),
-        finite=("student_features", "teacher_features"),
     ),
     Case(
         name="contrast",
@@ -864,69 +642,34 @@ CASES = [
         finite=("regions", "text"),
     ),
     Case(
-        name="contrast, projection, overlap, absent negatives",
-        owner="MultimodalContrastiveLoss",
-        build=everything_contrast,
-        inputs=with_maps,
-        call=call_contrast,
-        oracle=lambda m, x: weighted(
-            oracles.contrast(
-                x["regions"], x["text"], x["targets"], **contrast_options(x), **contrast_settings(m), **head_state(m)
-            ),
-            OPTION_ALPHAS,
-        ),
-        twin=lambda m, x: weighted(
-            TF.multimodal_contrastive(
-                x["regions"], x["text"], x["targets"], **contrast_options(x), **contrast_settings(m), project=m.head
-            ),
-            OPTION_ALPHAS,
-        ),
-        learns=("regions", "text"),
-        wrong={
-            **refused(regions="B C D"),
-            **integers("regions", "text", "weights", "prototypes", "saliency"),
-            "saliency: rank": (change("saliency", lambda a: a[None]), ValueError, r"saliency must have shape \(B, C, N\)"),
-            "saliency: missing": (
-                lambda x: {k: v for k, v in x.items() if k != "saliency"},
-                ValueError,
-                r"saliency \(B, C, N\) must be given where overlap is set",
-            ),
-        },
-        state=HEAD_STATE,
-        is_loss=True,
-        finite=("regions", "text"),
-        shows=("overlap=0.5", "absent_negatives=True", "out_features=5"),
-    ),
-    Case(
-        name="contrast, images by their labels",
-        owner="MultimodalContrastiveLoss",
-        build=lambda c: tl.MultimodalContrastiveLoss(temperature_region=0.3, region_region=0.7),
+        name="contrast of images",
+        owner="ImageContrastiveLoss",
+        build=lambda c: tl.ImageContrastiveLoss(),
         inputs=image_labels,
-        call=lambda m, x: m(x["regions"], None, x["targets"], weights=x["weights"]),
-        oracle=lambda m, x: 0.7 * oracles.multi_label(x["regions"], x["targets"], x["weights"], m.temperature_region),
-        twin=lambda m, x: (
-            0.7 * TF.multi_label_contrastive(x["regions"], x["targets"], weights=x["weights"], temperature=m.temperature_region)
-        ),
-        learns=("regions",),
-        state=(),
-        finite=("regions",),
-    ),
-    Case(
-        name="contrast, images by their labels, projection",
-        owner="MultimodalContrastiveLoss",
-        build=lambda c: shaken(tl.MultimodalContrastiveLoss(dim=WIDTH, head_dim=5)),
-        inputs=image_labels,
-        call=lambda m, x: m(x["regions"], None, x["targets"], weights=x["weights"]),
-        oracle=lambda m, x: oracles.multi_label(x["regions"], x["targets"], x["weights"], **head_state(m)),
-        twin=lambda m, x: TF.multi_label_contrastive(x["regions"], x["targets"], weights=x["weights"], project=m.head),
-        learns=("regions",),
+        call=call_image_contrast,
+        oracle=lambda m, x: oracles.multi_label(x["features"], x["targets"], x["weights"]),
+        twin=lambda m, x: TF.multi_label_contrastive(**x),
+        learns=("features",),
         wrong={
-            **refused(regions="B D", targets="B C", weights="B C"),
-            **integers("regions", "weights"),
+            **refused(features="B D", targets="B C", weights="B C"),
+            **integers("features", "weights"),
             **encodings(),
+            "features: size": (change("features", lambda x: x[1:]), ValueError, r"targets must have shape \(B, C\) = \(3, C\)"),
         },
-        state=HEAD_STATE,
-        finite=("regions",),
+        state=(),
+        finite=("features",),
+        shows=("temperature=0.1", "anchor_threshold=0.9"),
+    ),
+    Case(
+        name="contrast of images, settings",
+        owner="ImageContrastiveLoss",
+        build=lambda c: tl.ImageContrastiveLoss(temperature=0.3, anchor_threshold=0.97),
+        inputs=image_labels,
+        call=call_image_contrast,
+        oracle=lambda m, x: oracles.multi_label(x["features"], x["targets"], x["weights"], 0.3, 0.97),
+        twin=lambda m, x: TF.multi_label_contrastive(**x, temperature=0.3, anchor_threshold=0.97),
+        learns=("features",),
+        state=(),
     ),
     Case(
         name="bank",
@@ -1051,59 +794,9 @@ CASES = [
         finite=("tokens", "text"),
     ),
     Case(
-        name="objective, conditioned, pair, binary distillation from fixed text",
-        owner="TRMObjective",
-        build=lambda c: objective(
-            c,
-            pooler={"query": "conditioned", "mlp_input": "region"},
-            matching={"form": "pair"},
-            distillation={"form": "kl_binary"},
-            teacher_text="fixed",
-            reference_text=normal(c, WIDTH, seed=33, dtype=torch.float32),
-        ),
-        inputs=with_negative(objective_inputs),
-        call=call_objective,
-        oracle=objective_oracle,
-        learns=("tokens", "text", "negative_text"),
-        wrong={
-            **refused(tokens="B N D", text="C D", targets="B C", negative_text="C D"),
-            **integers("tokens", "text", "negative_text"),
-        },
-        state=(
-            "pooler.text_weight",
-            *(f"pooler.{key}" for key in REGION_STATE),
-            *(f"matching.{key}" for key in MATCHING_STATE),
-            *(f"bank.{key}" for key in BANK_STATE),
-            *(f"labeler.{key}" for key in LABELER_STATE),
-            "reference_text",
-        ),
-        finite=("tokens", "text", "negative_text"),
-    ),
-    Case(
-        name="objective, residual from the query, free vector, cosine distillation",
-        owner="TRMObjective",
-        build=lambda c: objective(
-            c,
-            pooler={"residual": "query"},
-            matching={"form": "pair_free", "dim": WIDTH},
-            distillation={"form": "cosine"},
-        ),
-        inputs=objective_inputs,
-        call=call_objective,
-        oracle=objective_oracle,
-        learns=("tokens", "text"),
-        state=(
-            *(f"pooler.{key}" for key in POOLER_STATE),
-            *(f"matching.{key}" for key in (*MATCHING_STATE, "negative")),
-            *(f"bank.{key}" for key in BANK_STATE),
-            *(f"labeler.{key}" for key in LABELER_STATE),
-        ),
-        finite=("tokens", "text"),
-    ),
-    Case(
         name="objective, classes in chunks",
         owner="TRMObjective",
-        build=lambda c: objective(c, pooler={"query": "conditioned"}, distillation={"form": "cosine"}, class_chunk=2),
+        build=lambda c: objective(c, class_chunk=2),
         inputs=objective_inputs,
         call=call_objective,
         oracle=objective_oracle,
@@ -1114,45 +807,12 @@ CASES = [
             **encodings(),
         },
         state=(
-            "pooler.text_weight",
             *(f"pooler.{key}" for key in POOLER_STATE),
             *(f"matching.{key}" for key in MATCHING_STATE),
             *(f"bank.{key}" for key in BANK_STATE),
             *(f"labeler.{key}" for key in LABELER_STATE),
         ),
         finite=("tokens", "text"),
-    ),
-    Case(
-        name="objective, pair in chunks of classes",
-        owner="TRMObjective",
-        build=lambda c: objective(
-            c,
-            matching={"form": "pair"},
-            teacher_text="fixed",
-            reference_text=normal(c, WIDTH, seed=33),
-            class_chunk=Plan(3, keep=True),
-        ),
-        inputs=with_negative(objective_inputs),
-        call=call_objective,
-        oracle=objective_oracle,
-        learns=("tokens", "text", "negative_text"),
-        wrong={
-            **refused(tokens="B N D", text="C D", targets="B C", negative_text="C D"),
-            **integers("tokens", "text", "negative_text"),
-            "negative_text: rows": (
-                change("negative_text", lambda x: torch.cat([x, x])),
-                ValueError,
-                r"must have shape \(C, D\) = \(5, 8\), got \(10, 8\)",
-            ),
-        },
-        state=(
-            *(f"pooler.{key}" for key in POOLER_STATE),
-            *(f"matching.{key}" for key in MATCHING_STATE),
-            *(f"bank.{key}" for key in BANK_STATE),
-            *(f"labeler.{key}" for key in LABELER_STATE),
-            "reference_text",
-        ),
-        finite=("tokens", "text", "negative_text"),
     ),
     Case(
         name="head",
@@ -1171,9 +831,9 @@ CASES = [
         shows=("classes=5", "query"),
     ),
     Case(
-        name="head, conditioned, pair",
+        name="head, free queries, padding",
         owner="TRMHead",
-        build=lambda c: head(c, "conditioned", "pair"),
+        build=lambda c: head(c, "free"),
         inputs=lambda b, c: {k: x for k, x in with_padding(b, c).items() if k != "text"},
         call=lambda m, x: m(x["tokens"], key_padding_mask=x["key_padding_mask"]),
         oracle=head_oracle,
@@ -1181,13 +841,12 @@ CASES = [
         wrong=refused(tokens="B N D", key_padding_mask="B N"),
         state=(
             "text",
-            "negative_text",
-            "pooler.text_weight",
+            "pooler.query",
             *(f"pooler.{key}" for key in POOLER_STATE),
             *(f"matching.{key}" for key in MATCHING_STATE),
         ),
         finite=("tokens",),
-        shows=("conditioned", "form='pair'"),
+        shows=("free",),
     ),
 ]
 

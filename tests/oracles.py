@@ -93,45 +93,29 @@ def focal(logits: Any, targets: Any, gamma: float) -> Array:
     return loss
 
 
-def matching_logits(
-    regions: Any, text: Any, scale: float, bias: Any = None, normalize: bool = False, negative: Any = None
-) -> Array:
-    """s r.t - beta, or s (r.t - r.t^-) - beta, with the region as it is or at length one; t^- as it is."""
+def matching_logits(regions: Any, text: Any, scale: float, bias: Any = None) -> Array:
+    """s r.t - beta, with the region as it is."""
     r, t = array(regions), array(text)
     out = np.zeros(r.shape[:2])
     for b, c in np.ndindex(*out.shape):
-        region = unit(r[b, c]) if normalize else r[b, c]
-        absent = 0.0 if negative is None else sum(region * array(negative)[c])
-        out[b, c] = scale * (sum(region * unit(t[c])) - absent) - (0.0 if bias is None else array(bias)[c])
+        out[b, c] = scale * sum(r[b, c] * unit(t[c])) - (0.0 if bias is None else array(bias)[c])
     return out
 
 
 # Region pooling -------------------------------------------------------------------------------------------------------
 
 
-def layer_norm(v: Array, weight: Array | None = None, bias: Array | None = None, eps: float = 1e-5) -> Array:
+def layer_norm(v: Array, weight: Array, bias: Array, eps: float = 1e-5) -> Array:
     centred = v - v.mean()
-    out = centred / math.sqrt((centred**2).mean() + eps)
-    return out if weight is None or bias is None else out * weight + bias
+    return centred / math.sqrt((centred**2).mean() + eps) * weight + bias
 
 
 def pool(
-    state: dict[str, Any],
-    tokens: Any,
-    queries: Any,
-    heads: int,
-    *,
-    padding: Any = None,
-    normalize_tokens: bool = True,
-    key_norm: str = "unit",
-    mlp_input: str = "attention",
-    residual: str = "region",
+    state: dict[str, Any], tokens: Any, queries: Any, heads: int, *, padding: Any = None
 ) -> tuple[Array, Array, Array]:
     """R (B, C, D), Z (B, C, D) and A (B, C, N) of a pooler's parameters, one image, class, head and token at a time."""
     p = {key: array(value) for key, value in state.items()}
     v, q = array(tokens), array(queries)
-    if "text_weight" in p:
-        q = np.array([sum(x * row for x, row in zip(text, p["text_weight"], strict=True)) for text in q])
     images, count, width = v.shape
     slice_width = width // heads
     kappa = math.exp(float(p["log_attention_scale"]))
@@ -147,21 +131,18 @@ def pool(
                 q_h = p["query_weight"][rows] @ unit(q[c])
                 scores = []
                 for n in real:
-                    key = unit(v[b, n]) if key_norm == "unit" else layer_norm(v[b, n])
-                    scores.append(kappa * heads * float(q_h @ (p["key_weight"][rows] @ key)))
+                    scores.append(kappa * heads * float(q_h @ (p["key_weight"][rows] @ unit(v[b, n]))))
                 for n, a in zip(real, softmax(scores), strict=True):
                     saliency[b, c, n] += a / heads
                     if "value_weight" in p:
                         normed = layer_norm(v[b, n], p["value_norm.weight"], p["value_norm.bias"])
                         output[rows] += a * (p["value_weight"][rows] @ normed)
             for n in real:
-                region[b, c] += saliency[b, c, n] * (unit(v[b, n]) if normalize_tokens else v[b, n])
+                region[b, c] += saliency[b, c, n] * unit(v[b, n])
             query[b, c] = region[b, c]
             if "mlp.1.weight" in p:
-                o = region[b, c] if mlp_input == "region" else p["output.weight"] @ output + p["output.bias"]
-                normed = layer_norm(o + q[c] if mlp_input == "query" else o, p["mlp.0.weight"], p["mlp.0.bias"])
-                if residual == "query":
-                    query[b, c] = normed
+                o = p["output.weight"] @ output + p["output.bias"]
+                normed = layer_norm(o, p["mlp.0.weight"], p["mlp.0.bias"])
                 hidden = p["mlp.1.weight"] @ normed + p["mlp.1.bias"]
                 hidden = np.array([0.5 * x * (1 + math.erf(x / math.sqrt(2))) for x in hidden])
                 query[b, c] += p["mlp.4.weight"] @ hidden + p["mlp.4.bias"]
@@ -183,37 +164,7 @@ def distillation(student: Any, teacher: Any, temperature: float, weights: Any = 
     return out
 
 
-def binary_distillation(student: Any, teacher: Any, temperature: float, weights: Any = None) -> Array:
-    """T^2 KL(teacher || student) of present against absent, summed over the classes of each image."""
-    s, t = array(student), array(teacher)
-    out = np.zeros(len(s))
-    for b, c in np.ndindex(*s.shape):
-        p, q = sigmoid(t[b, c] / temperature), sigmoid(s[b, c] / temperature)
-        divergence = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
-        out[b] += temperature**2 * divergence * (1.0 if weights is None else array(weights)[b])
-    return out
-
-
-def feature_distillation(student: Any, teacher: Any, weights: Any = None) -> Array:
-    """W (1 - cosine) of each entry."""
-    z, r = array(student), array(teacher)
-    out = np.ones(z.shape[:2]) if weights is None else array(weights).copy()
-    for b, c in np.ndindex(*out.shape):
-        out[b, c] *= 1 - sum(unit(z[b, c]) * unit(r[b, c]))
-    return out
-
-
 # Contrast -------------------------------------------------------------------------------------------------------------
-
-
-def projected(v: Array, head: dict[str, Any]) -> Array:
-    """Two layers with a ReLU between."""
-    p = {key: array(value) for key, value in head.items()}
-    hidden = [max(0.0, float(row @ v) + float(b)) for row, b in zip(p["hidden.weight"], p["hidden.bias"], strict=True)]
-    return p["output.weight"] @ np.array(hidden) + p["output.bias"]
-
-
-_unit = unit
 
 
 def contrast(
@@ -224,32 +175,17 @@ def contrast(
     prototypes: Any = None,
     seen: Any = None,
     weights: Any = None,
-    saliency: Any = None,
     temperature: float = 0.07,
     temperature_region: float = 0.1,
     anchor_threshold: float = 0.9,
-    overlap: float = 0.7,
-    absent_negatives: bool = False,
-    head: dict[str, Any] | None = None,
 ) -> dict[str, float]:
-    """The five contrasts, pair by pair; ``head`` holds the parameters of a projection."""
-
-    def unit(v: Array) -> Array:  # what is compared: the unit vector, or its projection
-        return _unit(v) if head is None else _unit(projected(_unit(v), head))
-
+    """The five contrasts, pair by pair."""
     f, t, y = array(regions), [unit(row) for row in array(text)], array(targets)
     w = np.ones_like(y) if weights is None else array(weights)
     classes = range(len(t))
     anchors = [(b, c) for b, c in np.ndindex(*y.shape) if y[b, c] >= anchor_threshold]
     feature = {a: unit(f[a]) for a in anchors}
     mean = dict.fromkeys(("region_region", "region_text", "text_region", "region_prototype", "text_prototype"), 0.0)
-
-    def separate(a: tuple[int, int], c: int) -> bool:
-        """Class c stays in the denominator of anchor a."""
-        if saliency is None or c == a[1]:
-            return True
-        maps = array(saliency)[a[0]]
-        return sum(min(float(p), float(q)) for p, q in zip(maps[a[1]], maps[c], strict=True)) <= overlap
 
     rows = []
     for a in anchors:
@@ -263,7 +199,7 @@ def contrast(
 
     rows = []
     for a in anchors:
-        scores = [float(feature[a] @ t[c]) / temperature for c in classes if separate(a, c)]
+        scores = [float(feature[a] @ t[c]) / temperature for c in classes]
         rows.append(w[a] * (log_sum_exp(scores) - float(feature[a] @ t[a[1]]) / temperature))
     mean["region_text"] = sum(rows) / len(rows) if rows else 0.0
 
@@ -271,8 +207,6 @@ def contrast(
     for c in classes:
         own = [a for a in anchors if a[1] == c]
         scores = [float(t[c] @ feature[a]) / temperature for a in anchors]
-        if absent_negatives:
-            scores += [float(t[c] @ unit(f[b, c])) / temperature for b in range(len(y)) if y[b, c] == 0]
         if own:
             part = [w[a] * (log_sum_exp(scores) - float(t[c] @ feature[a]) / temperature) for a in own]
             rows.append(sum(part) / len(own))
@@ -288,7 +222,7 @@ def contrast(
         rows = []
         for a in anchors:
             if a[1] in known:
-                rows.append(w[a] * (log_sum_exp([near(feature[a], c) for c in known if separate(a, c)]) - near(feature[a], a[1])))
+                rows.append(w[a] * (log_sum_exp([near(feature[a], c) for c in known]) - near(feature[a], a[1])))
         mean["region_prototype"] = sum(rows) / len(rows) if rows else 0.0
         rows = [log_sum_exp([near(t[c], k) for k in known]) - near(t[c], c) for c in known]
         mean["text_prototype"] = sum(rows) / len(rows) if rows else 0.0
@@ -312,11 +246,9 @@ def multi_label(
     weights: Any = None,
     temperature: float = 0.1,
     anchor_threshold: float = 0.9,
-    head: dict[str, Any] | None = None,
 ) -> float:
     """Every label of an image against all other images that carry any, label by label and pair by pair."""
-    y, rows = array(targets), []
-    f = [unit(row) if head is None else unit(projected(unit(row), head)) for row in array(features)]
+    y, f, rows = array(targets), [unit(row) for row in array(features)], []
     w = np.ones_like(y) if weights is None else array(weights)
     carries = [[c for c in range(y.shape[1]) if y[b, c] >= anchor_threshold] for b in range(len(y))]
     for b in range(len(y)):

@@ -16,7 +16,6 @@ from cases import (
     SAMPLES,
     WIDTH,
     call_baseline,
-    everything_contrast,
     filled_bank,
     filled_labeler,
     generator,
@@ -62,7 +61,7 @@ SPLITS: dict[str, Split] = {
     "nothing learns on one rank": Split(UNEQUAL, frozen=(1,)),
 }
 # The quick suite: two ranks over everything, more over these.
-FEW = ("objective", "contrast options", "large loss, reject", "partial ASL, selective")
+FEW = ("objective", "contrast", "large loss, reject", "partial ASL, selective")
 
 
 def cases(*lists: Any) -> list[Any]:
@@ -119,20 +118,13 @@ def joined(loss: str, split: str, world: int) -> dict[str, Tensor]:
     if loss in BASELINES:  # some images twice, as samplers for several ranks fill them up
         return {"features": 2 * normal(ROWS, CLASSES, seed=61), "targets": y, "ids": torch.arange(ROWS).flip(0) % SAMPLES}
     weights = torch.rand(ROWS, CLASSES, generator=generator(42), dtype=torch.float64)
-    if loss == "distillation of features":
-        student, teacher = normal(ROWS, CLASSES, WIDTH, seed=43), normal(ROWS, CLASSES, WIDTH, seed=44)
-        return {"features": student, "teacher": teacher, "weights": weights * (y == 1)}  # none present on some ranks
-    if "distillation" in loss:
+    if loss == "distillation":
         student, teacher = 3 * normal(ROWS, CLASSES, seed=43), 3 * normal(ROWS, CLASSES, seed=44)
         return {"features": student, "teacher": teacher, "weights": weights[:, 0]}
     if "objective" in loss:
         return {"features": normal(ROWS, 4, WIDTH, seed=45), "targets": y}
     if loss == "images":
         return {"features": normal(ROWS, WIDTH, seed=48), "targets": y, "weights": weights}
-    if loss == "contrast options":
-        saliency = (1.5 * normal(ROWS, CLASSES, 6, seed=49)).softmax(dim=-1)
-        features = normal(ROWS, CLASSES, WIDTH, seed=46)
-        return {"features": features, "targets": y, "weights": weights, "saliency": saliency, "ids": torch.arange(ROWS)}
     return {"features": normal(ROWS, CLASSES, WIDTH, seed=46), "targets": y, "weights": weights}
 
 
@@ -143,32 +135,26 @@ def build(loss: str, distributed: Any) -> nn.Module:
         return module
     if loss == "matching":
         return tl.TextRegionMatchingLoss(CLASSES, scale=5.0, distributed=distributed).double()
-    if "distillation" in loss:
-        form: Any = {"binary distillation": "kl_binary", "distillation of features": "cosine"}.get(loss, "kl_class")
-        return tl.RegionDistillationLoss(form=form, distributed=distributed)
+    if loss == "distillation":
+        return tl.RegionDistillationLoss(distributed=distributed)
     if loss == "contrast":
         return tl.MultimodalContrastiveLoss(distributed=distributed)
-    if loss in ("contrast options", "images"):
-        torch.manual_seed(0)
-        return everything_contrast(CLASSES, distributed=distributed).double()
+    if loss == "images":
+        return tl.ImageContrastiveLoss(distributed=distributed)
     if loss == "objective in chunks":
-        distillation = {"form": "cosine"}
-        return objective(distributed=distributed, distillation=distillation, class_chunk=2).double()
+        return objective(distributed=distributed, class_chunk=2).double()
     return objective(distributed=distributed).double()
 
 
 def compute(loss: str, module: Any, batch: dict[str, Tensor], text: Tensor) -> Tensor:
     if loss in BASELINES:
         return call_baseline(module, {**batch, "logits": batch["features"]})
-    if "distillation" in loss:
+    if loss == "distillation":
         return module(batch["features"], batch["teacher"], batch["weights"])
     if "objective" in loss:
         return module(batch["features"], text, batch["targets"]).loss
     if loss == "images":
-        return module(batch["features"], None, batch["targets"], weights=batch["weights"])
-    if loss == "contrast options":
-        options = {key: batch[key] for key in ("weights", "saliency")} | {"prototypes": normal(CLASSES, WIDTH, seed=38)}
-        return module(batch["features"], text, batch["targets"], **options)
+        return module(batch["features"], batch["targets"], batch["weights"])
     if loss == "contrast":
         bank = filled_bank()
         options = {"prototypes": bank.visual, "seen": bank.seen, "weights": batch["weights"]}
@@ -192,10 +178,7 @@ def gradients(rank: int | None, loss: str, split: str, world: int) -> tuple[Tens
 LOSSES = (
     "matching",
     "distillation",
-    "binary distillation",
-    "distillation of features",
     "contrast",
-    "contrast options",
     "images",
     "objective",
     "objective in chunks",
@@ -231,7 +214,7 @@ def gradients_in_blocks(rank: int, loss: str, split: str, world: int) -> tuple[T
         return gradients(rank, loss, split, world)
 
 
-@pytest.mark.parametrize(("loss", "split", "world"), cases(["contrast options", "images"]))
+@pytest.mark.parametrize(("loss", "split", "world"), cases(["contrast", "images"]))
 def test_blocks_of_rows_on_ranks(pools: Callable[[int], Pool], loss: str, split: str, world: int) -> None:
     """A rank's rows find themselves among the keys of all, in every block."""
     ranks = pools(world).run(gradients_in_blocks, loss, split, world, world=world)
@@ -279,7 +262,7 @@ def without_backward(rank: int, loss: str, absent: str) -> Tensor | None:
 
 
 @pytest.mark.parametrize("absent", ["no backward", "nothing learns", "no gradient"])
-@pytest.mark.parametrize("loss", ["contrast", "contrast options", "images", "objective"])
+@pytest.mark.parametrize("loss", ["contrast", "images", "objective"])
 def test_no_rank_waits_in_the_backward_pass(pool: Pool, loss: str, absent: str) -> None:
     """One rank's loss is not followed by a backward pass, holds nothing that learns, or is computed without gradient."""
     gradient = pool.run(without_backward, loss, absent)[0]
@@ -400,22 +383,14 @@ def alone(rank: int, loss: str) -> Tensor:
 
 
 def test_not_distributed_is_local(pool: Pool) -> None:
-    for loss in ("matching", "distillation", "contrast", "contrast options", "images", "objective", "EPR", "large loss, reject"):
+    for loss in ("matching", "distillation", "contrast", "images", "objective", "EPR", "large loss, reject"):
         batch = {key: x[part(1, "unequal", 2)] for key, x in joined(loss, "unequal", 2).items()}
         expected = compute(loss, build(loss, distributed=False), batch, normal(CLASSES, WIDTH, seed=47)).detach()
         torch.testing.assert_close(pool.run(alone, loss)[1], expected)
 
 
-# Readings and forms that leave parameters out or bring others: each of them must get its gradient on every rank.
-WRAPPED: list[dict[str, Any]] = [
-    {},
-    {
-        "pooler": {"query": "conditioned", "mlp_input": "region"},
-        "matching": {"form": "pair_free", "dim": WIDTH},
-        "distillation": {"form": "cosine"},
-    },
-    {"pooler": {"query": "free", "residual": "query"}, "distillation": {"form": "kl_binary"}},
-]
+# Readings that leave parameters out or bring others: each of them must get its gradient on every rank.
+WRAPPED: list[dict[str, Any]] = [{}, {"pooler": {"query": "free"}}, {"pooler": {"query_head": False}}]
 
 
 def wrapped(rank: int, settings: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -435,7 +410,7 @@ def wrapped(rank: int, settings: dict[str, Any]) -> tuple[dict[str, Tensor], dic
     return gradients, dict(model.state_dict())
 
 
-@pytest.mark.parametrize("settings", WRAPPED, ids=["defaults", "conditioned", "residual"])
+@pytest.mark.parametrize("settings", WRAPPED, ids=["defaults", "free", "one head"])
 def test_under_distributed_data_parallel(pool: Pool, settings: dict[str, Any]) -> None:
     model = objective(**settings)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -522,7 +497,7 @@ def helpers(rank: int) -> dict[str, Any]:
     rows = torch.full((2 - rank, 3), float(rank + 1), requires_grad=True)
     joined = gather_rows(rows, world)
     loss = (joined.rows * torch.arange(12.0).view(4, 3) * joined.real[:, None]).sum() * (rank + 1)
-    (shared,) = with_gradients_of_ranks([loss], [(rows, joined)], world)
+    (shared,) = with_gradients_of_ranks([loss], rows, joined, world)
     shared.backward()
     total = torch.tensor(float(rank + 1), requires_grad=True)
     square = joined_sum(total, world) ** 2
@@ -583,4 +558,4 @@ def test_one_process_needs_no_group() -> None:
     assert all(f(value, None) is value for f in (sum_over_ranks, count_per_rank, sum_per_rank, joined_sum))
     joined = gather_rows(rows, None)
     assert joined.rows is rows and joined.real.tolist() == [True, True] and joined.first == 0
-    assert with_gradients_of_ranks([value], [(rows, joined)], None)[0] is value
+    assert with_gradients_of_ranks([value], rows, joined, None)[0] is value

@@ -1,12 +1,10 @@
-"""Regions of some entries, similarities of some classes, and factors, in place of regions of all: the same results."""
+"""Regions of some entries, and similarities of some classes, in place of regions of all: the same results."""
 
 from __future__ import annotations
 
 import copy
 from typing import Any
 
-import numpy as np
-import oracles
 import pytest
 import torch
 from cases import (
@@ -14,13 +12,12 @@ from cases import (
     TOKENS,
     WIDTH,
     call_contrast,
-    everything_contrast,
     filled_bank,
     filled_labeler,
     labels,
     normal,
     shaken,
-    with_maps,
+    with_prototypes,
 )
 from torch import Tensor
 
@@ -36,10 +33,9 @@ def entries(regions: Tensor, mask: Tensor) -> TF.Entries:
     return TF.Entries(features, row, own)
 
 
-@pytest.mark.parametrize("level", ["region", "query"])
 @pytest.mark.parametrize("tokens", [1, 40])
 @pytest.mark.parametrize("mask", ["some", "all", "none"])
-def test_pooler_gives_the_regions_of_a_mask(level: Any, tokens: int, mask: str) -> None:
+def test_pooler_gives_the_regions_of_a_mask(tokens: int, mask: str) -> None:
     pooler = shaken(tl.RegionPooler(9, WIDTH, num_heads=2)).double()
     chosen = {"some": labels(4, 9, soft=False) == 1, "all": torch.ones(4, 9).bool(), "none": torch.zeros(4, 9).bool()}[mask]
     chosen[2] = mask == "all"
@@ -49,8 +45,8 @@ def test_pooler_gives_the_regions_of_a_mask(level: Any, tokens: int, mask: str) 
     for alone in (True, False):
         v, t = normal(4, tokens, WIDTH, seed=2).requires_grad_(), normal(9, WIDTH, seed=1).requires_grad_()
         prepared = pooler.prepare(v, t, key_padding_mask=padding)
-        regions = entries(getattr(pooler.pool(prepared), level), chosen)
-        given = pooler.entries(prepared, chosen, level=level) if alone else regions
+        regions = entries(pooler.pool(prepared).query, chosen)
+        given = pooler.entries(prepared, chosen) if alone else regions
         assert torch.equal(given.row, regions.row) and torch.equal(given.own, regions.own) and given.features.requires_grad
         pooler.zero_grad()
         given.features.pow(3).sum().backward()
@@ -60,24 +56,22 @@ def test_pooler_gives_the_regions_of_a_mask(level: Any, tokens: int, mask: str) 
         torch.testing.assert_close(a, e if e.ndim else e.expand_as(a), rtol=1e-10, atol=1e-12, check_dtype=e.ndim > 0)
 
 
-def test_contrast_reads_the_anchors_and_where_told_the_absent() -> None:
-    for module in (everything_contrast(CLASSES).double(), tl.MultimodalContrastiveLoss()):
-        x, results = with_maps(6, CLASSES), []
-        for some in (True, False):
-            regions = x["regions"].clone().requires_grad_()
-            mask = (x["targets"] >= module.anchor_threshold) | ((x["targets"] == 0) & module.absent_negatives)
-            assert 0 < mask.sum() < mask.numel()
-            loss = call_contrast(module, {**x, "regions": entries(regions, mask) if some else regions})
-            results.append((loss.detach(), torch.autograd.grad(loss, regions)[0]))
-        torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
+def test_contrast_reads_the_anchors() -> None:
+    module, x, results = tl.MultimodalContrastiveLoss(), with_prototypes(6, CLASSES), []
+    mask = x["targets"] >= module.anchor_threshold
+    assert 0 < mask.sum() < mask.numel()
+    for some in (True, False):
+        regions = x["regions"].clone().requires_grad_()
+        loss = call_contrast(module, {**x, "regions": entries(regions, mask) if some else regions})
+        results.append((loss.detach(), torch.autograd.grad(loss, regions)[0]))
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
 
 
 def test_without_an_anchor_contrast_of_entries_is_zero_and_on_the_graph() -> None:
-    x = with_maps(4, CLASSES)
+    x = with_prototypes(4, CLASSES)
     x["targets"] = torch.full_like(x["targets"], -1.0)
     regions = x["regions"].requires_grad_()
-    module = everything_contrast(CLASSES, False).double()
-    module.alphas["text_prototype"] = 0.0  # which asks for no anchor
+    module = tl.MultimodalContrastiveLoss(text_prototype=0.0)  # which asks for no anchor
     loss = call_contrast(module, {**x, "regions": entries(regions, x["targets"] == 1)})
     loss.backward()
     assert loss == 0 and regions.grad is not None and torch.count_nonzero(regions.grad) == 0
@@ -97,8 +91,7 @@ def test_bank_reads_what_enters() -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"share": 0.6}], ids=str)
 @pytest.mark.parametrize("size", [1, 2, 5])
-@pytest.mark.parametrize("factored", [False, True])
-def test_labeler_reads_similarities_of_chunks(settings: dict[str, Any], size: int, factored: bool) -> None:
+def test_labeler_reads_similarities_of_chunks(settings: dict[str, Any], size: int) -> None:
     """Also of classes never seen."""
     bank = tl.PrototypeBank(CLASSES, WIDTH, init=normal(CLASSES, WIDTH, seed=20))
     for step in range(3):
@@ -106,13 +99,8 @@ def test_labeler_reads_similarities_of_chunks(settings: dict[str, Any], size: in
         y[:, 3] = -1
         bank.update(normal(6, CLASSES, WIDTH, seed=step), y)
     assert bank.seen.any() and not bank.seen.all()
-    a, v = normal(6, CLASSES, TOKENS, seed=9), normal(6, TOKENS, WIDTH, seed=10)
-    labeler, x, y = filled_labeler(**settings).double(), torch.bmm(a, v), labels(6, CLASSES, seed=9)
-
-    def some(part: slice) -> Tensor | TF.Factored:
-        return TF.Factored(a[:, part], v) if factored else x[:, part]
-
-    parts = [labeler.similarities(some(slice(c, c + size)), bank, first=c) for c in range(0, CLASSES, size)]
+    labeler, x, y = filled_labeler(**settings).double(), normal(6, CLASSES, WIDTH, seed=9), labels(6, CLASSES, seed=9)
+    parts = [labeler.similarities(x[:, c : c + size], bank, first=c) for c in range(0, CLASSES, size)]
     joined = TF.Similarities(*(torch.cat(part, dim=1) for part in zip(*parts, strict=True)))
     for a, e in zip(labeler(joined, y, bank), labeler(x, y, bank), strict=True):
         torch.testing.assert_close(a, e, rtol=1e-10, atol=1e-12)
@@ -127,86 +115,20 @@ def test_labeler_reads_similarities_of_chunks(settings: dict[str, Any], size: in
         labeler(joined._replace(inter_text=joined.inter_text * float("nan")), y, bank)
 
 
-SIZES = [(3, 5, 7, 8), (2, 1, 1, 3), (1, 9, 4, 2), (0, 4, 3, 2)]
-
-
-@pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("negative", [False, True])
-@pytest.mark.parametrize("size", SIZES, ids=str)
-def test_logits_of_factors_are_the_loops(size: tuple[int, int, int, int], negative: bool, normalize: bool) -> None:
-    """Values by loops over regions that are multiplied out, gradients those of the regions; one image is of zeros."""
-    batch, classes, tokens, width = size
-    absent = normal(classes, width, seed=4) if negative else None
-    text, bias, results = normal(classes, width, seed=3), normal(classes, seed=5), []
-    for factored in (True, False):
-        a, v = torch.softmax(normal(batch, classes, tokens), dim=-1), normal(batch, tokens, width, seed=1)
-        if batch > 2:
-            a[1], v[1] = 0, 0  # padding alone
-        a, v, t = a.requires_grad_(), v.requires_grad_(), text.clone().requires_grad_()
-        regions = TF.Factored(a, v) if factored else torch.bmm(a, v)
-        logits = TF.text_region_logits(regions, t, 3.0, bias, negative=absent, normalize_regions=normalize)
-        expected = oracles.matching_logits(torch.bmm(a, v).detach(), text, 3.0, bias, normalize, absent)
-        np.testing.assert_allclose(oracles.array(logits.detach()), expected, rtol=1e-9, atol=1e-9)
-        results.append(torch.autograd.grad(logits.square().sum(), (a, v, t)))
-    for actual, expected_slope in zip(*results, strict=True):
-        torch.testing.assert_close(actual, expected_slope, rtol=1e-8, atol=1e-8)
-
-
-def test_a_region_that_its_tokens_cancel_has_no_direction() -> None:
-    """What is left in single precision is rounding: its cosine is small and its gradient finite, not anything up to one."""
-    v = normal(2, 6, 16, dtype=torch.float32)
-    v = torch.cat([v, -v], dim=1)
-    a = torch.full((2, 5, 12), 1 / 12).requires_grad_()
-    text = normal(5, 16, seed=1, dtype=torch.float32)
-    logits = TF.text_region_logits(TF.Factored(a, v), text, 1.0, normalize_regions=True)
-    logits.sum().backward()
-    assert logits.abs().max() < 1e-3 and a.grad is not None and torch.isfinite(a.grad).all()
-    found = TF.prototype_similarities(TF.Factored(a.detach(), v), text, text)
-    assert all(torch.isfinite(x).all() for x in found)
-
-
-def test_factors_in_half_precision_are_computed_in_single() -> None:
-    a, v, text = torch.softmax(normal(2, 5, 7), dim=-1), normal(2, 7, 8, seed=1), normal(5, 8, seed=3)
-    for dtype in (torch.float16, torch.bfloat16):
-        half = TF.Factored(a.to(dtype), v.to(dtype))
-        logits = TF.text_region_logits(half, text.to(dtype), 1.0, normalize_regions=True)
-        assert logits.dtype == torch.float32
-        expected = oracles.matching_logits(torch.bmm(a, v), text, 1.0, normalize=True)
-        np.testing.assert_allclose(oracles.array(logits), expected, atol=1e-3 if dtype == torch.float16 else 2e-2)
-
-
-def test_parts_refuse_factors_that_do_not_fit() -> None:
-    matching, text, spoilt = tl.TextRegionMatchingLoss(5), normal(5, 8), normal(2, 5, 7)
-    spoilt[0, 1, 2] = float("nan")
-    with pytest.raises(ValueError, match=r"saliency must have shape \(B, C, N\) = \(B, 5, N\), got \(2, 4, 7\); one region"):
-        matching.logits(TF.Factored(normal(2, 4, 7), normal(2, 7, 8)), text)
-    with pytest.raises(ValueError, match=r"regions.tokens must have shape \(B, N, D\) = \(2, 7, D\), got \(2, 6, 8\)"):
-        matching.logits(TF.Factored(normal(2, 5, 7), normal(2, 6, 8)), text)
-    with pytest.raises(ValueError, match="regions must be finite, got 1 NaN or infinite of 70 values"):
-        matching.logits(TF.Factored(spoilt, normal(2, 7, 8)), text)
-
-
-def test_parts_refuse_the_form_of_regions_that_they_do_not_take() -> None:
+def test_matching_takes_no_entries() -> None:
     y, text = labels(2, CLASSES), normal(CLASSES, WIDTH)
-    factors, some = TF.Factored(normal(2, CLASSES, 7), normal(2, 7, WIDTH)), entries(normal(2, CLASSES, WIDTH), y == 1)
-    matching, contrast, bank = tl.TextRegionMatchingLoss(CLASSES), tl.MultimodalContrastiveLoss(), filled_bank()
-    for call, message in (
-        (lambda: matching.logits(some, text), "TextRegionMatchingLoss: regions must be a torch.Tensor, got Entries"),
-        (lambda: contrast(factors, text, y), "MultimodalContrastiveLoss: regions must be a torch.Tensor, got Factored"),
-        (lambda: bank.update(factors, y), "PrototypeBank: regions must be a torch.Tensor, got Factored"),
-    ):
-        with pytest.raises(TypeError, match=f"^{message}$"):
-            call()
+    with pytest.raises(TypeError, match="^TextRegionMatchingLoss: regions must be a torch.Tensor, got Entries$"):
+        tl.TextRegionMatchingLoss(CLASSES).logits(entries(normal(2, CLASSES, WIDTH), y == 1), text)  # type: ignore[arg-type]
 
 
 def test_refuses_entries_that_are_not_there() -> None:
     regions, y = normal(4, CLASSES, WIDTH), labels(4, CLASSES, soft=False)
     some = entries(regions, y == 1)
     fewer = TF.Entries(*(part[1:] for part in some))
-    contrast, bank = tl.MultimodalContrastiveLoss(absent_negatives=True), filled_bank()
+    contrast, bank = tl.MultimodalContrastiveLoss(), filled_bank()
     missing = "regions must hold every entry that is read, got {} and {} missing; pool them with RegionPooler.entries"
     for call, owner, held, lacking in (
-        (lambda: contrast(some, normal(CLASSES, WIDTH), y), "MultimodalContrastiveLoss", len(some.own), int((y == 0).sum())),
+        (lambda: contrast(fewer, normal(CLASSES, WIDTH), y), "MultimodalContrastiveLoss", len(fewer.own), 1),
         (lambda: bank.update(fewer, y), "PrototypeBank", len(fewer.own), 1),
     ):
         with pytest.raises(ValueError, match=f"{owner}: {missing.format(held, lacking)}"):
@@ -215,13 +137,9 @@ def test_refuses_entries_that_are_not_there() -> None:
         bank.update(some._replace(own=some.own[:1]), y)
     with pytest.raises(ValueError, match=r"PrototypeBank: regions.features must have shape \(n, D\) = \(n, 8\), got"):
         bank.update(some._replace(features=some.features[:, 1:]), y)
-    with pytest.raises(TypeError, match=r"regions must be a torch.Tensor \(B, D\) where text is None, got Entries"):
-        tl.MultimodalContrastiveLoss()(some, None, y)
     prepared = tl.RegionPooler(CLASSES, WIDTH).prepare(normal(4, TOKENS, WIDTH), normal(CLASSES, WIDTH))
     with pytest.raises(ValueError, match=r"RegionPooler: mask must have shape \(B, C\) = \(4, 5\), got \(3, 5\)"):
         tl.RegionPooler(CLASSES, WIDTH).entries(prepared, y[1:] == 1)
-    with pytest.raises(ValueError, match="RegionPooler: level must be one of 'region', 'query', got 'both'"):
-        tl.RegionPooler(CLASSES, WIDTH).entries(prepared, y == 1, level="both")  # type: ignore[arg-type]
 
 
 def test_refuses_entries_out_of_order() -> None:

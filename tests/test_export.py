@@ -24,7 +24,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import trust  # noqa: E402
 
 # One of each way through the code: the others share theirs, and compile for one batch size in test_modules.py.
-DYNAMIC = ("matching", "contrast, every option", "pseudo-labels", "large loss")
+DYNAMIC = ("matching", "contrast, weights and prototypes", "pseudo-labels", "large loss")
 
 
 @contextlib.contextmanager
@@ -113,23 +113,17 @@ def test_compiled_contrast_over_ranks() -> None:
     pool.close()
 
 
-def head(query: Any, form: Any, which: Any) -> tl.TRMHead:
+def head(query: Any, which: Any) -> tl.TRMHead:
     torch.manual_seed(0)
-    pooler = tl.RegionPooler(CLASSES, WIDTH, num_heads=2, query=query)
-    matching = tl.TextRegionMatchingLoss(CLASSES, form=form, **({"dim": WIDTH} if form == "pair_free" else {}))
+    pooler, matching = tl.RegionPooler(CLASSES, WIDTH, num_heads=2, query=query), tl.TextRegionMatchingLoss(CLASSES)
     for p in (*pooler.parameters(), *matching.parameters()):
         nn.init.normal_(p, mean=p.detach().mean().item(), std=0.3)
-    text, names = torch.randn(CLASSES, WIDTH), [f"class {c}" for c in range(CLASSES)]
-    negative = {"negative_text": torch.randn(CLASSES, WIDTH)} if form == "pair" else {}
-    return tl.TRMHead(pooler, matching, text, names, head=which, **negative).eval()
+    return tl.TRMHead(pooler, matching, torch.randn(CLASSES, WIDTH), [f"class {c}" for c in range(CLASSES)], head=which).eval()
 
 
-HEADS = [("tied", "single", "query"), ("conditioned", "pair", "mean")]
-
-
-@pytest.mark.parametrize("query, form, which, padded", [(*HEADS[0], False), (*HEADS[1], True)])
-def test_exports_with_any_batch(query: Any, form: Any, which: Any, padded: bool) -> None:
-    made, batch = head(query, form, which), torch.export.Dim("batch")
+@pytest.mark.parametrize("query, which, padded", [("tied", "query", False), ("free", "mean", True)])
+def test_exports_with_any_batch(query: Any, which: Any, padded: bool) -> None:
+    made, batch = head(query, which), torch.export.Dim("batch")
 
     def masks(size: int) -> dict[str, Tensor]:
         return {"key_padding_mask": torch.arange(size * TOKENS).view(size, TOKENS) % 4 == 3} if padded else {}
@@ -144,12 +138,11 @@ def test_exports_with_any_batch(query: Any, form: Any, which: Any, padded: bool)
         torch.testing.assert_close(program(tokens, **masks(size)), made(tokens, **masks(size)))
 
 
-@pytest.mark.parametrize("query, form, which", HEADS[:1])
-def test_onnx_is_what_we_compute(query: Any, form: Any, which: Any) -> None:
+def test_onnx_is_what_we_compute() -> None:
     runtime = pytest.importorskip("onnxruntime")
     for name in ("onnx", "onnxscript"):
         pytest.importorskip(name)
-    made = head(query, form, which)
+    made = head("tied", "query")
     shapes = {"tokens": {0: torch.export.Dim("batch")}}
     file = io.BytesIO()
     with warnings.catch_warnings():

@@ -199,10 +199,6 @@ PARTS |= {
 }
 
 
-def mapped(b: int, c: int) -> Inputs:
-    return {**cases.with_maps(b, c), "text": normal(c, WIDTH, seed=2)}
-
-
 # Values are the caller's: of functions, twists of values are finite ones.
 PARTS |= {
     f"function {name}": function(name, call, inputs, pure=True)
@@ -211,9 +207,7 @@ PARTS |= {
         (
             "text_region_logits",
             lambda **x: TF.text_region_logits(**x, scale=5.0),
-            lambda b, c: {
-                "regions": normal(b, c, WIDTH), "text": normal(c, WIDTH), "bias": normal(c), "negative": normal(c, WIDTH, seed=4)
-            },
+            lambda b, c: {"regions": normal(b, c, WIDTH), "text": normal(c, WIDTH), "bias": normal(c)},
         ),
         (
             "region_attention",
@@ -226,19 +220,14 @@ PARTS |= {
         ),
         ("region_distillation", TF.region_distillation, cases.two_logits),
         (
-            "feature_distillation",
-            TF.feature_distillation,
-            lambda b, c: {k.removesuffix("_features"): x for k, x in cases.two_features(b, c).items()},
-        ),
-        (
             "multimodal_contrastive",
             lambda **x: tuple(TF.multimodal_contrastive(**x).values()),
-            mapped,
+            cases.with_prototypes,
         ),
         (
             "multi_label_contrastive",
             TF.multi_label_contrastive,
-            lambda b, c: {"features" if k == "regions" else k: x for k, x in cases.image_labels(b, c).items()},
+            cases.image_labels,
         ),
         ("class_sums", TF.class_sums, lambda b, c: {"features": normal(b, c, WIDTH), "weights": normal(b, c).clamp(min=0)}),
         (

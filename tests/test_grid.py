@@ -132,7 +132,7 @@ def test_a_loss_is_the_published_one_on_the_logits_of_its_head(name):
         heads = [method.logits(batch, text)]
         if head == "trm-query":
             regions = method.inner.objective.pooler(batch.tokens, text)
-            heads.append(method.inner._match(regions.region, text, None))
+            heads.append(method.inner.classify(regions.region, text))
         value = sum(CLASSES * by_hand(logits, targets, ids=batch.index) for logits in heads)
         terms = method.loss(batch, text, targets)
         torch.testing.assert_close(terms[loss], value)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import oracles
 import pytest
@@ -15,27 +14,21 @@ from trm_losses import PromptLearner, RegionPooler, TextRegionMatchingLoss, TRMH
 
 NAMES = ["aeroplane", "bicycle", "bird"]
 TEXT = normal(3, 8, dtype=torch.float32)
-ABSENT = normal(3, 8, seed=2, dtype=torch.float32)
 TOKENS = normal(2, 6, 8, seed=1, dtype=torch.float32)
 
 
 def head(which: Any = "query", matching: dict[str, Any] | None = None, **pooler: Any) -> TRMHead:
     torch.manual_seed(0)
     parts = RegionPooler(3, 8, **pooler), TextRegionMatchingLoss(3, **(matching or {}))
-    absent = ABSENT if parts[1].form == "pair" else None
-    made = shaken(TRMHead(*parts, TEXT, NAMES, negative_text=absent, head=which))
-    return made.eval()  # type: ignore[return-value]
+    return shaken(TRMHead(*parts, TEXT, NAMES, head=which)).eval()  # type: ignore[return-value]
 
 
 SAVED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("query", {}, {}),
-    ("region", {"num_heads": 2}, {"normalize_regions": True}),
-    ("mean", {"key_norm": "layer", "normalize_tokens": False}, {"gamma_neg": 1.0, "margin": 0.0}),
-    ("query", {"query": "free"}, {"detach_focus": True}),
+    ("region", {"num_heads": 2}, {}),
+    ("mean", {}, {"gamma_neg": 1.0, "margin": 0.0}),
+    ("mean", {"query": "free"}, {"gamma_pos": 0.5}),
     ("query", {"query_head": False}, {}),
-    ("query", {"query": "conditioned", "mlp_input": "region"}, {"form": "pair"}),
-    ("mean", {"query": "free", "residual": "query"}, {"form": "pair_free", "dim": 8}),
-    ("mean", {"mlp_input": "query"}, {"form": "pair_free", "negative_init": ABSENT}),
     ("mean", {"mlp_ratio": 15 / 8, "validate": False}, {"validate": False}),
 ]
 
@@ -50,51 +43,27 @@ def test_round_trip(tmp_path: Path, which: str, pooler: dict[str, Any], matching
     assert [p.name for p in tmp_path.iterdir()] == ["head.pt"]  # nothing half-written stays
     for part in ("pooler", "matching"):
         ours, theirs = getattr(saved, part), getattr(loaded, part)
-        for key in (
-            "query_kind", "mlp_input", "residual", "form",
-            "num_heads", "key_norm", "normalize_tokens", "gamma_neg", "margin", "detach_focus", "validate",
-        ):  # fmt: skip
+        for key in ("query_kind", "query_head", "num_heads", "gamma_pos", "gamma_neg", "margin", "validate"):
             assert getattr(ours, key, None) == getattr(theirs, key, None)
 
 
-@pytest.mark.parametrize("kind", ["tied", "free"])
-def test_a_file_of_the_first_format_still_loads(tmp_path: Path, kind: Any) -> None:
-    """What the first format held, key by key."""
-    made = head("mean", {"margin": 0.1}, query=kind, key_norm="layer")
-    content = {
-        "format": "trm_losses.TRMHead/1",
-        "pooler": {
-            "num_classes": 3, "dim": 8, "num_heads": 4, "query_head": True, "normalize_tokens": True, "key_norm": "layer",
-            "validate": True,
-        },
-        "mlp_width": 32,
-        "dropout": 0.1,
-        "free_query": kind == "free",
-        "matching": {
-            "num_classes": 3, "gamma_pos": 1.0, "gamma_neg": 2.0, "margin": 0.1, "detach_focus": False,
-            "normalize_regions": False, "reduction": "mean", "validate": True,
-        },
-        "class_names": NAMES,
-        "head": "mean",
-        "state": made.state_dict(),
-    }  # fmt: skip
-    torch.save(content, tmp_path / "head.pt")
-    loaded = TRMHead.load(tmp_path / "head.pt")
-    torch.testing.assert_close(loaded(TOKENS), made(TOKENS))
-    assert loaded.pooler.query_kind == kind and loaded.matching.margin == 0.1
+def test_a_file_of_an_older_layout_is_refused_in_one_line(tmp_path: Path) -> None:
+    head().save(tmp_path / "head.pt")
+    content = torch.load(tmp_path / "head.pt")
+    torch.save({**content, "format": "trm_losses.TRMHead/2"}, tmp_path / "head.pt")
+    message = r"^TRMHead: .*head.pt must be a file written by save \(trm_losses.TRMHead/3\), got trm_losses.TRMHead/2; save the "
+    with pytest.raises(ValueError, match=message):
+        TRMHead.load(tmp_path / "head.pt")
 
 
 OTHERS = normal(2, 8, seed=3, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("which", ["query", "region", "mean"])
-@pytest.mark.parametrize("query", ["tied", "conditioned"])
-@pytest.mark.parametrize("form", ["single", "pair"])
-def test_unseen_names_are_scored_and_seen_ones_keep_their_scores(which: Any, query: Any, form: Any) -> None:
-    made = head(which, {"form": form}, query=query)
-    given = {"negative_text": torch.cat([OTHERS[:1], ABSENT, OTHERS[1:]])} if form == "pair" else {}
+def test_unseen_names_are_scored_and_seen_ones_keep_their_scores(which: Any) -> None:
+    made = head(which)
     text = torch.cat([OTHERS[1:], TEXT, OTHERS[:1]])
-    wider = made.with_classes(text, ["kite", *NAMES, "yak"], **given)
+    wider = made.with_classes(text, ["kite", *NAMES, "yak"])
     assert wider.class_names == ["kite", *NAMES, "yak"] and wider.head == which and not wider.training
     scores = wider(TOKENS)
     torch.testing.assert_close(scores[:, 1:4], made(TOKENS))
@@ -107,26 +76,20 @@ def test_unseen_names_are_scored_and_seen_ones_keep_their_scores(which: Any, que
                 OTHERS[row : row + 1],
                 float(made.matching.scale.detach()),
                 [sum(made.matching.bias.tolist()) / 3],
-                negative=oracles.unit(oracles.array(OTHERS[1 - row]))[None] if form == "pair" else None,
             )
             expected.append(torch.tensor(logits[:, 0], dtype=torch.float32))
         expected.append((expected[0] + expected[1]) / 2)
         torch.testing.assert_close(scores[:, column], expected[["query", "region", "mean"].index(which)])
-    only = wider.with_classes(text[:1], ["kite"], **({"negative_text": given["negative_text"][:1]} if given else {}))
+    only = wider.with_classes(text[:1], ["kite"])
     torch.testing.assert_close(only(TOKENS), scores[:, :1])
 
 
-@pytest.mark.parametrize(
-    "pooler, form",
-    [({}, "single"), ({"query": "free"}, "single"), ({"query": "conditioned"}, "pair_free"), ({"query": "free"}, "pair")],
-    ids=str,
-)
-def test_another_order_of_the_names_is_another_order_of_the_scores(pooler: dict[str, Any], form: Any) -> None:
-    """And fewer names are fewer scores; where every name is known, vectors of their own are no hindrance."""
-    made = head("mean", {"form": form, **({"dim": 8} if form == "pair_free" else {})}, **pooler)
+@pytest.mark.parametrize("query", ["tied", "free"])
+def test_another_order_of_the_names_is_another_order_of_the_scores(query: Any) -> None:
+    """And fewer names are fewer scores; where every name is known, queries of their own are no hindrance."""
+    made = head("mean", query=query)
     for order in ([2, 0, 1], [1]):
-        given = {"negative_text": ABSENT[order]} if form == "pair" else {}
-        turned = made.with_classes(TEXT[order], [NAMES[i] for i in order], **given)
+        turned = made.with_classes(TEXT[order], [NAMES[i] for i in order])
         torch.testing.assert_close(turned(TOKENS), made(TOKENS)[:, order])
 
 
@@ -146,19 +109,10 @@ def test_a_head_for_other_classes_is_of_its_own_and_can_be_saved(tmp_path: Path)
     torch.testing.assert_close(TRMHead.load(tmp_path / "head.pt")(TOKENS), wider(TOKENS))
 
 
-@pytest.mark.parametrize(
-    "pooler, matching, fix",
-    [
-        ({"query": "free"}, {}, "query='tied' or 'conditioned'"),
-        ({}, {"form": "pair_free", "dim": 8}, "form='single' or 'pair'"),
-    ],
-    ids=["free", "pair_free"],
-)
-def test_unseen_names_need_parts_without_vectors_of_their_own(pooler: Any, matching: Any, fix: str) -> None:
-    made = head("query", matching, **pooler)
-    message = f"^TRMHead: class_names must be among the trained ones .*, got 'kite', 'yak'; train with {fix}"
+def test_unseen_names_need_queries_that_come_from_text() -> None:
+    message = "^TRMHead: class_names must be among the trained ones .*, got 'kite', 'yak'; train with query='tied'$"
     with pytest.raises(ValueError, match=message):
-        made.with_classes(torch.cat([TEXT, OTHERS]), [*NAMES, "kite", "yak"])
+        head(query="free").with_classes(torch.cat([TEXT, OTHERS]), [*NAMES, "kite", "yak"])
 
 
 @pytest.mark.parametrize(
@@ -222,29 +176,10 @@ def test_many_classes_are_scored_in_chunks_unless_told_or_trained() -> None:
         made(tokens, chunk=0)
 
 
-@pytest.mark.parametrize("matching", [{}, {"normalize_regions": True}, {"form": "pair_free", "dim": 16}], ids=str)
-def test_the_region_head_multiplies_no_region_out_where_that_pays(matching: dict[str, Any]) -> None:
-    """Of many classes and few tokens, in training too; logits and gradients are those of regions that are."""
-    text, tokens = normal(60, 16, dtype=torch.float32), normal(3, 2, 16, seed=1)
-    parts = RegionPooler(60, 16), TextRegionMatchingLoss(60, **matching)
-    made = shaken(TRMHead(*parts, text, [str(c) for c in range(60)], head="region")).double()
-    results = []
-    with mock.patch.object(made.pooler, "factors", wraps=made.pooler.factors) as factors:
-        for chunk in (None, 60):
-            logits = made(tokens.requires_grad_(), chunk=chunk)
-            slopes = torch.autograd.grad(logits.square().sum(), [tokens, *made.matching.parameters()])
-            results.append([logits, *slopes])
-        assert factors.call_count == 1
-        made(normal(3, 3, 16))  # too many tokens for the width
-        assert factors.call_count == 1
-    for actual, expected in zip(*results, strict=True):
-        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
-
-
 @pytest.mark.parametrize("which", ["query", "region", "mean"])
 @pytest.mark.parametrize("chunk", [None, 7])
 def test_a_padded_image_has_the_logits_that_it_has_alone(which: Any, chunk: int | None) -> None:
-    """Whatever lies under the padding; without ``chunk`` the region head takes factors here."""
+    """Whatever lies under the padding."""
     text, tokens = normal(60, 32, dtype=torch.float32), normal(2, 5, 32, seed=1)
     parts = RegionPooler(60, 32), TextRegionMatchingLoss(60)
     made = shaken(TRMHead(*parts, text, [str(c) for c in range(60)], head=which)).double()
@@ -332,15 +267,9 @@ def test_no_file(tmp_path: Path) -> None:
         ({"class_names": ["cat", "cat", "dog"]}, r"class_names must be 3 different names, got 3 \(2 different\)"),
         ({"text": torch.ones(4, 8)}, r"text must have shape \(C, D\) = \(3, 8\), got \(4, 8\)"),
         ({"matching": TextRegionMatchingLoss(4)}, "matching must have the pooler's num_classes = 3, got 4"),
-        ({"negative_text": TEXT}, r"negative_text .* where form='pair' and there alone, got one with form='single'"),
-        ({"matching": TextRegionMatchingLoss(3, form="pair")}, "negative_text .*, got nothing with form='pair'"),
-        (
-            {"matching": TextRegionMatchingLoss(3, form="pair"), "negative_text": TEXT[1:]},
-            r"negative_text must have shape \(C, D\) = \(3, 8\), got \(2, 8\)",
-        ),
         ({"head": "both"}, "head must be one of 'query', 'region', 'mean', got 'both'"),
     ],
-    ids=["few", "twice", "text", "matching", "negative", "no negative", "few negatives", "head"],
+    ids=["few", "twice", "text", "matching", "head"],
 )
 def test_refuses(change: dict[str, Any], message: str) -> None:
     given: dict[str, Any] = {

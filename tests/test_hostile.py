@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases import CLASSES, TOKENS, WIDTH, Inputs, head, labels, normal, objective
+from cases import CLASSES, WIDTH, Inputs, head, labels, normal
 from torch import Tensor
 
 import trm_losses as tl
 from trm_losses import TRMHead, baselines
 from trm_losses.labels import from_ternary
 from trm_losses.metrics import average_precision
+from trm_losses.pseudo import NeighbourRule
 
 pytest.importorskip("torchvision")
 pytest.importorskip("open_clip")
@@ -362,7 +363,7 @@ def batch() -> Inputs:
 
 
 def contrast(**more: Any) -> Any:
-    return tl.MultimodalContrastiveLoss(overlap=0.5 if "saliency" in more else None)(**{**batch(), **more})
+    return tl.MultimodalContrastiveLoss()(**{**batch(), **more})
 
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
@@ -374,13 +375,7 @@ def contrast(**more: Any) -> Any:
         ("weights", lambda w: tl.RegionDistillationLoss()(torch.ones(2, 3), torch.ones(2, 3), spoiled(torch.ones(2), w))),
         ("weights", lambda w: contrast(weights=spoiled(torch.ones(4, CLASSES), w))),
         ("prototypes", lambda w: contrast(prototypes=spoiled(normal(CLASSES, WIDTH), w))),
-        ("saliency", lambda w: contrast(saliency=spoiled(torch.ones(4, CLASSES, TOKENS), w))),
-        (
-            "weights",
-            lambda w: tl.MultimodalContrastiveLoss()(
-                normal(4, WIDTH), None, labels(), weights=spoiled(torch.ones(4, CLASSES), w)
-            ),
-        ),
+        ("weights", lambda w: tl.ImageContrastiveLoss()(normal(4, WIDTH), labels(), spoiled(torch.ones(4, CLASSES), w))),
         ("init", lambda w: tl.PrototypeBank(3, 4, init=spoiled(torch.ones(3, 4), w))),
         (
             "scores",
@@ -423,15 +418,13 @@ def test_types_that_cannot_be_compared_are_refused_by_name(dtype: torch.dtype) -
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.bool], ids=str)
 def test_places_and_ids_are_int64(dtype: torch.dtype) -> None:
-    """torch reads places in uint8 as a mask, and -1 among ids would be 255."""
+    """torch reads places in uint8 as a mask."""
     z, rows, own = normal(2, WIDTH), torch.tensor([0, 1]), torch.tensor([1, 0])
-    past, ids = torch.full((CLASSES, 2), -1), torch.arange(4)
-    memory = [tl.functional.Memory(normal(CLASSES, 2, WIDTH), places) for places in (past.to(dtype), past)]
+    labeler = tl.PseudoLabeler(CLASSES, NeighbourRule(CLASSES, 4))
     for name, call in (
         ("regions.row", lambda: contrast(regions=tl.functional.Entries(z, rows.to(dtype), own))),
         ("regions.own", lambda: contrast(regions=tl.functional.Entries(z, rows, own.to(dtype)))),
-        ("memory.ids", lambda: contrast(memory=memory[0], ids=ids)),
-        ("ids", lambda: contrast(memory=memory[1], ids=ids.to(dtype))),
+        ("ids", lambda: labeler(None, labels(), tl.PrototypeBank(CLASSES, WIDTH), ids=torch.arange(4).to(dtype))),
     ):
         with pytest.raises(TypeError, match=rf"\w+: {name} must be int64, got {dtype}"):
             call()
@@ -468,12 +461,6 @@ def test_nothing_is_a_batch_too() -> None:
         tl.TextRegionMatchingLoss(2).calibrate_bias(torch.ones(0, 2, 4), torch.ones(2, 4), 0.5)
     with pytest.raises(ValueError, match=r"prototypes must have shape \(C, D\)"):
         contrast(prototypes=torch.ones(CLASSES, 0, WIDTH))
-
-
-def test_an_objective_asks_for_a_tensor_of_absence() -> None:
-    module = objective(2, matching={"form": "pair"})
-    with pytest.raises(TypeError, match="TRMObjective: negative_text must be a torch.Tensor, got int"):
-        module(torch.ones(1, TOKENS, WIDTH), torch.ones(2, WIDTH), torch.ones(1, 2), negative_text=3)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("which", ["query", "region"])

@@ -29,30 +29,15 @@ from trm_losses.pseudo import NeighbourRule, PrototypeRule, Quantiles, Threshold
 # A value that is not the default, with what else it needs after it, and the attribute of the objective where it ends up.
 OPTIONS = [
     ("query=free", "pooler.query_kind"),
-    ("query=conditioned", "pooler.query_kind"),
-    ("mlp_input=region", "pooler.mlp_input"),
-    ("residual=query", "pooler.residual"),
-    ("key_norm=layer", "pooler.key_norm"),
-    ("normalize_tokens=false", "pooler.normalize_tokens"),
     ("dropout=0.3", "pooler.dropout_rate"),
     ("num_heads=2", "pooler.num_heads"),
-    ("match_form=pair", "matching.form"),
-    ("match_form=pair_free", "matching.form"),
-    ("normalize_regions=true", "matching.normalize_regions"),
-    ("detach_focus=true", "matching.detach_focus"),
     ("gamma_pos=0.5", "matching.gamma_pos"),
     ("gamma_neg=0.5", "matching.gamma_neg"),
     ("margin=0.2", "matching.margin"),
-    ("distillation_form=kl_binary", "distillation.form"),
-    ("distillation_form=cosine", "distillation.form"),
     ("distillation_temperature=2", "distillation.temperature"),
-    ("teacher_text=fixed", "teacher_text"),
     ("contrast_temperature=0.2", "contrast.temperature"),
     ("contrast_temperature_region=0.2", "contrast.temperature_region"),
     ("contrast_anchor_threshold=0.5", "contrast.anchor_threshold"),
-    ("contrast_head_dim=3", "contrast.head_dim"),
-    ("contrast_overlap=0.7", "contrast.overlap"),
-    ("contrast_absent_negatives=true", "contrast.absent_negatives"),
     ("lambda_region=0.3", "lambda_region"),
     ("lambda_pseudo=0.3", "lambda_pseudo"),
     ("lambda_distillation=0.3", "lambda_distillation"),
@@ -120,8 +105,8 @@ def test_options_without_an_attribute_of_their_own_reach_their_part():
 # Settings of the library that the preset has under another name, or has its own start for.
 NAMES = {
     RegionPooler: {},
-    TextRegionMatchingLoss: {"form": "match_form"},
-    RegionDistillationLoss: {"form": "distillation_form", "temperature": "distillation_temperature"},
+    TextRegionMatchingLoss: {},
+    RegionDistillationLoss: {"temperature": "distillation_temperature"},
     MultimodalContrastiveLoss: {},
     PrototypeBank: {"momentum": "prototype_momentum", "text_momentum": "prototype_text_momentum"},
     PseudoLabeler: {},
@@ -133,8 +118,8 @@ NAMES = {
 }
 # Not settings: sizes, tensors and parts, and what no run on one device has a use for.
 APART = {
-    "num_classes", "dim", "device", "dtype", "distributed", "validate", "reduction", "init", "query_init", "negative_init",
-    "query_head", "bias", "pooler", "matching", "distillation", "contrast", "bank", "labeler", "reference_text",
+    "num_classes", "dim", "device", "dtype", "distributed", "validate", "reduction", "init", "query_init",
+    "query_head", "bias", "pooler", "matching", "distillation", "contrast", "bank", "labeler",
     "warmup_steps", "ramp_steps", "num_samples", "class_chunk", "rule", "decider",
 }  # fmt: skip
 
@@ -154,7 +139,7 @@ def test_every_option_of_a_part_is_a_setting_with_its_default(part):
 
 @pytest.mark.parametrize("name", [name for name in methods.METHODS if name.startswith("trm")])
 def test_options_of_parts_that_a_method_lacks_do_no_harm(name):
-    settings = ("teacher_text=fixed", "residual=query", "lambda_contrast=0")
+    settings = ("lambda_contrast=0",)
     method = built(*settings, "pseudo_rule=prototype", name=name)
     text = method.prompts()
     assert sum(method.loss(drawn(), text, TARGETS).values()).isfinite()
@@ -226,27 +211,6 @@ def test_each_rule_has_its_schedule_and_settings_go_first(rule):
     assert (objective.labeler.warmup_steps, objective.labeler.ramp_steps) == (round(40 * suited.pseudo_warmup), 20)
 
 
-@pytest.mark.parametrize("mode", ["fixed", "residual"])
-def test_a_pair_splits_the_texts_and_starts_where_they_do_not_cancel(mode):
-    method = built("match_form=pair", f"prompts={mode}").eval()
-    text, batch = method.prompts(), drawn()
-    assert text.shape == (8, 8)
-    torch.testing.assert_close(text[4:], -text[:4])
-    changed = torch.cat([text[:4], torch.randn(4, 8)]).detach()
-    regions = method.objective.pooler(batch.tokens, changed[:4]).query
-    positive, negative = (torch.nn.functional.normalize(part, dim=-1) for part in changed.chunk(2))
-    for b in range(6):
-        for c in range(4):
-            expected = 20 * (regions[b, c] @ positive[c] - regions[b, c] @ negative[c])
-            assert method.logits(batch, changed)[b, c].item() == pytest.approx(expected.item(), abs=1e-4)
-    method.calibrate(batch, changed, 0.3)
-    assert torch.sigmoid(method.logits(batch, changed)).mean().item() == pytest.approx(0.3, abs=1e-3)
-    head = method.head(changed, list("abcd")).eval()
-    torch.testing.assert_close(head(batch.tokens), method.logits(batch, changed))
-    method.loss(batch, changed, TARGETS)
-    torch.testing.assert_close(method._last.text, changed[:4])
-
-
 @pytest.mark.parametrize("word", ["query", "region", "mean"])
 def test_the_head_that_is_asked_for_scores(word):
     method = built(f"head={word}").eval()
@@ -265,13 +229,6 @@ def test_the_head_that_is_asked_for_scores(word):
         assert torch.sigmoid(method.logits(batch, text)).mean().item() == pytest.approx(0.3, abs=1e-3)
 
 
-def test_the_fixed_teacher_is_the_text_of_the_frozen_model():
-    torch.manual_seed(0)
-    text = torch.randn(4, 8)
-    assert torch.equal(built("teacher_text=fixed").objective.reference_text, text)
-    assert built().objective.reference_text is None
-
-
 def test_a_rule_without_a_training_set_to_see_asks_nothing():
     method = built("pseudo_rule=prototype")
     for epoch in range(10):
@@ -281,13 +238,10 @@ def test_a_rule_without_a_training_set_to_see_asks_nothing():
 # From the command line
 
 TOGETHER = {
-    "pair": "match_form=pair contrast_overlap=0.7 contrast_absent_negatives=true "
-    "head=mean distillation_form=kl_binary teacher_text=fixed contrast_head_dim=8 pseudo_warmup=0.4",
-    "pair through the text tower": "match_form=pair prompts=shared num_context=2 query=conditioned head=region",
-    "free": "match_form=pair_free query=free mlp_input=region key_norm=layer normalize_tokens=false mlp_ratio=1 dropout=0 "
-    "detach_focus=true distillation_temperature=1",
-    "decoder": "residual=query normalize_regions=true distillation_form=cosine cap=false pseudo_rule=prototype "
-    "contrast_region_text=0 temperature_text=0.05",
+    "mean of heads": "head=mean pseudo_warmup=0.4",
+    "through the text tower": "prompts=shared num_context=2 head=region",
+    "free": "query=free mlp_ratio=1 dropout=0 distillation_temperature=1",
+    "others": "cap=false pseudo_rule=prototype contrast_region_text=0 temperature_text=0.05",
 }
 
 
@@ -296,7 +250,7 @@ def test_options_together_give_a_row_and_a_head(name, run, tmp_path):  # noqa: F
     (row,) = run("--methods", "trm", "--set", "batch_size=8", *TOGETHER[name].split())
     head = TRMHead.load(tmp_path / "out" / "trm-known0.5-seed1.pt")
     assert 0 < row["mAP"] <= 100
-    assert head.matching.form == presets.override(presets.EMBEDDED, TOGETHER[name].split()).match_form
+    assert head.pooler.query_kind == presets.override(presets.EMBEDDED, TOGETHER[name].split()).query
 
 
 def test_every_method_is_told_of_every_epoch(run, monkeypatch):  # noqa: F811
@@ -314,11 +268,9 @@ def test_every_method_is_told_of_every_epoch(run, monkeypatch):  # noqa: F811
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ("match_form=both", "form must be one of"),
+        ("query=both", "query must be one of"),
         ("head=both", "head must be 'query', 'region' or 'mean', got 'both'"),
         ("pseudo_rule=prototype threshold_pos=0.3", "Thresholds: positive must be at least 0.5"),
-        ("teacher_text=fixed distillation_form=cosine", "pass distillation"),
-        ("contrast_head_dim=0", "head_dim must be"),
         ("value_path=true", "no value path to take"),
     ],
 )
@@ -326,11 +278,6 @@ def test_options_that_do_not_fit_are_one_clear_line(settings, message, run, tmp_
     with pytest.raises(SystemExit, match=message):
         run("--methods", "zero-shot-global", "--set", *settings.split())
     assert not (tmp_path / "out" / "results.json").exists()
-
-
-def test_unseen_classes_have_no_vectors_of_absence(run):  # noqa: F811
-    with pytest.raises(SystemExit, match="match_form=single"):
-        run("--methods", "trm", "--unseen", "2", "--set", "match_form=pair")
 
 
 def test_the_value_path_reaches_the_backbone_and_the_name_of_the_cache(monkeypatch, tmp_path):

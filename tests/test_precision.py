@@ -57,7 +57,7 @@ def test_errors_are_those_of_the_worst_entry() -> None:
     assert trust.errors(broken, exact) == (0.0, math.inf)
 
 
-@pytest.mark.parametrize("loss", ["matching", "contrast", "contrast of images", "distillation of logits", "objective"])
+@pytest.mark.parametrize("loss", ["matching", "contrast", "contrast of images", "distillation", "objective"])
 def test_under_a_grad_scaler(loss: str) -> None:
     """Under float16 autocast the scaled gradients are finite, and once unscaled they are those of a plain backward pass."""
     torch.manual_seed(0)
@@ -145,11 +145,11 @@ def test_state_stays_float32(name: str, dtype: torch.dtype) -> None:
 
 def test_table_of_trust(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All cells into the file; the worst of a column into the table, bold where it does not pass, "-" where there is none."""
-    name = "distillation of features"
+    name = "distillation"
     trust.main(["--only", name, "--without", "compiled", "ranks", "peers", "--json", str(tmp_path / "trust.json")])
     rows = json.loads((tmp_path / "trust.json").read_text(encoding="utf-8"))["cells"]
     assert [row["precision"] for row in rows] == 2 * ["float32", "bf16", "fp16", "autocast bf16", "autocast fp16"]
-    assert all(row["settings"] == 12 and row["gradient at"]["magnitude"] > 0 for row in rows[:5])
+    assert all(row["settings"] == 26 and row["gradient at"]["magnitude"] > 0 for row in rows[:5])
     assert [row["value"] for row in rows[5:]] == 5 * [None]  # no state to save
     assert (tmp_path / "trust.md").read_text(encoding="utf-8") in capsys.readouterr().out
     part = trust.named(name)

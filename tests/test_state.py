@@ -117,10 +117,7 @@ def options(draw: Any) -> dict[str, Any]:
     """Settings of an objective that go together."""
     pick = lambda *values: draw(st.sampled_from(values))  # noqa: E731
     return {
-        "pooler": {"query": pick("tied", "free", "conditioned"), "dropout": pick(0.0, 0.3)},
-        "form": pick("single", "pair", "pair_free"),
-        "distillation": pick("kl_class", "kl_binary", "cosine"),
-        "contrast": {"overlap": pick(None, 0.6), "absent_negatives": pick(False, True), "head_dim": pick(None, 4)},
+        "pooler": {"query": pick("tied", "free"), "dropout": pick(0.0, 0.3)},
         "rule": pick("thresholds", "quantiles", "neighbours"),
         "labeler": {"warmup_steps": pick(0, 2), "ramp_steps": pick(0, 3), "expected_positives": pick(None, 1.5)},
         "class_chunk": pick(None, 2),
@@ -135,18 +132,15 @@ RULES: dict[str, Callable[[], pseudo.Rule]] = {
 
 
 def made(o: dict[str, Any]) -> nn.Module:
-    wide = {"dim": WIDTH} if o["form"] == "pair_free" else {}
-    fixed = {"teacher_text": "fixed", "reference_text": normal(CLASSES, WIDTH).float()} if o["distillation"] != "cosine" else {}
     return shaken_keeping_dropout(
         tl.TRMObjective(
             tl.RegionPooler(CLASSES, WIDTH, num_heads=2, **o["pooler"]),
-            tl.TextRegionMatchingLoss(CLASSES, form=o["form"], **wide),
-            distillation=tl.RegionDistillationLoss(form=o["distillation"]),
-            contrast=tl.MultimodalContrastiveLoss(dim=WIDTH, **o["contrast"]),
+            tl.TextRegionMatchingLoss(CLASSES),
+            distillation=tl.RegionDistillationLoss(),
+            contrast=tl.MultimodalContrastiveLoss(),
             bank=tl.PrototypeBank(CLASSES, WIDTH, init=normal(CLASSES, WIDTH)),
             labeler=tl.PseudoLabeler(CLASSES, RULES[o["rule"]](), **o["labeler"]),
             class_chunk=o["class_chunk"],
-            **fixed,
         )
     )
 
@@ -167,8 +161,6 @@ def objective_goes_on(o: dict[str, Any], k: int, how: str) -> None:
             "targets": labels(BATCH, CLASSES, number).float(),
             "ids": (torch.arange(BATCH) + number) % SAMPLES,
         }
-        if o["form"] == "pair":
-            x["negative_text"] = normal(CLASSES, WIDTH, seed=3).float()
         if o["rule"] == "neighbours" and number == 2:
             training = [t.float() for t in (normal(SAMPLES, CLASSES, WIDTH), normal(SAMPLES, CLASSES), labels(SAMPLES, CLASSES))]
             run.module.labeler.refresh(*training)  # type: ignore[union-attr,operator]

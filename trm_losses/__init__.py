@@ -4,10 +4,11 @@ Labels everywhere: 1 present, 0 absent, values between are soft, -1 unknown.
 """
 
 from . import functional, labels, metrics
+from .contrast import MultimodalContrastiveLoss
 from .distillation import RegionDistillationLoss
 from .features import write_features
 from .head import TRMHead, param_groups
-from .multimodal_contrastive import MultimodalContrastiveLoss
+from .image_contrast import ImageContrastiveLoss
 from .objective import TRMObjective, TRMOutput
 from .prompts import PromptEmbeddings, PromptLearner
 from .prototype_bank import PrototypeBank
@@ -18,6 +19,7 @@ from .text_region_matching import TextRegionMatchingLoss
 __version__ = "0.1.0"
 
 __all__ = [
+    "ImageContrastiveLoss",
     "MultimodalContrastiveLoss",
     "PromptEmbeddings",
     "PromptLearner",

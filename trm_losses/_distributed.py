@@ -106,7 +106,7 @@ def _gather(rows: Tensor, group: dist.ProcessGroup) -> Joined:
 
 
 def with_gradients_of_ranks(
-    losses: Sequence[Tensor], pairs: Sequence[tuple[Tensor, Joined]], group: dist.ProcessGroup | None
+    losses: Sequence[Tensor], rows: Tensor, joined: Joined, group: dist.ProcessGroup | None
 ) -> list[Tensor]:
     """Losses that read joined rows, with the gradient that the same losses of all ranks have for this rank's own rows.
 
@@ -114,27 +114,18 @@ def with_gradients_of_ranks(
     the backward pass. It is taken to enter every rank's total with the same factor, and has no second derivative.
 
     Args:
-        losses: scalars. pairs: rows and what :func:`gather_rows` made of them, the same on all ranks.
+        losses: scalars, as many on every rank. joined: what :func:`gather_rows` made of the rows.
     """
-    learning = [(rows, joined) for rows, joined in pairs if group is not None and joined.rows.requires_grad]
-    if not learning:
+    if group is None or not joined.rows.requires_grad:
         return list(losses)
-    columns = [joined.rows for _, joined in learning]
-    asked = []
-    for loss in losses:
-        found: Sequence[Tensor | None] = [None] * len(columns)
+    asked = torch.zeros(len(losses), *joined.rows.shape, dtype=joined.rows.dtype, device=joined.rows.device)
+    for gradient, loss in zip(asked, losses, strict=True):
         if loss.requires_grad:  # else it is no part of what is trained
-            found = torch.autograd.grad(loss, columns, retain_graph=True, allow_unused=True)
-        asked += [torch.zeros_like(x) if g is None else g for g, x in zip(found, columns, strict=True)]
-    flat = sum_over_ranks(torch.cat([g.flatten() for g in asked]), group)
-    parts = (part.view_as(g) for part, g in zip(torch.split(flat, [g.numel() for g in asked]), asked, strict=True))
-    result = []
-    for loss in losses:
-        for rows, joined in learning:
-            gradient = next(parts)[joined.first : joined.first + rows.shape[0]]
-            loss = _WithGradient.apply(loss, rows, gradient)
-        result.append(loss)
-    return result
+            (found,) = torch.autograd.grad(loss, joined.rows, retain_graph=True, allow_unused=True)
+            if found is not None:
+                gradient.copy_(found)
+    own = sum_over_ranks(asked, group)[:, joined.first : joined.first + rows.shape[0]]
+    return [_WithGradient.apply(loss, rows, gradient) for loss, gradient in zip(losses, own, strict=True)]
 
 
 class _WithGradient(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""Regions where those of all classes would not fit into memory: of some entries alone, or of all as two factors."""
+"""Regions of some entries alone, where those of all classes would not fit into memory."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from torch import Tensor
 
 from ._checks import Dims, check_ids
 
-__all__ = ["LEAST", "Entries", "Factored", "check_regions", "region_lengths", "region_products", "take"]
-
-LEAST = 1e-12  # length of a region
+__all__ = ["Entries", "check_regions", "take"]
 
 
 class Entries(NamedTuple):
@@ -26,59 +24,16 @@ class Entries(NamedTuple):
     own: Tensor
 
 
-class Factored(NamedTuple):
-    """Regions of all classes, not multiplied out: (B, C, D) = saliency (B, C, N) @ tokens (B, N, D).
-
-    The logits of the matching and the similarities of the labeller take these in place of regions. What they ask of a region
-    r = a V is its product with a vector, r . t = a . (V t), and its length, |r|^2 = a V V^T a: all of size N, where a region
-    has D. The length comes out right to the rounding of the tokens' own squared, so in float32 no region is taken for shorter
-    than some 3e-4 of its longest token.
-    """
-
-    saliency: Tensor
-    tokens: Tensor
-
-
-def region_products(regions: Tensor | Factored, directions: Tensor) -> Tensor:
-    """(B, C) product of each region with the direction (C, D) of its class."""
-    if isinstance(regions, Factored):
-        return (regions.saliency * torch.einsum("cd,bnd->bcn", directions, regions.tokens)).sum(dim=-1)
-    return torch.einsum("bcd,cd->bc", regions, directions)
-
-
-def region_lengths(regions: Tensor | Factored) -> Tensor:
-    """(B, C) length of each region, at least 1e-12."""
-    if isinstance(regions, Factored):
-        gram = torch.bmm(regions.tokens, regions.tokens.mT)
-        square = (torch.bmm(regions.saliency, gram) * regions.saliency).sum(dim=-1)
-        # What is left of a region that its tokens cancel is rounding, which must not be stretched to length one.
-        rounding = torch.finfo(gram.dtype).eps * gram.detach().diagonal(dim1=1, dim2=2).amax(dim=1, keepdim=True)
-        return torch.maximum(square, rounding.clamp(min=LEAST**2)).sqrt()
-    length: Tensor = torch.linalg.vector_norm(regions, dim=-1).clamp(min=LEAST)
-    return length
-
-
 def take(regions: Tensor | Entries, mask: Tensor) -> Tensor:
     """Regions at the entries of a mask (B, C), one after another: (n, D)."""
     return regions.features[mask[regions.row, regions.own]] if isinstance(regions, Entries) else regions[mask]
 
 
-def check_regions(
-    dims: Dims,
-    regions: Tensor | Entries | Factored,
-    form: type[Entries | Factored] = Entries,
-    *,
-    needed: Tensor | None = None,
-    hint: str = "",
-) -> None:
-    """Check shapes of a tensor, or of the one ``form`` that may stand in its place; and, where a mask of the ``needed`` entries
-    is given, that they are in order (waits for the device)."""
-    if isinstance(regions, Factored) and form is Factored:
-        dims.check("regions.saliency", regions.saliency, "B C N", hint=hint)
-        dims.check("regions.tokens", regions.tokens, "B N D")
-        return
-    if not isinstance(regions, Entries) or form is not Entries:
-        dims.check("regions", regions, "B C D", hint=hint)
+def check_regions(dims: Dims, regions: Tensor | Entries, *, needed: Tensor | None = None) -> None:
+    """Check shapes of regions (B, C, D) or entries; and, where a mask of the ``needed`` entries is given, that they are in order
+    (waits for the device)."""
+    if not isinstance(regions, Entries):
+        dims.check("regions", regions, "B C D")
         return
     dims.check("regions.features", regions.features, "n D")
     dims.check("regions.row", regions.row, "n", floating=False)

@@ -9,7 +9,7 @@ the Modules.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Literal, NamedTuple
 
 import torch
@@ -22,21 +22,18 @@ from ._asymmetric import Focus, asymmetric_sum
 from ._checks import Dims, signed
 from ._contrast import MASKED as _MASKED
 from ._contrast import SAFE_TEMPERATURE, log_sum_of_others, unit_rows
-from ._cosine import region_cosine
 from ._distributed import Joined, count_per_rank, gather_rows, sum_per_rank, with_gradients_of_ranks
-from ._entries import Entries, Factored, region_lengths, region_products, take
+from ._entries import Entries, take
 from ._fused import may_fuse
 from ._precision import full_precision as full_precision
 
 __all__ = [
     "Entries",
-    "Factored",
     "Reduction",
     "Similarities",
     "asymmetric_loss",
     "calibrate",
     "class_sums",
-    "feature_distillation",
     "multi_label_contrastive",
     "multimodal_contrastive",
     "match_prior",
@@ -57,11 +54,6 @@ def upcast(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def upcast_regions(regions: Tensor | Factored) -> Tensor | Factored:
-    """:func:`upcast` of regions in either form."""
-    return Factored(*map(upcast, regions)) if isinstance(regions, Factored) else upcast(regions)
-
-
 def unit(tensor: Tensor) -> Tensor:
     """Vectors of length one along the last axis, in at least float32 (a zero vector stays zero)."""
     return unit_rows(upcast(tensor))
@@ -72,16 +64,11 @@ _MASKS = ("free", "known", "seen", "key_padding_mask")
 _COUNTED = ("targets", "count", *_MASKS)
 
 
-def _check_shapes(owner: str, **given: tuple[Tensor | Factored | None, str]) -> None:
+def _check_shapes(owner: str, **given: tuple[Tensor | None, str]) -> None:
     """Refuse what does not fit, by name; "..." is any shape, the same wherever it stands, and "?" what may be left out."""
     dims, shape = Dims(owner), None
     for name, (tensor, letters) in given.items():
         if tensor is None and letters.endswith("?"):
-            continue
-        if isinstance(tensor, Factored):
-            batch, classes, width = letters.split()
-            dims.check(f"{name}.saliency", tensor.saliency, f"{batch} {classes} N")
-            dims.check(f"{name}.tokens", tensor.tokens, f"{batch} N {width}")
             continue
         if letters == "..." and isinstance(tensor, Tensor):
             shape = " ".join(f"n{i}" for i in range(tensor.ndim)) if shape is None else shape
@@ -181,44 +168,25 @@ def _asymmetric_entries(logits: Tensor, targets: Tensor, weights: Tensor | None,
     return loss if weights is None else loss * torch.where(known, weights, 0.0)
 
 
-def text_region_logits(
-    regions: Tensor | Factored,
-    text: Tensor,
-    scale: Tensor | float,
-    bias: Tensor | None = None,
-    *,
-    negative: Tensor | None = None,
-    normalize_regions: bool = False,
-) -> Tensor:
+def text_region_logits(regions: Tensor, text: Tensor, scale: Tensor | float, bias: Tensor | None = None) -> Tensor:
     r"""One logit for each class from its one region and its one text: :math:`s\, r_{bc}\cdot\hat t_c - \beta_c`.
 
-    With a second vector, of the absence of the class, it is :math:`s\,(r_{bc}\cdot\hat t_c - r_{bc}\cdot t^-_c) - \beta_c`.
-
     Args:
-        regions: (B, C, D), or :class:`Factored`. Regions pooled from unit tokens are not longer than 1; a region spread over
-            disagreeing tokens is short, which is evidence of absence, so their length is kept by default.
+        regions: (B, C, D). Regions pooled from unit tokens are not longer than 1; a region spread over
+            disagreeing tokens is short, which is evidence of absence, so their length is kept.
         text: (C, D), normalised here.
         scale: s.
         bias: (C,) :math:`\beta`, or None for the similarity alone (as distillation wants it).
-        negative: (C, D) :math:`t^-`, taken as it is: a text normalised by the caller, or a free vector of any length.
-        normalize_regions: True gives the cosine.
 
     Returns:
-        (B, C). No normalised copy of the regions is made.
+        (B, C).
 
-    Reference: the matching of one text with one region is the paper's; scale and bias are our choice, the pair is
-    DualCoOp's.
+    Reference: the matching of one text with one region is the paper's; scale and bias are our choice.
     """
-    _check_shapes(
-        "text_region_logits", regions=(regions, "B C D"), text=(text, "C D"), bias=(bias, "C?"), negative=(negative, "C D?")
-    )
+    _check_shapes("text_region_logits", regions=(regions, "B C D"), text=(text, "C D"), bias=(bias, "C?"))
     with full_precision(text):
-        r = upcast_regions(regions)
-        dtype = r.tokens.dtype if isinstance(r, Factored) else r.dtype
-        t = unit(text).to(dtype)
-        if negative is not None:
-            t = t - negative.to(dtype)
-        logits = scale * (region_cosine(r, t) if normalize_regions else region_products(r, t))
+        r = upcast(regions)
+        logits = scale * torch.einsum("bcd,cd->bc", r, unit(text).to(r.dtype))
         return logits if bias is None else logits - bias
 
 
@@ -314,7 +282,6 @@ def region_distillation(
     teacher_logits: Tensor,
     weights: Tensor | None = None,
     *,
-    form: Literal["kl_class", "kl_binary"] = "kl_class",
     temperature: float = 4.0,
     reduction: Reduction = "mean",
     group: ProcessGroup | None = None,
@@ -323,21 +290,14 @@ def region_distillation(
 
     .. math:: L = \frac{T^2}{B} \sum_b \mathrm{KL}(\mathrm{softmax}(\ell^r_b / T)\,\|\,\mathrm{softmax}(\ell^q_b / T))
 
-    or, with ``form="kl_binary"``, of each class by itself, which does not take the classes for exclusive:
-
-    .. math:: L = \frac{T^2}{B} \sum_b \sum_c \mathrm{KL}(\sigma(\ell^r_{bc} / T)\,\|\,\sigma(\ell^q_{bc} / T))
-
     Args:
-        student_logits, teacher_logits: (B, C), without bias for ``"kl_class"``, with it for ``"kl_binary"``. The teacher gets
-            no gradient.
+        student_logits, teacher_logits: (B, C), without the bias of the classes. The teacher gets no gradient.
         weights: (B,) a factor for each image.
-        form: ``"kl_class"`` or ``"kl_binary"``.
         temperature: T.
         reduction: ``"mean"`` over images, ``"sum"``, or ``"none"`` -> (B,).
         group: process group over which ``"mean"`` counts the images, and whose average ``"sum"`` makes a sum.
 
-    Reference: region teaches query is the patent's; the form over classes is what the authors' other code suggests, the
-    binary one our choice.
+    Reference: region teaches query is the patent's; the form over classes is what the authors' other code suggests.
     """
     _check_shapes(
         "region_distillation",
@@ -347,13 +307,10 @@ def region_distillation(
     )
     with full_precision(student_logits):
         student, teacher = upcast(student_logits) / temperature, upcast(teacher_logits.detach()) / temperature
-        if form == "kl_binary":  # present and absent as the two classes of a last axis
-            student, teacher = torch.stack([student, -student], dim=-1), torch.stack([teacher, -teacher], dim=-1)
-            student, teacher = F.logsigmoid(student), F.logsigmoid(teacher)
-        else:
-            student, teacher = F.log_softmax(student, dim=-1), F.log_softmax(teacher, dim=-1)
-        divergence = F.kl_div(student, teacher, log_target=True, reduction="none")
-        loss = temperature**2 * divergence.sum(dim=(-2, -1) if form == "kl_binary" else -1)
+        divergence = F.kl_div(
+            F.log_softmax(student, dim=-1), F.log_softmax(teacher, dim=-1), log_target=True, reduction="none"
+        )
+        loss = temperature**2 * divergence.sum(dim=-1)
         if weights is not None:
             loss = loss * upcast(weights)
         if reduction == "none":
@@ -364,40 +321,6 @@ def region_distillation(
         return loss.sum() / torch.where(count > 0, count, 1.0)
 
 
-def feature_distillation(
-    student: Tensor,
-    teacher: Tensor,
-    weights: Tensor | None = None,
-    *,
-    reduction: Reduction = "mean",
-    group: ProcessGroup | None = None,
-) -> Tensor:
-    r"""The region-level feature teaches the query-level feature, by cosine:
-
-    .. math:: L = \frac{1}{\sum W} \sum_{bc} W_{bc} (1 - \hat z_{bc} \cdot \hat r_{bc})
-
-    Args:
-        student, teacher: (B, C, D). The teacher gets no gradient.
-        weights: (B, C) W, such as 1 for present classes and 0 for the others; 1 for all where it is not given.
-        reduction: ``"mean"`` divides by the sum of W, ``"sum"`` does not, ``"none"`` -> (B, C).
-        group: process group over which ``"mean"`` sums W, and whose average ``"sum"`` makes a sum.
-
-    Reference: the region-level feature teaches the query-level feature, in the words of the patent; the cosine is our choice.
-    """
-    _check_shapes(
-        "feature_distillation", student=(student, "B C D"), teacher=(teacher, "B C D"), weights=(weights, "B C?")
-    )
-    with full_precision(student):
-        z, r = unit(student), unit(teacher.detach())
-        loss = 1 - (z * r.to(z.dtype)).sum(dim=-1)
-        w = torch.ones_like(loss) if weights is None else weights.to(loss.dtype)
-        loss = w * loss
-        if reduction == "none":
-            return loss
-        if reduction == "sum":
-            return sum_per_rank(loss.sum(), group)
-        count = count_per_rank(w.detach().sum(), group)
-        return loss.sum() / torch.where(count > 0, count, 1.0)
 
 
 # Largest block of intermediate values held at once, in elements (64 MiB of float32).
@@ -408,20 +331,18 @@ def _rows_against_classes(
     rows: Tensor, keys: Tensor, positive: Tensor, temperature: float, allowed: Tensor | None = None
 ) -> Tensor:
     """-log softmax over the classes of the keys at each row's own class; classes not allowed leave the denominator."""
-    shared = allowed is None or allowed.ndim == 1
-    if may_fuse() and shared and len(rows) > _TILE[0] and not _needs_gradient(rows, keys):
+    if may_fuse() and len(rows) > _TILE[0] and not _needs_gradient(rows, keys):
         own = torch.einsum("nd,nd->n", rows, keys[positive])
         return _log_sum_over_classes(rows, rows.new_ones(len(rows)), keys, allowed, temperature) - own / temperature
-    if shared and len(keys) > len(rows):  # a block of rows at a time
+    if len(keys) > len(rows):  # a block of rows at a time
         own = (rows * keys[positive]).sum(dim=1) / temperature
         return log_sum_of_others(rows, keys, allowed, None, temperature) - own
     step = max(1, _BLOCK // max(1, len(keys)))
     if not may_fuse() or len(rows) <= step:
         return _plain_against_classes(rows, keys, positive, temperature, allowed)
     parts = []
-    for place in torch.split(torch.arange(len(rows), device=rows.device), step):
-        mask = allowed if allowed is None or shared else allowed[place]
-        given = (rows[place], keys, positive[place], temperature, mask)
+    for part, own in zip(torch.split(rows, step), torch.split(positive, step), strict=True):
+        given = (part, keys, own, temperature, allowed)
         parts.append(checkpoint(_plain_against_classes, *given, use_reentrant=False, preserve_rng_state=False))
     return torch.cat(parts)
 
@@ -471,23 +392,6 @@ def _log_sum_over_classes(
     return torch.where(sums > 0, sums, 1.0).log()  # where no class is allowed nobody reads it
 
 
-@torch.no_grad()
-def _separate_classes(saliency: Tensor, sample: Tensor, own: Tensor, overlap: float) -> Tensor:
-    """(n, C) bool: classes whose map (B, C, N) in the anchor's image overlaps the anchor's own by at most ``overlap``."""
-    maps = upcast(saliency)
-
-    def separate(sample: Tensor, own: Tensor) -> Tensor:
-        return torch.minimum(maps[sample], maps[sample, own][:, None]).sum(dim=-1) <= overlap
-
-    each = max(1, maps[:1].numel())
-    if own.shape[0] * each <= _BLOCK:  # without a loop, whose length a compiled graph would fix to this batch size
-        apart = separate(sample, own)
-    else:
-        rows = zip(*(torch.split(x, max(1, _BLOCK // each)) for x in (sample, own)), strict=True)
-        apart = torch.cat([separate(*part) for part in rows])
-    return apart | (own[:, None] == torch.arange(maps.shape[1], device=maps.device))
-
-
 def _weighted_mean(loss: Tensor, weights: Tensor, count: Tensor) -> Tensor:
     """sum(weights * loss) / count, the loss masked where its weight is 0, and 0 where nothing counts."""
     return (torch.where(weights > 0, loss, 0.0) * weights).sum() / torch.where(count > 0, count, 1.0)
@@ -504,13 +408,9 @@ def multimodal_contrastive(
     prototypes: Tensor | None = None,
     seen: Tensor | None = None,
     weights: Tensor | None = None,
-    saliency: Tensor | None = None,
     temperature: float = 0.07,
     temperature_region: float = 0.1,
     anchor_threshold: float = 0.9,
-    overlap: float = 0.7,
-    absent_negatives: bool = False,
-    project: Callable[[Tensor], Tensor] | None = None,
     only: Collection[str] | None = None,
     group: ProcessGroup | None = None,
 ) -> dict[str, Tensor]:
@@ -529,17 +429,12 @@ def multimodal_contrastive(
     compared a block of rows at a time (not under ``torch.compile``), so that memory grows with their number, not its square.
 
     Args:
-        regions: (B, C, D), or :class:`Entries` that hold the anchors and, for ``absent_negatives``, the absent. text: (C, D).
+        regions: (B, C, D), or :class:`Entries` that hold the anchors. text: (C, D).
         targets: (B, C).
         prototypes: (C, D). seen: (C,) bool, the classes whose prototype holds data; None for all.
         weights: (B, C) factors of the anchors.
-        saliency: (B, C, N) maps that sum to 1. In ``region_text`` and ``region_prototype`` a class whose map shares more
-            than ``overlap``, :math:`\sum_n \min(A_{bcn}, A_{bc'n})`, with that of the anchor leaves the denominator.
         temperature: of all terms but ``region_region``, which has ``temperature_region``.
         anchor_threshold: least target of an anchor.
-        overlap: see ``saliency``.
-        absent_negatives: regions whose class is known to be absent are negatives of its text in ``text_region``.
-        project: maps unit vectors (..., D) of all kinds to where they are compared; with gradient to its own parameters.
         only: the names of the terms to compute, None for all; the others are 0.
         group: process group; anchors of all ranks are contrasted.
 
@@ -557,56 +452,39 @@ def multimodal_contrastive(
         prototypes=(prototypes, "C D?"),
         seen=(seen, "C?"),
         weights=(weights, "B C?"),
-        saliency=(saliency, "B C N?"),
     )
     targets = signed(targets)
-
-    def embed(vectors: Tensor) -> Tensor:
-        rows = unit_rows(upcast(vectors))
-        return rows if project is None else unit_rows(upcast(project(rows)))
-
     with full_precision(regions.features if isinstance(regions, Entries) else regions):
         only = _CONTRASTS if only is None else only
-        texts = embed(text)
-        rows = _anchors(regions, targets >= anchor_threshold, weights, embed)
+        texts = unit_rows(upcast(text))
+        rows = _anchors(regions, targets >= anchor_threshold, weights)
         dtype = torch.promote_types(rows.features.dtype, texts.dtype)
         texts = texts.to(dtype)
-        rows = _Anchors(rows.features.to(dtype), rows.own, rows.sample, rows.valid, rows.weight.to(dtype))
+        rows = rows._replace(features=rows.features.to(dtype), weight=rows.weight.to(dtype))
 
         # Keeps a batch without anchors on the graph, as a sum of no elements.
         zero = rows.features.flatten()[:0].sum() + texts.flatten()[:0].sum()
         terms = dict.fromkeys(_CONTRASTS, zero)
 
-        separate = None
-        if saliency is not None and ("region_text" in only or "region_prototype" in only):
-            separate = _separate_classes(saliency, rows.sample, rows.own, overlap)
-
         shared: dict[str, Tensor] = {}  # terms that read the anchors of all ranks
         if "region_region" in only or "text_region" in only:
             keys = _keys(rows, len(texts), group)
-            pairs = [(rows.features, keys.joined)]
         if "region_region" in only:
             shared["region_region"] = _region_region(rows, keys, temperature_region, group)
         if "text_region" in only:
-            absent = None
-            if absent_negatives:
-                own = _absent_log_sum(regions, targets == 0, texts, temperature, embed)[None]
-                absent = gather_rows(own, group)
-                pairs.append((own, absent))
-            shared["text_region"] = _text_region(rows, keys, texts, absent, temperature, group)
+            shared["text_region"] = _text_region(rows, keys, texts, temperature, group)
         if shared:
-            losses = with_gradients_of_ranks([zero + term for term in shared.values()], pairs, group)
+            losses = with_gradients_of_ranks([zero + term for term in shared.values()], rows.features, keys.joined, group)
             terms.update(zip(shared, losses, strict=True))
         if "region_text" in only:
-            loss = _rows_against_classes(rows.features, texts, rows.own, temperature, separate)
+            loss = _rows_against_classes(rows.features, texts, rows.own, temperature)
             count = count_per_rank(rows.valid.sum().to(texts.dtype), group)
             terms["region_text"] = zero + _weighted_mean(loss, rows.weight, count)
         if prototypes is not None and ("region_prototype" in only or "text_prototype" in only):
-            fixed = embed(prototypes.detach()).to(texts.dtype)
+            fixed = unit_rows(upcast(prototypes.detach())).to(texts.dtype)
             known = torch.ones(len(texts), dtype=torch.bool, device=fixed.device) if seen is None else seen
             if "region_prototype" in only:
-                allowed = known if separate is None else known & separate
-                loss = _rows_against_classes(rows.features, fixed, rows.own, temperature, allowed)
+                loss = _rows_against_classes(rows.features, fixed, rows.own, temperature, known)
                 counted = rows.valid & known[rows.own]
                 count = count_per_rank(counted.sum().to(texts.dtype), group)
                 terms["region_prototype"] = zero + _weighted_mean(loss, rows.weight * counted, count)
@@ -625,7 +503,6 @@ class _Anchors(NamedTuple):
 
     features: Tensor  # (n, D), unit
     own: Tensor  # (n,) the class
-    sample: Tensor  # (n,) the place in the batch
     valid: Tensor  # (n,) False where the entry is no anchor
     weight: Tensor  # (n,) 0 there
 
@@ -639,24 +516,22 @@ class _Keys(NamedTuple):
     mass: Tensor  # (C,) how many are valid of each class
 
 
-def _anchors(
-    regions: Tensor | Entries, is_anchor: Tensor, weights: Tensor | None, embed: Callable[[Tensor], Tensor]
-) -> _Anchors:
+def _anchors(regions: Tensor | Entries, is_anchor: Tensor, weights: Tensor | None) -> _Anchors:
     batch, classes = is_anchor.shape
     own = torch.arange(classes, device=is_anchor.device).expand(batch, classes)
-    sample = torch.arange(batch, device=is_anchor.device)[:, None].expand(batch, classes)
     every = torch.compiler.is_compiling() and isinstance(regions, Tensor)
 
     def chosen(entries: Tensor) -> Tensor:
         return entries.flatten(0, 1) if every else entries[is_anchor]
 
     if every and isinstance(regions, Tensor):  # what an entry that is no anchor holds must not matter, not even NaN
-        features = embed(torch.where(is_anchor[..., None], regions, 0.0).flatten(0, 1))
+        features = torch.where(is_anchor[..., None], regions, 0.0).flatten(0, 1)
     else:
-        features = embed(take(regions, is_anchor))
+        features = take(regions, is_anchor)
+    features = unit_rows(upcast(features))
     valid = chosen(is_anchor)
     weight = valid.to(features.dtype) if weights is None else valid * upcast(chosen(weights))
-    return _Anchors(features, chosen(own), chosen(sample), valid, weight)
+    return _Anchors(features, chosen(own), valid, weight)
 
 
 def _keys(rows: _Anchors, classes: int, group: ProcessGroup | None) -> _Keys:
@@ -693,42 +568,21 @@ def _region_region(rows: _Anchors, keys: _Keys, temperature: float, group: Proce
     return loss
 
 
-def _text_region(
-    rows: _Anchors, keys: _Keys, texts: Tensor, absent: Joined | None, temperature: float, group: ProcessGroup | None
-) -> Tensor:
-    """Each text of a class present against all anchors, and ``absent`` log-sums (ranks, C) of regions that do not show it."""
+def _text_region(rows: _Anchors, keys: _Keys, texts: Tensor, temperature: float, group: ProcessGroup | None) -> Tensor:
+    """Each text of a class present against all anchors."""
     own = rows.own
-    others = None if absent is None else torch.logsumexp(absent.rows, dim=0)
     if len(texts) > len(own) and not torch.compiler.is_compiling():  # only the texts of classes present are anchors
         there, own = torch.unique(own, return_inverse=True)
-        texts, others = texts[there], None if others is None else others[there]
+        texts = texts[there]
     logits = texts @ keys.joined.rows.T / temperature  # (classes, all anchors)
     if keys.valid is not None:
         logits = logits.masked_fill(~keys.valid, _MASKED)
     log_sum = torch.logsumexp(logits, dim=1) if len(keys.own) else logits.sum(dim=1)
-    if others is not None:
-        log_sum = torch.logaddexp(log_sum, others)
     loss = log_sum[own] - (rows.features * texts[own]).sum(dim=1) / temperature
     present = (keys.mass > 0).sum().to(texts.dtype)
     if group is not None:
         present = present / torch.distributed.get_world_size(group)
     return _weighted_mean(loss, rows.weight / keys.mass[rows.own].clamp(min=1), present)
-
-
-def _absent_log_sum(
-    regions: Tensor | Entries, absent: Tensor, texts: Tensor, temperature: float, embed: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """(C,) log-sum-exp of each text with the regions (B, C, D) that do not show its class; -1e9 where there is none."""
-    batch, classes = absent.shape
-    if torch.compiler.is_compiling() and isinstance(regions, Tensor):  # static shapes
-        features = embed(torch.where(absent[..., None], regions, 0.0)).to(texts.dtype)
-        logits = torch.einsum("bcd,cd->bc", features, texts) / temperature
-        logits = logits.masked_fill(~absent, _MASKED)
-    else:
-        own = torch.arange(classes, device=absent.device).expand(batch, classes)[absent]
-        entries = (embed(take(regions, absent)).to(texts.dtype) * texts[own]).sum(dim=-1) / temperature
-        logits = texts.new_full((batch, classes), _MASKED).masked_scatter(absent, entries)
-    return torch.logsumexp(logits, dim=0) if batch else logits.sum(dim=0) + _MASKED
 
 
 def multi_label_contrastive(
@@ -738,7 +592,6 @@ def multi_label_contrastive(
     weights: Tensor | None = None,
     temperature: float = 0.1,
     anchor_threshold: float = 0.9,
-    project: Callable[[Tensor], Tensor] | None = None,
     group: ProcessGroup | None = None,
 ) -> Tensor:
     r"""Supervised contrast of images that carry any number of labels, from one feature each.
@@ -755,7 +608,6 @@ def multi_label_contrastive(
         features: (B, D). targets: (B, C).
         weights: (B, C) factors of the anchors, which do not enter the count.
         temperature: :math:`\tau`. anchor_threshold: least target of an anchor.
-        project: see :func:`multimodal_contrastive`.
         group: process group; images of all ranks are contrasted.
 
     Returns:
@@ -769,7 +621,7 @@ def multi_label_contrastive(
         is_anchor = targets >= anchor_threshold
         # What an image without a positive label holds must not matter, not even NaN: 0 * NaN would reach the sums.
         features = torch.where(is_anchor.any(dim=1, keepdim=True), features, 0.0)
-        f = unit(features) if project is None else unit(project(unit(features)))
+        f = unit(features)
         joined = gather_rows(f, group)
         keys = joined.rows
         label = is_anchor.to(f.dtype)
@@ -783,7 +635,7 @@ def multi_label_contrastive(
         row_weight = label if weights is None else torch.where(is_anchor, upcast(weights), 0.0)
         count = count_per_rank(paired.sum().to(f.dtype), group)
         zero = upcast(features.flatten()[:0].sum()) + f.flatten()[:0].sum()
-        return with_gradients_of_ranks([zero + _weighted_mean(loss, row_weight * paired, count)], [(f, joined)], group)[0]
+        return with_gradients_of_ranks([zero + _weighted_mean(loss, row_weight * paired, count)], f, joined, group)[0]
 
 
 def class_sums(features: Tensor | Entries, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -851,43 +703,40 @@ class Similarities(NamedTuple):
 
 
 def intra_similarities(
-    features: Tensor | Factored, visual: Tensor, text: Tensor, *, first: int = 0
+    features: Tensor, visual: Tensor, text: Tensor, *, first: int = 0
 ) -> tuple[Tensor, Tensor]:
     """The intra-class similarities of :func:`prototype_similarities`: visual and text, each (B, C)."""
     with full_precision(text):
-        z = upcast_regions(features)
-        norm = region_lengths(z)
+        z = upcast(features)
+        norm = _length(z)
         return _own_cosine(z, norm, visual, first), _own_cosine(z, norm, text, first)
 
 
-def _own_cosine(features: Tensor | Factored, norm: Tensor, prototypes: Tensor, first: int) -> Tensor:
+def _length(regions: Tensor) -> Tensor:
+    """(B, C) length of each region, at least 1e-12."""
+    length: Tensor = torch.linalg.vector_norm(regions, dim=-1).clamp(min=1e-12)
+    return length
+
+
+def _own_cosine(features: Tensor, norm: Tensor, prototypes: Tensor, first: int) -> Tensor:
     """(B, C) cosine of each region with the prototype of its class."""
     own = upcast(prototypes[first : first + norm.shape[1]]).to(norm.dtype)
     length = torch.linalg.vector_norm(own, dim=-1).clamp(min=1e-12)
-    return region_products(features, own).div(length).div(norm)
+    return torch.einsum("bcd,cd->bc", features, own).div(length).div(norm)
 
 
 def _inter_class(
-    features: Tensor | Factored, norm: Tensor, prototypes: Tensor, temperature: float, seen: Tensor, first: int
+    features: Tensor, norm: Tensor, prototypes: Tensor, temperature: float, seen: Tensor, first: int
 ) -> Tensor:
     """softmax over the seen classes of region-prototype similarities, at each region's own class."""
     keys = unit(prototypes).to(norm.dtype)
-    if isinstance(features, Factored):  # r . P = a . (V P): for each image prototypes of width N
-        pairs = [(a, keys @ v.T) for a, v in zip(*features, strict=True)]
-    else:
-        pairs = [(features.flatten(0, 1), keys)]
-    lengths = torch.split(norm.flatten(), [len(rows) for rows, _ in pairs])
-    parts = [
-        _log_sum_over_classes(rows, length, some, seen, temperature)
-        for (rows, some), length in zip(pairs, lengths, strict=True)
-    ]
-    log_sum = torch.cat([norm.new_zeros(0), *parts]).view_as(norm)
+    log_sum = _log_sum_over_classes(features.flatten(0, 1), norm.flatten(), keys, seen, temperature).view_as(norm)
     own = _own_cosine(features, norm, prototypes, first) / temperature
     return torch.exp(own - log_sum).clamp(max=1) * seen[first : first + norm.shape[1]]
 
 
 def prototype_similarities(
-    features: Tensor | Factored,
+    features: Tensor,
     visual: Tensor,
     text: Tensor,
     *,
@@ -904,7 +753,7 @@ def prototype_similarities(
       ("does it look more like c than like any other class"); the visual one runs over seen classes and is 0 elsewhere.
 
     Args:
-        features: (B, C, D), or :class:`Factored`. visual, text: prototypes (C, D).
+        features: (B, C, D). visual, text: prototypes (C, D).
         seen: (C,) bool, None for all.
         temperature_visual, temperature_text: :math:`\tau_v, \tau_t`; tie the latter to the model, 2 / logit scale.
         first: where ``features`` are of a chunk of the classes, (B, c, D), the class with which it begins.
@@ -919,8 +768,8 @@ def prototype_similarities(
         seen=(seen, "C?"),
     )
     with full_precision(text):
-        z = upcast_regions(features)
-        norm = region_lengths(z)
+        z = upcast(features)
+        norm = _length(z)
         every = torch.ones(len(text), dtype=torch.bool, device=text.device)
         s_v, s_t = intra_similarities(z, visual, text, first=first)
         inter_v = _inter_class(z, norm, visual, temperature_visual, every if seen is None else seen, first)

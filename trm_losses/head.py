@@ -10,29 +10,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from . import functional as TF
 from ._checks import Dims, check_choice, check_number
 from ._state import PerClassState
-from .region_pooler import Prepared, RegionPooler, Regions, class_chunk, plan_classes
+from .region_pooler import RegionPooler, Regions, class_chunk
 from .text_region_matching import TextRegionMatchingLoss
 
 __all__ = ["TRMHead", "param_groups"]
 
-_FORMAT = "trm_losses.TRMHead/2"
-_FIRST_FORMAT = "trm_losses.TRMHead/1"  # without query kinds, readings of the MLP and forms of the matching
-_POOLER_SETTINGS = (
-    "num_classes", "dim", "num_heads", "query_head", "mlp_input", "residual", "normalize_tokens", "key_norm", "validate",
-)  # fmt: skip
-_MATCHING_SETTINGS = (
-    "num_classes", "form", "gamma_pos", "gamma_neg", "margin", "detach_focus", "normalize_regions", "reduction", "validate",
-)  # fmt: skip
+_FORMAT = "trm_losses.TRMHead/3"
+_POOLER_SETTINGS = ("num_classes", "dim", "num_heads", "query_head", "validate")
+_MATCHING_SETTINGS = ("num_classes", "gamma_pos", "gamma_neg", "margin", "reduction", "validate")
 
 
 def param_groups(*modules: nn.Module, lr: float | None = None, weight_decay: float = 1e-2) -> list[dict[str, Any]]:
     """Trainable parameters of modules in two groups for an optimiser: matrices with weight decay, the rest without.
 
-    Scales, biases and norms are the rest: whatever has fewer than two dimensions. The free vectors of a matching by pairs
-    are a matrix: decay draws them to zero, where they start.
+    Scales, biases and norms are the rest: whatever has fewer than two dimensions.
 
     Args:
         modules: a module given twice counts once.
@@ -57,7 +50,6 @@ class TRMHead(PerClassState):
         pooler, matching: trained, or fresh ones to train with a loss of your own.
         text: (C, D) class texts.
         class_names: C names, in the order of the classes.
-        negative_text: (C, D) texts of absence, where ``matching`` has ``form="pair"``.
         head: which logits: ``"query"``, ``"region"`` or the ``"mean"`` of both.
 
     Shape:
@@ -77,9 +69,8 @@ class TRMHead(PerClassState):
     """
 
     text: Tensor
-    negative_text: Tensor | None
 
-    _class_axes = {"text": (0,), "negative_text": (0,)}
+    _class_axes = {"text": (0,)}
 
     def __init__(
         self,
@@ -88,7 +79,6 @@ class TRMHead(PerClassState):
         text: Tensor,
         class_names: list[str] | tuple[str, ...],
         *,
-        negative_text: Tensor | None = None,
         head: Literal["query", "region", "mean"] = "query",
     ) -> None:
         super().__init__()
@@ -96,11 +86,6 @@ class TRMHead(PerClassState):
         check_choice(name, "head", head, ("query", "region", "mean"))
         dims = Dims(name, C=pooler.num_classes, D=pooler.dim)
         dims.check("text", text, "C D")
-        if (matching.form == "pair") != (negative_text is not None):
-            got = f"{'nothing' if negative_text is None else 'one'} with form={matching.form!r}"
-            raise ValueError(f"{name}: negative_text (C, D) must be given where form='pair' and there alone, got {got}")
-        if negative_text is not None:
-            dims.check("negative_text", negative_text, "C D")
         if matching.num_classes != pooler.num_classes:
             raise ValueError(
                 f"{name}: matching must have the pooler's num_classes = {pooler.num_classes}, got {matching.num_classes}"
@@ -113,7 +98,6 @@ class TRMHead(PerClassState):
             )
         self.pooler, self.matching, self.class_names, self.head = pooler, matching, class_names, head
         self.register_buffer("text", text.detach().clone())
-        self.register_buffer("negative_text", None if negative_text is None else negative_text.detach().clone())
 
     def forward(self, tokens: Tensor, *, key_padding_mask: Tensor | None = None, chunk: int | None = None) -> Tensor:
         """Logits (B, C); those of a padded image are those that it gets alone, whatever lies under the padding.
@@ -122,42 +106,26 @@ class TRMHead(PerClassState):
         number times the width; the logits are the same. ``chunk`` is the number of classes taken at once. Where it is not given
         it is chosen by :func:`trm_losses.region_pooler.class_chunk`; compiled code, and training, which would compute the chunks
         twice, take all. Chunks take the pooler apart: hooks on it, or a wrapper around it, see calls of all classes alone.
-
-        With ``head="region"`` the regions need not be multiplied out: where ``chunk`` is not given
-        :func:`trm_losses.region_pooler.plan_classes` decides it, in training as well.
         """
         classes, query_head = self.pooler.num_classes, self.head != "region"
-        whole = torch.compiler.is_compiling() or not isinstance(tokens, Tensor) or tokens.ndim != 3
-        if chunk is None and not query_head and not whole:
-            batch, number, dim = tokens.shape
-            plan = plan_classes(batch, classes, number, dim, heads=self.pooler.num_heads, query_head=False)
-            if plan.factored:
-                return self.pooler.map_factors(self._logits, self._prepare(tokens, key_padding_mask), plan.size)["logits"]
         if chunk is None:
-            whole = whole or torch.is_grad_enabled()
+            whole = torch.compiler.is_compiling() or torch.is_grad_enabled() or not isinstance(tokens, Tensor) or tokens.ndim != 3
             chunk = classes if whole else class_chunk(tokens.shape[0], classes, tokens.shape[1], self.pooler.dim)
         check_number(type(self).__name__, "chunk", chunk, 1)
+        if chunk >= classes and query_head:
+            return self._logits(self.pooler(tokens, self.text, key_padding_mask=key_padding_mask))["logits"]
+        prepared = self.pooler.prepare(tokens, self.text, key_padding_mask=key_padding_mask)
         if chunk < classes:
-            prepared = self._prepare(tokens, key_padding_mask)
             return self.pooler.map_classes(self._logits, prepared, chunk, query_head=query_head)["logits"]
-        if query_head:
-            return self._logits(self.pooler(tokens, self.text, key_padding_mask=key_padding_mask), slice(None))["logits"]
-        regions = self.pooler.pool(self._prepare(tokens, key_padding_mask), query_head=False)
-        return self._logits(regions, slice(None))["logits"]
+        return self._logits(self.pooler.pool(prepared, query_head=False))["logits"]
 
-    def _prepare(self, tokens: Tensor, key_padding_mask: Tensor | None) -> Prepared:
-        return self.pooler.prepare(tokens, self.text, key_padding_mask=key_padding_mask)
-
-    def _logits(self, regions: Regions | TF.Factored, classes: slice) -> dict[str, Tensor]:
+    def _logits(self, regions: Regions, classes: slice = slice(None)) -> dict[str, Tensor]:
         """Logits of the regions of some classes."""
-        negative = None if self.negative_text is None else self.negative_text[classes]
-        levels: tuple[Tensor | TF.Factored, ...]
-        if isinstance(regions, TF.Factored):
-            levels = (regions,)
-        else:
-            levels = {"query": (regions.query,), "region": (regions.region,), "mean": (regions.query, regions.region)}[self.head]
-        logits = [self.matching.logits(r, self.text[classes], negative_text=negative, classes=classes) for r in levels]
-        return {"logits": logits[0] if len(logits) == 1 else 0.5 * (logits[0] + logits[1])}
+        text = self.text[classes]
+        if self.head != "mean":
+            return {"logits": self.matching.logits(getattr(regions, self.head), text, classes=classes)}
+        query, region = (self.matching.logits(r, text, classes=classes) for r in (regions.query, regions.region))
+        return {"logits": 0.5 * (query + region)}
 
     @torch.no_grad()
     def predict(self, tokens: Tensor, *, key_padding_mask: Tensor | None = None, chunk: int | None = None) -> Tensor:
@@ -170,9 +138,7 @@ class TRMHead(PerClassState):
             for module, training in modes:
                 module.training = training
 
-    def with_classes(
-        self, text: Tensor, class_names: list[str] | tuple[str, ...], *, negative_text: Tensor | None = None
-    ) -> TRMHead:
+    def with_classes(self, text: Tensor, class_names: list[str] | tuple[str, ...]) -> TRMHead:
         """A head of its own for another set of classes, found by name: some of these, in any order, and any number of new ones.
 
         A name that this head has keeps its bias, and its score where it keeps its text; a new name takes the mean of the
@@ -181,23 +147,17 @@ class TRMHead(PerClassState):
         Args:
             text: (C, D) texts of the new set; for a known name, its row of ``head.text`` is what it was trained to.
             class_names: C names.
-            negative_text: (C, D), where ``matching`` has ``form="pair"``.
 
         Raises:
-            ValueError: unseen names where the queries are free, or the matching has ``form="pair_free"``: these learned a
-                vector for each class they were trained on, and have none for another.
+            ValueError: unseen names where the queries are free: there is a query for each trained class, and none for another.
         """
         known = {name: row for row, name in enumerate(self.class_names)}
         unseen = [name for name in class_names if name not in known]
-        for owned, fix in (
-            (self.pooler.query, "query='tied' or 'conditioned'"),
-            (self.matching.negative, "form='single' or 'pair'"),
-        ):
-            if owned is not None and unseen:
-                raise ValueError(
-                    f"{type(self).__name__}: class_names must be among the trained ones where each has a vector of its own, "
-                    f"got {', '.join(map(repr, unseen[:5]))}{', ...' if len(unseen) > 5 else ''}; train with {fix}"
-                )
+        if self.pooler.query is not None and unseen:
+            raise ValueError(
+                f"{type(self).__name__}: class_names must be among the trained ones where each has a query of its own, "
+                f"got {', '.join(map(repr, unseen[:5]))}{', ...' if len(unseen) > 5 else ''}; train with query='tied'"
+            )
         group = self.matching.distributed
         pooler, matching = copy.deepcopy(self.pooler), copy.deepcopy(self.matching, {id(group): group})
         pooler.num_classes = matching.num_classes = len(class_names)
@@ -207,9 +167,7 @@ class TRMHead(PerClassState):
             matching.bias = nn.Parameter(bias, requires_grad=self.matching.bias.requires_grad)
             if pooler.query is not None:
                 pooler.query = nn.Parameter(pooler.query[rows], requires_grad=pooler.query.requires_grad)
-            if matching.negative is not None:
-                matching.negative = nn.Parameter(matching.negative[rows], requires_grad=matching.negative.requires_grad)
-        made = type(self)(pooler, matching, text, class_names, negative_text=negative_text, head=self.head)
+        made = type(self)(pooler, matching, text, class_names, head=self.head)
         made.training = self.training
         return made
 
@@ -255,9 +213,9 @@ class TRMHead(PerClassState):
             content = torch.load(held, map_location="cpu", weights_only=True)
         except Exception as error:  # whatever bytes may lead to
             raise ValueError(f"{wanted}, and cannot be read ({type(error).__name__}); save the head again") from error
-        if not isinstance(content, dict) or content.get("format") not in (_FORMAT, _FIRST_FORMAT):
+        if not isinstance(content, dict) or content.get("format") != _FORMAT:
             found = content.get("format") if isinstance(content, dict) else type(content).__name__
-            raise ValueError(f"{wanted}, got {found}")
+            raise ValueError(f"{wanted}, got {found}; save the head again")
         try:
             head = cls._restored(content)
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -272,15 +230,12 @@ class TRMHead(PerClassState):
         pooler = RegionPooler(
             **settings,
             dropout=content["dropout"],
-            query=content["query"] if "query" in content else "free" if content["free_query"] else "tied",
+            query=content["query"],
             mlp_ratio=content["mlp_width"] / settings["dim"] if settings["query_head"] else 4.0,
             dtype=state["pooler.query_weight"].dtype,
         )
-        matching = TextRegionMatchingLoss(
-            **content["matching"], negative_init=state.get("matching.negative"), dtype=state["matching.bias"].dtype
-        )
-        negative_text = state.get("negative_text")
-        head = cls(pooler, matching, state["text"], content["class_names"], negative_text=negative_text, head=content["head"])
+        matching = TextRegionMatchingLoss(**content["matching"], dtype=state["matching.bias"].dtype)
+        head = cls(pooler, matching, state["text"], content["class_names"], head=content["head"])
         head.load_state_dict(state)
         return head
 

@@ -10,21 +10,17 @@ from torch import Tensor
 
 from . import functional as TF
 from ._checks import Dims, check_choice, check_ids, check_number
-from ._distributed import Distributed, count_per_rank, resolve_group, sum_over_ranks, sum_per_rank
+from ._distributed import Distributed, resolve_group, sum_over_ranks
 from ._state import PerClassState
+from .contrast import MultimodalContrastiveLoss
 from .distillation import RegionDistillationLoss
 from .labels import UNKNOWN
-from .multimodal_contrastive import MultimodalContrastiveLoss
 from .prototype_bank import PrototypeBank
 from .pseudo import PrototypeRule, PseudoLabeler, PseudoLabels, Rule
-from .region_pooler import Plan, Prepared, RegionPooler, Regions, plan_classes
+from .region_pooler import Prepared, RegionPooler, Regions
 from .text_region_matching import TextRegionMatchingLoss
 
 __all__ = ["TRMObjective", "TRMOutput"]
-
-# Elements of the pooler's widest value (512 MiB of float32) beyond which class_chunk="auto" takes the classes in chunks.
-_MANY = 1 << 27
-
 
 class TRMOutput(NamedTuple):
     """One training step: the loss to call backward on, its weighted terms by name, and what :meth:`TRMObjective.update` needs.
@@ -57,8 +53,7 @@ class TRMObjective(PerClassState):
     pseudo-labels :math:`\tilde Y` as C / #entries, so that a pseudo-label never weighs more than a known label (with
     C / #unknown it would, at 90 % known labels, weigh nine times as much). It is not divided by the weights of the
     pseudo-labels, which would cancel the ramp. Without a query head, or with a part left out, its terms are left out.
-    Contrast, prototypes and pseudo-labels take the query-level features, unless the pooler's ``residual="query"`` writes the
-    class identity into them: then the region-level ones.
+    Contrast, prototypes and pseudo-labels take the query-level features.
 
     A step::
 
@@ -73,42 +68,27 @@ class TRMObjective(PerClassState):
         distillation, contrast: optional losses.
         bank, labeler: optional; contrast uses the bank's prototypes if there is one; a labeler needs a bank.
         lambda_region, lambda_pseudo, lambda_distillation, lambda_contrast: the factors :math:`\lambda`.
-        teacher_text: which text makes the teacher's logits: ``"learned"``, the same as the student's; or ``"fixed"``,
-            ``reference_text``, so that the frozen model's regions teach. The second vector of a matching by pairs is the
-            student's in both.
-        reference_text: (C, D) texts of ``teacher_text="fixed"``, such as the frozen model's; a buffer.
         pseudo_per: ``"entry"``: pseudo-labels are scaled as C / #entries; ``"known"``: as C / #known, so that a pseudo-label
             of weight 1 counts as much as a known label whatever their share (as C / #entries where a batch knows nothing).
         anchor_score: least score of a pseudo-positive that becomes an anchor of the contrast.
         bank_confidence: after the labeller's warm-up, least probability (query head) at which a known positive enters
             the bank; before, all enter, or rare classes would never start.
         bank_pseudo_score: least score at which a pseudo-positive enters the bank.
-        class_chunk: how many classes to take at once, where there are thousands: no value of the size (B, C, D) is then held,
-            and each chunk is computed again in the backward pass. Loss and gradients are the same; with dropout, contrast
-            and prototypes have a draw of their own. None (default) takes all; ``"auto"`` all while the pooler's widest
-            values stay below 512 MiB, and what :func:`trm_losses.region_pooler.plan_classes` says beyond that, or without a query
-            head: its :class:`~trm_losses.region_pooler.Plan` may be given too, with chunks that ``keep`` their products, some 6 D
-            numbers for each entry, in the time of all classes at once. Compiled code, and regions that are given, always take
-            all. With ``absent_negatives`` the regions of all known absent entries are held nevertheless, with
-            ``overlap`` all saliency maps. Where the positives are is asked of the device once a step. Time
-            grows with the classes, but for the labeller's prototype and quantile rules and the contrast of texts with
-            prototypes, which compare with the prototypes of all classes seen.
+        class_chunk: None (default): all classes at once. An integer: that many at a time, with less memory and more time: no
+            value of the size (B, C, D) is held, and each chunk is computed again in the backward pass. Loss and gradients are
+            the same; with dropout, contrast and prototypes have a draw of their own. Compiled code, and regions that are given,
+            always take all. Where the positives are is asked of the device once a step.
         distributed: False, True or a process group for the counts of this module; give the parts the same.
 
     Shape:
-        tokens (B, N, D) or :class:`Regions`, text (C, D), targets (B, C), ids (B,) int64 -> :class:`TRMOutput`;
-        negative_text (C, D) where ``matching`` has ``form="pair"``.
+        tokens (B, N, D) or :class:`Regions`, text (C, D), targets (B, C), ids (B,) int64 -> :class:`TRMOutput`.
 
     Raises:
         ValueError, TypeError: of the parts, each by name; ``ids`` missing if the labeler's rule needs them.
 
-    Reference: the four parts and which teaches which are TRM-ML's (paper, patent); factors, gates, the fixed text of the
-    teacher and the scale-free normalisers are our choice, gates after SADCL.
+    Reference: the four parts and which teaches which are TRM-ML's (paper, patent); factors, gates and the scale-free
+    normalisers are our choice, gates after SADCL.
     """
-
-    reference_text: Tensor | None
-
-    _class_axes = {"reference_text": (0,)}
 
     def __init__(
         self,
@@ -123,13 +103,11 @@ class TRMObjective(PerClassState):
         lambda_pseudo: float = 1.0,
         lambda_distillation: float = 1.0,
         lambda_contrast: float = 0.1,
-        teacher_text: Literal["learned", "fixed"] = "learned",
-        reference_text: Tensor | None = None,
         pseudo_per: Literal["entry", "known"] = "entry",
         anchor_score: float = 0.9,
         bank_confidence: float = 0.8,
         bank_pseudo_score: float = 0.9,
-        class_chunk: int | Literal["auto"] | Plan | None = None,
+        class_chunk: int | None = None,
         distributed: Distributed = False,
     ) -> None:
         super().__init__()
@@ -152,30 +130,10 @@ class TRMObjective(PerClassState):
             raise ValueError(f"{name}: all parts must have the same num_classes, got {sizes}")
         if bank is not None and bank.dim != pooler.dim:
             raise ValueError(f"{name}: bank must have the pooler's dim = {pooler.dim}, got {bank.dim}")
-        if isinstance(class_chunk, str):
-            check_choice(name, "class_chunk", class_chunk, ("auto",))
-        elif class_chunk is not None:
-            check_number(name, "class_chunk", class_chunk.size if isinstance(class_chunk, Plan) else class_chunk, 1)
-            if isinstance(class_chunk, Plan) and class_chunk.factored and pooler.query_head:
-                raise ValueError(
-                    f"{name}: class_chunk may be factored without a query head alone, whose MLP reads the regions, "
-                    "got query_head=True; leave factored out"
-                )
+        if class_chunk is not None:
+            check_number(name, "class_chunk", class_chunk, 1)
         self.class_chunk = class_chunk
         check_choice(name, "pseudo_per", pseudo_per, ("entry", "known"))
-        check_choice(name, "teacher_text", teacher_text, ("learned", "fixed"))
-        if (teacher_text == "fixed") != (reference_text is not None):
-            got = f"{'nothing' if reference_text is None else 'one'} with teacher_text={teacher_text!r}"
-            raise ValueError(f"{name}: reference_text (C, D) must be given where teacher_text='fixed' and there alone, got {got}")
-        if reference_text is not None:
-            Dims(name, C=pooler.num_classes, D=pooler.dim).check("reference_text", reference_text, "C D")
-            if distillation is None or distillation.form == "cosine":
-                raise ValueError(
-                    f"{name}: teacher_text='fixed' is of a distillation of logits, got "
-                    f"{'none' if distillation is None else 'one of features'}; pass distillation=RegionDistillationLoss()"
-                )
-        self.teacher_text = teacher_text
-        self.register_buffer("reference_text", None if reference_text is None else reference_text.detach().clone())
         self.pooler, self.matching, self.distillation, self.contrast = pooler, matching, distillation, contrast
         self.bank, self.labeler = bank, labeler
         self.lambda_region, self.lambda_pseudo = lambda_region, lambda_pseudo
@@ -245,7 +203,6 @@ class TRMObjective(PerClassState):
         text: Tensor,
         targets: Tensor,
         *,
-        negative_text: Tensor | None = None,
         key_padding_mask: Tensor | None = None,
         ids: Tensor | None = None,
     ) -> TRMOutput:
@@ -253,8 +210,6 @@ class TRMObjective(PerClassState):
         dims = Dims(type(self).__name__, C=self.pooler.num_classes)
         dims.check("text", text, "C D", hint="one row for each class of num_classes")
         targets = dims.targets(targets, "B C", validate=self.matching.validate)
-        if negative_text is not None:
-            dims.check("negative_text", negative_text, "C D")
         if ids is not None:
             dims.check("ids", ids, "B", floating=False)
         regions: Regions | TF.Entries
@@ -263,10 +218,10 @@ class TRMObjective(PerClassState):
         prepared = self._prepare_chunks(tokens, text, key_padding_mask)
         if prepared is None:
             regions = tokens if isinstance(tokens, Regions) else self.pooler(tokens, text, key_padding_mask=key_padding_mask)
-            found = self._measure(regions, text, negative_text)
-            features = compared = self._features(regions)
+            found = self._measure(regions, text)
+            features = compared = regions.query
         else:
-            found = self._measure_chunks(prepared, text, negative_text)
+            found = self._measure_chunks(prepared, text)
             compared = TF.Similarities(*(found[key] for key in TF.Similarities._fields)) if "intra_visual" in found else None
         logits = found["query"] - self.matching.bias
         region_logits = found["region"] - self.matching.bias if "region" in found else logits
@@ -278,7 +233,7 @@ class TRMObjective(PerClassState):
 
         terms = self._matching_terms(logits, region_logits, targets, pseudo)
         if self.distillation is not None and "region" in found:
-            terms["distillation"] = self.lambda_distillation * self._distilled(self.distillation, found, regions)
+            terms["distillation"] = self.lambda_distillation * self.distillation(found["query"], found["region"])
         if self.contrast is not None:
             terms["contrast"] = self.lambda_contrast * self.contrast(
                 features,
@@ -287,7 +242,6 @@ class TRMObjective(PerClassState):
                 prototypes=None if self.bank is None else self.bank.visual,
                 seen=None if self.bank is None else self.bank.seen,
                 weights=None if pseudo is None else torch.where(targets == UNKNOWN, pseudo.weights, 1.0),
-                saliency=found.get("saliency"),
             )
         loss = torch.stack(list(terms.values())).sum()
         similarities = compared if isinstance(compared, TF.Similarities) else None
@@ -315,100 +269,49 @@ class TRMObjective(PerClassState):
                 terms[f"pseudo_{head}"] = self.lambda_pseudo * factor * per_entry * loss
         return terms
 
-    def _distilled(
-        self, distillation: RegionDistillationLoss, found: dict[str, Tensor], regions: Regions | TF.Entries
-    ) -> Tensor:
-        """How far the query head is from its teacher, by what the form compares."""
-        if "distance" in found:
-            return self._mean_distance(distillation, found["distance"])
-        if distillation.form == "cosine" and isinstance(regions, Regions):
-            return distillation(regions.query, regions.region)  # type: ignore[no-any-return]
-        bias = self.matching.bias if distillation.form == "kl_binary" else 0.0
-        return distillation(found["query"] - bias, found.get("teacher", found["region"]) - bias)  # type: ignore[no-any-return]
+    def _measure(self, regions: Regions, text: Tensor, classes: slice = slice(None)) -> dict[str, Tensor]:
+        """Logits (B, c) without the bias of query head and region head, as far as there are; and saliency."""
 
-    def _measure(
-        self, regions: Regions | TF.Factored, text: Tensor, negative_text: Tensor | None, classes: slice = slice(None)
-    ) -> dict[str, Tensor]:
-        """Logits (B, c) without the bias of query head, region head and another teacher, as far as there are; and saliency."""
+        def similarity(features: Tensor) -> Tensor:
+            return self.matching.logits(features, text[classes], bias=False, classes=classes)
 
-        def similarity(features: Tensor | TF.Factored, text: Tensor) -> Tensor:
-            negative = None if negative_text is None else negative_text[classes]
-            return self.matching.logits(features, text[classes], negative_text=negative, bias=False, classes=classes)
-
-        query, region = (regions, regions) if isinstance(regions, TF.Factored) else (regions.query, regions.region)
-        found = {"query": similarity(query, text)}
-        if query is not region:
-            found["region"] = similarity(region, text)
-            if self.reference_text is not None:
-                found["teacher"] = similarity(region, self.reference_text)
-        if self.contrast is not None and self.contrast.overlap is not None:
-            found["saliency"] = regions.saliency.detach()
+        found = {"query": similarity(regions.query)}
+        if regions.query is not regions.region:
+            found["region"] = similarity(regions.region)
         return found
 
     def _prepare_chunks(self, tokens: Tensor | Regions, text: Tensor, key_padding_mask: Tensor | None) -> Prepared | None:
         """What chunks of classes share; None where all classes are taken at once."""
-        if not isinstance(tokens, Tensor) or tokens.ndim != 3 or torch.compiler.is_compiling():
+        if self.class_chunk is None or self.class_chunk >= self.pooler.num_classes:
             return None
-        plan = self._plan(tokens)
-        if plan.size >= self.pooler.num_classes and not plan.factored:
+        if not isinstance(tokens, Tensor) or torch.compiler.is_compiling():
             return None
         return self.pooler.prepare(tokens, text, key_padding_mask=key_padding_mask)
 
-    def _plan(self, tokens: Tensor) -> Plan:
-        """How to take the classes, of these or of prepared tokens (B, N, D)."""
-        pooler, chosen = self.pooler, self.class_chunk
-        if chosen == "auto":
-            sizes = (tokens.shape[0], pooler.num_classes, tokens.shape[1], pooler.dim)
-            return plan_classes(*sizes, heads=pooler.num_heads, query_head=pooler.query_head, whole=_MANY)
-        return chosen if isinstance(chosen, Plan) else Plan(chosen or pooler.num_classes)
-
-    def _measure_chunks(self, prepared: Prepared, text: Tensor, negative_text: Tensor | None) -> dict[str, Tensor]:
+    def _measure_chunks(self, prepared: Prepared, text: Tensor) -> dict[str, Tensor]:
         """:meth:`_measure` of all classes in chunks; and, (B, C) each, what else would ask for all regions."""
 
-        def use(regions: Regions | TF.Factored, classes: slice) -> dict[str, Tensor]:
-            found = self._measure(regions, text, negative_text, classes)
-            features = self._features(regions) if isinstance(regions, Regions) else regions
-            cosine = self.distillation is not None and self.distillation.form == "cosine"
-            if cosine and isinstance(regions, Regions) and "region" in found:
-                found["distance"] = TF.feature_distillation(regions.query, regions.region, reduction="none")
+        def use(regions: Regions, classes: slice) -> dict[str, Tensor]:
+            found = self._measure(regions, text, classes)
             if self.labeler is not None and self.bank is not None:  # without gradient: last
-                similarities = self.labeler.similarities(features, self.bank, first=classes.start)
+                similarities = self.labeler.similarities(regions.query, self.bank, first=classes.start)
                 if similarities is not None:
                     found.update(similarities._asdict())
             return found
 
-        plan = self._plan(prepared.tokens)
-        if plan.factored:
-            return self.pooler.map_factors(use, prepared, plan.size)
-        return self.pooler.map_classes(use, prepared, plan.size, keep=plan.keep)
-
-    @staticmethod
-    def _mean_distance(distillation: RegionDistillationLoss, distance: Tensor) -> Tensor:
-        """The distillation of features, from the distance (B, C) of each entry's."""
-        group = resolve_group(distillation.distributed)
-        if distillation.reduction != "mean":
-            return sum_per_rank(distance.sum(), group) if distillation.reduction == "sum" else distance
-        count = count_per_rank(distance.new_full((), distance.numel()), group)
-        return distance.sum() / torch.where(count > 0, count, 1.0)
+        return self.pooler.map_classes(use, prepared, self.class_chunk or self.pooler.num_classes)
 
     def _entries(self, prepared: Prepared, targets: Tensor, pseudo: PseudoLabels | None) -> TF.Entries:
-        """The regions that contrast and bank read: of positives, known or sure, and of absent entries where these take part."""
+        """The regions that contrast and bank read: of positives, known or sure."""
         read = torch.zeros_like(targets, dtype=torch.bool)
         if self.contrast is not None:
             anchors = targets if pseudo is None else self._positives(targets, pseudo, self.anchor_score)
             read = read | (anchors >= self.contrast.anchor_threshold)
-            if self.contrast.absent_negatives:
-                read = read | (targets == 0)
         if self.bank is not None:
             entering = targets if pseudo is None else self._positives(targets, pseudo, self.bank_pseudo_score)
             read = read | (entering == 1)
-        level: Literal["region", "query"] = "region" if self.pooler.residual == "query" else "query"
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.contrast is not None):
-            return self.pooler.entries(prepared, read, level=level)
-
-    def _features(self, regions: Regions) -> Tensor:
-        """What contrast, prototypes and pseudo-labels look at: (B, C, D) features without the class identity of a query."""
-        return regions.region if self.pooler.residual == "query" else regions.query
+            return self.pooler.entries(prepared, read)
 
     @staticmethod
     def _positives(targets: Tensor, pseudo: PseudoLabels, score: float) -> Tensor:
@@ -422,7 +325,6 @@ class TRMObjective(PerClassState):
         batches: Iterable[tuple[Tensor, Tensor, Tensor]],
         text: Tensor,
         *,
-        negative_text: Tensor | None = None,
         model: TRMObjective | None = None,
     ) -> None:
         """Show the whole training set to a rule that wants to see it; nothing happens with other rules. Call it before an epoch.
@@ -431,7 +333,6 @@ class TRMObjective(PerClassState):
             batches: tokens (B, N, D), targets (B, C) and ids (B,) of every training image, once for each view; an image's views
                 are averaged. If several processes train, each gives the whole set.
             text: (C, D) class texts.
-            negative_text: as in the call.
             model: whose regions and logits are shown, best with averaged weights; None for this objective's own.
 
         Raises:
@@ -454,7 +355,7 @@ class TRMObjective(PerClassState):
                 check_ids(owner, ids, number)
                 seen, ids = model.pooler(tokens, text), ids.to(text.device)
                 regions.index_add_(0, ids, seen.region.float())
-                logits.index_add_(0, ids, model.matching.logits(seen.query, text, negative_text=negative_text).float())
+                logits.index_add_(0, ids, model.matching.logits(seen.query, text).float())
                 visits.index_add_(0, ids, torch.ones_like(visits[ids]))
                 known[ids] = targets.to(known)
         finally:
@@ -478,7 +379,7 @@ class TRMObjective(PerClassState):
         if isinstance(output.regions, TF.Entries):
             features, compared = output.regions, output.similarities
         else:
-            features = compared = self._features(output.regions).detach()
+            features = compared = output.regions.query.detach()
         confidence = torch.sigmoid(output.logits.detach())
         entering, gate = targets, confidence
         if self.labeler is not None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -17,25 +15,11 @@ from . import functional as TF
 from ._checks import Dims, check_choice, check_finite, check_number
 from ._state import PerClassState
 
-__all__ = ["Plan", "Prepared", "RegionPooler", "Regions", "class_chunk", "plan_classes"]
+__all__ = ["Prepared", "RegionPooler", "Regions", "class_chunk"]
 
 # Elements of the widest intermediate value: all classes at once up to the first (64 MiB of float32), and in chunks of the
 # second beyond it, which is some 2,000 rows of width 512: fewer make slow products, more leave the cache.
 _WHOLE, _BLOCK = 1 << 24, 1 << 22
-
-# Elements of the products that chunks may keep for the backward pass (2 GiB of float32), of some 6 D for each region.
-_KEPT = 1 << 29
-
-
-# Checkpoints that choose what they keep; of torch 2.4.
-_SELECTIVE = getattr(torch.utils.checkpoint, "create_selective_checkpoint_contexts", None)
-_PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
-
-
-def _kept_products(_: object, operator: object, *args: object, **kwargs: object) -> Any:
-    """A chunk's policy: keep the products with a matrix of weights. Those over tokens cost little, and others no gradient."""
-    policy = torch.utils.checkpoint.CheckpointPolicy
-    return policy.MUST_SAVE if operator in _PRODUCTS and torch.is_grad_enabled() else policy.PREFER_RECOMPUTE
 
 
 class Regions(NamedTuple):
@@ -49,7 +33,7 @@ class Regions(NamedTuple):
 class Prepared(NamedTuple):
     """What all classes share of a batch, made once for any number of chunks: see :meth:`RegionPooler.prepare`.
 
-    queries (C, D); tokens (B, N, D), those that R pools; keys and values (B, N, D), or (B, H, N, D / H) where many classes make
+    queries (C, D); unit tokens (B, N, D), which R pools; keys and values (B, N, D), or (B, H, N, D / H) where many classes make
     it cheaper to project the tokens; values is None where nothing reads them, padding (B, N) where there is none.
     """
 
@@ -60,42 +44,13 @@ class Prepared(NamedTuple):
     padding: Tensor | None
 
 
-def class_chunk(batch: int, classes: int, tokens: int, dim: int, *, whole: int = _WHOLE) -> int:
-    """How many classes to take at once: all where the widest intermediate values come to at most ``whole`` elements.
+def class_chunk(batch: int, classes: int, tokens: int, dim: int) -> int:
+    """How many classes to take at once: all where the widest intermediate values come to at most 64 MiB.
 
     Widest are the hidden layer of the MLP, 4 D, and the maps of 4 heads, 4 N, for each image and class.
     """
     each = 4 * batch * (dim + tokens)
-    return classes if classes * each <= whole else max(1, min(classes, _BLOCK // each))
-
-
-class Plan(NamedTuple):
-    """How the classes of a batch are taken: ``size`` at once; see :func:`plan_classes`, which makes one.
-
-    ``factored``: what the query head does not read is left as saliency and tokens, no region is multiplied out.
-    ``keep``: in training a chunk keeps the products of its wide matrices, and computes again what costs little.
-    """
-
-    size: int
-    factored: bool = False
-    keep: bool = False
-
-
-def plan_classes(
-    batch: int, classes: int, tokens: int, dim: int, *, heads: int = 1, query_head: bool = True, whole: int = _WHOLE
-) -> Plan:
-    """How to take the classes, from the sizes alone.
-
-    Without a query head regions are only multiplied by texts and prototypes. Left as factors that costs as much, and makes
-    values of N elements where a region has D; it pays where classes are many and tokens few, in chunks that hold 16 MiB of maps.
-    With one, or with many tokens, regions are multiplied out: all at once while the widest values come to at most ``whole``
-    elements, and in chunks beyond. A chunk is computed again in the backward pass: its cheap parts alone while the products of
-    the others fit.
-    """
-    if not query_head and classes >= 4 * tokens and 6 * tokens <= dim:
-        return Plan(max(1, min(classes, _BLOCK // max(1, batch * tokens * (heads + 1)))), factored=True)
-    size = class_chunk(batch, classes, tokens, dim, whole=whole)
-    return Plan(size, keep=size < classes and 6 * batch * classes * dim <= _KEPT)
+    return classes if classes * each <= _WHOLE else max(1, min(classes, _BLOCK // each))
 
 
 class RegionPooler(PerClassState):
@@ -112,30 +67,20 @@ class RegionPooler(PerClassState):
     without looking at the image. At the start the projections of queries and keys are identities and the last layer of
     the MLP is zero, so that Z = R and R is what the frozen model sees.
 
-    Only free queries belong to the classes of the training set. Tied and conditioned ones come from the text, so any number
-    of class texts may be given, names that training never saw among them.
+    Only free queries belong to the classes of the training set. Tied ones are the text, so any number of class texts may be
+    given, names that training never saw among them.
 
     Args:
         num_classes: C of the training set.
         dim: D, the width of tokens and text.
         num_heads: h; divides ``dim``.
-        query: ``"tied"``: the query of a class is its current text, given to :meth:`forward`. ``"conditioned"``: that text
-            through a learned (D, D) matrix, :math:`Q = T W^t`, the identity at the start. ``"free"``: a parameter of its
+        query: ``"tied"``: the query of a class is its current text, given to :meth:`forward`. ``"free"``: a parameter of its
             own, started at ``query_init`` and trained apart from the text.
         query_init: (C, D) start of free queries, such as the class text; random where it is not given.
         query_head: False leaves the MLP out; then ``Regions.query`` is ``Regions.region``.
-        mlp_input: what the MLP reads, through dropout and a layer norm: ``"attention"`` O (default), ``"region"`` R, or
-            ``"query"``, which is :math:`H = \mathrm{LN}(Q + \mathrm{dropout}(O))` with the queries as long as they are given:
-            there the class identity may leak through the MLP. None stands for the default that fits ``residual``.
-        residual: what the MLP's output is added to: ``"region"`` R (default), or ``"query"``, :math:`Z = H + \mathrm{MLP}(H)`
-            as in a transformer decoder. **A trap**, here for comparison: Z then says "class c" whatever the image shows, and
-            starts as H, far longer than R (match it by cosine). :class:`TRMObjective` keeps such a Z out of contrast,
-            prototypes and pseudo-labels, and takes R.
         mlp_ratio: hidden width of the MLP over ``dim``.
-        dropout: probability, on what the MLP reads (Q left out) and inside the MLP.
+        dropout: probability, on what the MLP reads and inside the MLP.
         attention_scale: start of the learned :math:`\kappa`.
-        normalize_tokens: R pools unit tokens, so that a few long ones do not rule the mean. False pools them as they are.
-        key_norm: ``"unit"`` length or ``"layer"`` norm of the keys.
         validate: check for NaN and infinity in :meth:`forward` (waits for the device).
 
     Shape:
@@ -153,8 +98,8 @@ class RegionPooler(PerClassState):
         (torch.Size([2, 20, 64]), torch.Size([2, 20, 49]))
 
     Reference: TRM-ML's saliency map, region-level and query-level features (paper and patent); one block of 4 heads
-    without self-attention follows the authors' other code; start, tie and learned :math:`\kappa` are our choice. What feeds
-    the MLP is not known of TRM-ML; the residual from the query is that of Query2Label and SADCL.
+    without self-attention follows the authors' other code; start, tie and learned :math:`\kappa` are our choice, and so is
+    what the MLP reads and is added to, which is not known of TRM-ML.
     """
 
     _class_axes = {"query": (0,)}
@@ -165,16 +110,12 @@ class RegionPooler(PerClassState):
         dim: int,
         *,
         num_heads: int = 4,
-        query: Literal["tied", "free", "conditioned"] = "tied",
+        query: Literal["tied", "free"] = "tied",
         query_init: Tensor | None = None,
         query_head: bool = True,
-        mlp_input: Literal["attention", "region", "query"] | None = None,
-        residual: Literal["region", "query"] = "region",
         mlp_ratio: float = 4.0,
         dropout: float = 0.1,
         attention_scale: float = 8.0,
-        normalize_tokens: bool = True,
-        key_norm: Literal["unit", "layer"] = "unit",
         validate: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -187,57 +128,41 @@ class RegionPooler(PerClassState):
         check_number(name, "mlp_ratio", mlp_ratio, 0, strict=True)
         check_number(name, "dropout", dropout, 0, 1)
         check_number(name, "attention_scale", attention_scale, 0, strict=True)
-        check_choice(name, "query", query, ("tied", "free", "conditioned"))
-        check_choice(name, "residual", residual, ("region", "query"))
-        if mlp_input is None:
-            mlp_input = "query" if residual == "query" else "attention"
-        check_choice(name, "mlp_input", mlp_input, ("attention", "region", "query"))
-        check_choice(name, "key_norm", key_norm, ("unit", "layer"))
+        check_choice(name, "query", query, ("tied", "free"))
         if dim % num_heads:
             raise ValueError(f"{name}: num_heads must divide dim = {dim}, got {num_heads}")
         if query != "free" and query_init is not None:
             raise ValueError(f"{name}: query_init starts free queries; with query={query!r} pass the text to forward")
-        if residual == "query" and mlp_input != "query":
-            raise ValueError(f"{name}: residual='query' is H + MLP(H), so mlp_input must be 'query', got {mlp_input!r}")
         self.num_classes, self.dim, self.num_heads = num_classes, dim, num_heads
-        self.normalize_tokens, self.key_norm, self.validate = normalize_tokens, key_norm, validate
-        self.query_head, self.dropout_rate = query_head, dropout
-        self.mlp_input, self.residual = mlp_input, residual
+        self.query_head, self.dropout_rate, self.validate = query_head, dropout, validate
         self.query: nn.Parameter | None = None
         if query == "free":
             start = torch.randn(num_classes, dim) if query_init is None else query_init.detach().clone()
             Dims(name, C=num_classes, D=dim).check("query_init", start, "C D")
             self.query = nn.Parameter(start.to(device=device, dtype=dtype))
         factory = {"device": device, "dtype": dtype}
-        self.text_weight: nn.Parameter | None = None
-        if query == "conditioned":
-            self.text_weight = nn.Parameter(torch.eye(dim, **factory))  # type: ignore[arg-type]
         self.query_weight = nn.Parameter(torch.eye(dim, **factory))  # type: ignore[arg-type]
         self.key_weight = nn.Parameter(torch.eye(dim, **factory))  # type: ignore[arg-type]
         self.log_attention_scale = nn.Parameter(torch.tensor(math.log(attention_scale), **factory))  # type: ignore[arg-type]
         if query_head:
             hidden = max(1, round(mlp_ratio * dim))
-            matrices: list[Tensor] = []
-            zeros: list[Tensor] = []
-            if mlp_input != "region":  # O is not made where nothing reads it: a parameter without gradient stops DDP
-                self.value_norm = nn.LayerNorm(dim, **factory)  # type: ignore[arg-type]
-                self.value_weight = nn.Parameter(torch.empty(dim, dim, **factory))  # type: ignore[arg-type]
-                self.output = nn.Linear(dim, dim, **factory)  # type: ignore[arg-type]
-                matrices, zeros = [self.value_weight, self.output.weight], [self.output.bias]
+            self.value_norm = nn.LayerNorm(dim, **factory)  # type: ignore[arg-type]
+            self.value_weight = nn.Parameter(torch.empty(dim, dim, **factory))  # type: ignore[arg-type]
+            self.output = nn.Linear(dim, dim, **factory)  # type: ignore[arg-type]
             self.dropout = nn.Dropout(dropout)
             up = nn.Linear(dim, hidden, **factory)  # type: ignore[arg-type]
             down = nn.Linear(hidden, dim, **factory)  # type: ignore[arg-type]
             norm = nn.LayerNorm(dim, **factory)  # type: ignore[arg-type]
             self.mlp = nn.Sequential(norm, up, nn.GELU(), nn.Dropout(dropout), down)
-            for weight in (*matrices, up.weight):
+            for weight in (self.value_weight, self.output.weight, up.weight):
                 nn.init.xavier_uniform_(weight)
-            for zero in (*zeros, up.bias, down.weight, down.bias):
+            for zero in (self.output.bias, up.bias, down.weight, down.bias):
                 nn.init.zeros_(zero)
 
     @property
-    def query_kind(self) -> Literal["tied", "free", "conditioned"]:
+    def query_kind(self) -> Literal["tied", "free"]:
         """Where the queries come from."""
-        return "free" if self.query is not None else "tied" if self.text_weight is None else "conditioned"
+        return "tied" if self.query is None else "free"
 
     def forward(self, tokens: Tensor, text: Tensor | None = None, *, key_padding_mask: Tensor | None = None) -> Regions:
         """Pool tokens (B, N, D) into one region for each class; see the class for shapes."""
@@ -252,9 +177,7 @@ class RegionPooler(PerClassState):
             queries: Tensor = self.query
         else:
             if text is None:
-                raise ValueError(
-                    f"{name}: text must be given where query={self.query_kind!r}; pass text (C, D) or use query='free'"
-                )
+                raise ValueError(f"{name}: text must be given where query='tied'; pass text (C, D) or use query='free'")
             dims.check("text", text, "C D", hint="text and tokens share the width D of the joint space")
             queries = text
         if key_padding_mask is not None:
@@ -269,20 +192,17 @@ class RegionPooler(PerClassState):
         dtype = self.query_weight.dtype
         tokens = tokens.to(dtype)
         queries = queries.to(dtype)
-        if self.text_weight is not None:
-            queries = queries @ self.text_weight
-        unit_tokens = TF.unit(tokens).to(dtype)  # not in float16, where a token of zeros would become NaN
-        keys = unit_tokens if self.key_norm == "unit" else F.layer_norm(tokens, (self.dim,))
+        keys = unit_tokens = TF.unit(tokens).to(dtype)  # not in float16, where a token of zeros would become NaN
         classes, heads = queries.shape[0], self.num_heads
         if not TF.folds_keys(classes, tokens.shape[0] * tokens.shape[1], self.dim, heads):
-            keys = TF.project_heads(keys, self.key_weight, heads)
+            keys = TF.project_heads(unit_tokens, self.key_weight, heads)
         values = None
-        if self.query_head and self.mlp_input != "region":
+        if self.query_head:
             values = self.value_norm(tokens)
             # The projection goes to whichever side, classes or tokens, takes fewer products.
             if (heads - 1) * classes * tokens.shape[1] + classes * self.dim >= tokens.shape[1] * self.dim:
                 values = TF.project_heads(values, self.value_weight, heads)
-        return Prepared(queries, unit_tokens if self.normalize_tokens else tokens, keys, values, key_padding_mask)
+        return Prepared(queries, unit_tokens, keys, values, key_padding_mask)
 
     def pool(self, prepared: Prepared, classes: slice | Tensor | None = None, *, query_head: bool = True) -> Regions:
         """Regions of all classes, or of some: a slice, or an index (c,).
@@ -294,23 +214,10 @@ class RegionPooler(PerClassState):
         attention = self._attention(queries, prepared)
         saliency = attention.mean(dim=1)
         region = torch.bmm(saliency.to(tokens.dtype), tokens)
-        if not (self.query_head and query_head):
+        if values is None or not query_head:
             return Regions(region, region, saliency)
-        if values is None:
-            return Regions(region, region + self.mlp(self.dropout(region)), saliency)
         read = self.dropout(self.output(self._attend(attention, values)))
-        if self.mlp_input == "query":
-            read = queries + read
-        if self.residual == "query":
-            normed = self.mlp[0](read)
-            return Regions(region, normed + self.mlp[1:](normed), saliency)
         return Regions(region, region + self.mlp(read), saliency)
-
-    def factors(self, prepared: Prepared, classes: slice | Tensor | None = None) -> TF.Factored:
-        """The region-level features of :meth:`pool` as saliency and tokens, for where nothing reads them as vectors."""
-        queries = prepared.queries if classes is None else prepared.queries[classes]
-        saliency = self._attention(queries, prepared).mean(dim=1)
-        return TF.Factored(saliency.to(prepared.tokens.dtype), prepared.tokens)
 
     def _attention(self, queries: Tensor, prepared: Prepared) -> Tensor:
         """(B, H, C, N), rows sum to 1."""
@@ -342,7 +249,6 @@ class RegionPooler(PerClassState):
         size: int,
         *,
         query_head: bool = True,
-        keep: bool = False,
     ) -> dict[str, Tensor]:
         """What ``use`` makes of the regions of ``size`` classes after another, joined; never all regions at once.
 
@@ -352,13 +258,10 @@ class RegionPooler(PerClassState):
 
         Args:
             use: takes the :class:`Regions` of a chunk and its slice of the classes, gives tensors by name with the classes
-                second, such as logits (B, c). What needs no gradient comes last: it is not computed again.
+                second, such as logits (B, c). Put what needs no gradient last: it is not computed again.
             prepared: of :meth:`prepare`.
             size: classes in a chunk; :func:`class_chunk` suggests one.
             query_head: as in :meth:`pool`.
-            keep: the products of the wide matrices are not computed again; then memory grows with the classes, by some 6 D for
-                each region, and time is that of all classes at once. They are kept for one backward pass: a second one, with
-                ``retain_graph``, is an error. With torch before 2.4 they are computed again, as without it.
 
         Example:
             >>> import torch
@@ -368,41 +271,22 @@ class RegionPooler(PerClassState):
             >>> pooler.map_classes(logits, pooler.prepare(tokens, text), 300)["logits"].shape
             torch.Size([2, 1000])
         """
-
-        return self._map(lambda prepared, part: use(self.pool(prepared, part, query_head=query_head), part), prepared, size, keep)
-
-    def map_factors(
-        self, use: Callable[[TF.Factored, slice], dict[str, Tensor]], prepared: Prepared, size: int
-    ) -> dict[str, Tensor]:
-        """:meth:`map_classes` of :meth:`factors`, which are of the region level; all classes at once keep what they compute."""
-        if size >= prepared.queries.shape[0]:
-            return use(self.factors(prepared), slice(0, prepared.queries.shape[0]))
-        return self._map(lambda prepared, part: use(self.factors(prepared, part), part), prepared, size, False)
-
-    def _map(
-        self, chunk: Callable[[Prepared, slice], dict[str, Tensor]], prepared: Prepared, size: int, keep: bool
-    ) -> dict[str, Tensor]:
         check_number(type(self).__name__, "size", size, 1)
-        options: dict[str, Any] = {"context_fn": partial(_SELECTIVE, _kept_products)} if keep and _SELECTIVE is not None else {}
+
+        def chunk(prepared: Prepared, part: slice) -> dict[str, Tensor]:
+            return use(self.pool(prepared, part, query_head=query_head), part)
+
         parts = []
-        # To go on from what was kept, a chunk must be computed as it was: with no cast of autocast left over from the one before.
-        cached = bool(options) and torch.is_autocast_cache_enabled()
-        if cached:
-            torch.set_autocast_cache_enabled(False)
-        try:
-            for start in range(0, max(1, prepared.queries.shape[0]), size):
-                part = slice(start, start + size)
-                if torch.is_grad_enabled():  # given the tensors themselves, it restores the random state of their device too
-                    parts.append(checkpoint(chunk, prepared, part, use_reentrant=False, **options))
-                else:
-                    parts.append(chunk(prepared, part))
-        finally:
-            if cached:
-                torch.set_autocast_cache_enabled(True)
+        for start in range(0, max(1, prepared.queries.shape[0]), size):
+            part = slice(start, start + size)
+            if torch.is_grad_enabled():  # given the tensors themselves, it restores the random state of their device too
+                parts.append(checkpoint(chunk, prepared, part, use_reentrant=False))
+            else:
+                parts.append(chunk(prepared, part))
         return {key: torch.cat([part[key] for part in parts], dim=1) for key in parts[0]}
 
-    def entries(self, prepared: Prepared, mask: Tensor, *, level: Literal["region", "query"] = "query") -> TF.Entries:
-        """Regions at the entries of a mask (B, C) alone, such as the positives: what contrast and bank read of all regions.
+    def entries(self, prepared: Prepared, mask: Tensor) -> TF.Entries:
+        """Query-level features at the entries of a mask (B, C) alone, such as the positives: what contrast and bank read.
 
         One image after another, so that no token is copied for each of its entries; waits for the device.
         """
@@ -410,14 +294,12 @@ class RegionPooler(PerClassState):
         dims.check("mask", mask, "B C", floating=False)
         if mask.dtype != torch.bool:
             raise TypeError(f"{dims.owner}: mask must be bool, True at the entries that are read, got {mask.dtype}")
-        check_choice(dims.owner, "level", level, ("region", "query"))
         row, own = mask.nonzero(as_tuple=True)
 
         def pooled(images: slice, queries: Tensor) -> Tensor:
             _, tokens, keys, values, padding = prepared
             values, padding = (None if x is None else x[images] for x in (values, padding))
-            regions = self.pool(Prepared(queries, tokens[images], keys[images], values, padding), query_head=level == "query")
-            return (regions.query if level == "query" else regions.region).flatten(0, 1)
+            return self.pool(Prepared(queries, tokens[images], keys[images], values, padding)).query.flatten(0, 1)
 
         # All queries in one go: each go has a gradient of the size of all. The first is of no image but on the graph: where
         # there is no entry, other ranks wait for this one's backward pass.
@@ -429,5 +311,5 @@ class RegionPooler(PerClassState):
     def extra_repr(self) -> str:
         return (
             f"num_classes={self.num_classes}, dim={self.dim}, num_heads={self.num_heads}, query={self.query_kind!r}, "
-            f"query_head={self.query_head}, mlp_input={self.mlp_input!r}, residual={self.residual!r}"
+            f"query_head={self.query_head}"
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 from . import functional as TF
 from ._checks import Dims, check_choice, check_finite, check_number
 from ._distributed import Distributed, resolve_group
-from ._entries import check_regions
 from ._state import PerClassState
 
 __all__ = ["TextRegionMatchingLoss"]
@@ -20,38 +18,24 @@ __all__ = ["TextRegionMatchingLoss"]
 class TextRegionMatchingLoss(PerClassState):
     r"""One text, one region: a logit for each class, and an asymmetric loss over the known labels.
 
-    .. math::
-        \text{single:}\quad & \ell_{bc} = s\, r_{bc} \cdot \hat t_c - \beta_c \\
-        \text{pair:}\quad & \ell_{bc} = s\, (r_{bc} \cdot \hat t_c - r_{bc} \cdot \hat t^-_c) - \beta_c \\
-        \text{free:}\quad & \ell_{bc} = s\, (r_{bc} \cdot \hat t_c - r_{bc} \cdot t^-_c) - \beta_c
+    .. math:: \ell_{bc} = s\, r_{bc} \cdot \hat t_c - \beta_c
 
     followed by :func:`trm_losses.functional.asymmetric_loss`. Scale s (through its logarithm) and the bias of each class
     are trained. Unknown labels (-1) give no loss and no gradient; soft labels and weights are welcome. The mean runs over
-    known entries, so the loss has the same size whatever the share of known labels.
-
-    A pair weighs the class text against a second text, of absence, given beside it; or against a free vector, a parameter
-    of any length that starts at zero: there the form is the single one exactly, with no text of absence to invent.
-    DualCoOp's pair has no bias, so that a pair of like texts begins at probability 1/2 for every class. It stays here, to be
-    calibrated; left at its start of 0 by ``matching.bias.requires_grad_(False)`` the pair is DualCoOp's.
+    known entries, so the loss has the same size whatever the share of known labels. Regions keep their length: one that is
+    spread over disagreeing tokens is short, which is evidence of absence.
 
     Args:
         num_classes: C.
-        form: ``"single"``, ``"pair"`` (then ``negative_text`` must be given) or ``"pair_free"``.
-        dim: D of the free vector; needed where ``form="pair_free"`` has no ``negative_init``.
-        negative_init: (C, D) start of the free vector, as it is; zero where it is not given. Weight decay draws it back to
-            zero.
-        gamma_pos, gamma_neg, margin, detach_focus: of the asymmetric loss; all 0 gives binary cross-entropy.
+        gamma_pos, gamma_neg, margin: of the asymmetric loss; all 0 gives binary cross-entropy.
         scale: start of s, held to at most 100 in training; the gradient is that of the scale which is used.
         bias: start of :math:`\beta`; :meth:`calibrate_bias` sets it from data.
-        normalize_regions: True matches by cosine, False (default) by dot product: a region that is spread over
-            disagreeing tokens is short, which is evidence of absence.
         reduction: ``"mean"`` over known entries, ``"sum"`` or ``"none"``.
         distributed: False, True or a process group: mean and sum are then of the known entries of all ranks.
         validate: check label values and look for NaN (waits for the device).
 
     Shape:
-        regions (B, C, D), text and negative_text (C, D), targets and weights (B, C) -> scalar, or (B, C) with
-        ``reduction="none"``.
+        regions (B, C, D), text (C, D), targets and weights (B, C) -> scalar, or (B, C) with ``reduction="none"``.
 
     Raises:
         ValueError: shapes, devices, label values or NaN, each by name. TypeError: not a tensor, not floating point.
@@ -67,28 +51,22 @@ class TextRegionMatchingLoss(PerClassState):
         tensor(0.)
 
     Reference: one-to-one matching is TRM-ML's (paper); the asymmetric loss with 1 / 2 / 0.05 is DualCoOp's and the
-    authors'; the pair is DualCoOp's, the vector learned in place of the text of absence PositiveCoOp's; scale, bias, the
-    start of that vector and the mean over known entries are our choice.
+    authors'; scale, bias and the mean over known entries are our choice.
     """
 
     max_scale = 100.0
 
-    _class_axes = {"bias": (0,), "negative": (0,)}
+    _class_axes = {"bias": (0,)}
 
     def __init__(
         self,
         num_classes: int,
         *,
-        form: Literal["single", "pair", "pair_free"] = "single",
-        dim: int | None = None,
-        negative_init: Tensor | None = None,
         gamma_pos: float = 1.0,
         gamma_neg: float = 2.0,
         margin: float = 0.05,
-        detach_focus: bool = False,
         scale: float = 20.0,
         bias: float = 0.0,
-        normalize_regions: bool = False,
         reduction: TF.Reduction = "mean",
         distributed: Distributed = False,
         validate: bool = True,
@@ -103,26 +81,12 @@ class TextRegionMatchingLoss(PerClassState):
         check_number(name, "margin", margin, 0, 0.99)
         check_number(name, "scale", scale, 0, self.max_scale, strict=True)
         check_number(name, "bias", bias)
-        check_choice(name, "form", form, ("single", "pair", "pair_free"))
         check_choice(name, "reduction", reduction, ("none", "mean", "sum"))
-        if form != "pair_free" and (dim is not None or negative_init is not None):
-            raise ValueError(f"{name}: dim and negative_init are of form='pair_free', got form={form!r}")
-        self.num_classes, self.form = num_classes, form
-        self.gamma_pos, self.gamma_neg, self.margin, self.detach_focus = gamma_pos, gamma_neg, margin, detach_focus
-        self.normalize_regions, self.reduction = normalize_regions, reduction
+        self.num_classes, self.reduction = num_classes, reduction
+        self.gamma_pos, self.gamma_neg, self.margin = gamma_pos, gamma_neg, margin
         self.distributed, self.validate = distributed, validate
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale), device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.full((num_classes,), float(bias), device=device, dtype=dtype))
-        self.negative: nn.Parameter | None = None
-        if form == "pair_free":
-            if negative_init is None:
-                if dim is None:
-                    raise ValueError(f"{name}: dim must be given where form='pair_free', or negative_init (C, D)")
-                check_number(name, "dim", dim, 1)
-                negative_init = torch.zeros(num_classes, dim)
-            sizes = {"C": num_classes} if dim is None else {"C": num_classes, "D": dim}
-            Dims(name, **sizes).check("negative_init", negative_init, "C D")
-            self.negative = nn.Parameter(negative_init.detach().clone().to(device=device, dtype=dtype))
 
     @property
     def scale(self) -> Tensor:
@@ -133,45 +97,23 @@ class TextRegionMatchingLoss(PerClassState):
 
     def logits(
         self,
-        regions: Tensor | TF.Factored,
+        regions: Tensor,
         text: Tensor,
         *,
-        negative_text: Tensor | None = None,
         bias: bool = True,
         classes: slice = slice(None),
     ) -> Tensor:
         """Logits (B, C); ``bias=False`` leaves the bias of the classes out, as distillation wants it.
 
-        ``regions`` may be :class:`trm_losses.functional.Factored`. ``classes`` are those that regions and texts are of, where
-        they are of a part of the classes.
+        ``classes`` are those that regions and texts are of, where they are of a part of the classes.
         """
         dims = Dims(type(self).__name__, C=len(range(self.num_classes)[classes]))
-        check_regions(dims, regions, TF.Factored, hint="one region for each class of num_classes")
+        dims.check("regions", regions, "B C D", hint="one region for each class of num_classes")
         dims.check("text", text, "C D", hint="text and regions share the width D of the joint space")
-        if (self.form == "pair") != (negative_text is not None):
-            got = f"{'nothing' if negative_text is None else 'one'} with form={self.form!r}"
-            raise ValueError(f"{dims.owner}: negative_text (C, D) must be given where form='pair' and there alone, got {got}")
-        negative: Tensor | None = None
-        if self.negative is not None:
-            negative = self.negative[classes]
-            dims.check("negative", negative, "C D", hint="the free vector has the width D of the joint space")
-        if negative_text is not None:
-            dims.check("negative_text", negative_text, "C D")
-            negative = TF.unit(negative_text)
         if self.validate:
-            for part in regions if isinstance(regions, TF.Factored) else (regions,):
-                check_finite(dims.owner, "regions", part)
+            check_finite(dims.owner, "regions", regions)
             check_finite(dims.owner, "text", text)
-            if negative_text is not None:
-                check_finite(dims.owner, "negative_text", negative_text)
-        return TF.text_region_logits(
-            regions,
-            text,
-            self.scale,
-            self.bias[classes] if bias else None,
-            negative=negative,
-            normalize_regions=self.normalize_regions,
-        )
+        return TF.text_region_logits(regions, text, self.scale, self.bias[classes] if bias else None)
 
     def loss(
         self, logits: Tensor, targets: Tensor, weights: Tensor | None = None, *, reduction: TF.Reduction | None = None
@@ -193,36 +135,28 @@ class TextRegionMatchingLoss(PerClassState):
             gamma_pos=self.gamma_pos,
             gamma_neg=self.gamma_neg,
             margin=self.margin,
-            detach_focus=self.detach_focus,
             reduction=reduction or self.reduction,
             group=resolve_group(self.distributed),
         )
 
-    def forward(
-        self,
-        regions: Tensor,
-        text: Tensor,
-        targets: Tensor,
-        weights: Tensor | None = None,
-        *,
-        negative_text: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, regions: Tensor, text: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """The loss of regions (B, C, D) against text (C, D); see the class."""
-        return self.loss(self.logits(regions, text, negative_text=negative_text), targets, weights)
+        return self.loss(self.logits(regions, text), targets, weights)
 
     @torch.no_grad()
-    def calibrate_bias(self, regions: Tensor, text: Tensor, prior: float, *, negative_text: Tensor | None = None) -> None:
+    def calibrate_bias(self, regions: Tensor, text: Tensor, prior: float) -> None:
         """Set one bias for all classes so that the mean probability over ``regions`` is ``prior``, by bisection.
 
         A cosine of a vision-language model says little about presence in absolute terms: without this start every class
         would begin far too probable.
 
         Args:
-            regions: (B, C, D) of the first batches. text and, with ``form="pair"``, negative_text: (C, D).
+            regions: (B, C, D) of the first batches.
+            text: (C, D).
             prior: expected share of present labels, such as present / known over the training labels.
         """
         check_number(type(self).__name__, "prior", prior, 0, 1, strict=True)
-        logits = self.logits(regions, text, negative_text=negative_text, bias=False).cpu().double()
+        logits = self.logits(regions, text, bias=False).cpu().double()
         if not logits.numel():
             raise ValueError(f"{type(self).__name__}: regions must hold at least one image, got shape {tuple(regions.shape)}")
         low, high = logits.min() - 20, logits.max() + 20
@@ -234,6 +168,6 @@ class TextRegionMatchingLoss(PerClassState):
 
     def extra_repr(self) -> str:
         return (
-            f"num_classes={self.num_classes}, form={self.form!r}, gamma_pos={self.gamma_pos}, gamma_neg={self.gamma_neg}, "
-            f"margin={self.margin}, normalize_regions={self.normalize_regions}, reduction={self.reduction!r}"
+            f"num_classes={self.num_classes}, gamma_pos={self.gamma_pos}, gamma_neg={self.gamma_neg}, "
+            f"margin={self.margin}, reduction={self.reduction!r}"
         )

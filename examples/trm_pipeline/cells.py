@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -31,7 +30,6 @@ from .features import CachedFeatures, Features, cores
 from .grid import build_method
 from .methods import TRM, ZERO_SHOT, Encode, Method, Setting, zero_shot_tokens
 from .presets import VARIANTS, Known, Preset
-from .profiling import profiled, recorded
 from .progress import escape_output, say, without_bars
 from .report import Row
 from .training import Trained, score, train
@@ -208,29 +206,24 @@ def train_cell(data: Prepared, cell: Cell, args: argparse.Namespace, *, method: 
         "amp": args.amp,
         **({"ranks": ranks.world()} if ranks.world() > 1 else {}),  # each keeps a random state of its own
     }
-    watched: AbstractContextManager[None] = nullcontext()
-    if args.profile and ranks.first():
-        data = dataclasses.replace(data, encode=recorded("text", data.encode))
-        path = args.output / "profile" / f"{cell.name}.md"
-        watched = profiled(built, data.features, epochs=preset.epochs, device=data.device, label=cell.label, path=path)
-    with watched:
-        return train(
-            built,
-            data.features,
-            targets,
-            data.test_features,
-            data.test_targets,
-            encode=data.encode,
-            preset=preset,
-            seed=cell.seed,
-            device=data.device,
-            label=cell.label,
-            single=cell.known == "single",
-            truth=data.targets,
-            checkpoint=Checkpoint(checkpoint_path(args.output, cell), made_with),
-            amp=args.amp,
-            log=args.output / "tensorboard" / cell.name if args.tensorboard else None,
-        )
+    return train(
+        built,
+        data.features,
+        targets,
+        data.test_features,
+        data.test_targets,
+        encode=data.encode,
+        preset=preset,
+        seed=cell.seed,
+        device=data.device,
+        label=cell.label,
+        single=cell.known == "single",
+        truth=data.targets,
+        checkpoint=Checkpoint(checkpoint_path(args.output, cell), made_with),
+        amp=args.amp,
+        log=args.output / "tensorboard" / cell.name if args.tensorboard else None,
+        profile=args.output / "profile" / f"{cell.name}.txt" if args.profile and ranks.first() else None,
+    )
 
 
 def run_cells(

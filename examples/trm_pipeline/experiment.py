@@ -109,7 +109,7 @@ def parser(source: Source = voc.SOURCE) -> argparse.ArgumentParser:
     p.add_argument("--deterministic", action="store_true", help="the same bits again on an accelerator, a little slower")
     p.add_argument("--tensorboard", action="store_true", help="curves of losses and test mAP (needs the tensorboard package)")
     p.add_argument("--profile", action="store_true",
-                   help="also where a step's time and memory go, measured in the last epoch of each training")  # fmt: skip
+                   help="also a table of torch's profiler, of ten steps in the last epoch of each training")  # fmt: skip
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--tune", action="store_true",
                    help="score on the val split and train on the train split: for choosing settings")  # fmt: skip
@@ -179,8 +179,6 @@ def check_arguments(args: argparse.Namespace, preset: Preset) -> None:
         raise ValueError("--unseen needs queries that come from text; give --set query=tied")
     if args.unseen and not preset.region_learning:
         raise ValueError("--unseen needs regions of the classes; give --set region_learning=true")
-    if args.unseen and preset.match_form != "single":
-        raise ValueError("--unseen needs a matching with nothing learned for each class; give --set match_form=single")
     check_single(known, preset)
     # Words and numbers of the method are its parts' own to check; here with any texts, before anything is computed.
     any_text = torch.ones(2, max(1, preset.num_heads))
@@ -398,7 +396,7 @@ class Results:
                 checkpoint_path(self.output, cell).unlink(missing_ok=True)
             return
         # Without the record nothing that is still there can be taken for a part of another run.
-        made = ("checkpoints/*.pt*", "pseudo/*.json", "unseen/*.json", "profile/*.md", "saliency*.npz")
+        made = ("checkpoints/*.pt*", "pseudo/*.json", "unseen/*.json", "profile/*.txt", "saliency*.npz")
         for pattern in ("run.json", "results.json", "times.json", *made):
             for path in self.output.glob(pattern):
                 path.unlink(missing_ok=True)

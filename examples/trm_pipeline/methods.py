@@ -386,9 +386,7 @@ class TRM(Method):
         if preset.head not in ("query", "region", "mean"):
             raise ValueError(f"head must be 'query', 'region' or 'mean', got {preset.head!r}")
         self.scored = preset.head
-        self.prompts: nn.Module = setting.prompts(preset.prompts)
-        if preset.match_form == "pair":
-            self.prompts = PromptPair(setting.prompts(preset.prompts), setting.negative_prompts(preset.prompts))
+        self.prompts = setting.prompts(preset.prompts)
         planned = pseudo_schedule(preset)
         warmup_steps = round(planned.pseudo_warmup * setting.total_steps)
         bank = distillation = contrast = labeler = None
@@ -414,11 +412,7 @@ class TRM(Method):
                 distributed=True,
             )
         if query_head and preset.lambda_distillation:
-            distillation = RegionDistillationLoss(
-                form=preset.distillation_form,  # type: ignore[arg-type]
-                temperature=preset.distillation_temperature,
-                distributed=True,
-            )
+            distillation = RegionDistillationLoss(temperature=preset.distillation_temperature, distributed=True)
         if preset.lambda_contrast:
             contrast = MultimodalContrastiveLoss(
                 temperature=preset.contrast_temperature,
@@ -428,41 +422,26 @@ class TRM(Method):
                 region_text=preset.contrast_region_text,
                 region_prototype=preset.contrast_region_prototype,
                 text_prototype=preset.contrast_text_prototype,
-                overlap=preset.contrast_overlap,
-                absent_negatives=preset.contrast_absent_negatives,
-                dim=dim,
-                head_dim=preset.contrast_head_dim,
                 distributed=True,
             )
-        # Without a distillation there is no teacher to give a text to.
-        teacher_text = preset.teacher_text if distillation is not None else "learned"
-        start = setting.text if preset.query == "free" else None
         self.objective = TRMObjective(
             RegionPooler(
                 classes,
                 dim,
                 num_heads=preset.num_heads,
                 query=preset.query,  # type: ignore[arg-type]
-                query_init=start,
+                query_init=setting.text if preset.query == "free" else None,
                 query_head=query_head,
-                mlp_input=preset.mlp_input,  # type: ignore[arg-type]
-                residual=preset.residual,  # type: ignore[arg-type]
                 mlp_ratio=preset.mlp_ratio,
                 dropout=preset.dropout,
                 attention_scale=preset.attention_scale,
-                normalize_tokens=preset.normalize_tokens,
-                key_norm=preset.key_norm,  # type: ignore[arg-type]
             ),
             TextRegionMatchingLoss(
                 classes,
-                form=preset.match_form,  # type: ignore[arg-type]
-                dim=dim if preset.match_form == "pair_free" else None,
                 gamma_pos=preset.gamma_pos,
                 gamma_neg=preset.gamma_neg,
                 margin=preset.margin,
-                detach_focus=preset.detach_focus,
                 scale=preset.scale,
-                normalize_regions=preset.normalize_regions,
                 distributed=True,
             ),
             distillation=distillation,
@@ -474,8 +453,6 @@ class TRM(Method):
             lambda_distillation=preset.lambda_distillation,
             lambda_contrast=preset.lambda_contrast,
             pseudo_per=planned.pseudo_per,  # type: ignore[arg-type]
-            teacher_text=teacher_text,  # type: ignore[arg-type]
-            reference_text=setting.text if teacher_text == "fixed" else None,
             anchor_score=preset.anchor_score,
             bank_confidence=preset.bank_confidence,
             bank_pseudo_score=preset.bank_pseudo_score,
@@ -491,46 +468,33 @@ class TRM(Method):
         """What regions are pooled from; of a single token, the image's feature, every region is that feature."""
         return batch.tokens if self.region_learning else batch.pooled[:, None]
 
-    def texts(self, text: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The class texts (C, D), and the negative ones where matching is by pairs, out of what the prompts gave."""
-        if self.objective.matching.form != "pair":
-            return text, None
-        positive, negative = text.chunk(2)
-        return positive, negative
-
     def logits(self, batch: Batch, text: Tensor) -> Tensor:
-        text, negative = self.texts(text)
         regions = self.objective.pooler(self.tokens(batch), text)
         if self.scored == "mean":
-            return 0.5 * (self._match(regions.query, text, negative) + self._match(regions.region, text, negative))
-        return self._match(regions.query if self.scored == "query" else regions.region, text, negative)
+            return 0.5 * (self.classify(regions.query, text) + self.classify(regions.region, text))
+        return self.classify(regions.query if self.scored == "query" else regions.region, text)
 
     def class_features(self, batch: Batch, text: Tensor) -> Tensor:
         """(B, C, D): what is scored of the regions."""
-        regions = self.objective.pooler(self.tokens(batch), self.texts(text)[0])
+        regions = self.objective.pooler(self.tokens(batch), text)
         return regions.region if self.scored == "region" else regions.query
 
     def classify(self, features: Tensor, text: Tensor) -> Tensor:
         """Logits (B, C) of class features."""
-        return self._match(features, *self.texts(text))
-
-    def _match(self, features: Tensor, text: Tensor, negative: Tensor | None) -> Tensor:
-        return self.objective.matching.logits(features, text, negative_text=negative)
+        return self.objective.matching.logits(features, text)
 
     def loss(self, batch: Batch, text: Tensor, targets: Tensor, weak_negative: float = 0.0) -> dict[str, Tensor]:
-        text, negative = self.texts(text)
         ids = batch.index.to(text.device)
-        self._last = output = self.objective(self.tokens(batch), text, targets, negative_text=negative, ids=ids)
+        self._last = output = self.objective(self.tokens(batch), text, targets, ids=ids)
         heads = self._with_factors(output.logits, output.region_logits)
         return {**output.terms, **weak_negatives(targets, weak_negative, *heads)}
 
     def heads(self, batch: Batch, text: Tensor) -> list[tuple[float, Tensor]]:
-        text, negative = self.texts(text)
         regions = self.objective.pooler(self.tokens(batch), text)
-        logits = self._match(regions.query, text, negative)
+        logits = self.classify(regions.query, text)
         if regions.region is regions.query:
             return self._with_factors(logits, logits)
-        return self._with_factors(logits, self._match(regions.region, text, negative))
+        return self._with_factors(logits, self.classify(regions.region, text))
 
     def _with_factors(self, query: Tensor, region: Tensor) -> list[tuple[float, Tensor]]:
         """The logits of both heads with their factors; without a query head there is one."""
@@ -551,13 +515,12 @@ class TRM(Method):
         if not isinstance(average, TRM):
             raise TypeError(f"the average of TRM must be a TRM, got {type(average).__name__}")
         average.eval()
-        text, negative = self.texts(encode(average.prompts()))
         seen = (
             (self.tokens(batch), targets[batch.index], batch.index)
             for view in range(features.views)
             for batch in features.batches(self.batch_size, view=view)
         )
-        self.objective.refresh(seen, text, negative_text=negative, model=average.objective)
+        self.objective.refresh(seen, encode(average.prompts()), model=average.objective)
 
     def after_step(self) -> None:
         if self._last is not None:
@@ -570,22 +533,11 @@ class TRM(Method):
 
     @torch.no_grad()
     def calibrate(self, batch: Batch, text: Tensor, prior: float) -> None:
-        text, negative = self.texts(text)
-        regions = self.objective.pooler(self.tokens(batch), text)
-        scored = regions.region if self.scored == "region" else regions.query
-        self.objective.matching.calibrate_bias(scored, text, prior, negative_text=negative)
+        self.objective.matching.calibrate_bias(self.class_features(batch, text), text, prior)
 
     def head(self, text: Tensor, class_names: list[str]) -> TRMHead:
         """What inference needs of it."""
-        text, negative = self.texts(text)
-        return TRMHead(
-            self.objective.pooler,
-            self.objective.matching,
-            text,
-            class_names,
-            negative_text=negative,
-            head=self.scored,  # type: ignore[arg-type]
-        )
+        return TRMHead(self.objective.pooler, self.objective.matching, text, class_names, head=self.scored)  # type: ignore[arg-type]
 
 
 METHODS: dict[str, Callable[[Setting], Method]] = {

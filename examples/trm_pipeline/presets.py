@@ -150,21 +150,14 @@ class Preset:
     # Text-region matching
     lr: float = 1e-4
     text_lr: float = 1e-4
-    match_form: str = "single"  # pair, against negative prompts as DualCoOp's; pair_free, against a free vector
-    normalize_regions: bool = False  # match by cosine
     gamma_pos: float = 1.0
     gamma_neg: float = 2.0
     margin: float = 0.05
-    detach_focus: bool = False  # no gradient through the focusing factor
     scale: float = 20.0
     head: str = "query"  # whose logits are scored: query, region, mean
     # Regions
     num_heads: int = 4
-    query: str = "tied"  # free, conditioned
-    mlp_input: str | None = None  # attention, region, query; none: what fits the residual
-    residual: str = "region"  # or query
-    key_norm: str = "unit"  # or layer
-    normalize_tokens: bool = True
+    query: str = "tied"  # or free
     mlp_ratio: float = 4.0
     dropout: float = 0.1
     attention_scale: float = 8.0
@@ -172,9 +165,7 @@ class Preset:
     lambda_region: float = 1.0
     # Distillation
     lambda_distillation: float = 1.0
-    distillation_form: str = "kl_class"  # kl_binary, cosine
     distillation_temperature: float = 4.0
-    teacher_text: str = "learned"  # or fixed: the class texts of the frozen model
     # Contrast
     lambda_contrast: float = 0.1
     contrast_temperature: float = 0.07
@@ -184,9 +175,6 @@ class Preset:
     contrast_region_text: float = 1.0
     contrast_region_prototype: float = 1.0
     contrast_text_prototype: float = 1.0
-    contrast_head_dim: int | None = None  # width of a projection, 256 for instance
-    contrast_overlap: float | None = None  # share of common saliency above which classes are no negatives, such as 0.7
-    contrast_absent_negatives: bool = False
     anchor_score: float = 0.9  # least score of a pseudo-positive that becomes an anchor
     # Pseudo-labels (of the methods that have them); None: what suits the rule, see SCHEDULES
     pseudo_rule: str = "prototype"

@@ -115,6 +115,8 @@ class ROLELoss(Baseline):
     ) -> None:
         owner = type(self).__name__
         targets = Dims(owner).targets(targets, "n C", validate=True, hint="the labels of the whole training set")
+        if not targets.numel():
+            raise ValueError(f"{owner}: targets must hold at least one image and one class, got shape {tuple(targets.shape)}")
         super().__init__(num_samples=targets.shape[0], num_classes=targets.shape[1], distributed=distributed, validate=validate)
         check_number(owner, "expected_positives", expected_positives, 0, strict=True)
         self.expected_positives = expected_positives

@@ -143,7 +143,6 @@ class PseudoLabeler(FullPrecisionState):
     ) -> Evidence:
         """What the rule may look at, checked."""
         dims = Dims(type(self).__name__, C=self.num_classes)
-        targets = dims.targets(targets, "B C", validate=self.validate)
         looked_at = list(regions) if isinstance(regions, TF.Similarities) else [] if regions is None else [regions]
         if isinstance(regions, TF.Similarities):
             for key, value in regions._asdict().items():
@@ -152,6 +151,7 @@ class PseudoLabeler(FullPrecisionState):
         elif regions is not None:
             dims.check("regions", regions, "B C D")
         dims.check("bank.visual", bank.visual, "C D", hint="regions and bank share classes and width")
+        targets = dims.targets(targets, "B C", validate=self.validate)
         if text is not None:
             dims.check("text", text, "C D")
         if logits is not None:
@@ -234,12 +234,12 @@ class PseudoLabeler(FullPrecisionState):
 
     @torch.no_grad()
     def similarities(
-        self, regions: Tensor | TF.Factored, bank: PrototypeBank, *, text: Tensor | None = None, first: int = 0
+        self, regions: Tensor, bank: PrototypeBank, *, text: Tensor | None = None, first: int = 0
     ) -> TF.Similarities | None:
         """What the rule reads of regions, and takes in their place once joined from chunks of the classes; None: nothing.
 
         Args:
-            regions: (B, c, D) of the c classes from ``first`` on, or :class:`trm_losses.functional.Factored`.
+            regions: (B, c, D) of the c classes from ``first`` on.
             bank: prototypes.
             text: (C, D) in place of the bank's text prototypes.
             first: the first class of the chunk.

@@ -86,7 +86,7 @@ class PrototypeRule(Rule):
         return Decision(self.decider(scores, evidence), scores)
 
     def similarities(
-        self, regions: Tensor | TF.Factored, bank: PrototypeBank, text: Tensor, first: int = 0
+        self, regions: Tensor, bank: PrototypeBank, text: Tensor, first: int = 0
     ) -> TF.Similarities:
         return TF.prototype_similarities(
             regions,

@@ -114,7 +114,7 @@ class Rule(FullPrecisionState):
         """Look at the whole training set: regions (N, C, D), logits and targets (N, C)."""
 
     def similarities(
-        self, regions: Tensor | TF.Factored, bank: PrototypeBank, text: Tensor, first: int = 0
+        self, regions: Tensor, bank: PrototypeBank, text: Tensor, first: int = 0
     ) -> TF.Similarities | None:
         """What the rule reads of the regions (B, c, D) of c classes from ``first`` on; None: nothing."""
         return None
