@@ -6,12 +6,17 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from _ddp import Pool
 
 ROOT = Path(__file__).resolve().parents[1]
+PICTURES = {
+    "trm_pipeline.report": ("draw_map_against_known", "draw_pseudo_quality", "draw_saliency"),
+    "trm_pipeline.folder_run": ("draw_entries",),
+}
 
 if "OMP_NUM_THREADS" not in os.environ:  # workers share the cores, with the processes that tests start
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -33,6 +38,22 @@ def pools() -> Iterator[Callable[[int], Pool]]:
     yield pool
     for each in started.values():
         each.close()
+
+
+@pytest.fixture(autouse=True)
+def blank_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pictures of a run are one pixel, but in tests marked ``pictures``: drawing takes most of the time of a small run."""
+    if request.node.get_closest_marker("pictures"):
+        return
+
+    def blank(path: Path, *_: Any) -> None:
+        from PIL import Image
+
+        Image.new("RGB", (1, 1)).save(path)
+
+    for module, names in PICTURES.items():
+        for name in names if module in sys.modules else ():
+            monkeypatch.setattr(sys.modules[module], name, blank)
 
 
 @pytest.fixture(scope="session")

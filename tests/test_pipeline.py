@@ -2,14 +2,16 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
+import multiprocessing
+import multiprocessing.forkserver
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 import types
 from concurrent.futures.process import BrokenProcessPool
@@ -24,6 +26,7 @@ pytest.importorskip("safetensors")
 from trm_pipeline import cells, checkpoint, experiment, features, grid, methods, presets, report, training
 from trm_pipeline.data.drawn import write_drawn_voc
 from trm_pipeline.data.voc import VOC, class_prompt_names, eval_transform, train_transform
+from trm_pipeline.embedded import load_embedded
 from trm_pipeline.pseudo_trace import PseudoTrace
 
 from trm_losses import PseudoLabels, TRMHead, TRMObjective
@@ -46,9 +49,15 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
+@functools.cache
+def embedded():
+    return load_embedded()
+
+
 @pytest.fixture
-def run(devkit, cache, tmp_path):
-    """The command with a small data set; returns its rows."""
+def run(devkit, cache, tmp_path, monkeypatch):
+    """The command with a small data set and a model that is built once; returns its rows."""
+    monkeypatch.setattr(experiment, "load_embedded", embedded)
 
     def command(*arguments, output=tmp_path / "out"):
         known = [] if "--known" in arguments else ["--known", "0.5"]
@@ -65,6 +74,7 @@ def backbone():
     return experiment.load_backbone(presets.EMBEDDED, torch.device("cpu"))
 
 
+@pytest.mark.pictures
 def test_every_method_gives_a_row_for_every_share_and_seed(run, tmp_path, capsys):
     rows = run("--known", "0.1", "1", "--seeds", "1", "2")
     assert {(row["method"], row["known"], row["seed"]) for row in rows} == {
@@ -499,7 +509,7 @@ def test_the_grid_is_planned_whole():
 def test_ablations_stand_beside_the_methods(run):
     settings = ("--known", "0.5", "single", "--ablation", "--ablation-known", "single", "--set", "batch_size=4", "lr=1e-2")
     rows = run("--methods", "trm", *settings)
-    parts, rules = ("region", "distillation", "pseudo", "contrast"), ("prototype", "quantile", "logit")
+    parts, rules = ("region", "distillation", "pseudo", "contrast"), ("prototype", "quantile")
     variants = [*(f"trm-no-{part}" for part in parts), *(f"trm-rule-{rule}" for rule in rules)]
     assert [(row["method"], row["known"]) for row in rows] == [
         ("trm", 0.5),
@@ -599,58 +609,78 @@ def test_the_hidden_truth_changes_nothing_but_the_trace(run, tmp_path, monkeypat
 
 SMALL = ("--methods", "trm", "linear", "--known", "0.5", "single", "--epochs", "3", "--set", "batch_size=16")
 
-KILLER = """
-import os, signal, sys
-from pathlib import Path
-from trm_pipeline import checkpoint, experiment, methods
 
-moment, argv, calls = sys.argv[1], sys.argv[2:], {"n": 0}
+def die_at(moment, arguments):
+    """The command, in a process of its own that is killed in the middle of something."""
+    calls = 0
 
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
+    def after(calls_before, original, last_words=lambda *a: None):
+        def wrapped(*args, **kwargs):
+            nonlocal calls
+            calls += 1
+            if calls > calls_before:
+                last_words(*args)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*args, **kwargs)
 
-def after(calls_before, original, last_words=lambda *a: None):
-    def wrapped(*args, **kwargs):
-        calls["n"] += 1
-        if calls["n"] > calls_before:
-            last_words(*args)
-            die()
-        return original(*args, **kwargs)
-    return wrapped
+        return wrapped
 
-replace = os.replace
-if moment == "in an epoch":
-    methods.TRM.after_step = after(4, methods.TRM.after_step)
-elif moment == "between a cell and its row":
-    experiment.Results.add = after(1, experiment.Results.add)
-elif moment == "between two cells":
-    experiment.checkpoint_path = after(0, experiment.checkpoint_path)
-elif moment == "writing a checkpoint":
-    Path.write_bytes = after(2, Path.write_bytes, lambda path, content: open(path, "wb").write(b"half"))
-elif moment == "writing the results":
-    writing = after(1, replace)
-    os.replace = lambda source, path: (writing if str(path).endswith("results.json") else replace)(source, path)
-experiment.main(argv)
-"""
+    if moment == "in an epoch":
+        methods.TRM.after_step = after(4, methods.TRM.after_step)
+    elif moment == "between a cell and its row":
+        experiment.Results.add = after(1, experiment.Results.add)
+    elif moment == "between two cells":
+        experiment.checkpoint_path = after(0, experiment.checkpoint_path)
+    elif moment == "writing a checkpoint":
+        Path.write_bytes = after(2, Path.write_bytes, lambda path, content: path.write_text("half"))
+    elif moment == "writing the results":
+        replace, writing = os.replace, after(1, os.replace)
+        os.replace = lambda source, path: (writing if str(path).endswith("results.json") else replace)(source, path)
+    experiment.main(arguments)
+
+
+def in_a_group(arguments, said):
+    """The command as a shell starts it: head of a group of processes, ended by Ctrl-C; its errors go into a file."""
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which one started in the background lacks
+    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 2)
+    experiment.main(arguments)
 
 
 @pytest.fixture(scope="module")
 def command(devkit, cache):
-    """Arguments of the small run for a process of its own, and its environment; all of them, and this one, have one thread."""
-    root = Path(__file__).resolve().parents[1]
-    arguments = ["--data-root", str(devkit), "--preset", "embedded", "--cache", str(cache), "--device", "cpu", *SMALL]
-    paths = os.pathsep.join([str(root), str(root / "examples")])
+    """Arguments of the small run for a process of its own; all of them, and this one, have one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield arguments, {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    yield ["--data-root", str(devkit), "--preset", "embedded", "--cache", str(cache), "--device", "cpu", *SMALL]
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def forked():
+    """Starts a function in a process that has imported all there is: a fork of a server without threads."""
+    root = Path(__file__).resolve().parents[1]
+    paths = os.pathsep.join(map(str, (root, root / "examples", root / "tests")))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["open_clip", "test_pipeline"])
+    with pytest.MonkeyPatch.context() as patch:  # for the server, which lives on
+        for name, value in {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}.items():
+            patch.setenv(name, value)
+        multiprocessing.forkserver.ensure_running()
+
+    def start(function, *arguments):
+        process = context.Process(target=function, args=arguments)
+        process.start()
+        return process
+
+    return start
 
 
 @pytest.fixture(scope="module")
 def unbroken(command, tmp_path_factory):
     """The folder of the small run that nothing interrupts."""
     output = tmp_path_factory.mktemp("unbroken")
-    experiment.main([*command[0], "--output", str(output)])
+    experiment.main([*command, "--output", str(output)])
     return output
 
 
@@ -668,13 +698,11 @@ def assert_same_run(first, second):
     "moment",
     ["in an epoch", "between a cell and its row", "between two cells", "writing a checkpoint", "writing the results"],
 )
-def test_a_killed_run_goes_on_to_the_same_results(moment, command, unbroken, tmp_path):
-    arguments, environment = command
-    arguments = [*arguments, "--output", str(tmp_path / "out")]
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLER, moment, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+def test_a_killed_run_goes_on_to_the_same_results(moment, command, forked, unbroken, tmp_path):
+    arguments = [*command, "--output", str(tmp_path / "out")]
+    killed = forked(die_at, moment, arguments)
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
     finished = tmp_path / "out" / "results.json"
     assert not finished.exists() or len(json.loads(finished.read_text(encoding="utf-8"))) < 4
     experiment.main([*arguments, "--resume"])
@@ -682,7 +710,7 @@ def test_a_killed_run_goes_on_to_the_same_results(moment, command, unbroken, tmp
 
 
 def test_a_checkpoint_is_gone_on_from_at_its_epoch(command, unbroken, tmp_path, monkeypatch):
-    arguments = [*command[0], "--output", str(tmp_path)]
+    arguments = [*command, "--output", str(tmp_path)]
     original, epochs = checkpoint.Checkpoint.save, []
 
     def interrupted(self, state):
@@ -702,7 +730,7 @@ def test_a_checkpoint_is_gone_on_from_at_its_epoch(command, unbroken, tmp_path, 
 def test_a_finished_run_has_nothing_to_resume(command, unbroken, monkeypatch, capsys):
     before = (unbroken / "results.json").read_bytes(), (unbroken / "times.json").read_bytes()
     monkeypatch.setattr(cells, "train", None)
-    experiment.main([*command[0], "--output", str(unbroken), "--resume"])
+    experiment.main([*command, "--output", str(unbroken), "--resume"])
     assert before == ((unbroken / "results.json").read_bytes(), (unbroken / "times.json").read_bytes())
     assert "4 of 4 rows are there already" in capsys.readouterr().out
 
@@ -718,7 +746,7 @@ def test_a_finished_run_has_nothing_to_resume(command, unbroken, monkeypatch, ca
 def test_resume_refuses_other_settings_by_name(command, unbroken, change, message):
     before = (unbroken / "results.json").read_bytes()
     with pytest.raises(SystemExit, match=message):
-        experiment.main([*command[0], "--output", str(unbroken), "--resume", *change])
+        experiment.main([*command, "--output", str(unbroken), "--resume", *change])
     assert before == (unbroken / "results.json").read_bytes()
 
 
@@ -758,7 +786,7 @@ def test_seconds_stand_beside_the_results(unbroken):
 
 def test_jobs_change_nothing_but_the_time(command, unbroken, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    experiment.main([*command[0], "--output", str(tmp_path), "--jobs", "2"])
+    experiment.main([*command, "--output", str(tmp_path), "--jobs", "2"])
     assert_same_run(tmp_path, unbroken)
     out = capfd.readouterr().out
     assert sum(line.startswith(("trm, ", "linear, ")) for line in out.splitlines()) == 4
@@ -782,39 +810,27 @@ def alive(pids):
 
 @pytest.mark.skipif(shutil.which("ps") is None, reason="looks for processes with ps")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_the_end_of_a_run_is_the_end_of_its_processes(how, command, tmp_path):
-    arguments, environment = command
-    arguments = [*arguments, "--output", str(tmp_path / "out"), "--jobs", "2", "--epochs", "1000"]
-    code = textwrap.dedent("""
-        import signal
-        from trm_pipeline import experiment
-        if __name__ == "__main__":
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # which one started in the background lacks
-            experiment.main()
-    """)
-    (tmp_path / "command.py").write_text(code, encoding="utf-8")
-    process = subprocess.Popen(
-        [sys.executable, "command.py", *arguments], env=environment, cwd=tmp_path, start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+def test_the_end_of_a_run_is_the_end_of_its_processes(how, command, forked, tmp_path):
+    said = tmp_path / "said.txt"
+    process = forked(in_a_group, [*command, "--output", str(tmp_path / "out"), "--jobs", "2", "--epochs", "1000"], said)
     try:
         limit = time.monotonic() + 120
         while len(list((tmp_path / "out").glob("checkpoints/*.pt"))) < 2:
-            assert process.poll() is None and time.monotonic() < limit
+            assert process.is_alive() and time.monotonic() < limit
             time.sleep(0.1)
         workers = workers_of(process.pid)
         assert len(workers) >= 2
         if how == signal.SIGINT:
             os.killpg(process.pid, how)  # as a terminal does: to all of them
-            assert "--resume goes on from here" in process.communicate(timeout=60)[1].splitlines()[-1]
+            process.join(60)
+            assert "--resume goes on from here" in said.read_text(encoding="utf-8").splitlines()[-1]
         else:
             process.kill()
-            process.wait()
+            process.join()
         limit = time.monotonic() + 20
         while alive(workers) and time.monotonic() < limit:
             time.sleep(0.1)
         assert not alive(workers)
-        process.stderr.close()
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
