@@ -632,7 +632,7 @@ def die_at(moment, arguments):
     elif moment == "between two cells":
         experiment.checkpoint_path = after(0, experiment.checkpoint_path)
     elif moment == "writing a checkpoint":
-        Path.write_bytes = after(2, Path.write_bytes, lambda path, content: path.write_text("half"))
+        Path.write_bytes = after(2, Path.write_bytes, lambda path, content: path.write_text("half", encoding="utf-8"))
     elif moment == "writing the results":
         replace, writing = os.replace, after(1, os.replace)
         os.replace = lambda source, path: (writing if str(path).endswith("results.json") else replace)(source, path)
