@@ -27,7 +27,7 @@ from cases import (
 from torch import Tensor, nn
 
 import trm_losses as tl
-from trm_losses import _contrast, baselines
+from trm_losses import baselines
 from trm_losses._distributed import (
     count_per_rank,
     gather_rows,
@@ -210,7 +210,7 @@ def compare(ranks: list[Any], value: Tensor, features: Tensor, split: str, world
 
 
 def gradients_in_blocks(rank: int, loss: str, split: str, world: int) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-    with mock.patch.object(_contrast, "_ROWS", 2):
+    with mock.patch("trm_losses.functional._log_sums._ROWS", 2):
         return gradients(rank, loss, split, world)
 
 

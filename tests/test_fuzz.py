@@ -79,7 +79,13 @@ def scored(b: int, c: int) -> Inputs:
 
 
 def pseudo(c: int) -> tl.PseudoLabels:
-    return tl.PseudoLabels(cases.labels(4, c, seed=5), torch.ones(4, c), torch.ones(4, c))
+    return tl.PseudoLabels(cases.labels(8, c, seed=5), torch.ones(8, c), torch.ones(8, c))
+
+
+def merged(labels: tl.PseudoLabels, x: Inputs) -> Tensor:
+    """The pseudo-labels of as many images as there are targets."""
+    rows = x["targets"].shape[0] if x["targets"].ndim else 8
+    return tl.PseudoLabels(*(part[:rows] for part in labels)).merge(x["targets"])
 
 
 def logits(b: int, c: int) -> Tensor:
@@ -127,7 +133,7 @@ PARTS |= {
         "PseudoLabels",
         pseudo,
         lambda b, c: {"targets": cases.labels(b, c, seed=3)},
-        lambda p, x: p.merge(x["targets"]),
+        merged,
         pure=True,
     ),
     "ROLE, start": function(

@@ -60,11 +60,11 @@ def test_nine_shares_are_averaged_a_seed_at_a_time():
 def test_ablation_is_paired_by_seed():
     rows = [row("trm", 0.1, seed, value) for seed, value in ((1, 50.0), (2, 60.0), (3, 70.0))]
     rows += [row("trm-no-contrast", 0.1, seed, value) for seed, value in ((1, 49.0), (2, 58.0), (4, 0.0))]
-    rows += [row("trm-rule-logit", 0.1, 3, 70.02), row("trm", 0.9, 1, 80.0), row("linear", 0.1, 1, 5.0)]
+    rows += [row("trm-rule-prototype", 0.1, 3, 70.02), row("trm", 0.9, 1, 80.0), row("linear", 0.1, 1, 5.0)]
     table = cells(report.ablation_table(rows))
     # A share without any variant has no column; seed 4 has nothing to be compared with.
     assert table[0] == ["variant", "10%"]
-    assert table[2:] == [["trm", "60.0 ± 10.0"], ["trm-no-contrast", "−1.5 ± 0.7"], ["trm-rule-logit", "+0.0"]]
+    assert table[2:] == [["trm", "60.0 ± 10.0"], ["trm-no-contrast", "−1.5 ± 0.7"], ["trm-rule-prototype", "+0.0"]]
     assert {r["method"] for r in report.main_rows(rows)} == {"trm", "linear"}
     assert report.ablation_rows([r for r in rows if r["method"] != "trm"]) == []
 
@@ -122,7 +122,7 @@ def test_pseudo_labels_are_drawn_with_gaps(tmp_path):
 
 def test_traces_are_drawn_by_method_and_variants_beside_the_whole(tmp_path):
     names = ["trm-known0.1-seed1", "trm-known0.1-seed2", "trm-single-seed1", "trm-region-pseudo-known0.1-seed1"]
-    variants = ["trm-no-contrast-known0.1-seed1", "trm-rule-logit-known0.1-seed1", "trm-rule-logit-single-seed1"]
+    variants = ["trm-no-contrast-known0.1-seed1", "trm-rule-prototype-known0.1-seed1", "trm-rule-prototype-single-seed1"]
     for name in (*names, *variants):
         (tmp_path / f"{name}.json").write_text(json.dumps(trace()), encoding="utf-8")
     (tmp_path / "trm-known0.5-seed1.json").write_text("[]", encoding="utf-8")  # nothing was measured
@@ -353,7 +353,7 @@ def test_the_grid_stands_as_losses_by_heads():
 
 def test_what_comes_closest_to_trm_stands_by_itself():
     """Of all but what is a part of it."""
-    parts = [row(method, 0.1, 1, 81.9) for method in ("trm-query", "trm-rule-logit")]
+    parts = [row(method, 0.1, 1, 81.9) for method in ("trm-query", "trm-rule-prototype")]
     rows = [*grid_rows(), *parts, row("trm-query+em", 0.1, 1, 82.5)]
     lines = cells(report.closest_table(rows, count=4))
     assert lines[0] == ["known", "method", "mAP", "less trm", "95% interval"]
