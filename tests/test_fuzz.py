@@ -84,8 +84,9 @@ def pseudo(c: int) -> tl.PseudoLabels:
 
 def merged(labels: tl.PseudoLabels, x: Inputs) -> Tensor:
     """The pseudo-labels of as many images as there are targets."""
-    rows = x["targets"].shape[0] if x["targets"].ndim else 8
-    return tl.PseudoLabels(*(part[:rows] for part in labels)).merge(x["targets"])
+    targets = x["targets"]
+    rows = len(targets) if isinstance(targets, Tensor) and targets.ndim else 8
+    return tl.PseudoLabels(*(part[:rows] for part in labels)).merge(targets)
 
 
 def logits(b: int, c: int) -> Tensor:
