@@ -374,7 +374,7 @@ def plans(draw: Any) -> Plan:
 
 # What says nothing of no images, and refuses them.
 NOT_EMPTY = ("average_precision", "mean_average_precision", "f1_scores", "evaluate", "known_fraction", "hide_labels",
-             "keep_single_positive", "sample_classes", "matching, calibrate_bias")  # fmt: skip
+             "keep_single_positive", "sample_classes", "matching, calibrate_bias", "ROLELoss")  # fmt: skip
 
 
 # What must hold ---------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ __all__ = ["EPRLoss", "ROLELoss"]
 def _surplus(x: Tensor, expected: float, group: ProcessGroup | None) -> Tensor:
     """How far the expected number of present labels is from k, as a share of the classes, squared."""
     rows = sum_over_ranks(x.new_full((), x.shape[0]), group).clamp(min=1)
-    return ((joined_sum(torch.sigmoid(x).sum(), group) / rows - expected) / x.shape[1]) ** 2
+    return ((joined_sum(torch.sigmoid(x).sum(), group) / rows - expected) / max(1, x.shape[1])) ** 2
 
 
 class EPRLoss(Baseline):
