@@ -360,6 +360,7 @@ def test_start_of_the_learned_labels():
     assert -bound <= drawn.min() < -0.8 * bound and 0.8 * bound < drawn.max() <= bound
     again = baselines.ROLELoss(y, 1.5, generator=torch.Generator().manual_seed(0))
     close(again.estimates, theta)
+    torch.manual_seed(1)  # the default generator may stand where that of the seed 0 begins
     assert not again.estimates.equal(baselines.ROLELoss(y, 1.5).estimates)
     assert baselines.ROLELoss(y, 1.5, dtype=torch.float64).estimates.dtype == torch.float64
 

@@ -20,7 +20,8 @@ _is_available = getattr(torch.amp, "is_autocast_available", lambda device_type: 
 def full_precision(tensor: Tensor) -> AbstractContextManager[object]:
     """A context in which autocast is off on the tensor's device: exponents and sums lose too much in half precision."""
     device_type = tensor.device.type
-    return torch.autocast(device_type, enabled=False) if _is_available(device_type) else nullcontext()
+    known = torch.compiler.is_compiling() or _is_available(device_type)  # torch 2.7 cannot trace the question
+    return torch.autocast(device_type, enabled=False) if known else nullcontext()
 
 
 def upcast(tensor: Tensor) -> Tensor:
