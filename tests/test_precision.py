@@ -84,7 +84,7 @@ def test_under_a_grad_scaler(loss: str) -> None:
 
 
 def test_a_device_that_autocast_does_not_know() -> None:
-    """Apple's GPU, before torch 2.5; here the device of sizes without values."""
+    """Here the device of sizes without values."""
     logits, targets = torch.zeros(2, CLASSES, device="meta", requires_grad=True), torch.ones(2, CLASSES, device="meta")
     loss = TF.asymmetric_loss(logits, targets)
     loss.backward()

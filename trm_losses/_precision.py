@@ -13,14 +13,14 @@ from ._fused import may_fuse
 __all__ = ["full_precision", "unit", "unit_rows", "upcast"]
 
 
-# Of torch 2.4. Autocast for Apple's GPU is of 2.5, and whatever it does not know it refuses even to switch off.
-_is_available = getattr(torch.amp, "is_autocast_available", lambda device_type: device_type not in ("mps", "meta"))
-
-
 def full_precision(tensor: Tensor) -> AbstractContextManager[object]:
-    """A context in which autocast is off on the tensor's device: exponents and sums lose too much in half precision."""
+    """A context in which autocast is off on the tensor's device: exponents and sums lose too much in half precision.
+
+    A device that autocast does not know refuses even to have it switched off.
+    """
     device_type = tensor.device.type
-    known = torch.compiler.is_compiling() or _is_available(device_type)  # torch 2.7 cannot trace the question
+    # torch 2.7 cannot trace the question.
+    known = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device_type)
     return torch.autocast(device_type, enabled=False) if known else nullcontext()
 
 

@@ -22,6 +22,7 @@ from .text_region_matching import TextRegionMatchingLoss
 
 __all__ = ["TRMObjective", "TRMOutput"]
 
+
 class TRMOutput(NamedTuple):
     """One training step: the loss to call backward on, its weighted terms by name, and what :meth:`TRMObjective.update` needs.
 
@@ -71,7 +72,7 @@ class TRMObjective(PerClassState):
         pseudo_per: ``"entry"``: pseudo-labels are scaled as C / #entries; ``"known"``: as C / #known, so that a pseudo-label
             of weight 1 counts as much as a known label whatever their share (as C / #entries where a batch knows nothing).
         anchor_score: least score of a pseudo-positive that becomes an anchor of the contrast.
-        bank_confidence: after the labeller's warm-up, least probability (query head) at which a known positive enters
+        bank_confidence: after the labeler's warm-up, least probability (query head) at which a known positive enters
             the bank; before, all enter, or rare classes would never start.
         bank_pseudo_score: least score at which a pseudo-positive enters the bank.
         class_chunk: None (default): all classes at once. An integer: that many at a time, with less memory and more time: no
@@ -270,7 +271,7 @@ class TRMObjective(PerClassState):
         return terms
 
     def _measure(self, regions: Regions, text: Tensor, classes: slice = slice(None)) -> dict[str, Tensor]:
-        """Logits (B, c) without the bias of query head and region head, as far as there are; and saliency."""
+        """Logits (B, c) without the bias of query head and region head, as far as there are."""
 
         def similarity(features: Tensor) -> Tensor:
             return self.matching.logits(features, text[classes], bias=False, classes=classes)
