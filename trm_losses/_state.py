@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FullPrecisionState", "PerClassState"]
+__all__ = ["FullPrecisionState", "PerClassState", "in_eval_mode"]
 
 Self = TypeVar("Self", bound="PerClassState")
+
+
+@contextmanager
+def in_eval_mode(module: nn.Module) -> Iterator[None]:
+    """A module and all that is in it in eval mode, and afterwards each part in its own again."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 class PerClassState(nn.Module):

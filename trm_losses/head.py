@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ._checks import Dims, check_choice, check_number
-from ._state import PerClassState
+from ._state import PerClassState, in_eval_mode
 from .region_pooler import RegionPooler, Regions, class_chunk
 from .text_region_matching import TextRegionMatchingLoss
 
@@ -130,13 +130,8 @@ class TRMHead(PerClassState):
     @torch.no_grad()
     def predict(self, tokens: Tensor, *, key_padding_mask: Tensor | None = None, chunk: int | None = None) -> Tensor:
         """Probabilities (B, C), in eval mode whatever mode the module is in; the arguments are those of :meth:`forward`."""
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
+        with in_eval_mode(self):
             return torch.sigmoid(self(tokens, key_padding_mask=key_padding_mask, chunk=chunk))
-        finally:
-            for module, training in modes:
-                module.training = training
 
     def with_classes(self, text: Tensor, class_names: list[str] | tuple[str, ...]) -> TRMHead:
         """A head of its own for another set of classes, found by name: some of these, in any order, and any number of new ones.

@@ -11,7 +11,7 @@ from torch import Tensor
 from . import functional as TF
 from ._checks import Dims, check_choice, check_ids, check_number
 from ._distributed import Distributed, resolve_group, sum_over_ranks
-from ._state import PerClassState
+from ._state import PerClassState, in_eval_mode
 from .contrast import MultimodalContrastiveLoss
 from .distillation import RegionDistillationLoss
 from .labels import UNKNOWN
@@ -346,9 +346,7 @@ class TRMObjective(PerClassState):
         Dims(owner, C=classes, D=dim).check("text", text, "C D")
         regions, logits = torch.zeros(number, classes, dim, device=text.device), torch.zeros(number, classes, device=text.device)
         known, visits = torch.full_like(logits, UNKNOWN), logits.new_zeros(number)
-        modes = [(module, module.training) for module in model.modules()]
-        model.eval()
-        try:
+        with in_eval_mode(model):
             for tokens, targets, ids in batches:
                 # Tokens are on the device of the text, which the pooler checks; these may wait elsewhere.
                 targets = Dims(owner, C=classes).targets(targets, "B C", validate=self.matching.validate)
@@ -359,9 +357,6 @@ class TRMObjective(PerClassState):
                 logits.index_add_(0, ids, model.matching.logits(seen.query, text).float())
                 visits.index_add_(0, ids, torch.ones_like(visits[ids]))
                 known[ids] = targets.to(known)
-        finally:
-            for module, training in modes:
-                module.training = training
         if missing := int((visits == 0).sum()):
             raise ValueError(
                 f"{owner}: batches must hold every one of num_samples = {number} images, got {missing} missing; "
