@@ -6,12 +6,12 @@ BIN := $(VENV)/bin
 .PHONY: reproduce reproduce-full test nightly oldest lint bench trust clean
 
 ## Install, then TRM-ML and its peers on drawn VOC scenes: table, picture and heads in runs/voc
-reproduce: $(VENV)/.examples
+reproduce: $(VENV)/.pipeline
 	$(BIN)/python examples/reproduce_voc.py --jobs 2
 
 ## The whole study: every share from 10 % to 90 % and single positives, three seeds, ablations; 78 minutes of processor time, which two cores share.
 ## Started again after an interruption it goes on where it was
-reproduce-full: $(VENV)/.examples
+reproduce-full: $(VENV)/.pipeline
 	$(BIN)/python examples/reproduce_voc.py --known 0.1 0.2 0.3 0.4 0.5 0.6 0.7 0.8 0.9 single --seeds 1 2 3 \
 		--ablation --ablation-known 0.1 single --jobs 2 --resume --output runs/voc-full
 
@@ -32,11 +32,12 @@ oldest: .venv-oldest/.dev
 .venv-oldest/.dev: setup.cfg pyproject.toml
 	$$(python3.10 -c "" 2>/dev/null && echo python3.10 || echo $(PYTHON)) -m venv .venv-oldest
 	sed -n 's/^    \([A-Za-z_-]*\)>=\([0-9.]*\).*/\1==\2/p' setup.cfg > .venv-oldest/oldest.txt
-	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-oldest/oldest.txt -e ".[examples,tensorboard,dev]"
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-oldest/oldest.txt -e ".[pipeline,tensorboard,dev]"
 	@touch $@
 
 lint: $(VENV)/.dev
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
 ## Time and peak memory of the parts and of a whole step beside their usual replacements: figures and tables in runs/bench;
@@ -56,12 +57,12 @@ trust: $(VENV)/.dev
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.examples: setup.cfg pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[examples]"
+$(VENV)/.pipeline: setup.cfg pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[pipeline]"
 	@touch $@
 
 $(VENV)/.dev: setup.cfg pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[examples,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[pipeline,dev]"
 	@touch $@
 
 clean:

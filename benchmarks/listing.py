@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "tests"), str(ROOT)]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
 
 Row = dict[str, Any]
 
@@ -113,7 +113,6 @@ def listed(key: str, root: Path, split: str) -> Row:
     """One split, in a process of its own."""
     import trm_pipeline.data.label_files  # noqa: F401
     import trm_pipeline.data.voc  # noqa: F401
-
     from trm_losses.labels import hide_labels, known_fraction
 
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak of the imports is none of it

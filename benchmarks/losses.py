@@ -273,10 +273,7 @@ def prototype_loops(
             by_sample[c] = F.normalize(momentum * by_sample[c] + (1 - momentum) * z, dim=-1)
         return by_sample
 
-    return [
-        Pair(name, updated, over_classes, "loop over classes", 1e-4),
-        Pair(name, updated, over_samples, "loop over samples"),
-    ]
+    return [Pair(name, updated, over_classes, "loop over classes", 1e-4), Pair(name, updated, over_samples, "loop over samples")]
 
 
 def pseudo_label_pairs(batch: int, classes: int, dim: int, *, relations: bool = False) -> list[Pair]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from trm_losses import RegionPooler, Regions, TextRegionMatchingLoss, TRMHead, TRMObjective
 from trm_losses.labels import sample_classes
-from trm_losses.region_pooler import class_chunk
+from trm_losses.regions import class_chunk
 
 Size = tuple[int, int, int, int]
 

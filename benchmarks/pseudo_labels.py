@@ -24,17 +24,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
-
-from trm_pipeline import experiment, methods, training
-from trm_pipeline.cells import Cell, build
-from trm_pipeline.checkpoint import CACHE, folder_argument
-from trm_pipeline.presets import PSEUDO_RULES, VARIANTS
-from trm_pipeline.progress import escape_output
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from trm_losses import PseudoLabeler
 from trm_losses.labels import UNKNOWN
 from trm_losses.pseudo import Decision, Evidence, Rule
+from trm_pipeline.config.presets import PSEUDO_RULES, VARIANTS
+from trm_pipeline.files import CACHE, folder_argument
+from trm_pipeline.methods import base as methods
+from trm_pipeline.progress import escape_output
+from trm_pipeline.run import experiment
+from trm_pipeline.run.cells import Cell, build
+from trm_pipeline.training import loop as training
 
 # Which unknown entries are told, by their truth and the model's own probability.
 ORACLES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

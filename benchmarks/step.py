@@ -275,9 +275,7 @@ def usual_pseudo_labels(labeler: PseudoLabeler, bank: PrototypeBank, features: T
     return PseudoLabels(decided, ramp * (positive.to(z) + 0.5 * negative.to(z)), scores)
 
 
-def usual_contrast(
-    features: Tensor, text: Tensor, anchors: Tensor, weights: Tensor, prototypes: Tensor, seen: Tensor
-) -> Tensor:
+def usual_contrast(features: Tensor, text: Tensor, anchors: Tensor, weights: Tensor, prototypes: Tensor, seen: Tensor) -> Tensor:
     """Five contrasts: regions N x N under masks, and regions, texts and prototypes against each other."""
     f, t, p = F.normalize(features, dim=-1), F.normalize(text, dim=-1), F.normalize(prototypes, dim=-1).to(text)
     image, own = torch.nonzero(anchors >= 0.9, as_tuple=True)

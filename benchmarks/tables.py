@@ -89,11 +89,7 @@ TARGETS = [
     Target("regions 16x20x196x512, 8 head(s)", MHA, 0.65, 0.55),
     *(
         Target(f"pool and match {size}, 1 head(s), *", MHA_LOGITS, *share)
-        for size, share in {
-            "16x80x196x512": (0.42, 0.36),
-            "8x312x196x512": (0.48, 0.45),
-            "4x2000x196x512": (0.55, 0.24),
-        }.items()
+        for size, share in {"16x80x196x512": (0.42, 0.36), "8x312x196x512": (0.48, 0.45), "4x2000x196x512": (0.55, 0.24)}.items()
     ),
     Target("text tower, shared contexts 20 classes", TOKENS, 0.11, 0.16),
     Target("text tower, shared contexts 80 classes", TOKENS, 0.08, 0.15),

@@ -266,13 +266,7 @@ PARTS = [
         logits,
         lambda m, x: m(x["logits"], x["targets"]),
         ("logits",),
-        {
-            "focus": _FOCUS,
-            "plain": (False, True),
-            "classes": (20, 1),
-            "magnitude": (1.0, 30.0, 1e4),
-            "unknown": (0.5, 0.0, 1.0),
-        },
+        {"focus": _FOCUS, "plain": (False, True), "classes": (20, 1), "magnitude": (1.0, 30.0, 1e4), "unknown": (0.5, 0.0, 1.0)},
         more=tuple({"classes": 20000, "plain": plain, "magnitude": m} for plain in (False, True) for m in (1.0, 1e4)),
     ),
     Part(
@@ -360,9 +354,7 @@ PARTS = [
     baseline("EM", lambda s: baselines.EMLoss()),
     baseline("EM+APL", lambda s: baselines.EMAPLLoss(BATCH, s["classes"], label_share=0.5)),
     baseline("EPR", lambda s: baselines.EPRLoss(1.5)),
-    baseline(
-        "ROLE", lambda s: baselines.ROLELoss(labels(BATCH, s, 65), 1.5, generator=torch.Generator().manual_seed(66))
-    ),
+    baseline("ROLE", lambda s: baselines.ROLELoss(labels(BATCH, s, 65), 1.5, generator=torch.Generator().manual_seed(66))),
     baseline("large loss", lambda s: baselines.LargeLoss(scheme="correct", delta=0.01)),
     baseline("partial BCE", lambda s: baselines.PartialBCELoss()),
     baseline("partial ASL", lambda s: baselines.PartialASLLoss(s["classes"], margin=0.05, reduction="mean")),
@@ -378,8 +370,6 @@ def peers() -> list[Part]:
     with contextlib.suppress(ImportError):
         from timm.loss import AsymmetricLossMultiLabel
 
-
-
         def hard(m: Any, x: Inputs) -> Tensor:
             return m(x["logits"], (x["targets"] == 1).to(x["logits"].dtype))  # type: ignore[no-any-return]
 
@@ -390,9 +380,7 @@ def peers() -> list[Part]:
         for name, size in (("logits up to 10", (1.0, 10.0)), ("logits up to 10,000", (30.0, 1e4))):
             grid = {"classes": (20, 1), "magnitude": size}
             learns, build = ("logits",), (lambda s: AsymmetricLossMultiLabel())
-            found.append(
-                Part(f"timm AsymmetricLossMultiLabel, {name}", build, logits, hard, learns, grid, equation=equation)
-            )
+            found.append(Part(f"timm AsymmetricLossMultiLabel, {name}", build, logits, hard, learns, grid, equation=equation))
     with contextlib.suppress(ImportError):
         from pytorch_metric_learning.losses import SupConLoss
         from pytorch_metric_learning.utils.distributed import DistributedLossWrapper

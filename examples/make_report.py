@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from trm_pipeline.progress import escape_output
-from trm_pipeline.report import make_report
+from trm_pipeline.report.page import make_report
 
 
 def main() -> None:

@@ -5,8 +5,8 @@
 What the folder holds is on docs/datasets.md. Scored are the images of its split ``test``, or of ``val`` where it has none.
 """
 
-from trm_pipeline.experiment import main
-from trm_pipeline.given import SOURCE
+from trm_pipeline.data.given import SOURCE
+from trm_pipeline.run.experiment import main
 
 if __name__ == "__main__":
     main(source=SOURCE)

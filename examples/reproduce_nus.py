@@ -6,7 +6,7 @@ What the folder must hold, and where it is had, is on docs/datasets.md.
 """
 
 from trm_pipeline.data.nus import SOURCE
-from trm_pipeline.experiment import main
+from trm_pipeline.run.experiment import main
 
 if __name__ == "__main__":
     main(source=SOURCE)

@@ -5,7 +5,7 @@ Without any argument: drawn VOC scenes and a small model that ships with the pro
     python examples/reproduce_voc.py --data-root VOCdevkit --model RN101 --pretrained openai
 """
 
-from trm_pipeline.experiment import main
+from trm_pipeline.run.experiment import main
 
 if __name__ == "__main__":
     main()

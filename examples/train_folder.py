@@ -6,7 +6,7 @@
 Without --model it is the small model that ships with the project: no download, but it knows drawn scenes only.
 """
 
-from trm_pipeline.folder_run import main
+from trm_pipeline.folder.run import main
 
 if __name__ == "__main__":
     main()

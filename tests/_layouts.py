@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
 from trm_pipeline.data.coco import COCO_CLASSES
 from trm_pipeline.data.nus import NUS_CLASSES
 
@@ -53,17 +54,32 @@ def write_coco(root: Path, labels: Labels, *, draw: Picture = picture, copies: i
         names = coco_names(split, len(table))
         ids = [int(name[-16:-4]) for name in names]
         images = [
-            {"license": 1, "file_name": name, "coco_url": f"http://images.example/{split}2014/{name}", "height": 20, "width": 24,
-             "date_captured": "2013-11-16 17:02:52", "flickr_url": "http://farm.example/photo.jpg", "id": number}
+            {
+                "license": 1,
+                "file_name": name,
+                "coco_url": f"http://images.example/{split}2014/{name}",
+                "height": 20,
+                "width": 24,
+                "date_captured": "2013-11-16 17:02:52",
+                "flickr_url": "http://farm.example/photo.jpg",
+                "id": number,
+            }
             for name, number in zip(names, ids, strict=True)
-        ]  # fmt: skip
+        ]
         outline = [round(101.37 + 0.37 * corner, 2) for corner in range(2 * corners)]
         objects: list[dict[str, Any]] = []
         for row, column in np.repeat(np.argwhere(table > 0)[::-1], copies, axis=0):
             crowd = bool(table[row, column] == 2)
             shape: Any = {"counts": [272, 2, 4, 4], "size": [20, 24]} if crowd else [outline]
-            made = {"segmentation": shape, "area": 12.5, "iscrowd": int(crowd), "image_id": ids[row], "bbox": [1.0, 2.5, 5.0, 2],
-                    "category_id": COCO_IDS[column], "id": len(objects) + 1}  # fmt: skip
+            made = {
+                "segmentation": shape,
+                "area": 12.5,
+                "iscrowd": int(crowd),
+                "image_id": ids[row],
+                "bbox": [1.0, 2.5, 5.0, 2],
+                "category_id": COCO_IDS[column],
+                "id": len(objects) + 1,
+            }
             objects.append(made)
         whole = {"info": {"year": 2014}, "images": images, "licenses": [], "annotations": objects, "categories": categories[::-1]}
         (root / "annotations" / f"instances_{split}2014.json").write_text(json.dumps(whole), encoding="utf-8")

@@ -168,12 +168,7 @@ def left_out(x: Array, y: Array, prior: Any, threshold: float, likely: int) -> s
 
 
 def partial_asl(
-    x: Array,
-    y: Array,
-    held: Array,
-    gammas: tuple[float, float, float],
-    margin: float,
-    out: set[tuple[int, ...]],
+    x: Array, y: Array, held: Array, gammas: tuple[float, float, float], margin: float, out: set[tuple[int, ...]]
 ) -> float:
     """``out`` are the unknown entries that the policy leaves out."""
     total = 0.0
@@ -198,9 +193,7 @@ def softmax_rows(similarities: Any, temperature: float) -> Array:
     return result
 
 
-def vlpl(
-    x: Array, y: Array, held: Array, scores: Array, alpha: float, beta: float, threshold: float, lowest: int
-) -> float:
+def vlpl(x: Array, y: Array, held: Array, scores: Array, alpha: float, beta: float, threshold: float, lowest: int) -> float:
     total = known_mean(x, y)
     for b in range(len(x)):
         low = sorted(range(x.shape[1]), key=lambda c: scores[b, c])[:lowest]

@@ -469,9 +469,21 @@ def head_oracle(module: tl.TRMHead, x: Inputs) -> Any:
 
 
 POOLER_STATE = (
-    "query_weight", "key_weight", "log_attention_scale", "value_norm.weight", "value_norm.bias", "value_weight",
-    "output.weight", "output.bias", "mlp.0.weight", "mlp.0.bias", "mlp.1.weight", "mlp.1.bias", "mlp.4.weight", "mlp.4.bias",
-)  # fmt: skip
+    "query_weight",
+    "key_weight",
+    "log_attention_scale",
+    "value_norm.weight",
+    "value_norm.bias",
+    "value_weight",
+    "output.weight",
+    "output.bias",
+    "mlp.0.weight",
+    "mlp.0.bias",
+    "mlp.1.weight",
+    "mlp.1.bias",
+    "mlp.4.weight",
+    "mlp.4.bias",
+)
 BANK_STATE = ("init", "visual", "text", "count", "text_count")
 COUNTS = ("step", "known_count")  # of a labeler, whatever its rule
 LABELER_STATE = (*COUNTS, "rule.similarity_sum", "rule.similarity_mass")
@@ -680,10 +692,7 @@ CASES = [
         call=call_bank,
         oracle=bank_oracle,
         twin=bank_twin,
-        wrong={
-            **refused(regions="B C D", text="C D", targets="B C", weights="B C"),
-            **integers("regions", "text", "weights"),
-        },
+        wrong={**refused(regions="B C D", text="C D", targets="B C", weights="B C"), **integers("regions", "text", "weights")},
         state=BANK_STATE,
         compiles=False,
         finite=("text",),
@@ -724,8 +733,10 @@ CASES = [
         wrong={
             **refused(regions="B C D", targets="B C", ids="B"),
             "ids: missing": (
-                lambda x: {k: v for k, v in x.items() if k != "ids"}, ValueError, "ids must be given, NeighbourRule needs them"
-            ),  # fmt: skip
+                lambda x: {k: v for k, v in x.items() if k != "ids"},
+                ValueError,
+                "ids must be given, NeighbourRule needs them",
+            ),
             "ids: outside": (change("ids", lambda i: i + 5), ValueError, "ids must be from 0 to num_samples - 1 = 5, got 5 to 8"),
         },
         state=(*COUNTS, "rule.estimates"),
@@ -781,11 +792,7 @@ CASES = [
         call=call_objective,
         oracle=objective_oracle,
         learns=("tokens", "text"),
-        wrong={
-            **refused(tokens="B N D", text="C D", targets="B C"),
-            **integers("tokens", "text"),
-            **encodings(),
-        },
+        wrong={**refused(tokens="B N D", text="C D", targets="B C"), **integers("tokens", "text"), **encodings()},
         state=(
             *(f"pooler.{key}" for key in POOLER_STATE),
             *(f"matching.{key}" for key in MATCHING_STATE),
@@ -802,11 +809,7 @@ CASES = [
         call=call_objective,
         oracle=objective_oracle,
         learns=("tokens", "text"),
-        wrong={
-            **refused(tokens="B N D", text="C D", targets="B C"),
-            **integers("tokens", "text"),
-            **encodings(),
-        },
+        wrong={**refused(tokens="B N D", text="C D", targets="B C"), **integers("tokens", "text"), **encodings()},
         state=(
             *(f"pooler.{key}" for key in POOLER_STATE),
             *(f"matching.{key}" for key in MATCHING_STATE),
@@ -823,10 +826,7 @@ CASES = [
         call=lambda m, x: m(x["tokens"]),
         oracle=head_oracle,
         learns=("tokens",),
-        wrong={
-            **refused(tokens="B N D"),
-            **integers("tokens"),
-        },
+        wrong={**refused(tokens="B N D"), **integers("tokens")},
         state=("text", *(f"pooler.{key}" for key in POOLER_STATE), *(f"matching.{key}" for key in MATCHING_STATE)),
         finite=("tokens",),
         shows=("classes=5", "query"),
@@ -1034,9 +1034,7 @@ BASELINES = {
     ),
     "partial ASL, selective": BaselineCase(
         "PartialASLLoss",
-        lambda c: partial_asl(
-            "selective", c, margin=0.05, prior=torch.arange(c, 0.0, -1) / 10, prior_threshold=0.35, likely=1
-        ),
+        lambda c: partial_asl("selective", c, margin=0.05, prior=torch.arange(c, 0.0, -1) / 10, prior_threshold=0.35, likely=1),
         partial_asl_oracle,
         state=("prior", "prior_steps"),
         smooth=False,

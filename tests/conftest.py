@@ -1,4 +1,4 @@
-"""What all tests share: the number of threads, the example package on the path, and real files where they are present."""
+"""What all tests share: the number of threads, the tools on the path, and real files where they are present."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from _ddp import Pool
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = {
-    "trm_pipeline.report": ("draw_map_against_known", "draw_pseudo_quality", "draw_saliency"),
-    "trm_pipeline.folder_run": ("draw_entries",),
+    "trm_pipeline.report.page": ("draw_map_against_known", "draw_pseudo_quality", "draw_saliency"),
+    "trm_pipeline.folder.run": ("draw_entries",),
 }
 
 if "OMP_NUM_THREADS" not in os.environ:  # workers share the cores, with the processes that tests start
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
-sys.path.insert(0, str(ROOT / "examples"))
+sys.path.insert(0, str(ROOT / "tools"))
 
 
 @pytest.fixture(scope="session")

@@ -110,9 +110,7 @@ def layer_norm(v: Array, weight: Array, bias: Array, eps: float = 1e-5) -> Array
     return centred / math.sqrt((centred**2).mean() + eps) * weight + bias
 
 
-def pool(
-    state: dict[str, Any], tokens: Any, queries: Any, heads: int, *, padding: Any = None
-) -> tuple[Array, Array, Array]:
+def pool(state: dict[str, Any], tokens: Any, queries: Any, heads: int, *, padding: Any = None) -> tuple[Array, Array, Array]:
     """R (B, C, D), Z (B, C, D) and A (B, C, N) of a pooler's parameters, one image, class, head and token at a time."""
     p = {key: array(value) for key, value in state.items()}
     v, q = array(tokens), array(queries)
@@ -241,11 +239,7 @@ def sup_con(features: Any, labels: Any, temperature: float) -> float:
 
 
 def multi_label(
-    features: Any,
-    targets: Any,
-    weights: Any = None,
-    temperature: float = 0.1,
-    anchor_threshold: float = 0.9,
+    features: Any, targets: Any, weights: Any = None, temperature: float = 0.1, anchor_threshold: float = 0.9
 ) -> float:
     """Every label of an image against all other images that carry any, label by label and pair by pair."""
     y, f, rows = array(targets), [unit(row) for row in array(features)], []
@@ -296,12 +290,7 @@ class Bank:
 
 
 def similarities(
-    regions: Any,
-    visual: Any,
-    text: Any,
-    seen: Any,
-    temperature_visual: float = 0.07,
-    temperature_text: float = 0.02,
+    regions: Any, visual: Any, text: Any, seen: Any, temperature_visual: float = 0.07, temperature_text: float = 0.02
 ) -> tuple[Array, Array, Array, Array]:
     """Intra visual, intra text, inter visual (over seen classes, 0 for the others), inter text."""
     z, v, t = array(regions), [unit(row) for row in array(visual)], [unit(row) for row in array(text)]

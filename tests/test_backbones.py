@@ -645,8 +645,7 @@ def test_prompt_errors() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
-    [({"pool_type": "first"}, "pool type 'first'"), ({"embed_cls": True}, "an added class token")],
+    ("text", "words"), [({"pool_type": "first"}, "pool type 'first'"), ({"embed_cls": True}, "an added class token")]
 )
 def test_text_towers_that_take_no_prompts_still_encode_text(text: dict[str, Any], words: str) -> None:
     backbone = OpenClipBackbone(tiny(VIT, custom=True, text=text))
@@ -758,10 +757,7 @@ def test_load_folder(tiny_names: Path) -> None:
     folder.mkdir()
     model = tiny(VIT)
     torch.save(model.state_dict(), folder / "open_clip_pytorch_model.bin")
-    config = {
-        "model_cfg": {"embed_dim": 16, "vision_cfg": VIT, "text_cfg": TEXT},
-        "preprocess_cfg": {"mean": [0.1, 0.2, 0.3]},
-    }
+    config = {"model_cfg": {"embed_dim": 16, "vision_cfg": VIT, "text_cfg": TEXT}, "preprocess_cfg": {"mean": [0.1, 0.2, 0.3]}}
     (folder / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(ValueError, match="pretrained must be None, got 'openai'; 'local-dir:.*' brings its own weights"):
         load_open_clip(f"local-dir:{folder}", "openai")

@@ -461,7 +461,7 @@ SETTINGS = [
     (baselines.VLPLLoss, {"similarities": torch.full((3, 2), torch.inf)}, "similarities must be finite"),
     (lambda **k: baselines.VLPLLoss(torch.ones(3, 2), **k), {"temperature": 0.0}, "temperature must be above 0, got 0.0"),
     (lambda **k: baselines.VLPLLoss(torch.ones(3, 2), **k), {"negative_share": 1.5}, "negative_share must be at least 0"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("build, settings, message", SETTINGS, ids=[f"{n}-{'-'.join(s)}" for n, (_, s, _) in enumerate(SETTINGS)])

@@ -20,7 +20,10 @@ def test_pooling(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
     assert [row["pair"].partition(" 2x")[0] for row in figures["pairs"]] == [
-        *["regions"] * 6, *["pool and match"] * 2, "score", *["step"] * 2
-    ]  # fmt: skip
+        *["regions"] * 6,
+        *["pool and match"] * 2,
+        "score",
+        *["step"] * 2,
+    ]
     for row in figures["pairs"]:
         assert row["milliseconds"] > 0 and row["time_ratio"] > 0 and row["peak_mib"] > 0 and row["memory_ratio"] > 0

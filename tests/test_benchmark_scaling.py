@@ -35,9 +35,7 @@ def test_a_row_for_every_size(scaling: ModuleType, tables: ModuleType, tmp_path:
     threads = str(torch.get_num_threads())
     scaling.main(["--rounds", "2", "--warmup", "0", "--threads", threads, "--json", str(tmp_path / "scaling.json")])
     rows = json.loads((tmp_path / "scaling.json").read_text(encoding="utf-8"))["scaling"]
-    assert [(row["curve"], row["size"]) for row in rows] == [
-        (curve, size) for curve in CURVES for size in (8, 16, 32)
-    ]
+    assert [(row["curve"], row["size"]) for row in rows] == [(curve, size) for curve in CURVES for size in (8, 16, 32)]
     for row in rows:
         assert "step" in row["curve"] or row["difference"] < 1e-4  # steps have dropout, and are compared without
         assert row["milliseconds"] > 0 and row["peer_milliseconds"] > 0

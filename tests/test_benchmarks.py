@@ -27,10 +27,18 @@ def losses() -> ModuleType:
 def tiny(losses: ModuleType) -> list[object]:
     """Every kind of pair."""
     sizes = {
-        "asl": (4, 5), "matching": (3, 4, 8), "contrast": (3, 4, 8), "class_contrast": (4, 6, 8, 9), "clip": (5, 8),
-        "pooler": (2, 3, 5, 8), "bank": (4, 3, 8), "mean": (4, 3, 8, 5), "pseudo_label": (3, 4, 8), "relation": (3, 4, 8),
+        "asl": (4, 5),
+        "matching": (3, 4, 8),
+        "contrast": (3, 4, 8),
+        "class_contrast": (4, 6, 8, 9),
+        "clip": (5, 8),
+        "pooler": (2, 3, 5, 8),
+        "bank": (4, 3, 8),
+        "mean": (4, 3, 8, 5),
+        "pseudo_label": (3, 4, 8),
+        "relation": (3, 4, 8),
         "metric": (40, 3),
-    }  # fmt: skip
+    }
     return [(getattr(losses, f"{name}_pairs"), size) for name, size in sizes.items()]
 
 
@@ -76,9 +84,7 @@ def test_both_sides_of_the_prototypes_agree_update_after_update(losses: ModuleTy
     assert other.tolerance is None
 
 
-def test_compiled_forms_stand_beside_the_eager_and_the_compiled_peer(
-    losses: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compiled_forms_stand_beside_the_eager_and_the_compiled_peer(losses: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(losses.torch, "compile", partial(torch.compile, backend="aot_eager"))
     for pairs in (losses.asl_pairs(4, 5, compiled=True), losses.contrast_pairs(3, 4, 8, compiled=True)):
         assert [pair.peer_name.endswith(", compiled") for pair in pairs] == [False, True]

@@ -143,7 +143,7 @@ def test_more_classes_than_anchors(block: int) -> None:
     y[0, [1, 4]], y[1, [1, 8]], y[2, 4], y[2, [0, 1]] = 1, 1, 1, 0
     seen = torch.arange(9) != 8
     given: dict[str, Any] = {
-        **{"prototypes": normal(9, 4, seed=6), "seen": seen, "weights": normal(3, 9, seed=5).abs(), "temperature": 0.5},
+        **{"prototypes": normal(9, 4, seed=6), "seen": seen, "weights": normal(3, 9, seed=5).abs(), "temperature": 0.5}
     }
     f, t = normal(3, 9, 4).requires_grad_(), normal(9, 4, seed=1).requires_grad_()
     for key, value in oracles.contrast(f, t, y, **given).items():

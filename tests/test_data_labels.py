@@ -14,10 +14,10 @@ from torch import Tensor
 pytest.importorskip("torchvision")
 
 from _layouts import draw_labels
-from trm_pipeline.data.base import LabelledImages
-from trm_pipeline.data.label_files import ENCODINGS, read_labels
 
 from trm_losses.labels import from_ternary, hide_labels, keep_single_positive
+from trm_pipeline.data.base import LabelledImages
+from trm_pipeline.data.label_files import ENCODINGS, read_labels
 
 N, C = 40, 12
 FULL = torch.from_numpy(draw_labels(N, C, 0.3)).float()
@@ -83,8 +83,11 @@ def test_arrays_of_cole(tmp_path: Path, images: LabelledImages, named: bool) -> 
 
 def test_arrays_in_another_order_are_noticed(tmp_path: Path, images: LabelledImages) -> None:
     path = save_npy(tmp_path / "formatted_train_labels_obs.npy", np.roll(ternary(PARTIAL), 1, axis=0))
-    with pytest.raises(ValueError, match=r"contradicts the data set: \d+ of \d+ labels that it calls present are absent; .* order"
-                       r" \(keep formatted_\*_images.npy beside"):  # fmt: skip
+    with pytest.raises(
+        ValueError,
+        match=r"contradicts the data set: \d+ of \d+ labels that it calls present are absent; .* order"
+        r" \(keep formatted_\*_images.npy beside",
+    ):
         read_labels(path, images)
 
 
@@ -213,9 +216,7 @@ def pickled(path: Path) -> Path:
         (pickled, r"must be a .npy, .txt or .pt file, got '.pickle'"),
     ],
 )
-def test_files_that_do_not_fit(
-    tmp_path: Path, images: LabelledImages, write: Callable[[Path], Path], message: str
-) -> None:
+def test_files_that_do_not_fit(tmp_path: Path, images: LabelledImages, write: Callable[[Path], Path], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_labels(write(tmp_path), images)
     assert not (tmp_path / "was-run").exists()

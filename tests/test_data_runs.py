@@ -17,14 +17,15 @@ pytest.importorskip("open_clip")
 pytest.importorskip("safetensors")
 
 from _layouts import draw_labels, nus_names, write_coco, write_cub, write_nus, write_nus_cole, write_vg
-from trm_pipeline import cells, experiment, presets
-from trm_pipeline.data.base import Source
-from trm_pipeline.data.drawn import COLOURS, write_drawn_voc
-from trm_pipeline.data.voc import VOC, VOC_CLASSES, class_prompt_names
-from trm_pipeline.unseen import seen_part
 
 from trm_losses import TRMHead
 from trm_losses.labels import hide_labels, keep_single_positive
+from trm_pipeline.config import presets
+from trm_pipeline.data.base import Source
+from trm_pipeline.data.voc import VOC, VOC_CLASSES, class_prompt_names
+from trm_pipeline.drawn.scenes import COLOURS, write_drawn_voc
+from trm_pipeline.run import cells, experiment
+from trm_pipeline.run.unseen import seen_part
 
 DATA = ("coco", "vg200", "nus", "cub")
 
@@ -75,9 +76,12 @@ def run(tmp_path: Path) -> Callable[..., list[dict[str, object]]]:
 
 @pytest.mark.parametrize("key", DATA)
 def test_a_dozen_images_become_a_row(
-    key: str, run: Callable[..., list[dict[str, object]]], roots: Callable[[str], Path], tmp_path: Path,
+    key: str,
+    run: Callable[..., list[dict[str, object]]],
+    roots: Callable[[str], Path],
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     (row,) = run(key, "--data-root", str(roots(key)), "--known", "0.5", "--methods", "trm")
     assert row["method"] == "trm" and 0 < float(str(row["mAP"])) <= 100
     out = capsys.readouterr().out
@@ -111,9 +115,13 @@ def test_the_split_is_named_over_the_table(
 
 @pytest.mark.parametrize("kind", ["mask", "list"])
 def test_published_labels_are_trained_on(
-    kind: str, run: Callable[..., list[dict[str, object]]], roots: Callable[[str], Path], tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    kind: str,
+    run: Callable[..., list[dict[str, object]]],
+    roots: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     seen = []
     original = cells.train
     monkeypatch.setattr(cells, "train", lambda *a, **k: seen.append((a[2], k["single"])) or original(*a, **k))
@@ -184,7 +192,7 @@ def test_every_script_has_a_preset_and_names_of_its_own(key: str) -> None:
     assert experiment.choose_preset(args).name == where.preset and where.key == key and args.output == Path("runs") / key
     experiment.check_arguments(args, experiment.choose_preset(args))
     assert pickle.loads(pickle.dumps(args)).source == where, "processes of --jobs are given it"
-    script = Path(experiment.__file__).parents[1] / f"reproduce_{key}.py"
+    script = Path(__file__).parents[1] / "examples" / f"reproduce_{key}.py"
     assert f"reproduce_{key}.py" in script.read_text(encoding="utf-8")
 
 

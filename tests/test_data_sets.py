@@ -24,7 +24,8 @@ from _layouts import (
     write_nus_cole,
     write_nus_scpnet,
     write_vg,
-)  # fmt: skip
+)
+
 from trm_pipeline.data.base import HELD_OUT, LabelledImages, held_out
 from trm_pipeline.data.coco import COCO, COCO_CLASSES
 from trm_pipeline.data.cub import CUB, attribute_phrase
@@ -114,10 +115,13 @@ def test_coco_says_what_is_wrong(coco: Path) -> None:
         path.write_text(text, encoding="utf-8")
 
     changed('"zebra"', '"okapi"', "80 categories of COCO, got 'okapi' where 'zebra' belongs")
-    changed('"id": 90, "name": "toothbrush"', '"id": 1, "name": "toothbrush"',
-            "one of its categories for each id, got 'toothbrush' and 'person' for 1; give those of the second file")  # fmt: skip
+    changed(
+        '"id": 90, "name": "toothbrush"',
+        '"id": 1, "name": "toothbrush"',
+        "one of its categories for each id, got 'toothbrush' and 'person' for 1; give those of the second file",
+    )
     changed('"annotations"', '"captions"', "has no annotations; take the instances file")
-    changed('}', '', "not readable JSON")
+    changed("}", "", "not readable JSON")
     image = int(coco_names("train", 7)[1][-16:-4])
     changed(f'"image_id": {image},', '"image_id": 0,', "has an object of image 0, which it does not list")
     changed('"category_id": ', '"category_id": 9', "has an object of category 9[0-9]+, which it does not list")
@@ -283,9 +287,7 @@ def test_cub_has_the_official_split_and_the_flag(cub: tuple[Path, NDArray[np.int
         ("5 7 0 3 1.5\n1 1 0 3 1.5", "one line for a label, got several for attribute 7 of image 5"),
     ],
 )
-def test_cub_refuses_lines_it_cannot_read(
-    cub: tuple[Path, NDArray[np.int8], NDArray[np.int64]], line: str, message: str
-) -> None:
+def test_cub_refuses_lines_it_cannot_read(cub: tuple[Path, NDArray[np.int8], NDArray[np.int64]], line: str, message: str) -> None:
     path = cub[0] / "CUB_200_2011" / "attributes" / "image_attribute_labels.txt"
     first, rest = path.read_text(encoding="utf-8").split("\n", 1)
     assert first.startswith("1 1 ")

@@ -175,15 +175,7 @@ def gradients(rank: int | None, loss: str, split: str, world: int) -> tuple[Tens
     return value.detach(), batch["features"].grad, shared if text.grad is None else {**shared, "text": text.grad}
 
 
-LOSSES = (
-    "matching",
-    "distillation",
-    "contrast",
-    "images",
-    "objective",
-    "objective in chunks",
-    *BASELINES,
-)
+LOSSES = ("matching", "distillation", "contrast", "images", "objective", "objective in chunks", *BASELINES)
 
 
 @pytest.mark.parametrize(("loss", "split", "world"), cases(LOSSES))
@@ -358,9 +350,7 @@ STATEFUL = [name for name, case in BASELINES.items() if case.state]
 
 @pytest.mark.parametrize(("name", "split", "world"), cases(STATEFUL))
 def test_what_baselines_keep_agrees(pools: Callable[[int], Pool], name: str, split: str, world: int) -> None:
-    agree(
-        pools(world).run(baseline_updates, name, split, world, world=world), one := baseline_updates(None, name, split, world)
-    )
+    agree(pools(world).run(baseline_updates, name, split, world, world=world), one := baseline_updates(None, name, split, world))
     start = build(name, False).state_dict()
     moves = [key for key in one if key in ("soft", "flipped", "prior") and "selective" not in name]
     assert split != "unequal" or not any(torch.equal(one[key], start[key]) for key in moves)

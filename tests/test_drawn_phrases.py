@@ -16,11 +16,14 @@ from PIL import Image
 pytest.importorskip("open_clip")
 pytest.importorskip("safetensors")
 
-from trm_pipeline import experiment
-from trm_pipeline.data import cub, drawn, drawn_phrases, vg200
+import gate
+
+from trm_pipeline.data import cub, vg200
 from trm_pipeline.data.base import LabelledImages
-from trm_pipeline.data.drawn_phrases import class_phrases, phrase_scene, phrases_of, write_drawn_phrases
-from trm_pipeline.embedded import gate
+from trm_pipeline.drawn import phrases as drawn_phrases
+from trm_pipeline.drawn import scenes as drawn
+from trm_pipeline.drawn.phrases import class_phrases, phrase_scene, phrases_of, write_drawn_phrases
+from trm_pipeline.run import experiment
 
 SIZES = {"train": 7, "test": 4}
 SOURCES = {"cub": cub.SOURCE, "vg200": vg200.SOURCE}
@@ -113,12 +116,15 @@ def test_scenes_without_given_colours_are_those_of_version_1() -> None:
         ),
         (
             drawn.target_scene(0, "test", 1),
-            [("pottedplant", "yellow", (126, 87, 159, 125)), ("chair", None, (161, 142, 208, 189)),
-             ("car", "red", (139, 69, 181, 94))],
+            [
+                ("pottedplant", "yellow", (126, 87, 159, 125)),
+                ("chair", None, (161, 142, 208, 189)),
+                ("car", "red", (139, 69, 181, 94)),
+            ],
             (154.80, 148.33, 173.59),
         ),
         (drawn.pretraining_scene(0, 1), [("mushroom", "green", (68, 65, 112, 104))], (151.13, 158.99, 159.05)),
-    ):  # fmt: skip
+    ):
         assert [(item.name, item.colour, item.box) for item in scene.objects] == objects
         assert scene.image.mean(axis=(0, 1)) == pytest.approx(mean, abs=0.2)  # not to the bit: of any Pillow
 
@@ -201,9 +207,12 @@ def test_the_gate_says_what_fails() -> None:
     good = {"zero_shot": 20.0, "zero_shot_tokens": 35.0, "probes": {"a": 30.0}, "tokens_all": 40.0, "tokens_tenth": 33.0}
     assert gate.PhraseGate(**good, chance=9.0).holds
     for change in (
-        {"chance": 11.0}, {"zero_shot": 31.0}, {"zero_shot_tokens": 39.5}, {"probes": {"a": 30.0, "b": 36.0}},
+        {"chance": 11.0},
+        {"zero_shot": 31.0},
+        {"zero_shot_tokens": 39.5},
+        {"probes": {"a": 30.0, "b": 36.0}},
         {"tokens_tenth": 35.0},
-    ):  # fmt: skip
+    ):
         bad = gate.PhraseGate(**{"chance": 9.0, **good, **change})
         assert not bad.holds and len(re.findall("FAIL", str(bad))) == 1, change
 

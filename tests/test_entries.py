@@ -7,18 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import (
-    CLASSES,
-    TOKENS,
-    WIDTH,
-    call_contrast,
-    filled_bank,
-    filled_labeler,
-    labels,
-    normal,
-    shaken,
-    with_prototypes,
-)
+from cases import CLASSES, TOKENS, WIDTH, call_contrast, filled_bank, filled_labeler, labels, normal, shaken, with_prototypes
 from torch import Tensor
 
 import trm_losses as tl
@@ -158,7 +147,7 @@ def test_chunks_are_computed_again_from_tensors(monkeypatch: pytest.MonkeyPatch)
         given.extend(arg for part in args for arg in (part if isinstance(part, tuple) else (part,)))
         return function(*args)
 
-    monkeypatch.setattr("trm_losses.region_pooler.checkpoint", spy)
+    monkeypatch.setattr("trm_losses.regions.checkpoint", spy)
     pooler = tl.RegionPooler(5, WIDTH, num_heads=1)
     pooler.map_classes(lambda r, c: {"query": r.query}, pooler.prepare(normal(2, 6, WIDTH).float(), normal(5, WIDTH).float()), 2)
     assert any(isinstance(arg, torch.Tensor) for arg in given)

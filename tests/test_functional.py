@@ -304,6 +304,7 @@ def test_only_some_contrasts(only: list[str]) -> None:
 
 def test_a_term_that_is_switched_off_costs_nothing() -> None:
     """The number of operators falls with every weight that is 0."""
+
     class Count(TorchDispatchMode):
         calls = 0
 
@@ -605,9 +606,10 @@ def test_infinite_logits_that_are_wrong_cost_infinitely(y: float, x: float) -> N
 def test_present_entries_looked_up_or_computed_everywhere(settings: dict[str, Any]) -> None:
     """What waits for a device and what does not: the same."""
     x, y, w = normal(200), labels(20, 10).flatten().double(), normal(200, seed=3).abs()
-    focus = Focus(**{"gamma_pos": 1.0, "gamma_neg": 2.0, "margin": 0.05, "detach": False} | {
-        {"detach_focus": "detach"}.get(key, key): value for key, value in settings.items()
-    })
+    focus = Focus(
+        **{"gamma_pos": 1.0, "gamma_neg": 2.0, "margin": 0.05, "detach": False}
+        | {{"detach_focus": "detach"}.get(key, key): value for key, value in settings.items()}
+    )
     found = []
     for sparse in (True, False):
         gradient = torch.empty_like(x)

@@ -105,21 +105,21 @@ PARTS |= {
     "from_nan": function("from_nan", labels.from_nan, lambda b, c: {"labels": cases.labels(b, c, seed=3)}),
     "known_fraction": function("known_fraction", labels.known_fraction, lambda b, c: {"targets": hard(b, c)}),
     "hide_labels": function("hide_labels", labels.hide_labels, lambda b, c: {"targets": hard(b, c)}),
-    "keep_single_positive": function(
-        "keep_single_positive", labels.keep_single_positive, lambda b, c: {"targets": hard(b, c)}
-    ),
+    "keep_single_positive": function("keep_single_positive", labels.keep_single_positive, lambda b, c: {"targets": hard(b, c)}),
     "sample_classes": function(
         "sample_classes",
         lambda targets: labels.sample_classes(targets, 3, generator=generator()),
         lambda b, c: {"targets": hard(b, c)},
     ),
     "average_precision": function("average_precision", metrics.average_precision, scored, smooth=False, nan=True),
-    "mean_average_precision": function(
-        "mean_average_precision", metrics.mean_average_precision, scored, smooth=False, nan=True
-    ),
+    "mean_average_precision": function("mean_average_precision", metrics.mean_average_precision, scored, smooth=False, nan=True),
     **{
         f"f1_scores, {' '.join(options)}": function(
-            "f1_scores", partial(metrics.f1_scores, **options), scored, smooth=False, nan=True  # type: ignore[arg-type]
+            "f1_scores",
+            partial(metrics.f1_scores, **options),
+            scored,
+            smooth=False,
+            nan=True,  # type: ignore[arg-type]
         )
         for options in ({"threshold": 0.1}, {"top_k": 1})
     },
@@ -130,13 +130,7 @@ PARTS |= {
         smooth=False,
         nan=True,
     ),
-    "pseudo-labels, merge": Part(
-        "PseudoLabels",
-        pseudo,
-        lambda b, c: {"targets": cases.labels(b, c, seed=3)},
-        merged,
-        pure=True,
-    ),
+    "pseudo-labels, merge": Part("PseudoLabels", pseudo, lambda b, c: {"targets": cases.labels(b, c, seed=3)}, merged, pure=True),
     "ROLE, start": function(
         "ROLELoss",
         lambda targets: baselines.ROLELoss(targets, 1.5, generator=generator()).estimates.detach(),
@@ -174,8 +168,10 @@ PARTS |= {
             "PseudoLabeler",
             lambda c, settings=settings: cases.filled_labeler(c, **settings),
             past,
-            lambda m, x: (m.update(x["regions"], x["targets"], cases.filled_bank(m.num_classes)),
-                          tuple(b.clone() for b in m.buffers()))[1],
+            lambda m, x: (
+                m.update(x["regions"], x["targets"], cases.filled_bank(m.num_classes)),
+                tuple(b.clone() for b in m.buffers()),
+            )[1],
             smooth=False,
         )
         for name, settings in (("thresholds", {}), ("quantiles", {"share": 0.6}))
@@ -221,28 +217,24 @@ PARTS |= {
             "region_attention",
             lambda **x: TF.region_attention(**x, scale=2.0, num_heads=2),
             lambda b, c: {
-                "queries": normal(c, WIDTH, seed=1), "keys": normal(b, TOKENS, WIDTH, seed=2),
-                "query_weight": normal(WIDTH, WIDTH, seed=3), "key_weight": normal(WIDTH, WIDTH, seed=4),
+                "queries": normal(c, WIDTH, seed=1),
+                "keys": normal(b, TOKENS, WIDTH, seed=2),
+                "query_weight": normal(WIDTH, WIDTH, seed=3),
+                "key_weight": normal(WIDTH, WIDTH, seed=4),
                 "key_padding_mask": torch.arange(b * TOKENS).view(b, TOKENS) % 4 == 3,
             },
         ),
         ("region_distillation", TF.region_distillation, cases.two_logits),
-        (
-            "multimodal_contrastive",
-            lambda **x: tuple(TF.multimodal_contrastive(**x).values()),
-            cases.with_prototypes,
-        ),
-        (
-            "multi_label_contrastive",
-            TF.multi_label_contrastive,
-            cases.image_labels,
-        ),
+        ("multimodal_contrastive", lambda **x: tuple(TF.multimodal_contrastive(**x).values()), cases.with_prototypes),
+        ("multi_label_contrastive", TF.multi_label_contrastive, cases.image_labels),
         ("class_sums", TF.class_sums, lambda b, c: {"features": normal(b, c, WIDTH), "weights": normal(b, c).clamp(min=0)}),
         (
             "update_prototypes",
             TF.update_prototypes,
             lambda b, c: {
-                "prototypes": unit(normal(c, WIDTH)), "count": torch.arange(c), "sums": normal(c, WIDTH, seed=2),
+                "prototypes": unit(normal(c, WIDTH)),
+                "count": torch.arange(c),
+                "sums": normal(c, WIDTH, seed=2),
                 "mass": torch.arange(c).double(),
             },
         ),
@@ -250,7 +242,9 @@ PARTS |= {
             "prototype_similarities",
             TF.prototype_similarities,
             lambda b, c: {
-                "features": normal(b, c, WIDTH), "visual": normal(c, WIDTH, seed=2), "text": normal(c, WIDTH, seed=3),
+                "features": normal(b, c, WIDTH),
+                "visual": normal(c, WIDTH, seed=2),
+                "text": normal(c, WIDTH, seed=3),
                 "seen": torch.arange(c) != 1,
             },
         ),
@@ -258,7 +252,10 @@ PARTS |= {
             "calibrate",
             TF.calibrate,
             lambda b, c: {
-                "similarity": normal(b, c), "mean_present": normal(c), "mean_absent": normal(c, seed=2), "gap": torch.ones(c)
+                "similarity": normal(b, c),
+                "mean_present": normal(c),
+                "mean_absent": normal(c, seed=2),
+                "gap": torch.ones(c),
             },
         ),
         (
@@ -272,7 +269,7 @@ PARTS |= {
             lambda b, c: {"features": normal(b, c, WIDTH), "scores": torch.sigmoid(normal(b, c)), "known": hard(b, c) >= 0},
         ),
     )
-}  # fmt: skip
+}
 
 
 # What may be done to an argument ------------------------------------------------------------------------------------------
@@ -373,8 +370,18 @@ def plans(draw: Any) -> Plan:
 
 
 # What says nothing of no images, and refuses them.
-NOT_EMPTY = ("average_precision", "mean_average_precision", "f1_scores", "evaluate", "known_fraction", "hide_labels",
-             "keep_single_positive", "sample_classes", "matching, calibrate_bias", "ROLELoss")  # fmt: skip
+NOT_EMPTY = (
+    "average_precision",
+    "mean_average_precision",
+    "f1_scores",
+    "evaluate",
+    "known_fraction",
+    "hide_labels",
+    "keep_single_positive",
+    "sample_classes",
+    "matching, calibrate_bias",
+    "ROLELoss",
+)
 
 
 # What must hold ---------------------------------------------------------------------------------------------------------

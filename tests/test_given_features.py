@@ -17,12 +17,12 @@ from torch import Tensor
 
 pytest.importorskip("open_clip")
 
-from trm_pipeline import experiment, given
-from trm_pipeline.pictures import SaliencyMaps
-
 from trm_losses import TRMHead, write_features
 from trm_losses.backbones import ImageFeatures
 from trm_losses.metrics import evaluate
+from trm_pipeline.data import given
+from trm_pipeline.report.pictures import SaliencyMaps
+from trm_pipeline.run import experiment
 
 NAMES, WIDTH, GRID = ["cat", "dog", "old car", "tree"], 8, (2, 3)
 TEXT = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(0))
@@ -154,7 +154,7 @@ def _broken() -> Iterator[tuple[Tensor, ...]]:
         (None, {"dtype": torch.int8}, "dtype must be torch.float16 or torch.float32"),
         (None, {"split": "../train"}, "split must be a name such as 'train'"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_fit_is_refused_and_leaves_nothing(
     batches: Callable[[], Iterator[Any]] | None, changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
@@ -245,9 +245,7 @@ def test_known_labels_may_come_from_a_file(run: Callable[..., list[dict[str, Any
     assert args.source == given.SOURCE, "processes of --jobs are given it"
 
 
-def test_saliency_is_drawn_over_images_that_the_ids_lead_to(
-    run: Callable[..., list[dict[str, Any]]], tmp_path: Path
-) -> None:
+def test_saliency_is_drawn_over_images_that_the_ids_lead_to(run: Callable[..., list[dict[str, Any]]], tmp_path: Path) -> None:
     root = tmp_path / "drawn"
     for seed, (split, count) in enumerate({"train": 23, "val": 12}.items()):
         write(root, split, count, seed, ids=[f"images/{split}{row}.png" for row in range(count)])
@@ -319,7 +317,7 @@ def _put(array: Any, index: Any, value: float) -> Any:
             "ids.txt must name 9 images, one a line, got 2",
         ),
     ],
-)  # fmt: skip
+)
 def test_a_folder_that_does_not_fit_is_one_line(
     spoil: Callable[[Path], object], message: str, run: Callable[..., list[dict[str, Any]]], folder: Path
 ) -> None:

@@ -12,9 +12,14 @@ import torch
 pytest.importorskip("open_clip")
 pytest.importorskip("safetensors")
 
-from trm_pipeline import cells, checkpoint, experiment, features, grid, methods, presets, training, wrapped
-
 from trm_losses import baselines
+from trm_pipeline import files as checkpoint
+from trm_pipeline.config import presets
+from trm_pipeline.features import cached as features
+from trm_pipeline.methods import base as methods
+from trm_pipeline.methods import grid, wrapped
+from trm_pipeline.run import cells, experiment
+from trm_pipeline.training import loop as training
 
 IMAGES, TOKENS, CLASSES, DIM, EPOCHS = 12, 5, 4, 8, 5
 # What the papers give for VOC, by hand: k is 4 x 11 / 27 below.
@@ -41,11 +46,18 @@ PUBLISHED = {
         y.shape[1], policy="negative", gamma_pos=0, gamma_neg=1, gamma_unknown=4, reduction="mean"
     ),
     "pasl-selective": lambda y, k, s: baselines.PartialASLLoss(
-        y.shape[1], policy="selective", gamma_pos=0, gamma_neg=1, gamma_unknown=4, prior=prior(y), prior_threshold=0.5,
-        likely=5, reduction="mean",
+        y.shape[1],
+        policy="selective",
+        gamma_pos=0,
+        gamma_neg=1,
+        gamma_unknown=4,
+        prior=prior(y),
+        prior_threshold=0.5,
+        likely=5,
+        reduction="mean",
     ),
     "vlpl": lambda y, k, s: baselines.VLPLLoss(s, alpha=0.2, beta=0.7, temperature=0.1, threshold=0.3),
-}  # fmt: skip
+}
 
 
 def prior(targets):
@@ -271,9 +283,20 @@ def trained(name, path, *, stop=None, single=False, amp=False, **changes):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint.Checkpoint, "save", save)
         found = training.train(
-            method, Held(1), chosen.targets, Held(2), labels(3).clamp(min=0), encode=lambda text: text, preset=chosen.preset,
-            seed=1, device=torch.device("cpu"), label=name, single=single, checkpoint=kept, amp=amp,
-        )  # fmt: skip
+            method,
+            Held(1),
+            chosen.targets,
+            Held(2),
+            labels(3).clamp(min=0),
+            encode=lambda text: text,
+            preset=chosen.preset,
+            seed=1,
+            device=torch.device("cpu"),
+            label=name,
+            single=single,
+            checkpoint=kept,
+            amp=amp,
+        )
     return method, found.method
 
 
@@ -295,8 +318,15 @@ def test_a_cell_trains_and_goes_on_bit_for_bit(name, tmp_path, capsys):
     moved = {key for key, value in whole[0].state_dict().items() if not torch.equal(value, start.state_dict()[key])}
     assert any("inner" in key or name == "positive-coop" for key in moved)
     assert all(bool(value.isfinite().all()) for value in whole[0].state_dict().values())
-    state = {"role": "labels.estimates", "ll-cp": "labels.flipped", "em-apl": "labels.labelled", "scpnet": "labels",
-             "sst": "memory", "sarb": "prototypes", "pasl-ignore": "labels.prior"}  # fmt: skip
+    state = {
+        "role": "labels.estimates",
+        "ll-cp": "labels.flipped",
+        "em-apl": "labels.labelled",
+        "scpnet": "labels",
+        "sst": "memory",
+        "sarb": "prototypes",
+        "pasl-ignore": "labels.prior",
+    }
     assert state.get(name.partition("+")[2], next(iter(moved))) in moved
 
 
@@ -328,9 +358,7 @@ def test_mixed_precision_trains_close_to_the_full_one(name, tmp_path):
 @pytest.mark.parametrize("label", [-1.0, 0.0, 1.0])
 def test_one_class_one_image_and_one_kind_of_label(name, label):
     targets = torch.full((1, 1), label)
-    chosen = methods.Setting(
-        preset(expected_positives=0.5), torch.ones(1, DIM), None, 10.0, 5, num_samples=1, targets=targets
-    )
+    chosen = methods.Setting(preset(expected_positives=0.5), torch.ones(1, DIM), None, 10.0, 5, num_samples=1, targets=targets)
     method = grid.build_method(name, chosen)
     batch = features.Batch(torch.randn(1, TOKENS, DIM), torch.randn(1, DIM), torch.zeros(1, dtype=torch.int64))
     for part in ("step", "found"):
@@ -468,12 +496,18 @@ def test_what_the_preset_has_is_among_them(choose_losses):
 
 def test_the_best_setting_is_told_for_the_heads_that_share_it(choose_losses):
     up, first, last = [float(n) for n in range(10)], [9.0, *[0.0] * 9], [0.0] * 9 + [9.0]
-    found = {"linear+em": up, "text-pixel+em": up, "linear+an": first, "text-pixel+an": last, "linear+epr": last,
-             "text-pixel+epr": first, "linear+wan": first, "text-pixel+wan": first}  # fmt: skip
+    found = {
+        "linear+em": up,
+        "text-pixel+em": up,
+        "linear+an": first,
+        "text-pixel+an": last,
+        "linear+epr": last,
+        "text-pixel+epr": first,
+        "linear+wan": first,
+        "text-pixel+wan": first,
+    }
     best = {loss: settings[9] for loss, settings in choose_losses.CANDIDATES.items()}
-    assert choose_losses.chosen(found) == {
-        "*+em": best["em"], "linear+an": {}, "*+an": best["an"], "linear+epr": best["epr"],
-    }  # fmt: skip
+    assert choose_losses.chosen(found) == {"*+em": best["em"], "linear+an": {}, "*+an": best["an"], "linear+epr": best["epr"]}
     cells = [("a", 0.1, 1.0), ("a", 0.5, 2.0), ("a", "single", 7.0), ("b", 0.1, 9.0)]
     rows = [dict(zip(("method", "known", "mAP"), cell, strict=True)) for cell in cells]
     assert choose_losses.scores([rows, rows[1:]], "a", (0.1, 0.5)) == [1.5, 2.0]

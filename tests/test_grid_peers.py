@@ -13,8 +13,12 @@ pytest.importorskip("safetensors")
 
 from baseline_oracles import absent, bce, present, slope
 from oracles import array, sigmoid
-from trm_pipeline import features, grid, methods, presets
-from trm_pipeline.peers import _features, sarb, scpnet, sst
+
+from trm_pipeline.config import presets
+from trm_pipeline.features import cached as features
+from trm_pipeline.methods import base as methods
+from trm_pipeline.methods import grid
+from trm_pipeline.methods.peers import _features, sarb, scpnet, sst
 
 IMAGES, CLASSES, DIM = 6, 4, 5
 
@@ -118,8 +122,15 @@ def slow_consistency(weak, strong, y, stored, graph, top, balance, weight):
 
 @pytest.mark.parametrize("filled", [False, True])
 def test_consistency_follows_its_equation(filled):
-    method = grid.build_method("linear+scpnet", setting(losses={**presets.LOSSES, "scpnet": {
-        "top": 2, "weight": 0.125, "balance": 2.0, "temperature": 0.3, "neighbours": 3, "drop": 0.5}}))  # fmt: skip
+    method = grid.build_method(
+        "linear+scpnet",
+        setting(
+            losses={
+                **presets.LOSSES,
+                "scpnet": {"top": 2, "weight": 0.125, "balance": 2.0, "temperature": 0.3, "neighbours": 3, "drop": 0.5},
+            }
+        ),
+    )
     if filled:
         method.labels[:] = True
         method.labels[:2, 1] = False

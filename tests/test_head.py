@@ -273,8 +273,11 @@ def test_no_file(tmp_path: Path) -> None:
 )
 def test_refuses(change: dict[str, Any], message: str) -> None:
     given: dict[str, Any] = {
-        "pooler": RegionPooler(3, 8), "matching": TextRegionMatchingLoss(3), "text": TEXT, "class_names": NAMES
-    }  # fmt: skip
+        "pooler": RegionPooler(3, 8),
+        "matching": TextRegionMatchingLoss(3),
+        "text": TEXT,
+        "class_names": NAMES,
+    }
     with pytest.raises(ValueError, match=f"^TRMHead: {message}"):
         TRMHead(**{**given, **change})
 

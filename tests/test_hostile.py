@@ -27,9 +27,11 @@ from trm_losses.pseudo import NeighbourRule
 pytest.importorskip("torchvision")
 pytest.importorskip("open_clip")
 
-from trm_pipeline import checkpoint, experiment, features
-from trm_pipeline.checkpoint import Checkpoint, write_json
+from trm_pipeline import files as checkpoint
 from trm_pipeline.data.voc import VOC
+from trm_pipeline.features import cached as features
+from trm_pipeline.files import Checkpoint, write_json
+from trm_pipeline.run import experiment
 
 
 class Payload:
@@ -184,7 +186,15 @@ class Tower(torch.nn.Module):
 
 def cache(root: Path, files: list[str]) -> features.CachedFeatures:
     return features.cache_features(
-        root, Images(), files, Tower(), weights="a", token_pool=1, mirror=False, device=torch.device("cpu"), workers=0  # type: ignore[arg-type]
+        root,
+        Images(),
+        files,
+        Tower(),
+        weights="a",
+        token_pool=1,
+        mirror=False,
+        device=torch.device("cpu"),
+        workers=0,  # type: ignore[arg-type]
     )
 
 

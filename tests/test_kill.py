@@ -14,14 +14,28 @@ import pytest
 pytest.importorskip("open_clip")
 pytest.importorskip("safetensors")
 
-from trm_pipeline import experiment
-from trm_pipeline.data.drawn import write_drawn_voc
-
 from trm_losses import TRMHead
+from trm_pipeline.drawn.scenes import write_drawn_voc
+from trm_pipeline.run import experiment
 
 KILLS = int(os.environ.get("TRM_LOSSES_KILLS", "50"))
-ARGUMENTS = ("--preset", "embedded", "--methods", "trm", "linear", "--known", "0.5", "--epochs", "2", "--set", "batch_size=8",
-             "--device", "cpu", "--workers", "0")  # fmt: skip
+ARGUMENTS = (
+    "--preset",
+    "embedded",
+    "--methods",
+    "trm",
+    "linear",
+    "--known",
+    "0.5",
+    "--epochs",
+    "2",
+    "--set",
+    "batch_size=8",
+    "--device",
+    "cpu",
+    "--workers",
+    "0",
+)
 SIZES = {"train": 48, "val": 8, "test": 32}
 LEFT = ("results.json", "run.json", "pseudo/trm-known0.5-seed1.json")
 
@@ -39,7 +53,7 @@ def _run(cache: Path, output: Path, said: Path) -> None:
 def test_a_run_killed_at_random_moments_ends_in_the_results_of_the_unbroken_one(tmp_path: Path) -> None:
     """Drawing, encoding, epochs and the writing of results alike; the processes are forked where all is imported already."""
     fork = multiprocessing.get_context("forkserver")
-    fork.set_forkserver_preload(["trm_pipeline.experiment"])
+    fork.set_forkserver_preload(["trm_pipeline.run.experiment"])
     chance, said = random.Random(0), tmp_path / "said.txt"
 
     def start(cache: Path, output: Path) -> multiprocessing.process.BaseProcess:

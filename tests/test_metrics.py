@@ -21,9 +21,7 @@ precision_recall_fscore_support = sklearn_metrics.precision_recall_fscore_suppor
 multilabel_average_precision = torchmetrics_functional.multilabel_average_precision
 
 
-def scored(
-    rows: int, columns: int, *, seed: int = 0, decimals: int | None = None, unknown: float = 0.0
-) -> tuple[Tensor, Tensor]:
+def scored(rows: int, columns: int, *, seed: int = 0, decimals: int | None = None, unknown: float = 0.0) -> tuple[Tensor, Tensor]:
     """Random scores that carry some signal, rounded to make ties, and targets with unknown entries."""
     generator = torch.Generator().manual_seed(seed)
     targets = (torch.rand(rows, columns, generator=generator) < 0.2).long()
@@ -372,9 +370,7 @@ def test_order_scale_and_unknown_scores_do_not_matter(case: tuple[int, int, int,
             average_precision(scores[:, c : c + 1], targets[:, c : c + 1], interpolated=interpolated) for c in range(columns)
         ]
         same(torch.cat(one_by_one))
-    assert bool(
-        (average_precision(scores, targets, interpolated=True) + 1e-12 < average_precision(scores, targets)).sum() == 0
-    )
+    assert bool((average_precision(scores, targets, interpolated=True) + 1e-12 < average_precision(scores, targets)).sum() == 0)
     expected_f1 = as_floats(f1_scores(scores, targets, threshold=0.0))
     both = (row_order[:, None], column_order)
     assert as_floats(f1_scores(moved[both], targets[both], threshold=0.0)) == pytest.approx(expected_f1, abs=1e-12, nan_ok=True)

@@ -25,11 +25,11 @@ from cases import (
     weighted,
 )
 from torch import Tensor
-from trm_pipeline import presets
 
 import trm_losses as tl
 from trm_losses import functional as TF
 from trm_losses.pseudo import NeighbourRule, PrototypeRule
+from trm_pipeline.config import presets
 
 
 def close(actual: Any, expected: Any, tolerance: float = 2e-5) -> None:

@@ -12,7 +12,6 @@ pytest.importorskip("open_clip")
 pytest.importorskip("safetensors")
 
 from test_pipeline import cache, devkit, run  # noqa: F401
-from trm_pipeline import experiment, features, methods, presets
 
 from trm_losses import (
     MultimodalContrastiveLoss,
@@ -25,6 +24,10 @@ from trm_losses import (
     TRMObjective,
 )
 from trm_losses.pseudo import NeighbourRule, PrototypeRule, Quantiles, Thresholds
+from trm_pipeline.config import presets
+from trm_pipeline.features import cached as features
+from trm_pipeline.methods import base as methods
+from trm_pipeline.run import experiment
 
 # A value that is not the default, with what else it needs after it, and the attribute of the objective where it ends up.
 OPTIONS = [
@@ -118,10 +121,30 @@ NAMES = {
 }
 # Not settings: sizes, tensors and parts, and what no run on one device has a use for.
 APART = {
-    "num_classes", "dim", "device", "dtype", "distributed", "validate", "reduction", "init", "query_init",
-    "query_head", "bias", "pooler", "matching", "distillation", "contrast", "bank", "labeler",
-    "warmup_steps", "ramp_steps", "num_samples", "class_chunk", "rule", "decider",
-}  # fmt: skip
+    "num_classes",
+    "dim",
+    "device",
+    "dtype",
+    "distributed",
+    "validate",
+    "reduction",
+    "init",
+    "query_init",
+    "query_head",
+    "bias",
+    "pooler",
+    "matching",
+    "distillation",
+    "contrast",
+    "bank",
+    "labeler",
+    "warmup_steps",
+    "ramp_steps",
+    "num_samples",
+    "class_chunk",
+    "rule",
+    "decider",
+}
 
 
 @pytest.mark.parametrize("part", NAMES)
@@ -292,7 +315,5 @@ def test_the_value_path_reaches_the_backbone_and_the_name_of_the_cache(monkeypat
     folders = []
     monkeypatch.setattr(features, "CachedFeatures", lambda folder, *a: folders.append(folder) or [])
     for backbone.value_path in (False, True, False):
-        features.cache_features(
-            tmp_path, None, [], backbone, weights="a", token_pool=2, mirror=False, device=torch.device("cpu")
-        )
+        features.cache_features(tmp_path, None, [], backbone, weights="a", token_pool=2, mirror=False, device=torch.device("cpu"))
     assert folders[0] == folders[2] != folders[1]

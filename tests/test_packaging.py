@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = {path.relative_to(ROOT).as_posix() for path in (ROOT / "trm_losses").rglob("*.py")}
+MODULES = {path.relative_to(ROOT).as_posix() for name in ("trm_losses", "trm_pipeline") for path in (ROOT / name).rglob("*.py")}
+OTHERS = {"trm_losses/py.typed", "trm_pipeline/py.typed", "trm_pipeline/embedded/drawn-clip.json"}
 
 
 def opens_text(call):
@@ -27,7 +28,11 @@ def opens_text(call):
 
 
 def test_every_text_file_is_opened_with_its_encoding():
-    files = [path for folder in ("trm_losses", "examples", "benchmarks", "tests") for path in (ROOT / folder).rglob("*.py")]
+    files = [
+        path
+        for folder in ("trm_losses", "trm_pipeline", "examples", "tools", "benchmarks", "tests")
+        for path in (ROOT / folder).rglob("*.py")
+    ]
     found = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for path in files
@@ -51,8 +56,8 @@ def built(tmp_path_factory):
     source = tmp_path_factory.mktemp("source")
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff"):
         shutil.copy(ROOT / name, source)
-    for name in ("trm_losses", "tests", "examples", "docs"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
+    for name in ("trm_losses", "trm_pipeline", "tests", "examples", "docs"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(source / "dist"), str(source)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=source)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -75,10 +80,10 @@ def test_every_requirement_names_its_oldest_version():
     assert len({match[1] for match in matches.values()}) == len(found)
 
 
-def test_wheel_holds_the_package_and_nothing_else(built):
+def test_wheel_holds_the_packages_and_nothing_else(built):
     names = set(zipfile.ZipFile(only(built, "*.whl")).namelist())
     package = {name for name in names if ".dist-info/" not in name}
-    assert package == MODULES | {"trm_losses/py.typed"}
+    assert package == MODULES | OTHERS | {f"trm_pipeline/embedded/{name}" for name in ("pretrain.log", "weights.safetensors")}
     assert [name for name in names if name.endswith("/licenses/LICENSE")]
 
 
@@ -89,7 +94,7 @@ def test_wheel_asks_for_torch_and_einops_alone(built):
     required = [line.split(": ")[1] for line in lines if line.startswith("Requires-Dist") and "extra ==" not in line]
     assert sorted(requirement.split(">")[0] for requirement in required) == ["einops", "torch"]
     extras = {line.split(": ")[1] for line in lines if line.startswith("Provides-Extra")}
-    assert extras == {"backbones", "examples", "tensorboard", "dev"}
+    assert extras == {"backbones", "pipeline", "tensorboard", "dev"}
 
 
 def test_sdist_holds_readme_and_licence(built):

@@ -10,12 +10,14 @@ import torch
 pytest.importorskip("open_clip")
 pytest.importorskip("safetensors")
 
-from trm_pipeline import experiment, features, methods, presets
-from trm_pipeline.data.drawn import write_drawn_voc
-from trm_pipeline.data.voc import VOC, class_prompt_names, eval_transform
-from trm_pipeline.training import score
-
 from trm_losses.metrics import mean_average_precision
+from trm_pipeline.config import presets
+from trm_pipeline.data.voc import VOC, class_prompt_names, eval_transform
+from trm_pipeline.drawn.scenes import write_drawn_voc
+from trm_pipeline.features import cached as features
+from trm_pipeline.methods import base as methods
+from trm_pipeline.run import experiment
+from trm_pipeline.training.loop import score
 
 PEERS = ("text-image", "dual-coop", "text-pixel")
 SETTINGS = {

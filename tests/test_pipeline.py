@@ -23,20 +23,35 @@ import torch
 pytest.importorskip("open_clip")
 pytest.importorskip("safetensors")
 
-from trm_pipeline import cells, checkpoint, experiment, features, grid, methods, presets, report, training
-from trm_pipeline.data.drawn import write_drawn_voc
-from trm_pipeline.data.voc import VOC, class_prompt_names, eval_transform, train_transform
-from trm_pipeline.embedded import load_embedded
-from trm_pipeline.pseudo_trace import PseudoTrace
-
 from trm_losses import PseudoLabels, TRMHead, TRMObjective
 from trm_losses.labels import hide_labels, keep_single_positive
 from trm_losses.metrics import mean_average_precision
+from trm_pipeline import files as checkpoint
+from trm_pipeline.config import presets
+from trm_pipeline.data.voc import VOC, class_prompt_names, eval_transform, train_transform
+from trm_pipeline.drawn.scenes import write_drawn_voc
+from trm_pipeline.embedded import load_embedded
+from trm_pipeline.features import cached as features
+from trm_pipeline.methods import base as methods
+from trm_pipeline.methods import grid
+from trm_pipeline.report import page as report
+from trm_pipeline.run import cells, experiment
+from trm_pipeline.training import loop as training
+from trm_pipeline.training.pseudo_trace import PseudoTrace
 
 SIZES = {"train": 40, "val": 30, "test": 30}
 COLUMNS = {
-    "method", "known", "seed", "mAP", "mAP_interpolated", "OF1", "CF1", "CF1_per_class", "best_epoch_mAP", "expected_positives",
-}  # fmt: skip
+    "method",
+    "known",
+    "seed",
+    "mAP",
+    "mAP_interpolated",
+    "OF1",
+    "CF1",
+    "CF1_per_class",
+    "best_epoch_mAP",
+    "expected_positives",
+}
 
 
 @pytest.fixture(scope="session")
@@ -134,9 +149,15 @@ def test_a_stale_cache_is_never_read(change, devkit, backbone, tmp_path):
         images.transform = eval_transform(size, mean=(0, 0, 0), std=(1, 1, 1))
         try:
             return features.cache_features(
-                tmp_path / "cache", images, images.image_paths, backbone, weights=weights, token_pool=pool, mirror=False,
+                tmp_path / "cache",
+                images,
+                images.image_paths,
+                backbone,
+                weights=weights,
+                token_pool=pool,
+                mirror=False,
                 device=torch.device("cpu"),
-            )  # fmt: skip
+            )
         finally:
             backbone.image_size = (224, 224)
 
@@ -206,9 +227,7 @@ def test_regions_beat_the_global_feature_before_training(tmp_path_factory, backb
     root = write_drawn_voc(tmp_path_factory.mktemp("gate"), sizes={"train": 1, "val": 200, "test": 1}, workers=1)
     images = VOC(root, 2007, "val", transform=eval_transform(224, mean=backbone.image_mean, std=backbone.image_std))
     live = features.LiveFeatures(images, backbone, token_pool=2, device=torch.device("cpu"), workers=0)
-    text = backbone.template_text(
-        class_prompt_names(presets.EMBEDDED.split_words), presets.EMBEDDED.templates
-    )
+    text = backbone.template_text(class_prompt_names(presets.EMBEDDED.split_words), presets.EMBEDDED.templates)
     objective = TRMObjective.from_text(text, total_steps=1)
     with torch.no_grad():
         parts = [
@@ -242,8 +261,10 @@ def test_cached_rows_are_those_of_their_images(tmp_path, views):
     import numpy as np
 
     generator = np.random.default_rng(0)
-    arrays = {name: generator.normal(size=(views, 11, *shape)).astype(np.float16)
-              for name, shape in (("tokens", (2, 3)), ("pooled", (3,)))}  # fmt: skip
+    arrays = {
+        name: generator.normal(size=(views, 11, *shape)).astype(np.float16)
+        for name, shape in (("tokens", (2, 3)), ("pooled", (3,)))
+    }
     for name, array in arrays.items():
         for view in range(views):
             np.save(tmp_path / f"{name}{view}.npy", array[view])
@@ -470,8 +491,18 @@ def test_weak_negatives_last_until_pseudo_labels_take_their_place(run, monkeypat
     kind = methods.LinearProbe if method == "linear" else methods.TRM
     original = kind.loss
     monkeypatch.setattr(kind, "loss", lambda self, *a: weights.append(a[3]) or original(self, *a))
-    run("--methods", method, "--known", "single", "0.5", "--set", "batch_size=4", f"single_negative_until={until}",
-        "single_negative=0.2", "pseudo_warmup=0.2")  # fmt: skip
+    run(
+        "--methods",
+        method,
+        "--known",
+        "single",
+        "0.5",
+        "--set",
+        "batch_size=4",
+        f"single_negative_until={until}",
+        "single_negative=0.2",
+        "pseudo_warmup=0.2",
+    )
     assert weights[:20] == [0.2] * steps + [0.0] * (20 - steps)
     assert weights[20:] == [0.0] * 20
 
@@ -660,7 +691,7 @@ def command(devkit, cache):
 def forked():
     """Starts a function in a process that has imported all there is: a fork of a server without threads."""
     root = Path(__file__).resolve().parents[1]
-    paths = os.pathsep.join(map(str, (root, root / "examples", root / "tests")))
+    paths = os.pathsep.join(map(str, (root, root / "tools", root / "tests")))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["open_clip", "test_pipeline"])
     with pytest.MonkeyPatch.context() as patch:  # for the server, which lives on
@@ -695,8 +726,7 @@ def assert_same_run(first, second):
 
 
 @pytest.mark.parametrize(
-    "moment",
-    ["in an epoch", "between a cell and its row", "between two cells", "writing a checkpoint", "writing the results"],
+    "moment", ["in an epoch", "between a cell and its row", "between two cells", "writing a checkpoint", "writing the results"]
 )
 def test_a_killed_run_goes_on_to_the_same_results(moment, command, forked, unbroken, tmp_path):
     arguments = [*command, "--output", str(tmp_path / "out")]

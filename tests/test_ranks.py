@@ -28,11 +28,18 @@ from torch import Tensor
 pytest.importorskip("open_clip")
 pytest.importorskip("safetensors")
 
-from trm_pipeline import cells, checkpoint, experiment, features, grid, methods, presets, pseudo_trace, ranks, training
-from trm_pipeline.data.drawn import write_drawn_voc
-
 from trm_losses import PseudoLabels
 from trm_losses.backbones import ImageFeatures
+from trm_pipeline import files as checkpoint
+from trm_pipeline import ranks
+from trm_pipeline.config import presets
+from trm_pipeline.drawn.scenes import write_drawn_voc
+from trm_pipeline.features import cached as features
+from trm_pipeline.methods import base as methods
+from trm_pipeline.methods import grid
+from trm_pipeline.run import cells, experiment
+from trm_pipeline.training import loop as training
+from trm_pipeline.training import pseudo_trace
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = ROOT / "examples" / "reproduce_voc.py"
@@ -104,9 +111,20 @@ def trained(rank: int | None, run: str, folder: str | None = None, stop: bool = 
     kept = None if folder is None else checkpoint.Checkpoint(Path(folder) / f"{method}.pt", {})
     try:
         result = training.train(
-            built, train, known, test, test_truth, encode=lambda prompts: prompts, preset=preset, seed=1,
-            device=torch.device("cpu"), label=method, single=single, truth=truth, checkpoint=kept,
-        )  # fmt: skip
+            built,
+            train,
+            known,
+            test,
+            test_truth,
+            encode=lambda prompts: prompts,
+            preset=preset,
+            seed=1,
+            device=torch.device("cpu"),
+            label=method,
+            single=single,
+            truth=truth,
+            checkpoint=kept,
+        )
     except KeyboardInterrupt:
         return {}
     return {"state": result.method.state_dict(), "metrics": result.metrics, "trace": result.trace}
@@ -313,10 +331,29 @@ experiment.main()
 
 
 def launch(drawn: Path, output: Path, *arguments: str, script: tuple[Path, ...] = (COMMAND,)) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-               *map(str, script), "--data-root", str(drawn), "--preset", "embedded", "--device", "cpu",
-               "--cache", str(output.parent / "cache"), "--output", str(output), "--known", "0.5", *arguments]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "examples")))}
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        *map(str, script),
+        "--data-root",
+        str(drawn),
+        "--preset",
+        "embedded",
+        "--device",
+        "cpu",
+        "--cache",
+        str(output.parent / "cache"),
+        "--output",
+        str(output),
+        "--known",
+        "0.5",
+        *arguments,
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -56,7 +56,8 @@ def test_commands_of_the_pages_are_understood(tmp_path, monkeypatch):
     """Also their settings and combinations; nothing is run."""
     pytest.importorskip("open_clip")
     pytest.importorskip("safetensors")
-    from trm_pipeline import experiment, given
+    from trm_pipeline.data import given
+    from trm_pipeline.run import experiment
 
     (tmp_path / "FEATURES").mkdir()
     (tmp_path / "FEATURES" / "meta.json").write_text('{"class_names": ["cat", "dog"], "logit_scale": 100}', encoding="utf-8")
@@ -74,7 +75,7 @@ def test_commands_of_the_pages_are_understood(tmp_path, monkeypatch):
 def test_pages_of_the_pipeline_name_every_argument():
     pytest.importorskip("open_clip")
     pytest.importorskip("safetensors")
-    from trm_pipeline import experiment
+    from trm_pipeline.run import experiment
 
     page = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("pipeline.md", "datasets.md"))
     sources = [importlib.import_module(f"trm_pipeline.data.{key}").SOURCE for key in ("voc", "coco", "vg200", "nus", "cub")]

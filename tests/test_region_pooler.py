@@ -12,7 +12,7 @@ from cases import normal, shaken
 from torch import Tensor
 
 from trm_losses import RegionPooler
-from trm_losses.region_pooler import Regions, class_chunk
+from trm_losses.regions import Regions, class_chunk
 
 READINGS: list[dict[str, Any]] = [{}, {"query": "free"}, {"query_head": False}]
 

@@ -21,11 +21,20 @@ pytest.importorskip("safetensors")
 pytest.importorskip("matplotlib")
 
 from PIL import Image
-from trm_pipeline import checkpoint, cost, experiment, grid, methods, pictures, presets, progress, report, statistics_of_seeds
-from trm_pipeline.data.voc import VOC_CLASSES, class_prompt_names
-from trm_pipeline.features import pool_tokens
 
 from trm_losses import RegionPooler, TextRegionMatchingLoss, TRMHead
+from trm_pipeline import files as checkpoint
+from trm_pipeline import progress
+from trm_pipeline.config import presets
+from trm_pipeline.data.voc import VOC_CLASSES, class_prompt_names
+from trm_pipeline.features.cached import pool_tokens
+from trm_pipeline.methods import base as methods
+from trm_pipeline.methods import grid
+from trm_pipeline.report import page as report
+from trm_pipeline.report import pictures
+from trm_pipeline.report import statistics as statistics_of_seeds
+from trm_pipeline.run import experiment
+from trm_pipeline.training import cost
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -80,8 +89,10 @@ def png_size(path):
 def test_the_curve_is_drawn_for_any_settings(known, count, tmp_path, recwarn):
     rows = [
         row(f"method-{i}", share, seed, (40.0 if i % 3 else 80.0) + i + seed * 0.3)
-        for i in range(count) for share in known for seed in (1, 2)
-    ]  # fmt: skip
+        for i in range(count)
+        for share in known
+        for seed in (1, 2)
+    ]
     pictures.draw_map_against_known(tmp_path / "a.png", rows, "title")
     width, height = png_size(tmp_path / "a.png")
     assert width > 300 and height > 300
@@ -110,9 +121,7 @@ def test_names_are_moved_apart_and_no_further_than_they_must():
 
 def trace(start=0):
     keys = ("positive_precision", "positive_recall", "negative_precision", "negative_recall")
-    return [
-        {"step": 4 * i, **dict.fromkeys(keys, None if i < 3 else 0.1 * i), "decided": max(0, i - start)} for i in range(8)
-    ]  # fmt: skip
+    return [{"step": 4 * i, **dict.fromkeys(keys, None if i < 3 else 0.1 * i), "decided": max(0, i - start)} for i in range(8)]
 
 
 def test_pseudo_labels_are_drawn_with_gaps(tmp_path):
@@ -284,9 +293,18 @@ def test_every_method_has_a_look_of_its_own():
 
 @pytest.mark.parametrize(
     ("share", "freedom", "value"),
-    [(0.975, 1, 12.7062), (0.975, 2, 4.30265), (0.975, 4, 2.77645), (0.975, 9, 2.26216), (0.95, 10, 1.81246),
-     (0.995, 30, 2.75000), (0.9, 3, 1.63774), (0.975, 1000, 1.96234), (0.5, 7, 0.0)],
-)  # fmt: skip
+    [
+        (0.975, 1, 12.7062),
+        (0.975, 2, 4.30265),
+        (0.975, 4, 2.77645),
+        (0.975, 9, 2.26216),
+        (0.95, 10, 1.81246),
+        (0.995, 30, 2.75000),
+        (0.9, 3, 1.63774),
+        (0.975, 1000, 1.96234),
+        (0.5, 7, 0.0),
+    ],
+)
 def test_quantiles_of_t_are_those_of_tables(share, freedom, value):
     assert statistics_of_seeds.t_quantile(share, freedom) == pytest.approx(value, abs=6e-5)
     assert statistics_of_seeds.t_quantile(1 - share, freedom) == pytest.approx(-value, abs=6e-5)
@@ -335,8 +353,11 @@ def grid_rows():
 def test_differences_are_paired_by_seed_with_what_they_belong_to():
     table = cells(report.difference_table(grid_rows()))
     assert {tuple(line[:2]) for line in table[2:]} == {
-        ("linear", "trm"), ("linear+role", "linear"), ("text-pixel", "trm"), ("text-pixel+role", "text-pixel"),
-    }  # fmt: skip
+        ("linear", "trm"),
+        ("linear+role", "linear"),
+        ("text-pixel", "trm"),
+        ("text-pixel+role", "text-pixel"),
+    }
     # -31 and -32: -31.5 ± 12.7062 * 0.5, and t = 63 has the tails (2 / pi) atan(1 / 63).
     line = ["linear", "trm", "10%", "2", "−31.5", "[−37.9, −25.1]", "0.010", "0.500"]
     assert line in table and not [line for line in table if line[0] == "linear+em"]  # of which there is one seed
@@ -368,8 +389,15 @@ def test_what_comes_closest_to_trm_stands_by_itself():
 
 def test_the_page_shows_grid_differences_and_costs_and_markdown_says_the_same(tmp_path):
     checkpoint.write_json(tmp_path / "results.json", grid_rows())
-    times = [{**{key: r[key] for key in ("method", "known", "seed")}, "seconds": 3.0 + r["seed"], "peak_mib": 900.0 + r["seed"],
-              "parameters": 12345} for r in grid_rows()]  # fmt: skip
+    times = [
+        {
+            **{key: r[key] for key in ("method", "known", "seed")},
+            "seconds": 3.0 + r["seed"],
+            "peak_mib": 900.0 + r["seed"],
+            "parameters": 12345,
+        }
+        for r in grid_rows()
+    ]
     checkpoint.write_json(tmp_path / "times.json", times)
     text = report.make_report(tmp_path, command="x").read_text(encoding="utf-8")
     page = _Page(text)

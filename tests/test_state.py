@@ -121,7 +121,7 @@ def options(draw: Any) -> dict[str, Any]:
         "rule": pick("thresholds", "quantiles", "neighbours"),
         "labeler": {"warmup_steps": pick(0, 2), "ramp_steps": pick(0, 3), "expected_positives": pick(None, 1.5)},
         "class_chunk": pick(None, 2),
-    }  # fmt: skip
+    }
 
 
 RULES: dict[str, Callable[[], pseudo.Rule]] = {

@@ -26,11 +26,16 @@ pytest.importorskip("safetensors")
 pytest.importorskip("matplotlib")
 
 from PIL import Image
-from trm_pipeline import experiment, folder_model, folder_pictures, folder_run, methods, training
-from trm_pipeline.data.drawn import TARGET, draw_scene
-from trm_pipeline.data.folder import FolderImages, find_images, hold_out, read_image, read_labels, to_bytes
 
 from trm_losses import TRMHead
+from trm_pipeline.drawn.scenes import TARGET, draw_scene
+from trm_pipeline.folder import model as folder_model
+from trm_pipeline.folder import pictures as folder_pictures
+from trm_pipeline.folder import run as folder_run
+from trm_pipeline.folder.images import FolderImages, find_images, hold_out, read_image, read_labels, to_bytes
+from trm_pipeline.methods import base as methods
+from trm_pipeline.run import experiment
+from trm_pipeline.training import loop as training
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ["a.jpg", "b.jpg", "sub/c.png", "sub/é 1.jpg"]
@@ -72,10 +77,18 @@ def test_lists_say_what_is_present(text, absent, tmp_path):
 LISTS = {
     "#": (["car#dog", "dog"], "#", ["car dog", "dog"]),
     "a trailing separator": (["car;", "dog;", ""], ";", ["car", "dog", ""]),
-    "spaces, in many combinations": (["car dog", "dog bus car", "dog", "bus", "car bus", "car"], " ", ["car dog", "dog bus car", "dog", "bus", "car bus", "car"]),  # noqa: E501
+    "spaces, in many combinations": (
+        ["car dog", "dog bus car", "dog", "bus", "car bus", "car"],
+        " ",
+        ["car dog", "dog bus car", "dog", "bus", "car bus", "car"],
+    ),  # noqa: E501
     "numbers by spaces": (["16 0", "7 1", "5"], " ", ["16 0", "7 1", "5"]),
     "a comma within names": (["A, b|C", "A, b", "C"], "|", ["A,_b C", "A,_b", "C"]),
-    "a comma within names that have parts in common": (["A, b|C", "A, d|E, b", "E, d", "C"], "|", ["A,_b C", "A,_d E,_b", "E,_d", "C"]),  # noqa: E501
+    "a comma within names that have parts in common": (
+        ["A, b|C", "A, d|E, b", "E, d", "C"],
+        "|",
+        ["A,_b C", "A,_d E,_b", "E,_d", "C"],
+    ),  # noqa: E501
     "spaces and # within names": (["C# x|go", "go", "C# x"], "|", ["C#_x go", "go", "C#_x"]),
     "quoted names": (["'A, b', 'C'", '"C"'], ",", ["A,_b C", "C"]),
     "names that hold spaces": (["polar bear", "zebra", "polar bear"], None, ["polar_bear", "zebra", "polar_bear"]),
@@ -85,7 +98,7 @@ LISTS = {
     "no quotes": (["[car, dog]", "[dog]"], ",", ["car dog", "dog"]),
     "Label Studio": (['{"choices": ["car", "dog"]}', "car"], None, ["car dog", "car"]),
     "other scripts": (["猫、犬", "犬"], "、", ["猫 犬", "犬"]),
-}  # fmt: skip
+}
 
 
 def write_lists(cells, header="image_name,tags"):
@@ -728,24 +741,32 @@ def test_an_unknown_label_hardly_counts_as_absent(classes):
         ({"1.png": [1], "2.png": [0], "4.png": ["?"], "6.png": [1]}, ["person"], ["--hold-out", "0.5"], "1 classes; 75% of 4"),
         (
             {"1.png": ["car"], "2.png": ["dog|car"], "4.png": ["dog"], "6.png": [""], "7.png": ["car"], "8.png": ["dog"]},
-            ["labels"], ["--hold-out", "0.4"], "is too low where lists",
+            ["labels"],
+            ["--hold-out", "0.4"],
+            "is too low where lists",
         ),
         ({"1.png": [1, 0], "2.png": [0, 1]}, ["car", "dog"], ["--hold-out", "0", "--use-unlabelled"], "36 images without a row"),
         (
             {"1.png": [1, "train"], "2.png": [0, "train"], "4.png": [1, "val"], "6.png": [0, "test"], "7.png": [1, "test"]},
-            ["car", "split"], [], "hold-out: 3 of 5 images, by the column split",
+            ["car", "split"],
+            [],
+            "hold-out: 3 of 5 images, by the column split",
         ),
         (
             {"1.png": [1, "x"], "2.png": [0, "x"], "4.png": [1, "y"], "6.png": [0, "y"], "7.png": [1, "y"]},
-            ["car", "scene"], ["--group", "scene"], "hold-out: 2 of 5 images, 1 of 2 groups by column scene",
+            ["car", "scene"],
+            ["--group", "scene"],
+            "hold-out: 2 of 5 images, 1 of 2 groups by column scene",
         ),
         (
             {"1.png": [1], "2.png": [0], "λόφος/0.jpg": [1], "λόφος/5.jpg": [0], "4.png": [1]},
-            ["car"], ["--group", "folder", "--use-unlabelled"], "hold-out: 8 of 36 images, 1 of 2 groups by folder",
+            ["car"],
+            ["--group", "folder", "--use-unlabelled"],
+            "hold-out: 8 of 36 images, 1 of 2 groups by folder",
         ),
         ({"1.png": [1, 0], "2.png": [0, 1]}, ["car", "Ding"], ["--names", "Ding=dog"], "36 images without a row are left out"),
     ],
-)  # fmt: skip
+)
 def test_next_to_nothing_is_enough(rows, classes, options, printed, images, cache, tmp_path, capsys):
     labels = write_table(tmp_path / "labels.csv", rows, classes=classes)
     run = tmp_path / "run"
@@ -771,6 +792,8 @@ def test_prediction_on_names_that_are_not_utf8(trained, images, tmp_path, capsys
     assert [row["image"] for row in read_csv(tmp_path / f"{odd}.csv")] == ["caf\\udce9.png"]
     entry = folder_pictures.Entry(f"{odd}.png", odd, "guess 0.50", 0.5, np.ones((2, 2)))
     folder_pictures.draw_entries(tmp_path / "sheet.png", "title", photos, [entry])
+
+
 def ascii_output(monkeypatch):
     """Standard output of a machine whose encoding has next to nothing; what it got."""
     raw = io.BytesIO()
@@ -805,8 +828,22 @@ def test_no_name_ends_a_run(images, cache, tmp_path, monkeypatch):
     rows = {"caf\\udce9.png": [1, 1, 1], "2.png": [1, 0, 0], "4.png": [0, 1, ""], "6.png": [0, 0, 1]}
     labels = write_table(tmp_path / "labels.csv", rows, classes=["σκύλος", "car", "person"])
     printed = ascii_output(monkeypatch)
-    folder_run.main(["train", str(folder), str(labels), "--output", str(run), "--names", "σκύλος=dog", "--hold-out", "0",
-                     "--epochs", "1", *cache])  # fmt: skip
+    folder_run.main(
+        [
+            "train",
+            str(folder),
+            str(labels),
+            "--output",
+            str(run),
+            "--names",
+            "σκύλος=dog",
+            "--hold-out",
+            "0",
+            "--epochs",
+            "1",
+            *cache,
+        ]
+    )
     folder_run.main(["predict", str(run), str(folder), "--output", str(tmp_path / "s.csv"), "--workers", "0", "--device", "cpu"])
     assert "\\u03c3\\u03ba" in printed()
     for file in (run / "scores.csv", run / "split.csv", run / "contradicted.csv", tmp_path / "s.csv"):

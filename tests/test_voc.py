@@ -129,9 +129,7 @@ def test_eval_transform() -> None:
 @pytest.mark.parametrize("rand_augment", [False, True])
 def test_train_transform(rand_augment: bool) -> None:
     torch.manual_seed(0)
-    image = Image.merge(
-        "RGB", [Image.linear_gradient("L"), Image.linear_gradient("L").rotate(90), Image.radial_gradient("L")]
-    )
+    image = Image.merge("RGB", [Image.linear_gradient("L"), Image.linear_gradient("L").rotate(90), Image.radial_gradient("L")])
     transform = train_transform(24, mean=(0, 0, 0), std=(1, 1, 1), rand_augment=rand_augment)
     outs = torch.stack([transform(image) for _ in range(40)])
     assert outs.shape == (40, 3, 24, 24) and float(outs.min()) >= 0 and float(outs.max()) <= 1

@@ -9,12 +9,12 @@ from .distillation import RegionDistillationLoss
 from .features import write_features
 from .head import TRMHead, param_groups
 from .image_contrast import ImageContrastiveLoss
+from .matching import TextRegionMatchingLoss
 from .objective import TRMObjective, TRMOutput
 from .prompts import PromptEmbeddings, PromptLearner
-from .prototype_bank import PrototypeBank
+from .prototypes import PrototypeBank
 from .pseudo import PseudoLabeler, PseudoLabels
-from .region_pooler import RegionPooler, Regions
-from .text_region_matching import TextRegionMatchingLoss
+from .regions import RegionPooler, Regions
 
 __version__ = "0.1.0"
 

@@ -5,17 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = [
-    "FLOATS",
-    "NUMBERS",
-    "Dims",
-    "check_choice",
-    "check_finite",
-    "check_ids",
-    "check_number",
-    "check_targets",
-    "signed",
-]
+__all__ = ["FLOATS", "NUMBERS", "Dims", "check_choice", "check_finite", "check_ids", "check_number", "check_targets", "signed"]
 
 # Types that can be computed with: those of eight bits and complex ones cannot be compared or summed.
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -86,7 +86,7 @@ def uncompiled(function: Callable[P, T]) -> Callable[P, T]:
     """The function as it is, also between compiled parts."""
     if not torch.compiler.is_compiling():
         return function  # torch.compiler.disable would load the compiler
-    plain: Callable[P, T] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+    plain: Callable[P, T] = torch.compiler.disable(function)
     return plain
 
 

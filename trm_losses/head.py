@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ._checks import Dims, check_choice, check_number
 from ._state import PerClassState, in_eval_mode
-from .region_pooler import RegionPooler, Regions, class_chunk
-from .text_region_matching import TextRegionMatchingLoss
+from .matching import TextRegionMatchingLoss
+from .regions import RegionPooler, Regions, class_chunk
 
 __all__ = ["TRMHead", "param_groups"]
 
@@ -104,7 +104,7 @@ class TRMHead(PerClassState):
 
         Where images times classes are many they go through in chunks of classes, so that memory does not grow with their
         number times the width; the logits are the same. ``chunk`` is the number of classes taken at once. Where it is not given
-        it is chosen by :func:`trm_losses.region_pooler.class_chunk`; compiled code, and training, which would compute the chunks
+        it is chosen by :func:`trm_losses.regions.class_chunk`; compiled code, and training, which would compute the chunks
         twice, take all. Chunks take the pooler apart: hooks on it, or a wrapper around it, see calls of all classes alone.
         """
         classes, query_head = self.pooler.num_classes, self.head != "region"

@@ -43,12 +43,7 @@ class ImageContrastiveLoss(nn.Module):
     """
 
     def __init__(
-        self,
-        *,
-        temperature: float = 0.1,
-        anchor_threshold: float = 0.9,
-        distributed: Distributed = False,
-        validate: bool = True,
+        self, *, temperature: float = 0.1, anchor_threshold: float = 0.9, distributed: Distributed = False, validate: bool = True
     ) -> None:
         super().__init__()
         check_number(type(self).__name__, "temperature", temperature, 0, strict=True)
@@ -71,12 +66,7 @@ class ImageContrastiveLoss(nn.Module):
         # Over ranks gradients are asked for in the forward pass, which compiled code cannot give.
         contrast = TF.multi_label_contrastive if group is None else uncompiled(TF.multi_label_contrastive)
         return contrast(
-            features,
-            targets,
-            weights=weights,
-            temperature=self.temperature,
-            anchor_threshold=self.anchor_threshold,
-            group=group,
+            features, targets, weights=weights, temperature=self.temperature, anchor_threshold=self.anchor_threshold, group=group
         )
 
     def extra_repr(self) -> str:

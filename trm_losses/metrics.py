@@ -124,11 +124,7 @@ def mean_average_precision(scores: Tensor, targets: Tensor, *, interpolated: boo
 
 
 def f1_scores(
-    scores: Tensor,
-    targets: Tensor,
-    *,
-    threshold: float | Sequence[float] | Tensor | None = None,
-    top_k: int | None = None,
+    scores: Tensor, targets: Tensor, *, threshold: float | Sequence[float] | Tensor | None = None, top_k: int | None = None
 ) -> F1Scores:
     r"""Precision, recall and F1, pooled over all entries (O) and averaged over classes (C).
 
@@ -186,11 +182,7 @@ def f1_scores(
 
 
 def _predicted(
-    owner: str,
-    scores: Tensor,
-    targets: Tensor,
-    threshold: float | Sequence[float] | Tensor | None,
-    top_k: int | None = None,
+    owner: str, scores: Tensor, targets: Tensor, threshold: float | Sequence[float] | Tensor | None, top_k: int | None = None
 ) -> Tensor:
     """(B, C) bool: known entries predicted present."""
     predicted, classes = targets != UNKNOWN, scores.shape[1]
@@ -236,9 +228,7 @@ def _f1_scores(predicted: Tensor, targets: Tensor) -> F1Scores:
     return F1Scores(overall_precision, t.sum() / n.sum(), overall_f1, class_precision, class_recall, class_f1, per_class_f1)
 
 
-def evaluate(
-    scores: Tensor, targets: Tensor, *, threshold: float | Sequence[float] | Tensor | None = None
-) -> dict[str, float]:
+def evaluate(scores: Tensor, targets: Tensor, *, threshold: float | Sequence[float] | Tensor | None = None) -> dict[str, float]:
     """The scores of a result row, in per cent.
 
     Args:

@@ -15,10 +15,10 @@ from ._state import PerClassState, in_eval_mode
 from .contrast import MultimodalContrastiveLoss
 from .distillation import RegionDistillationLoss
 from .labels import UNKNOWN
-from .prototype_bank import PrototypeBank
+from .matching import TextRegionMatchingLoss
+from .prototypes import PrototypeBank
 from .pseudo import PrototypeRule, PseudoLabeler, PseudoLabels, Rule
-from .region_pooler import Prepared, RegionPooler, Regions
-from .text_region_matching import TextRegionMatchingLoss
+from .regions import Prepared, RegionPooler, Regions
 
 __all__ = ["TRMObjective", "TRMOutput"]
 
@@ -177,9 +177,7 @@ class TRMObjective(PerClassState):
         warmup, ramp = (0.2, 0.05) if rule.soft else (0.1, 0.1)
         return cls(
             RegionPooler(classes, dim, validate=validate),
-            TextRegionMatchingLoss(
-                classes, gamma_pos=0.0, gamma_neg=0.0, margin=0.0, distributed=distributed, validate=validate
-            ),
+            TextRegionMatchingLoss(classes, gamma_pos=0.0, gamma_neg=0.0, margin=0.0, distributed=distributed, validate=validate),
             distillation=RegionDistillationLoss(distributed=distributed, validate=validate),
             contrast=MultimodalContrastiveLoss(distributed=distributed, validate=validate),
             bank=PrototypeBank(classes, dim, init=text, distributed=distributed, validate=validate),
@@ -322,11 +320,7 @@ class TRMObjective(PerClassState):
 
     @torch.no_grad()
     def refresh(
-        self,
-        batches: Iterable[tuple[Tensor, Tensor, Tensor]],
-        text: Tensor,
-        *,
-        model: TRMObjective | None = None,
+        self, batches: Iterable[tuple[Tensor, Tensor, Tensor]], text: Tensor, *, model: TRMObjective | None = None
     ) -> None:
         """Show the whole training set to a rule that wants to see it; nothing happens with other rules. Call it before an epoch.
 

@@ -25,7 +25,7 @@ def is_known(open_clip: Any, transformer: Any) -> bool:
     """
     if type(transformer) is not open_clip.transformer.Transformer or transformer.grad_checkpointing:
         return False
-    if nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call]
+    if nn.modules.module._has_any_global_hook():
         return False
     for block in transformer.resblocks:
         if type(block) is not open_clip.transformer.ResidualAttentionBlock:

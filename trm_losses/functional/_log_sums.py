@@ -30,9 +30,7 @@ _ROWS = 256
 SAFE_TEMPERATURE = 0.019
 
 
-def log_sum_of_others(
-    rows: Tensor, keys: Tensor, valid: Tensor | None, first: int | None, temperature: float | Tensor
-) -> Tensor:
+def log_sum_of_others(rows: Tensor, keys: Tensor, valid: Tensor | None, first: int | None, temperature: float | Tensor) -> Tensor:
     """(n,) the log of the sum of exp(row . key / temperature) over the keys, all of them unit vectors.
 
     Args:
@@ -137,9 +135,7 @@ def rows_against_classes(
     return torch.cat(parts)
 
 
-def _plain_against_classes(
-    rows: Tensor, keys: Tensor, positive: Tensor, temperature: float, allowed: Tensor | None
-) -> Tensor:
+def _plain_against_classes(rows: Tensor, keys: Tensor, positive: Tensor, temperature: float, allowed: Tensor | None) -> Tensor:
     """The same with all rows at once, as the equation reads."""
     logits = rows @ keys.T / temperature
     if allowed is not None:
@@ -151,9 +147,7 @@ def _needs_gradient(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
-def log_sum_over_classes(
-    rows: Tensor, lengths: Tensor, keys: Tensor, allowed: Tensor | None, temperature: float
-) -> Tensor:
+def log_sum_over_classes(rows: Tensor, lengths: Tensor, keys: Tensor, allowed: Tensor | None, temperature: float) -> Tensor:
     """(n,) the log of the sum over the classes allowed of exp(row . key / (length temperature)), the cosines at most 1.
 
     Tile by tile where there is no gradient, each formed in cache and dropped: what is left to pay is the product itself.

@@ -208,9 +208,7 @@ def _one_pass(
 
 class _AsymmetricSum(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, logits: Tensor, targets: Tensor, weights: Tensor | None, focus: Focus
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, weights: Tensor | None, focus: Focus) -> tuple[Tensor, Tensor]:
         x, y = logits.reshape(-1), targets.reshape(-1)
         w = None if weights is None else weights.reshape(-1)
         gradient = torch.empty_like(x) if ctx.needs_input_grad[0] else None

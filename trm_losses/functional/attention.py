@@ -7,9 +7,7 @@ from torch import Tensor
 
 from .._checks import Dims
 from .._precision import upcast
-from ._log_sums import (
-    MASKED,
-)
+from ._log_sums import MASKED
 from ._shapes import check_shapes
 
 __all__ = ["folds_keys", "project_heads", "region_attention", "saliency_map"]

@@ -13,11 +13,7 @@ from .._checks import signed
 from .._distributed import Joined, count_per_rank, gather_rows, with_gradients_of_ranks
 from .._entries import Entries, take
 from .._precision import full_precision, unit_rows, upcast
-from ._log_sums import (
-    MASKED,
-    log_sum_of_others,
-    rows_against_classes,
-)
+from ._log_sums import MASKED, log_sum_of_others, rows_against_classes
 from ._shapes import check_shapes, weighted_mean
 
 __all__ = ["multimodal_contrastive"]
@@ -86,7 +82,7 @@ def multimodal_contrastive(
         rows = _anchors(regions, targets >= anchor_threshold, weights)
         dtype = torch.promote_types(rows.features.dtype, texts.dtype)
         texts = texts.to(dtype)
-        rows = rows._replace(features=rows.features.to(dtype), weight=rows.weight.to(dtype))
+        rows = _Anchors(rows.features.to(dtype), rows.own, rows.valid, rows.weight.to(dtype))
 
         # Keeps a batch without anchors on the graph, as a sum of no elements.
         zero = rows.features.flatten()[:0].sum() + texts.flatten()[:0].sum()

@@ -44,9 +44,7 @@ def region_distillation(
     )
     with full_precision(student_logits):
         student, teacher = upcast(student_logits) / temperature, upcast(teacher_logits.detach()) / temperature
-        divergence = F.kl_div(
-            F.log_softmax(student, dim=-1), F.log_softmax(teacher, dim=-1), log_target=True, reduction="none"
-        )
+        divergence = F.kl_div(F.log_softmax(student, dim=-1), F.log_softmax(teacher, dim=-1), log_target=True, reduction="none")
         loss = temperature**2 * divergence.sum(dim=-1)
         if weights is not None:
             loss = loss * upcast(weights)

@@ -9,9 +9,7 @@ from torch.distributed import ProcessGroup
 from .._checks import signed
 from .._distributed import count_per_rank, gather_rows, with_gradients_of_ranks
 from .._precision import full_precision, unit, upcast
-from ._log_sums import (
-    log_sum_of_others,
-)
+from ._log_sums import log_sum_of_others
 from ._shapes import check_shapes, weighted_mean
 
 __all__ = ["multi_label_contrastive"]

@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from .._precision import full_precision, unit, upcast
-from ._log_sums import (
-    BLOCK,
-)
+from ._log_sums import BLOCK
 from ._shapes import check_shapes
 
 __all__ = ["match_prior", "neighbour_scores"]

@@ -57,9 +57,7 @@ def update_prototypes(
 
     Reference: prototypes in a memory block are the paper's; the running mean that starts from data is our choice.
     """
-    check_shapes(
-        "update_prototypes", prototypes=(prototypes, "C D"), count=(count, "C"), sums=(sums, "C D"), mass=(mass, "C")
-    )
+    check_shapes("update_prototypes", prototypes=(prototypes, "C D"), count=(count, "C"), sums=(sums, "C D"), mass=(mass, "C"))
     has = mass > 0
     mean = sums / torch.where(has, mass, 1.0)[:, None]
     n = count.to(prototypes.dtype)

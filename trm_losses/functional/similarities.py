@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from .._precision import full_precision, unit, upcast
-from ._log_sums import (
-    log_sum_over_classes,
-)
+from ._log_sums import log_sum_over_classes
 from ._shapes import check_shapes
 
 __all__ = ["Similarities", "calibrate", "intra_similarities", "prototype_similarities"]
@@ -25,9 +23,7 @@ class Similarities(NamedTuple):
     inter_text: Tensor
 
 
-def intra_similarities(
-    features: Tensor, visual: Tensor, text: Tensor, *, first: int = 0
-) -> tuple[Tensor, Tensor]:
+def intra_similarities(features: Tensor, visual: Tensor, text: Tensor, *, first: int = 0) -> tuple[Tensor, Tensor]:
     """The intra-class similarities of :func:`prototype_similarities`: visual and text, each (B, C)."""
     with full_precision(text):
         z = upcast(features)
@@ -48,9 +44,7 @@ def _own_cosine(features: Tensor, norm: Tensor, prototypes: Tensor, first: int) 
     return torch.einsum("bcd,cd->bc", features, own).div(length).div(norm)
 
 
-def _inter_class(
-    features: Tensor, norm: Tensor, prototypes: Tensor, temperature: float, seen: Tensor, first: int
-) -> Tensor:
+def _inter_class(features: Tensor, norm: Tensor, prototypes: Tensor, temperature: float, seen: Tensor, first: int) -> Tensor:
     """softmax over the seen classes of region-prototype similarities, at each region's own class."""
     keys = unit(prototypes).to(norm.dtype)
     log_sum = log_sum_over_classes(features.flatten(0, 1), norm.flatten(), keys, seen, temperature).view_as(norm)
@@ -84,11 +78,7 @@ def prototype_similarities(
     Reference: intra- and inter-class relations in one modality and across the two are the paper's; the formulas ours.
     """
     check_shapes(
-        "prototype_similarities",
-        features=(features, "B c D"),
-        visual=(visual, "C D"),
-        text=(text, "C D"),
-        seen=(seen, "C?"),
+        "prototype_similarities", features=(features, "B c D"), visual=(visual, "C D"), text=(text, "C D"), seen=(seen, "C?")
     )
     with full_precision(text):
         z = upcast(features)
@@ -100,9 +90,7 @@ def prototype_similarities(
         return Similarities(s_v, s_t, inter_v, inter_t)
 
 
-def calibrate(
-    similarity: Tensor, mean_present: Tensor, mean_absent: Tensor, gap: Tensor, *, steepness: float = 6.0
-) -> Tensor:
+def calibrate(similarity: Tensor, mean_present: Tensor, mean_absent: Tensor, gap: Tensor, *, steepness: float = 6.0) -> Tensor:
     r"""A similarity as a probability: :math:`\sigma(k (s - \frac12(\mu_+ + \mu_-)) / \mathrm{gap})`.
 
     Args:

@@ -14,7 +14,7 @@ from .._distributed import Distributed, resolve_group, sum_over_ranks
 from .._precision import full_precision, upcast
 from .._state import FullPrecisionState
 from ..labels import UNKNOWN
-from ..prototype_bank import PrototypeBank
+from ..prototypes import PrototypeBank
 from .prototype import PrototypeRule
 from .rule import Evidence, PseudoLabels, Rule, label_prior
 

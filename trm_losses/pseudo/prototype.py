@@ -10,7 +10,7 @@ from .._checks import check_number
 from .._distributed import sum_over_ranks
 from ..functional.similarities import intra_similarities
 from ..labels import UNKNOWN
-from ..prototype_bank import PrototypeBank
+from ..prototypes import PrototypeBank
 from .quantiles import Quantiles
 from .rule import Decision, Evidence, Rule
 from .thresholds import Thresholds
@@ -86,9 +86,7 @@ class PrototypeRule(Rule):
         scores = self.scores(evidence)
         return Decision(self.decider(scores, evidence), scores)
 
-    def similarities(
-        self, regions: Tensor, bank: PrototypeBank, text: Tensor, first: int = 0
-    ) -> TF.Similarities:
+    def similarities(self, regions: Tensor, bank: PrototypeBank, text: Tensor, first: int = 0) -> TF.Similarities:
         return TF.prototype_similarities(
             regions,
             bank.visual,

@@ -12,7 +12,7 @@ from .. import functional as TF
 from .._checks import Dims
 from .._state import FullPrecisionState
 from ..labels import UNKNOWN
-from ..prototype_bank import PrototypeBank
+from ..prototypes import PrototypeBank
 
 __all__ = ["Decision", "Evidence", "PseudoLabels", "Rule", "assumed_prior", "label_prior"]
 
@@ -113,9 +113,7 @@ class Rule(FullPrecisionState):
     def refresh(self, regions: Tensor, logits: Tensor, targets: Tensor, expected_positives: float | None) -> None:
         """Look at the whole training set: regions (N, C, D), logits and targets (N, C)."""
 
-    def similarities(
-        self, regions: Tensor, bank: PrototypeBank, text: Tensor, first: int = 0
-    ) -> TF.Similarities | None:
+    def similarities(self, regions: Tensor, bank: PrototypeBank, text: Tensor, first: int = 0) -> TF.Similarities | None:
         """What the rule reads of the regions (B, c, D) of c classes from ``first`` on; None: nothing."""
         return None
 

@@ -1,1 +1,0 @@
-"""What the example scripts share: data, the embedded model, token caches, methods, training and reports."""

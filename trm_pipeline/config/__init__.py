@@ -1,0 +1,1 @@
+"""Settings of a run: presets, the numbers of losses, variants."""

@@ -1,0 +1,189 @@
+"""Features that any encoder made, in the layout that :func:`trm_losses.write_features` writes."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trm_losses import PromptEmbeddings
+from trm_pipeline.config.presets import Preset
+from trm_pipeline.data.base import LabelledImages, Source, found_in
+from trm_pipeline.features.cached import CachedFeatures
+from trm_pipeline.features.frozen import Frozen
+
+__all__ = ["SOURCE"]
+
+_FLOATS = (np.dtype(np.float16), np.dtype(np.float32))
+_AT_A_TIME = 1 << 24  # values that are read together
+
+
+class GivenFeatures(CachedFeatures):
+    """Arrays that were checked where they were opened."""
+
+    def __init__(self, tokens: list[np.ndarray], pooled: list[np.ndarray], device: torch.device) -> None:
+        self.tokens, self.pooled, self.device = tokens, pooled, device
+
+
+class Meta(NamedTuple):
+    """What ``meta.json`` says; texts and tokens of the classes are in ``text.npy`` and the splits."""
+
+    class_names: list[str]
+    logit_scale: float
+    grid: tuple[int, int] | None
+    expected_positives: float | None
+
+
+def read_meta(folder: Path) -> Meta:
+    """``meta.json``, checked."""
+    path = folder / "meta.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found ({folder} holds: {found_in(folder)}); {_LAYOUT}")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} must be JSON, and cannot be read ({error}); {_LAYOUT}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must be a JSON object, got {type(found).__name__}; {_LAYOUT}")
+    names, scale, grid, expected = (found.get(key) for key in ("class_names", "logit_scale", "grid", "expected_positives"))
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name.strip() for name in names):
+        raise ValueError(f"{path}: class_names must be a list of names, got {names!r}")
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise ValueError(f"{path}: class_names must be different, got {twice[0]!r} {names.count(twice[0])} times")
+    if scale is None or not _positive(scale):
+        raise ValueError(f"{path}: logit_scale must be above 0, 100 for CLIP, got {scale!r}")
+    if grid is not None and not (isinstance(grid, list) and len(grid) == 2 and all(isinstance(n, int) and n > 0 for n in grid)):
+        raise ValueError(f"{path}: grid must be [height, width] of the tokens, got {grid!r}; leave it out where there is none")
+    if expected is not None and not _positive(expected):
+        raise ValueError(f"{path}: expected_positives must be above 0, the present labels of an image, got {expected!r}")
+    return Meta(names, float(scale), None if grid is None else (grid[0], grid[1]), expected)
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def opened(path: Path, *shape: int | str) -> np.ndarray:
+    """A map of an array of this shape; a letter stands for any size. What is mapped cannot be written back."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found ({path.parent} holds: {found_in(path.parent)}); {_LAYOUT}")
+    try:
+        array = np.lib.format.open_memmap(path, mode="c")
+    except Exception as error:  # whatever bytes may lead to
+        raise ValueError(f"{path} must be an array of numpy's, and cannot be read ({error}); write it again") from error
+    if array.ndim != len(shape) or not all(isinstance(s, str) or s == n for n, s in zip(array.shape, shape, strict=True)):
+        raise ValueError(f"{path} must have shape ({', '.join(map(str, shape))}), got {array.shape}; write it again")
+    return array
+
+
+def finite(path: Path, array: np.ndarray, digest: Any) -> np.ndarray:
+    """The array, if it is of finite floats; its values join the digest."""
+    if array.dtype not in _FLOATS:
+        raise ValueError(f"{path} must be of float16 or float32, got {array.dtype}; write it again")
+    digest.update(f"{array.dtype} {array.shape}".encode())
+    step = max(1, _AT_A_TIME // math.prod(array.shape[1:]))
+    for start in range(0, len(array), step):
+        rows = np.ascontiguousarray(array[start : start + step])
+        if not np.isfinite(rows).all():
+            row = start + int(np.argwhere(~np.isfinite(rows))[0, 0])
+            raise ValueError(f"{path} must be finite, got NaN or infinity in row {row}; look for overflow in the encoder")
+        digest.update(rows.data)
+    return array
+
+
+def read(args: argparse.Namespace, preset: Preset, split: str) -> LabelledImages:
+    """Labels and names of the images of a split; the images themselves may be anywhere or gone."""
+    root: Path = args.data_root
+    meta, folder = read_meta(root), root / split
+    if not folder.is_dir():
+        splits = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+        wanted = "wanted are train, and test or val"
+        raise FileNotFoundError(f"{root} has no split {split!r} (it has: {', '.join(splits) or 'none'}); {wanted}")
+    table = opened(path := folder / "targets.npy", "n", len(meta.class_names))
+    if bad := [value for value in np.unique(table).tolist() if value not in (0, 1, -1)]:
+        raise ValueError(f"{path} must hold 1 (present), 0 (absent) or -1 (unknown), got {bad[0]}; see trm_losses.labels")
+    names = [str(row) for row in range(len(table))]
+    if (path := folder / "ids.txt").is_file():
+        names = path.read_text(encoding="utf-8").splitlines()
+        if len(names) != len(table):
+            raise ValueError(f"{path} must name {len(table)} images, one a line, got {len(names)}")
+    targets = torch.from_numpy(table.astype(np.float32))
+    return LabelledImages(root.resolve().name, meta.class_names, [str(root / name) for name in names], targets, ids=names)
+
+
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What the folder says of the preset."""
+    told = {} if (expected := read_meta(args.data_root).expected_positives) is None else {"expected_positives": expected}
+    test = "test" if (args.data_root / "test").is_dir() else "val"
+    return {"model": "given", "pretrained": None, "train_split": "train", "val_split": "val", "test_split": test, **told}
+
+
+def given(args: argparse.Namespace, preset: Preset, train: str, test: str) -> Frozen:
+    """Features of both splits and the class texts."""
+    if preset.prompts not in ("fixed", "residual"):
+        fix = "give --set prompts=residual, and rates that suit it, such as text_lr=1e-3"
+        raise ValueError(f"prompts={preset.prompts} needs a text tower, and given features have none; {fix}")
+    root, device = args.data_root, torch.device(args.device)
+    meta, digest = read_meta(root), hashlib.blake2b(digest_size=16)
+    digest.update(repr(meta.logit_scale).encode())
+    text = finite(path := root / "text.npy", opened(path, len(meta.class_names), "D"), digest)
+    width = text.shape[1]
+    features = [_split(root / split, width, meta, device, digest, first=split == test) for split in (train, test)]
+    height, across = meta.grid or (1, 1)
+    count, views = features[0].tokens[0].shape[1], features[0].views
+    return Frozen(
+        model="given features",
+        detail=f"given features, {count} tokens of width {width}, {views} view{'s' * (views > 1)} of the training images",
+        weights=digest.hexdigest(),
+        features=features[0],
+        test_features=features[1],
+        text=torch.from_numpy(text.astype(np.float32)).to(device),
+        logit_scale=meta.logit_scale,
+        encode=_as_it_is,
+        image_size=(224, max(1, round(224 * across / height))),
+        grid=meta.grid,
+    )
+
+
+def _split(folder: Path, width: int, meta: Meta, device: torch.device, digest: Any, *, first: bool) -> GivenFeatures:
+    """A split's features; ``first``: of the first view alone."""
+    images = len(opened(folder / "targets.npy", "n", len(meta.class_names)))
+    tokens: list[np.ndarray] = []
+    pooled: list[np.ndarray] = []
+    number: int | str = "N" if meta.grid is None else math.prod(meta.grid)
+    while not tokens or (not first and any((folder / f"{kind}{len(tokens)}.npy").exists() for kind in ("tokens", "pooled"))):
+        view = len(tokens)
+        tokens.append(finite(path := folder / f"tokens{view}.npy", opened(path, images, number, width), digest))
+        pooled.append(finite(path := folder / f"pooled{view}.npy", opened(path, images, width), digest))
+        if (path := folder / f"penultimate{view}.npy").exists():
+            opened(path, images, "W")
+        number = tokens[0].shape[1]
+    return GivenFeatures(tokens, pooled, device)
+
+
+def _as_it_is(prompts: Tensor | PromptEmbeddings | list[PromptEmbeddings]) -> Tensor:
+    """Residual prompts are texts already."""
+    if not isinstance(prompts, Tensor):
+        raise TypeError(f"prompts must be texts (C, D), got {type(prompts).__name__}: given features have no text tower")
+    return prompts
+
+
+_LAYOUT = "FEATURES is a folder that trm_losses.write_features wrote"
+
+SOURCE = Source(
+    key="features",
+    title="features that an encoder of your own made",
+    num_classes=None,
+    layout="folder that trm_losses.write_features wrote: meta.json, text.npy and the splits train, and val or test",
+    read=read,
+    preset="embedded",
+    settings=settings,
+    given=given,
+)

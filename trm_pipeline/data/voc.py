@@ -1,0 +1,168 @@
+"""PASCAL VOC as a multi-label data set: images and image-level labels from the original folder layout."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from xml.etree import ElementTree
+
+import torch
+from torchvision.datasets import VOCDetection
+
+from trm_pipeline.config.presets import Preset
+from trm_pipeline.data.base import LabelledImages, Source, Transform, eval_transform, found_in, need_files, train_transform
+from trm_pipeline.drawn.scenes import VOC_CLASSES
+
+__all__ = ["SOURCE", "VOC", "VOC_CLASSES", "class_prompt_names", "eval_transform", "train_transform"]
+
+_SPLIT_WORDS = {"diningtable": "dining table", "pottedplant": "potted plant", "tvmonitor": "tv monitor"}
+
+
+def class_prompt_names(split_words: bool = True) -> list[str]:
+    """Class names for prompts, in column order; ``split_words`` writes "dining table" for "diningtable", and so on.
+
+    A text tower has hardly seen the joined words, so splitting them changes zero-shot scores: say which was
+    used.
+    """
+    return [_SPLIT_WORDS.get(name, name) if split_words else name for name in VOC_CLASSES]
+
+
+class VOC(LabelledImages):
+    """VOC2007 or VOC2012 with one label a class and image.
+
+    Read through :class:`torchvision.datasets.VOCDetection`. Labels are made as the field makes them: a class
+    is present (1) where at least one of its objects is not marked *difficult*, else absent (0), so a class
+    seen only as difficult counts as absent. They come from the XML alone; no image is decoded for them.
+
+    Args:
+        root: the ``VOCdevkit`` folder or the one that holds it.
+        year: 2007 or 2012.
+        split: a list in ``ImageSets/Main``: ``train``, ``val``, ``trainval``, and for 2007 ``test``.
+        transform: from PIL image to tensor; without one, floats from 0 to 1 at the image's own size.
+        download: fetch the archive when the split is not there yet.
+        cross_check: compare the labels with the class lists of ``ImageSets/Main`` (``aeroplane_train.txt``
+            and so on).
+
+    Attributes:
+        ids: image names in the order of the list, which is the order the label-hiding procedure needs.
+        targets: (N, 20) float32 labels. Assign hidden labels to it to train on those.
+        image_paths: the JPEG files, in the same order.
+
+    Raises:
+        FileNotFoundError: no VOC below ``root``, or a missing split, image, annotation or class list.
+        ValueError: an unknown year or split, an empty split or one with an image twice, an annotation that cannot be read or
+            names a class outside :data:`VOC_CLASSES`, labels that differ from the class lists; an image that cannot
+            be read, when it is asked for.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        year: int | str = 2007,
+        split: str = "trainval",
+        *,
+        transform: Transform | None = None,
+        download: bool = False,
+        cross_check: bool = False,
+    ) -> None:
+        if str(year) not in ("2007", "2012"):
+            raise ValueError(f"VOC: year must be 2007 or 2012, got {year!r}")
+        parent = Path(os.path.abspath(root))
+        if parent.name == "VOCdevkit":
+            parent = parent.parent
+        folder = parent / "VOCdevkit" / f"VOC{year}"
+        lists = folder / "ImageSets" / "Main"
+        listing = lists / f"{split}.txt"
+        download = download and not listing.is_file()
+        if not download:
+            _check_layout(Path(root), folder, listing)
+        files = VOCDetection(parent, year=str(year), image_set=split, download=download)
+        if len(files) == 0:
+            raise ValueError(f"VOC: {listing} lists no image; take another split or restore the file")
+        for paths in (files.images, files.annotations):
+            need_files(paths, "VOC", listing)
+        targets = torch.tensor([_image_labels(path) for path in files.annotations], dtype=torch.float32)
+        super().__init__(f"VOC{year}", VOC_CLASSES, files.images, targets, transform=transform)
+        if cross_check:
+            self._cross_check(lists, split)
+
+    def prompt_names(self, split_words: bool = True) -> list[str]:
+        """See :func:`class_prompt_names`."""
+        return class_prompt_names(split_words)
+
+    def _cross_check(self, lists: Path, split: str) -> None:
+        for column, name in enumerate(VOC_CLASSES):
+            path = lists / f"{name}_{split}.txt"
+            if not path.is_file():
+                raise FileNotFoundError(f"VOC: {path} is missing; pass cross_check=False to do without class lists")
+            # 1 present, -1 absent, 0 seen only as difficult, which is absent here.
+            rows = map(str.split, path.read_text(encoding="utf-8").splitlines())
+            listed = {row[0]: float(row[1] == "1") for row in rows if row}
+            for image, label in zip(self.ids, self.targets[:, column].tolist(), strict=True):
+                if listed.get(image) != label:
+                    raise ValueError(
+                        f"VOC: image {image} has label {label:g} for {name} in its annotation, but {path} says "
+                        f"{listed.get(image, 'nothing')}; one of the files was changed"
+                    )
+
+
+def _check_layout(root: Path, folder: Path, listing: Path) -> None:
+    """Say what was looked for and what is there instead."""
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"VOC: {folder} not found ({root} holds: {found_in(root)}); pass the VOCdevkit folder or the one that holds it, "
+            "or download=True"
+        )
+    if not listing.is_file():
+        found = ", ".join(sorted(path.name for path in listing.parent.glob("*.txt") if "_" not in path.name)) or "nothing"
+        raise FileNotFoundError(f"VOC: {listing} not found (beside it: {found}); take one of these, or download=True")
+
+
+def _image_labels(annotation: str) -> list[int]:
+    """1 for each class with an object that is not difficult, else 0, in the order of ``VOC_CLASSES``."""
+    try:
+        root = ElementTree.parse(annotation).getroot()
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # the latter from its encoding
+        raise ValueError(f"VOC: {annotation} is not readable XML ({error}); restore the file") from error
+    if root.tag != "annotation":
+        raise ValueError(f"VOC: {annotation} must hold an <annotation>, got <{root.tag}>; restore the file")
+    labels = [0] * len(VOC_CLASSES)
+    for item in root.findall("object"):
+        name = item.findtext("name", "").strip()
+        if name not in VOC_CLASSES:
+            raise ValueError(
+                f"VOC: {annotation} names the class {name!r}, not one of the {len(VOC_CLASSES)} VOC_CLASSES; "
+                "correct the name or take the object out"
+            )
+        if item.findtext("difficult", "0").strip() != "1":
+            labels[VOC_CLASSES.index(name)] = 1
+    return labels
+
+
+def _read(args: argparse.Namespace, preset: Preset, split: str) -> LabelledImages:
+    root = args.data_root
+    if root is None:
+        from trm_pipeline.drawn.scenes import write_drawn_voc  # which needs the classes from here
+
+        root = write_drawn_voc(args.cache)
+    images = VOC(root, preset.year, split, download=args.download)
+    if args.data_root is None:
+        images.name = "drawn scenes"
+    return images
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--download", action="store_true", help="fetch VOC into --data-root where it is missing")
+
+
+SOURCE = Source(
+    key="voc",
+    title="PASCAL VOC",
+    num_classes=len(VOC_CLASSES),
+    layout="VOCdevkit or the folder that holds it; none: the drawn VOC",
+    read=_read,
+    add_arguments=_add_arguments,
+    preset="voc2007-rn101",
+    drawn_preset="embedded",
+)

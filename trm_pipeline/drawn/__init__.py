@@ -1,0 +1,1 @@
+"""Drawn scenes that stand for data sets where none is at hand."""

@@ -1,0 +1,639 @@
+"""The drawn VOC: scenes of simple drawn objects, written in the layout of VOC2007.
+
+Two kinds of scenes come from here. *Target scenes* are the data set a method is trained and tested on: 224 px, one to five
+mostly small objects, mostly inked line art, in context groups (a street, a farm, a room), with unlabelled things between
+them. *Pre-training scenes* are what the embedded vision-language model learned from: 112 px, one or two large objects,
+mostly filled shapes, with coarse and noisy captions. The gap between the two is on purpose. With captions that name the
+classes in the very style of the target scenes, a zero-shot classifier already knows all that labels could teach; with
+objects as large as the image, a pooled feature is enough and regions are worth nothing.
+
+Every scene has its own generator, seeded by (seed, kind of scene, index), so neither the order nor the number of worker
+processes changes a single pixel, and scenes for pre-training can never coincide with target scenes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TypeVar
+from xml.sax.saxutils import escape
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFilter
+
+from trm_pipeline.drawn.glyphs import GLYPHS, Points
+from trm_pipeline.files import check_writable
+
+T = TypeVar("T")
+
+VOC_CLASSES: tuple[str, ...] = (
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+"""The classes of PASCAL VOC in alphabetical order: column c of every label matrix is ``VOC_CLASSES[c]``."""
+
+RECIPE_VERSION = 1  # raise it whenever a change of the code, here or in the glyphs, moves a pixel or a label
+DEFAULT_SIZES: Mapping[str, int] = {"train": 2000, "val": 500, "test": 1000}
+# The second word of every generator's seed. Pre-training has its own, so its scenes are disjoint from all splits.
+_STREAMS = {"train": 0, "val": 1, "test": 2, "pretraining": 3}
+
+OTHER_CLASSES: tuple[str, ...] = tuple(name for name in GLYPHS if name not in VOC_CLASSES)
+ALL_CLASSES: tuple[str, ...] = VOC_CLASSES + OTHER_CLASSES
+
+# Images a class has in trainval of VOC2007: the class prior before it is flattened.
+_VOC_COUNTS = (238, 243, 330, 181, 244, 186, 713, 337, 445, 141, 200, 421, 287, 245, 2008, 245, 96, 229, 261, 256)
+_CONTEXTS: tuple[tuple[str, ...], ...] = (
+    ("bicycle", "bus", "car", "motorbike", "person", "train"),
+    ("bottle", "cat", "chair", "diningtable", "person", "pottedplant", "sofa", "tvmonitor"),
+    ("bird", "cow", "dog", "horse", "person", "sheep"),
+    ("aeroplane", "bird", "boat", "person", "train"),
+)
+
+Colour = tuple[int, int, int]
+AnyColour = Sequence[float] | NDArray[np.float64]
+COLOURS: Mapping[str, Colour] = {
+    "red": (205, 45, 40),
+    "orange": (235, 135, 35),
+    "yellow": (235, 210, 60),
+    "green": (60, 150, 70),
+    "blue": (50, 95, 200),
+    "purple": (130, 65, 165),
+    "pink": (235, 140, 175),
+    "brown": (130, 85, 50),
+    "gray": (135, 135, 140),
+    "black": (50, 50, 55),
+}
+_SKIN: tuple[Colour, ...] = ((240, 205, 175), (215, 165, 125), (160, 110, 75), (105, 70, 50))
+
+
+STYLES: tuple[str, ...] = (
+    "filled",  # parts in their colours, no outline
+    "faint",  # parts hardly darker than the paper, in ink outline
+    "shaded",  # every part in a shade of its own, in ink outline
+    "wire",  # ink outline alone: everything behind shows through
+    "silhouette",  # all parts in one colour: only the shape is left
+)
+
+
+@dataclass(frozen=True)
+class SceneRecipe:
+    """How one kind of scene is drawn. Sides are shares of the image side."""
+
+    size: int
+    styles: tuple[float, float, float, float, float]  # how often each of STYLES is used
+    single_side: tuple[float, float]
+    multi_side: tuple[float, float]
+    difficulty: float  # scales clutter, warp, turn, blur and noise
+    difficult_below: float = 0.75  # an object of which less can be seen than this share is marked *difficult*
+
+
+PRETRAINING = SceneRecipe(
+    size=112, styles=(0.75, 0.12, 0.13, 0.0, 0.0), single_side=(0.30, 0.80), multi_side=(0.26, 0.58), difficulty=0.5
+)
+# The wide range of sizes is what makes regions matter: in a mean over the image the largest object drowns the others.
+TARGET = SceneRecipe(
+    size=224, styles=(0.05, 0.40, 0.40, 0.10, 0.05), single_side=(0.14, 0.55), multi_side=(0.13, 0.45), difficulty=0.9
+)
+_TARGET_COUNTS = (0.12, 0.26, 0.28, 0.20, 0.14)  # one to five objects
+_TARGET_DISTRACTORS = 1.1  # unlabelled things of the other classes, on average
+_TARGET_POWER = 0.8  # flattens the class prior of VOC, so that rare classes have enough images in 500
+
+
+@dataclass(frozen=True)
+class DrawnObject:
+    """One object of a scene; ``box`` is (xmin, ymin, xmax, ymax) in pixels, end-exclusive and inside the image."""
+
+    name: str
+    colour: str | None
+    box: tuple[int, int, int, int]
+    truncated: bool
+    difficult: bool
+
+
+@dataclass(frozen=True)
+class Scene:
+    """An image (H, W, 3) in uint8 and what was drawn in it, from back to front."""
+
+    image: NDArray[np.uint8]
+    objects: tuple[DrawnObject, ...]
+
+
+# ------------------------------------------------------------------------------------------------------- drawing
+def _jitter(rng: np.random.Generator, colour: AnyColour, spread: float = 14.0) -> Colour:
+    r, g, b = np.clip(np.asarray(colour) + rng.normal(0.0, spread, 3), 0, 255).astype(int)
+    return int(r), int(g), int(b)
+
+
+def _mix(first: AnyColour, second: AnyColour, share: float) -> tuple[float, ...]:
+    return tuple((1.0 - share) * x + share * y for x, y in zip(first, second, strict=True))
+
+
+def _palette(rng: np.random.Generator, main: Colour) -> dict[str, Colour]:
+    """The colour of every role of a glyph whose body has the colour ``main``."""
+    accent = tuple(COLOURS.values())[rng.integers(len(COLOURS))]
+    return {
+        "b": main,
+        "d": _jitter(rng, _mix(main, (0, 0, 0), 0.4), 6.0),
+        "l": _jitter(rng, _mix(main, (255, 255, 255), 0.5), 6.0),
+        "a": _jitter(rng, accent),
+        "k": _jitter(rng, (40, 40, 45), 8.0),
+        "w": _jitter(rng, (225, 235, 245), 8.0),
+        "s": _jitter(rng, _SKIN[rng.integers(len(_SKIN))], 8.0),
+        "g": _jitter(rng, (65, 145, 65)),
+        "n": _jitter(rng, (120, 80, 50)),
+    }
+
+
+def _pose(rng: np.random.Generator, points: Points, side: float, difficulty: float) -> Points:
+    """Turn, shear, stretch, mirror and bend a glyph, and scale it so that its longer side is ``side`` pixels."""
+    turn, shear = rng.normal(0.0, 0.22 * difficulty), rng.normal(0.0, 0.12 * difficulty)
+    stretch = np.exp(rng.normal(0.0, 0.12 * difficulty))
+    mirror = -1.0 if rng.random() < 0.5 else 1.0
+    cos, sin = np.cos(turn), np.sin(turn)
+    frame = np.array([[cos, -sin], [sin, cos]]) @ np.array([[mirror * stretch, shear], [0.0, 1.0 / stretch]])
+    phase, bend = rng.uniform(0.0, 2.0 * np.pi, 2), 0.05 * difficulty
+    points = points @ frame.T
+    points = points + bend * np.sin(3.0 * points[:, ::-1] + phase)
+    low, high = points.min(axis=0), points.max(axis=0)
+    return np.asarray((points - 0.5 * (low + high)) * (side / float((high - low).max())))
+
+
+def _paint(
+    draw: ImageDraw.ImageDraw,
+    rng: np.random.Generator,
+    parts: Sequence[tuple[str, Points]],
+    main: Colour,
+    style: str,
+    paper: Colour,
+    ink_width: int,
+) -> None:
+    palette = _palette(rng, main)
+    ink = _jitter(rng, (35, 35, 45), 14.0)
+    for role, points in parts:
+        corners = [(float(x), float(y)) for x, y in points]
+        if style == "filled":
+            draw.polygon(corners, fill=palette[role])
+        elif style == "faint":
+            faint = _jitter(rng, _mix(palette[role], paper, rng.uniform(0.7, 0.95)), 4.0)
+            draw.polygon(corners, fill=faint, outline=ink, width=ink_width)
+        elif style == "shaded":
+            shade = _jitter(rng, _mix(main, rng.uniform(20.0, 250.0, 3), rng.uniform(0.25, 0.9)), 10.0)
+            draw.polygon(corners, fill=shade, outline=ink, width=ink_width)
+        elif style == "wire":
+            draw.line([*corners, corners[0]], fill=palette["d"], width=ink_width)
+        else:
+            draw.polygon(corners, fill=main)
+
+
+def _background(rng: np.random.Generator, size: int, difficulty: float) -> tuple[Image.Image, Colour]:
+    """A dull two-colour slope with odd shapes on it, and the colour of the paper."""
+    colours = [rng.uniform(110.0, 250.0, 3) for _ in range(2)]
+    grey = rng.uniform(0.2, 0.8)  # mostly dull, so that objects stand out
+    first, second = (_mix(colour, (colour.mean(),) * 3, grey) for colour in colours)
+    angle = rng.uniform(0.0, 2.0 * np.pi)
+    line = np.linspace(-0.7, 0.7, 8)
+    slope = np.clip(0.5 + np.cos(angle) * line[:, None] + np.sin(angle) * line[None, :], 0.0, 1.0)[..., None]
+    coarse = (slope * np.asarray(first) + (1.0 - slope) * np.asarray(second)).astype(np.uint8)
+    image = Image.fromarray(coarse).resize((size, size), Image.Resampling.BILINEAR)
+    paper = _jitter(rng, _mix(first, second, 0.5), 0.0)
+    _clutter(ImageDraw.Draw(image), rng, size, int(rng.poisson(10.0 * difficulty)), paper, 0.4)
+    return image, paper
+
+
+def _clutter(draw: ImageDraw.ImageDraw, rng: np.random.Generator, size: int, count: int, paper: Colour, strength: float) -> None:
+    """Meaningless shapes: bars, triangles, blobs and scrawls, blended into the paper by ``strength`` at most."""
+    for _ in range(count):
+        colour = _jitter(rng, _mix(paper, rng.uniform(0.0, 255.0, 3), rng.uniform(0.3, 1.0) * strength * 1.5), 5.0)
+        x, y = rng.uniform(0.0, size, 2)
+        reach = size * rng.uniform(0.04, 0.2)
+        kind = rng.integers(4)
+        if kind == 0:
+            dx, dy = rng.normal(0.0, 2.0 * reach, 2)
+            draw.line([x, y, x + dx, y + dy], fill=colour, width=max(1, int(rng.uniform(0.005, 0.03) * size)))
+        elif kind == 1:
+            corners = rng.normal(0.0, reach, (int(rng.integers(3, 6)), 2)) + (x, y)
+            draw.polygon([(float(a), float(b)) for a, b in corners], fill=colour)
+        elif kind == 2:
+            w, h = reach * rng.uniform(0.3, 1.0, 2)
+            draw.ellipse([x - w, y - h, x + w, y + h], fill=colour)
+        else:
+            walk = np.cumsum(rng.normal(0.0, 0.35 * reach, (8, 2)), axis=0) + (x, y)
+            draw.line([(float(a), float(b)) for a, b in walk], fill=colour, width=max(1, size // 112))
+
+
+def _overlap(first: Sequence[float], second: Sequence[float]) -> float:
+    """Intersection of two boxes as a share of the smaller one."""
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = ((box[2] - box[0]) * (box[3] - box[1]) for box in (first, second))
+    return float(width * height / min(areas))
+
+
+def draw_scene(
+    rng: np.random.Generator,
+    recipe: SceneRecipe,
+    names: Sequence[str],
+    distractors: Sequence[str] = (),
+    *,
+    colours: Sequence[str | None] | None = None,
+) -> Scene:
+    """Draw a scene of the named objects.
+
+    An object that finds no room after a dozen tries is left out, the first never is. ``distractors`` are drawn in the
+    same way and among the others, but do not appear in :attr:`Scene.objects`. With ``colours``, one for each name, an
+    object shows the colour it is given: a glyph without a body is drawn as a silhouette, one without a colour as a faint
+    line drawing. Without them colours are random and a style may hide them.
+    """
+    scale = 2  # everything is drawn at twice the size and averaged down: cheap anti-aliasing
+    canvas = recipe.size * scale
+    image, paper = _background(rng, canvas, recipe.difficulty)
+    draw = ImageDraw.Draw(image)
+    owners = Image.new("L", (canvas // 8, canvas // 8), 0)  # who is on top where, to tell how much of each can be seen
+    owner_draw = ImageDraw.Draw(owners)
+
+    everything = [(name, True) for name in names] + [(name, False) for name in distractors]
+    low, high = recipe.single_side if len(everything) == 1 else recipe.multi_side
+    boxes: list[tuple[float, float, float, float]] = []
+    drawn: list[tuple[str, str | None, int, int]] = []
+    for at in (0, *(1 + rng.permutation(len(everything) - 1))):
+        name, labelled = everything[at]
+        parts = GLYPHS[name](rng)
+        side = rng.uniform(low, high) * canvas
+        posed = _pose(rng, np.concatenate([points for _, points in parts]), side, recipe.difficulty)
+        half = 0.5 * (posed.max(axis=0) - posed.min(axis=0))
+        allowed = 0.35 if rng.random() < 0.92 else 0.7  # now and then one thing nearly hides another
+        for _ in range(12):
+            # up to a tenth of the object may stick out of the image
+            centre = rng.uniform(0.8 * half, canvas - 0.8 * half)
+            box = (*(centre - half), *(centre + half))
+            if all(_overlap(box, other) <= allowed for other in boxes):
+                break
+        else:
+            continue
+        boxes.append(box)
+        posed = posed + centre
+        colour: str | None = None
+        main = _jitter(rng, rng.uniform(30.0, 230.0, 3), 0.0)
+        if colours is not None:
+            colour = colours[at] if labelled else None
+        elif rng.random() < 0.8:
+            colour = tuple(COLOURS)[rng.integers(len(COLOURS))]
+        if colour is not None:
+            main = _jitter(rng, COLOURS[colour])
+        cuts = np.cumsum([len(points) for _, points in parts])[:-1]
+        placed = [(role, points) for (role, _), points in zip(parts, np.split(posed, cuts), strict=True)]
+        style = STYLES[rng.choice(len(STYLES), p=recipe.styles)]
+        if colours is not None and colour is None:
+            style = "faint"
+        elif colours is not None and all(role != "b" for role, _ in parts):
+            style = "silhouette"
+        _paint(draw, rng, placed, main, style, paper, int(rng.integers(2, 4)))
+        before = len(boxes)
+        for _, points in placed:
+            owner_draw.polygon([(float(x) / 8, float(y) / 8) for x, y in points], fill=before)
+        area = int((np.asarray(owners) == before).sum())
+        drawn.append((name if labelled else "", colour, before, area))
+
+    _clutter(draw, rng, canvas, int(rng.poisson(3.0 * recipe.difficulty)), paper, 0.6)
+    image = image.reduce(scale)
+    if rng.random() < recipe.difficulty:
+        image = image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.0, 0.9 * recipe.difficulty))))
+    noise = rng.normal(0.0, 12.0 * recipe.difficulty * rng.random(), (recipe.size, recipe.size, 1))
+    pixels = np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8)
+
+    visible = np.asarray(owners)
+    objects = []
+    for (name, colour, owner, area), box in zip(drawn, boxes, strict=True):
+        if not name:
+            continue
+        edges = [round(v / scale) for v in box]
+        clipped = [min(max(v, 0), recipe.size) for v in edges]
+        shown = int((visible == owner).sum()) / max(area, 1)
+        objects.append(
+            DrawnObject(
+                name, colour, (clipped[0], clipped[1], clipped[2], clipped[3]), clipped != edges, shown < recipe.difficult_below
+            )
+        )
+    return Scene(pixels, tuple(objects))
+
+
+# ---------------------------------------------------------------------------------------------------- what to draw
+def _prior(power: float) -> NDArray[np.float64]:
+    weights = np.asarray(_VOC_COUNTS, dtype=np.float64) ** power
+    return np.asarray(weights / weights.sum())
+
+
+def target_scene(seed: int, split: str, index: int) -> Scene:
+    """The target scene number ``index`` of a split: one to five objects that go together, and things between them."""
+    rng = np.random.default_rng([seed, _STREAMS[split], index])
+    count = 1 + int(rng.choice(5, p=_TARGET_COUNTS))
+    weights = _prior(_TARGET_POWER)
+    context = _CONTEXTS[rng.integers(len(_CONTEXTS))]
+    weights = weights * np.array([6.0 if name in context else 1.0 for name in VOC_CLASSES])
+    names = rng.choice(VOC_CLASSES, count, p=weights / weights.sum())
+    distractors = rng.choice(OTHER_CLASSES, rng.poisson(_TARGET_DISTRACTORS))
+    return draw_scene(rng, TARGET, [str(n) for n in names], [str(n) for n in distractors])
+
+
+def pretraining_scene(seed: int, index: int) -> Scene:
+    """The pre-training scene number ``index``: one or two objects out of all 36 classes."""
+    rng = np.random.default_rng([seed, _STREAMS["pretraining"], index])
+    weights = np.concatenate([0.68 * _prior(0.35), np.full(len(OTHER_CLASSES), 0.32 / len(OTHER_CLASSES))])
+    names = rng.choice(ALL_CLASSES, 1 if rng.random() < 0.62 else 2, p=weights)
+    return draw_scene(rng, PRETRAINING, [str(n) for n in names])
+
+
+# -------------------------------------------------------------------------------------------------------- captions
+CLASS_WORDS: Mapping[str, str] = {
+    **{name: name for name in ALL_CLASSES},
+    "diningtable": "dining table",
+    "pottedplant": "potted plant",
+    "tvmonitor": "tv monitor",
+}
+_SYNONYMS: Mapping[str, tuple[str, ...]] = {
+    "aeroplane": ("airplane", "plane"),
+    "bicycle": ("bike",),
+    "boat": ("ship",),
+    "bottle": ("flask",),
+    "bus": ("coach",),
+    "car": ("automobile",),
+    "cat": ("kitten",),
+    "chair": ("seat",),
+    "cow": ("cattle",),
+    "diningtable": ("table",),
+    "dog": ("puppy",),
+    "horse": ("pony",),
+    "motorbike": ("motorcycle",),
+    "person": ("human", "man", "woman"),
+    "pottedplant": ("plant", "houseplant"),
+    "sheep": ("lamb",),
+    "sofa": ("couch",),
+    "train": ("locomotive",),
+    "tvmonitor": ("television", "screen"),
+    "house": ("building",),
+    "clock": ("watch",),
+}
+SUPERCLASSES: Mapping[str, tuple[str, ...]] = {
+    "animal": ("bird", "cat", "cow", "dog", "horse", "sheep", "fish"),
+    "vehicle": ("aeroplane", "bicycle", "boat", "bus", "car", "motorbike", "train"),
+    "furniture": ("chair", "diningtable", "sofa"),
+    "household object": ("bottle", "tvmonitor", "umbrella", "clock", "ladder"),
+    "plant": ("pottedplant", "tree", "mushroom", "flower"),
+    "shape": ("star", "cross", "ring", "arrow", "heart", "moon"),
+    "figure": ("person",),
+    "thing": ("house", "cloud", "flag"),
+}
+_CONFUSABLE: tuple[tuple[str, ...], ...] = (
+    ("cat", "dog", "horse", "cow", "sheep"),
+    ("bicycle", "motorbike"),
+    ("bus", "car", "train"),
+    ("chair", "sofa", "diningtable"),
+    ("aeroplane", "bird"),
+    ("boat", "fish"),
+    ("bottle", "tvmonitor", "clock"),
+    ("pottedplant", "flower", "tree", "mushroom"),
+    ("star", "cross", "arrow"),
+    ("ring", "moon", "heart", "cloud"),
+    ("house", "ladder", "flag"),
+    ("person", "umbrella"),
+)
+_SUPER_OF = {name: word for word, names in SUPERCLASSES.items() for name in names}
+_RIVALS_OF = {name: [n for n in group if n != name] for group in _CONFUSABLE for name in group}
+
+TEMPLATES: tuple[str, ...] = (
+    "a photo of a {}.",
+    "a drawing of a {}.",
+    "a picture of a {}.",
+    "a sketch of a {}.",
+    "an image of a {}.",
+    "there is a {} in the scene.",
+    "a {}.",
+)
+
+
+def _word(rng: np.random.Generator, name: str) -> str:
+    """What a careless annotator calls an object: often too coarse, sometimes wrong."""
+    draw = rng.random()
+    if draw < 0.20:
+        return _SUPER_OF[name]
+    if draw < 0.34:
+        name = _RIVALS_OF[name][rng.integers(len(_RIVALS_OF[name]))]
+    if name in _SYNONYMS and rng.random() < 0.25:
+        return _SYNONYMS[name][rng.integers(len(_SYNONYMS[name]))]
+    return CLASS_WORDS[name]
+
+
+def caption(rng: np.random.Generator, objects: Sequence[DrawnObject]) -> str:
+    """A coarse and noisy caption of a pre-training scene.
+
+    One object in two scenes is left out when there are two, one caption in fourteen names nothing at all, colours come in
+    two out of five phrases and are sometimes wrong.
+    """
+    template = TEMPLATES[rng.integers(len(TEMPLATES))]
+    if rng.random() < 0.07:
+        return template.format("thing")
+    chosen = [objects[i] for i in rng.permutation(len(objects))]
+    if len(chosen) > 1 and rng.random() < 0.5:
+        chosen = chosen[:1]
+    phrases = []
+    for item in chosen:
+        phrase = _word(rng, item.name)
+        colour = item.colour
+        if colour is not None and rng.random() < 0.4 / 0.8:
+            if rng.random() < 0.1:
+                colour = tuple(COLOURS)[rng.integers(len(COLOURS))]
+            phrase = f"{colour} {phrase}"
+        phrases.append(phrase)
+    return template.format(" and a ".join(phrases))
+
+
+def scene_captions(seed: int, index: int, objects: Sequence[DrawnObject], count: int) -> list[str]:
+    """``count`` captions of the pre-training scene number ``index``."""
+    rng = np.random.default_rng([seed, _STREAMS["pretraining"], index, 1])
+    return [caption(rng, objects) for _ in range(count)]
+
+
+def caption_words() -> list[str]:
+    """Every word or phrase a caption can be built from, for the vocabulary of the embedded model."""
+    words = [*CLASS_WORDS.values(), *COLOURS, *SUPERCLASSES, "thing", "and a"]
+    return words + [word for group in _SYNONYMS.values() for word in group]
+
+
+def _pretraining_chunk(indices: range, *, seed: int) -> tuple[NDArray[np.uint8], list[tuple[DrawnObject, ...]]]:
+    scenes = [pretraining_scene(seed, index) for index in indices]
+    return np.stack([scene.image for scene in scenes]), [scene.objects for scene in scenes]
+
+
+def draw_pretraining(
+    count: int, *, seed: int, workers: int | None = None
+) -> tuple[NDArray[np.uint8], list[tuple[DrawnObject, ...]]]:
+    """Draw ``count`` pre-training scenes in parallel: images (count, 112, 112, 3) in uint8 and their objects."""
+    images = np.empty((count, PRETRAINING.size, PRETRAINING.size, 3), dtype=np.uint8)
+    objects: list[tuple[DrawnObject, ...]] = []
+    for part, found in in_parallel(partial(_pretraining_chunk, seed=seed), count, workers):
+        images[len(objects) : len(objects) + len(part)] = part
+        objects += found
+    return images, objects
+
+
+def in_parallel(work: Callable[[range], T], count: int, workers: int | None, chunk: int = 100) -> Iterator[T]:
+    """``work`` over ranges of at most ``chunk`` indices, in order, in ``workers`` processes (default: all cores)."""
+    ranges = [range(start, min(start + chunk, count)) for start in range(0, count, chunk)]
+    workers = min(workers or os.cpu_count() or 1, len(ranges))
+    if workers <= 1:
+        yield from map(work, ranges)
+        return
+    with get_context("fork" if os.name == "posix" else "spawn").Pool(workers) as pool:
+        yield from pool.imap(work, ranges)
+
+
+# --------------------------------------------------------------------------------------------- the layout of VOC2007
+def _annotation(image_id: str, scene: Scene) -> str:
+    height, width = scene.image.shape[:2]
+    objects = "".join(
+        f"\t<object>\n\t\t<name>{escape(item.name)}</name>\n\t\t<pose>Unspecified</pose>\n"
+        f"\t\t<truncated>{int(item.truncated)}</truncated>\n\t\t<difficult>{int(item.difficult)}</difficult>\n"
+        f"\t\t<bndbox>\n\t\t\t<xmin>{item.box[0] + 1}</xmin>\n\t\t\t<ymin>{item.box[1] + 1}</ymin>\n"
+        f"\t\t\t<xmax>{item.box[2]}</xmax>\n\t\t\t<ymax>{item.box[3]}</ymax>\n\t\t</bndbox>\n\t</object>\n"
+        for item in scene.objects
+    )
+    return (
+        f"<annotation>\n\t<folder>VOC2007</folder>\n\t<filename>{image_id}.jpg</filename>\n"
+        "\t<source>\n\t\t<database>Drawn scenes in the layout of VOC2007</database>\n\t</source>\n"
+        f"\t<size>\n\t\t<width>{width}</width>\n\t\t<height>{height}</height>\n\t\t<depth>3</depth>\n\t</size>\n"
+        f"\t<segmented>0</segmented>\n{objects}</annotation>\n"
+    )
+
+
+def _write_chunk(indices: range, *, folder: Path, seed: int, split: str, first_id: int) -> list[list[int]]:
+    """Write the scenes of one range; returns per image the VOC label of each class: 1, -1, or 0 if only *difficult*."""
+    rows = []
+    for index in indices:
+        scene = target_scene(seed, split, index)
+        image_id = f"{first_id + index:06d}"
+        Image.fromarray(scene.image).save(folder / "JPEGImages" / f"{image_id}.jpg", quality=92)
+        (folder / "Annotations" / f"{image_id}.xml").write_text(_annotation(image_id, scene), encoding="utf-8")
+        row = [-1] * len(VOC_CLASSES)
+        for item in scene.objects:
+            at = VOC_CLASSES.index(item.name)
+            row[at] = max(row[at], 0 if item.difficult else 1)
+        rows.append(row)
+    return rows
+
+
+def _write_split(folder: Path, split: str, ids: Sequence[str], labels: Sequence[Sequence[int]]) -> None:
+    main = folder / "ImageSets" / "Main"
+    (main / f"{split}.txt").write_text("".join(f"{image_id}\n" for image_id in ids), encoding="utf-8")
+    for at, name in enumerate(VOC_CLASSES):
+        lines = (f"{image_id} {row[at]:2d}\n" for image_id, row in zip(ids, labels, strict=True))
+        (main / f"{name}_{split}.txt").write_text("".join(lines), encoding="utf-8")
+
+
+def _write_devkit(folder: Path, seed: int, sizes: Mapping[str, int], workers: int | None) -> None:
+    for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (folder / name).mkdir(parents=True)
+    first_id = 1
+    for split in ("train", "val", "test"):
+        work = partial(_write_chunk, folder=folder, seed=seed, split=split, first_id=first_id)
+        labels = [row for rows in in_parallel(work, sizes[split], workers, chunk=25) for row in rows]
+        ids = [f"{first_id + index:06d}" for index in range(sizes[split])]
+        _write_split(folder, split, ids, labels)
+        if split == "train":
+            train_ids, train_labels = ids, labels
+        elif split == "val":
+            _write_split(folder, "trainval", train_ids + ids, train_labels + labels)
+        first_id += sizes[split]
+
+
+def write_drawn_voc(
+    root: str | os.PathLike[str], *, seed: int = 0, sizes: Mapping[str, int] | None = None, workers: int | None = None
+) -> Path:
+    """Write the drawn VOC below ``root`` unless it is there already, and return its ``VOCdevkit`` folder.
+
+    The data set lies in a folder named after all that determines it (recipe and its version, seed, sizes). It is drawn
+    in a temporary folder and renamed as a whole when it is complete, so a half-written or outdated one is never read.
+
+    Args:
+        root: A folder for caches; made if missing.
+        seed: Seed of all scenes.
+        sizes: Images in ``train``, ``val`` and ``test``; missing ones keep their default (2,000, 500 and 1,000).
+        workers: Processes that draw; all cores by default. The result does not depend on it.
+
+    Returns:
+        The path of the ``VOCdevkit`` folder, with ``VOC2007`` inside.
+
+    Raises:
+        ValueError: If a size is not positive or names no split.
+    """
+    wanted = {**DEFAULT_SIZES, **(sizes or {})}
+    if set(wanted) != set(DEFAULT_SIZES) or min(wanted.values()) < 1:
+        raise ValueError(f"write_drawn_voc: sizes must be positive for train, val and test, got {dict(sizes or {})}")
+    recipe = {**asdict(TARGET), "counts": _TARGET_COUNTS, "distractors": _TARGET_DISTRACTORS, "power": _TARGET_POWER}
+    stamp = {"version": RECIPE_VERSION, "recipe": recipe, "seed": seed, "sizes": {name: wanted[name] for name in DEFAULT_SIZES}}
+    write = partial(_write_devkit, seed=seed, sizes=wanted, workers=workers)
+    return write_once(root, "drawn-voc", stamp, lambda folder: write(folder / "VOCdevkit" / "VOC2007")) / "VOCdevkit"
+
+
+def write_once(root: str | os.PathLike[str], name: str, stamp: Mapping[str, object], write: Callable[[Path], None]) -> Path:
+    """The folder of a data set below ``root``, named after its ``stamp``, and written by ``write`` unless it is there.
+
+    It is written into a temporary folder and renamed as a whole when it is complete.
+    """
+    stamp = json.loads(json.dumps(stamp))  # as it will be read back: no tuples
+    digest = hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()[:12]
+    final = Path(root) / f"{name}-{digest}"
+    if _has_stamp(final, stamp):
+        return final
+    check_writable(final.parent, "--cache")
+    final.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=final.parent))
+    try:
+        write(scratch)
+        (scratch / "stamp.json").write_text(json.dumps(stamp, indent=2) + "\n", encoding="utf-8")
+        scratch.chmod(0o755)
+        if final.exists() and not _has_stamp(final, stamp):
+            shutil.rmtree(final)
+        try:
+            scratch.rename(final)
+        except OSError:
+            if not _has_stamp(final, stamp):  # else somebody else finished the very same data set in the meantime
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return final
+
+
+def _has_stamp(folder: Path, stamp: Mapping[str, object]) -> bool:
+    try:
+        return bool(json.loads((folder / "stamp.json").read_text(encoding="utf-8")) == stamp)
+    except (OSError, json.JSONDecodeError):
+        return False

@@ -1,0 +1,362 @@
+"""Image features in batches: from a cache on disk, or through the frozen tower in the loop."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler, default_collate
+
+from trm_losses.backbones import ImageFeatures, OpenClipBackbone
+from trm_pipeline.files import check_writable
+from trm_pipeline.progress import progress, say
+
+__all__ = ["Batch", "CachedFeatures", "Features", "LiveFeatures", "cache_features", "cores", "drawn_rows", "weights_digest"]
+
+T = TypeVar("T")
+
+
+def cores() -> int:
+    """How many of the machine's this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Batch(NamedTuple):
+    """Features of some images and where the images stand in their data set: (B, N, D), (B, D), (B,)."""
+
+    tokens: Tensor
+    pooled: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, as the plain word for it
+
+
+class Features(Protocol):
+    """What methods learn from and are tested on, whatever it is read from."""
+
+    def __len__(self) -> int:
+        """Images."""
+
+    def batches(
+        self, batch_size: int, generator: torch.Generator | None = None, *, view: int = 0, part: tuple[int, int] = (0, 1)
+    ) -> Iterator[Batch]:
+        """Batches in a random order drawn from ``generator``, or in the data set's order without one, of one view then.
+
+        Of each batch only the part of a rank, by its number and that of all; the order does not depend on it.
+        """
+
+    @property
+    def views(self) -> int:
+        """How many there are of every image."""
+
+
+def pool_tokens(features: ImageFeatures, side: int) -> ImageFeatures:
+    """Tokens averaged over squares of ``side`` tokens."""
+    if side == 1:
+        return features
+    tokens, pooled, (height, width) = features
+    if height % side or width % side:
+        raise ValueError(f"token_pool must divide the token grid {height} x {width}, got {side}")
+    grid = tokens.transpose(1, 2).unflatten(2, (height, width))
+    tokens = F.avg_pool2d(grid.float(), side).flatten(2).transpose(1, 2)
+    return ImageFeatures(tokens, pooled, (height // side, width // side))
+
+
+def own_part(batch: Tensor, part: tuple[int, int]) -> Tensor:
+    """The rows of a batch that are a rank's."""
+    rank, world = part
+    return batch.tensor_split(world)[rank]
+
+
+class CachedFeatures:
+    """Features computed once, read from half-precision files; with several views of an image one is drawn a visit."""
+
+    def __init__(self, folder: Path, views: int, device: torch.device) -> None:
+        self.tokens = [_mapped(folder / f"tokens{view}.npy", 3) for view in range(views)]
+        self.pooled = [_mapped(folder / f"pooled{view}.npy", 2) for view in range(views)]
+        if len({(len(array), array.shape[-1]) for array in (*self.tokens, *self.pooled)}) > 1:
+            raise ValueError(f"{folder} must hold as many tokens as pooled features, of one width; delete it")
+        self.device = device
+
+    def __len__(self) -> int:
+        return len(self.tokens[0])
+
+    @property
+    def views(self) -> int:
+        """See :class:`Features`."""
+        return len(self.tokens)
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Tokens (B, N, D) of some images in their first view."""
+        return drawn_rows(self.tokens, torch.zeros_like(index), index).to(self.device)
+
+    def batches(
+        self, batch_size: int, generator: torch.Generator | None = None, *, view: int = 0, part: tuple[int, int] = (0, 1)
+    ) -> Iterator[Batch]:
+        """See :class:`Features`."""
+        count = len(self)
+        order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
+        drawn = torch.full((count,), view)
+        if generator is not None and self.views > 1:
+            drawn = torch.randint(self.views, (count,), generator=generator)
+        for index in (own_part(batch, part) for batch in order.split(batch_size)):
+            tokens, pooled = (drawn_rows(arrays, drawn[index], index) for arrays in (self.tokens, self.pooled))
+            yield Batch(tokens.to(self.device), pooled.to(self.device), index)
+
+
+def _mapped(path: Path, ndim: int) -> np.ndarray:
+    """A copy-on-write map: nothing is read before it is used, nothing can be written back, and objects are refused."""
+    try:
+        array = np.lib.format.open_memmap(path, mode="c")
+    except Exception as error:  # whatever bytes may lead to
+        raise ValueError(f"{path} must be an array of features, and cannot be read ({error}); delete {path.parent}") from error
+    if array.dtype != np.float16 or array.ndim != ndim:
+        got = f"{array.dtype} {array.shape}"
+        raise ValueError(f"{path} must be an array of features, float16 in {ndim} dimensions, got {got}; delete {path.parent}")
+    return array
+
+
+def drawn_rows(views: list[np.ndarray], drawn: Tensor, index: Tensor) -> Tensor:
+    """Rows ``index`` (B,), each of the view drawn for it, in single precision."""
+    rows = np.empty((len(index), *views[0].shape[1:]), views[0].dtype)
+    for view, array in enumerate(views):
+        own = (drawn == view).numpy()
+        rows[own] = array[index.numpy()[own]]
+    return torch.from_numpy(rows).float()
+
+
+class _Drawn(Dataset[tuple[Tensor, Tensor, int]]):
+    """Images whose random transformations have seeds of their own, so that they do not depend on the process they happen in."""
+
+    def __init__(self, images: Dataset[tuple[Tensor, Tensor, int]], seeds: Tensor) -> None:
+        self.images, self.seeds = images, seeds
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
+        with torch.random.fork_rng(devices=()):
+            torch.default_generator.manual_seed(int(self.seeds[index]))
+            return self.images[index]
+
+
+class _OwnPart:
+    """Of each batch of a sampler the indices that are a rank's."""
+
+    def __init__(self, sampler: BatchSampler, part: tuple[int, int]) -> None:
+        self.sampler, self.part = sampler, part
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.sampler:
+            yield own_part(torch.tensor(batch), self.part).tolist()
+
+
+def _collate(items: list[tuple[Tensor, Tensor, int]]) -> Any:
+    """A batch; of no image, where a rank has none of a small last batch, nothing but its index."""
+    return default_collate(items) if items else (None, None, torch.zeros(0, dtype=torch.int64))
+
+
+class LiveFeatures:
+    """Features of freshly transformed images, encoded batch by batch, while ``workers`` processes read the next ones.
+
+    Which transformations are drawn depends on the generator alone, not on how many processes there are; without one they are
+    always the same. The processes end with the epoch: what takes long at the start of one is its first batches, which would
+    have to be waited for anyway.
+    """
+
+    def __init__(
+        self,
+        images: Dataset[tuple[Tensor, Tensor, int]],
+        backbone: OpenClipBackbone,
+        *,
+        token_pool: int,
+        device: torch.device,
+        mirror: bool = False,
+        workers: int = 2,
+    ) -> None:
+        self.images, self.backbone, self.token_pool = images, backbone, token_pool
+        self.device, self.mirror, self.workers = device, mirror, workers
+
+    @property
+    def num_tokens(self) -> int:
+        """N of an image of the backbone's size, after pooling."""
+        height, width = self.backbone.grid(self.backbone.image_size)
+        return (height // self.token_pool) * (width // self.token_pool)
+
+    def __len__(self) -> int:
+        return len(self.images)  # type: ignore[arg-type]
+
+    @property
+    def views(self) -> int:
+        """See :class:`Features`; a random transformation shows another one at each visit."""
+        return 1
+
+    def batches(
+        self, batch_size: int, generator: torch.Generator | None = None, *, view: int = 0, part: tuple[int, int] = (0, 1)
+    ) -> Iterator[Batch]:
+        """See :class:`Features`."""
+        seeds = torch.Generator().manual_seed(0) if generator is None else generator
+        images = _Drawn(self.images, torch.randint(2**62, (len(self),), generator=seeds))
+        order = SequentialSampler(images) if generator is None else RandomSampler(images, generator=generator)
+        height, width = self.backbone.image_size
+        loader = DataLoader(
+            images,
+            batch_sampler=_OwnPart(BatchSampler(order, batch_size, drop_last=False), part),
+            collate_fn=_collate,
+            generator=generator,
+            num_workers=fitting_workers(self.workers, 12 * height * width * min(batch_size, len(self))),
+            pin_memory=self.device.type == "cuda",
+        )
+        for pixels, _, index in _alive(loader):
+            if not len(index):
+                nothing = torch.zeros(0, self.num_tokens, self.backbone.dim, device=self.device)
+                yield Batch(nothing, nothing[:, 0], index)
+                continue
+            pixels = pixels.flip(3) if self.mirror else pixels
+            with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
+                encoded = self.backbone(pixels.to(self.device, non_blocking=True))
+            features = pool_tokens(encoded, self.token_pool)
+            yield Batch(features.tokens.float(), features.pooled.float(), index)
+
+
+def fitting_workers(workers: int, batch: int, shared: Path = Path("/dev/shm")) -> int:
+    """As many of the workers as there is shared memory for, which batches of that many bytes pass through.
+
+    Each has two batches under way; two more are in use. A container of Docker has 64 MB, if it is not told otherwise.
+    """
+    if not workers or not shared.is_dir():
+        return workers
+    fit = max(0, min(workers, (shutil.disk_usage(shared).free // max(1, batch) - 2) // 2))
+    if fit < workers:
+        _say_once(
+            f"{shared} has not the room for --workers {workers}; {fit or 'no'} workers read the images (docker run --shm-size=2g "
+            "makes room)"
+        )
+    return fit
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    say(line)
+
+
+def _alive(loader: Iterable[T]) -> Iterator[T]:
+    """The batches of a loader, or a line if one of its processes was ended from outside."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        said = str(error)
+        if not any(words in said for words in ("DataLoader worker (pid", "shared memory", "No space left")):
+            raise
+        raise ValueError(
+            f"a process that reads images was ended ({said.strip().splitlines()[-1]}), for want of memory most likely; give "
+            "fewer --workers, or --workers 0; in a container /dev/shm may be too small (docker run --shm-size=2g)"
+        ) from error
+
+
+def weights_digest(backbone: OpenClipBackbone) -> str:
+    """A fingerprint of the weights themselves, whatever name or file they came from."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(backbone.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def cache_features(
+    root: Path,
+    images: Dataset[tuple[Tensor, Tensor, int]],
+    files: list[str],
+    backbone: OpenClipBackbone,
+    *,
+    weights: str,
+    token_pool: int,
+    mirror: bool,
+    device: torch.device,
+    batch_size: int = 50,
+    workers: int = 2,
+) -> CachedFeatures:
+    """Features of a data set out of the cache below ``root``, computed where they are not there yet.
+
+    ``images`` are resized to the backbone's size and normalised with its channel statistics, nothing else. The key holds
+    everything the features depend on: model, weights, size, statistics, pooling, value path, views, kind of device and the image
+    files (name, length, time of change). A cache of anything else has another name, and one that was not finished has none.
+    """
+    stats = [(os.path.abspath(path), os.stat(path)) for path in files]
+    views = 1 + int(mirror)
+    key = {
+        "version": 1,
+        "model": backbone.name,
+        "weights": weights,
+        "image_size": backbone.image_size,
+        "channels": (backbone.image_mean, backbone.image_std),
+        "device": device.type,  # encoded under autocast on an accelerator, in full precision elsewhere
+        "token_pool": token_pool,
+        "value_path": backbone.value_path,
+        "views": views,
+        "files": [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats],
+    }
+    name = hashlib.blake2b(json.dumps(key).encode(), digest_size=12).hexdigest()
+    shown = re.sub(r"[^\w.-]+", "-", backbone.name)[-80:]  # of a local model this is a path
+    folder = root / f"{shown}-{backbone.image_size[0]}-{name}"
+    if not folder.is_dir():
+        check_writable(root, "--cache")
+        root.mkdir(parents=True, exist_ok=True)
+        # A name of its own, whatever a killed process with the same number may have left behind.
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=root))
+        partial.chmod(0o755)
+        try:
+            for view in range(views):
+                live = LiveFeatures(images, backbone, token_pool=token_pool, device=device, mirror=bool(view), workers=workers)
+                _write_view(partial, view, live, batch_size)
+            (partial / "key.json").write_text(json.dumps(key), encoding="utf-8")
+            try:
+                partial.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # else another process was quicker with the same features
+                    raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    cached = CachedFeatures(folder, views, device)
+    if len(cached) != len(files):
+        raise ValueError(f"{folder} must hold the features of {len(files)} images, got {len(cached)}; delete it")
+    return cached
+
+
+def _write_view(folder: Path, view: int, live: LiveFeatures, batch_size: int) -> None:
+    """Encode all images into ``tokens{view}.npy`` and ``pooled{view}.npy``."""
+    count, dim = len(live), live.backbone.dim
+    tokens = _created(folder / f"tokens{view}.npy", (count, live.num_tokens, dim))
+    pooled = _created(folder / f"pooled{view}.npy", (count, dim))
+    description = f"encoding {count} images{', mirrored' if view else ''}"
+    for batch in progress(live.batches(batch_size), description, total=-(-count // batch_size)):
+        tokens[batch.index] = batch.tokens.half().cpu().numpy()
+        pooled[batch.index] = batch.pooled.half().cpu().numpy()
+    tokens.flush()
+    pooled.flush()
+
+
+def _created(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    """A map to write to. Its room is taken at once: on a full disk a page that is written later would kill the process."""
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            except OSError as error:
+                error.filename = str(path)
+                raise
+    return array

@@ -1,0 +1,114 @@
+"""Where files go; files that are there as a whole or not at all, and the state of a training run in one of them."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["CACHE", "Checkpoint", "check_writable", "differences", "folder_argument", "read_json", "tensor_digest", "write_json"]
+
+CACHE = "~/.cache/trm_losses"
+_FORMAT = 1
+
+
+def folder_argument(text: str) -> Path:
+    """A folder out of a command line. A home is looked for only if the folder lies in it: not every user has one."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"there is no home folder for {text}; give another folder") from None
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Refuse at the door a folder that cannot be made or written into."""
+    place = next((path for path in (folder, *folder.parents) if os.path.exists(path)), Path())
+    if not os.path.isdir(place) or not os.access(place, os.W_OK | os.X_OK):
+        raise ValueError(f"{option}: {folder} must be a folder that can be written into, {place} is none; give another folder")
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file as a whole; where that fails, such as on a full disk, what was there before stays and nothing else does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        error.filename = str(path)
+        raise
+
+
+def write_json(path: Path, value: object) -> None:
+    """JSON, replaced as a whole."""
+    _replace(path, f"{json.dumps(value, indent=1)}\n".encode())
+
+
+def read_json(path: Path) -> Any:
+    """What :func:`write_json` wrote."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} must be JSON that a run wrote, and cannot be read ({error}); start without --resume") from error
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """Hash of a tensor's shape, type and values."""
+    content = tensor.detach().cpu().contiguous()
+    name = f"{tuple(content.shape)} {content.dtype}".encode()
+    return hashlib.blake2b(name + content.view(torch.uint8).numpy().tobytes(), digest_size=12).hexdigest()
+
+
+def differences(wanted: object, found: object, name: str = "") -> list[str]:
+    """What two JSON-like values differ in, as ``name: found, now wanted``."""
+    if isinstance(wanted, Mapping) and isinstance(found, Mapping):
+        keys = dict.fromkeys([*wanted, *found])
+        return [line for key in keys for line in differences(wanted.get(key), found.get(key), str(key))]
+    wanted, found = json.dumps(wanted), json.dumps(found)
+    return [] if wanted == found else [f"{name} was {found}, now {wanted}"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where the state of a run in progress is kept, and what it was made with: preset, labels, weights."""
+
+    path: Path
+    made_with: dict[str, Any]
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Write tensors and plain values; the file of the epoch before stays until this one is complete."""
+        content = io.BytesIO()  # not a file: on a full disk torch would hide the error behind one of its own
+        torch.save({"format": _FORMAT, "made_with": json.dumps(self.made_with), **state}, content)
+        _replace(self.path, content.getvalue())
+
+    def load(self) -> dict[str, Any] | None:
+        """The state to go on from; None where there is none."""
+        if not self.path.exists():
+            return None
+        content = io.BytesIO(self.path.read_bytes())  # not the file: to torch one cut short is an invalid argument
+        try:
+            state: dict[str, Any] = torch.load(content, map_location="cpu", weights_only=True)
+            found, version = json.loads(state.pop("made_with")), state.pop("format", 0)
+        except Exception as error:  # whatever bytes may lead to; code that they hold is refused, not run
+            raise ValueError(
+                f"{self.path} must be a checkpoint of this run, and cannot be read ({type(error).__name__}); delete it"
+            ) from error
+        if version != _FORMAT:
+            raise ValueError(f"{self.path} is of version {version}, this program of {_FORMAT}; start without --resume")
+        if changed := differences(json.loads(json.dumps(self.made_with)), found):
+            raise ValueError(f"{self.path} is of another run ({'; '.join(changed)}); start without --resume")
+        return state
+
+    def remove(self) -> None:
+        """The run is finished."""
+        self.path.unlink(missing_ok=True)

@@ -1,0 +1,183 @@
+"""What a model trained on one's own images is kept as: a head, and beside it what else scoring needs to know."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trm_losses import TRMHead
+from trm_losses.backbones import OpenClipBackbone, load_open_clip
+from trm_losses.backbones._imports import import_open_clip
+from trm_pipeline.config.presets import VOC2007_RN101
+from trm_pipeline.embedded import TEMPLATES, load_embedded
+from trm_pipeline.features.cached import weights_digest
+from trm_pipeline.files import write_json
+from trm_pipeline.progress import warnings_said
+
+__all__ = [
+    "DEMONSTRATION",
+    "HEAD_FILE",
+    "MODEL_FILE",
+    "SavedModel",
+    "choose_threshold",
+    "class_texts",
+    "open_backbone",
+    "weights_file",
+]
+
+FORMAT = "trm_losses.folder/1"
+MODEL_FILE, HEAD_FILE = "model.json", "head.pt"
+CLIP = "--model ViT-B-32 --pretrained openai"
+DEMONSTRATION = (
+    "NOTE  The embedded model knows drawn scenes only. On photographs all that follows is a demonstration of the steps, and its\n"
+    f"      scores mean nothing; for photographs give {CLIP} (about 350 MB, fetched once)."
+)
+LEAST = 5  # known present and known absent labels in the hold-out that a threshold can be chosen from
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """The settings that scores depend on, with a threshold for each class.
+
+    ``weights`` is the digest of the frozen model; ``classes`` maps names to ``words`` for prompts, ``threshold`` and where it is
+    from, ``trained`` (False: scored by name alone).
+    """
+
+    model: str
+    pretrained: str | None
+    weights: str
+    image_size: tuple[int, int]
+    token_pool: int
+    templates: tuple[str, ...]
+    classes: dict[str, dict[str, Any]]
+    scores: dict[str, Any]  # of the hold-out, for people
+
+    @property
+    def thresholds(self) -> Tensor:
+        """(C,)."""
+        return torch.tensor([about["threshold"] for about in self.classes.values()])
+
+    def save(self, folder: Path) -> None:
+        """Write ``model.json``."""
+        write_json(folder / MODEL_FILE, {"format": FORMAT, **dataclasses.asdict(self)})
+
+    @classmethod
+    def load(cls, path: Path) -> tuple[SavedModel, TRMHead]:
+        """Settings and head out of the folder that training wrote, or of the ``model.json`` in it."""
+        file = path / MODEL_FILE if path.is_dir() else path
+        if not file.is_file():
+            raise FileNotFoundError(f"no finished model at {path}: wanted the folder that 'train' wrote, with its {MODEL_FILE}")
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            if content.pop("format") != FORMAT:
+                raise ValueError
+            saved = cls(**content)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise ValueError(f"{file} is not the {MODEL_FILE} of a folder that 'train' wrote ({FORMAT})") from None
+        height, width = saved.image_size
+        saved = dataclasses.replace(saved, image_size=(height, width), templates=tuple(saved.templates))
+        head = TRMHead.load(file.with_name(HEAD_FILE))
+        if head.class_names != list(saved.classes):
+            raise ValueError(f"{file} and {HEAD_FILE} beside it name other classes; they are of two trainings: train again")
+        return saved, head
+
+    def open(self, device: torch.device, pretrained: str | None = None) -> OpenClipBackbone:
+        """The frozen model that the head was trained on; ``pretrained`` where its weights lie elsewhere now."""
+        size = self.image_size if self.model == "embedded" else None
+        backbone = open_backbone(self.model, pretrained or self.pretrained, size, device)
+        backbone.image_size = self.image_size
+        if weights_digest(backbone) != self.weights:
+            raise ValueError(
+                f"the head was trained on features of {self.model} with other weights than those of "
+                f"{pretrained or self.pretrained or 'the embedded model here'}, and scores would mean nothing; give the weights "
+                "it was trained with (--pretrained), or train again"
+            )
+        return backbone
+
+
+def weights_file(model: str, pretrained: str | None) -> str | None:
+    """The path of a weights file; none if it is a tag of open_clip, whatever lies in the working directory under its name."""
+    if pretrained is None or import_open_clip().get_pretrained_cfg(model.replace("/", "-"), pretrained):
+        return None
+    return os.path.abspath(pretrained) if os.path.isfile(pretrained) else None
+
+
+def open_backbone(
+    model: str, pretrained: str | None, image_size: int | tuple[int, int] | None, device: torch.device
+) -> OpenClipBackbone:
+    """The embedded model or one of open_clip, at a size or at its own."""
+    if model == "embedded":
+        if pretrained is not None:
+            raise ValueError(f"--pretrained {pretrained} is of another model; name it: --model ViT-B-32, for instance")
+        network, tokenizer = load_embedded()
+        return OpenClipBackbone(network, tokenizer=tokenizer, name="embedded", image_size=image_size).to(device)
+    if pretrained is None and ":" not in model:
+        raise ValueError(f"--model {model} needs --pretrained: a tag of open_clip such as 'openai', or a weights file")
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)  # every try of a download, several times over
+    try:
+        return load_open_clip(model, pretrained, image_size=image_size, device=device)
+    except Exception as error:
+        own = str(error).startswith(("load_open_clip", "OpenClipBackbone", "trm_losses"))
+        if own or weights_file(model, pretrained):
+            raise
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+        raise ValueError(
+            f"the weights {pretrained or ''} of {model} are not here and could not be fetched ({reason}). They are downloaded "
+            "once, which takes a network and a folder to keep them in (HF_HOME); or fetch the file elsewhere and give its "
+            "path: --pretrained WEIGHTS.safetensors"
+            f"{' (with OpenAI weights: --model ' + model + '-quickgelu)' if pretrained == 'openai' else ''}"
+        ) from error
+    finally:
+        logging.disable(before)
+
+
+def class_texts(
+    backbone: OpenClipBackbone, words: Mapping[str, str], templates: Sequence[str] | None
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Texts (C, D) of classes by the words for them, and the templates; where none are given those that suit the model."""
+    embedded = backbone.name == "embedded"
+    chosen = tuple(templates or (TEMPLATES if embedded else VOC2007_RN101.templates))
+    unknown = {
+        name: pieces
+        for name, word in words.items()
+        if embedded and (pieces := backbone.tokenizer.unknown_pieces(word))  # type: ignore[union-attr]
+    }
+    if unknown:
+        shown = ", ".join(repr(words[name]) for name in list(unknown)[:5]) + (" …" if len(unknown) > 5 else "")
+        raise ValueError(
+            f"the embedded model, which knows drawn scenes alone, has no words for {len(unknown)} of {len(words)} classes: "
+            f"{shown}\n"
+            f"A CLIP model reads any name: add {CLIP} (about 350 MB, fetched once).\n"
+            "A class can also be given other words: --names 'diningtable=dining table'"
+        )
+    with warnings_said():
+        return backbone.template_text(list(words.values()), chosen), chosen
+
+
+def choose_threshold(scores: Tensor, labels: Tensor, *, least: int = LEAST) -> float | None:
+    """The threshold of one class with the best F1 over scores (n,) of known labels (n,); None where they are too few.
+
+    Tried are the middles between neighbouring scores, and half of the lowest. Among equals it is the one nearest to 0.5. With
+    fewer than ``least`` present or absent labels a threshold would say more about these images than about the class.
+    """
+    present = int((labels == 1).sum())
+    if min(present, len(labels) - present) < least:
+        return None
+    ordered, order = scores.double().sort(descending=True)
+    found = labels[order].double().cumsum(dim=0)
+    below = torch.cat([ordered[1:], ordered.new_zeros(1)])
+    f1 = 2 * found / (torch.arange(1, len(labels) + 1) + present)
+    thresholds = 0.5 * (ordered + below)
+    best = (below < ordered) & (f1 >= f1[below < ordered].max() - 1e-12)
+    candidates = thresholds[best]
+    return float(candidates[(candidates - 0.5).abs().argmin()])

@@ -1,0 +1,1 @@
+"""TRM-ML and its peers, as a training loop takes them."""

@@ -1,0 +1,188 @@
+"""Losses of the field under heads of the pipeline: each pair is a method of its own, named ``head+loss``."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from trm_losses.baselines import (
+    AssumeNegativeLoss,
+    EMAPLLoss,
+    EMLoss,
+    EPRLoss,
+    HillLoss,
+    LargeLoss,
+    PartialASLLoss,
+    PartialBCELoss,
+    ROLELoss,
+    SPLCLoss,
+    VLPLLoss,
+    WeakAssumeNegativeLoss,
+)
+from trm_pipeline.config.presets import LOSSES, VARIANTS, Preset
+from trm_pipeline.features.cached import Batch, Features
+from trm_pipeline.methods.base import METHODS, ZERO_SHOT, Encode, Method, Setting, weak_negatives
+from trm_pipeline.methods.peers.positive_coop import PositiveCoOp
+from trm_pipeline.methods.peers.sarb import SARB
+from trm_pipeline.methods.peers.scpnet import SCPNet
+from trm_pipeline.methods.peers.sst import SST
+from trm_pipeline.methods.wrapped import Wrapped, class_prior, expected_positives
+
+__all__ = ["ALONE", "GRID", "HEADS", "NAMES", "PEERS", "WithLoss", "build_method", "choose_methods"]
+
+HEADS = ("linear", "text-image", "text-pixel", "trm-region", "trm-query")
+"""Methods of which each loss of labels can be had."""
+
+
+class WithLoss(Wrapped):
+    r"""A head whose loss of known labels gives way to one of :mod:`trm_losses.baselines`.
+
+    .. math:: L = \sum_h f_h\, C\, L_\text{mean}(\ell^h, y)
+
+    :math:`L_\text{mean}` runs over all B * C entries, as published, and C times that, the sum over the classes of an image, has
+    the size of the head's own loss where all labels are known; h are the logits that the head trains, with their factors f.
+    Losses that were published as sums are divided by the images of the batch, which is the same. What the loss keeps of the
+    training images is of the first logits. TRM-ML's contrast and distillation stay out: their weights suit its own loss, and
+    beside one that is small where few labels are known they would rule.
+
+    Args:
+        weak: whether :func:`~trm_pipeline.methods.base.weak_negatives` of single positives join, for a loss that says nothing of
+            unknown labels; with another they would say it twice.
+        lr_factor: times which the head's rates are.
+        rate: of what the loss itself learns, in the highest of those.
+    """
+
+    def __init__(
+        self, inner: Method, name: str, loss: Any, epochs: int, *, weak: bool, lr_factor: float = 1.0, rate: float = 1.0
+    ) -> None:
+        super().__init__(inner, lr_factor)
+        self.name, self.labels, self.epochs, self.weak, self.rate = name, loss, epochs, weak, rate
+        self._last: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def loss(self, batch: Batch, text: Tensor, targets: Tensor, weak_negative: float = 0.0) -> dict[str, Tensor]:
+        heads = self.inner.heads(batch, text)
+        ids = batch.index.to(text.device)
+        classes = targets.shape[1]
+        total = sum(factor * classes * self.labels(logits, targets, ids=ids) for factor, logits in heads)
+        self._last = heads[0][1].detach(), targets, ids
+        # Of a mean over all entries a known one has its share of B * C, not of the B that are known.
+        weight = weak_negative / classes if self.weak else 0.0
+        return {self.name: total, **weak_negatives(targets, weight, *heads)}
+
+    def groups(self, preset: Preset) -> list[dict[str, Any]]:
+        groups = super().groups(preset)
+        if isinstance(self.labels, ROLELoss):  # the last group, at the head's rate
+            groups[-1]["lr"] *= self.rate
+        return groups
+
+    def before_epoch(self, epoch: int, features: Features, targets: Tensor, average: Method, encode: Encode) -> None:
+        super().before_epoch(epoch, features, targets, average, encode)
+        self.labels.begin_epoch(epoch, self.epochs)
+
+    def after_step(self) -> None:
+        super().after_step()
+        if self._last is not None:
+            logits, targets, ids = self._last
+            self.labels.update(logits, targets, ids=ids)
+            self._last = None
+
+
+def _epoch_of(share: float, epochs: int) -> int:
+    """The first epoch, counted from 0, that begins at this share of the training or after it."""
+    return math.ceil(share * epochs - 1e-9)
+
+
+def _splc(setting: Setting, targets: Tensor, start: float, **options: Any) -> SPLCLoss:
+    return SPLCLoss(start=_epoch_of(start, setting.preset.epochs), reduction="mean", **options)
+
+
+def _partial_asl(policy: Any) -> Callable[..., PartialASLLoss]:
+    def make(setting: Setting, targets: Tensor, **options: Any) -> PartialASLLoss:
+        if policy == "selective":
+            options["prior"] = class_prior(setting, targets)
+        return PartialASLLoss(setting.num_classes, policy=policy, reduction="mean", **options)
+
+    return make
+
+
+def _vlpl(setting: Setting, targets: Tensor, temperature: float, **options: Any) -> VLPLLoss:
+    if setting.similarities is None:
+        raise ValueError("vlpl needs the frozen model's similarities with the training images")
+    # Published for CLIP, whose own logit scale is 100: the same sharpness relative to the scale of another model.
+    return VLPLLoss(setting.similarities(), temperature=100 * temperature / setting.logit_scale, **options)
+
+
+_MAKE: dict[str, Callable[..., Any]] = {
+    "an": lambda setting, targets, **options: AssumeNegativeLoss(**options),
+    "an-ls": lambda setting, targets, **options: AssumeNegativeLoss(**options),
+    "wan": lambda setting, targets, **options: WeakAssumeNegativeLoss(**options),
+    "epr": lambda setting, targets, **options: EPRLoss(expected_positives(setting, targets), **options),
+    "role": lambda setting, targets, **options: ROLELoss(targets, expected_positives(setting, targets), **options),
+    "em": lambda setting, targets, **options: EMLoss(**options),
+    "em-apl": lambda setting, targets, **options: EMAPLLoss(len(targets), setting.num_classes, **options),
+    "ll-r": lambda setting, targets, **options: LargeLoss(scheme="reject", **options),
+    "ll-ct": lambda setting, targets, **options: LargeLoss(scheme="correct", **options),
+    "ll-cp": lambda setting, targets, **options: LargeLoss(
+        scheme="correct_permanently", num_samples=len(targets), num_classes=setting.num_classes, **options
+    ),
+    "splc": _splc,
+    "hill": lambda setting, targets, **options: HillLoss(reduction="mean", **options),
+    "partial-bce": lambda setting, targets, **options: PartialBCELoss(**options),
+    "pasl-ignore": _partial_asl("ignore"),
+    "pasl-negative": _partial_asl("negative"),
+    "pasl-selective": _partial_asl("selective"),
+    "vlpl": _vlpl,
+}
+_KNOWN_ALONE = ("partial-bce", "pasl-ignore")
+
+PEERS: dict[str, tuple[Callable[[Method, Setting], Method], Sequence[str]]] = {
+    "scpnet": (SCPNet, HEADS),
+    "sst": (SST, ("text-pixel", "trm-region")),
+    "sarb": (SARB, ("text-pixel", "trm-region")),
+}
+
+"""Methods that change more than the loss, and the heads that have what they change; one process trains them."""
+
+ALONE: dict[str, Callable[[Setting], Method]] = {"positive-coop": PositiveCoOp}
+"""Methods that have a head of their own and are trained where they are asked for."""
+
+GRID = tuple(f"{head}+{loss}" for head in HEADS for loss in LOSSES if loss in _MAKE or head in PEERS[loss][1])
+"""Every head with every loss but its own, which the head's name alone stands for."""
+
+NAMES = (*ZERO_SHOT, *METHODS, *ALONE, *VARIANTS, *GRID)
+"""All that ``--methods`` knows."""
+
+
+def build_method(name: str, setting: Setting) -> Method:
+    """A method at its start."""
+    head, plus, loss = name.partition("+")
+    setting = setting.under(head)
+    inner = (METHODS | ALONE)[head](setting)
+    if not plus:
+        return inner
+    if loss in PEERS:
+        return PEERS[loss][0](inner, setting)
+    if setting.targets is None:
+        raise ValueError(f"{name} needs the labels of the training images")
+    options = setting.options(loss)
+    rates = {name: options.pop(name) for name in ("lr_factor", "rate") if name in options}
+    made = _MAKE[loss](setting, setting.targets, distributed=True, **options)
+    return WithLoss(inner, loss, made, setting.preset.epochs, weak=loss in _KNOWN_ALONE, **rates)
+
+
+def choose_methods(patterns: Sequence[str], *, grid: bool = False) -> list[str]:
+    """The methods that names and patterns such as ``linear+*`` mean, each once; with ``grid`` also all heads and pairs."""
+    chosen: list[str] = []
+    for pattern in patterns:
+        found = [pattern] if pattern in NAMES else fnmatch.filter(NAMES, pattern)
+        if not found:
+            raise ValueError(
+                f"--methods: {pattern!r} is none of {', '.join(name for name in NAMES if '+' not in name)}, nor HEAD+LOSS "
+                f"with a head of {', '.join(HEADS)} and a loss of {', '.join(LOSSES)}"
+            )
+        chosen += found
+    return list(dict.fromkeys([*chosen, *((*HEADS, *ALONE, *GRID) if grid else ())]))

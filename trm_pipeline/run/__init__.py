@@ -1,0 +1,1 @@
+"""One command: its cells, their rows."""

@@ -1,0 +1,280 @@
+"""One cell of a run's table: a method in a setting with a seed, in this process or in several beside each other."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from trm_losses.labels import hide_labels, keep_single_positive, known_fraction
+from trm_losses.metrics import evaluate
+from trm_pipeline import ranks
+from trm_pipeline.config.presets import VARIANTS, Known, Preset
+from trm_pipeline.features.cached import cores
+from trm_pipeline.features.frozen import Frozen
+from trm_pipeline.files import Checkpoint, tensor_digest, write_json
+from trm_pipeline.methods.base import TRM, ZERO_SHOT, Method, Setting, zero_shot_tokens
+from trm_pipeline.methods.grid import build_method
+from trm_pipeline.methods.wrapped import unwrapped
+from trm_pipeline.progress import escape_output, say, without_bars
+from trm_pipeline.report.page import Row
+from trm_pipeline.training.cost import trained_parameters, watch_memory
+from trm_pipeline.training.loop import Trained, score, train
+
+__all__ = ["Cell", "Finished", "Prepared", "build", "known_labels", "run_cell", "run_cells", "train_cell"]
+
+
+class Cell(NamedTuple):
+    """A method (or a variant of one) in a setting with a seed."""
+
+    method: str
+    known: Known
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """For files."""
+        setting = self.known if isinstance(self.known, str) else f"known{self.known:g}"
+        return f"{self.method}-{setting}-seed{self.seed}"
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        setting = self.known if isinstance(self.known, str) else f"{100 * self.known:g}%"
+        return f"{self.method}, {setting}, seed {self.seed}"
+
+
+class Finished(NamedTuple):
+    """A cell with its row of the table, the seconds its training took, the peak of memory (see
+    :func:`~trm_pipeline.training.cost.watch_memory`) and the number of trained parameters."""
+
+    cell: Cell
+    row: Row
+    seconds: float
+    peak_mib: float | None = None
+    parameters: int = 0
+
+    @property
+    def cost(self) -> dict[str, float | None]:
+        """A line of ``times.json``, beside the cell."""
+        return {"seconds": self.seconds, "peak_mib": self.peak_mib, "parameters": self.parameters}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared(Frozen):
+    """What all cells of a run share: the frozen model's part, and the labels of both splits."""
+
+    preset: Preset
+    device: torch.device
+    targets: Tensor
+    test_targets: Tensor
+    test_paths: list[str]  # image files
+    name: str  # of the data set and its split
+    class_names: list[str]
+    description: str
+    labels: Tensor | None = None  # known labels out of a file, in place of those that a setting and a seed leave
+    zero_shot: dict[str, tuple[dict[str, float | None], float]] = field(default_factory=dict)  # metrics and seconds, once found
+
+    @cached_property
+    def similarities(self) -> Tensor:
+        """The frozen model's cosines (N, C) of the training images, found where they are first asked for."""
+        with torch.random.fork_rng(devices=()):  # a loader draws a seed: a cell must not tell whether it is the first to ask
+            return score(partial(zero_shot_tokens, text=self.text), self.features, self.preset.batch_size)
+
+
+def known_labels(data: Prepared, known: Known, seed: int) -> Tensor:
+    """What is left of the labels (N, C) in a setting: seed s hides labels with seed s - 1; a file of labels is as it is."""
+    if data.labels is not None:
+        return data.labels
+    if isinstance(known, str):
+        return keep_single_positive(data.targets, seed=seed - 1)
+    return hide_labels(data.targets, known, seed=seed - 1)
+
+
+def checkpoint_path(output: Path, cell: Cell) -> Path:
+    """Where a cell in progress keeps its state."""
+    return output / "checkpoints" / f"{cell.name}.pt"
+
+
+def run_cell(data: Prepared, cell: Cell, args: argparse.Namespace) -> Finished:
+    """Train and score a cell; whatever else it leaves behind is on disk before it counts as finished."""
+    single = cell.known == "single"
+    metrics: Mapping[str, float | None]
+    peak, parameters = None, 0
+    if cell.method in ZERO_SHOT:
+        metrics, seconds = _zero_shot(data, cell.method)
+    else:
+        read_peak = watch_memory(data.device)
+        metrics, seconds, parameters = _trained(data, cell, args)
+        peak = read_peak()
+    figures = {key: None if value is None else round(value, 3) for key, value in metrics.items()}
+    expected = data.preset.expected_positives if single else None
+    row: Row = {"method": cell.method, "known": cell.known, "seed": cell.seed, **figures, "expected_positives": expected}
+    return Finished(cell, row, round(seconds, 2), None if peak is None else round(peak, 1), parameters)
+
+
+def _zero_shot(data: Prepared, method: str) -> tuple[dict[str, float | None], float]:
+    """Metrics of a classifier that learns nothing, and so is the same in every setting, and the seconds of scoring."""
+    if method not in data.zero_shot:
+        started = time.perf_counter()
+        logits = score(lambda batch: ZERO_SHOT[method](batch, data.text), data.test_features, data.preset.batch_size)
+        metrics: dict[str, float | None] = dict(evaluate(logits, data.test_targets, threshold=0.0))
+        # A cosine ranks images, but has no level above which a class counts as present.
+        metrics |= dict.fromkeys(("OF1", "CF1", "CF1_per_class"), None)
+        metrics["best_epoch_mAP"] = metrics["mAP"]
+        say(f"{method}: mAP {metrics['mAP']:.1f}")
+        data.zero_shot[method] = metrics, time.perf_counter() - started
+    return data.zero_shot[method]
+
+
+def _trained(data: Prepared, cell: Cell, args: argparse.Namespace) -> tuple[dict[str, float], float, int]:
+    """Metrics of a trained method, the seconds of training, and how many parameters it trained."""
+    method, changes = VARIANTS.get(cell.method, (cell.method, {}))
+    preset = dataclasses.replace(data.preset, **changes)  # type: ignore[arg-type]
+    trained = train_cell(data, cell, args, method=method, preset=preset)
+    if not ranks.first():
+        return trained.metrics, trained.seconds, trained_parameters(trained.method)
+    # A head is given tokens, not the pooled feature that a method without region learning is trained on.
+    inner = unwrapped(trained.method)
+    if cell.method not in VARIANTS and isinstance(inner, TRM) and preset.region_learning:
+        with torch.no_grad():
+            text = data.encode(inner.prompts())
+        inner.head(text, data.class_names).save(args.output / f"{cell.name}.pt")
+    if trained.trace:
+        write_json(args.output / "pseudo" / f"{cell.name}.json", trained.trace)
+    return trained.metrics, trained.seconds, trained_parameters(trained.method)
+
+
+def build(data: Prepared, cell: Cell, *, method: str, preset: Preset) -> tuple[Method, Tensor]:
+    """A method at its start, and what a cell's setting and seed leave of the labels."""
+    targets = known_labels(data, cell.known, cell.seed)
+    steps = preset.epochs * -(-len(data.features) // preset.batch_size)
+    torch.manual_seed(cell.seed)
+    single, samples = cell.known == "single", len(data.features)
+    setting = Setting(
+        preset,
+        data.text,
+        data.names,
+        data.logit_scale,
+        steps,
+        single=single,
+        num_samples=samples,
+        targets=targets,
+        similarities=lambda: data.similarities,
+    )
+    return build_method(method, setting), targets
+
+
+def train_cell(data: Prepared, cell: Cell, args: argparse.Namespace, *, method: str, preset: Preset) -> Trained:
+    """Train a method on what a cell's setting and seed leave of the labels, from its checkpoint where there is one."""
+    built, targets = build(data, cell, method=method, preset=preset)
+    made_with = {
+        "cell": cell.name,
+        "preset": dataclasses.asdict(preset),
+        "labels": tensor_digest(targets),
+        "weights": data.weights,
+        "amp": args.amp,
+        **({"ranks": ranks.world()} if ranks.world() > 1 else {}),  # each keeps a random state of its own
+    }
+    return train(
+        built,
+        data.features,
+        targets,
+        data.test_features,
+        data.test_targets,
+        encode=data.encode,
+        preset=preset,
+        seed=cell.seed,
+        device=data.device,
+        label=cell.label,
+        single=cell.known == "single",
+        truth=data.targets,
+        checkpoint=Checkpoint(checkpoint_path(args.output, cell), made_with),
+        amp=args.amp,
+        log=args.output / "tensorboard" / cell.name if args.tensorboard else None,
+        profile=args.output / "profile" / f"{cell.name}.txt" if args.profile and ranks.first() else None,
+    )
+
+
+def run_cells(
+    data: Prepared, cells: Sequence[Cell], args: argparse.Namespace, prepare: Callable[[argparse.Namespace], Prepared]
+) -> Generator[Finished, None, None]:
+    """Cells as they are finished: one after the other, or ``args.jobs`` at a time in processes of their own."""
+    apart = [cell for cell in cells if args.jobs > 1 and cell.method not in ZERO_SHOT]
+    announced = None
+    for cell in (cell for cell in cells if cell not in apart):
+        if cell.method not in ZERO_SHOT and announced != (announced := (cell.known, cell.seed)):
+            targets = known_labels(data, cell.known, cell.seed)
+            known, positives = known_fraction(targets), int((targets == 1).sum())
+            say(f"seed {cell.seed}, {known:.1%} of the labels known, {positives} positives")
+        yield run_cell(data, cell, args)
+    if apart:
+        yield from _in_processes(apart, args, prepare)
+
+
+def _in_processes(
+    cells: Sequence[Cell], args: argparse.Namespace, prepare: Callable[[argparse.Namespace], Prepared]
+) -> Generator[Finished, None, None]:
+    """Cells in the order in which they end; whatever ends this iterator early ends its processes too."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.jobs, context, _start_worker, (args, prepare)) as pool:
+        try:
+            for future in as_completed([pool.submit(_work, cell) for cell in cells]):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+
+
+_worker: tuple[Prepared, argparse.Namespace] | None = None
+
+
+def _start_worker(args: argparse.Namespace, prepare: Callable[[argparse.Namespace], Prepared]) -> None:
+    """What a process needs for its cells: features are mapped from the cache that the parent has filled."""
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), cores() // args.jobs)))
+    if args.deterministic:
+        use_deterministic_algorithms()
+    escape_output()
+    without_bars()
+    _worker = prepare(args), args
+
+
+def _work(cell: Cell) -> Finished:
+    if _worker is None:
+        raise RuntimeError("a cell was given to a process that was not started as a worker")
+    data, args = _worker
+    return run_cell(data, cell, args)
+
+
+def _end_with_parent() -> None:
+    """A killed parent cannot end its workers, and they must not write beside the run that resumes it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def use_deterministic_algorithms() -> None:
+    """Equal runs give equal bits on an accelerator too, at some cost in speed."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True

@@ -1,0 +1,87 @@
+"""Classes that training never saw a label of, scored by their names alone."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from functools import partial
+from typing import Any
+
+import torch
+
+from trm_losses import PromptEmbeddings
+from trm_losses.metrics import mean_average_precision
+from trm_pipeline import ranks
+from trm_pipeline.files import write_json
+from trm_pipeline.methods.base import TRM, zero_shot_tokens
+from trm_pipeline.run.cells import Cell, Prepared, checkpoint_path, train_cell
+from trm_pipeline.training.loop import score
+
+__all__ = ["seen_part", "unseen_row", "unseen_table"]
+
+
+def seen_part(data: Prepared, unseen: int) -> Prepared:
+    """The data as if the last ``unseen`` classes did not exist."""
+    names = data.names
+    if names is not None:
+        names = PromptEmbeddings(names.embeddings[:-unseen], names.eot[:-unseen])
+    return dataclasses.replace(
+        data,
+        text=data.text[:-unseen],
+        names=names,
+        targets=data.targets[:, :-unseen],
+        test_targets=data.test_targets[:, :-unseen],
+        class_names=data.class_names[:-unseen],
+        labels=None if data.labels is None else data.labels[:, :-unseen],
+    )
+
+
+def unseen_row(data: Prepared, cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
+    """Train without the last ``args.unseen`` classes, then score all of them; mAP of both parts beside token zero-shot.
+
+    The new classes join the trained head by name: their texts are those of the frozen model, their bias is the mean of the
+    trained ones.
+    """
+    cell = cell._replace(method=f"{cell.method}-unseen{args.unseen}")
+    path = args.output / "unseen" / f"{cell.name}.json"
+    if not ranks.from_first(path.exists()):  # else it is of the run that is resumed
+        row: dict[str, Any] = _train_and_score(data, cell, args)
+        if not ranks.first():
+            return row
+        write_json(path, row)
+    checkpoint_path(args.output, cell).unlink(missing_ok=True)
+    row = json.loads(path.read_text(encoding="utf-8"))
+    return row
+
+
+def _train_and_score(data: Prepared, cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
+    trained = train_cell(seen_part(data, args.unseen), cell, args, method="trm", preset=data.preset)
+    method = trained.method
+    if not isinstance(method, TRM):
+        raise TypeError(f"only a head whose queries come from text scores unseen classes, got {type(method).__name__}")
+    with torch.no_grad():
+        text = data.encode(method.prompts())
+    seen = data.class_names[: -args.unseen]
+    head = method.head(text, seen).with_classes(torch.cat([text, data.text[-args.unseen :]]), data.class_names)
+    head.eval()
+    row: dict[str, Any] = {"known": cell.known, "seed": cell.seed, "unseen": data.class_names[-args.unseen :]}
+    for name, logits in (
+        ("trm", lambda batch: head(batch.tokens)),
+        ("zero-shot-tokens", partial(zero_shot_tokens, text=data.text)),
+    ):
+        scores = score(logits, data.test_features, data.preset.batch_size)
+        for part, columns in (("seen", slice(None, -args.unseen)), ("unseen", slice(-args.unseen, None))):
+            precision = mean_average_precision(scores[:, columns], data.test_targets[:, columns])
+            row[f"{name} {part}"] = round(100 * float(precision), 3)
+    return row
+
+
+def unseen_table(rows: list[dict[str, Any]]) -> str:
+    """mAP on seen and unseen classes, a line for each setting and seed."""
+    keys = [key for key in rows[0] if key not in ("known", "seed", "unseen")]
+    lines = [f"| known | seed | {' | '.join(keys)} |", "| --- " * (len(keys) + 2) + "|"]
+    for row in rows:
+        known = row["known"] if isinstance(row["known"], str) else f"{100 * row['known']:g}%"
+        lines.append(f"| {known} | {row['seed']} | {' | '.join(f'{row[key]:.1f}' for key in keys)} |")
+    return "\n".join(lines)
