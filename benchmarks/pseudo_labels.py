@@ -29,9 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from trm_losses import PseudoLabeler
 from trm_losses.labels import UNKNOWN
 from trm_losses.pseudo import Decision, Evidence, Rule
+from trm_pipeline import methods
 from trm_pipeline.config.presets import PSEUDO_RULES, VARIANTS
 from trm_pipeline.files import CACHE, folder_argument
-from trm_pipeline.methods import base as methods
 from trm_pipeline.progress import escape_output
 from trm_pipeline.run import experiment
 from trm_pipeline.run.cells import Cell, build

@@ -14,9 +14,9 @@ pytest.importorskip("safetensors")
 
 from trm_losses import baselines
 from trm_pipeline import files as checkpoint
+from trm_pipeline import methods
 from trm_pipeline.config import presets
 from trm_pipeline.features import cached as features
-from trm_pipeline.methods import base as methods
 from trm_pipeline.methods import grid, wrapped
 from trm_pipeline.run import cells, experiment
 from trm_pipeline.training import loop as training

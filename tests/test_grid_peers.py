@@ -14,9 +14,9 @@ pytest.importorskip("safetensors")
 from baseline_oracles import absent, bce, present, slope
 from oracles import array, sigmoid
 
+from trm_pipeline import methods
 from trm_pipeline.config import presets
 from trm_pipeline.features import cached as features
-from trm_pipeline.methods import base as methods
 from trm_pipeline.methods import grid
 from trm_pipeline.methods.peers import _features, sarb, scpnet, sst
 

@@ -24,9 +24,9 @@ from trm_losses import (
     TRMObjective,
 )
 from trm_losses.pseudo import NeighbourRule, PrototypeRule, Quantiles, Thresholds
+from trm_pipeline import methods
 from trm_pipeline.config import presets
 from trm_pipeline.features import cached as features
-from trm_pipeline.methods import base as methods
 from trm_pipeline.run import experiment
 
 # A value that is not the default, with what else it needs after it, and the attribute of the objective where it ends up.

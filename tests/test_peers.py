@@ -11,11 +11,11 @@ pytest.importorskip("open_clip")
 pytest.importorskip("safetensors")
 
 from trm_losses.metrics import mean_average_precision
+from trm_pipeline import methods
 from trm_pipeline.config import presets
 from trm_pipeline.data.voc import VOC, class_prompt_names, eval_transform
 from trm_pipeline.drawn.scenes import write_drawn_voc
 from trm_pipeline.features import cached as features
-from trm_pipeline.methods import base as methods
 from trm_pipeline.run import experiment
 from trm_pipeline.training.loop import score
 

@@ -27,12 +27,12 @@ from trm_losses import PseudoLabels, TRMHead, TRMObjective
 from trm_losses.labels import hide_labels, keep_single_positive
 from trm_losses.metrics import mean_average_precision
 from trm_pipeline import files as checkpoint
+from trm_pipeline import methods
 from trm_pipeline.config import presets
 from trm_pipeline.data.voc import VOC, class_prompt_names, eval_transform, train_transform
 from trm_pipeline.drawn.scenes import write_drawn_voc
 from trm_pipeline.embedded import load_embedded
 from trm_pipeline.features import cached as features
-from trm_pipeline.methods import base as methods
 from trm_pipeline.methods import grid
 from trm_pipeline.report import page as report
 from trm_pipeline.run import cells, experiment

@@ -31,11 +31,10 @@ pytest.importorskip("safetensors")
 from trm_losses import PseudoLabels
 from trm_losses.backbones import ImageFeatures
 from trm_pipeline import files as checkpoint
-from trm_pipeline import ranks
+from trm_pipeline import methods, ranks
 from trm_pipeline.config import presets
 from trm_pipeline.drawn.scenes import write_drawn_voc
 from trm_pipeline.features import cached as features
-from trm_pipeline.methods import base as methods
 from trm_pipeline.methods import grid
 from trm_pipeline.run import cells, experiment
 from trm_pipeline.training import loop as training

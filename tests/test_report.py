@@ -24,11 +24,10 @@ from PIL import Image
 
 from trm_losses import RegionPooler, TextRegionMatchingLoss, TRMHead
 from trm_pipeline import files as checkpoint
-from trm_pipeline import progress
+from trm_pipeline import methods, progress
 from trm_pipeline.config import presets
 from trm_pipeline.data.voc import VOC_CLASSES, class_prompt_names
 from trm_pipeline.features.cached import pool_tokens
-from trm_pipeline.methods import base as methods
 from trm_pipeline.methods import grid
 from trm_pipeline.report import page as report
 from trm_pipeline.report import pictures

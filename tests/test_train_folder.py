@@ -28,12 +28,12 @@ pytest.importorskip("matplotlib")
 from PIL import Image
 
 from trm_losses import TRMHead
+from trm_pipeline import methods
 from trm_pipeline.drawn.scenes import TARGET, draw_scene
 from trm_pipeline.folder import model as folder_model
 from trm_pipeline.folder import pictures as folder_pictures
 from trm_pipeline.folder import run as folder_run
 from trm_pipeline.folder.images import FolderImages, find_images, hold_out, read_image, read_labels, to_bytes
-from trm_pipeline.methods import base as methods
 from trm_pipeline.run import experiment
 from trm_pipeline.training import loop as training
 

@@ -51,7 +51,7 @@ from trm_pipeline.folder.model import (
     weights_file,
 )
 from trm_pipeline.folder.pictures import Entry, draw_entries
-from trm_pipeline.methods.base import TRM, ZERO_SHOT, Setting
+from trm_pipeline.methods import TRM, ZERO_SHOT, Setting
 from trm_pipeline.progress import escape_output, say
 from trm_pipeline.training.loop import score, train
 

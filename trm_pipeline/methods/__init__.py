@@ -1,1 +1,38 @@
-"""TRM-ML and its peers, as a training loop takes them."""
+"""What is compared: zero-shot CLIP, linear probes, tuned prompts and TRM-ML, on the same features and labels."""
+
+from collections.abc import Callable
+
+from trm_pipeline.methods.base import Method, Setting, weak_negatives
+from trm_pipeline.methods.linear import LinearProbe
+from trm_pipeline.methods.prompts import DualCoOp, PromptPeer, TextImage, TextPixel, pair_cosines
+from trm_pipeline.methods.trm import TRM
+from trm_pipeline.methods.zero_shot import ZERO_SHOT, zero_shot_global, zero_shot_tokens
+
+__all__ = [
+    "METHODS",
+    "TRM",
+    "ZERO_SHOT",
+    "DualCoOp",
+    "LinearProbe",
+    "Method",
+    "PromptPeer",
+    "Setting",
+    "TextImage",
+    "TextPixel",
+    "pair_cosines",
+    "weak_negatives",
+    "zero_shot_global",
+    "zero_shot_tokens",
+]
+
+METHODS: dict[str, Callable[[Setting], Method]] = {
+    "linear": lambda setting: LinearProbe(setting, assume_negative=False),
+    "linear-assume-negative": lambda setting: LinearProbe(setting, assume_negative=True),
+    "text-image": TextImage,
+    "dual-coop": DualCoOp,
+    "text-pixel": TextPixel,
+    "trm-region": lambda setting: TRM(setting, query_head=False, pseudo_labels=False),
+    "trm-region-pseudo": lambda setting: TRM(setting, query_head=False, pseudo_labels=True),
+    "trm-query": lambda setting: TRM(setting, query_head=True, pseudo_labels=False),
+    "trm": lambda setting: TRM(setting, query_head=True, pseudo_labels=True),
+}

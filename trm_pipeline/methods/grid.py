@@ -25,7 +25,8 @@ from trm_losses.baselines import (
 )
 from trm_pipeline.config.presets import LOSSES, VARIANTS, Preset
 from trm_pipeline.features.cached import Batch, Features
-from trm_pipeline.methods.base import METHODS, ZERO_SHOT, Encode, Method, Setting, weak_negatives
+from trm_pipeline.features.frozen import Encode
+from trm_pipeline.methods import METHODS, ZERO_SHOT, Method, Setting, weak_negatives
 from trm_pipeline.methods.peers.positive_coop import PositiveCoOp
 from trm_pipeline.methods.peers.sarb import SARB
 from trm_pipeline.methods.peers.scpnet import SCPNet

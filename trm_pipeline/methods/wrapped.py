@@ -10,7 +10,8 @@ from trm_losses import PseudoLabels
 from trm_losses.labels import UNKNOWN
 from trm_pipeline.config.presets import Preset
 from trm_pipeline.features.cached import Batch, Features
-from trm_pipeline.methods.base import Encode, Method, Setting
+from trm_pipeline.features.frozen import Encode
+from trm_pipeline.methods.base import Method, Setting
 
 __all__ = ["Wrapped", "class_prior", "expected_positives", "unwrapped"]
 

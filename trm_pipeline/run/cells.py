@@ -26,7 +26,7 @@ from trm_pipeline.config.presets import VARIANTS, Known, Preset
 from trm_pipeline.features.cached import cores
 from trm_pipeline.features.frozen import Frozen
 from trm_pipeline.files import Checkpoint, tensor_digest, write_json
-from trm_pipeline.methods.base import TRM, ZERO_SHOT, Method, Setting, zero_shot_tokens
+from trm_pipeline.methods import TRM, ZERO_SHOT, Method, Setting, zero_shot_tokens
 from trm_pipeline.methods.grid import build_method
 from trm_pipeline.methods.wrapped import unwrapped
 from trm_pipeline.progress import escape_output, say, without_bars

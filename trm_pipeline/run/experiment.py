@@ -28,7 +28,7 @@ from trm_pipeline.embedded import load_embedded
 from trm_pipeline.features.cached import CachedFeatures, Features, LiveFeatures, cache_features, cores, weights_digest
 from trm_pipeline.features.frozen import Frozen
 from trm_pipeline.files import CACHE, check_writable, differences, folder_argument, read_json, tensor_digest, write_json
-from trm_pipeline.methods.base import METHODS, ZERO_SHOT, Setting
+from trm_pipeline.methods import METHODS, ZERO_SHOT, Setting
 from trm_pipeline.methods.grid import HEADS, NAMES, PEERS, build_method, choose_methods
 from trm_pipeline.progress import Scalars, Sweep, escape_output, say, warnings_said
 from trm_pipeline.report.page import Row, ablation_rows, ablation_table, grid_tables, main_rows, make_report, markdown_table

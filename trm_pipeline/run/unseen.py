@@ -14,7 +14,7 @@ from trm_losses import PromptEmbeddings
 from trm_losses.metrics import mean_average_precision
 from trm_pipeline import ranks
 from trm_pipeline.files import write_json
-from trm_pipeline.methods.base import TRM, zero_shot_tokens
+from trm_pipeline.methods import TRM, zero_shot_tokens
 from trm_pipeline.run.cells import Cell, Prepared, checkpoint_path, train_cell
 from trm_pipeline.training.loop import score
 

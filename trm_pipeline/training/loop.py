@@ -18,8 +18,9 @@ from trm_losses.metrics import evaluate
 from trm_pipeline import ranks
 from trm_pipeline.config.presets import Preset, pseudo_schedule
 from trm_pipeline.features.cached import Batch, Features
+from trm_pipeline.features.frozen import Encode
 from trm_pipeline.files import Checkpoint
-from trm_pipeline.methods.base import Encode, Method
+from trm_pipeline.methods import Method
 from trm_pipeline.progress import Scalars, progress, say
 from trm_pipeline.training.pseudo_trace import Point, PseudoTrace
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from trm_losses import param_groups
 from trm_pipeline.config.presets import Preset
 from trm_pipeline.features.cached import Batch
-from trm_pipeline.methods.base import PromptPeer, Setting, pair_cosines
+from trm_pipeline.methods.base import Setting
+from trm_pipeline.methods.prompts import PromptPeer, pair_cosines
 
 __all__ = ["PositiveCoOp"]
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from trm_pipeline.features.cached import Batch, Features
-from trm_pipeline.methods.base import Encode, Method, Setting
+from trm_pipeline.features.frozen import Encode
+from trm_pipeline.methods.base import Method, Setting
 from trm_pipeline.methods.peers._features import OfClassFeatures, distances, known_mean
 
 __all__ = ["SARB", "k_means"]

@@ -9,7 +9,8 @@ from torch import Tensor
 from trm_losses._precision import upcast
 from trm_losses.baselines import SPLCLoss
 from trm_pipeline.features.cached import Batch, Features
-from trm_pipeline.methods.base import Encode, Method, Setting
+from trm_pipeline.features.frozen import Encode
+from trm_pipeline.methods.base import Method, Setting
 from trm_pipeline.methods.wrapped import Wrapped
 
 __all__ = ["SCPNet", "class_graph", "strong_view"]

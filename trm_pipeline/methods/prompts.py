@@ -1,0 +1,139 @@
+"""Tuned prompts against frozen features: text-image, text-pixel, DualCoOp."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trm_losses import PromptEmbeddings, PromptLearner, TextRegionMatchingLoss, param_groups
+from trm_pipeline.config.presets import Preset
+from trm_pipeline.features.cached import Batch
+from trm_pipeline.methods.base import Method, Setting, weak_negatives
+from trm_pipeline.methods.zero_shot import zero_shot_global, zero_shot_tokens
+
+__all__ = ["DualCoOp", "PromptPair", "PromptPeer", "TextImage", "TextPixel", "pair_cosines"]
+
+
+def pair_cosines(batch: Batch, text: Tensor, sharpness: Tensor) -> Tensor:
+    """Cosines of the tokens with the C positive texts less those with the C negative ones, weighted by the positive ones."""
+    similarity = F.normalize(batch.tokens, dim=-1) @ F.normalize(text, dim=-1).T  # (B, N, 2C)
+    positive, negative = similarity.chunk(2, dim=-1)
+    return (torch.softmax(sharpness * positive, dim=1) * (positive - negative)).sum(dim=1)
+
+
+class PromptPeer(Method):
+    r"""Tuned prompts against frozen features, with a cosine :math:`z_{bc}` or a mean of cosines for each class.
+
+    .. math:: \ell_{bc} = s\, z_{bc} - \beta_c
+
+    Scale and bias are learned; the bias is calibrated, since a cosine says little about presence in absolute terms.
+    """
+
+    def __init__(self, setting: Setting, prompts: nn.Module, *, lr: float, scale: float) -> None:
+        super().__init__()
+        preset = setting.preset
+        self.lr, self.prompts = lr, prompts
+        self.matching = TextRegionMatchingLoss(
+            setting.num_classes,
+            gamma_pos=preset.gamma_pos,
+            gamma_neg=preset.gamma_neg,
+            margin=preset.margin,
+            scale=scale,
+            distributed=True,  # nothing else where one process trains
+        )
+
+    @abstractmethod
+    def cosines(self, batch: Batch, text: Tensor) -> Tensor:
+        """z (B, C)."""
+
+    def logits(self, batch: Batch, text: Tensor) -> Tensor:
+        return self.matching.scale * self.cosines(batch, text) - self.matching.bias
+
+    def loss(self, batch: Batch, text: Tensor, targets: Tensor, weak_negative: float = 0.0) -> dict[str, Tensor]:
+        logits = self.logits(batch, text)
+        loss = targets.shape[1] * self.matching.loss(logits, targets)
+        return {"matching": loss, **weak_negatives(targets, weak_negative, (1.0, logits))}
+
+    def groups(self, preset: Preset) -> list[dict[str, Any]]:
+        return param_groups(self, lr=self.lr, weight_decay=0.0)
+
+    def calibrate(self, batch: Batch, text: Tensor, prior: float) -> None:
+        cosines = self.cosines(batch, text)
+        # A one-dimensional joint space in which the text is 1: the logit is then scale * cosine - bias.
+        self.matching.calibrate_bias(cosines[..., None], torch.ones_like(cosines[0, :, None]), prior)
+
+
+class TextImage(PromptPeer):
+    r"""CoOp for many labels: :math:`z_{bc} = \hat v_b \cdot \hat t_c` of the pooled feature and the tuned text."""
+
+    def __init__(self, setting: Setting) -> None:
+        preset = setting.preset
+        super().__init__(setting, setting.prompts(preset.prompts), lr=preset.text_image_lr, scale=preset.text_image_scale)
+
+    def cosines(self, batch: Batch, text: Tensor) -> Tensor:
+        return zero_shot_global(batch, text)
+
+
+class TextPixel(PromptPeer):
+    r"""The text-pixel peer in its strong form: every token votes for every class.
+
+    .. math:: z_{bc} = \sum_n \mathrm{softmax}_n(\kappa\, \hat V_{bn} \cdot \hat t_c)\, \hat V_{bn} \cdot \hat t_c
+
+    with tuned text, unit tokens and learned sharpness; the bias of each class stands in place of DualCoOp's negative prompts.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        preset = setting.preset
+        super().__init__(setting, setting.prompts(preset.prompts), lr=preset.text_pixel_lr, scale=preset.scale)
+        self.log_sharpness = nn.Parameter(torch.tensor(preset.attention_scale).log())
+
+    def cosines(self, batch: Batch, text: Tensor) -> Tensor:
+        return zero_shot_tokens(batch, text, self.log_sharpness.exp())
+
+    def class_features(self, batch: Batch, text: Tensor) -> Tensor:
+        """(B, C, D): the mean of the unit tokens by the weights of each class."""
+        tokens, rows = F.normalize(batch.tokens, dim=-1), F.normalize(text, dim=-1)
+        weights = torch.softmax(self.log_sharpness.exp() * tokens @ rows.T, dim=1)
+        return weights.transpose(1, 2) @ tokens
+
+    def classify(self, features: Tensor, text: Tensor) -> Tensor:
+        """Logits (B, C) of class features."""
+        return self.matching.scale * (features * F.normalize(text, dim=-1)).sum(dim=-1) - self.matching.bias
+
+
+class PromptPair(nn.Module):
+    """Positive and negative prompts of every class."""
+
+    def __init__(self, positive: PromptLearner, negative: PromptLearner) -> None:
+        super().__init__()
+        self.positive, self.negative = positive, negative
+
+    def forward(self) -> Tensor | list[PromptEmbeddings]:
+        """The C positive rows, then the C negative ones; as a list where each goes through the tower with its own contexts."""
+        positive, negative = self.positive(), self.negative()
+        if isinstance(positive, Tensor) or isinstance(negative, Tensor):
+            return torch.cat([positive, negative])
+        return [positive, negative]
+
+
+class DualCoOp(PromptPeer):
+    r"""DualCoOp: a positive and a negative prompt for each class, tokens weighted by the positive one.
+
+    .. math:: z_{bc} = \sum_n \mathrm{softmax}_n(\kappa\, \hat V_{bn} \cdot \hat t^+_c)\,
+        \hat V_{bn} \cdot (\hat t^+_c - \hat t^-_c)
+
+    Scale and sharpness are learned, as in TaI-DPT; the bias and the start of the negative prompts are our choice.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        preset = setting.preset
+        prompts = PromptPair(setting.prompts(preset.prompts), setting.negative_prompts(preset.prompts))
+        super().__init__(setting, prompts, lr=preset.dual_coop_lr, scale=preset.dual_coop_scale)
+        self.log_sharpness = nn.Parameter(torch.tensor(preset.attention_scale).log())
+
+    def cosines(self, batch: Batch, text: Tensor) -> Tensor:
+        return pair_cosines(batch, text, self.log_sharpness.exp())
