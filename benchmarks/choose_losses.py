@@ -24,7 +24,7 @@ from trm_pipeline.config.presets import LOSSES, Known
 from trm_pipeline.files import CACHE, folder_argument
 from trm_pipeline.methods.grid import GRID, PEERS
 from trm_pipeline.report.page import Row
-from trm_pipeline.run import experiment
+from trm_pipeline.run import arguments, experiment
 
 Numbers = dict[str, float]
 
@@ -289,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "--set",
             *given,
         ]
-        parsed = experiment.parser().parse_args(typed)
+        parsed = arguments.parser().parse_args(typed)
         parsed.typed = typed
         rounds.append(experiment.run(parsed))
     for regime, shares in REGIMES.items():

@@ -33,7 +33,7 @@ from trm_pipeline import methods
 from trm_pipeline.config.presets import PSEUDO_RULES, VARIANTS
 from trm_pipeline.files import CACHE, folder_argument
 from trm_pipeline.progress import escape_output
-from trm_pipeline.run import experiment
+from trm_pipeline.run import arguments, prepare
 from trm_pipeline.run.cells import Cell, build
 from trm_pipeline.training import loop as training
 
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace, cell: Cell) -> float:
     """mAP on val at the last epoch; the cell's method is the rule."""
     torch.set_num_threads(1)
     typed = ["--tune", "--cache", str(args.cache), *(["--set", *args.set] if args.set else [])]
-    data = experiment.prepare(experiment.parser().parse_args(typed))
+    data = prepare.prepare(arguments.parser().parse_args(typed))
     rule = cell.method
     changes = dict(VARIANTS[f"trm-rule-{rule}"][1]) if rule in PSEUDO_RULES and rule != data.preset.pseudo_rule else {}
     preset = dataclasses.replace(data.preset, **changes)  # type: ignore[arg-type]
@@ -108,7 +108,7 @@ def main() -> None:
     escape_output()
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--rules", nargs="+", default=["none", *PSEUDO_RULES, "oracle"], choices=["none", *PSEUDO_RULES, *ORACLES])
-    p.add_argument("--known", type=experiment.known_argument, nargs="+", default=[0.1, 0.5])
+    p.add_argument("--known", type=arguments.known_argument, nargs="+", default=[0.1, 0.5])
     p.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     p.add_argument("--method", default="trm", choices=("trm", "trm-region-pseudo"))
     p.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="change settings of the preset")

@@ -15,7 +15,7 @@ from _ddp import Pool
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = {
     "trm_pipeline.report.page": ("draw_map_against_known", "draw_pseudo_quality", "draw_saliency"),
-    "trm_pipeline.folder.run": ("draw_entries",),
+    "trm_pipeline.folder.outputs": ("draw_entries",),
 }
 
 if "OMP_NUM_THREADS" not in os.environ:  # workers share the cores, with the processes that tests start

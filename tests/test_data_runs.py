@@ -23,8 +23,9 @@ from trm_losses.labels import hide_labels, keep_single_positive
 from trm_pipeline.config import presets
 from trm_pipeline.data.base import Source
 from trm_pipeline.data.voc import VOC, VOC_CLASSES, class_prompt_names
-from trm_pipeline.drawn.scenes import COLOURS, write_drawn_voc
-from trm_pipeline.run import cells, experiment
+from trm_pipeline.drawn.devkit import write_drawn_voc
+from trm_pipeline.drawn.scenes import COLOURS
+from trm_pipeline.run import arguments, cells, experiment, prepare
 from trm_pipeline.run.unseen import seen_part
 
 DATA = ("coco", "vg200", "nus", "cub")
@@ -170,7 +171,7 @@ def test_labels_of_voc_need_no_other_option(tmp_path: Path) -> None:
     lines = [",".join({1: "1", 0: "-1", -1: "0"}[int(value)] for value in row) for row in wanted.tolist()]
     (path := tmp_path / "train_proportion_0.5.txt").write_text("\n".join(lines), encoding="utf-8")
     typed = ["--data-root", str(root), "--preset", "embedded", "--labels", str(path), "--device", "cpu", "--cache", str(tmp_path)]
-    data = experiment.prepare(experiment.parser().parse_args([*typed, "--workers", "0"]))
+    data = prepare.prepare(arguments.parser().parse_args([*typed, "--workers", "0"]))
     assert data.labels is not None and torch.equal(data.labels, wanted) and data.class_names == list(VOC_CLASSES)
     part = seen_part(data, 4)
     assert part.labels is not None and torch.equal(part.labels, wanted[:, :16]) and part.class_names == list(VOC_CLASSES[:16])
@@ -188,9 +189,9 @@ def test_without_data_the_script_says_where_they_are_had(key: str, tmp_path: Pat
 @pytest.mark.parametrize("key", ["voc", *DATA])
 def test_every_script_has_a_preset_and_names_of_its_own(key: str) -> None:
     where = source(key)
-    args = experiment.parser(where).parse_args(["--data-root", "somewhere"])
-    assert experiment.choose_preset(args).name == where.preset and where.key == key and args.output == Path("runs") / key
-    experiment.check_arguments(args, experiment.choose_preset(args))
+    args = arguments.parser(where).parse_args(["--data-root", "somewhere"])
+    assert arguments.choose_preset(args).name == where.preset and where.key == key and args.output == Path("runs") / key
+    arguments.check_arguments(args, arguments.choose_preset(args))
     assert pickle.loads(pickle.dumps(args)).source == where, "processes of --jobs are given it"
     script = Path(__file__).parents[1] / "examples" / f"reproduce_{key}.py"
     assert f"reproduce_{key}.py" in script.read_text(encoding="utf-8")
@@ -198,9 +199,9 @@ def test_every_script_has_a_preset_and_names_of_its_own(key: str) -> None:
 
 def test_voc2012_of_single_positives(shared_data: Path) -> None:
     """Train against val, and settings chosen on a fifth of train."""
-    for arguments, sizes in (((), {"train": 70, "val": 30}), (("--tune",), {"fit": 56, "held-out": 14})):
-        args = experiment.parser().parse_args(["--data-root", str(shared_data), "--preset", "voc2012-rn101", *arguments])
-        sets = experiment.open_splits(args, experiment.choose_preset(args))
+    for typed, sizes in (((), {"train": 70, "val": 30}), (("--tune",), {"fit": 56, "held-out": 14})):
+        args = arguments.parser().parse_args(["--data-root", str(shared_data), "--preset", "voc2012-rn101", *typed])
+        sets = prepare.open_splits(args, arguments.choose_preset(args))
         assert {split: len(images) for split, images in sets.items()} == sizes
         assert all(images.name == "VOC2012" for images in sets.values())
 

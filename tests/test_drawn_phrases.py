@@ -20,10 +20,11 @@ import gate
 
 from trm_pipeline.data import cub, vg200
 from trm_pipeline.data.base import LabelledImages
+from trm_pipeline.drawn import captions
 from trm_pipeline.drawn import phrases as drawn_phrases
 from trm_pipeline.drawn import scenes as drawn
 from trm_pipeline.drawn.phrases import class_phrases, phrase_scene, phrases_of, write_drawn_phrases
-from trm_pipeline.run import experiment
+from trm_pipeline.run import arguments, experiment
 
 SIZES = {"train": 7, "test": 4}
 SOURCES = {"cub": cub.SOURCE, "vg200": vg200.SOURCE}
@@ -47,7 +48,7 @@ def test_an_object_has_all_its_names(name: str, colour: str | None, expected: se
 
 
 def test_classes_are_counted_by_what_they_are() -> None:
-    nouns, colours = set(drawn.CLASS_WORDS.values()), set(drawn.COLOURS)
+    nouns, colours = set(captions.CLASS_WORDS.values()), set(drawn.COLOURS)
     for key, kinds, coloured in (("cub", 6, 200), ("vg200", 0, 164)):
         phrases = class_phrases(key)
         parts = [phrase.split(" ", 1) for phrase in phrases if phrase.split(" ")[0] in colours]
@@ -65,12 +66,12 @@ def test_coloured_nouns_are_the_most_frequent_ones(key: str) -> None:
     often: dict[str, float] = {}
     for kind in KINDS:
         weights = {
-            name: (1 + rank[i]) ** -made.noun_power * (4 if name in drawn.SUPERCLASSES[kind] else 1)
+            name: (1 + rank[i]) ** -made.noun_power * (4 if name in captions.SUPERCLASSES[kind] else 1)
             for i, name in enumerate(names)
         }
         for name in names:
             for at, colour in enumerate(drawn.COLOURS):
-                phrase = f"{colour} {drawn.CLASS_WORDS[name]}"
+                phrase = f"{colour} {captions.CLASS_WORDS[name]}"
                 often[phrase] = often.get(phrase, 0.0) + weights[name] / sum(weights.values()) * (1 + at) ** -made.colour_power
     chosen = set(class_phrases(key)) & set(often)
     assert min(often[phrase] for phrase in chosen) >= max(often[phrase] for phrase in set(often) - chosen) - 1e-9
@@ -194,7 +195,7 @@ def test_the_script_runs_without_any_data(
     where = SOURCES[key]
     typed = ["--methods", "text-pixel", "--known", "0.5", "--device", "cpu", "--workers", "0", "--tune", "--epochs", "1"]
     typed += ["--cache", str(tmp_path), "--output", str(tmp_path / "out"), "--set", "mirror=false"]
-    assert experiment.choose_preset(experiment.parser(where).parse_args(typed)).name == where.drawn_preset == f"embedded-{key}"
+    assert arguments.choose_preset(arguments.parser(where).parse_args(typed)).name == where.drawn_preset == f"embedded-{key}"
     experiment.main(typed, where)
     out = capsys.readouterr().out
     assert f"{name}: 8 training images (fit), 2 test images (held-out), embedded at 224 x 224" in out

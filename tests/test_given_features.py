@@ -22,7 +22,7 @@ from trm_losses.backbones import ImageFeatures
 from trm_losses.metrics import evaluate
 from trm_pipeline.data import given
 from trm_pipeline.report.pictures import SaliencyMaps
-from trm_pipeline.run import experiment
+from trm_pipeline.run import arguments, experiment
 
 NAMES, WIDTH, GRID = ["cat", "dog", "old car", "tree"], 8, (2, 3)
 TEXT = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(0))
@@ -241,7 +241,7 @@ def test_known_labels_may_come_from_a_file(run: Callable[..., list[dict[str, Any
     typed = ["--labels", str(tmp_path / "labels.npy"), "--labels-encoding", "direct", "--methods", "linear"]
     assert [row["known"] for row in run(written, *typed)] == [0.75]
     typed = [str(written), "--known", "0.5"]
-    args = pickle.loads(pickle.dumps(experiment.parser(given.SOURCE).parse_args(typed)))
+    args = pickle.loads(pickle.dumps(arguments.parser(given.SOURCE).parse_args(typed)))
     assert args.source == given.SOURCE, "processes of --jobs are given it"
 
 

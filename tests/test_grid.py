@@ -18,7 +18,7 @@ from trm_pipeline import methods
 from trm_pipeline.config import presets
 from trm_pipeline.features import cached as features
 from trm_pipeline.methods import grid, wrapped
-from trm_pipeline.run import cells, experiment
+from trm_pipeline.run import arguments, cells
 from trm_pipeline.training import loop as training
 
 IMAGES, TOKENS, CLASSES, DIM, EPOCHS = 12, 5, 4, 8, 5
@@ -378,7 +378,7 @@ def test_patterns_stand_for_methods():
     assert grid.choose_methods(["linear+pasl-*"]) == [f"linear+pasl-{policy}" for policy in ("ignore", "negative", "selective")]
     assert grid.choose_methods(["*+role"]) == [f"{head}+role" for head in grid.HEADS]
     assert grid.choose_methods(["linear"], grid=True) == ["linear", *grid.HEADS[1:], "positive-coop", *grid.GRID]
-    assert not [name for name in experiment.DEFAULT_METHODS if "+" in name or name in grid.ALONE]
+    assert not [name for name in arguments.DEFAULT_METHODS if "+" in name or name in grid.ALONE]
     for wrong in ("linear+nothing", "text-image+sst", "nothing", "trm+role", "x*"):
         with pytest.raises(ValueError, match="HEAD\\+LOSS"):
             grid.choose_methods([wrong])
@@ -465,7 +465,7 @@ def test_a_round_sets_all_numbers_of_a_loss_and_none_that_another_reads(choose_l
     seen = []
 
     def run(args):
-        found = experiment.choose_preset(args)
+        found = arguments.choose_preset(args)
         seen.append((found, args.methods))
         return [{"method": name, "known": known, "mAP": len(seen)} for name in args.methods for known in (0.1, 0.5, "single")]
 

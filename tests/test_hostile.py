@@ -31,7 +31,7 @@ from trm_pipeline import files as checkpoint
 from trm_pipeline.data.voc import VOC
 from trm_pipeline.features import cached as features
 from trm_pipeline.files import Checkpoint, write_json
-from trm_pipeline.run import experiment
+from trm_pipeline.run import experiment, results
 
 
 class Payload:
@@ -348,11 +348,11 @@ def test_an_image_without_objects_has_all_labels_absent(devkit: Path) -> None:
 
 @pytest.mark.parametrize("name", ["run.json", "results.json", "times.json"])
 def test_a_broken_record_of_a_run_is_one_clear_line(name: str, tmp_path: Path) -> None:
-    results = experiment.Results(tmp_path, [])
-    results.start({"a": 1}, resume=False)
+    run = results.Results(tmp_path, [])
+    run.start({"a": 1}, resume=False)
     (tmp_path / name).write_text('{"a": ', encoding="utf-8")
     with pytest.raises(ValueError, match=f"{name} must be JSON that a run wrote, and cannot be read .*; start without --resume"):
-        results.start({"a": 1}, resume=True)
+        run.start({"a": 1}, resume=True)
     assert checkpoint.read_json(Path(__file__).parent / "public_names.json")
 
 

@@ -15,7 +15,7 @@ pytest.importorskip("open_clip")
 pytest.importorskip("safetensors")
 
 from trm_losses import TRMHead
-from trm_pipeline.drawn.scenes import write_drawn_voc
+from trm_pipeline.drawn.devkit import write_drawn_voc
 from trm_pipeline.run import experiment
 
 KILLS = int(os.environ.get("TRM_LOSSES_KILLS", "50"))

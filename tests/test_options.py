@@ -27,7 +27,7 @@ from trm_losses.pseudo import NeighbourRule, PrototypeRule, Quantiles, Threshold
 from trm_pipeline import methods
 from trm_pipeline.config import presets
 from trm_pipeline.features import cached as features
-from trm_pipeline.run import experiment
+from trm_pipeline.run import prepare
 
 # A value that is not the default, with what else it needs after it, and the attribute of the objective where it ends up.
 OPTIONS = [
@@ -305,12 +305,12 @@ def test_options_that_do_not_fit_are_one_clear_line(settings, message, run, tmp_
 
 def test_the_value_path_reaches_the_backbone_and_the_name_of_the_cache(monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(experiment, "load_open_clip", lambda *a, **k: asked.append(k["value_path"]))
+    monkeypatch.setattr(prepare, "load_open_clip", lambda *a, **k: asked.append(k["value_path"]))
     for value in ("true", "false"):
         preset = presets.override(presets.VOC2007_RN101, [f"value_path={value}"])
-        experiment.load_backbone(preset, torch.device("cpu"))
+        prepare.load_backbone(preset, torch.device("cpu"))
     assert asked == [True, False]
-    backbone = experiment.load_backbone(presets.EMBEDDED, torch.device("cpu"))
+    backbone = prepare.load_backbone(presets.EMBEDDED, torch.device("cpu"))
     monkeypatch.setattr(features, "_write_view", lambda *a: None)
     folders = []
     monkeypatch.setattr(features, "CachedFeatures", lambda folder, *a: folders.append(folder) or [])

@@ -14,9 +14,9 @@ from trm_losses.metrics import mean_average_precision
 from trm_pipeline import methods
 from trm_pipeline.config import presets
 from trm_pipeline.data.voc import VOC, class_prompt_names, eval_transform
-from trm_pipeline.drawn.scenes import write_drawn_voc
+from trm_pipeline.drawn.devkit import write_drawn_voc
 from trm_pipeline.features import cached as features
-from trm_pipeline.run import experiment
+from trm_pipeline.run import prepare
 from trm_pipeline.training.loop import score
 
 PEERS = ("text-image", "dual-coop", "text-pixel")
@@ -29,7 +29,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def backbone():
-    return experiment.load_backbone(presets.EMBEDDED, torch.device("cpu"))
+    return prepare.load_backbone(presets.EMBEDDED, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")

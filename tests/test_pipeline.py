@@ -30,12 +30,12 @@ from trm_pipeline import files as checkpoint
 from trm_pipeline import methods
 from trm_pipeline.config import presets
 from trm_pipeline.data.voc import VOC, class_prompt_names, eval_transform, train_transform
-from trm_pipeline.drawn.scenes import write_drawn_voc
+from trm_pipeline.drawn.devkit import write_drawn_voc
 from trm_pipeline.embedded import load_embedded
 from trm_pipeline.features import cached as features
 from trm_pipeline.methods import grid
 from trm_pipeline.report import page as report
-from trm_pipeline.run import cells, experiment
+from trm_pipeline.run import arguments, cells, experiment, prepare, results
 from trm_pipeline.training import loop as training
 from trm_pipeline.training.pseudo_trace import PseudoTrace
 
@@ -72,7 +72,7 @@ def embedded():
 @pytest.fixture
 def run(devkit, cache, tmp_path, monkeypatch):
     """The command with a small data set and a model that is built once; returns its rows."""
-    monkeypatch.setattr(experiment, "load_embedded", embedded)
+    monkeypatch.setattr(prepare, "load_embedded", embedded)
 
     def command(*arguments, output=tmp_path / "out"):
         known = [] if "--known" in arguments else ["--known", "0.5"]
@@ -86,16 +86,16 @@ def run(devkit, cache, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def backbone():
-    return experiment.load_backbone(presets.EMBEDDED, torch.device("cpu"))
+    return prepare.load_backbone(presets.EMBEDDED, torch.device("cpu"))
 
 
 @pytest.mark.pictures
 def test_every_method_gives_a_row_for_every_share_and_seed(run, tmp_path, capsys):
     rows = run("--known", "0.1", "1", "--seeds", "1", "2")
     assert {(row["method"], row["known"], row["seed"]) for row in rows} == {
-        (method, known, seed) for method in experiment.DEFAULT_METHODS for known in (0.1, 1.0) for seed in (1, 2)
+        (method, known, seed) for method in arguments.DEFAULT_METHODS for known in (0.1, 1.0) for seed in (1, 2)
     }
-    assert len(rows) == len(experiment.DEFAULT_METHODS) * 4
+    assert len(rows) == len(arguments.DEFAULT_METHODS) * 4
     for row in rows:
         assert set(row) == COLUMNS
         assert 0 < row["mAP"] <= row["mAP_interpolated"] <= 100 and row["best_epoch_mAP"] >= row["mAP"] - 1e-3
@@ -527,10 +527,10 @@ def test_a_pattern_of_the_grid_runs_like_any_method(run, tmp_path, capsys):
 
 
 def test_the_grid_is_planned_whole():
-    args = experiment.parser().parse_args(["--methods", "trm", "--grid", "--known", "0.1", "--seeds", "1"])
+    args = arguments.parser().parse_args(["--methods", "trm", "--grid", "--known", "0.1", "--seeds", "1"])
     chosen = grid.choose_methods(args.methods, grid=args.grid)
     args.methods = chosen
-    cells = experiment.plan(args, presets.EMBEDDED)
+    cells = results.plan(args, presets.EMBEDDED)
     assert [cell.method for cell in cells] == ["trm", *grid.HEADS, "positive-coop", *grid.GRID]
 
 
@@ -659,9 +659,9 @@ def die_at(moment, arguments):
     if moment == "in an epoch":
         methods.TRM.after_step = after(4, methods.TRM.after_step)
     elif moment == "between a cell and its row":
-        experiment.Results.add = after(1, experiment.Results.add)
+        results.Results.add = after(1, results.Results.add)
     elif moment == "between two cells":
-        experiment.checkpoint_path = after(0, experiment.checkpoint_path)
+        results.checkpoint_path = after(0, results.checkpoint_path)
     elif moment == "writing a checkpoint":
         Path.write_bytes = after(2, Path.write_bytes, lambda path, content: path.write_text("half", encoding="utf-8"))
     elif moment == "writing the results":

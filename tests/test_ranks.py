@@ -33,7 +33,7 @@ from trm_losses.backbones import ImageFeatures
 from trm_pipeline import files as checkpoint
 from trm_pipeline import methods, ranks
 from trm_pipeline.config import presets
-from trm_pipeline.drawn.scenes import write_drawn_voc
+from trm_pipeline.drawn.devkit import write_drawn_voc
 from trm_pipeline.features import cached as features
 from trm_pipeline.methods import grid
 from trm_pipeline.run import cells, experiment

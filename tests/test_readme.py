@@ -57,7 +57,7 @@ def test_commands_of_the_pages_are_understood(tmp_path, monkeypatch):
     pytest.importorskip("open_clip")
     pytest.importorskip("safetensors")
     from trm_pipeline.data import given
-    from trm_pipeline.run import experiment
+    from trm_pipeline.run import arguments
 
     (tmp_path / "FEATURES").mkdir()
     (tmp_path / "FEATURES" / "meta.json").write_text('{"class_names": ["cat", "dog"], "logit_scale": 100}', encoding="utf-8")
@@ -67,22 +67,22 @@ def test_commands_of_the_pages_are_understood(tmp_path, monkeypatch):
     assert len(commands) >= 5 and {key for key, _ in commands} == {"voc", "coco", "vg200", "nus", "cub", "features"}
     for key, command in commands:
         source = given.SOURCE if key == "features" else importlib.import_module(f"trm_pipeline.data.{key}").SOURCE
-        args = experiment.parser(source).parse_args(shlex.split(command))
+        args = arguments.parser(source).parse_args(shlex.split(command))
         args.tensorboard = False  # which asks for its package
-        experiment.check_arguments(args, experiment.choose_preset(args))
+        arguments.check_arguments(args, arguments.choose_preset(args))
 
 
 def test_pages_of_the_pipeline_name_every_argument():
     pytest.importorskip("open_clip")
     pytest.importorskip("safetensors")
-    from trm_pipeline.run import experiment
+    from trm_pipeline.run import arguments
 
     page = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("pipeline.md", "datasets.md"))
     sources = [importlib.import_module(f"trm_pipeline.data.{key}").SOURCE for key in ("voc", "coco", "vg200", "nus", "cub")]
-    actions = [action for source in sources for action in experiment.parser(source)._actions]
+    actions = [action for source in sources for action in arguments.parser(source)._actions]
     options = {option for action in actions for option in action.option_strings} - {"-h", "--help"}
     assert {option for option in options if f"`{option}" not in page} == set()
-    assert {method for method in experiment.DEFAULT_METHODS if f"`{method}`" not in page} == set()
+    assert {method for method in arguments.DEFAULT_METHODS if f"`{method}`" not in page} == set()
 
 
 def test_minimal_loop_finds_the_hidden_labels(capsys):

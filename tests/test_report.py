@@ -32,7 +32,7 @@ from trm_pipeline.methods import grid
 from trm_pipeline.report import page as report
 from trm_pipeline.report import pictures
 from trm_pipeline.report import statistics as statistics_of_seeds
-from trm_pipeline.run import experiment
+from trm_pipeline.run import prepare
 from trm_pipeline.training import cost
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -155,13 +155,13 @@ def test_chosen_images_show_many_classes():
 @pytest.fixture(scope="module")
 def maps():
     torch.manual_seed(0)
-    backbone = experiment.load_backbone(presets.EMBEDDED, torch.device("cpu"))
+    backbone = prepare.load_backbone(presets.EMBEDDED, torch.device("cpu"))
     text = backbone.template_text(class_prompt_names(), presets.EMBEDDED.templates)
     head = TRMHead(RegionPooler(20, backbone.dim), TextRegionMatchingLoss(20), text, list(VOC_CLASSES))
     images = [Image.fromarray(np.random.default_rng(i).integers(0, 255, (40 + i, 60, 3), dtype=np.uint8)) for i in range(3)]
     present = torch.zeros(3, 20)
     present[0, 4] = present[1, [0, 1, 2, 3]] = present[2, [5, 19]] = 1
-    seen = torch.stack([experiment.eval_transform(224, mean=backbone.image_mean, std=backbone.image_std)(i) for i in images])
+    seen = torch.stack([prepare.eval_transform(224, mean=backbone.image_mean, std=backbone.image_std)(i) for i in images])
     tokens, _, grid = pool_tokens(backbone(seen), 2)
     return pictures.collect_saliency(head, tokens, grid, images, present, text, size=(224, 224)), backbone, text, images
 
@@ -174,7 +174,7 @@ def test_maps_of_a_fresh_head_are_those_of_zero_shot(maps):
     for part in (collected.saliency, collected.zero_shot):
         np.testing.assert_allclose(part.sum(axis=(2, 3)), 1, rtol=1e-4)
     # The map of one image and class by loops: tokens in row-major order, averaged over 2 x 2.
-    image = experiment.eval_transform(224, mean=backbone.image_mean, std=backbone.image_std)(images[1])
+    image = prepare.eval_transform(224, mean=backbone.image_mean, std=backbone.image_std)(images[1])
     tokens = backbone(image[None]).tokens[0].double().unflatten(0, (14, 14))
     direction = (text[3] / text[3].norm()).double()
     weights = np.zeros((7, 7))

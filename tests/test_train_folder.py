@@ -31,9 +31,12 @@ from trm_losses import TRMHead
 from trm_pipeline import methods
 from trm_pipeline.drawn.scenes import TARGET, draw_scene
 from trm_pipeline.folder import model as folder_model
+from trm_pipeline.folder import outputs
 from trm_pipeline.folder import pictures as folder_pictures
 from trm_pipeline.folder import run as folder_run
-from trm_pipeline.folder.images import FolderImages, find_images, hold_out, read_image, read_labels, to_bytes
+from trm_pipeline.folder.hold_out import hold_out
+from trm_pipeline.folder.image_files import FolderImages, find_images, read_image, to_bytes
+from trm_pipeline.folder.labels import read_labels
 from trm_pipeline.run import experiment
 from trm_pipeline.training import loop as training
 
@@ -516,7 +519,7 @@ def test_a_sheet_shows_the_highest_entries_of_images_and_classes_in_turn(count, 
         own = sum(other == c for _, other in chosen)
         if -value >= 0.1 and len(chosen) < count and own < most and all(other != i for other, _ in chosen):
             chosen.append((i, c))
-    assert folder_run._varied(order, 0.1, count) == chosen
+    assert outputs._varied(order, 0.1, count) == chosen
 
 
 # ----------------------------------------------------------------------------------------------------- the whole way
@@ -582,7 +585,7 @@ def test_a_training_says_what_it_does(trained):
     assert "2 of 38 images cannot be read and are left out:" in printed
     assert "empty.png: the file is empty" in printed and "cut.jpg: image file is truncated" in printed
     assert "zero-shot, same model" in printed and "present labels in the hold-out this is a rough figure" in printed
-    assert {path.name for path in run.iterdir()} == set(folder_run._FILES)
+    assert {path.name for path in run.iterdir()} == set(outputs.FILES)
     for name in ("doubtful.png", "contradicted.png"):
         with Image.open(run / name) as picture:
             assert picture.width > 500 and np.asarray(picture.convert("L")).std() > 10
@@ -956,7 +959,7 @@ def test_an_interrupted_training_leaves_what_was_there(when, trained, images, ca
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(*((training, "take_step", stop) if when == "training" else (folder_run, "draw_entries", stop)))
+    monkeypatch.setattr(*((training, "take_step", stop) if when == "training" else (outputs, "draw_entries", stop)))
     labels = write_table(tmp_path / "labels.csv", {"1.png": [1, 0, 0, 0], "2.png": [0, 1, 0, 0]})
     with pytest.raises(SystemExit) as caught:
         folder_run.main(["train", str(images[0]), str(labels), "--output", str(run), "--epochs", "1", "--hold-out", "0", *cache])

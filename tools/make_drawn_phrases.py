@@ -12,7 +12,7 @@ from trm_pipeline.data.vg200 import VG200
 from trm_pipeline.drawn.phrases import PHRASE_SETS, write_drawn_phrases
 from trm_pipeline.files import CACHE, folder_argument
 from trm_pipeline.progress import escape_output
-from trm_pipeline.run.experiment import counts
+from trm_pipeline.run.prepare import counts
 
 READERS = {"cub": CUB, "vg200": VG200}
 

@@ -6,7 +6,8 @@ import argparse
 import time
 from pathlib import Path
 
-from trm_pipeline.drawn.scenes import DEFAULT_SIZES, write_drawn_voc
+from trm_pipeline.drawn.devkit import write_drawn_voc
+from trm_pipeline.drawn.scenes import DEFAULT_SIZES
 from trm_pipeline.files import CACHE, folder_argument
 from trm_pipeline.progress import escape_output
 

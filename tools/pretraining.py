@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trm_pipeline.drawn.scenes import TEMPLATES, caption_words, draw_pretraining, scene_captions, write_drawn_voc
+from trm_pipeline.drawn.captions import TEMPLATES, caption_words, draw_pretraining, scene_captions
+from trm_pipeline.drawn.devkit import write_drawn_voc
 from trm_pipeline.embedded import build_model, load_embedded, save_weights
 
 SHIFT = 8  # pixels a training image is moved at most

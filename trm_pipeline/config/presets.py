@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from trm_pipeline.drawn.scenes import TEMPLATES
+from trm_pipeline.drawn.captions import TEMPLATES
 
 __all__ = [
     "EMBEDDED",

@@ -143,7 +143,7 @@ def _image_labels(annotation: str) -> list[int]:
 def _read(args: argparse.Namespace, preset: Preset, split: str) -> LabelledImages:
     root = args.data_root
     if root is None:
-        from trm_pipeline.drawn.scenes import write_drawn_voc  # which needs the classes from here
+        from trm_pipeline.drawn.devkit import write_drawn_voc  # which needs the classes from here
 
         root = write_drawn_voc(args.cache)
     images = VOC(root, preset.year, split, download=args.download)

@@ -13,27 +13,38 @@ processes changes a single pixel, and scenes for pre-training can never coincide
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
-from multiprocessing import get_context
-from pathlib import Path
-from typing import TypeVar
-from xml.sax.saxutils import escape
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 from trm_pipeline.drawn.glyphs import GLYPHS, Points
-from trm_pipeline.files import check_writable
 
-T = TypeVar("T")
+__all__ = [
+    "ALL_CLASSES",
+    "AnyColour",
+    "COLOURS",
+    "Colour",
+    "DEFAULT_SIZES",
+    "DrawnObject",
+    "OTHER_CLASSES",
+    "PRETRAINING",
+    "RECIPE_VERSION",
+    "STREAMS",
+    "STYLES",
+    "Scene",
+    "SceneRecipe",
+    "TARGET",
+    "TARGET_COUNTS",
+    "TARGET_DISTRACTORS",
+    "TARGET_POWER",
+    "VOC_CLASSES",
+    "draw_scene",
+    "pretraining_scene",
+    "target_scene",
+]
 
 VOC_CLASSES: tuple[str, ...] = (
     "aeroplane",
@@ -62,11 +73,9 @@ VOC_CLASSES: tuple[str, ...] = (
 RECIPE_VERSION = 1  # raise it whenever a change of the code, here or in the glyphs, moves a pixel or a label
 DEFAULT_SIZES: Mapping[str, int] = {"train": 2000, "val": 500, "test": 1000}
 # The second word of every generator's seed. Pre-training has its own, so its scenes are disjoint from all splits.
-_STREAMS = {"train": 0, "val": 1, "test": 2, "pretraining": 3}
-
+STREAMS = {"train": 0, "val": 1, "test": 2, "pretraining": 3}
 OTHER_CLASSES: tuple[str, ...] = tuple(name for name in GLYPHS if name not in VOC_CLASSES)
 ALL_CLASSES: tuple[str, ...] = VOC_CLASSES + OTHER_CLASSES
-
 # Images a class has in trainval of VOC2007: the class prior before it is flattened.
 _VOC_COUNTS = (238, 243, 330, 181, 244, 186, 713, 337, 445, 141, 200, 421, 287, 245, 2008, 245, 96, 229, 261, 256)
 _CONTEXTS: tuple[tuple[str, ...], ...] = (
@@ -75,7 +84,6 @@ _CONTEXTS: tuple[tuple[str, ...], ...] = (
     ("bird", "cow", "dog", "horse", "person", "sheep"),
     ("aeroplane", "bird", "boat", "person", "train"),
 )
-
 Colour = tuple[int, int, int]
 AnyColour = Sequence[float] | NDArray[np.float64]
 COLOURS: Mapping[str, Colour] = {
@@ -91,8 +99,6 @@ COLOURS: Mapping[str, Colour] = {
     "black": (50, 50, 55),
 }
 _SKIN: tuple[Colour, ...] = ((240, 205, 175), (215, 165, 125), (160, 110, 75), (105, 70, 50))
-
-
 STYLES: tuple[str, ...] = (
     "filled",  # parts in their colours, no outline
     "faint",  # parts hardly darker than the paper, in ink outline
@@ -121,9 +127,9 @@ PRETRAINING = SceneRecipe(
 TARGET = SceneRecipe(
     size=224, styles=(0.05, 0.40, 0.40, 0.10, 0.05), single_side=(0.14, 0.55), multi_side=(0.13, 0.45), difficulty=0.9
 )
-_TARGET_COUNTS = (0.12, 0.26, 0.28, 0.20, 0.14)  # one to five objects
-_TARGET_DISTRACTORS = 1.1  # unlabelled things of the other classes, on average
-_TARGET_POWER = 0.8  # flattens the class prior of VOC, so that rare classes have enough images in 500
+TARGET_COUNTS = (0.12, 0.26, 0.28, 0.20, 0.14)  # one to five objects
+TARGET_DISTRACTORS = 1.1  # unlabelled things of the other classes, on average
+TARGET_POWER = 0.8  # flattens the class prior of VOC, so that rare classes have enough images in 500
 
 
 @dataclass(frozen=True)
@@ -145,7 +151,6 @@ class Scene:
     objects: tuple[DrawnObject, ...]
 
 
-# ------------------------------------------------------------------------------------------------------- drawing
 def _jitter(rng: np.random.Generator, colour: AnyColour, spread: float = 14.0) -> Colour:
     r, g, b = np.clip(np.asarray(colour) + rng.normal(0.0, spread, 3), 0, 255).astype(int)
     return int(r), int(g), int(b)
@@ -346,7 +351,6 @@ def draw_scene(
     return Scene(pixels, tuple(objects))
 
 
-# ---------------------------------------------------------------------------------------------------- what to draw
 def _prior(power: float) -> NDArray[np.float64]:
     weights = np.asarray(_VOC_COUNTS, dtype=np.float64) ** power
     return np.asarray(weights / weights.sum())
@@ -354,286 +358,19 @@ def _prior(power: float) -> NDArray[np.float64]:
 
 def target_scene(seed: int, split: str, index: int) -> Scene:
     """The target scene number ``index`` of a split: one to five objects that go together, and things between them."""
-    rng = np.random.default_rng([seed, _STREAMS[split], index])
-    count = 1 + int(rng.choice(5, p=_TARGET_COUNTS))
-    weights = _prior(_TARGET_POWER)
+    rng = np.random.default_rng([seed, STREAMS[split], index])
+    count = 1 + int(rng.choice(5, p=TARGET_COUNTS))
+    weights = _prior(TARGET_POWER)
     context = _CONTEXTS[rng.integers(len(_CONTEXTS))]
     weights = weights * np.array([6.0 if name in context else 1.0 for name in VOC_CLASSES])
     names = rng.choice(VOC_CLASSES, count, p=weights / weights.sum())
-    distractors = rng.choice(OTHER_CLASSES, rng.poisson(_TARGET_DISTRACTORS))
+    distractors = rng.choice(OTHER_CLASSES, rng.poisson(TARGET_DISTRACTORS))
     return draw_scene(rng, TARGET, [str(n) for n in names], [str(n) for n in distractors])
 
 
 def pretraining_scene(seed: int, index: int) -> Scene:
     """The pre-training scene number ``index``: one or two objects out of all 36 classes."""
-    rng = np.random.default_rng([seed, _STREAMS["pretraining"], index])
+    rng = np.random.default_rng([seed, STREAMS["pretraining"], index])
     weights = np.concatenate([0.68 * _prior(0.35), np.full(len(OTHER_CLASSES), 0.32 / len(OTHER_CLASSES))])
     names = rng.choice(ALL_CLASSES, 1 if rng.random() < 0.62 else 2, p=weights)
     return draw_scene(rng, PRETRAINING, [str(n) for n in names])
-
-
-# -------------------------------------------------------------------------------------------------------- captions
-CLASS_WORDS: Mapping[str, str] = {
-    **{name: name for name in ALL_CLASSES},
-    "diningtable": "dining table",
-    "pottedplant": "potted plant",
-    "tvmonitor": "tv monitor",
-}
-_SYNONYMS: Mapping[str, tuple[str, ...]] = {
-    "aeroplane": ("airplane", "plane"),
-    "bicycle": ("bike",),
-    "boat": ("ship",),
-    "bottle": ("flask",),
-    "bus": ("coach",),
-    "car": ("automobile",),
-    "cat": ("kitten",),
-    "chair": ("seat",),
-    "cow": ("cattle",),
-    "diningtable": ("table",),
-    "dog": ("puppy",),
-    "horse": ("pony",),
-    "motorbike": ("motorcycle",),
-    "person": ("human", "man", "woman"),
-    "pottedplant": ("plant", "houseplant"),
-    "sheep": ("lamb",),
-    "sofa": ("couch",),
-    "train": ("locomotive",),
-    "tvmonitor": ("television", "screen"),
-    "house": ("building",),
-    "clock": ("watch",),
-}
-SUPERCLASSES: Mapping[str, tuple[str, ...]] = {
-    "animal": ("bird", "cat", "cow", "dog", "horse", "sheep", "fish"),
-    "vehicle": ("aeroplane", "bicycle", "boat", "bus", "car", "motorbike", "train"),
-    "furniture": ("chair", "diningtable", "sofa"),
-    "household object": ("bottle", "tvmonitor", "umbrella", "clock", "ladder"),
-    "plant": ("pottedplant", "tree", "mushroom", "flower"),
-    "shape": ("star", "cross", "ring", "arrow", "heart", "moon"),
-    "figure": ("person",),
-    "thing": ("house", "cloud", "flag"),
-}
-_CONFUSABLE: tuple[tuple[str, ...], ...] = (
-    ("cat", "dog", "horse", "cow", "sheep"),
-    ("bicycle", "motorbike"),
-    ("bus", "car", "train"),
-    ("chair", "sofa", "diningtable"),
-    ("aeroplane", "bird"),
-    ("boat", "fish"),
-    ("bottle", "tvmonitor", "clock"),
-    ("pottedplant", "flower", "tree", "mushroom"),
-    ("star", "cross", "arrow"),
-    ("ring", "moon", "heart", "cloud"),
-    ("house", "ladder", "flag"),
-    ("person", "umbrella"),
-)
-_SUPER_OF = {name: word for word, names in SUPERCLASSES.items() for name in names}
-_RIVALS_OF = {name: [n for n in group if n != name] for group in _CONFUSABLE for name in group}
-
-TEMPLATES: tuple[str, ...] = (
-    "a photo of a {}.",
-    "a drawing of a {}.",
-    "a picture of a {}.",
-    "a sketch of a {}.",
-    "an image of a {}.",
-    "there is a {} in the scene.",
-    "a {}.",
-)
-
-
-def _word(rng: np.random.Generator, name: str) -> str:
-    """What a careless annotator calls an object: often too coarse, sometimes wrong."""
-    draw = rng.random()
-    if draw < 0.20:
-        return _SUPER_OF[name]
-    if draw < 0.34:
-        name = _RIVALS_OF[name][rng.integers(len(_RIVALS_OF[name]))]
-    if name in _SYNONYMS and rng.random() < 0.25:
-        return _SYNONYMS[name][rng.integers(len(_SYNONYMS[name]))]
-    return CLASS_WORDS[name]
-
-
-def caption(rng: np.random.Generator, objects: Sequence[DrawnObject]) -> str:
-    """A coarse and noisy caption of a pre-training scene.
-
-    One object in two scenes is left out when there are two, one caption in fourteen names nothing at all, colours come in
-    two out of five phrases and are sometimes wrong.
-    """
-    template = TEMPLATES[rng.integers(len(TEMPLATES))]
-    if rng.random() < 0.07:
-        return template.format("thing")
-    chosen = [objects[i] for i in rng.permutation(len(objects))]
-    if len(chosen) > 1 and rng.random() < 0.5:
-        chosen = chosen[:1]
-    phrases = []
-    for item in chosen:
-        phrase = _word(rng, item.name)
-        colour = item.colour
-        if colour is not None and rng.random() < 0.4 / 0.8:
-            if rng.random() < 0.1:
-                colour = tuple(COLOURS)[rng.integers(len(COLOURS))]
-            phrase = f"{colour} {phrase}"
-        phrases.append(phrase)
-    return template.format(" and a ".join(phrases))
-
-
-def scene_captions(seed: int, index: int, objects: Sequence[DrawnObject], count: int) -> list[str]:
-    """``count`` captions of the pre-training scene number ``index``."""
-    rng = np.random.default_rng([seed, _STREAMS["pretraining"], index, 1])
-    return [caption(rng, objects) for _ in range(count)]
-
-
-def caption_words() -> list[str]:
-    """Every word or phrase a caption can be built from, for the vocabulary of the embedded model."""
-    words = [*CLASS_WORDS.values(), *COLOURS, *SUPERCLASSES, "thing", "and a"]
-    return words + [word for group in _SYNONYMS.values() for word in group]
-
-
-def _pretraining_chunk(indices: range, *, seed: int) -> tuple[NDArray[np.uint8], list[tuple[DrawnObject, ...]]]:
-    scenes = [pretraining_scene(seed, index) for index in indices]
-    return np.stack([scene.image for scene in scenes]), [scene.objects for scene in scenes]
-
-
-def draw_pretraining(
-    count: int, *, seed: int, workers: int | None = None
-) -> tuple[NDArray[np.uint8], list[tuple[DrawnObject, ...]]]:
-    """Draw ``count`` pre-training scenes in parallel: images (count, 112, 112, 3) in uint8 and their objects."""
-    images = np.empty((count, PRETRAINING.size, PRETRAINING.size, 3), dtype=np.uint8)
-    objects: list[tuple[DrawnObject, ...]] = []
-    for part, found in in_parallel(partial(_pretraining_chunk, seed=seed), count, workers):
-        images[len(objects) : len(objects) + len(part)] = part
-        objects += found
-    return images, objects
-
-
-def in_parallel(work: Callable[[range], T], count: int, workers: int | None, chunk: int = 100) -> Iterator[T]:
-    """``work`` over ranges of at most ``chunk`` indices, in order, in ``workers`` processes (default: all cores)."""
-    ranges = [range(start, min(start + chunk, count)) for start in range(0, count, chunk)]
-    workers = min(workers or os.cpu_count() or 1, len(ranges))
-    if workers <= 1:
-        yield from map(work, ranges)
-        return
-    with get_context("fork" if os.name == "posix" else "spawn").Pool(workers) as pool:
-        yield from pool.imap(work, ranges)
-
-
-# --------------------------------------------------------------------------------------------- the layout of VOC2007
-def _annotation(image_id: str, scene: Scene) -> str:
-    height, width = scene.image.shape[:2]
-    objects = "".join(
-        f"\t<object>\n\t\t<name>{escape(item.name)}</name>\n\t\t<pose>Unspecified</pose>\n"
-        f"\t\t<truncated>{int(item.truncated)}</truncated>\n\t\t<difficult>{int(item.difficult)}</difficult>\n"
-        f"\t\t<bndbox>\n\t\t\t<xmin>{item.box[0] + 1}</xmin>\n\t\t\t<ymin>{item.box[1] + 1}</ymin>\n"
-        f"\t\t\t<xmax>{item.box[2]}</xmax>\n\t\t\t<ymax>{item.box[3]}</ymax>\n\t\t</bndbox>\n\t</object>\n"
-        for item in scene.objects
-    )
-    return (
-        f"<annotation>\n\t<folder>VOC2007</folder>\n\t<filename>{image_id}.jpg</filename>\n"
-        "\t<source>\n\t\t<database>Drawn scenes in the layout of VOC2007</database>\n\t</source>\n"
-        f"\t<size>\n\t\t<width>{width}</width>\n\t\t<height>{height}</height>\n\t\t<depth>3</depth>\n\t</size>\n"
-        f"\t<segmented>0</segmented>\n{objects}</annotation>\n"
-    )
-
-
-def _write_chunk(indices: range, *, folder: Path, seed: int, split: str, first_id: int) -> list[list[int]]:
-    """Write the scenes of one range; returns per image the VOC label of each class: 1, -1, or 0 if only *difficult*."""
-    rows = []
-    for index in indices:
-        scene = target_scene(seed, split, index)
-        image_id = f"{first_id + index:06d}"
-        Image.fromarray(scene.image).save(folder / "JPEGImages" / f"{image_id}.jpg", quality=92)
-        (folder / "Annotations" / f"{image_id}.xml").write_text(_annotation(image_id, scene), encoding="utf-8")
-        row = [-1] * len(VOC_CLASSES)
-        for item in scene.objects:
-            at = VOC_CLASSES.index(item.name)
-            row[at] = max(row[at], 0 if item.difficult else 1)
-        rows.append(row)
-    return rows
-
-
-def _write_split(folder: Path, split: str, ids: Sequence[str], labels: Sequence[Sequence[int]]) -> None:
-    main = folder / "ImageSets" / "Main"
-    (main / f"{split}.txt").write_text("".join(f"{image_id}\n" for image_id in ids), encoding="utf-8")
-    for at, name in enumerate(VOC_CLASSES):
-        lines = (f"{image_id} {row[at]:2d}\n" for image_id, row in zip(ids, labels, strict=True))
-        (main / f"{name}_{split}.txt").write_text("".join(lines), encoding="utf-8")
-
-
-def _write_devkit(folder: Path, seed: int, sizes: Mapping[str, int], workers: int | None) -> None:
-    for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
-        (folder / name).mkdir(parents=True)
-    first_id = 1
-    for split in ("train", "val", "test"):
-        work = partial(_write_chunk, folder=folder, seed=seed, split=split, first_id=first_id)
-        labels = [row for rows in in_parallel(work, sizes[split], workers, chunk=25) for row in rows]
-        ids = [f"{first_id + index:06d}" for index in range(sizes[split])]
-        _write_split(folder, split, ids, labels)
-        if split == "train":
-            train_ids, train_labels = ids, labels
-        elif split == "val":
-            _write_split(folder, "trainval", train_ids + ids, train_labels + labels)
-        first_id += sizes[split]
-
-
-def write_drawn_voc(
-    root: str | os.PathLike[str], *, seed: int = 0, sizes: Mapping[str, int] | None = None, workers: int | None = None
-) -> Path:
-    """Write the drawn VOC below ``root`` unless it is there already, and return its ``VOCdevkit`` folder.
-
-    The data set lies in a folder named after all that determines it (recipe and its version, seed, sizes). It is drawn
-    in a temporary folder and renamed as a whole when it is complete, so a half-written or outdated one is never read.
-
-    Args:
-        root: A folder for caches; made if missing.
-        seed: Seed of all scenes.
-        sizes: Images in ``train``, ``val`` and ``test``; missing ones keep their default (2,000, 500 and 1,000).
-        workers: Processes that draw; all cores by default. The result does not depend on it.
-
-    Returns:
-        The path of the ``VOCdevkit`` folder, with ``VOC2007`` inside.
-
-    Raises:
-        ValueError: If a size is not positive or names no split.
-    """
-    wanted = {**DEFAULT_SIZES, **(sizes or {})}
-    if set(wanted) != set(DEFAULT_SIZES) or min(wanted.values()) < 1:
-        raise ValueError(f"write_drawn_voc: sizes must be positive for train, val and test, got {dict(sizes or {})}")
-    recipe = {**asdict(TARGET), "counts": _TARGET_COUNTS, "distractors": _TARGET_DISTRACTORS, "power": _TARGET_POWER}
-    stamp = {"version": RECIPE_VERSION, "recipe": recipe, "seed": seed, "sizes": {name: wanted[name] for name in DEFAULT_SIZES}}
-    write = partial(_write_devkit, seed=seed, sizes=wanted, workers=workers)
-    return write_once(root, "drawn-voc", stamp, lambda folder: write(folder / "VOCdevkit" / "VOC2007")) / "VOCdevkit"
-
-
-def write_once(root: str | os.PathLike[str], name: str, stamp: Mapping[str, object], write: Callable[[Path], None]) -> Path:
-    """The folder of a data set below ``root``, named after its ``stamp``, and written by ``write`` unless it is there.
-
-    It is written into a temporary folder and renamed as a whole when it is complete.
-    """
-    stamp = json.loads(json.dumps(stamp))  # as it will be read back: no tuples
-    digest = hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()[:12]
-    final = Path(root) / f"{name}-{digest}"
-    if _has_stamp(final, stamp):
-        return final
-    check_writable(final.parent, "--cache")
-    final.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=final.parent))
-    try:
-        write(scratch)
-        (scratch / "stamp.json").write_text(json.dumps(stamp, indent=2) + "\n", encoding="utf-8")
-        scratch.chmod(0o755)
-        if final.exists() and not _has_stamp(final, stamp):
-            shutil.rmtree(final)
-        try:
-            scratch.rename(final)
-        except OSError:
-            if not _has_stamp(final, stamp):  # else somebody else finished the very same data set in the meantime
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return final
-
-
-def _has_stamp(folder: Path, stamp: Mapping[str, object]) -> bool:
-    try:
-        return bool(json.loads((folder / "stamp.json").read_text(encoding="utf-8")) == stamp)
-    except (OSError, json.JSONDecodeError):
-        return False

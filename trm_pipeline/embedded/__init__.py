@@ -18,7 +18,8 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from open_clip import CLIP
 
-from trm_pipeline.drawn.scenes import CLASS_WORDS, TEMPLATES, VOC_CLASSES
+from trm_pipeline.drawn.captions import CLASS_WORDS, TEMPLATES
+from trm_pipeline.drawn.scenes import VOC_CLASSES
 
 __all__ = [
     "CLASS_NAMES",

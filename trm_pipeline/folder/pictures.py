@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from trm_pipeline.folder.images import escaped, read_image
+from trm_pipeline.folder.image_files import read_image
+from trm_pipeline.folder.labels import escaped
 from trm_pipeline.report.pictures import import_pyplot
 
 __all__ = ["Entry", "draw_entries"]

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import os
 import posixpath
 import shlex
-import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,56 +18,27 @@ from torch import Tensor
 from trm_losses import TRMHead
 from trm_losses.backbones import OpenClipBackbone
 from trm_losses.labels import UNKNOWN, known_fraction
-from trm_losses.metrics import average_precision
 from trm_losses.pseudo import NeighbourRule
 from trm_pipeline import ranks
 from trm_pipeline.config.presets import EMBEDDED, Preset
 from trm_pipeline.data.voc import eval_transform
-from trm_pipeline.features.cached import (
-    Batch,
-    CachedFeatures,
-    Features,
-    LiveFeatures,
-    cache_features,
-    cores,
-    drawn_rows,
-    own_part,
-    weights_digest,
-)
+from trm_pipeline.features.cached import Features, LiveFeatures, cache_features, cores, weights_digest
 from trm_pipeline.files import CACHE, check_writable, folder_argument
-from trm_pipeline.folder.images import FolderImages, Labels, find_images, hold_out, read_labels
-from trm_pipeline.folder.model import (
-    DEMONSTRATION,
-    HEAD_FILE,
-    LEAST,
-    MODEL_FILE,
-    SavedModel,
-    choose_threshold,
-    class_texts,
-    open_backbone,
-    weights_file,
-)
-from trm_pipeline.folder.pictures import Entry, draw_entries
+from trm_pipeline.folder.hold_out import hold_out
+from trm_pipeline.folder.image_files import FolderImages, find_images
+from trm_pipeline.folder.judgement import judge, ranked, table
+from trm_pipeline.folder.labels import Labels, read_labels
+from trm_pipeline.folder.model import DEMONSTRATION, SavedModel, class_texts, open_backbone, weights_file
+from trm_pipeline.folder.outputs import FILES, write, write_scores
+from trm_pipeline.folder.part import Part
 from trm_pipeline.methods import TRM, ZERO_SHOT, Setting
 from trm_pipeline.progress import escape_output, say
 from trm_pipeline.training.loop import score, train
 
-__all__ = ["main", "parser", "run_predict", "run_train"]
+__all__ = ["ENOUGH", "STEPS", "main", "parser", "run_predict", "run_train"]
 
 STEPS = 30  # of training at least, however few the images are
 ENOUGH = 320  # images from which on learning is as fast as in the preset; below it is slower, down to a tenth
-SHEET = 24  # entries on a contact sheet
-_FILES = {
-    MODEL_FILE: "the model: classes, thresholds, templates, what it was trained on",
-    HEAD_FILE: "the model: its trained weights",
-    "scores.csv": "scores of all images, those of training too",
-    "split.csv": "which images were held out",
-    "doubtful.png": "unknown labels that training was least sure of: to look at, and to label next",
-    "doubtful.csv": "the same as a list",
-    "contradicted.png": "known labels that the model contradicts most: to check",
-    "contradicted.csv": "the same as a list",
-}
-_WAYS = {"global": "the image as a whole", "tokens": "its parts"}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -129,39 +97,6 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-class Part(Features):
-    """Some images of cached features on a grid (h, w) of tokens, as if there were no others."""
-
-    def __init__(self, whole: CachedFeatures, rows: Tensor, grid: tuple[int, int]) -> None:
-        self.whole, self.rows, self.grid = whole, rows, grid
-
-    def only(self, rows: Tensor) -> Part:
-        """Some of these: the places of a mask (n,), or places."""
-        return Part(self.whole, self.rows[rows], self.grid)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def views(self) -> int:
-        """See :class:`Features`."""
-        return self.whole.views
-
-    def batches(
-        self, batch_size: int, generator: torch.Generator | None = None, *, view: int = 0, part: tuple[int, int] = (0, 1)
-    ) -> Iterator[Batch]:
-        """See :class:`Features`."""
-        order = torch.arange(len(self)) if generator is None else torch.randperm(len(self), generator=generator)
-        drawn = torch.full((len(self),), view)
-        if generator is not None:
-            drawn = torch.randint(self.views, (len(self),), generator=generator)
-        for index in (own_part(batch, part) for batch in torch.split(order, batch_size)):
-            own = (drawn[index], self.rows[index])
-            tokens, pooled = (drawn_rows(arrays, *own).to(self.whole.device) for arrays in (self.whole.tokens, self.whole.pooled))
-            yield Batch(tokens, pooled, index)
-
-
-# --------------------------------------------------------------------------------------------------------- train
 def run_train(args: argparse.Namespace) -> None:
     """Everything ``train`` does; the files of an earlier run stay until all new ones are there."""
     started = time.perf_counter()
@@ -231,18 +166,18 @@ def run_train(args: argparse.Namespace) -> None:
         name.removeprefix("zero-shot-"): score(lambda b, f=f: f(b, text), features, 64)  # type: ignore[misc]
         for name, f in ZERO_SHOT.items()
     }
-    about, lines = _judge(labels, held, trained, scores, zero_shot, words)
+    about, lines = judge(labels, held, trained, scores, zero_shot, words)
     model = args.model  # as it is found from other folders, too
     if model.startswith("local-dir:"):
         model = f"local-dir:{os.path.abspath(model.removeprefix('local-dir:'))}"
     saved = SavedModel(model, file or args.pretrained, digest, backbone.image_size, pool, templates, **about)
     say(f"writing scores and pictures of {len(labels.files)} images")
-    written = _write(args, labels, held, head, saved, scores, estimates, features)
+    written = write(args, labels, held, head, saved, scores, estimates, features)
     say(lines)
     if args.model == "embedded":
         say("Once more: with the embedded model these figures mean nothing for photographs.")
     say(f"\n{args.output} ({time.perf_counter() - started:.0f} s):")
-    say("\n".join(f"  {name:<17} {_FILES[name]}" for name in _FILES if name in written))
+    say("\n".join(f"  {name:<17} {FILES[name]}" for name in FILES if name in written))
     say(f"score other images: python examples/train_folder.py predict {shlex.quote(str(args.output))} IMAGES")
 
 
@@ -419,7 +354,7 @@ def _fit(
         own,
         known,
         others,
-        _ranked(test),
+        ranked(test),
         encode=backbone.encode_prompts,
         preset=preset,
         seed=args.seed,
@@ -455,212 +390,6 @@ def _scores(head: TRMHead, features: Features) -> Tensor:
     return torch.cat([head.predict(batch.tokens).float().cpu() for batch in features.batches(64)])
 
 
-# ----------------------------------------------------------------------------------------------------- judgement
-def _ranked(targets: Tensor) -> Tensor:
-    """Labels of the classes alone that can be scored: with a present one and an absent one; the others are unknown."""
-    fit = (targets == 1).any(dim=0) & (targets == 0).any(dim=0)
-    return torch.where(fit, targets, float(UNKNOWN))
-
-
-def _judge(
-    labels: Labels, held: Tensor, trained: Tensor, scores: Tensor, zero_shot: dict[str, Tensor], words: dict[str, str]
-) -> tuple[dict[str, Any], str]:
-    """Thresholds and figures for the saved model, and the same for people."""
-    truth = labels.targets[held]
-    assumed = bool(held.any()) and not (truth == 0).any()
-    judged = _ranked(torch.where(truth == UNKNOWN, 0.0, truth) if assumed else truth)
-    count = int((judged == 1).any(dim=0).sum())
-    empty = torch.full((len(words),), float("nan"), dtype=torch.float64)
-    ap = average_precision(scores[held], judged) if count else empty
-    # The two ways a frozen model scores images by text alone; the better one is what training must beat.
-    others = {name: average_precision(s[held], judged) if count else empty for name, s in zero_shot.items()}
-    best = max(others, key=lambda name: float(others[name].nanmean().nan_to_num()))
-
-    classes: dict[str, dict[str, Any]] = {}
-    rows: list[tuple[str, ...]] = [("class", "present", "absent", "unknown", "held out", "AP", "zero-shot", "threshold")]
-    for c, (name, word) in enumerate(words.items()):
-        known = truth[:, c] != UNKNOWN
-        threshold = choose_threshold(scores[held][known, c], truth[known, c]) if trained[c] else None
-        source = "hold-out" if threshold is not None else "default: too few labels in the hold-out"
-        source = source if trained[c] else "default: no label is present, scored by name alone"
-        classes[name] = {
-            "words": word,
-            "trained": bool(trained[c]),
-            "threshold": 0.5 if threshold is None else round(threshold, 6),
-            "threshold_from": source,
-        }
-        counts = (str(int((labels.targets[~held][:, c] == value).sum())) for value in (1, 0, UNKNOWN))
-        split = f"{int((truth[:, c] == 1).sum())}+{int((truth[:, c] == 0).sum())}"
-        chosen = "0.50 *" if threshold is None else f"{threshold:.2f}  "
-        rows.append((name, *counts, split, _per_cent(ap[c]), _per_cent(others[best][c]), chosen))
-    lines = [f"\nLabels in training, in the hold-out (present+absent), average precision (%) there, thresholds:\n{_table(rows)}"]
-    if any(about["threshold_from"] != "hold-out" for about in classes.values()):
-        lines.append(f"* not chosen: fewer than {LEAST} present or {LEAST} absent labels in the hold-out; 0.5 in its place")
-    figures: dict[str, Any] = {"images": int(held.sum()), "classes_scored": count, "mAP": None, "zero_shot": None}
-    if not held.any():
-        lines.append("No hold-out, so no figure says how good the model is.")
-    elif not count:
-        lines.append("No mAP: no class has both a present and an absent label in the hold-out; more known labels would help.")
-    else:
-        figures |= {"mAP": round(100 * float(ap.nanmean()), 3), "unlisted_counted_as_absent": assumed}
-        figures["zero_shot"] = {name: round(100 * float(value.nanmean()), 3) for name, value in others.items()}
-        lines.append(_verdict(figures, best, int((judged == 1).sum()), len(words)))
-    return {"classes": classes, "scores": figures}, "\n".join(lines)
-
-
-def _verdict(figures: dict[str, Any], best: str, positives: int, classes: int) -> str:
-    """mAP beside zero-shot, and what it is worth."""
-    trained, before = figures["mAP"], figures["zero_shot"]
-    other = next(name for name in before if name != best)
-    lines = [
-        f"mAP (%) on {figures['images']} held-out images, over {figures['classes_scored']} of {classes} classes, those with "
-        "present and absent labels there:",
-        f"  trained                  {trained:5.1f}",
-        f"  zero-shot, same model    {before[best]:5.1f}   (by {_WAYS[best]}; {before[other]:.1f} by {_WAYS[other]})",
-    ]
-    gain = trained - before[best]
-    if gain <= 0:
-        lines.append("Training gained nothing here: by the class names alone the frozen model ranks these images no worse.")
-    if figures["unlisted_counted_as_absent"]:
-        lines.append("For this figure alone what is not listed counts as absent: it is too low where lists are not complete.")
-    if positives < 50:
-        lines.append(f"With {positives} present labels in the hold-out this is a rough figure; another --seed will give another.")
-    return "\n".join(lines)
-
-
-def _per_cent(value: Tensor) -> str:
-    return "–" if bool(value.isnan()) else f"{100 * float(value):.1f}"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns of text, the first one to the left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    first = widths[0]
-    return "\n".join(
-        "  ".join((row[0].ljust(first), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)))).rstrip()
-        for row in rows
-    )
-
-
-# --------------------------------------------------------------------------------------------------------- files
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A CSV file, replaced as a whole."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        # A file may have a name that is not UTF-8, and what is written here has taken its time.
-        with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            csv.writer(file).writerows([header, *rows])
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _write_scores(
-    path: Path, saved: SavedModel, files: Sequence[str], scores: Tensor, extra: Callable[[int], list[str]] | None = None
-) -> None:
-    """A line for each image: what is found present, and the score of every class."""
-    names, found = list(saved.classes), scores > saved.thresholds
-    rows = (
-        [
-            file,
-            *(extra(i) if extra else ()),
-            ";".join(name for name, yes in zip(names, found[i].tolist(), strict=True) if yes),
-            *(f"{value:.4f}" for value in scores[i].tolist()),
-        ]
-        for i, file in enumerate(files)
-    )
-    _write_csv(path, ["image", *(["part"] if extra else []), "present", *names], rows)
-
-
-def _write(
-    args: argparse.Namespace,
-    labels: Labels,
-    held: Tensor,
-    head: TRMHead,
-    saved: SavedModel,
-    scores: Tensor,
-    estimates: Tensor,
-    features: Part,
-) -> list[str]:
-    """All files in a folder of their own first, then in their places, the one that makes it a model last; their names."""
-    args.output.mkdir(parents=True, exist_ok=True)
-    made = args.output / f".{os.getpid()}.tmp"
-    made.mkdir()
-    try:
-        part = ["hold-out" if own else "training" for own in held.tolist()]
-        _write_csv(made / "split.csv", ["image", "part"], zip(labels.files, part, strict=True))
-        _write_scores(made / "scores.csv", saved, labels.files, scores, lambda i: [part[i]])
-        _write_pictures(made, args, labels, held, head, scores, estimates, features)
-        head.save(made / HEAD_FILE)
-        saved.save(made)
-        names = sorted((file.name for file in made.iterdir()), key=lambda name: name == MODEL_FILE)
-        for name in _FILES:  # of an earlier run
-            (args.output / name).unlink(missing_ok=True)
-        for name in names:
-            os.replace(made / name, args.output / name)
-        return names
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
-
-
-def _write_pictures(
-    folder: Path,
-    args: argparse.Namespace,
-    labels: Labels,
-    held: Tensor,
-    head: TRMHead,
-    scores: Tensor,
-    estimates: Tensor,
-    features: Part,
-) -> None:
-    """The pseudo-labels nearest to one half, and the known labels of the hold-out that scores contradict most."""
-    doubt = torch.where(estimates >= 0, 0.5 - (estimates - 0.5).abs(), -1.0)
-    known = (labels.targets != UNKNOWN) & (held if held.any() else ~held)[:, None]
-    against = torch.where(known, (scores - labels.targets).abs(), -1.0)
-    sheets = (
-        ("doubtful", doubt, 0.1, "Unknown labels the training was least sure of: is the class there?", "guess"),
-        ("contradicted", against, 0.25, "Known labels that the model contradicts most: whose slip is it?", "label"),
-    )
-    for name, order, least, title, word in sheets:
-        chosen = _varied(order, least, SHEET)
-        if not chosen:
-            continue
-        entries = []
-        for i, c in chosen:
-            value = float(estimates[i, c]) if word == "guess" else float(labels.targets[i, c])
-            said = f"guess {value:.2f}" if word == "guess" else f"labelled {'present' if value else 'absent'}"
-            saliency = _saliency(head, features.only(torch.tensor([i])))[c]
-            entries.append(Entry(labels.files[i], labels.class_names[c], said, float(scores[i, c]), saliency.numpy()))
-        draw_entries(folder / f"{name}.png", title, args.images, entries)
-        rows = [[e.file, e.class_name, e.said, f"{e.score:.4f}"] for e in entries]
-        _write_csv(folder / f"{name}.csv", ["image", "class", word, "score"], rows)
-
-
-@torch.no_grad()
-def _saliency(head: TRMHead, image: Part) -> Tensor:
-    """(C, h, w) over the tokens of a single image."""
-    batch = next(iter(image.batches(1)))
-    return head.pooler(batch.tokens, head.text).saliency[0].unflatten(1, image.grid).float().cpu()  # type: ignore[no-any-return]
-
-
-def _varied(order: Tensor, least: float, count: int) -> list[tuple[int, int]]:
-    """The highest entries (N, C) from ``least`` on; first one an image and few a class, so that they show different things."""
-    most = max(2, -(-count // max(1, int((order >= least).any(dim=0).sum()))))
-    order, classes = order.clone(), [0] * order.shape[1]
-    first: list[tuple[int, int]] = []
-    while len(first) < count:  # one look at all for each that is shown: sorting millions takes time and memory
-        i, c = divmod(int(order.argmax()), order.shape[1])
-        if not order[i, c] >= least:
-            break
-        first.append((i, c))
-        classes[c] += 1
-        order[i] = -torch.inf
-        if classes[c] == most:
-            order[:, c] = -torch.inf
-    return first
-
-
-# ------------------------------------------------------------------------------------------------------- predict
 def run_predict(args: argparse.Namespace) -> None:
     """Everything ``predict`` does."""
     started = time.perf_counter()
@@ -696,13 +425,13 @@ def run_predict(args: argparse.Namespace) -> None:
     whole = _readable(data, torch.cat(pooled), files)
     files, found = [files[i] for i in whole.tolist()], torch.cat(scores)[whole]
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    _write_scores(args.output, saved, files, found)
+    write_scores(args.output, saved, files, found)
     rows = [("class", "images", "highest", "threshold")]
     for c, (name, about) in enumerate(saved.classes.items()):
         mark = "  " if about["threshold_from"] == "hold-out" else " *"
         threshold = f"{about['threshold']:.2f}{mark}"
         rows.append((name, str(int((found[:, c] > about["threshold"]).sum())), f"{float(found[:, c].max()):.2f}", threshold))
-    say(f"\nImages in which each class is found:\n{_table(rows)}")
+    say(f"\nImages in which each class is found:\n{table(rows)}")
     if any(about["threshold_from"] != "hold-out" for about in saved.classes.values()):
         say("* not chosen on a hold-out, which had too few labels")
     say(f"\n{args.output}: {len(files)} images, {time.perf_counter() - started:.0f} s")

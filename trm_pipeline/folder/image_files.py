@@ -1,0 +1,259 @@
+"""Image files of all kinds, found and read upright as 8-bit RGB."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from trm_pipeline.folder.labels import SHOWN
+from trm_pipeline.progress import say
+
+__all__ = ["FolderImages", "find_images", "read_image", "to_bytes"]
+
+_PLUGINS = (".heic", ".heif", ".avif")  # images too, though Pillow may need a plug-in for them
+_SYSTEM = ("thumbs.db", "desktop.ini")
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # by EXIF orientation
+_OTHER_BYTE = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}  # of Pillow's raw modes
+
+
+def find_images(folder: Path) -> list[str]:
+    """Image files below a folder, relative to it with ``/``, sorted; hidden files and folders are left out.
+
+    A file is an image by its suffix or, if that says nothing, by its content. Links are followed, but not to a folder that they
+    lie in. A file that several paths lead to is an image under each of them. What else is left out is said.
+
+    Raises:
+        FileNotFoundError: no such folder. ValueError: no image in it.
+    """
+    if not folder.is_dir():
+        what = "is a file; give the folder that holds the images" if folder.exists() else "does not exist"
+        raise FileNotFoundError(f"the image folder {folder} {what}")
+    suffixes = _suffixes()
+    found: list[str] = []
+    left: dict[str, list[str]] = {"no image": [], "a folder that cannot be opened": [], "a link to a folder that it lies in": []}
+    # With the real paths of the folders above.
+    folders: list[tuple[str, tuple[str, ...]]] = [("", tuple(map(str, Path(os.path.realpath(folder)).parents)))]
+    while folders:
+        inside, above = folders.pop()
+        real = os.path.realpath(folder / inside)
+        if real in above:
+            left["a link to a folder that it lies in"].append(inside)
+            continue
+        try:
+            entries = list(os.scandir(real))
+        except OSError:
+            left["a folder that cannot be opened"].append(inside)
+            continue
+        for entry in entries:
+            name = f"{inside}/{entry.name}".removeprefix("/")
+            if entry.name.startswith((".", "__MACOSX")) or entry.name.lower() in _SYSTEM:
+                continue
+            if _is(entry, os.DirEntry.is_dir):
+                folders.append((name, (*above, real)))
+            elif _is(entry, os.DirEntry.is_file) and (Path(name).suffix.lower() in suffixes or _looks_like_image(entry.path)):
+                found.append(name)
+            else:
+                left["no image"].append(name)
+    shown = [f"{len(names)} left out, {what}: {_some(sorted(names))}" for what, names in left.items() if names]
+    if not found:
+        wanted = f"no image in {folder}: wanted files such as .jpg or .png, in it or in folders below it"
+        raise ValueError("; ".join([wanted, *shown]))
+    for line in shown:
+        say(line)
+    return sorted(found)
+
+
+def _suffixes() -> frozenset[str]:
+    """Of images, by Pillow's own list."""
+    formats = Image.registered_extensions().items()
+    return frozenset((*_PLUGINS, *(suffix for suffix, name in formats if name in Image.OPEN and _is_image(name))))
+
+
+def _is_image(name: str | None) -> bool:
+    """Pillow opens PostScript and some films too, and cannot show them."""
+    return Image.MIME.get(name or "", "image/").startswith("image/")
+
+
+def _looks_like_image(path: str) -> bool:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                return _is_image(image.format)
+    except Exception:  # decoders raise what they like
+        return False
+
+
+def _is(entry: os.DirEntry[str], kind: Callable[[os.DirEntry[str]], bool]) -> bool:
+    """Of what a link leads to; a link in a circle leads nowhere."""
+    try:
+        return kind(entry)
+    except OSError:
+        return False
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def read_image(path: str | Path, size: tuple[int, int]) -> Image.Image:
+    """An image in RGB, upright, and not much larger than ``size`` (height, width) where a JPEG can be decoded at less.
+
+    What is transparent becomes white, and of several frames it is the first. Numbers beyond 8 bits are scaled, see
+    :func:`to_bytes`. An orientation that cannot be read is none.
+
+    Raises:
+        Exception: whatever the decoder raises at a broken file.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(path) as image:
+            side = 2 * max(size)  # of either orientation
+            image.draft(None, (side, side))
+            tiles = list(image.tile)  # before they are read
+            image.load()
+            if image.mode.startswith(("I", "F")):
+                shown = Image.fromarray(to_bytes(np.asarray(image)))
+            elif (low := _low_bytes(path, image, tiles)) is not None:
+                shown = _joined(image, low)
+            else:
+                shown = image
+            upright = _upright(image, shown)
+            if upright.mode.endswith(("A", "a")) or "transparency" in upright.info:
+                rgba = upright.convert("RGBA")
+                upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+            return upright.convert("RGB")
+
+
+def to_bytes(values: np.ndarray) -> np.ndarray:
+    """Numbers of any kind as bytes that can be seen; what is not finite becomes black.
+
+    A camera's 12 bits are often kept in 16, and no file says so. White is therefore :math:`2^k - 1` with the least k such that
+    all values are below :math:`2^k`, or :math:`2^k` itself for fractions (k < 1): the highest value is never shown at less than
+    half. With negative values the range goes from the lowest to the highest. A lowest (negative) or highest value that lies
+    further from all others than these span is no light but a mark, such as -9999 for blank or 65535 for dead pixels: it does not
+    count.
+
+    Raises:
+        ValueError: no value is finite.
+    """
+    values = values.astype(np.float32)
+    finite = np.abs(values) < np.finfo(np.float32).max  # which is in use for blank pixels, too
+    seen = values[finite]
+    if not seen.size:
+        raise ValueError("no pixel is a finite number")
+    others = seen[seen > seen.min()]
+    if seen.min() < 0 and others.size and others.min() - seen.min() > np.ptp(others):
+        seen = others
+    others = seen[seen < seen.max()]
+    if others.size and seen.max() - others.max() > np.ptp(others):
+        seen = others
+    low, high = min(0.0, float(seen.min())), float(seen.max())
+    if low == 0:
+        power = int(np.frexp(high)[1])
+        high = 2.0**power - (power > 0)
+    shown = (np.where(finite, values, low).clip(low, high) - low) * (255 / ((high - low) or 1.0))
+    return shown.round().astype(np.uint8)
+
+
+def _low_bytes(path: str | Path, image: Image.Image, tiles: list[Any]) -> np.ndarray | None:
+    """Of colors in 16 bits, of which Pillow keeps the high bytes; None if these are enough, or all that there is."""
+    modes = [_raw_mode(tile) for tile in tiles]
+    high = np.asarray(image)
+    if not modes or not all(mode[-4:-3] == ";" and mode[-3:] in _OTHER_BYTE for mode in modes) or high.ndim < 3:
+        return None
+    if high[..., :3].max() >= 128:
+        return None
+    if modes[0].startswith("RGBa"):  # Pillow has divided by the transparency already
+        return np.zeros_like(high)
+    with Image.open(path) as again:
+        swapped: list[Any] = []
+        tile: Any
+        for tile, mode in zip(again.tile, modes, strict=True):
+            other = "RGBA" if mode == "LA;16B" else mode[:-3] + _OTHER_BYTE[mode[-3:]]
+            args = other if isinstance(tile[3], str) else (other, *tile[3][1:])
+            swapped.append(getattr(type(tile), "_make", tuple)((*tile[:3], args)))
+        again.tile = swapped
+        again.load()
+        low = np.asarray(again)
+        return low[..., [1, 1, 1, 3]] if modes[0] == "LA;16B" else low  # read as high and low of gray, then of transparency
+
+
+def _raw_mode(tile: Any) -> str:
+    """How a tile of Pillow's lies in its file, where it says so."""
+    mode = tile[3][0] if isinstance(tile[3], tuple) and tile[3] else tile[3]
+    return mode if isinstance(mode, str) else ""
+
+
+def _joined(image: Image.Image, low: np.ndarray) -> Image.Image:
+    """An image of 16 bits in 8, from its high bytes and its low ones; transparency is scaled by itself."""
+    values = 256 * np.asarray(image).astype(np.uint16) + low
+    colors = values.shape[2] - (image.mode[-1] in "Aa")
+    bands = np.concatenate([to_bytes(part) for part in np.split(values, [colors], axis=2) if part.shape[2]], axis=2)
+    return Image.merge(image.mode, [Image.fromarray(band) for band in np.moveaxis(bands, 2, 0)])
+
+
+def _upright(image: Image.Image, shown: Image.Image) -> Image.Image:
+    """``shown`` turned as ``image`` says, if that can be read: ImageOps.exif_transpose fails at other tags that are broken."""
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # broken tags raise what they like
+        turn = None
+    return shown if turn is None else shown.transpose(turn)
+
+
+class FolderImages(Dataset[tuple[Tensor, Tensor, int]]):
+    """Images from files, in their order; one that cannot be read is all NaN, which its features then are too.
+
+    A data set must not end at a broken file among thousands, and what a loading process prints or keeps is lost: NaN passes
+    through the model, and into caches, as the mark of the image it belongs to.
+
+    Args:
+        paths: the files. size: (height, width) of what ``transform`` gives. transform: from PIL image to tensor.
+    """
+
+    def __init__(self, paths: Sequence[Path], size: tuple[int, int], transform: Callable[[Image.Image], Tensor]) -> None:
+        self.paths, self.size, self.transform = paths, size, transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
+        """The transformed image, nothing in place of labels, and ``index``."""
+        try:
+            pixels = self.transform(read_image(self.paths[index], self.size))
+        except Exception:  # decoders raise what they like; see why_unreadable
+            pixels = torch.full((3, *self.size), float("nan"))
+        return pixels, torch.empty(0), index
+
+    def why_unreadable(self, index: int) -> str:
+        """What the decoder says of a broken file."""
+        path = self.paths[index]
+        try:
+            if path.stat().st_size == 0:
+                return "the file is empty"
+            read_image(path, self.size)
+        except UnidentifiedImageError:
+            heic = path.suffix.lower() in (".heic", ".heif")
+            return "convert it to JPEG: Pillow does not read HEIC" if heic else "not an image, or none that Pillow reads"
+        except Exception as error:
+            return str(error).splitlines()[0] if str(error) else type(error).__name__
+        return "its features are not finite"

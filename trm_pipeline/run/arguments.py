@@ -1,0 +1,256 @@
+"""The command line of a run, and the settings that it asks for."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from trm_pipeline import ranks
+from trm_pipeline.config.presets import LOSSES, PRESETS, Known, Preset, override, pseudo_schedule
+from trm_pipeline.data import voc
+from trm_pipeline.data.base import HELD_OUT, Source
+from trm_pipeline.data.label_files import ENCODINGS
+from trm_pipeline.features.cached import cores
+from trm_pipeline.files import CACHE, folder_argument
+from trm_pipeline.methods import METHODS, ZERO_SHOT, Setting
+from trm_pipeline.methods.grid import HEADS, NAMES, PEERS, build_method, choose_methods
+from trm_pipeline.progress import Scalars
+
+__all__ = [
+    "DEFAULT_KNOWN",
+    "DEFAULT_METHODS",
+    "check_arguments",
+    "check_single",
+    "check_unseen",
+    "choose_preset",
+    "chosen_known",
+    "chosen_splits",
+    "known_argument",
+    "parser",
+]
+
+DEFAULT_METHODS = (*ZERO_SHOT, *METHODS)
+DEFAULT_KNOWN: tuple[Known, ...] = (0.1, 0.5, 0.9)
+
+
+def known_argument(text: str) -> Known:
+    """A value of ``--known``."""
+    if text == "single":
+        return "single"
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be shares of known labels such as 0.1, or 'single'; got {text!r}") from None
+
+
+def parser(source: Source = voc.SOURCE) -> argparse.ArgumentParser:
+    """The command line of ``reproduce_voc.py`` and its siblings."""
+    drawn = (
+        "Without any argument: drawn scenes and the small model that ships with the project, no download, some minutes "
+        "on two cores."
+    )
+    p = argparse.ArgumentParser(
+        description=f"TRM-ML and its peers on {source.title} with missing labels. {drawn * bool(source.drawn_preset)}",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    p.set_defaults(source=source)
+    if source.given is None:
+        p.add_argument("--data-root", type=Path, help=source.layout.replace("%", "%%"))
+        p.add_argument(
+            "--class-names",
+            type=Path,
+            metavar="FILE",
+            help="other names of the classes for prompts, one a line in the order of the columns",
+        )
+        p.add_argument("--model", help="an open_clip model name, or 'embedded'")
+        p.add_argument("--pretrained", help="an open_clip tag such as 'openai', or a weights file")
+        p.add_argument("--image-size", type=int, help="side of the square images, a multiple of the model's stride")
+        p.add_argument(
+            "--workers",
+            type=int,
+            default=min(8, cores()),
+            help="processes that read and transform images, where they are not cached; 0: none beside this one; "
+            "results do not depend on it",
+        )
+        p.add_argument("--cache", type=folder_argument, default=CACHE, help="folder for drawn scenes and frozen features")
+    else:
+        p.add_argument("data_root", type=Path, metavar="FEATURES", help=source.layout)
+        p.set_defaults(class_names=None, model=None, pretrained=None, image_size=None, workers=0)
+    source.add_arguments(p)
+    p.add_argument(
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help="published partial labels of the training images (.npy, .txt, .pt) in place of --known",
+    )
+    p.add_argument("--labels-encoding", choices=ENCODINGS, help="what --labels holds, where the file itself does not tell")
+    p.add_argument(
+        "--preset",
+        choices=tuple(PRESETS),
+        help=f"default: {f'{source.drawn_preset} without --data-root, else ' * bool(source.drawn_preset)}{source.preset}",
+    )
+    p.add_argument(
+        "--known",
+        type=known_argument,
+        nargs="+",
+        metavar="SHARE",
+        help="shares of known labels, above 0 to 1; 'single': one present label an image, nothing else; default: "
+        f"{' '.join(map(str, DEFAULT_KNOWN))}",
+    )
+    p.add_argument(
+        "--methods",
+        nargs="+",
+        default=list(DEFAULT_METHODS),
+        metavar="METHOD",
+        help=f"any of {', '.join(name for name in NAMES if '+' not in name)}; a head with another method's loss, "
+        f"such as linear+role (heads {', '.join(HEADS)}; losses {', '.join(LOSSES)}); or a pattern such as "
+        "'linear+*'",
+    )
+    p.add_argument(
+        "--grid",
+        action="store_true",
+        help=f"also the {len(HEADS)} heads with their own loss and with each of the {len(LOSSES)} others",
+    )
+    p.add_argument(
+        "--ablation", action="store_true", help="also trm without one part each, and with each other rule for pseudo-labels"
+    )
+    p.add_argument("--ablation-known", type=known_argument, nargs="+", metavar="SHARE", help="default: all of --known")
+    p.add_argument(
+        "--unseen",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also trm trained without the last N classes, and all scored by their names",
+    )
+    p.add_argument("--seeds", type=int, nargs="+", default=[1], help="of training; seed s hides labels with seed s - 1")
+    p.add_argument("--epochs", type=int, help="default: the preset's")
+    p.add_argument("--output", type=Path, default=Path("runs") / source.key, help="folder for results, heads and the picture")
+    p.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the interrupted run in --output; the results are those of an unbroken one",
+    )
+    p.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        help="methods trained at a time, each in a process with its share of the cores; results do not depend on "
+        "it but for the last digits, which depend on the number of threads",
+    )
+    p.add_argument("--amp", action="store_true", help="mixed precision: float16 on cuda, bfloat16 elsewhere")
+    p.add_argument("--deterministic", action="store_true", help="the same bits again on an accelerator, a little slower")
+    p.add_argument("--tensorboard", action="store_true", help="curves of losses and test mAP (needs the tensorboard package)")
+    p.add_argument(
+        "--profile", action="store_true", help="also a table of torch's profiler, of ten steps in the last epoch of each training"
+    )
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument(
+        "--tune", action="store_true", help="score on the val split and train on the train split: for choosing settings"
+    )
+    p.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="change settings of the preset")
+    return p
+
+
+def choose_preset(args: argparse.Namespace) -> Preset:
+    """The preset the arguments ask for, with what they change."""
+    drawn = args.source.drawn_preset if args.data_root is None else None
+    preset = PRESETS[args.preset or drawn or args.source.preset]
+    preset = dataclasses.replace(preset, **args.source.settings(args))
+    if args.model not in (None, preset.model):
+        preset = dataclasses.replace(preset, pretrained=None)  # the preset's weights are of its own model
+    changes = {name: getattr(args, name) for name in ("model", "pretrained", "image_size", "epochs")}
+    preset = dataclasses.replace(preset, **{key: value for key, value in changes.items() if value is not None})
+    return override(preset, args.set)
+
+
+def chosen_splits(args: argparse.Namespace, preset: Preset) -> tuple[str, str]:
+    """What is trained on and what is scored."""
+    if args.tune:
+        return ("fit" if preset.val_split == HELD_OUT else "train"), preset.val_split
+    return preset.train_split, preset.test_split
+
+
+def chosen_known(args: argparse.Namespace) -> list[Known]:
+    """The settings asked for; with a file of labels there are none but its own."""
+    if args.known is None:
+        return [] if args.labels else list(DEFAULT_KNOWN)
+    return list(args.known)
+
+
+def check_arguments(args: argparse.Namespace, preset: Preset) -> None:
+    """Refuse at the door what would otherwise end a run late, or do something else than was asked for."""
+    known = chosen_known(args)
+    if args.data_root is None and args.source.drawn_preset is None:
+        raise ValueError(f"--data-root is needed, {args.source.layout}")
+    if args.labels and (args.known is not None or len(set(args.seeds)) > 1):
+        raise ValueError("--labels is one setting of known labels: leave --known out, and give one of --seeds")
+    if args.labels and args.tune:
+        raise ValueError("--labels has the labels of the whole training split, of which --tune trains on a part; leave one out")
+    if args.labels_encoding and not args.labels:
+        raise ValueError("--labels-encoding needs --labels, the file it is about")
+    for share in known:
+        if not isinstance(share, str) and not 0 < share <= 1:
+            raise ValueError(f"--known must be shares above 0 and at most 1, got {share:g} (10 % is 0.1)")
+    if missing := [share for share in args.ablation_known or () if share not in known]:
+        raise ValueError(f"--ablation-known must be among --known, where trm itself is trained; got {missing[0]}")
+    for name, value, least in (
+        ("--seeds", min(args.seeds), 1),
+        ("--jobs", args.jobs, 1),
+        ("--workers", args.workers, 0),
+        ("epochs", preset.epochs, 1),
+        ("batch_size", preset.batch_size, 1),
+    ):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    if args.jobs > 1 and ranks.launched() > 1:
+        raise ValueError(f"--jobs must be 1 under torchrun, whose processes train each cell together; got {args.jobs}")
+    chosen = choose_methods(args.methods, grid=args.grid)
+    if ranks.launched() > 1 and (alone := [name for name in chosen if name.partition("+")[2] in PEERS]):
+        raise ValueError(f"--methods: {alone[0]} is trained by one process, not under torchrun")
+    if args.source.num_classes is not None:
+        check_unseen(args, args.source.num_classes)
+    if args.unseen and preset.query == "free":
+        raise ValueError("--unseen needs queries that come from text; give --set query=tied")
+    if args.unseen and not preset.region_learning:
+        raise ValueError("--unseen needs regions of the classes; give --set region_learning=true")
+    check_single(known, preset)
+    # Words and numbers of the method are its parts' own to check; here with any texts, before anything is computed.
+    any_text = torch.ones(2, max(1, preset.num_heads))
+    for single in {share == "single" for share in known} or {False}:  # a file of labels says later of which kind it is
+        setting = Setting(dataclasses.replace(preset, prompts="fixed"), any_text, None, 100.0, preset.epochs, single=single)
+        METHODS["trm"](setting)
+        setting.targets, setting.similarities = torch.ones(2, 2), lambda: torch.ones(2, 2)
+        for loss in dict.fromkeys(name.partition("+")[2] for name in chosen if "+" in name):
+            build_method(f"text-pixel+{loss}", setting)
+    if (until := pseudo_schedule(preset).single_negative_until) not in ("end", "warmup"):
+        raise ValueError(f"single_negative_until must be 'end' or 'warmup', got {until!r}")
+    splits = chosen_splits(args, preset)
+    if splits[0] == splits[1]:
+        raise ValueError(f"training and test images must be different splits, got {splits[0]!r} for both")
+    if args.tensorboard:
+        Scalars.check()
+    if getattr(args, "download", False) and args.data_root is None:
+        raise ValueError("--download needs --data-root, the folder to put VOC into")
+    try:
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {args.device} cannot be used here: {str(error).splitlines()[0]}") from error
+
+
+def check_unseen(args: argparse.Namespace, classes: int) -> None:
+    """Some classes are left to train on."""
+    if not 0 <= args.unseen < max(1, classes - 1):
+        raise ValueError(f"--unseen must leave two classes of {classes} to train on, got {args.unseen}")
+
+
+def check_single(known: Sequence[Known], preset: Preset) -> None:
+    """Single positives need an assumption, also where a file of labels turns out to be of that kind."""
+    if "single" in known and preset.expected_positives is None:
+        raise ValueError(
+            "--known single needs expected_positives, the mean number of present labels of an image, which single "
+            "positives cannot tell; give --set expected_positives=2"
+        )

@@ -1,0 +1,148 @@
+"""What all cells of a run share: data, frozen model and features, each computed if it is not there yet."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from trm_losses.backbones import OpenClipBackbone, load_open_clip
+from trm_pipeline.config.presets import Preset
+from trm_pipeline.data.base import HELD_OUT, LabelledImages, eval_transform, held_out, lines_of, train_transform
+from trm_pipeline.data.label_files import read_labels
+from trm_pipeline.embedded import load_embedded
+from trm_pipeline.features.cached import CachedFeatures, Features, LiveFeatures, cache_features, weights_digest
+from trm_pipeline.features.frozen import Frozen
+from trm_pipeline.progress import warnings_said
+from trm_pipeline.run.arguments import check_unseen, choose_preset, chosen_splits
+from trm_pipeline.run.cells import Prepared
+
+__all__ = ["counts", "encoded", "load_backbone", "open_splits", "prepare", "prompt_names"]
+
+
+def load_backbone(preset: Preset, device: torch.device) -> OpenClipBackbone:
+    """The frozen model a preset names."""
+    if preset.model == "embedded":
+        model, tokenizer = load_embedded()
+        backbone = OpenClipBackbone(
+            model, tokenizer=tokenizer, name="embedded", image_size=preset.image_size, value_path=preset.value_path
+        )
+        return backbone.to(device)
+    if preset.pretrained is None and ":" not in preset.model:
+        raise ValueError(f"--model {preset.model} needs --pretrained: a tag of open_clip such as 'openai', or a weights file")
+    return load_open_clip(
+        preset.model, preset.pretrained, image_size=preset.image_size, value_path=preset.value_path, device=device
+    )
+
+
+def prepare(args: argparse.Namespace) -> Prepared:
+    """Data, frozen model and features, each computed where it is not there yet."""
+    preset = choose_preset(args)
+    train_split, test_split = chosen_splits(args, preset)
+    sets = open_splits(args, preset)
+    train, test = sets[train_split], sets[test_split]
+    check_unseen(args, len(train.class_names))
+    names = prompt_names(args, preset, train)
+    if args.class_names:
+        train.class_names = tuple(names)
+    published = None if args.labels is None else read_labels(args.labels, train, args.labels_encoding)
+    frozen = args.source.given(args, preset, train_split, test_split) if args.source.given else encoded(args, preset, sets, names)
+    return Prepared(
+        **vars(frozen),
+        preset=preset,
+        device=torch.device(args.device),
+        targets=train.targets,
+        test_targets=test.targets,
+        test_paths=test.image_paths,
+        name=test.name,
+        class_names=list(train.class_names),
+        description="\n".join(
+            [
+                f"{test.name}: {len(train)} training images ({train_split}), {len(test)} test images ({test_split}), "
+                f"{frozen.detail}",
+                *(counts(split, sets[split]) for split in (train_split, test_split)),
+                *(() if published is None else published.lines),
+            ]
+        ),
+        labels=None if published is None else published.labels,
+    )
+
+
+def encoded(args: argparse.Namespace, preset: Preset, sets: Mapping[str, LabelledImages], names: Sequence[str]) -> Frozen:
+    """What the preset's open_clip model gives."""
+    device = torch.device(args.device)
+    train_split, test_split = chosen_splits(args, preset)
+    backbone = load_backbone(preset, device)
+    channels = {"mean": backbone.image_mean, "std": backbone.image_std}
+    plain = eval_transform(preset.image_size, **channels)
+    digest = weights_digest(backbone)
+
+    def cached(split: str, *, mirror: bool) -> CachedFeatures:
+        return cache_features(
+            args.cache / "features",
+            sets[split].with_transform(plain),
+            sets[split].image_paths,
+            backbone,
+            weights=digest,
+            token_pool=preset.token_pool,
+            mirror=mirror,
+            device=device,
+            workers=args.workers,
+        )
+
+    features: Features
+    if preset.augment:
+        random = train_transform(preset.image_size, rand_augment=True, **channels)
+        augmented = sets[train_split].with_transform(random)
+        features = LiveFeatures(augmented, backbone, token_pool=preset.token_pool, device=device, workers=args.workers)
+    else:
+        features = cached(train_split, mirror=preset.mirror)
+    embedded_names = None
+    with warnings_said():
+        text = backbone.template_text(names, preset.templates)
+    if preset.prompts in ("shared", "csc"):
+        embedded_names = backbone.embed_prompts(backbone.tokenize([f"{name}." for name in names]))
+    height, width = backbone.grid(backbone.image_size)
+    return Frozen(
+        model=f"{backbone.name} model",
+        detail=f"{backbone.name} at {backbone.image_size[0]} x {backbone.image_size[1]}",
+        weights=digest,
+        features=features,
+        test_features=cached(test_split, mirror=False),
+        text=text,
+        logit_scale=backbone.logit_scale,
+        names=embedded_names,
+        encode=backbone.encode_prompts,
+        image_size=backbone.image_size,
+        grid=(height // preset.token_pool, width // preset.token_pool),
+    )
+
+
+def open_splits(args: argparse.Namespace, preset: Preset) -> dict[str, LabelledImages]:
+    """The images trained on and those scored, by split."""
+    chosen = chosen_splits(args, preset)
+    if HELD_OUT in chosen:
+        whole = args.source.read(args, preset, preset.train_split)
+        return {name: whole.rows(rows) for name, rows in held_out(len(whole)).items()}
+    return {split: args.source.read(args, preset, split) for split in chosen}
+
+
+def prompt_names(args: argparse.Namespace, preset: Preset, images: LabelledImages) -> list[str]:
+    """Names of the classes as prompts have them."""
+    if args.class_names is None:
+        return images.prompt_names(preset.split_words)
+    names = lines_of(args.class_names, "--class-names", "wanted is a file with a name a line")
+    if len(names) != len(images.class_names):
+        raise ValueError(f"--class-names: {args.class_names} must name {len(images.class_names)} classes, got {len(names)}")
+    if twice := [name for place, name in enumerate(names) if name in names[:place]]:
+        raise ValueError(f"--class-names: {args.class_names} must give each class a name of its own, got {twice[0]!r} twice")
+    return names
+
+
+def counts(split: str, images: LabelledImages) -> str:
+    """What there is in a split, counted."""
+    present = (images.targets == 1).sum(dim=1)
+    said = f"{split}: {len(images)} images, {len(images.class_names)} classes, {present.float().mean():.2f} labels an image"
+    known = (images.targets >= 0).float().mean()
+    return f"{said}, {int((present == 0).sum())} images without any" + (f", {known:.1%} of the labels known" if known < 1 else "")
