@@ -143,7 +143,7 @@ def test_onnx_is_what_we_compute() -> None:
     for name in ("onnx", "onnxscript"):
         pytest.importorskip(name)
     made = head("tied", "query")
-    shapes = {"tokens": {0: torch.export.Dim("batch")}}
+    shapes = {"tokens": {0: torch.export.Dim.DYNAMIC}}
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
