@@ -38,6 +38,11 @@ def close(actual, expected, rtol=1e-6, atol=1e-9):
     np.testing.assert_allclose(oracles.array(actual), oracles.array(expected), rtol=rtol, atol=atol)
 
 
+def test_every_public_loss_is_among_the_cases():
+    """A loss without a slow loop to be compared with, in value and gradient, does not pass."""
+    assert {type(case.build(CLASSES)).__name__ for case in BASELINES.values()} == set(baselines.__all__)
+
+
 @pytest.mark.parametrize("batch, classes", [(BATCH, CLASSES), (1, CLASSES), (BATCH, 1)])
 @pytest.mark.parametrize("name", NAMES)
 def test_gradient_is_the_derivative_of_the_oracle(name, batch, classes):
