@@ -21,13 +21,18 @@ expected of it and ranked in it, and what ``update`` keeps, are those of the joi
 
 from __future__ import annotations
 
-from .assume_negative import AssumeNegativeLoss, WeakAssumeNegativeLoss
-from .entropy import EMAPLLoss, EMLoss
-from .expected_positives import EPRLoss, ROLELoss
+from .assume_negative import AssumeNegativeLoss
+from .em import EMLoss
+from .em_apl import EMAPLLoss
+from .epr import EPRLoss
+from .hill import HillLoss
 from .large_loss import LargeLoss
-from .partial import PartialASLLoss, PartialBCELoss
-from .robust import HillLoss, SPLCLoss
-from .vision_language import VLPLLoss
+from .partial_asl import PartialASLLoss
+from .partial_bce import PartialBCELoss
+from .role import ROLELoss
+from .splc import SPLCLoss
+from .vlpl import VLPLLoss
+from .weak_assume_negative import WeakAssumeNegativeLoss
 
 __all__ = [
     "AssumeNegativeLoss",
