@@ -68,7 +68,10 @@ def test_tables_in_any_dress(text, tmp_path):
     assert labels.targets.tolist() == [[1, 0], [-1, 1]]
 
 
-@pytest.mark.parametrize("text", ["image,labels\na.jpg,dog|cat\nb.jpg,\n", 'image,Tags\na.jpg,"dog, cat"\nb.jpg,', "image,label\na.jpg,cat;dog;\nb.jpg,\n"])  # fmt: skip  # noqa: E501
+@pytest.mark.parametrize(
+    "text",
+    ["image,labels\na.jpg,dog|cat\nb.jpg,\n", 'image,Tags\na.jpg,"dog, cat"\nb.jpg,', "image,label\na.jpg,cat;dog;\nb.jpg,\n"],
+)
 @pytest.mark.parametrize("absent", [False, True])
 def test_lists_say_what_is_present(text, absent, tmp_path):
     labels = read(tmp_path, text, unlisted_absent=absent)
@@ -84,14 +87,14 @@ LISTS = {
         ["car dog", "dog bus car", "dog", "bus", "car bus", "car"],
         " ",
         ["car dog", "dog bus car", "dog", "bus", "car bus", "car"],
-    ),  # noqa: E501
+    ),
     "numbers by spaces": (["16 0", "7 1", "5"], " ", ["16 0", "7 1", "5"]),
     "a comma within names": (["A, b|C", "A, b", "C"], "|", ["A,_b C", "A,_b", "C"]),
     "a comma within names that have parts in common": (
         ["A, b|C", "A, d|E, b", "E, d", "C"],
         "|",
         ["A,_b C", "A,_d E,_b", "E,_d", "C"],
-    ),  # noqa: E501
+    ),
     "spaces and # within names": (["C# x|go", "go", "C# x"], "|", ["C#_x go", "go", "C#_x"]),
     "quoted names": (["'A, b', 'C'", '"C"'], ",", ["A,_b C", "C"]),
     "names that hold spaces": (["polar bear", "zebra", "polar bear"], None, ["polar_bear", "zebra", "polar_bear"]),
@@ -393,7 +396,18 @@ def tiff16(path, values, order, compressed):
     data, kind = values.astype(f"{order}u2").tobytes(), 8 if compressed else 1
     data = zlib.compress(data) if compressed else data
     height, width, bands = values.shape
-    tags = [(256, width), (257, height), (258, None), (259, kind), (262, 2), (273, None), (274, 3), (277, bands), (278, height), (279, len(data))]  # fmt: skip  # noqa: E501
+    tags = [
+        (256, width),
+        (257, height),
+        (258, None),
+        (259, kind),
+        (262, 2),
+        (273, None),
+        (274, 3),
+        (277, bands),
+        (278, height),
+        (279, len(data)),
+    ]
     end = 8 + 2 + 12 * len(tags) + 4
     out = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}IH", 8, len(tags))
     for tag, value in tags:

@@ -7,7 +7,8 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["CACHE", "Checkpoint", "check_writable", "differences", "folder_argument", "read_json", "tensor_digest", "write_json"]
+__all__ = [
+    "CACHE",
+    "Checkpoint",
+    "check_writable",
+    "differences",
+    "folder_argument",
+    "read_json",
+    "replacing",
+    "tensor_digest",
+    "write_json",
+]
 
 CACHE = "~/.cache/trm_losses"
 _FORMAT = 1
@@ -36,17 +47,27 @@ def check_writable(folder: Path, option: str) -> None:
         raise ValueError(f"{option}: {folder} must be a folder that can be written into, {place} is none; give another folder")
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file as a whole; where that fails, such as on a full disk, what was there before stays and nothing else does."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write beside ``path``, which takes its place as a whole.
+
+    Where writing fails, such as on a full disk, what was there before stays and nothing else does.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp")
     try:
-        temporary.write_bytes(content)
+        yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         error.filename = str(path)
         raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_json(path: Path, value: object) -> None:

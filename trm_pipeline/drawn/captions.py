@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from multiprocessing import get_context
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trm_pipeline.drawn.scenes import ALL_CLASSES, COLOURS, PRETRAINING, STREAMS, DrawnObject, pretraining_scene
+from trm_pipeline.drawn.writing import in_parallel
 
-__all__ = [
-    "CLASS_WORDS",
-    "SUPERCLASSES",
-    "T",
-    "TEMPLATES",
-    "caption",
-    "caption_words",
-    "draw_pretraining",
-    "in_parallel",
-    "scene_captions",
-]
+__all__ = ["CLASS_WORDS", "SUPERCLASSES", "TEMPLATES", "caption", "caption_words", "draw_pretraining", "scene_captions"]
 
-T = TypeVar("T")
 CLASS_WORDS: Mapping[str, str] = {
     **{name: name for name in ALL_CLASSES},
     "diningtable": "dining table",
@@ -155,14 +142,3 @@ def draw_pretraining(
         images[len(objects) : len(objects) + len(part)] = part
         objects += found
     return images, objects
-
-
-def in_parallel(work: Callable[[range], T], count: int, workers: int | None, chunk: int = 100) -> Iterator[T]:
-    """``work`` over ranges of at most ``chunk`` indices, in order, in ``workers`` processes (default: all cores)."""
-    ranges = [range(start, min(start + chunk, count)) for start in range(0, count, chunk)]
-    workers = min(workers or os.cpu_count() or 1, len(ranges))
-    if workers <= 1:
-        yield from map(work, ranges)
-        return
-    with get_context("fork" if os.name == "posix" else "spawn").Pool(workers) as pool:
-        yield from pool.imap(work, ranges)

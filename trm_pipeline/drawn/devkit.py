@@ -1,13 +1,9 @@
-"""Drawn scenes in the layout of VOC2007, written once."""
+"""Drawn scenes in the layout of VOC2007."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -15,7 +11,6 @@ from xml.sax.saxutils import escape
 
 from PIL import Image
 
-from trm_pipeline.drawn.captions import in_parallel
 from trm_pipeline.drawn.scenes import (
     DEFAULT_SIZES,
     RECIPE_VERSION,
@@ -27,9 +22,9 @@ from trm_pipeline.drawn.scenes import (
     Scene,
     target_scene,
 )
-from trm_pipeline.files import check_writable
+from trm_pipeline.drawn.writing import in_parallel, write_once
 
-__all__ = ["write_drawn_voc", "write_once"]
+__all__ = ["write_drawn_voc"]
 
 
 def _annotation(image_id: str, scene: Scene) -> str:
@@ -116,39 +111,3 @@ def write_drawn_voc(
     stamp = {"version": RECIPE_VERSION, "recipe": recipe, "seed": seed, "sizes": {name: wanted[name] for name in DEFAULT_SIZES}}
     write = partial(_write_devkit, seed=seed, sizes=wanted, workers=workers)
     return write_once(root, "drawn-voc", stamp, lambda folder: write(folder / "VOCdevkit" / "VOC2007")) / "VOCdevkit"
-
-
-def write_once(root: str | os.PathLike[str], name: str, stamp: Mapping[str, object], write: Callable[[Path], None]) -> Path:
-    """The folder of a data set below ``root``, named after its ``stamp``, and written by ``write`` unless it is there.
-
-    It is written into a temporary folder and renamed as a whole when it is complete.
-    """
-    stamp = json.loads(json.dumps(stamp))  # as it will be read back: no tuples
-    digest = hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()[:12]
-    final = Path(root) / f"{name}-{digest}"
-    if _has_stamp(final, stamp):
-        return final
-    check_writable(final.parent, "--cache")
-    final.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=final.parent))
-    try:
-        write(scratch)
-        (scratch / "stamp.json").write_text(json.dumps(stamp, indent=2) + "\n", encoding="utf-8")
-        scratch.chmod(0o755)
-        if final.exists() and not _has_stamp(final, stamp):
-            shutil.rmtree(final)
-        try:
-            scratch.rename(final)
-        except OSError:
-            if not _has_stamp(final, stamp):  # else somebody else finished the very same data set in the meantime
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return final
-
-
-def _has_stamp(folder: Path, stamp: Mapping[str, object]) -> bool:
-    try:
-        return bool(json.loads((folder / "stamp.json").read_text(encoding="utf-8")) == stamp)
-    except (OSError, json.JSONDecodeError):
-        return False

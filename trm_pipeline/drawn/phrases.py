@@ -26,9 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from trm_pipeline.drawn.captions import CLASS_WORDS, SUPERCLASSES, in_parallel
-from trm_pipeline.drawn.devkit import write_once
+from trm_pipeline.drawn.captions import CLASS_WORDS, SUPERCLASSES
 from trm_pipeline.drawn.scenes import ALL_CLASSES, COLOURS, RECIPE_VERSION, Scene, SceneRecipe, draw_scene
+from trm_pipeline.drawn.writing import in_parallel, write_once
 
 __all__ = ["PHRASE_SETS", "PhraseSet", "class_phrases", "phrase_scene", "phrases_of", "write_drawn_phrases"]
 

@@ -1,4 +1,4 @@
-"""The drawn VOC: scenes of simple drawn objects, written in the layout of VOC2007.
+"""The drawn VOC: scenes of simple drawn objects.
 
 Two kinds of scenes come from here. *Target scenes* are the data set a method is trained and tested on: 224 px, one to five
 mostly small objects, mostly inked line art, in context groups (a street, a farm, a room), with unlabelled things between

@@ -1,4 +1,4 @@
-"""The embedded default: a small open_clip model, pre-trained on captions of drawn scenes and shipped with the examples.
+"""The embedded default: a small open_clip model, pre-trained on captions of drawn scenes and shipped with the pipeline.
 
 It is an ordinary open_clip ``CLIP``, built by open_clip's own factory from ``drawn-clip.json``: a small CNN from timm's
 registry as the visual tower, open_clip's text transformer and open_clip's byte-pair tokenizer. Of the token table only

@@ -104,13 +104,19 @@ class CachedFeatures:
         self, batch_size: int, generator: torch.Generator | None = None, *, view: int = 0, part: tuple[int, int] = (0, 1)
     ) -> Iterator[Batch]:
         """See :class:`Features`."""
-        count = len(self)
+        return self.batches_of(torch.arange(len(self)), batch_size, generator, view=view, part=part)
+
+    def batches_of(
+        self, rows: Tensor, batch_size: int, generator: torch.Generator | None, *, view: int, part: tuple[int, int]
+    ) -> Iterator[Batch]:
+        """The same of some rows (n,), as if there were no others: the index of a batch is a place among them."""
+        count = len(rows)
         order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
         drawn = torch.full((count,), view)
         if generator is not None and self.views > 1:
             drawn = torch.randint(self.views, (count,), generator=generator)
         for index in (own_part(batch, part) for batch in order.split(batch_size)):
-            tokens, pooled = (drawn_rows(arrays, drawn[index], index) for arrays in (self.tokens, self.pooled))
+            tokens, pooled = (drawn_rows(arrays, drawn[index], rows[index]) for arrays in (self.tokens, self.pooled))
             yield Batch(tokens.to(self.device), pooled.to(self.device), index)
 
 

@@ -40,10 +40,9 @@ def hold_out(targets: Tensor, share: float, *, seed: int = 0, groups: Sequence[s
     if share <= 0 or total < 2:
         return torch.from_numpy(taken[rank])
     images = np.bincount(rank, known, len(place)).astype(int)  # with a known label, of each group
-    labels = torch.cat([targets == 1, targets == 0], dim=1).int()  # known ones; then counted by group
-    has = (
-        torch.zeros(len(place), labels.shape[1], dtype=torch.int).index_add_(0, torch.from_numpy(rank), labels).numpy()
-    )  # by group
+    labels = torch.cat([targets == 1, targets == 0], dim=1).int()
+    counted = torch.zeros(len(place), labels.shape[1], dtype=torch.int)  # known labels of each group
+    has = counted.index_add_(0, torch.from_numpy(rank), labels).numpy()
     present = np.arange(has.shape[1]) < targets.shape[1]
     counts = has.sum(axis=0)
     wanted = np.minimum(np.rint(share * counts).clip(min=1), counts - 1)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from trm_losses import TRMHead
 from trm_losses.labels import UNKNOWN
+from trm_pipeline.files import replacing
 from trm_pipeline.folder.labels import Labels
 from trm_pipeline.folder.model import HEAD_FILE, MODEL_FILE, SavedModel
 from trm_pipeline.folder.part import Part
@@ -36,14 +37,9 @@ SHEET = 24  # entries on a contact sheet
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A CSV file, replaced as a whole."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        # A file may have a name that is not UTF-8, and what is written here has taken its time.
-        with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            csv.writer(file).writerows([header, *rows])
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # A file may have a name that is not UTF-8, and what is written here has taken its time.
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
 
 
 def write_scores(

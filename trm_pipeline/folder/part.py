@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from trm_pipeline.features.cached import Batch, CachedFeatures, Features, drawn_rows, own_part
+from trm_pipeline.features.cached import Batch, CachedFeatures, Features
 
 __all__ = ["Part"]
 
@@ -34,11 +34,4 @@ class Part(Features):
         self, batch_size: int, generator: torch.Generator | None = None, *, view: int = 0, part: tuple[int, int] = (0, 1)
     ) -> Iterator[Batch]:
         """See :class:`Features`."""
-        order = torch.arange(len(self)) if generator is None else torch.randperm(len(self), generator=generator)
-        drawn = torch.full((len(self),), view)
-        if generator is not None:
-            drawn = torch.randint(self.views, (len(self),), generator=generator)
-        for index in (own_part(batch, part) for batch in torch.split(order, batch_size)):
-            own = (drawn[index], self.rows[index])
-            tokens, pooled = (drawn_rows(arrays, *own).to(self.whole.device) for arrays in (self.whole.tokens, self.whole.pooled))
-            yield Batch(tokens, pooled, index)
+        return self.whole.batches_of(self.rows, batch_size, generator, view=view, part=part)
