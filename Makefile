@@ -27,7 +27,7 @@ nightly: $(VENV)/.dev oldest
 ## Every test with the oldest version of each dependency that setup.cfg allows, torch among them, and Python 3.10 if it is there;
 ## some 3 GB in .venv-oldest
 oldest: .venv-oldest/.dev
-	.venv-oldest/bin/python -m pytest
+	.venv-oldest/bin/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 .venv-oldest/.dev: setup.cfg pyproject.toml
 	$$(python3.10 -c "" 2>/dev/null && echo python3.10 || echo $(PYTHON)) -m venv .venv-oldest
