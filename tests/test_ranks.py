@@ -310,8 +310,8 @@ def test_parts_make_up_the_batches(kind: str, seed: int | None, tmp_path: Path) 
 HELD = """
 import os, sys, time
 from pathlib import Path
-from trm_pipeline import experiment
-from trm_pipeline.checkpoint import Checkpoint
+from trm_pipeline.files import Checkpoint
+from trm_pipeline.run import experiment
 
 folder = Path(sys.argv.pop(1))
 (folder / f"rank{os.environ['RANK']}").write_text(str(os.getpid()))

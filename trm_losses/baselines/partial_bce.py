@@ -55,7 +55,7 @@ class PartialBCELoss(Baseline):
 
     def _loss(self, x: Tensor, y: Tensor, ids: Tensor | None) -> Tensor:
         # An image without a label has no term to weigh; 0 ** -1 would be infinite, and cost a second pass.
-        share = (y >= 0).to(x.dtype).mean(dim=1, keepdim=True).clamp(min=1 / x.shape[1])
+        share = (y >= 0).to(x.dtype).mean(dim=1, keepdim=True).clamp(min=1 / max(1, x.shape[1]))
         weights = self.alpha * share**self.gamma + self.beta
         return self._mean(cross_entropy(x, y, weights.expand_as(x)), x)
 
