@@ -20,7 +20,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from trm_pipeline.config.presets import LOSSES, Known
+from trm_pipeline.config.losses import LOSSES
+from trm_pipeline.config.presets import Known
 from trm_pipeline.files import CACHE, folder_argument
 from trm_pipeline.methods.grid import GRID, PEERS
 from trm_pipeline.report.page import Row

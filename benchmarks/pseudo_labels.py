@@ -11,7 +11,6 @@ The last column is the share of the whole oracle's gain that a rule reaches, fro
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import statistics
 import sys
@@ -30,7 +29,8 @@ from trm_losses import PseudoLabeler
 from trm_losses.labels import UNKNOWN
 from trm_losses.pseudo import Decision, Evidence, Rule
 from trm_pipeline import methods
-from trm_pipeline.config.presets import PSEUDO_RULES, VARIANTS
+from trm_pipeline.config.presets import PSEUDO_RULES
+from trm_pipeline.config.settings import override
 from trm_pipeline.files import CACHE, folder_argument
 from trm_pipeline.progress import escape_output
 from trm_pipeline.run import arguments, prepare
@@ -70,8 +70,7 @@ def run(args: argparse.Namespace, cell: Cell) -> float:
     typed = ["--tune", "--cache", str(args.cache), *(["--set", *args.set] if args.set else [])]
     data = prepare.prepare(arguments.parser().parse_args(typed))
     rule = cell.method
-    changes = dict(VARIANTS[f"trm-rule-{rule}"][1]) if rule in PSEUDO_RULES and rule != data.preset.pseudo_rule else {}
-    preset = dataclasses.replace(data.preset, **changes)  # type: ignore[arg-type]
+    preset = override(data.preset, [f"pseudo_rule={rule}"]) if rule in PSEUDO_RULES else data.preset
     method, targets = build(data, cell, method=args.method, preset=preset)
     if not isinstance(method, methods.TRM) or method.objective.labeler is None:
         raise ValueError(f"--method must be one with pseudo-labels, got {args.method}")

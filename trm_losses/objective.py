@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +22,9 @@ from .pseudo import PrototypeRule, PseudoLabeler, PseudoLabels, Rule
 from .regions import Prepared, RegionPooler, Regions
 
 __all__ = ["TRMObjective", "TRMOutput"]
+
+Options = Mapping[str, Any]
+_AS_HERE: Options = MappingProxyType({})
 
 
 class TRMOutput(NamedTuple):
@@ -152,6 +156,13 @@ class TRMObjective(PerClassState):
         rule: Rule | None = None,
         expected_positives: float | None = None,
         logit_scale: float = 100.0,
+        pooler: Options = _AS_HERE,
+        matching: Options = _AS_HERE,
+        distillation: Options | None = _AS_HERE,
+        contrast: Options | None = _AS_HERE,
+        bank: Options = _AS_HERE,
+        labeler: Options | None = _AS_HERE,
+        objective: Options = _AS_HERE,
         distributed: Distributed = False,
         validate: bool = True,
     ) -> TRMObjective:
@@ -164,6 +175,9 @@ class TRMObjective(PerClassState):
                 the default, :class:`trm_losses.pseudo.PrototypeRule`, does not.
             expected_positives: mean number of present classes of an image, if nothing is known to be absent.
             logit_scale: of the frozen model (CLIP's is 100); sets the temperature of text similarities, 2 / logit_scale.
+            pooler, matching, distillation, contrast, bank, labeler, objective: what a part takes in place of the settings
+                here, such as ``pooler={"dropout": 0.3}`` or ``objective={"class_chunk": 256}``. ``None`` leaves
+                distillation, contrast or labeler out; so does a factor of 0 in objective.
             distributed: False, True or a process group, for all parts.
             validate: of all parts.
 
@@ -172,28 +186,37 @@ class TRMObjective(PerClassState):
         check_number(cls.__name__, "total_steps", total_steps, 1)
         Dims(cls.__name__).check("text", text, "C D")
         classes, dim = text.shape
-        rule = PrototypeRule(classes, temperature_text=2 / logit_scale) if rule is None else rule
+        if labeler is not None and rule is None:
+            rule = PrototypeRule(classes, temperature_text=2 / logit_scale)
         # A soft rule says something of every unknown entry: it waits longer, and weighs less for all that it knows.
-        warmup, ramp = (0.2, 0.05) if rule.soft else (0.1, 0.1)
+        soft = rule is not None and rule.soft
+        warmup, ramp = (0.2, 0.05) if soft else (0.1, 0.1)
+        weights = {"lambda_contrast": 0.3, "lambda_pseudo": 0.5 if soft else 1.0, "pseudo_per": "known" if soft else "entry"}
+        factors = {**weights, **objective}
+        same: dict[str, Any] = {"distributed": distributed, "validate": validate}
+        if pooler.get("query") == "free":
+            pooler = {"query_init": text, **pooler}
+        if not factors["lambda_contrast"]:
+            contrast = None
+        if not factors.get("lambda_distillation", 1.0):
+            distillation = None
         return cls(
-            RegionPooler(classes, dim, validate=validate),
-            TextRegionMatchingLoss(classes, gamma_pos=0.0, gamma_neg=0.0, margin=0.0, distributed=distributed, validate=validate),
-            distillation=RegionDistillationLoss(distributed=distributed, validate=validate),
-            contrast=MultimodalContrastiveLoss(distributed=distributed, validate=validate),
-            bank=PrototypeBank(classes, dim, init=text, distributed=distributed, validate=validate),
-            labeler=PseudoLabeler(
+            RegionPooler(classes, dim, validate=validate, **pooler),
+            TextRegionMatchingLoss(classes, **{"gamma_pos": 0.0, "gamma_neg": 0.0, "margin": 0.0, **matching}, **same),
+            distillation=None if distillation is None else RegionDistillationLoss(**distillation, **same),
+            contrast=None if contrast is None else MultimodalContrastiveLoss(**contrast, **same),
+            bank=None if contrast is None and labeler is None else PrototypeBank(classes, dim, init=text, **bank, **same),
+            labeler=None
+            if labeler is None
+            else PseudoLabeler(
                 classes,
                 rule,
                 expected_positives=expected_positives,
-                warmup_steps=round(warmup * total_steps),
-                ramp_steps=round(ramp * total_steps),
-                distributed=distributed,
-                validate=validate,
+                **{"warmup_steps": round(warmup * total_steps), "ramp_steps": round(ramp * total_steps), **labeler},
+                **same,
             ),
-            lambda_pseudo=0.5 if rule.soft else 1.0,
-            lambda_contrast=0.3,
-            pseudo_per="known" if rule.soft else "entry",
             distributed=distributed,
+            **factors,
         ).to(text.device)
 
     def forward(

@@ -109,10 +109,9 @@ class Method(nn.Module, ABC):
     def calibrate(self, batch: Batch, text: Tensor, prior: float) -> None:
         """Start the biases so that the mean probability is ``prior``."""
 
-    @property
-    def makes_pseudo_labels(self) -> bool:
-        """Whether the method makes any, after a warm-up of their own."""
-        return False
+    def weak_negative_steps(self, preset: Preset, total: int) -> int:
+        """Of ``total`` steps those with single positives that have :func:`weak_negatives`."""
+        return total
 
     def pseudo_labels(self) -> PseudoLabels | None:
         """Those of the last loss; None where the method makes none."""

@@ -23,7 +23,8 @@ from trm_losses.baselines import (
     VLPLLoss,
     WeakAssumeNegativeLoss,
 )
-from trm_pipeline.config.presets import LOSSES, VARIANTS, Preset
+from trm_pipeline.config.losses import LOSSES
+from trm_pipeline.config.presets import VARIANTS, Preset
 from trm_pipeline.features.cached import Batch, Features
 from trm_pipeline.features.frozen import Encode
 from trm_pipeline.methods import METHODS, ZERO_SHOT, Method, Setting, weak_negatives

@@ -33,7 +33,7 @@ class LinearProbe(Method):
         super().__init__()
         self.prompts = setting.prompts("fixed")
         self.linear = nn.Linear(setting.text.shape[1], setting.num_classes)
-        self.scale = setting.preset.scale
+        self.scale = setting.preset.linear["scale"]
         self.assume_negative = assume_negative
         self.register_buffer("mean", torch.zeros(setting.text.shape[1]))
         self.register_buffer("deviation", torch.ones(setting.text.shape[1]))
@@ -61,4 +61,4 @@ class LinearProbe(Method):
         return {"bce": targets.shape[1] * loss, **weak_negatives(targets, weak_negative, (1.0, logits))}
 
     def groups(self, preset: Preset) -> list[dict[str, Any]]:
-        return param_groups(self, lr=preset.linear_lr, weight_decay=preset.weight_decay)
+        return param_groups(self, lr=preset.linear["lr"], weight_decay=preset.weight_decay)

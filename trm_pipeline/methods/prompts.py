@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -33,18 +34,13 @@ class PromptPeer(Method):
     Scale and bias are learned; the bias is calibrated, since a cosine says little about presence in absolute terms.
     """
 
-    def __init__(self, setting: Setting, prompts: nn.Module, *, lr: float, scale: float) -> None:
+    def __init__(self, setting: Setting, prompts: nn.Module, numbers: Mapping[str, float]) -> None:
         super().__init__()
-        preset = setting.preset
-        self.lr, self.prompts = lr, prompts
-        self.matching = TextRegionMatchingLoss(
-            setting.num_classes,
-            gamma_pos=preset.gamma_pos,
-            gamma_neg=preset.gamma_neg,
-            margin=preset.margin,
-            scale=scale,
-            distributed=True,  # nothing else where one process trains
-        )
+        self.lr, self.prompts = numbers["lr"], prompts
+        options = {**setting.preset.matching, "scale": numbers["scale"]}
+        self.matching = TextRegionMatchingLoss(setting.num_classes, **options, distributed=True)
+        if "sharpness" in numbers:
+            self.log_sharpness = nn.Parameter(torch.tensor(numbers["sharpness"]).log())
 
     @abstractmethod
     def cosines(self, batch: Batch, text: Tensor) -> Tensor:
@@ -72,7 +68,7 @@ class TextImage(PromptPeer):
 
     def __init__(self, setting: Setting) -> None:
         preset = setting.preset
-        super().__init__(setting, setting.prompts(preset.prompts), lr=preset.text_image_lr, scale=preset.text_image_scale)
+        super().__init__(setting, setting.prompts(preset.prompts), preset.text_image)
 
     def cosines(self, batch: Batch, text: Tensor) -> Tensor:
         return zero_shot_global(batch, text)
@@ -88,8 +84,7 @@ class TextPixel(PromptPeer):
 
     def __init__(self, setting: Setting) -> None:
         preset = setting.preset
-        super().__init__(setting, setting.prompts(preset.prompts), lr=preset.text_pixel_lr, scale=preset.scale)
-        self.log_sharpness = nn.Parameter(torch.tensor(preset.attention_scale).log())
+        super().__init__(setting, setting.prompts(preset.prompts), preset.text_pixel)
 
     def cosines(self, batch: Batch, text: Tensor) -> Tensor:
         return zero_shot_tokens(batch, text, self.log_sharpness.exp())
@@ -132,8 +127,7 @@ class DualCoOp(PromptPeer):
     def __init__(self, setting: Setting) -> None:
         preset = setting.preset
         prompts = PromptPair(setting.prompts(preset.prompts), setting.negative_prompts(preset.prompts))
-        super().__init__(setting, prompts, lr=preset.dual_coop_lr, scale=preset.dual_coop_scale)
-        self.log_sharpness = nn.Parameter(torch.tensor(preset.attention_scale).log())
+        super().__init__(setting, prompts, preset.dual_coop)
 
     def cosines(self, batch: Batch, text: Tensor) -> Tensor:
         return pair_cosines(batch, text, self.log_sharpness.exp())

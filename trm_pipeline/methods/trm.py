@@ -7,22 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trm_losses import (
-    MultimodalContrastiveLoss,
-    PrototypeBank,
-    PseudoLabeler,
-    PseudoLabels,
-    RegionDistillationLoss,
-    RegionPooler,
-    Regions,
-    TextRegionMatchingLoss,
-    TRMHead,
-    TRMObjective,
-    TRMOutput,
-    param_groups,
-)
+from trm_losses import PseudoLabels, Regions, TRMHead, TRMObjective, TRMOutput, param_groups
 from trm_losses.pseudo import NeighbourRule, PrototypeRule, Quantiles, Rule, Thresholds
-from trm_pipeline.config.presets import Preset, pseudo_schedule
+from trm_pipeline.config.presets import PSEUDO_RULES, Preset
 from trm_pipeline.features.cached import Batch, Features
 from trm_pipeline.features.frozen import Encode
 from trm_pipeline.methods.base import Method, Setting, weak_negatives
@@ -33,26 +20,13 @@ __all__ = ["TRM"]
 def _rule(setting: Setting) -> Rule:
     """The rule for pseudo-labels that the preset names."""
     preset, classes = setting.preset, setting.num_classes
+    if preset.pseudo_rule not in PSEUDO_RULES:
+        raise ValueError(f"pseudo_rule must be one of {', '.join(PSEUDO_RULES)}, got {preset.pseudo_rule!r}")
     if preset.pseudo_rule == "neighbour":
-        return NeighbourRule(
-            classes,
-            setting.num_samples,
-            neighbours=preset.neighbours,
-            temperature=preset.neighbour_temperature,
-            steps=preset.neighbour_steps,
-        )
-    momentum = preset.statistics_momentum
-    if preset.pseudo_rule == "quantile":
-        decider: Quantiles | Thresholds = Quantiles(classes, share=preset.quantile_pos, momentum=momentum)
-    else:
-        decider = Thresholds(preset.threshold_pos, preset.threshold_neg)
-    return PrototypeRule(
-        classes,
-        decider,
-        temperature_visual=preset.temperature_visual,
-        temperature_text=2 / setting.logit_scale if preset.temperature_text is None else preset.temperature_text,
-        momentum=momentum,
-    )
+        return NeighbourRule(classes, setting.num_samples, **preset.neighbour)
+    by_share = preset.pseudo_rule == "quantile"
+    decider = Quantiles(classes, **preset.quantiles) if by_share else Thresholds(**preset.thresholds)
+    return PrototypeRule(classes, decider, **{"temperature_text": 2 / setting.logit_scale, **preset.prototype})
 
 
 class TRM(Method):
@@ -60,85 +34,32 @@ class TRM(Method):
 
     def __init__(self, setting: Setting, *, query_head: bool, pseudo_labels: bool) -> None:
         super().__init__()
-        preset, classes, dim = setting.preset, setting.num_classes, setting.text.shape[1]
+        preset = setting.preset
         if preset.head not in ("query", "region", "mean"):
             raise ValueError(f"head must be 'query', 'region' or 'mean', got {preset.head!r}")
         self.scored = preset.head
         self.prompts = setting.prompts(preset.prompts)
-        planned = pseudo_schedule(preset)
-        warmup_steps = round(planned.pseudo_warmup * setting.total_steps)
-        bank = distillation = contrast = labeler = None
-        if pseudo_labels or preset.lambda_contrast:
-            bank = PrototypeBank(
-                classes,
-                dim,
-                momentum=preset.prototype_momentum,
-                text_momentum=preset.prototype_text_momentum,
-                init=setting.text,
-                distributed=True,
-            )
-        if pseudo_labels:
-            labeler = PseudoLabeler(
-                classes,
-                _rule(setting),
-                weight_pos=preset.weight_pos,
-                weight_neg=preset.weight_neg,
-                cap=preset.cap,
-                expected_positives=setting.expected_positives,
-                warmup_steps=warmup_steps,
-                ramp_steps=round(planned.pseudo_ramp * setting.total_steps),
-                distributed=True,
-            )
-        if query_head and preset.lambda_distillation:
-            distillation = RegionDistillationLoss(temperature=preset.distillation_temperature, distributed=True)
-        if preset.lambda_contrast:
-            contrast = MultimodalContrastiveLoss(
-                temperature=preset.contrast_temperature,
-                temperature_region=preset.contrast_temperature_region,
-                anchor_threshold=preset.contrast_anchor_threshold,
-                region_region=preset.contrast_region_region,
-                region_text=preset.contrast_region_text,
-                region_prototype=preset.contrast_region_prototype,
-                text_prototype=preset.contrast_text_prototype,
-                distributed=True,
-            )
-        self.objective = TRMObjective(
-            RegionPooler(
-                classes,
-                dim,
-                num_heads=preset.num_heads,
-                query=preset.query,  # type: ignore[arg-type]
-                query_init=setting.text if preset.query == "free" else None,
-                query_head=query_head,
-                mlp_ratio=preset.mlp_ratio,
-                dropout=preset.dropout,
-                attention_scale=preset.attention_scale,
-            ),
-            TextRegionMatchingLoss(
-                classes,
-                gamma_pos=preset.gamma_pos,
-                gamma_neg=preset.gamma_neg,
-                margin=preset.margin,
-                scale=preset.scale,
-                distributed=True,
-            ),
-            distillation=distillation,
-            contrast=contrast,
-            bank=bank,
-            labeler=labeler,
-            lambda_region=preset.lambda_region,
-            lambda_pseudo=planned.lambda_pseudo,
-            lambda_distillation=preset.lambda_distillation,
-            lambda_contrast=preset.lambda_contrast,
-            pseudo_per=planned.pseudo_per,  # type: ignore[arg-type]
-            anchor_score=preset.anchor_score,
-            bank_confidence=preset.bank_confidence,
-            bank_pseudo_score=preset.bank_pseudo_score,
+        shares = {"warmup_steps": preset.pseudo_warmup, "ramp_steps": preset.pseudo_ramp}
+        steps = {name: round(share * setting.total_steps) for name, share in shares.items() if share is not None}
+        self.objective = TRMObjective.from_text(
+            setting.text,
+            total_steps=setting.total_steps,
+            rule=_rule(setting) if pseudo_labels else None,
+            expected_positives=setting.expected_positives,
+            pooler={**preset.pooler, "query_head": query_head},
+            matching=preset.matching,
+            distillation=preset.distillation if query_head else None,
+            contrast=preset.contrast,
+            bank=preset.bank,
+            labeler={**preset.labeler, **steps} if pseudo_labels else None,
+            objective=preset.objective,
             distributed=True,
         )
+        labeler = self.objective.labeler
         self.batch_size = preset.batch_size
         # Estimates are there when the warm-up ends, inside an epoch too, and whatever steps a scaler has skipped.
-        self.first_refresh = warmup_steps // -(-setting.total_steps // preset.epochs)
+        steps_per_epoch = -(-setting.total_steps // preset.epochs)
+        self.first_refresh = 0 if labeler is None else labeler.warmup_steps // steps_per_epoch
         self.region_learning = preset.region_learning
         self._last: TRMOutput | None = None
 
@@ -179,9 +100,12 @@ class TRM(Method):
         """The logits of both heads with their factors; without a query head there is one."""
         return [(1.0, query)] if query is region else [(1.0, query), (self.objective.lambda_region, region)]
 
-    @property
-    def makes_pseudo_labels(self) -> bool:
-        return self.objective.labeler is not None
+    def weak_negative_steps(self, preset: Preset, total: int) -> int:
+        labeler = self.objective.labeler
+        if labeler is None or preset.single_negative_until == "end":
+            return total
+        # A soft rule says something of every unknown entry, so that nothing need be assumed once it speaks.
+        return labeler.warmup_steps if preset.single_negative_until == "warmup" or labeler.rule.soft else total
 
     def pseudo_labels(self) -> PseudoLabels | None:
         return None if self._last is None else self._last.pseudo

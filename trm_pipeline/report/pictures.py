@@ -192,20 +192,20 @@ def collect_saliency(
     text: Tensor,
     *,
     size: tuple[int, int],
-    sharpness: float = 8.0,
 ) -> SaliencyMaps:
     """Region saliency of a trained head beside the softmax over tokens of the frozen model's cosines with its class texts.
+
+    The softmax has the sharpness that attention starts from, so that the two differ by what was learned.
 
     Args:
         tokens: (M, N, D) of the images, as the head was trained on. grid: (h, w) with h * w = N.
         images: M images of any size, shown at ``size`` (height, width). present: (M, C), 1 where a class is to be shown.
         text: (C, D) class texts of the frozen model.
-        sharpness: of the softmax; where it is the start of the head's attention, the two maps differ by what was learned.
     """
     head = head.to(text.device).eval()
     saliency = head.pooler(tokens, head.text).saliency
     cosines = F.normalize(text, dim=-1) @ F.normalize(tokens, dim=-1).transpose(1, 2)  # (M, C, N)
-    maps = (m.unflatten(2, grid).float().cpu().numpy() for m in (saliency, torch.softmax(sharpness * cosines, dim=2)))
+    maps = (m.unflatten(2, grid).float().cpu().numpy() for m in (saliency, torch.softmax(8.0 * cosines, dim=2)))
     return SaliencyMaps(
         np.stack([np.asarray(image.convert("RGB").resize(size[::-1])) for image in images]),
         np.array(head.class_names),

@@ -10,7 +10,9 @@ from pathlib import Path
 import torch
 
 from trm_pipeline import ranks
-from trm_pipeline.config.presets import LOSSES, PRESETS, Known, Preset, override, pseudo_schedule
+from trm_pipeline.config.losses import LOSSES
+from trm_pipeline.config.presets import PRESETS, Known, Preset
+from trm_pipeline.config.settings import override
 from trm_pipeline.data import voc
 from trm_pipeline.data.base import HELD_OUT, Source
 from trm_pipeline.data.label_files import ENCODINGS
@@ -213,20 +215,20 @@ def check_arguments(args: argparse.Namespace, preset: Preset) -> None:
         raise ValueError(f"--methods: {alone[0]} is trained by one process, not under torchrun")
     if args.source.num_classes is not None:
         check_unseen(args, args.source.num_classes)
-    if args.unseen and preset.query == "free":
-        raise ValueError("--unseen needs queries that come from text; give --set query=tied")
+    if args.unseen and preset.pooler.get("query") == "free":
+        raise ValueError("--unseen needs queries that come from text; give --set pooler.query=tied")
     if args.unseen and not preset.region_learning:
         raise ValueError("--unseen needs regions of the classes; give --set region_learning=true")
     check_single(known, preset)
     # Words and numbers of the method are its parts' own to check; here with any texts, before anything is computed.
-    any_text = torch.ones(2, max(1, preset.num_heads))
+    any_text = torch.ones(2, max(1, preset.pooler.get("num_heads", 4)))
     for single in {share == "single" for share in known} or {False}:  # a file of labels says later of which kind it is
         setting = Setting(dataclasses.replace(preset, prompts="fixed"), any_text, None, 100.0, preset.epochs, single=single)
         METHODS["trm"](setting)
         setting.targets, setting.similarities = torch.ones(2, 2), lambda: torch.ones(2, 2)
         for loss in dict.fromkeys(name.partition("+")[2] for name in chosen if "+" in name):
             build_method(f"text-pixel+{loss}", setting)
-    if (until := pseudo_schedule(preset).single_negative_until) not in ("end", "warmup"):
+    if (until := preset.single_negative_until) not in ("end", "warmup", None):
         raise ValueError(f"single_negative_until must be 'end' or 'warmup', got {until!r}")
     splits = chosen_splits(args, preset)
     if splits[0] == splits[1]:

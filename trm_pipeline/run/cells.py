@@ -23,6 +23,7 @@ from trm_losses.labels import hide_labels, keep_single_positive, known_fraction
 from trm_losses.metrics import evaluate
 from trm_pipeline import ranks
 from trm_pipeline.config.presets import VARIANTS, Known, Preset
+from trm_pipeline.config.settings import override
 from trm_pipeline.features.cached import cores
 from trm_pipeline.features.frozen import Frozen
 from trm_pipeline.files import Checkpoint, tensor_digest, write_json
@@ -142,8 +143,8 @@ def _zero_shot(data: Prepared, method: str) -> tuple[dict[str, float | None], fl
 
 def _trained(data: Prepared, cell: Cell, args: argparse.Namespace) -> tuple[dict[str, float], float, int]:
     """Metrics of a trained method, the seconds of training, and how many parameters it trained."""
-    method, changes = VARIANTS.get(cell.method, (cell.method, {}))
-    preset = dataclasses.replace(data.preset, **changes)  # type: ignore[arg-type]
+    method, changes = VARIANTS.get(cell.method, (cell.method, ()))
+    preset = override(data.preset, changes)
     trained = train_cell(data, cell, args, method=method, preset=preset)
     if not ranks.first():
         return trained.metrics, trained.seconds, trained_parameters(trained.method)

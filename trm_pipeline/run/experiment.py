@@ -120,7 +120,6 @@ def look_at_images(data: Prepared, cells: Sequence[Cell], output: Path) -> None:
         data.test_targets[chosen],
         data.text,
         size=data.image_size,
-        sharpness=data.preset.attention_scale,
     )
     maps.save(output / f"saliency-{heads[0].stem}.npz")
 

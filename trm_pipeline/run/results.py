@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from trm_pipeline import ranks
 from trm_pipeline.config.presets import VARIANTS, Preset
+from trm_pipeline.config.settings import override
 from trm_pipeline.files import differences, read_json, write_json
 from trm_pipeline.methods import ZERO_SHOT
 from trm_pipeline.report.page import Row
@@ -26,7 +26,7 @@ def plan(args: argparse.Namespace, preset: Preset) -> list[Cell]:
     ablation = [
         name
         for name, (method, changes) in VARIANTS.items()
-        if args.ablation and (method != "trm" or dataclasses.replace(preset, **changes) != preset)  # type: ignore[arg-type]
+        if args.ablation and (method != "trm" or override(preset, changes) != preset)
     ]
     for seed in seeds:
         for known in settings:

@@ -16,7 +16,7 @@ from torch.profiler import record_function
 
 from trm_losses.metrics import evaluate
 from trm_pipeline import ranks
-from trm_pipeline.config.presets import Preset, pseudo_schedule
+from trm_pipeline.config.presets import Preset
 from trm_pipeline.features.cached import Batch, Features
 from trm_pipeline.features.frozen import Encode
 from trm_pipeline.files import Checkpoint
@@ -122,9 +122,7 @@ def train(
     autocast = partial(torch.autocast, device.type, torch.float16 if on_cuda else torch.bfloat16, enabled=amp)
     scaler = torch.amp.GradScaler(device.type, enabled=amp and on_cuda)
     trace = None if truth is None else PseudoTrace(truth)
-    planned = pseudo_schedule(preset)
-    until_warmup = method.makes_pseudo_labels and planned.single_negative_until == "warmup"
-    weak_until = round(planned.pseudo_warmup * total) if until_warmup else total
+    weak_until = method.weak_negative_steps(preset, total)
 
     state = None if checkpoint is None else checkpoint.load()
     prior = _prior(targets, preset, single)

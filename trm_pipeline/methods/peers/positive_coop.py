@@ -22,7 +22,7 @@ class PositiveCoOp(PromptPeer):
     .. math:: z_{bc} = \sum_n \mathrm{softmax}_n(\kappa\, \hat V_{bn} \cdot \hat t^+_c)\,
         \hat V_{bn} \cdot (\hat t^+_c - \hat t^-_c), \qquad t^+_c = \mathrm{text}_c + E_c, \quad t^-_c = F_c
 
-    E and F are free and learn at the rate of ``dual_coop_lr``, the prompts at a hundredth of it.
+    E and F are free and learn at the rate of ``dual_coop``, the prompts at a hundredth of it.
 
     Reference: Rawlekar et al., WACV 2025; F starts from N(0, 1) as published. That E starts from 0 is ours: from N(0, 1) it is
     longer than the text, and the start would know nothing of the classes. So are learned scale and sharpness, and the bias.
@@ -30,8 +30,7 @@ class PositiveCoOp(PromptPeer):
 
     def __init__(self, setting: Setting) -> None:
         preset = setting.preset
-        super().__init__(setting, setting.prompts(preset.prompts), lr=preset.dual_coop_lr, scale=preset.dual_coop_scale)
-        self.log_sharpness = nn.Parameter(torch.tensor(preset.attention_scale).log())
+        super().__init__(setting, setting.prompts(preset.prompts), preset.dual_coop)
         self.offset = nn.Parameter(torch.zeros_like(setting.text))
         self.absent = nn.Parameter(torch.randn_like(setting.text))
 
