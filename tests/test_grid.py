@@ -16,6 +16,8 @@ from trm_losses import baselines
 from trm_pipeline import files as checkpoint
 from trm_pipeline import methods
 from trm_pipeline.config import presets
+from trm_pipeline.config.losses import LOSSES
+from trm_pipeline.config.settings import override
 from trm_pipeline.features import cached as features
 from trm_pipeline.methods import grid, wrapped
 from trm_pipeline.run import arguments, cells
@@ -92,7 +94,7 @@ def labels(seed=0, single=False):
 
 
 def preset(**changes):
-    small = {"epochs": EPOCHS, "batch_size": 6, "dropout": 0.0, "num_heads": 2, "tuned": {}, "tuned_single": {}}
+    small = {"epochs": EPOCHS, "batch_size": 6, "pooler": {"dropout": 0.0, "num_heads": 2}, "tuned": {}, "tuned_single": {}}
     return dataclasses.replace(presets.EMBEDDED, **{**small, **changes})
 
 
@@ -118,7 +120,7 @@ def expected(targets):
 
 
 def test_the_table_has_every_loss_of_the_package():
-    assert set(PUBLISHED) | set(grid.PEERS) == set(presets.LOSSES)
+    assert set(PUBLISHED) | set(grid.PEERS) == set(LOSSES)
     made = {type(make(labels(), 1.0, torch.rand(IMAGES, CLASSES))) for make in PUBLISHED.values()}
     assert {cls.__name__ for cls in made} == set(baselines.__all__)
     assert len(grid.GRID) == 5 * 17 + 5 + 2 + 2
@@ -165,7 +167,7 @@ def test_weak_negatives_join_losses_of_known_labels_alone(loss):
 
 def test_an_unknown_label_weighs_as_much_as_a_known_one():
     """At weight 1 partial ASL without focusing and with weak negatives is AN."""
-    chosen = setting(single=True, losses={**presets.LOSSES, "pasl-ignore": {"gamma_pos": 0.0, "gamma_neg": 0.0, "margin": 0.0}})
+    chosen = setting(single=True, losses={**LOSSES, "pasl-ignore": {"gamma_pos": 0.0, "gamma_neg": 0.0, "margin": 0.0}})
     batch = first_batch()
     values = []
     for name, weight in (("pasl-ignore", 1.0), ("an", 1.0)):
@@ -306,9 +308,9 @@ CELLS += [f"{head}+{peer}" for peer, (_, heads) in grid.PEERS.items() for head i
 
 @pytest.mark.parametrize("name", CELLS)
 def test_a_cell_trains_and_goes_on_bit_for_bit(name, tmp_path, capsys):
-    changes = {"dropout": 0.1, "batch_size": 6}
+    changes = {"pooler": {"dropout": 0.1, "num_heads": 2}, "batch_size": 6}
     if name.endswith("ll-cp"):
-        changes["losses"] = {**presets.LOSSES, "ll-cp": {"delta": 0.1, "published_epochs": 10}}
+        changes["losses"] = {**LOSSES, "ll-cp": {"delta": 0.1, "published_epochs": 10}}
     start = grid.build_method(name, setting(**changes))
     whole = trained(name, tmp_path / "a", **changes)
     with pytest.raises(KeyboardInterrupt):
@@ -388,7 +390,7 @@ def test_a_head_and_single_positives_may_have_numbers_of_their_own():
     """What the command line says holds for all."""
     tuned = {"*+splc": {"lr_factor": 0.5}, "linear+splc": {"margin": 0.5}}
     own = preset(tuned=tuned, tuned_single={"*+splc": {"threshold": 0.8, "lr_factor": 3.0}, "linear+splc": {}})
-    changed = presets.override(own, ["splc.threshold=0.7"])
+    changed = override(own, ["splc.threshold=0.7"])
     for found, single, head, threshold, margin, factor in (
         (own, False, "text-pixel", 0.6, 1.0, 0.5),
         (own, True, "text-pixel", 0.8, 1.0, 3.0),
@@ -403,31 +405,31 @@ def test_a_head_and_single_positives_may_have_numbers_of_their_own():
             made = method.splc if loss == "scpnet" else method.labels
             assert (made.threshold, made.margin) == (threshold, margin)
         method = grid.build_method(f"{head}+splc", given)
-        rate = {"linear": given.preset.linear_lr, "text-pixel": given.preset.text_pixel_lr}[head]
+        rate = {"linear": given.preset.linear, "text-pixel": given.preset.text_pixel}[head]["lr"]
         assert [group["lr"] for group in method.groups(given.preset)] == [factor * rate] * len(method.groups(given.preset))
     assert own.tuned_single["*+splc"]["threshold"] == 0.8
 
 
 @pytest.mark.parametrize("peer", grid.PEERS)
 def test_methods_of_more_than_a_loss_take_the_factor_too(peer):
-    chosen = setting(losses={**presets.LOSSES, peer: {**presets.LOSSES[peer], "lr_factor": 0.5}})
+    chosen = setting(losses={**LOSSES, peer: {**LOSSES[peer], "lr_factor": 0.5}})
     rates = {group["lr"] for group in grid.build_method(f"text-pixel+{peer}", chosen).groups(chosen.preset)}
-    assert rates == {0.5 * chosen.preset.text_pixel_lr}
+    assert rates == {0.5 * chosen.preset.text_pixel["lr"]}
 
 
 def test_numbers_of_a_loss_are_settings():
-    changed = presets.override(presets.EMBEDDED, ["ll-r.delta=0.004", "pasl-selective.likely=3", "lr=1e-2"])
+    changed = override(presets.EMBEDDED, ["ll-r.delta=0.004", "pasl-selective.likely=3", "lr=1e-2"])
     assert changed.losses["ll-r"]["delta"] == 0.004 and changed.losses["pasl-selective"]["likely"] == 3 and changed.lr == 0.01
-    assert presets.LOSSES["ll-r"]["delta"] == 0.002 == presets.EMBEDDED.losses["ll-r"]["delta"]
-    assert presets.override(presets.EMBEDDED, []) == presets.EMBEDDED
+    assert LOSSES["ll-r"]["delta"] == 0.002 == presets.EMBEDDED.losses["ll-r"]["delta"]
+    assert override(presets.EMBEDDED, []) == presets.EMBEDDED
     method = grid.build_method("linear+ll-r", setting(losses=changed.losses))
     assert method.labels.delta == 0.004
-    faster = presets.override(presets.EMBEDDED, ["an.lr_factor=3"])
-    assert faster.loss_options("linear", "an", single=False)["lr_factor"] == 3 and presets.LOSSES["an"] == {}
+    faster = override(presets.EMBEDDED, ["an.lr_factor=3"])
+    assert faster.loss_options("linear", "an", single=False)["lr_factor"] == 3 and LOSSES["an"] == {}
     for wrong, message in (
         ("ll-r.speed=3", "ll-r.delta"),
         ("ll-r.speed=3", "ll-r.lr_factor"),
-        ("what.delta=3", "wanted LOSS.NAME=VALUE"),
+        ("what.delta=3", "wanted GROUP.NAME=VALUE"),
         ("pasl-selective.likely=many", "must be of type int"),
         ("an.lr_factor=0", "an.lr_factor must be above 0, .*got 0"),
         ("role.rate=-3", "role.rate must be above 0"),
@@ -435,7 +437,7 @@ def test_numbers_of_a_loss_are_settings():
         ("losses=3", "NAME=VALUE"),
     ):
         with pytest.raises(ValueError, match=message):
-            presets.override(presets.EMBEDDED, [wrong])
+            override(presets.EMBEDDED, [wrong])
 
 
 # The settings that numbers were chosen from
@@ -451,13 +453,13 @@ def choose_losses():
 
 
 def test_every_loss_has_as_many_settings_to_choose_from_and_the_published_one_among_them(choose_losses):
-    assert set(choose_losses.CANDIDATES) == set(presets.LOSSES)
+    assert set(choose_losses.CANDIDATES) == set(LOSSES)
     for loss, settings in choose_losses.CANDIDATES.items():
         assert settings[0] == {} and len(settings) == choose_losses.BUDGET
-        whole = [{"lr_factor": 1.0, **presets.LOSSES[loss], **numbers} for numbers in settings]
+        whole = [{"lr_factor": 1.0, **LOSSES[loss], **numbers} for numbers in settings]
         assert all(whole.count(numbers) == 1 and list(numbers) == list(whole[0]) for numbers in whole), loss
         for numbers in whole:
-            grid.build_method(f"text-pixel+{loss}", setting(losses={**presets.LOSSES, loss: numbers}))
+            grid.build_method(f"text-pixel+{loss}", setting(losses={**LOSSES, loss: numbers}))
 
 
 def test_a_round_sets_all_numbers_of_a_loss_and_none_that_another_reads(choose_losses, monkeypatch, tmp_path, capsys):
@@ -479,7 +481,7 @@ def test_a_round_sets_all_numbers_of_a_loss_and_none_that_another_reads(choose_l
         assert len(seen) == choose_losses.BUDGET
         for number, (found, names) in enumerate(seen):
             for (head, loss), single in itertools.product((name.split("+") for name in names), (False, True)):
-                wanted = {"lr_factor": 1.0, **presets.LOSSES[loss], **choose_losses.CANDIDATES[loss][number]}
+                wanted = {"lr_factor": 1.0, **LOSSES[loss], **choose_losses.CANDIDATES[loss][number]}
                 assert found.loss_options(head, loss, single=single) == wanted
                 if loss == "scpnet":
                     own = presets.EMBEDDED.loss_options(head, "splc", single=single)

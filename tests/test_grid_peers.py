@@ -16,6 +16,7 @@ from oracles import array, sigmoid
 
 from trm_pipeline import methods
 from trm_pipeline.config import presets
+from trm_pipeline.config.losses import LOSSES
 from trm_pipeline.features import cached as features
 from trm_pipeline.methods import grid
 from trm_pipeline.methods.peers import _features, sarb, scpnet, sst
@@ -25,7 +26,13 @@ IMAGES, CLASSES, DIM = 6, 4, 5
 
 def setting(**changes):
     torch.manual_seed(0)
-    fixed = {"epochs": 20, "batch_size": IMAGES, "dropout": 0.0, "num_heads": 1, "tuned": {}, "tuned_single": {}}  # as published
+    fixed = {
+        "epochs": 20,
+        "batch_size": IMAGES,
+        "pooler": {"dropout": 0.0, "num_heads": 1},
+        "tuned": {},
+        "tuned_single": {},
+    }  # as published
     preset = dataclasses.replace(presets.EMBEDDED, **{**fixed, **changes})
     targets = torch.randint(-1, 2, (IMAGES, CLASSES)).float()
     return methods.Setting(preset, torch.randn(CLASSES, DIM), None, 10.0, 20, num_samples=IMAGES, targets=targets)
@@ -126,7 +133,7 @@ def test_consistency_follows_its_equation(filled):
         "linear+scpnet",
         setting(
             losses={
-                **presets.LOSSES,
+                **LOSSES,
                 "scpnet": {"top": 2, "weight": 0.125, "balance": 2.0, "temperature": 0.3, "neighbours": 3, "drop": 0.5},
             }
         ),
@@ -289,7 +296,7 @@ def test_scores_of_classes_and_memory_follow_their_equations():
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.5, 1.0])
 def test_the_loss_of_sst_follows_its_equation(share):
-    method, _ = sst_method(losses={**presets.LOSSES, "sst": {**presets.LOSSES["sst"], "threshold": 0.4, "floor": 0.1}})
+    method, _ = sst_method(losses={**LOSSES, "sst": {**LOSSES["sst"], "threshold": 0.4, "floor": 0.1}})
     method.total_steps = 100
     method.step.fill_(round(100 * share))
     f, logits, y = double(IMAGES, CLASSES, DIM), double(IMAGES, CLASSES, seed=6), mostly_present()
@@ -336,7 +343,7 @@ def test_the_threshold_falls_to_its_floor_at_its_share():
 
 
 def test_memory_keeps_the_last_features_of_known_positives():
-    chosen = setting(losses={**presets.LOSSES, "sst": {**presets.LOSSES["sst"], "memory": 4}})
+    chosen = setting(losses={**LOSSES, "sst": {**LOSSES["sst"], "memory": 4}})
     method = grid.build_method("text-pixel+sst", chosen)
     expected = [[] for _ in range(CLASSES)]
     for seed in range(3):
@@ -419,7 +426,7 @@ def test_shares_of_a_blend_come_back_from_the_ends():
         method.after_step()
         shares = method.alpha.item(), method.beta.item()
         assert shares == ends if ends else 0 < shares[0] < 1 and 0 < shares[1] < 1
-    chosen = {**presets.LOSSES, "sarb": {**presets.LOSSES["sarb"], "beta": 1.5}}
+    chosen = {**LOSSES, "sarb": {**LOSSES["sarb"], "beta": 1.5}}
     with pytest.raises(ValueError, match="sarb.beta must be a share from 0 to 1, got 1.5"):
         grid.build_method("text-pixel+sarb", setting(losses=chosen))
 
@@ -493,7 +500,7 @@ def test_a_head_without_class_features_is_refused():
 
 
 def test_positive_prompts_stand_against_free_vectors():
-    chosen = setting(dual_coop_lr=0.5)
+    chosen = setting(dual_coop={"lr": 0.5, "scale": 10.0, "sharpness": 8.0})
     method = grid.build_method("positive-coop", chosen)
     assert method.offset.abs().sum() == 0 and 0.5 < method.absent.std() < 1.5
     method.double()

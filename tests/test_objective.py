@@ -253,27 +253,20 @@ def test_resumed_equals_unbroken() -> None:
     ids=["prototypes", "neighbours"],
 )
 def test_from_text_has_the_settings_of_the_table(rule: Any, schedule: tuple[Any, ...]) -> None:
-    """Those of the embedded preset, which the table is of, and the schedule that suits the rule."""
+    """And the schedule that suits the rule; the embedded preset, which the table is of, changes none of it."""
     text, preset = normal(3, 8, dtype=torch.float32), presets.EMBEDDED
+    parts = ("pooler", "distillation", "contrast", "bank", "labeler", "objective", "neighbour", "prototype", "thresholds")
+    assert not any(getattr(preset, name) for name in parts) and preset.matching == {"gamma_pos": 0, "gamma_neg": 0, "margin": 0}
     module = tl.TRMObjective.from_text(
         text, total_steps=200, rule=rule, expected_positives=1.5, logit_scale=50.0, distributed=True, validate=False
     )
     labeler = module.labeler
     assert labeler is not None and module.bank is not None and module.distillation is not None and module.contrast is not None
     assert (module.lambda_pseudo, module.pseudo_per, labeler.warmup_steps, labeler.ramp_steps) == schedule
-    word = "prototype" if rule is None else "neighbour"
-    suited = presets.pseudo_schedule(presets.override(preset, [f"pseudo_rule={word}"]))
-    assert schedule == (*suited[:2], round(200 * suited.pseudo_warmup), round(200 * suited.pseudo_ramp))
     assert labeler.expected_positives == 1.5
     assert labeler.rule is rule if rule is not None else labeler.rule.temperature_text == 2 / 50  # type: ignore[union-attr]
-    for part, names in (
-        (module.matching, ("gamma_pos", "gamma_neg", "margin")),
-        (module, ("lambda_region", "lambda_distillation", "lambda_contrast", "anchor_score", "bank_confidence")),
-        (module, ("bank_pseudo_score",)),
-        (labeler, ("weight_pos",)),
-    ):
-        assert [getattr(part, name) for name in names] == [getattr(preset, name) for name in names]
-    assert module.distillation.temperature == preset.distillation_temperature
+    assert (module.matching.gamma_pos, module.matching.gamma_neg, module.matching.margin) == (0, 0, 0)
+    assert (module.lambda_contrast, module.lambda_region, module.lambda_distillation) == (0.3, 1, 1)
     torch.testing.assert_close(module.bank.visual, torch.nn.functional.normalize(text, dim=-1))
     for part in (module, module.matching, module.distillation, module.contrast, module.bank, labeler):
         assert part.distributed is True
@@ -283,6 +276,33 @@ def test_from_text_has_the_settings_of_the_table(rule: Any, schedule: tuple[Any,
         tl.TRMObjective.from_text(text, total_steps=0)
     with pytest.raises(ValueError, match=r"TRMObjective: text must have shape \(C, D\)"):
         tl.TRMObjective.from_text(text[0], total_steps=10)
+
+
+def test_from_text_takes_settings_by_part() -> None:
+    text = normal(3, 8, dtype=torch.float32)
+    module = tl.TRMObjective.from_text(
+        text,
+        total_steps=200,
+        pooler={"dropout": 0.3, "query": "free"},
+        matching={"gamma_neg": 1.5},
+        distillation={"temperature": 2.0},
+        contrast={"temperature": 0.2},
+        bank={"momentum": 0.5},
+        labeler={"warmup_steps": 3},
+        objective={"lambda_contrast": 0.1, "class_chunk": 2},
+    )
+    assert module.distillation is not None and module.contrast is not None and module.bank is not None
+    assert module.labeler is not None and module.pooler.dropout_rate == 0.3 and module.bank.momentum == 0.5
+    assert (module.matching.gamma_neg, module.matching.gamma_pos, module.distillation.temperature) == (1.5, 0, 2)
+    assert (module.contrast.temperature, module.labeler.warmup_steps, module.labeler.ramp_steps) == (0.2, 3, 20)
+    assert (module.lambda_contrast, module.class_chunk, module.lambda_pseudo) == (0.1, 2, 1)
+    torch.testing.assert_close(module.pooler.query, text, check_dtype=False)
+    bare = tl.TRMObjective.from_text(text, total_steps=200, distillation=None, contrast=None, labeler=None)
+    assert bare.distillation is bare.contrast is bare.labeler is bare.bank is None
+    free = tl.TRMObjective.from_text(text, total_steps=200, objective={"lambda_contrast": 0, "lambda_distillation": 0})
+    assert free.distillation is free.contrast is None and free.labeler is not None and free.bank is not None
+    with pytest.raises(TypeError, match="dropouts"):
+        tl.TRMObjective.from_text(text, total_steps=200, pooler={"dropouts": 0.1})
 
 
 def with_rule(module: tl.TRMObjective, rule: Any) -> tl.TRMObjective:

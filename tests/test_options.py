@@ -1,6 +1,5 @@
 """Every option of the library through ``--set``: it reaches its part, and a run with it gives a row."""
 
-import dataclasses
 import inspect
 
 import numpy as np
@@ -13,63 +12,55 @@ pytest.importorskip("safetensors")
 
 from test_pipeline import cache, devkit, run  # noqa: F401
 
-from trm_losses import (
-    MultimodalContrastiveLoss,
-    PrototypeBank,
-    PseudoLabeler,
-    RegionDistillationLoss,
-    RegionPooler,
-    TextRegionMatchingLoss,
-    TRMHead,
-    TRMObjective,
-)
-from trm_losses.pseudo import NeighbourRule, PrototypeRule, Quantiles, Thresholds
+from trm_losses import PseudoLabeler, TRMHead
+from trm_losses.pseudo import NeighbourRule
 from trm_pipeline import methods
 from trm_pipeline.config import presets
+from trm_pipeline.config.settings import PARTS, override, part_options
 from trm_pipeline.features import cached as features
 from trm_pipeline.run import prepare
 
 # A value that is not the default, with what else it needs after it, and the attribute of the objective where it ends up.
 OPTIONS = [
-    ("query=free", "pooler.query_kind"),
-    ("dropout=0.3", "pooler.dropout_rate"),
-    ("num_heads=2", "pooler.num_heads"),
-    ("gamma_pos=0.5", "matching.gamma_pos"),
-    ("gamma_neg=0.5", "matching.gamma_neg"),
-    ("margin=0.2", "matching.margin"),
-    ("distillation_temperature=2", "distillation.temperature"),
-    ("contrast_temperature=0.2", "contrast.temperature"),
-    ("contrast_temperature_region=0.2", "contrast.temperature_region"),
-    ("contrast_anchor_threshold=0.5", "contrast.anchor_threshold"),
-    ("lambda_region=0.3", "lambda_region"),
-    ("lambda_pseudo=0.3", "lambda_pseudo"),
-    ("lambda_distillation=0.3", "lambda_distillation"),
-    ("lambda_contrast=0.6", "lambda_contrast"),
-    ("anchor_score=0.7", "anchor_score"),
-    ("bank_confidence=0.7", "bank_confidence"),
-    ("bank_pseudo_score=0.7", "bank_pseudo_score"),
-    ("prototype_momentum=0.5", "bank.momentum"),
-    ("prototype_text_momentum=0.5", "bank.text_momentum"),
-    ("threshold_pos=0.7 pseudo_rule=prototype", "labeler.rule.decider.positive"),
-    ("threshold_neg=0.2 pseudo_rule=prototype", "labeler.rule.decider.negative"),
-    ("quantile_pos=0.5 pseudo_rule=quantile", "labeler.rule.decider.share"),
-    ("neighbours=3", "labeler.rule.neighbours"),
-    ("neighbour_temperature=0.2", "labeler.rule.temperature"),
-    ("neighbour_steps=2", "labeler.rule.steps"),
-    ("pseudo_per=entry", "pseudo_per"),
-    ("weight_pos=0.7", "labeler.weight_pos"),
-    ("weight_neg=0.7", "labeler.weight_neg"),
-    ("temperature_visual=0.2 pseudo_rule=prototype", "labeler.rule.temperature_visual"),
-    ("temperature_text=0.2 pseudo_rule=prototype", "labeler.rule.temperature_text"),
-    ("statistics_momentum=0.5 pseudo_rule=prototype", "labeler.rule.momentum"),
-    ("statistics_momentum=0.5 pseudo_rule=quantile", "labeler.rule.decider.momentum"),
-    ("cap=true", "labeler.cap"),
+    ("pooler.query=free", "pooler.query_kind"),
+    ("pooler.dropout=0.3", "pooler.dropout_rate"),
+    ("pooler.num_heads=2", "pooler.num_heads"),
+    ("matching.gamma_pos=0.5", "matching.gamma_pos"),
+    ("matching.gamma_neg=0.5", "matching.gamma_neg"),
+    ("matching.margin=0.2", "matching.margin"),
+    ("distillation.temperature=2", "distillation.temperature"),
+    ("contrast.temperature=0.2", "contrast.temperature"),
+    ("contrast.temperature_region=0.2", "contrast.temperature_region"),
+    ("contrast.anchor_threshold=0.5", "contrast.anchor_threshold"),
+    ("objective.lambda_region=0.3", "lambda_region"),
+    ("objective.lambda_pseudo=0.3", "lambda_pseudo"),
+    ("objective.lambda_distillation=0.3", "lambda_distillation"),
+    ("objective.lambda_contrast=0.6", "lambda_contrast"),
+    ("objective.anchor_score=0.7", "anchor_score"),
+    ("objective.bank_confidence=0.7", "bank_confidence"),
+    ("objective.bank_pseudo_score=0.7", "bank_pseudo_score"),
+    ("bank.momentum=0.5", "bank.momentum"),
+    ("bank.text_momentum=0.5", "bank.text_momentum"),
+    ("thresholds.positive=0.7 pseudo_rule=prototype", "labeler.rule.decider.positive"),
+    ("thresholds.negative=0.2 pseudo_rule=prototype", "labeler.rule.decider.negative"),
+    ("quantiles.share=0.5 pseudo_rule=quantile", "labeler.rule.decider.share"),
+    ("neighbour.neighbours=3", "labeler.rule.neighbours"),
+    ("neighbour.temperature=0.2", "labeler.rule.temperature"),
+    ("neighbour.steps=2", "labeler.rule.steps"),
+    ("objective.pseudo_per=entry", "pseudo_per"),
+    ("labeler.weight_pos=0.7", "labeler.weight_pos"),
+    ("labeler.weight_neg=0.7", "labeler.weight_neg"),
+    ("prototype.temperature_visual=0.2 pseudo_rule=prototype", "labeler.rule.temperature_visual"),
+    ("prototype.temperature_text=0.2 pseudo_rule=prototype", "labeler.rule.temperature_text"),
+    ("prototype.momentum=0.5 pseudo_rule=prototype", "labeler.rule.momentum"),
+    ("quantiles.momentum=0.5 pseudo_rule=quantile", "labeler.rule.decider.momentum"),
+    ("labeler.cap=true", "labeler.cap"),
 ]
 
 
 def built(*settings, name="trm", classes=4, dim=8, total=10):
     torch.manual_seed(0)
-    preset = presets.override(presets.EMBEDDED, settings)
+    preset = override(presets.EMBEDDED, settings)
     return methods.METHODS[name](methods.Setting(preset, torch.randn(classes, dim), None, 100.0, total, num_samples=20))
 
 
@@ -90,38 +81,25 @@ def found(method, path):
 
 @pytest.mark.parametrize(("settings", "path"), OPTIONS)
 def test_an_option_reaches_its_part(settings, path):
-    settings = settings.split()
-    name = settings[0].split("=")[0]
-    value = getattr(presets.override(presets.EMBEDDED, settings), name)
-    assert found(built(*settings).objective, path) == value != getattr(presets.EMBEDDED, name)
+    first, *others = settings.split()
+    part, name = first.split("=")[0].split(".")
+    value = getattr(override(presets.EMBEDDED, [first]), part)[name]
+    assert found(built(first, *others).objective, path) == value != found(built(*others).objective, path)
 
 
 def test_options_without_an_attribute_of_their_own_reach_their_part():
-    assert built("mlp_ratio=2").objective.pooler.mlp[1].out_features == 16
-    assert built("scale=7").objective.matching.scale.item() == pytest.approx(7)
-    assert built("attention_scale=3").objective.pooler.log_attention_scale.exp().item() == pytest.approx(3)
+    assert built("pooler.mlp_ratio=2").objective.pooler.mlp[1].out_features == 16
+    assert built("matching.scale=7").objective.matching.scale.item() == pytest.approx(7)
+    assert built("pooler.attention_scale=3").objective.pooler.log_attention_scale.exp().item() == pytest.approx(3)
     assert built("pseudo_rule=prototype").objective.labeler.rule.temperature_text == 2 / 100
     for term, own in (("region_region", 1), ("region_text", 0.5), ("region_prototype", 1), ("text_prototype", 1)):
-        assert built(f"contrast_{term}=0.25").objective.contrast.alphas[term] == 0.25 * own
+        assert built(f"contrast.{term}=0.25").objective.contrast.alphas[term] == 0.25 * own
 
 
-# Settings of the library that the preset has under another name, or has its own start for.
-NAMES = {
-    RegionPooler: {},
-    TextRegionMatchingLoss: {},
-    RegionDistillationLoss: {"temperature": "distillation_temperature"},
-    MultimodalContrastiveLoss: {},
-    PrototypeBank: {"momentum": "prototype_momentum", "text_momentum": "prototype_text_momentum"},
-    PseudoLabeler: {},
-    PrototypeRule: {"momentum": "statistics_momentum"},
-    Thresholds: {"positive": "threshold_pos", "negative": "threshold_neg"},
-    Quantiles: {"share": "quantile_pos", "momentum": "statistics_momentum"},
-    NeighbourRule: {"temperature": "neighbour_temperature", "steps": "neighbour_steps"},
-    TRMObjective: {},
-}
-# Not settings: sizes, tensors and parts, and what no run on one device has a use for.
+# Not settings: what a method decides, tensors and parts, and what no run has a use for.
 APART = {
     "num_classes",
+    "num_samples",
     "dim",
     "device",
     "dtype",
@@ -138,31 +116,26 @@ APART = {
     "contrast",
     "bank",
     "labeler",
-    "warmup_steps",
-    "ramp_steps",
-    "num_samples",
-    "class_chunk",
     "rule",
     "decider",
+    "expected_positives",
+    "warmup_steps",
+    "ramp_steps",
 }
 
 
-@pytest.mark.parametrize("part", NAMES)
-def test_every_option_of_a_part_is_a_setting_with_its_default(part):
-    fields = {field.name: field.default for field in dataclasses.fields(presets.Preset)}
-    for name, parameter in inspect.signature(part).parameters.items():
-        if name in APART:
-            continue
-        mine = NAMES[part].get(name, f"contrast_{name}" if part is MultimodalContrastiveLoss else name)
-        assert mine in fields, f"{part.__name__}.{name}"
-        # The first follows the model, the second is assumed, the next two follow the rule, the last is the field's usual step.
-        if mine not in ("temperature_text", "expected_positives", "lambda_pseudo", "pseudo_per", "neighbour_steps"):
-            assert fields[mine] == parameter.default, f"{part.__name__}.{name}"
+@pytest.mark.parametrize("part", PARTS)
+def test_every_option_of_a_part_is_a_setting(part):
+    """The library writes an option once; nothing in the pipeline has to be told of it."""
+    wanted = set(inspect.signature(PARTS[part]).parameters) - APART
+    assert wanted == set(part_options(part))
+    with pytest.raises(ValueError, match=rf"--set: wanted GROUP.NAME=VALUE with one of .*{part}\.{min(wanted)}"):
+        override(presets.EMBEDDED, [f"{part}.{min(wanted)}s=1"])
 
 
 @pytest.mark.parametrize("name", [name for name in methods.METHODS if name.startswith("trm")])
 def test_options_of_parts_that_a_method_lacks_do_no_harm(name):
-    settings = ("lambda_contrast=0",)
+    settings = ("objective.lambda_contrast=0",)
     method = built(*settings, "pseudo_rule=prototype", name=name)
     text = method.prompts()
     assert sum(method.loss(drawn(), text, TARGETS).values()).isfinite()
@@ -224,14 +197,30 @@ def test_neighbours_are_asked_by_the_averaged_weights_over_all_views():
 
 
 @pytest.mark.parametrize("rule", presets.PSEUDO_RULES)
-def test_each_rule_has_its_schedule_and_settings_go_first(rule):
-    suited = presets.SCHEDULES[rule]
-    assert presets.pseudo_schedule(presets.override(presets.EMBEDDED, [f"pseudo_rule={rule}"])) == suited
-    own = presets.override(presets.EMBEDDED, [f"pseudo_rule={rule}", "lambda_pseudo=0", "pseudo_ramp=0.5"])
-    assert presets.pseudo_schedule(own) == suited._replace(lambda_pseudo=0.0, pseudo_ramp=0.5)
-    objective = methods.METHODS["trm"](methods.Setting(own, torch.randn(4, 8), None, 100.0, 40)).objective
-    assert (objective.lambda_pseudo, objective.pseudo_per) == (0.0, suited.pseudo_per)
-    assert (objective.labeler.warmup_steps, objective.labeler.ramp_steps) == (round(40 * suited.pseudo_warmup), 20)
+def test_settings_go_before_the_schedule_that_suits_the_rule(rule):
+    suited, own = (
+        built(f"pseudo_rule={rule}", *more, total=40).objective
+        for more in ((), ("objective.lambda_pseudo=0", "pseudo_ramp=0.5", "objective.pseudo_per=known"))
+    )
+    soft = rule == "neighbour"
+    assert (suited.lambda_pseudo, suited.pseudo_per) == ((0.5, "known") if soft else (1.0, "entry"))
+    assert (suited.labeler.warmup_steps, suited.labeler.ramp_steps) == ((8, 2) if soft else (4, 4))
+    assert (own.lambda_pseudo, own.pseudo_per) == (0.0, "known")
+    assert (own.labeler.warmup_steps, own.labeler.ramp_steps) == (suited.labeler.warmup_steps, 20)
+
+
+def test_unknown_labels_of_single_positives_count_as_absent_until_a_soft_rule_speaks():
+    for rule, until, steps in (
+        ("neighbour", "none", 20),
+        ("neighbour", "end", 100),
+        ("neighbour", "warmup", 20),
+        ("prototype", "none", 100),
+        ("prototype", "end", 100),
+        ("prototype", "warmup", 10),
+    ):
+        chosen = [f"pseudo_rule={rule}", f"single_negative_until={until}"]
+        assert built(*chosen, total=100).weak_negative_steps(override(presets.EMBEDDED, chosen), 100) == steps
+    assert built("single_negative_until=warmup", name="trm-query").weak_negative_steps(presets.EMBEDDED, 100) == 100
 
 
 @pytest.mark.parametrize("word", ["query", "region", "mean"])
@@ -263,8 +252,8 @@ def test_a_rule_without_a_training_set_to_see_asks_nothing():
 TOGETHER = {
     "mean of heads": "head=mean pseudo_warmup=0.4",
     "through the text tower": "prompts=shared num_context=2 head=region",
-    "free": "query=free mlp_ratio=1 dropout=0 distillation_temperature=1",
-    "others": "cap=false pseudo_rule=prototype contrast_region_text=0 temperature_text=0.05",
+    "free": "pooler.query=free pooler.mlp_ratio=1 pooler.dropout=0 distillation.temperature=1",
+    "others": "labeler.cap=false pseudo_rule=prototype contrast.region_text=0 prototype.temperature_text=0.05",
 }
 
 
@@ -273,7 +262,7 @@ def test_options_together_give_a_row_and_a_head(name, run, tmp_path):  # noqa: F
     (row,) = run("--methods", "trm", "--set", "batch_size=8", *TOGETHER[name].split())
     head = TRMHead.load(tmp_path / "out" / "trm-known0.5-seed1.pt")
     assert 0 < row["mAP"] <= 100
-    assert head.pooler.query_kind == presets.override(presets.EMBEDDED, TOGETHER[name].split()).query
+    assert head.pooler.query_kind == override(presets.EMBEDDED, TOGETHER[name].split()).pooler.get("query", "tied")
 
 
 def test_every_method_is_told_of_every_epoch(run, monkeypatch):  # noqa: F811
@@ -291,9 +280,9 @@ def test_every_method_is_told_of_every_epoch(run, monkeypatch):  # noqa: F811
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ("query=both", "query must be one of"),
+        ("pooler.query=both", "query must be one of"),
         ("head=both", "head must be 'query', 'region' or 'mean', got 'both'"),
-        ("pseudo_rule=prototype threshold_pos=0.3", "Thresholds: positive must be at least 0.5"),
+        ("pseudo_rule=prototype thresholds.positive=0.3", "Thresholds: positive must be at least 0.5"),
         ("value_path=true", "no value path to take"),
     ],
 )
@@ -307,7 +296,7 @@ def test_the_value_path_reaches_the_backbone_and_the_name_of_the_cache(monkeypat
     asked = []
     monkeypatch.setattr(prepare, "load_open_clip", lambda *a, **k: asked.append(k["value_path"]))
     for value in ("true", "false"):
-        preset = presets.override(presets.VOC2007_RN101, [f"value_path={value}"])
+        preset = override(presets.VOC2007_RN101, [f"value_path={value}"])
         prepare.load_backbone(preset, torch.device("cpu"))
     assert asked == [True, False]
     backbone = prepare.load_backbone(presets.EMBEDDED, torch.device("cpu"))

@@ -1,6 +1,5 @@
 """Peers of TRM-ML in the examples, against slow loops written from their equations."""
 
-import dataclasses
 import math
 from functools import partial
 
@@ -13,6 +12,7 @@ pytest.importorskip("safetensors")
 from trm_losses.metrics import mean_average_precision
 from trm_pipeline import methods
 from trm_pipeline.config import presets
+from trm_pipeline.config.settings import override
 from trm_pipeline.data.voc import VOC, class_prompt_names, eval_transform
 from trm_pipeline.drawn.devkit import write_drawn_voc
 from trm_pipeline.features import cached as features
@@ -20,11 +20,6 @@ from trm_pipeline.run import prepare
 from trm_pipeline.training.loop import score
 
 PEERS = ("text-image", "dual-coop", "text-pixel")
-SETTINGS = {
-    "text-image": ("text_image_lr", "text_image_scale"),
-    "dual-coop": ("dual_coop_lr", "dual_coop_scale"),
-    "text-pixel": ("text_pixel_lr", "scale"),
-}
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +32,10 @@ def names(backbone):
     return backbone.embed_prompts([f"{name}." for name in class_prompt_names()])
 
 
-def setting(classes=4, dim=6, *, text=None, names=None, **changes):
+def setting(*changes, classes=4, dim=6, text=None, names=None):
     torch.manual_seed(0)
     text = torch.randn(classes, dim) if text is None else text
-    return methods.Setting(dataclasses.replace(presets.EMBEDDED, **changes), text, names, 10.0, 10)
+    return methods.Setting(override(presets.EMBEDDED, changes), text, names, 10.0, 10)
 
 
 def batch(images=5, tokens=7, dim=6):
@@ -132,8 +127,7 @@ def test_calibrated_start_has_the_prior_as_its_mean_probability(name, prior):
 
 @pytest.mark.parametrize("name", PEERS)
 def test_every_parameter_is_trained_at_the_rate_of_the_preset(name):
-    rate, scale = SETTINGS[name]
-    chosen = setting(**{rate: 0.123, scale: 7.0})
+    chosen = setting(f"{name}.lr=0.123", f"{name}.scale=7")
     method = methods.METHODS[name](chosen)
     groups = method.groups(chosen.preset)
     assert {group["lr"] for group in groups} == {0.123} and {group["weight_decay"] for group in groups} == {0.0}
@@ -179,7 +173,7 @@ def test_text_vectors_start_as_zero_shot(scenes, backbone):
 @pytest.mark.parametrize("mode", ["shared", "csc"])
 def test_dual_contexts_do_not_start_at_chance(mode, scenes, backbone, names):
     b, targets = scenes
-    start = setting(text=torch.zeros(20, backbone.dim), names=names, prompts=mode, num_context=4)
+    start = setting(f"prompts={mode}", "num_context=4", text=torch.zeros(20, backbone.dim), names=names)
     method = methods.METHODS["dual-coop"](start)
     prompts = method.prompts()
     with torch.no_grad():
@@ -206,7 +200,7 @@ def test_training_beats_a_random_start(scenes):
             yield b
 
     for name in PEERS:
-        method = methods.METHODS[name](setting(text=text, **{SETTINGS[name][0]: 0.01}))
+        method = methods.METHODS[name](setting(f"{name}.lr=0.01", text=text))
         before = mean_ap(score(partial(method.logits, text=method.prompts()), Held(), 100), targets)
         optimizer = torch.optim.AdamW(method.groups(presets.EMBEDDED))
         for _ in range(30):

@@ -1,7 +1,6 @@
 """The pipeline of the examples from end to end: a few drawn scenes, the model that ships with the project."""
 
 import contextlib
-import dataclasses
 import functools
 import json
 import math
@@ -29,6 +28,7 @@ from trm_losses.metrics import mean_average_precision
 from trm_pipeline import files as checkpoint
 from trm_pipeline import methods
 from trm_pipeline.config import presets
+from trm_pipeline.config.settings import override
 from trm_pipeline.data.voc import VOC, class_prompt_names, eval_transform, train_transform
 from trm_pipeline.drawn.devkit import write_drawn_voc
 from trm_pipeline.embedded import load_embedded
@@ -353,7 +353,7 @@ def test_seed_one_hides_labels_by_the_published_procedure(devkit, run, monkeypat
         (["--known", "0.5", "--ablation-known", "0.1"], "must be among --known"),
         (["--known", "single", "--set", "expected_positives=none"], "needs expected_positives"),
         (["--unseen", "19"], "must leave two classes"),
-        (["--unseen", "2", "--set", "query=free"], "queries that come from text"),
+        (["--unseen", "2", "--set", "pooler.query=free"], "queries that come from text"),
         (["--set", "single_negative_until=never"], "must be 'end' or 'warmup'"),
     ],
 )
@@ -375,11 +375,11 @@ def test_weights_of_another_model_are_refused(run, tmp_path):
 
 
 def test_override_reads_values_by_type():
-    preset = presets.override(
-        presets.EMBEDDED, ["lr=1e-2", "mirror=false", "pseudo_rule=quantile", "weight_neg=2", "pretrained=none"]
+    preset = override(
+        presets.EMBEDDED, ["lr=1e-2", "mirror=false", "pseudo_rule=quantile", "labeler.weight_neg=2", "pretrained=none"]
     )
-    assert (preset.lr, preset.mirror, preset.pseudo_rule, preset.weight_neg) == (0.01, False, "quantile", 2.0)
-    assert preset.pretrained is None and presets.override(preset, ["weight_neg=none"]).weight_neg is None
+    assert (preset.lr, preset.mirror, preset.pseudo_rule, preset.labeler) == (0.01, False, "quantile", {"weight_neg": 2.0})
+    assert preset.pretrained is None and override(preset, ["labeler.weight_neg=none"]).labeler == {"weight_neg": None}
 
 
 def test_table_shows_mean_and_deviation():
@@ -553,12 +553,12 @@ def test_ablations_stand_beside_the_methods(run):
 def test_there_is_a_variant_for_each_rule():
     for rule in presets.PSEUDO_RULES:
         method, changes = presets.VARIANTS[f"trm-rule-{rule}"]
-        assert method == "trm" and changes["pseudo_rule"] == rule
+        assert method == "trm" and override(presets.EMBEDDED, changes).pseudo_rule == rule
 
 
 def variant(name, text):
     method, changes = presets.VARIANTS[name]
-    preset = dataclasses.replace(presets.EMBEDDED, **changes)
+    preset = override(presets.EMBEDDED, changes)
     return methods.METHODS[method](methods.Setting(preset, text, None, 100.0, 10, num_samples=3))
 
 

@@ -33,6 +33,7 @@ from trm_losses.backbones import ImageFeatures
 from trm_pipeline import files as checkpoint
 from trm_pipeline import methods, ranks
 from trm_pipeline.config import presets
+from trm_pipeline.config.losses import LOSSES
 from trm_pipeline.drawn.devkit import write_drawn_voc
 from trm_pipeline.features import cached as features
 from trm_pipeline.methods import grid
@@ -44,7 +45,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMAND = ROOT / "examples" / "reproduce_voc.py"
 IMAGES, TEST, CLASSES, WIDTH, TOKENS = 50, 23, 5, 8, 6
 SIZES = {"train": 40, "val": 30, "test": 31}
-PROTOTYPES = {"pseudo_rule": "prototype", "threshold_pos": 0.6, "threshold_neg": 0.4}
+PROTOTYPES = {"pseudo_rule": "prototype", "thresholds": {"positive": 0.6, "negative": 0.4}}
 # The quick suite takes the first four; "single" stands for single positives.
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "linear": ("linear", {"single": True}),
@@ -54,7 +55,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "trm, single positives": ("trm", {**PROTOTYPES, "single": True}),
     **{name: (name, {}) for name in methods.METHODS if name not in ("linear", "trm")},
     "positive-coop": ("positive-coop", {}),
-    **{f"text-pixel+{loss}": (f"text-pixel+{loss}", {}) for loss in presets.LOSSES if loss not in grid.PEERS},
+    **{f"text-pixel+{loss}": (f"text-pixel+{loss}", {}) for loss in LOSSES if loss not in grid.PEERS},
     "trm-query+role": ("trm-query+role", {"single": True}),
 }
 
@@ -83,7 +84,13 @@ def trained(rank: int | None, run: str, folder: str | None = None, stop: bool = 
     """52 steps in float64: thirteen batches of four images an epoch, of which the last has two."""
     method, changes = RUNS[run]
     single = changes.get("single", False)
-    settings = {"epochs": 4, "batch_size": 4, "dropout": dropout, "prompts": "residual", "num_heads": 2, "mirror": False}
+    settings = {
+        "epochs": 4,
+        "batch_size": 4,
+        "pooler": {"dropout": dropout, "num_heads": 2},
+        "prompts": "residual",
+        "mirror": False,
+    }
     settings |= {"pseudo_warmup": 0.2, "pseudo_ramp": 0.2, **changes}
     settings.pop("single", None)
     preset = dataclasses.replace(presets.EMBEDDED, **settings)
@@ -356,7 +363,7 @@ def launch(drawn: Path, output: Path, *arguments: str, script: tuple[Path, ...] 
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-ARGUMENTS = ("--methods", "zero-shot-tokens", "linear", "trm", "--epochs", "8", "--set", "batch_size=13", "dropout=0")
+ARGUMENTS = ("--methods", "zero-shot-tokens", "linear", "trm", "--epochs", "8", "--set", "batch_size=13", "pooler.dropout=0")
 
 
 @pytest.fixture(scope="session")
