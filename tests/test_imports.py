@@ -28,6 +28,7 @@ ROOMS = {
         "prototypes",
         "pseudo",
         "objective",
+        "chunked",
         "head",
         "features",
         "baselines",

@@ -134,7 +134,6 @@ class TRM(Method):
             anchor_score=preset.anchor_score,
             bank_confidence=preset.bank_confidence,
             bank_pseudo_score=preset.bank_pseudo_score,
-            distributed=True,
         )
         self.batch_size = preset.batch_size
         # Estimates are there when the warm-up ends, inside an epoch too, and whatever steps a scaler has skipped.
