@@ -29,6 +29,7 @@ ROOMS = {
         "pseudo",
         "objective",
         "chunked",
+        "head_file",
         "head",
         "features",
         "baselines",

@@ -65,28 +65,25 @@ class ChunkedTRMObjective(TRMObjective):
         ids: Tensor | None = None,
     ) -> TRMOutput:
         """Losses of a batch, as of :class:`TRMObjective`."""
-        size = self._chunk(tokens)
-        if size >= self.pooler.num_classes or not isinstance(tokens, Tensor):
+        if not isinstance(tokens, Tensor) or (size := self._chunk(tokens)) >= self.pooler.num_classes:
             return super().forward(tokens, text, targets, key_padding_mask=key_padding_mask, ids=ids)
         targets = self._checked(text, targets, ids)
         prepared = self.pooler.prepare(tokens, text, key_padding_mask=key_padding_mask)
         unbiased, compared = self._in_chunks(prepared, text, size)
         logits = {head: value - self.matching.bias for head, value in unbiased.items()}
-        pseudo = None if self.labeler is None else self.labeler(compared, targets, self.bank, logits=logits["query"], ids=ids)
+        query, region = logits["query"], logits.get("region", logits["query"])
+        pseudo = None if self.labeler is None else self.labeler(compared, targets, self.bank, logits=query, ids=ids)
         entries = self._entries(prepared, targets, pseudo)
         terms = self._terms(unbiased, logits, entries, text, targets, pseudo)
         loss = torch.stack(list(terms.values())).sum()
-        query, region = logits["query"], logits.get("region", logits["query"])
         return TRMOutput(loss, terms, entries, compared, text, targets, query, region, pseudo, ids)
 
-    def _chunk(self, tokens: Tensor | Regions) -> int:
+    def _chunk(self, tokens: Tensor) -> int:
         """How many classes to take at once."""
         classes = self.pooler.num_classes
-        if torch.compiler.is_compiling() or not isinstance(tokens, Tensor) or tokens.ndim != 3:
+        if torch.compiler.is_compiling() or tokens.ndim != 3:
             return classes
-        if self.class_chunk is None:
-            return class_chunk(tokens.shape[0], classes, tokens.shape[1], self.pooler.dim)
-        return self.class_chunk
+        return self.class_chunk or class_chunk(tokens.shape[0], classes, tokens.shape[1], self.pooler.dim)
 
     def _in_chunks(self, prepared: Prepared, text: Tensor, size: int) -> tuple[dict[str, Tensor], TF.Similarities | None]:
         """Logits (B, C) of each head without the bias, and what the labeler's rule reads of the regions, if it reads any."""

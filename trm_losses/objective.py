@@ -196,12 +196,10 @@ class TRMObjective(PerClassState):
         regions = tokens if isinstance(tokens, Regions) else self.pooler(tokens, text, key_padding_mask=key_padding_mask)
         unbiased = self._unbiased(regions, text)
         logits = {head: value - self.matching.bias for head, value in unbiased.items()}
-        pseudo = (
-            None if self.labeler is None else self.labeler(regions.query, targets, self.bank, logits=logits["query"], ids=ids)
-        )
+        query, region = logits["query"], logits.get("region", logits["query"])
+        pseudo = None if self.labeler is None else self.labeler(regions.query, targets, self.bank, logits=query, ids=ids)
         terms = self._terms(unbiased, logits, regions.query, text, targets, pseudo)
         loss = torch.stack(list(terms.values())).sum()
-        query, region = logits["query"], logits.get("region", logits["query"])
         return TRMOutput(loss, terms, regions.query, regions.query, text, targets, query, region, pseudo, ids)
 
     def _checked(self, text: Tensor, targets: Tensor, ids: Tensor | None) -> Tensor:
