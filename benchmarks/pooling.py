@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from losses import Pair, arguments, backward, labels, report
 from torch import Tensor, nn
 
-from trm_losses import RegionPooler, Regions, TextRegionMatchingLoss, TRMHead, TRMObjective
+from trm_losses import ChunkedTRMObjective, RegionPooler, Regions, TextRegionMatchingLoss, TRMHead
 from trm_losses.labels import sample_classes
 from trm_losses.regions import class_chunk
 
@@ -186,12 +186,12 @@ def step_pair(size: Size, *, labeler: bool) -> Pair:
     """A training step with query head and frozen text: forward, backward, update; at least two chunks."""
     batch, classes, tokens, dim = size
     text, x, y = step_inputs(size)
-    module = TRMObjective.from_text(text, total_steps=1000, validate=False)
+    module = ChunkedTRMObjective.from_text(text, total_steps=1000, validate=False)
     if not labeler:
         module.labeler = None
     chunk = min((classes + 1) // 2, class_chunk(batch, classes, tokens, dim))
 
-    def once(class_chunk: int | None) -> tuple[Tensor | None, ...]:
+    def once(class_chunk: int) -> tuple[Tensor | None, ...]:
         module.class_chunk = class_chunk
         output = module(x, text, y)
         found = torch.autograd.grad(output.loss, [*module.parameters()])
@@ -201,9 +201,9 @@ def step_pair(size: Size, *, labeler: bool) -> Pair:
 
     name = f"step {called(size)}, {'all parts' if labeler else 'no labeller'}, chunks of {chunk}"
     module.eval()  # without dropout, which has draws of its own in chunks
-    same(name, once(chunk), once(None))
+    same(name, once(chunk), once(classes))
     module.train()
-    return Pair(name, lambda: once(chunk), lambda: once(None), "all classes at once")
+    return Pair(name, lambda: once(chunk), lambda: once(classes), "all classes at once")
 
 
 def sampled_pair(size: Size, number: int) -> Pair:
@@ -212,7 +212,7 @@ def sampled_pair(size: Size, number: int) -> Pair:
     draws = torch.Generator().manual_seed(0)
 
     def step(classes: int) -> Callable[[], object]:
-        module = TRMObjective.from_text(text[:classes], total_steps=1000, validate=False)
+        module = ChunkedTRMObjective.from_text(text[:classes], total_steps=1000, validate=False)
         module.bank = module.labeler = module.contrast = None  # they keep a row for each class
         module.class_chunk = class_chunk(size[0], classes, size[2], size[3])
 

@@ -115,8 +115,9 @@ def objective(
     distillation: dict[str, Any] | None = None,
     **settings: Any,
 ) -> tl.TRMObjective:
+    """With all parts; a ``class_chunk`` makes it the one that takes classes in chunks."""
     torch.manual_seed(0)
-    module = tl.TRMObjective(
+    module = (tl.ChunkedTRMObjective if "class_chunk" in settings else tl.TRMObjective)(
         tl.RegionPooler(classes, WIDTH, num_heads=2, dropout=0.0, **pooler or {}),
         tl.TextRegionMatchingLoss(classes, scale=5.0, distributed=distributed, **matching or {}),
         distillation=tl.RegionDistillationLoss(distributed=distributed, **distillation or {}),
@@ -126,7 +127,6 @@ def objective(
         anchor_score=0.65,
         bank_confidence=0.5,
         bank_pseudo_score=0.62,
-        distributed=distributed,
         **settings,
     )
     module.bank.distributed = module.labeler.distributed = distributed  # filled with the same on every rank before
@@ -803,7 +803,7 @@ CASES = [
     ),
     Case(
         name="objective, classes in chunks",
-        owner="TRMObjective",
+        owner="ChunkedTRMObjective",
         build=lambda c: objective(c, class_chunk=2),
         inputs=objective_inputs,
         call=call_objective,

@@ -46,7 +46,17 @@ class Part(NamedTuple):
 
 
 # A rounding may turn a decision over, and with it the value.
-DECIDE = ("PseudoLabeler", "TRMObjective", "LargeLoss", "EMAPLLoss", "SPLCLoss", "VLPLLoss", "PartialASLLoss", "PrototypeBank")
+DECIDE = (
+    "PseudoLabeler",
+    "TRMObjective",
+    "ChunkedTRMObjective",
+    "LargeLoss",
+    "EMAPLLoss",
+    "SPLCLoss",
+    "VLPLLoss",
+    "PartialASLLoss",
+    "PrototypeBank",
+)
 PARTS = {
     case.name: Part(case.owner, case.build, case.inputs, case.call, not case.owner.startswith(DECIDE))
     for case in CASES

@@ -28,6 +28,8 @@ ROOMS = {
         "prototypes",
         "pseudo",
         "objective",
+        "chunked",
+        "head_file",
         "head",
         "features",
         "baselines",

@@ -56,8 +56,9 @@ def test_every_term_is_the_equation_s(lambdas: dict[str, float]) -> None:
         assert value > 1e-3, "an oracle of zero would test nothing"
     close(output.loss, sum(expected.values()))
     assert output.pseudo is not None and (output.pseudo.targets == 0).any() and (output.pseudo.targets > 0).any()
-    query = module.matching.logits(output.regions.query, x["text"])
-    region = module.matching.logits(output.regions.region, x["text"])
+    regions = module.pooler(x["tokens"], x["text"])
+    query = module.matching.logits(regions.query, x["text"])
+    region = module.matching.logits(regions.region, x["text"])
     close(output.logits, query)
     close(output.region_logits, region)
     assert output.text is x["text"] and output.targets is x["targets"]
@@ -96,7 +97,7 @@ def test_parts_may_be_left_out(parts: dict[str, Any], terms: set[str]) -> None:
     if "contrast" in parts:
         y = oracles.array(x["targets"])
         expected = weighted(
-            oracles.contrast(output.regions.query, x["text"], y),
+            oracles.contrast(output.features, x["text"], y),
             dict.fromkeys(("region_region", "region_text", "region_prototype", "text_prototype"), 1.0),
         )
         close(output.terms["contrast"], 0.1 * expected)
@@ -167,7 +168,7 @@ def test_what_enters_statistics_and_prototypes(warmup: int) -> None:
     slow, labeler = oracles.Bank(module.bank.init), copy.deepcopy(module.labeler)
     slow.visual, slow.count = oracles.array(module.bank.visual), module.bank.count.tolist()
     slow.text, slow.text_count = oracles.array(module.bank.text), int(module.bank.text_count)
-    y, z = oracles.array(x["targets"]), oracles.array(output.regions.query)
+    y, z = oracles.array(x["targets"]), oracles.array(output.features)
     entering, weights = y.copy(), np.zeros_like(y)
     for b, c in np.ndindex(*y.shape):
         confidence = oracles.sigmoid(float(output.logits[b, c].detach()))
@@ -178,7 +179,7 @@ def test_what_enters_statistics_and_prototypes(warmup: int) -> None:
             entering[b, c], weights[b, c] = 1, confidence
     if not warmup:
         assert (weights[y == -1] > 0).any() and (weights[y == 1] == 0).any(), "both gates must be at work here"
-    labeler.update(output.regions.query, x["targets"], module.bank)  # against prototypes that did not move yet
+    labeler.update(output.features, x["targets"], module.bank)  # against prototypes that did not move yet
     slow.update(z, entering, weights, x["text"])
     module.update(output)
     close(module.bank.visual, slow.visual)
@@ -192,7 +193,7 @@ def test_the_scores_of_the_step_enter_the_histograms() -> None:
     module, x = objective().double(), objective_inputs(8, CLASSES)
     module.labeler = filled_labeler(share=0.6)
     labeler, output = copy.deepcopy(module.labeler), module(**x)
-    labeler.update(output.regions.query, x["targets"], module.bank, scores=output.pseudo.scores)
+    labeler.update(output.features, x["targets"], module.bank, scores=output.pseudo.scores)
     with mock.patch.object(PrototypeRule, "scores", side_effect=AssertionError("they are at hand")):
         module.update(output)
     for a, b in zip(module.labeler.buffers(), labeler.buffers(), strict=True):
@@ -218,7 +219,7 @@ def test_without_labeler_every_known_positive_enters_with_its_confidence() -> No
     output = module(**x)
     module.update(output)
     slow = oracles.Bank(np.zeros((CLASSES, WIDTH)))
-    slow.update(output.regions.query, x["targets"], torch.sigmoid(output.logits), x["text"])
+    slow.update(output.features, x["targets"], torch.sigmoid(output.logits), x["text"])
     assert module.bank is not None
     close(module.bank.visual, slow.visual)
 
@@ -268,7 +269,7 @@ def test_from_text_has_the_settings_of_the_table(rule: Any, schedule: tuple[Any,
     assert (module.matching.gamma_pos, module.matching.gamma_neg, module.matching.margin) == (0, 0, 0)
     assert (module.lambda_contrast, module.lambda_region, module.lambda_distillation) == (0.3, 1, 1)
     torch.testing.assert_close(module.bank.visual, torch.nn.functional.normalize(text, dim=-1))
-    for part in (module, module.matching, module.distillation, module.contrast, module.bank, labeler):
+    for part in (module.matching, module.distillation, module.contrast, module.bank, labeler):
         assert part.distributed is True
     for part in (module.pooler, module.matching, module.distillation, module.contrast, module.bank, labeler):
         assert part.validate is False
@@ -289,13 +290,15 @@ def test_from_text_takes_settings_by_part() -> None:
         contrast={"temperature": 0.2},
         bank={"momentum": 0.5},
         labeler={"warmup_steps": 3},
-        objective={"lambda_contrast": 0.1, "class_chunk": 2},
+        objective={"lambda_contrast": 0.1},
     )
     assert module.distillation is not None and module.contrast is not None and module.bank is not None
     assert module.labeler is not None and module.pooler.dropout_rate == 0.3 and module.bank.momentum == 0.5
     assert (module.matching.gamma_neg, module.matching.gamma_pos, module.distillation.temperature) == (1.5, 0, 2)
     assert (module.contrast.temperature, module.labeler.warmup_steps, module.labeler.ramp_steps) == (0.2, 3, 20)
-    assert (module.lambda_contrast, module.class_chunk, module.lambda_pseudo) == (0.1, 2, 1)
+    assert (module.lambda_contrast, module.lambda_pseudo) == (0.1, 1)
+    chunked = tl.ChunkedTRMObjective.from_text(text, total_steps=200, objective={"class_chunk": 2})
+    assert isinstance(chunked, tl.ChunkedTRMObjective) and chunked.class_chunk == 2
     torch.testing.assert_close(module.pooler.query, text, check_dtype=False)
     bare = tl.TRMObjective.from_text(text, total_steps=200, distillation=None, contrast=None, labeler=None)
     assert bare.distillation is bare.contrast is bare.labeler is bare.bank is None
@@ -365,117 +368,11 @@ def test_ids_reach_the_output() -> None:
         module(**x, ids=torch.arange(5))
 
 
-def chunk_parts(**options: Any) -> dict[str, Any]:
-    """All parts, with a labeller whose decisions and gates are at work."""
-    return {
-        "distillation": tl.RegionDistillationLoss(),
-        "contrast": tl.MultimodalContrastiveLoss(),
-        "bank": filled_bank(),
-        "labeler": filled_labeler(positive=0.6, negative=0.4),
-        "anchor_score": 0.65,
-        "bank_confidence": 0.5,
-        "bank_pseudo_score": 0.62,
-        **options,
-    }
-
-
-def estimated() -> tl.PseudoLabeler:
-    labeler = tl.PseudoLabeler(CLASSES, NeighbourRule(CLASSES, 20))
-    labeler.get_buffer("rule.estimates").copy_(torch.rand(20, CLASSES, generator=torch.Generator().manual_seed(1)))
-    return labeler
-
-
-CHUNKED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "alone": ({}, {}),
-    "defaults": (chunk_parts(), {}),
-    "contrast alone": ({"contrast": tl.MultimodalContrastiveLoss()}, {}),
-    "bank alone": ({"bank": filled_bank()}, {}),
-    "one head": (chunk_parts(), {"query_head": False}),
-    "one head and neighbours": (chunk_parts(labeler=estimated()), {"query_head": False}),
-    "free queries": (chunk_parts(), {"query": "free"}),
-    "summed distillation": (chunk_parts(distillation=tl.RegionDistillationLoss(reduction="sum")), {}),
-    "quantiles": (chunk_parts(labeler=filled_labeler(share=0.6)), {}),
-    "neighbours": (chunk_parts(labeler=estimated(), pseudo_per="known"), {}),
-}
-
-
-@pytest.mark.parametrize("targets", ["mixed", "all unknown", "all known"])
-@pytest.mark.parametrize("chunk", [1, 2, 4])
-@pytest.mark.parametrize("name", CHUNKED)
-def test_classes_in_chunks_are_all_classes_at_once(name: str, chunk: int, targets: str) -> None:
-    """Loss, terms, pseudo-labels, every gradient, and after two steps the state of bank and labeller."""
-    parts, pooler = CHUNKED[name]
-    x, mask = objective_inputs(6, CLASSES), torch.zeros(6, TOKENS, dtype=torch.bool)
-    mask[:2, 4:] = mask[2] = True
-    x |= {"targets": {"mixed": x["targets"], "all unknown": torch.full_like(x["targets"], -1.0)}.get(targets, x["targets"].abs())}
-    x |= {"key_padding_mask": mask, "ids": torch.arange(6)}
-
-    def run(class_chunk: int | None) -> list[Any]:
-        torch.manual_seed(0)
-        made = shaken(tl.RegionPooler(CLASSES, WIDTH, num_heads=2, dropout=0.0, **pooler))
-        loss = shaken(tl.TextRegionMatchingLoss(CLASSES, scale=5.0))
-        module = tl.TRMObjective(made, loss, **copy.deepcopy(parts), class_chunk=class_chunk).double()  # type: ignore[arg-type]
-        results: list[Any] = []
-        for step in range(2):
-            given = {**x, "ids": x["ids"] + 6 * step}
-            given |= {key: x[key].clone().requires_grad_() for key in ("tokens", "text")}
-            output = module(**given)
-            assert isinstance(output.regions, tl.Regions) == (class_chunk is None)
-            module.zero_grad()
-            output.loss.backward()
-            results += [output.loss, *output.terms.values(), output.logits, output.region_logits, *(output.pseudo or ())]
-            results += [p.grad for p in (given["tokens"], given["text"], *module.parameters())]
-            module.update(output)
-            results += [x.clone() for x in module.buffers()]
-        return results
-
-    actual, expected = run(chunk), run(None)
-    assert len(actual) == len(expected)
-    for a, e in zip(actual, expected, strict=True):
-        if a is None or e is None:  # a query head that nothing reads has no gradient
-            assert a is e
-        elif a.dtype == torch.float32:  # running state
-            torch.testing.assert_close(a, e, rtol=1e-5, atol=1e-6)
-        else:  # float64, but for scores and weights that are made of that state
-            torch.testing.assert_close(a, e, rtol=1e-6, atol=1e-7)
-
-
-def test_in_chunks_no_value_has_classes_times_width() -> None:
-    """The largest value of a step, among all that its operators make; and the prototypes are compared once."""
-    classes, width, batch, chunk = 300, 64, 8, 20
-    text, tokens = normal(classes, width, seed=1, dtype=torch.float32), normal(batch, 4, width, dtype=torch.float32)
-    y = labels(batch, classes, soft=False).float()
-    y[y == 1], y[:, 0] = 0, 1  # one positive an image
-
-    def largest(class_chunk: int | None) -> tuple[int, int]:
-        module = tl.TRMObjective.from_text(text, total_steps=10)
-        module.class_chunk = class_chunk
-        sizes = [0]
-
-        class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-            def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-                made = function(*args, **(kwargs or {}))
-                sizes.extend(x.untyped_storage().nbytes() // 4 for x in [made] if isinstance(x, Tensor))
-                return made
-
-        with mock.patch.object(TF, "prototype_similarities", wraps=TF.prototype_similarities) as compared, Watch():
-            output = module(tokens, text, y)
-            output.loss.backward()
-            module.update(output)
-        return max(sizes), compared.call_count
-
-    whole, in_chunks = largest(None), largest(chunk)
-    assert whole[0] >= 4 * batch * classes * width
-    assert in_chunks[0] < batch * classes * width
-    assert (whole[1], in_chunks[1]) == (1, classes // chunk)
-
-
 WRONG: list[tuple[Any, str]] = [
     (lambda: small(labeler=tl.PseudoLabeler(CLASSES)), "labeler needs bank"),
     (lambda: small(bank=tl.PrototypeBank(CLASSES, WIDTH + 1)), "bank must have the pooler's dim = 8, got 9"),
     (lambda: small(bank=tl.PrototypeBank(CLASSES + 1, WIDTH)), "all parts must have the same num_classes, got .*'bank': 6"),
     (lambda: small(lambda_region=-1.0), "lambda_region must be at least 0"),
-    (lambda: small(class_chunk=0), "class_chunk must be at least 1, got 0"),
     (
         lambda: tl.TRMObjective(tl.RegionPooler(3, 8), tl.TextRegionMatchingLoss(4)),
         "all parts must have the same num_classes, got {'pooler': 3, 'matching': 4}",

@@ -577,7 +577,7 @@ def test_variants_lack_the_part_that_their_names_say():
     without = variant("trm-no-region", text)
     without.loss(batch, text, targets)
     pooled = torch.nn.functional.normalize(batch.pooled, dim=-1)
-    torch.testing.assert_close(without._last.regions.region, pooled[:, None].expand(-1, 4, -1))
+    torch.testing.assert_close(without._last.features, pooled[:, None].expand(-1, 4, -1))
     other = batch._replace(tokens=torch.randn(3, 5, 8))
     torch.testing.assert_close(without.logits(batch, text), without.logits(other, text))
 

@@ -120,7 +120,7 @@ def options(draw: Any) -> dict[str, Any]:
         "pooler": {"query": pick("tied", "free"), "dropout": pick(0.0, 0.3)},
         "rule": pick("thresholds", "quantiles", "neighbours"),
         "labeler": {"warmup_steps": pick(0, 2), "ramp_steps": pick(0, 3), "expected_positives": pick(None, 1.5)},
-        "class_chunk": pick(None, 2),
+        **pick({}, {"class_chunk": 2}),
     }
 
 
@@ -133,14 +133,14 @@ RULES: dict[str, Callable[[], pseudo.Rule]] = {
 
 def made(o: dict[str, Any]) -> nn.Module:
     return shaken_keeping_dropout(
-        tl.TRMObjective(
+        (tl.ChunkedTRMObjective if "class_chunk" in o else tl.TRMObjective)(
             tl.RegionPooler(CLASSES, WIDTH, num_heads=2, **o["pooler"]),
             tl.TextRegionMatchingLoss(CLASSES),
             distillation=tl.RegionDistillationLoss(),
             contrast=tl.MultimodalContrastiveLoss(),
             bank=tl.PrototypeBank(CLASSES, WIDTH, init=normal(CLASSES, WIDTH)),
             labeler=tl.PseudoLabeler(CLASSES, RULES[o["rule"]](), **o["labeler"]),
-            class_chunk=o["class_chunk"],
+            **{key: o[key] for key in o.keys() & {"class_chunk"}},
         )
     )
 

@@ -4,6 +4,7 @@ Labels everywhere: 1 present, 0 absent, values between are soft, -1 unknown.
 """
 
 from . import functional, labels, metrics
+from .chunked import ChunkedTRMObjective
 from .contrast import MultimodalContrastiveLoss
 from .distillation import RegionDistillationLoss
 from .features import write_features
@@ -19,6 +20,7 @@ from .regions import RegionPooler, Regions
 __version__ = "0.1.0"
 
 __all__ = [
+    "ChunkedTRMObjective",
     "ImageContrastiveLoss",
     "MultimodalContrastiveLoss",
     "PromptEmbeddings",

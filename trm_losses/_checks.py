@@ -78,12 +78,12 @@ def check_targets(owner: str, targets: Tensor, *, name: str = "targets", soft: b
     nothing is raised when compiling.
     """
     compiling = torch.compiler.is_compiling()
-    bad = _outside(targets, soft)
-    if targets.is_floating_point() and (compiling or bad.any()):
+    if not compiling and not _outside(targets, soft).any():  # the one wait where all is well
+        return targets
+    if targets.is_floating_point():
         inside = targets.clamp(0, 1)
         targets = torch.where((targets - inside).abs() <= torch.finfo(targets.dtype).eps, inside, targets)
-        bad = _outside(targets, soft)
-    if not compiling and bad.any():
+    if not compiling and (bad := _outside(targets, soft)).any():
         value = targets[bad][0].item()
         wanted = "1 (present), 0 (absent), between (soft) or -1 (unknown)" if soft else "1 (present), 0 (absent) or -1 (unknown)"
         fix = "convert other encodings with trm_losses.labels"

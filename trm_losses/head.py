@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import copy
-import io
 import os
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from . import head_file
 from ._checks import Dims, check_choice, check_number
 from ._state import PerClassState, in_eval_mode
 from .matching import TextRegionMatchingLoss
 from .regions import RegionPooler, Regions, class_chunk
 
 __all__ = ["TRMHead", "param_groups"]
-
-_FORMAT = "trm_losses.TRMHead/3"
-_POOLER_SETTINGS = ("num_classes", "dim", "num_heads", "query_head", "validate")
-_MATCHING_SETTINGS = ("num_classes", "gamma_pos", "gamma_neg", "margin", "reduction", "validate")
 
 
 def param_groups(*modules: nn.Module, lr: float | None = None, weight_decay: float = 1e-2) -> list[dict[str, Any]]:
@@ -172,67 +168,13 @@ class TRMHead(PerClassState):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything :meth:`load` needs into one file (tensors and plain values, no code); not ``distributed``."""
-        content = io.BytesIO()  # not a file: on a full disk torch would hide the error behind one of its own
-        torch.save(
-            {
-                "format": _FORMAT,
-                "pooler": {key: getattr(self.pooler, key) for key in _POOLER_SETTINGS},
-                "mlp_width": self.pooler.mlp[1].out_features if self.pooler.query_head else 0,
-                "dropout": self.pooler.dropout_rate,
-                "query": self.pooler.query_kind,
-                "matching": {key: getattr(self.matching, key) for key in _MATCHING_SETTINGS},
-                "class_names": self.class_names,
-                "head": self.head,
-                "state": {key: value.cpu() for key, value in self.state_dict().items()},
-            },
-            content,
-        )
-        temporary = f"{os.fspath(path)}.tmp"
-        try:
-            with open(temporary, "wb") as file:
-                file.write(content.getbuffer())
-            os.replace(temporary, path)
-        except OSError as error:
-            if os.path.exists(temporary):
-                os.remove(temporary)
-            error.filename = os.fspath(path)
-            raise
+        names, state = self.class_names, self.state_dict()
+        head_file.write(path, self.pooler, self.matching, class_names=names, head=self.head, state=state)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> TRMHead:
         """The head that :meth:`save` wrote, in eval mode; no code in the file is run."""
-        wanted = f"{cls.__name__}: {os.fspath(path)} must be a file written by save ({_FORMAT})"
-        with open(path, "rb") as file:
-            held = io.BytesIO(file.read())  # not the file: to torch one cut short is an invalid argument
-        try:
-            content = torch.load(held, map_location="cpu", weights_only=True)
-        except Exception as error:  # whatever bytes may lead to
-            raise ValueError(f"{wanted}, and cannot be read ({type(error).__name__}); save the head again") from error
-        if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            found = content.get("format") if isinstance(content, dict) else type(content).__name__
-            raise ValueError(f"{wanted}, got {found}; save the head again")
-        try:
-            head = cls._restored(content)
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(f"{wanted}, got other contents ({type(error).__name__})") from error
-        return head.to(device).eval()
-
-    @classmethod
-    def _restored(cls, content: dict[str, Any]) -> TRMHead:
-        """The head that the contents of a file describe."""
-        state = content["state"]
-        settings = content["pooler"]
-        pooler = RegionPooler(
-            **settings,
-            dropout=content["dropout"],
-            query=content["query"],
-            mlp_ratio=content["mlp_width"] / settings["dim"] if settings["query_head"] else 4.0,
-            dtype=state["pooler.query_weight"].dtype,
-        )
-        matching = TextRegionMatchingLoss(**content["matching"], dtype=state["matching.bias"].dtype)
-        head = cls(pooler, matching, state["text"], content["class_names"], head=content["head"])
-        head.load_state_dict(state)
-        return head
+        return head_file.read(path, cls).to(device).eval()
 
     def extra_repr(self) -> str:
         return f"classes={len(self.class_names)}, head={self.head!r}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,32 +19,35 @@ from .labels import UNKNOWN
 from .matching import TextRegionMatchingLoss
 from .prototypes import PrototypeBank
 from .pseudo import PrototypeRule, PseudoLabeler, PseudoLabels, Rule
-from .regions import Prepared, RegionPooler, Regions
+from .regions import RegionPooler, Regions
 
 __all__ = ["TRMObjective", "TRMOutput"]
 
 Options = Mapping[str, Any]
 _AS_HERE: Options = MappingProxyType({})
 
+Objective = TypeVar("Objective", bound="TRMObjective")
+
 
 class TRMOutput(NamedTuple):
     """One training step: the loss to call backward on, its weighted terms by name, and what :meth:`TRMObjective.update` needs.
 
     logits and region_logits (B, C) belong to the query head and the region head; pseudo is None without a labeler; ids (B,)
-    are the samples, if they were given. If the classes were taken in chunks, regions are those alone that contrast and
-    bank read, and similarities are what the labeler's rule reads; otherwise similarities are None.
+    are the samples, if they were given. features are the query-level ones (B, C, D), and compared is what the labeler's rule was
+    shown, the same. If the classes were taken in chunks, features hold the entries alone that contrast and bank read, and
+    compared is their :class:`trm_losses.functional.Similarities`, or None.
     """
 
     loss: Tensor
     terms: dict[str, Tensor]
-    regions: Regions | TF.Entries
+    features: Tensor | TF.Entries
+    compared: Tensor | TF.Similarities | None
     text: Tensor
     targets: Tensor
     logits: Tensor
     region_logits: Tensor
     pseudo: PseudoLabels | None
-    ids: Tensor | None = None
-    similarities: TF.Similarities | None = None
+    ids: Tensor | None
 
 
 class TRMObjective(PerClassState):
@@ -69,7 +72,7 @@ class TRMObjective(PerClassState):
     Under gradient accumulation :meth:`update` may be called once, with the last output.
 
     Args:
-        pooler, matching: always there.
+        pooler, matching: always there. Counts are over the ranks of ``matching.distributed``; give the other parts the same.
         distillation, contrast: optional losses.
         bank, labeler: optional; contrast uses the bank's prototypes if there is one; a labeler needs a bank.
         lambda_region, lambda_pseudo, lambda_distillation, lambda_contrast: the factors :math:`\lambda`.
@@ -79,11 +82,6 @@ class TRMObjective(PerClassState):
         bank_confidence: after the labeler's warm-up, least probability (query head) at which a known positive enters
             the bank; before, all enter, or rare classes would never start.
         bank_pseudo_score: least score at which a pseudo-positive enters the bank.
-        class_chunk: None (default): all classes at once. An integer: that many at a time, with less memory and more time: no
-            value of the size (B, C, D) is held, and each chunk is computed again in the backward pass. Loss and gradients are
-            the same; with dropout, contrast and prototypes have a draw of their own. Compiled code, and regions that are given,
-            always take all. Where the positives are is asked of the device once a step.
-        distributed: False, True or a process group for the counts of this module; give the parts the same.
 
     Shape:
         tokens (B, N, D) or :class:`Regions`, text (C, D), targets (B, C), ids (B,) int64 -> :class:`TRMOutput`.
@@ -112,18 +110,14 @@ class TRMObjective(PerClassState):
         anchor_score: float = 0.9,
         bank_confidence: float = 0.8,
         bank_pseudo_score: float = 0.9,
-        class_chunk: int | None = None,
-        distributed: Distributed = False,
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        for key, value in (
-            ("lambda_region", lambda_region),
-            ("lambda_pseudo", lambda_pseudo),
-            ("lambda_distillation", lambda_distillation),
-            ("lambda_contrast", lambda_contrast),
-        ):
-            check_number(name, key, value, 0)
+        self.lambda_region, self.lambda_pseudo = lambda_region, lambda_pseudo
+        self.lambda_distillation, self.lambda_contrast = lambda_distillation, lambda_contrast
+        for key in ("lambda_region", "lambda_pseudo", "lambda_distillation", "lambda_contrast"):
+            check_number(name, key, getattr(self, key), 0)
+        check_choice(name, "pseudo_per", pseudo_per, ("entry", "known"))
         if labeler is not None and bank is None:
             raise ValueError(f"{name}: labeler needs bank, the prototypes it compares with; pass bank=PrototypeBank(...)")
         sizes = {
@@ -135,21 +129,14 @@ class TRMObjective(PerClassState):
             raise ValueError(f"{name}: all parts must have the same num_classes, got {sizes}")
         if bank is not None and bank.dim != pooler.dim:
             raise ValueError(f"{name}: bank must have the pooler's dim = {pooler.dim}, got {bank.dim}")
-        if class_chunk is not None:
-            check_number(name, "class_chunk", class_chunk, 1)
-        self.class_chunk = class_chunk
-        check_choice(name, "pseudo_per", pseudo_per, ("entry", "known"))
         self.pooler, self.matching, self.distillation, self.contrast = pooler, matching, distillation, contrast
         self.bank, self.labeler = bank, labeler
-        self.lambda_region, self.lambda_pseudo = lambda_region, lambda_pseudo
-        self.lambda_distillation, self.lambda_contrast = lambda_distillation, lambda_contrast
-        self.pseudo_per = pseudo_per
-        self.anchor_score, self.distributed = anchor_score, distributed
+        self.pseudo_per, self.anchor_score = pseudo_per, anchor_score
         self.bank_confidence, self.bank_pseudo_score = bank_confidence, bank_pseudo_score
 
     @classmethod
     def from_text(
-        cls,
+        cls: type[Objective],
         text: Tensor,
         *,
         total_steps: int,
@@ -165,7 +152,7 @@ class TRMObjective(PerClassState):
         objective: Options = _AS_HERE,
         distributed: Distributed = False,
         validate: bool = True,
-    ) -> TRMObjective:
+    ) -> Objective:
         """All parts with the settings of the README's table, sized by and started from class text (C, D).
 
         Args:
@@ -176,7 +163,7 @@ class TRMObjective(PerClassState):
             expected_positives: mean number of present classes of an image, if nothing is known to be absent.
             logit_scale: of the frozen model (CLIP's is 100); sets the temperature of text similarities, 2 / logit_scale.
             pooler, matching, distillation, contrast, bank, labeler, objective: what a part takes in place of the settings
-                here, such as ``pooler={"dropout": 0.3}`` or ``objective={"class_chunk": 256}``. ``None`` leaves
+                here, such as ``pooler={"dropout": 0.3}`` or ``objective={"lambda_contrast": 0.1}``. ``None`` leaves
                 distillation, contrast or labeler out; so does a factor of 0 in objective.
             distributed: False, True or a process group, for all parts.
             validate: of all parts.
@@ -215,7 +202,6 @@ class TRMObjective(PerClassState):
                 **{"warmup_steps": round(warmup * total_steps), "ramp_steps": round(ramp * total_steps), **labeler},
                 **same,
             ),
-            distributed=distributed,
             **factors,
         ).to(text.device)
 
@@ -229,115 +215,80 @@ class TRMObjective(PerClassState):
         ids: Tensor | None = None,
     ) -> TRMOutput:
         """Losses of a batch; see the class. ids are the places of the samples in the training set, for the labeler's rule."""
+        targets = self._checked(text, targets, ids)
+        regions = tokens if isinstance(tokens, Regions) else self.pooler(tokens, text, key_padding_mask=key_padding_mask)
+        unbiased = self._unbiased(regions, text)
+        logits = {head: value - self.matching.bias for head, value in unbiased.items()}
+        query, region = logits["query"], logits.get("region", logits["query"])
+        pseudo = None if self.labeler is None else self.labeler(regions.query, targets, self.bank, logits=query, ids=ids)
+        terms = self._terms(unbiased, logits, regions.query, text, targets, pseudo)
+        loss = torch.stack(list(terms.values())).sum()
+        return TRMOutput(loss, terms, regions.query, regions.query, text, targets, query, region, pseudo, ids)
+
+    def _checked(self, text: Tensor, targets: Tensor, ids: Tensor | None) -> Tensor:
+        """The targets, once all that is not for the pooler has been checked."""
         dims = Dims(type(self).__name__, C=self.pooler.num_classes)
         dims.check("text", text, "C D", hint="one row for each class of num_classes")
         targets = dims.targets(targets, "B C", validate=self.matching.validate)
         if ids is not None:
             dims.check("ids", ids, "B", floating=False)
-        regions: Regions | TF.Entries
-        features: Tensor | TF.Entries
-        compared: Tensor | TF.Similarities | None
-        prepared = self._prepare_chunks(tokens, text, key_padding_mask)
-        if prepared is None:
-            regions = tokens if isinstance(tokens, Regions) else self.pooler(tokens, text, key_padding_mask=key_padding_mask)
-            found = self._measure(regions, text)
-            features = compared = regions.query
-        else:
-            found = self._measure_chunks(prepared, text)
-            compared = TF.Similarities(*(found[key] for key in TF.Similarities._fields)) if "intra_visual" in found else None
-        logits = found["query"] - self.matching.bias
-        region_logits = found["region"] - self.matching.bias if "region" in found else logits
-        pseudo = None
-        if self.labeler is not None and self.bank is not None:
-            pseudo = self.labeler(compared, targets, self.bank, logits=logits, ids=ids)
-        if prepared is not None:
-            regions = features = self._entries(prepared, targets, pseudo)
+        return targets
 
-        terms = self._matching_terms(logits, region_logits, targets, pseudo)
-        if self.distillation is not None and "region" in found:
-            terms["distillation"] = self.lambda_distillation * self.distillation(found["query"], found["region"])
+    def _unbiased(self, regions: Regions, text: Tensor, classes: slice = slice(None)) -> dict[str, Tensor]:
+        """Logits (B, c) of each head without the bias, which distillation would let compete in its softmax."""
+        heads = {"query": regions.query}
+        if regions.query is not regions.region:
+            heads["region"] = regions.region
+        text = text[classes]
+        return {head: self.matching.logits(value, text, bias=False, classes=classes) for head, value in heads.items()}
+
+    def _terms(
+        self,
+        unbiased: dict[str, Tensor],
+        logits: dict[str, Tensor],
+        features: Tensor | TF.Entries,
+        text: Tensor,
+        targets: Tensor,
+        pseudo: PseudoLabels | None,
+    ) -> dict[str, Tensor]:
+        """What the sum is of: matching over known labels and over pseudo-labels, distillation, contrast."""
+        terms: dict[str, Tensor] = {}
+        factors, classes = {"query": 1.0, "region": self.lambda_region}, targets.shape[1]
+        for head, value in logits.items():
+            loss = self.matching.loss(value, targets, reduction="mean")
+            terms[f"matching_{head}"] = factors[head] * classes * loss
+        if pseudo is not None:
+            per_entry = classes / self._pseudo_count(targets, logits["query"].dtype)
+            for head, value in logits.items():
+                loss = self.matching.loss(value, pseudo.targets, pseudo.weights, reduction="sum")
+                terms[f"pseudo_{head}"] = self.lambda_pseudo * factors[head] * per_entry * loss
+        if self.distillation is not None and "region" in unbiased:
+            terms["distillation"] = self.lambda_distillation * self.distillation(unbiased["query"], unbiased["region"])
         if self.contrast is not None:
             terms["contrast"] = self.lambda_contrast * self.contrast(
                 features,
                 text,
-                targets if pseudo is None else self._positives(targets, pseudo, self.anchor_score),
+                self._positives(targets, pseudo, self.anchor_score),
                 prototypes=None if self.bank is None else self.bank.visual,
                 seen=None if self.bank is None else self.bank.seen,
                 weights=None if pseudo is None else torch.where(targets == UNKNOWN, pseudo.weights, 1.0),
             )
-        loss = torch.stack(list(terms.values())).sum()
-        similarities = compared if isinstance(compared, TF.Similarities) else None
-        return TRMOutput(loss, terms, regions, text, targets, logits, region_logits, pseudo, ids, similarities)
-
-    def _matching_terms(
-        self, logits: Tensor, region_logits: Tensor, targets: Tensor, pseudo: PseudoLabels | None
-    ) -> dict[str, Tensor]:
-        """The matching loss of each head over known labels and over pseudo-labels."""
-        classes, group = targets.shape[1], resolve_group(self.distributed)
-        entries = sum_over_ranks(logits.new_full((), targets.numel()), group)
-        if self.pseudo_per == "known":
-            known = sum_over_ranks((targets != UNKNOWN).sum().to(entries.dtype), group)
-            entries = torch.where(known > 0, known, entries)
-        per_entry = classes / torch.where(entries > 0, entries, 1.0)
-        heads = [(1.0, "query", logits)]
-        if region_logits is not logits:
-            heads.append((self.lambda_region, "region", region_logits))
-        terms: dict[str, Tensor] = {}
-        for factor, head, head_logits in heads:
-            terms[f"matching_{head}"] = factor * classes * self.matching.loss(head_logits, targets, reduction="mean")
-        if pseudo is not None:
-            for factor, head, head_logits in heads:
-                loss = self.matching.loss(head_logits, pseudo.targets, pseudo.weights, reduction="sum")
-                terms[f"pseudo_{head}"] = self.lambda_pseudo * factor * per_entry * loss
         return terms
 
-    def _measure(self, regions: Regions, text: Tensor, classes: slice = slice(None)) -> dict[str, Tensor]:
-        """Logits (B, c) without the bias of query head and region head, as far as there are."""
-
-        def similarity(features: Tensor) -> Tensor:
-            return self.matching.logits(features, text[classes], bias=False, classes=classes)
-
-        found = {"query": similarity(regions.query)}
-        if regions.query is not regions.region:
-            found["region"] = similarity(regions.region)
-        return found
-
-    def _prepare_chunks(self, tokens: Tensor | Regions, text: Tensor, key_padding_mask: Tensor | None) -> Prepared | None:
-        """What chunks of classes share; None where all classes are taken at once."""
-        if self.class_chunk is None or self.class_chunk >= self.pooler.num_classes:
-            return None
-        if not isinstance(tokens, Tensor) or torch.compiler.is_compiling():
-            return None
-        return self.pooler.prepare(tokens, text, key_padding_mask=key_padding_mask)
-
-    def _measure_chunks(self, prepared: Prepared, text: Tensor) -> dict[str, Tensor]:
-        """:meth:`_measure` of all classes in chunks; and, (B, C) each, what else would ask for all regions."""
-
-        def use(regions: Regions, classes: slice) -> dict[str, Tensor]:
-            found = self._measure(regions, text, classes)
-            if self.labeler is not None and self.bank is not None:  # without gradient: last
-                similarities = self.labeler.similarities(regions.query, self.bank, first=classes.start)
-                if similarities is not None:
-                    found.update(similarities._asdict())
-            return found
-
-        return self.pooler.map_classes(use, prepared, self.class_chunk or self.pooler.num_classes)
-
-    def _entries(self, prepared: Prepared, targets: Tensor, pseudo: PseudoLabels | None) -> TF.Entries:
-        """The regions that contrast and bank read: of positives, known or sure."""
-        read = torch.zeros_like(targets, dtype=torch.bool)
-        if self.contrast is not None:
-            anchors = targets if pseudo is None else self._positives(targets, pseudo, self.anchor_score)
-            read = read | (anchors >= self.contrast.anchor_threshold)
-        if self.bank is not None:
-            entering = targets if pseudo is None else self._positives(targets, pseudo, self.bank_pseudo_score)
-            read = read | (entering == 1)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.contrast is not None):
-            return self.pooler.entries(prepared, read)
+    def _pseudo_count(self, targets: Tensor, dtype: torch.dtype) -> Tensor:
+        """What the loss over pseudo-labels is divided by: the entries of all ranks or, with ``pseudo_per``, their known ones."""
+        group = resolve_group(self.matching.distributed)
+        count = sum_over_ranks(torch.full((), targets.numel(), dtype=dtype, device=targets.device), group)
+        if self.pseudo_per == "known":
+            known = sum_over_ranks((targets != UNKNOWN).sum().to(dtype), group)
+            count = torch.where(known > 0, known, count)
+        return torch.where(count > 0, count, 1.0)
 
     @staticmethod
-    def _positives(targets: Tensor, pseudo: PseudoLabels, score: float) -> Tensor:
+    def _positives(targets: Tensor, pseudo: PseudoLabels | None, score: float) -> Tensor:
         """Known targets, and 1 where a pseudo-positive has at least this score (unknown elsewhere)."""
+        if pseudo is None:
+            return targets
         sure = (pseudo.targets > 0) & (pseudo.scores >= score)
         return torch.where(sure, 1.0, targets.to(pseudo.scores.dtype))
 
@@ -384,25 +335,15 @@ class TRMObjective(PerClassState):
     @torch.no_grad()
     def update(self, output: TRMOutput) -> None:
         """Take a finished step into statistics and prototypes; after the optimiser's step, not where that was skipped."""
-        targets, text = output.targets, output.text.detach()
         if self.bank is None:
             return
-        features: Tensor | TF.Entries
-        compared: Tensor | TF.Similarities | None
-        if isinstance(output.regions, TF.Entries):
-            features, compared = output.regions, output.similarities
-        else:
-            features = compared = output.regions.query.detach()
-        confidence = torch.sigmoid(output.logits.detach())
-        entering, gate = targets, confidence
+        targets, logits, pseudo = output.targets, output.logits.detach(), output.pseudo
+        gate = confidence = torch.sigmoid(logits)
         if self.labeler is not None:
-            started = self.labeler.step >= self.labeler.warmup_steps
-            sure = ~started | (confidence >= self.bank_confidence)
             # First the statistics: they compare with prototypes that these samples have not moved yet.
-            scores = None if output.pseudo is None else output.pseudo.scores
-            self.labeler.update(compared, targets, self.bank, logits=output.logits.detach(), ids=output.ids, scores=scores)
-            if output.pseudo is not None:
-                entering = self._positives(targets, output.pseudo, self.bank_pseudo_score)
-                sure = sure | (targets == UNKNOWN)
-            gate = confidence * sure
-        self.bank.update(features, entering, weights=gate, text=text)
+            scores = None if pseudo is None else pseudo.scores
+            started = self.labeler.step >= self.labeler.warmup_steps
+            self.labeler.update(output.compared, targets, self.bank, logits=logits, ids=output.ids, scores=scores)
+            gate = confidence * (~started | (confidence >= self.bank_confidence) | (targets == UNKNOWN))
+        entering = self._positives(targets, pseudo, self.bank_pseudo_score)
+        self.bank.update(output.features, entering, weights=gate, text=output.text)

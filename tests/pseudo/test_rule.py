@@ -80,8 +80,8 @@ def test_it_is_saved_moved_halved_compiled_and_taken_to_other_classes(name: str)
 @pytest.mark.parametrize("name", RULES)
 def test_an_objective_takes_it_whole_and_in_chunks_of_classes(name: str) -> None:
     outputs = []
-    for chunk in (None, 2):
-        module = objective(class_chunk=chunk).double()
+    for settings in ({}, {"class_chunk": 2}):
+        module = objective(**settings).double()
         module.labeler = made(name)
         for seed in (1, 2):
             output = module(normal(6, TOKENS, WIDTH, seed=seed), normal(CLASSES, WIDTH, seed=7), labels(6, CLASSES))

@@ -68,7 +68,7 @@ def multimodal_contrastive(
     """
     check_shapes(
         "multimodal_contrastive",
-        **({} if isinstance(regions, Entries) else {"regions": (regions, "B C D")}),
+        regions=(regions.features, "n D") if isinstance(regions, Entries) else (regions, "B C D"),
         text=(text, "C D"),
         targets=(targets, "B C"),
         prototypes=(prototypes, "C D?"),
@@ -76,7 +76,7 @@ def multimodal_contrastive(
         weights=(weights, "B C?"),
     )
     targets = signed(targets)
-    with full_precision(regions.features if isinstance(regions, Entries) else regions):
+    with full_precision(text):
         only = _CONTRASTS if only is None else only
         texts = unit_rows(upcast(text))
         rows = _anchors(regions, targets >= anchor_threshold, weights)
@@ -141,15 +141,13 @@ class _Keys(NamedTuple):
 def _anchors(regions: Tensor | Entries, is_anchor: Tensor, weights: Tensor | None) -> _Anchors:
     batch, classes = is_anchor.shape
     own = torch.arange(classes, device=is_anchor.device).expand(batch, classes)
-    every = torch.compiler.is_compiling() and isinstance(regions, Tensor)
+    every = None if isinstance(regions, Entries) or not torch.compiler.is_compiling() else regions
 
     def chosen(entries: Tensor) -> Tensor:
-        return entries.flatten(0, 1) if every else entries[is_anchor]
+        return entries[is_anchor] if every is None else entries.flatten(0, 1)
 
-    if every and isinstance(regions, Tensor):  # what an entry that is no anchor holds must not matter, not even NaN
-        features = torch.where(is_anchor[..., None], regions, 0.0).flatten(0, 1)
-    else:
-        features = take(regions, is_anchor)
+    # What an entry that is no anchor holds must not matter, not even NaN.
+    features = take(regions, is_anchor) if every is None else torch.where(is_anchor[..., None], every, 0.0).flatten(0, 1)
     features = unit_rows(upcast(features))
     valid = chosen(is_anchor)
     weight = valid.to(features.dtype) if weights is None else valid * upcast(chosen(weights))

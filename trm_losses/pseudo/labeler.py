@@ -144,13 +144,14 @@ class PseudoLabeler(FullPrecisionState):
     ) -> Evidence:
         """What the rule may look at, checked."""
         dims = Dims(type(self).__name__, C=self.num_classes)
-        looked_at = list(regions) if isinstance(regions, TF.Similarities) else [] if regions is None else [regions]
+        looked_at: list[Tensor] = []
         if isinstance(regions, TF.Similarities):
             for key, value in regions._asdict().items():
                 dims.check(key, value, "B C")
-            dims.sizes["D"] = bank.dim
+            dims.sizes["D"], looked_at = bank.dim, [*regions]
         elif regions is not None:
             dims.check("regions", regions, "B C D")
+            looked_at = [regions]
         dims.check("bank.visual", bank.visual, "C D", hint="regions and bank share classes and width")
         targets = dims.targets(targets, "B C", validate=self.validate)
         if text is not None:

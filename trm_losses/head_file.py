@@ -1,0 +1,96 @@
+"""The file of a TRMHead: settings of its parts, names and state in one dict of tensors and plain values."""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .matching import TextRegionMatchingLoss
+from .regions import RegionPooler
+
+__all__ = ["read", "write"]
+
+Head = TypeVar("Head", bound=nn.Module)
+
+_FORMAT = "trm_losses.TRMHead/3"
+_POOLER_SETTINGS = ("num_classes", "dim", "num_heads", "query_head", "validate")
+_MATCHING_SETTINGS = ("num_classes", "gamma_pos", "gamma_neg", "margin", "reduction", "validate")
+
+
+def write(
+    path: str | os.PathLike[str],
+    pooler: RegionPooler,
+    matching: TextRegionMatchingLoss,
+    *,
+    class_names: list[str],
+    head: str,
+    state: dict[str, Tensor],
+) -> None:
+    """Write a head of these parts; a file that was there stays whole until the new one is."""
+    content = io.BytesIO()  # not a file: on a full disk torch would hide the error behind one of its own
+    torch.save(
+        {
+            "format": _FORMAT,
+            "pooler": {key: getattr(pooler, key) for key in _POOLER_SETTINGS},
+            "mlp_width": pooler.mlp[1].out_features if pooler.query_head else 0,
+            "dropout": pooler.dropout_rate,
+            "query": pooler.query_kind,
+            "matching": {key: getattr(matching, key) for key in _MATCHING_SETTINGS},
+            "class_names": class_names,
+            "head": head,
+            "state": {key: value.cpu() for key, value in state.items()},
+        },
+        content,
+    )
+    temporary = f"{os.fspath(path)}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content.getbuffer())
+        os.replace(temporary, path)
+    except OSError as error:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+        error.filename = os.fspath(path)
+        raise
+
+
+def read(path: str | os.PathLike[str], kind: type[Head]) -> Head:
+    """The head of this class that a file describes; no code in the file is run.
+
+    Raises:
+        ValueError: anything but a file of this layout, in one line. OSError: no file.
+    """
+    wanted = f"{kind.__name__}: {os.fspath(path)} must be a file written by save ({_FORMAT})"
+    with open(path, "rb") as file:
+        held = io.BytesIO(file.read())  # not the file: to torch one cut short is an invalid argument
+    try:
+        content = torch.load(held, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever bytes may lead to
+        raise ValueError(f"{wanted}, and cannot be read ({type(error).__name__}); save the head again") from error
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"{wanted}, got {found}; save the head again")
+    try:
+        return _restored(content, kind)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{wanted}, got other contents ({type(error).__name__})") from error
+
+
+def _restored(content: dict[str, Any], kind: type[Head]) -> Head:
+    """The head that the contents of a file describe."""
+    state, settings = content["state"], content["pooler"]
+    pooler = RegionPooler(
+        **settings,
+        dropout=content["dropout"],
+        query=content["query"],
+        mlp_ratio=content["mlp_width"] / settings["dim"] if settings["query_head"] else 4.0,
+        dtype=state["pooler.query_weight"].dtype,
+    )
+    matching = TextRegionMatchingLoss(**content["matching"], dtype=state["matching.bias"].dtype)
+    head = kind(pooler, matching, state["text"], content["class_names"], head=content["head"])
+    head.load_state_dict(state)
+    return head
