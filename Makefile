@@ -31,7 +31,7 @@ oldest: .venv-oldest/.dev
 
 .venv-oldest/.dev: setup.cfg pyproject.toml
 	$$(python3.10 -c "" 2>/dev/null && echo python3.10 || echo $(PYTHON)) -m venv .venv-oldest
-	sed -n 's/^    \([A-Za-z_-]*\)>=\([0-9.]*\).*/\1==\2/p' setup.cfg > .venv-oldest/oldest.txt
+	sed -n 's/^    \([A-Za-z0-9_-]*\)>=\([0-9.]*\).*/\1==\2/p' setup.cfg > .venv-oldest/oldest.txt
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-oldest/oldest.txt -e ".[pipeline,tensorboard,dev]"
 	@touch $@
 

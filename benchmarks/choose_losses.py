@@ -24,7 +24,8 @@ from trm_pipeline.config.losses import LOSSES
 from trm_pipeline.config.presets import Known
 from trm_pipeline.files import CACHE, folder_argument
 from trm_pipeline.methods.grid import GRID, PEERS
-from trm_pipeline.report.page import Row
+from trm_pipeline.report.markdown import markdown
+from trm_pipeline.report.rows import Row
 from trm_pipeline.run import arguments, experiment
 
 Numbers = dict[str, float]
@@ -295,10 +296,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         rounds.append(experiment.run(parsed))
     for regime, shares in REGIMES.items():
         found = {method: scores(rounds, method, shares) for method in methods}
-        print(f"\n{regime}: mAP (%) on val\n| method | settings |\n| --- | --- |")
+        table = [["method", "settings"]]
         for method, values in found.items():
             tried = zip(CANDIDATES[method.partition("+")[2]], values, strict=True)
-            print(f"| {method} | {'; '.join(f'{said(numbers)} {value:.1f}' for numbers, value in tried)} |")
+            table.append([method, "; ".join(f"{said(numbers)} {value:.1f}" for numbers, value in tried)])
+        print(f"\n{regime}: mAP (%) on val\n{markdown(table)}")
         for name, numbers in chosen(found).items():
             print(f'    "{name}": {numbers},')
 

@@ -150,14 +150,15 @@ def measure(key: str, images: int | None, folder: Path) -> list[Row]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    head = ["data", "split", "images", "classes", "labels an image", "known at 10 %", "seconds", "of processor", "MB"]
-    lines = [f"| {' | '.join(head)} |", "| --- | --- " + "| ---: " * 7 + "|"]
+    from trm_pipeline.report.markdown import markdown
+
+    lines = [["data", "split", "images", "classes", "labels an image", "known at 10 %", "seconds", "of processor", "MB"]]
     for row in rows:
         cells = [row["data"], row["split"], f"{row['images']:,}", f"{row['classes']}"]
         cells += [f"{row['labels']:.2f}", f"{row['known']:.4f}", f"{row['seconds']:.1f}"]
         cells += [f"{row['processor_seconds']:.1f}", f"{row['megabytes']:.0f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown(lines)
 
 
 def main(typed: Sequence[str] | None = None) -> None:

@@ -33,6 +33,7 @@ from trm_pipeline.config.presets import PSEUDO_RULES
 from trm_pipeline.config.settings import override
 from trm_pipeline.files import CACHE, folder_argument
 from trm_pipeline.progress import escape_output
+from trm_pipeline.report.markdown import markdown
 from trm_pipeline.run import arguments, prepare
 from trm_pipeline.run.cells import Cell, build
 from trm_pipeline.training import loop as training
@@ -124,7 +125,7 @@ def main() -> None:
         cell = {rule: [found[Cell(rule, known, seed)] for seed in args.seeds] for rule in args.rules}
         setting = "single positive labels" if known == "single" else f"{100 * known:g} % known labels"
         print(f"\n{args.method} at {setting}, {len(args.seeds)} seeds: mAP (%) on val")
-        print("| rule | mAP | over none, paired | share of the oracle's gain |\n| --- | --- | --- | --- |")
+        table = [["rule", "mAP", "over none, paired", "share of the oracle's gain"]]
         for rule, values in cell.items():
             spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
             gain, share = "", ""
@@ -134,7 +135,8 @@ def main() -> None:
                 if "oracle" in cell:
                     whole = statistics.fmean(cell["oracle"]) - statistics.fmean(cell["none"])
                     share = f"{100 * statistics.fmean(gains) / whole:.0f} %" if whole else ""
-            print(f"| {rule} | {statistics.fmean(values):.1f}{spread} | {gain} | {share} |")
+            table.append([rule, f"{statistics.fmean(values):.1f}{spread}", gain, share])
+        print(markdown(table))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from trm_pipeline.report.markdown import markdown
+
 Row = dict[str, Any]
 Rates = dict[str, float]
 Limit = Callable[[Sequence[int], Rates], float]
@@ -113,7 +115,7 @@ TARGETS = [
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)) + "\n"
+    return markdown([head, *rows]) + "\n"
 
 
 def described(row: Row) -> list[str]:

@@ -15,7 +15,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = {path.relative_to(ROOT).as_posix() for name in ("trm_losses", "trm_pipeline") for path in (ROOT / name).rglob("*.py")}
-OTHERS = {"trm_losses/py.typed", "trm_pipeline/py.typed", "trm_pipeline/embedded/drawn-clip.json"}
+OTHERS = {
+    *("trm_losses/py.typed", "trm_pipeline/py.typed"),
+    *("trm_pipeline/embedded/drawn-clip.json", "trm_pipeline/report/page.html.j2"),
+}
 
 
 def opens_text(call):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,8 @@ def test_table_of_trust(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     part = trust.named(name)
 
     def line(**changed: Any) -> str:
-        return trust.markdown([{**rows[0], "value": 2e-7, "gradient": 3e-6}, {**rows[1], **changed}], [part]).splitlines()[2]
+        made = trust.markdown([{**rows[0], "value": 2e-7, "gradient": 3e-6}, {**rows[1], **changed}], [part])
+        return re.sub(" +", " ", made).splitlines()[2]
 
     assert line(value=1e-5, gradient=4e-3) == f"| {name} | 2e-7 / 3e-6 | 1e-5 / 4e-3 |"
     assert line(value=1e-3, gradient=math.inf) == f"| {name} | 2e-7 / 3e-6 | **1e-3 / inf** |"

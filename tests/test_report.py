@@ -2,6 +2,7 @@
 
 import base64
 import gc
+import html
 import importlib.metadata
 import json
 import math
@@ -30,8 +31,10 @@ from trm_pipeline.data.voc import VOC_CLASSES, class_prompt_names
 from trm_pipeline.features.cached import pool_tokens
 from trm_pipeline.methods import grid
 from trm_pipeline.report import page as report
-from trm_pipeline.report import pictures
+from trm_pipeline.report import pictures, tables
+from trm_pipeline.report import rows as results
 from trm_pipeline.report import statistics as statistics_of_seeds
+from trm_pipeline.report.markdown import markdown
 from trm_pipeline.run import prepare
 from trm_pipeline.training import cost
 
@@ -49,32 +52,32 @@ def cells(table):
 
 def test_single_positive_stands_last_under_what_it_assumes():
     rows = [row("a", "single", 1, 30.0, expected_positives=2.5), row("a", 0.5, 1, 20.0), row("a", 0.1, 1, 10.0)]
-    assert cells(report.markdown_table(rows))[0] == ["method", "10%", "50%", "single (k=2.5)"]
-    assert cells(report.markdown_table(rows))[2] == ["a", "10.0", "20.0", "30.0"]
+    assert tables.mean_table(rows)[0] == ["method", "10%", "50%", "single (k=2.5)"]
+    assert tables.mean_table(rows)[1] == ["a", "10.0", "20.0", "30.0"]
 
 
 def test_nine_shares_are_averaged_a_seed_at_a_time():
     values = {(k, seed): 10 * k + seed**2 * (1 + k % 3) for k in range(1, 10) for seed in (1, 2, 3)}
     rows = [row("a", k / 10, seed, value) for (k, seed), value in values.items()]
     rows += [row("b", k / 10, 1, 7.0) for k in range(1, 9)] + [row("a", "single", 1, 1.0)]
-    table = cells(report.markdown_table(rows))
+    table = tables.mean_table(rows)
     assert table[0][9:] == ["90%", "mean 10–90%", "single"]
     means = [sum(values[k, seed] for k in range(1, 10)) / 9 for seed in (1, 2, 3)]
-    assert table[2][10] == f"{statistics.fmean(means):.1f} ± {statistics.stdev(means):.1f}"
-    assert table[3][10] == ""  # b lacks a share
-    assert "mean" not in report.markdown_table([r for r in rows if r["known"] != 0.4])
+    assert table[1][10] == f"{statistics.fmean(means):.1f} ± {statistics.stdev(means):.1f}"
+    assert table[2][10] == ""  # b lacks a share
+    assert "mean" not in str(tables.mean_table([r for r in rows if r["known"] != 0.4]))
 
 
 def test_ablation_is_paired_by_seed():
     rows = [row("trm", 0.1, seed, value) for seed, value in ((1, 50.0), (2, 60.0), (3, 70.0))]
     rows += [row("trm-no-contrast", 0.1, seed, value) for seed, value in ((1, 49.0), (2, 58.0), (4, 0.0))]
     rows += [row("trm-rule-prototype", 0.1, 3, 70.02), row("trm", 0.9, 1, 80.0), row("linear", 0.1, 1, 5.0)]
-    table = cells(report.ablation_table(rows))
+    table = tables.ablation_table(rows)
     # A share without any variant has no column; seed 4 has nothing to be compared with.
     assert table[0] == ["variant", "10%"]
-    assert table[2:] == [["trm", "60.0 ± 10.0"], ["trm-no-contrast", "−1.5 ± 0.7"], ["trm-rule-prototype", "+0.0"]]
-    assert {r["method"] for r in report.main_rows(rows)} == {"trm", "linear"}
-    assert report.ablation_rows([r for r in rows if r["method"] != "trm"]) == []
+    assert table[1:] == [["trm", "60.0 ± 10.0"], ["trm-no-contrast", "−1.5 ± 0.7"], ["trm-rule-prototype", "+0.0"]]
+    assert {r["method"] for r in results.main_rows(rows)} == {"trm", "linear"}
+    assert results.ablation_rows([r for r in rows if r["method"] != "trm"]) == []
 
 
 def png_size(path):
@@ -246,13 +249,13 @@ def test_the_page_holds_everything_and_needs_nothing(tmp_path, maps):
         kind, data = source.split(",")
         assert kind == "data:image/png;base64" and base64.b64decode(data) == (folder / f"{name}.png").read_bytes()
     assert not re.search(r"https?://|url\(|<script|<link", text)
-    assert "reproduce_voc.py --set &#x27;a&lt;b&#x27;" in text and "drawn scenes" in text
+    assert given["command"] in html.unescape(text) and given["command"] not in text and "drawn scenes" in text
     assert "<p>Not photographs.</p>" in text
     assert f"torch {importlib.metadata.version('torch')}" in text
     assert page.tags.count("table") == 4  # mAP, OF1, ablation, differences
     assert {"84.5 ± 0.7", "82.5 ± 0.7", "−0.5 ± 0.0"} <= set(page.cells)
     assert "<b>84.5 ± 0.7</b>" in text and "<b>82.5" not in text
-    assert '"name": "embedded"' in text.replace("&quot;", '"')
+    assert '"name": "embedded"' in html.unescape(text)
 
 
 def test_the_page_is_the_same_when_made_again(tmp_path):
@@ -350,8 +353,8 @@ def grid_rows():
 
 
 def test_differences_are_paired_by_seed_with_what_they_belong_to():
-    table = cells(report.difference_table(grid_rows()))
-    assert {tuple(line[:2]) for line in table[2:]} == {
+    table = tables.difference_table(grid_rows())
+    assert {tuple(line[:2]) for line in table[1:]} == {
         ("linear", "trm"),
         ("linear+role", "linear"),
         ("text-pixel", "trm"),
@@ -363,27 +366,26 @@ def test_differences_are_paired_by_seed_with_what_they_belong_to():
 
 
 def test_the_grid_stands_as_losses_by_heads():
-    (heading, table), (single, _) = report.grid_tables(grid_rows())
+    (heading, lines), (single, _) = tables.grid_tables(grid_rows())
     assert (heading, single) == ("10%", "single")
-    lines = cells(table)
     assert lines[0] == ["loss", "linear", "text-pixel"]
-    assert [line[0] for line in lines[2:]] == ["its own", "role", "em"] and lines[4] == ["em", "40.0", ""]
-    assert {r["method"] for r in report.main_rows(grid_rows())} == {"trm", "linear", "text-pixel", "zero-shot-global"}
+    assert [line[0] for line in lines[1:]] == ["its own", "role", "em"] and lines[3] == ["em", "40.0", ""]
+    assert {r["method"] for r in results.main_rows(grid_rows())} == {"trm", "linear", "text-pixel", "zero-shot-global"}
 
 
 def test_what_comes_closest_to_trm_stands_by_itself():
     """Of all but what is a part of it."""
     parts = [row(method, 0.1, 1, 81.9) for method in ("trm-query", "trm-rule-prototype")]
     rows = [*grid_rows(), *parts, row("trm-query+em", 0.1, 1, 82.5)]
-    lines = cells(report.closest_table(rows, count=4))
+    lines = tables.closest_table(rows, count=4)
     assert lines[0] == ["known", "method", "mAP", "less trm", "95% interval"]
-    assert lines[2:6] == [
+    assert lines[1:5] == [
         ["10%", "trm-query+em", "82.5", "+0.5", ""],
         ["10%", "text-pixel+role", "73.0 ± 1.4", "−10.0", "[−10.0, −10.0]"],
         ["10%", "text-pixel", "72.5 ± 0.7", "−10.5", "[−16.9, −4.1]"],
         ["10%", "linear+role", "55.0 ± 1.4", "−28.0", "[−28.0, −28.0]"],
     ]
-    assert [line[:2] for line in lines[6:8]] == [["single", "text-pixel+role"], ["single", "text-pixel"]] and len(lines) == 10
+    assert [line[:2] for line in lines[5:7]] == [["single", "text-pixel+role"], ["single", "text-pixel"]] and len(lines) == 9
 
 
 def test_the_page_shows_grid_differences_and_costs_and_markdown_says_the_same(tmp_path):
@@ -406,8 +408,8 @@ def test_the_page_shows_grid_differences_and_costs_and_markdown_says_the_same(tm
     assert {"12,345", "902", "4.5 ± 0.6"} <= set(page.cells)
     assert (tmp_path / "map_against_known-linear.png").is_file() and len(page.sources) == 3
     plain = (tmp_path / "report.md").read_text(encoding="utf-8")
-    assert report.closest_table(grid_rows()) in plain
-    assert report.difference_table(grid_rows()) in plain and report.cost_table(times) in plain
+    for table in (tables.closest_table(grid_rows()), tables.difference_table(grid_rows()), tables.cost_table(times)):
+        assert markdown(table) in plain
     assert "](map_against_known-linear.png)" in plain and str(tmp_path) not in plain
     # Other times change the table of costs and nothing else.
     checkpoint.write_json(tmp_path / "times.json", [{**line, "seconds": 9.0} for line in times])

@@ -31,7 +31,7 @@ from trm_pipeline.methods import TRM, ZERO_SHOT, Method, Setting, zero_shot_toke
 from trm_pipeline.methods.grid import build_method
 from trm_pipeline.methods.wrapped import unwrapped
 from trm_pipeline.progress import escape_output, say, without_bars
-from trm_pipeline.report.page import Row
+from trm_pipeline.report.rows import Row
 from trm_pipeline.training.cost import trained_parameters, watch_memory
 from trm_pipeline.training.loop import Trained, score, train
 

@@ -23,8 +23,11 @@ from trm_pipeline.data.base import Source
 from trm_pipeline.files import check_writable, tensor_digest
 from trm_pipeline.methods.grid import choose_methods
 from trm_pipeline.progress import Sweep, escape_output, say
-from trm_pipeline.report.page import Row, ablation_rows, ablation_table, grid_tables, main_rows, make_report, markdown_table
+from trm_pipeline.report.markdown import markdown
+from trm_pipeline.report.page import make_report
 from trm_pipeline.report.pictures import choose_images, collect_saliency
+from trm_pipeline.report.rows import Row, ablation_rows, main_rows
+from trm_pipeline.report.tables import ablation_table, grid_tables, mean_table
 from trm_pipeline.run.arguments import check_arguments, check_single, choose_preset, chosen_known, chosen_splits, parser
 from trm_pipeline.run.cells import Cell, Prepared, run_cells, use_deterministic_algorithms
 from trm_pipeline.run.prepare import prepare
@@ -93,11 +96,11 @@ def run(args: argparse.Namespace) -> list[Row]:
     notes = [f"mAP (%) on the {chosen_splits(args, preset)[1]} images, last epoch of the averaged weights; {where}."]
     say(f"\n{notes[0]}")
     if main := main_rows(rows):
-        say(markdown_table(main))
+        say(markdown(mean_table(main)))
     for heading, table in grid_tables(rows):
-        say(f"\n{heading}:\n{table}")
+        say(f"\n{heading}:\n{markdown(table)}")
     if variants := ablation_rows(rows):
-        say(f"\nDifference to trm on the same seeds:\n{ablation_table(variants)}")
+        say(f"\nDifference to trm on the same seeds:\n{markdown(ablation_table(variants))}")
     if unseen:
         say(f"\nmAP (%) with {', '.join(unseen[0]['unseen'])} never labelled in training:\n{unseen_table(unseen)}")
     look_at_images(data, cells, args.output)

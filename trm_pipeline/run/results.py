@@ -12,7 +12,7 @@ from trm_pipeline.config.presets import VARIANTS, Preset
 from trm_pipeline.config.settings import override
 from trm_pipeline.files import differences, read_json, write_json
 from trm_pipeline.methods import ZERO_SHOT
-from trm_pipeline.report.page import Row
+from trm_pipeline.report.rows import Row
 from trm_pipeline.run.cells import Cell, Finished, checkpoint_path
 
 __all__ = ["Results", "plan"]

@@ -15,6 +15,8 @@ from trm_losses.metrics import mean_average_precision
 from trm_pipeline import ranks
 from trm_pipeline.files import write_json
 from trm_pipeline.methods import TRM, zero_shot_tokens
+from trm_pipeline.report.markdown import markdown
+from trm_pipeline.report.rows import heading
 from trm_pipeline.run.cells import Cell, Prepared, checkpoint_path, train_cell
 from trm_pipeline.training.loop import score
 
@@ -80,8 +82,5 @@ def _train_and_score(data: Prepared, cell: Cell, args: argparse.Namespace) -> di
 def unseen_table(rows: list[dict[str, Any]]) -> str:
     """mAP on seen and unseen classes, a line for each setting and seed."""
     keys = [key for key in rows[0] if key not in ("known", "seed", "unseen")]
-    lines = [f"| known | seed | {' | '.join(keys)} |", "| --- " * (len(keys) + 2) + "|"]
-    for row in rows:
-        known = row["known"] if isinstance(row["known"], str) else f"{100 * row['known']:g}%"
-        lines.append(f"| {known} | {row['seed']} | {' | '.join(f'{row[key]:.1f}' for key in keys)} |")
-    return "\n".join(lines)
+    lines = [[heading(rows, row["known"]), str(row["seed"]), *(f"{row[key]:.1f}" for key in keys)] for row in rows]
+    return markdown([["known", "seed", *keys], *lines])

@@ -1,0 +1,114 @@
+"""Tables of results."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Collection, Sequence
+
+from trm_pipeline.report.rows import NINE, Row, ablation_rows, average, by_seed, distinct, heading, less, settings
+from trm_pipeline.report.statistics import Paired, paired
+
+__all__ = ["Table", "ablation_table", "closest_table", "cost_table", "difference_table", "grid_tables", "mean_table"]
+
+Table = list[list[str]]
+"""The header, then the other lines."""
+
+
+def mean_table(rows: Sequence[Row], key: str = "mAP") -> Table:
+    """Methods down, shares of known labels across; mean ± standard deviation over seeds.
+
+    With all nine shares from 10 to 90 % a column averages them; single-positive runs come last.
+    """
+    methods, across = distinct(rows, "method"), settings(rows)
+    columns = [[heading(rows, known), *(_mean_sd(by_seed(rows, m, known, key).values()) for m in methods)] for known in across]
+    if set(NINE) <= set(across):
+        mean = ["mean 10–90%", *(_mean_sd(average(rows, method, key).values()) for method in methods)]
+        columns.insert(len(across) - ("single" in across), mean)
+    return [list(line) for line in zip(["method", *methods], *columns, strict=True)]
+
+
+def ablation_table(rows: Sequence[Row], reference: str = "trm", key: str = "mAP") -> Table:
+    """Variants down: their difference to ``reference`` on the same seeds, mean ± standard deviation of the differences."""
+    rows = ablation_rows(rows, reference)
+    variants = [method for method in distinct(rows, "method") if method != reference]
+    across = [known for known in settings(rows) if any(by_seed(rows, variant, known, key) for variant in variants)]
+    return [
+        ["variant", *(heading(rows, known) for known in across)],
+        [reference, *(_mean_sd(by_seed(rows, reference, known, key).values()) for known in across)],
+        *([name, *(_mean_sd(less(rows, name, reference, known, key), "+.1f") for known in across)] for name in variants),
+    ]
+
+
+def grid_tables(rows: Sequence[Row], key: str = "mAP") -> list[tuple[str, Table]]:
+    """A heading and a table for each setting with a grid: losses down, heads across."""
+    pairs = [row for row in rows if "+" in row["method"]]
+    heads, losses = (list(dict.fromkeys(row["method"].partition("+")[side] for row in pairs)) for side in (0, 2))
+    tables = []
+    for known in settings(pairs):
+        body = [["its own", *(_mean_sd(by_seed(rows, head, known, key).values()) for head in heads)]]
+        body += [[loss, *(_mean_sd(by_seed(rows, f"{head}+{loss}", known, key).values()) for head in heads)] for loss in losses]
+        tables.append((heading(pairs, known), [["loss", *heads], *(line for line in body if any(line[1:]))]))
+    return tables
+
+
+def difference_table(rows: Sequence[Row], key: str = "mAP") -> Table:
+    """Mean difference of paired seeds, its 95 % interval by t, and two-sided p of t and of all sign flips.
+
+    A head with another loss is set against the head, any other method against trm. Nothing is corrected for how many
+    comparisons there are.
+    """
+    names = distinct(rows, "method")
+    table = [["method", "against", "known", "seeds", "difference", "95% interval", "p (t)", "p (sign flips)"]]
+    for name in names:
+        other = name.partition("+")[0] if "+" in name else "trm"
+        if other not in names or name == other or name.startswith("zero-shot"):
+            continue
+        for known in settings(rows):
+            if len(both := less(rows, name, other, known, key)) > 1:
+                found = paired(both)
+                said = [str(found.n), _signed(found.mean), _interval(found), f"{found.t_p:.3f}", f"{found.flip_p:.3f}"]
+                table.append([name, other, heading(rows, known), *said])
+    return table
+
+
+def closest_table(rows: Sequence[Row], key: str = "mAP", reference: str = "trm", count: int = 5) -> Table:
+    """The ``count`` methods of each setting that come closest to ``reference`` or before it, with their paired differences.
+
+    Heads with any loss are among them; methods whose names begin as the reference's, and variants of it, are parts of it.
+    """
+    peers = [name for name in distinct(rows, "method") if "+" in name or not name.startswith((reference, "zero-shot"))]
+    table = [["known", "method", key, f"less {reference}", "95% interval"]]
+    for known in settings(rows):
+        found = {name: both for name in peers if (both := less(rows, name, reference, known, key))}
+        for name in sorted(found, key=lambda name: statistics.fmean(found[name]), reverse=True)[:count]:
+            mean, both = _mean_sd(by_seed(rows, name, known, key).values()), found[name]
+            interval = _interval(paired(both)) if len(both) > 1 else ""
+            table.append([heading(rows, known), name, mean, _signed(statistics.fmean(both)), interval])
+    return table
+
+
+def cost_table(times: Sequence[Row]) -> Table:
+    """Mean seconds of training, highest peak of memory and trained parameters of each method, out of ``times.json``."""
+    table = [["method", "cells", "seconds a cell", "peak MiB", "trained parameters"]]
+    for method in distinct(times, "method"):
+        own = [row for row in times if row["method"] == method]
+        peaks = [row["peak_mib"] for row in own if row.get("peak_mib") is not None]
+        counts = sorted({row["parameters"] for row in own if row.get("parameters") is not None})
+        seconds, peak = _mean_sd([row["seconds"] for row in own]), f"{max(peaks):.0f}" if peaks else ""
+        table.append([method, str(len(own)), seconds, peak, ", ".join(f"{count:,}" for count in counts)])
+    return table
+
+
+def _mean_sd(values: Collection[float], form: str = ".1f") -> str:
+    if not values:
+        return ""
+    mean = f"{round(statistics.fmean(values), 1) + 0.0:{form}}".replace("-", "−")  # + 0.0: no minus before a zero
+    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
+
+
+def _signed(value: float) -> str:
+    return _mean_sd([value], "+.1f")
+
+
+def _interval(found: Paired) -> str:
+    return f"[{_signed(found.low)}, {_signed(found.high)}]"
