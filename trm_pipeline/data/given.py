@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from trm_losses import PromptEmbeddings
 from trm_pipeline.config.presets import Preset
 from trm_pipeline.data.base import LabelledImages, Source, found_in
+from trm_pipeline.features.backbone import finished_texts, needs_text_tower
 from trm_pipeline.features.cached import CachedFeatures
 from trm_pipeline.features.frozen import Frozen
 
@@ -127,9 +126,7 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def given(args: argparse.Namespace, preset: Preset, train: str, test: str) -> Frozen:
     """Features of both splits and the class texts."""
-    if preset.prompts not in ("fixed", "residual"):
-        fix = "give --set prompts=residual, and rates that suit it, such as text_lr=1e-3"
-        raise ValueError(f"prompts={preset.prompts} needs a text tower, and given features have none; {fix}")
+    needs_text_tower(preset.prompts, "given features")
     root, device = args.data_root, torch.device(args.device)
     meta, digest = read_meta(root), hashlib.blake2b(digest_size=16)
     digest.update(repr(meta.logit_scale).encode())
@@ -146,7 +143,7 @@ def given(args: argparse.Namespace, preset: Preset, train: str, test: str) -> Fr
         test_features=features[1],
         text=torch.from_numpy(text.astype(np.float32)).to(device),
         logit_scale=meta.logit_scale,
-        encode=_as_it_is,
+        encode=finished_texts,
         image_size=(224, max(1, round(224 * across / height))),
         grid=meta.grid,
     )
@@ -166,13 +163,6 @@ def _split(folder: Path, width: int, meta: Meta, device: torch.device, digest: A
             opened(path, images, "W")
         number = tokens[0].shape[1]
     return GivenFeatures(tokens, pooled, device)
-
-
-def _as_it_is(prompts: Tensor | PromptEmbeddings | list[PromptEmbeddings]) -> Tensor:
-    """Residual prompts are texts already."""
-    if not isinstance(prompts, Tensor):
-        raise TypeError(f"prompts must be texts (C, D), got {type(prompts).__name__}: given features have no text tower")
-    return prompts
 
 
 _LAYOUT = "FEATURES is a folder that trm_losses.write_features wrote"
