@@ -293,13 +293,12 @@ def test_options_that_do_not_fit_are_one_clear_line(settings, message, run, tmp_
 
 
 def test_the_value_path_reaches_the_backbone_and_the_name_of_the_cache(monkeypatch, tmp_path):
-    asked = []
-    monkeypatch.setattr(prepare, "load_open_clip", lambda *a, **k: asked.append(k["value_path"]))
+    asked, backbone = [], prepare.load_backbone(presets.EMBEDDED, torch.device("cpu"))
+    monkeypatch.setattr(prepare, "load_open_clip", lambda *a, **k: asked.append(k["value_path"]) or backbone)
     for value in ("true", "false"):
         preset = override(presets.VOC2007_RN101, [f"value_path={value}"])
         prepare.load_backbone(preset, torch.device("cpu"))
     assert asked == [True, False]
-    backbone = prepare.load_backbone(presets.EMBEDDED, torch.device("cpu"))
     monkeypatch.setattr(features, "_write_view", lambda *a: None)
     folders = []
     monkeypatch.setattr(features, "CachedFeatures", lambda folder, *a: folders.append(folder) or [])

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trm_losses import PromptEmbeddings
 from trm_pipeline.config.presets import Preset
 from trm_pipeline.data.base import LabelledImages, Source, found_in
+from trm_pipeline.features.backbone import finished_texts, needs_text_tower
 from trm_pipeline.features.cached import CachedFeatures
 from trm_pipeline.features.frozen import Frozen
 
-__all__ = ["SOURCE"]
+__all__ = ["SOURCE", "GivenFeatures", "labels_of", "open_split", "open_text", "read_meta", "scored_split"]
 
 _FLOATS = (np.dtype(np.float16), np.dtype(np.float32))
 _AT_A_TIME = 1 << 24  # values that are read together
@@ -98,10 +98,9 @@ def finite(path: Path, array: np.ndarray, digest: Any) -> np.ndarray:
     return array
 
 
-def read(args: argparse.Namespace, preset: Preset, split: str) -> LabelledImages:
-    """Labels and names of the images of a split; the images themselves may be anywhere or gone."""
-    root: Path = args.data_root
-    meta, folder = read_meta(root), root / split
+def labels_of(root: Path, split: str, meta: Meta) -> Tensor:
+    """Labels (n, C) of a split."""
+    folder = root / split
     if not folder.is_dir():
         splits = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
         wanted = "wanted are train, and test or val"
@@ -109,33 +108,49 @@ def read(args: argparse.Namespace, preset: Preset, split: str) -> LabelledImages
     table = opened(path := folder / "targets.npy", "n", len(meta.class_names))
     if bad := [value for value in np.unique(table).tolist() if value not in (0, 1, -1)]:
         raise ValueError(f"{path} must hold 1 (present), 0 (absent) or -1 (unknown), got {bad[0]}; see trm_losses.labels")
-    names = [str(row) for row in range(len(table))]
-    if (path := folder / "ids.txt").is_file():
+    return torch.from_numpy(table.astype(np.float32))
+
+
+def read(args: argparse.Namespace, preset: Preset, split: str) -> LabelledImages:
+    """Labels and names of the images of a split; the images themselves may be anywhere or gone."""
+    root: Path = args.data_root
+    meta = read_meta(root)
+    targets = labels_of(root, split, meta)
+    names = [str(row) for row in range(len(targets))]
+    if (path := root / split / "ids.txt").is_file():
         names = path.read_text(encoding="utf-8").splitlines()
-        if len(names) != len(table):
-            raise ValueError(f"{path} must name {len(table)} images, one a line, got {len(names)}")
-    targets = torch.from_numpy(table.astype(np.float32))
+        if len(names) != len(targets):
+            raise ValueError(f"{path} must name {len(targets)} images, one a line, got {len(names)}")
     return LabelledImages(root.resolve().name, meta.class_names, [str(root / name) for name in names], targets, ids=names)
+
+
+def scored_split(root: Path) -> str:
+    """The split whose images are scored."""
+    return "test" if (root / "test").is_dir() else "val"
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
     """What the folder says of the preset."""
     told = {} if (expected := read_meta(args.data_root).expected_positives) is None else {"expected_positives": expected}
-    test = "test" if (args.data_root / "test").is_dir() else "val"
-    return {"model": "given", "pretrained": None, "train_split": "train", "val_split": "val", "test_split": test, **told}
+    return {
+        "model": "given",
+        "pretrained": None,
+        "train_split": "train",
+        "val_split": "val",
+        "test_split": scored_split(args.data_root),
+        **told,
+    }
 
 
 def given(args: argparse.Namespace, preset: Preset, train: str, test: str) -> Frozen:
     """Features of both splits and the class texts."""
-    if preset.prompts not in ("fixed", "residual"):
-        fix = "give --set prompts=residual, and rates that suit it, such as text_lr=1e-3"
-        raise ValueError(f"prompts={preset.prompts} needs a text tower, and given features have none; {fix}")
+    needs_text_tower(preset.prompts, "given features")
     root, device = args.data_root, torch.device(args.device)
     meta, digest = read_meta(root), hashlib.blake2b(digest_size=16)
     digest.update(repr(meta.logit_scale).encode())
-    text = finite(path := root / "text.npy", opened(path, len(meta.class_names), "D"), digest)
+    text = open_text(root, meta, digest).to(device)
     width = text.shape[1]
-    features = [_split(root / split, width, meta, device, digest, first=split == test) for split in (train, test)]
+    features = [open_split(root / split, width, meta, device, digest, first=split == test) for split in (train, test)]
     height, across = meta.grid or (1, 1)
     count, views = features[0].tokens[0].shape[1], features[0].views
     return Frozen(
@@ -144,16 +159,22 @@ def given(args: argparse.Namespace, preset: Preset, train: str, test: str) -> Fr
         weights=digest.hexdigest(),
         features=features[0],
         test_features=features[1],
-        text=torch.from_numpy(text.astype(np.float32)).to(device),
+        text=text,
         logit_scale=meta.logit_scale,
-        encode=_as_it_is,
+        encode=finished_texts,
         image_size=(224, max(1, round(224 * across / height))),
         grid=meta.grid,
     )
 
 
-def _split(folder: Path, width: int, meta: Meta, device: torch.device, digest: Any, *, first: bool) -> GivenFeatures:
-    """A split's features; ``first``: of the first view alone."""
+def open_text(root: Path, meta: Meta, digest: Any) -> Tensor:
+    """The class texts (C, D) in single precision; their values join the digest."""
+    text = finite(path := root / "text.npy", opened(path, len(meta.class_names), "D"), digest)
+    return torch.from_numpy(text.astype(np.float32))
+
+
+def open_split(folder: Path, width: int, meta: Meta, device: torch.device, digest: Any, *, first: bool) -> GivenFeatures:
+    """A split's features, whose values join the digest; ``first``: of the first view alone."""
     images = len(opened(folder / "targets.npy", "n", len(meta.class_names)))
     tokens: list[np.ndarray] = []
     pooled: list[np.ndarray] = []
@@ -166,13 +187,6 @@ def _split(folder: Path, width: int, meta: Meta, device: torch.device, digest: A
             opened(path, images, "W")
         number = tokens[0].shape[1]
     return GivenFeatures(tokens, pooled, device)
-
-
-def _as_it_is(prompts: Tensor | PromptEmbeddings | list[PromptEmbeddings]) -> Tensor:
-    """Residual prompts are texts already."""
-    if not isinstance(prompts, Tensor):
-        raise TypeError(f"prompts must be texts (C, D), got {type(prompts).__name__}: given features have no text tower")
-    return prompts
 
 
 _LAYOUT = "FEATURES is a folder that trm_losses.write_features wrote"

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler, default_collate
 
-from trm_losses.backbones import ImageFeatures, OpenClipBackbone
+from trm_losses.backbones import ImageFeatures
+from trm_pipeline.features.backbone import ImageTower
 from trm_pipeline.files import check_writable
 from trm_pipeline.progress import progress, say
 
@@ -186,7 +187,7 @@ class LiveFeatures:
     def __init__(
         self,
         images: Dataset[tuple[Tensor, Tensor, int]],
-        backbone: OpenClipBackbone,
+        backbone: ImageTower,
         *,
         token_pool: int,
         device: torch.device,
@@ -273,7 +274,7 @@ def _alive(loader: Iterable[T]) -> Iterator[T]:
         ) from error
 
 
-def weights_digest(backbone: OpenClipBackbone) -> str:
+def weights_digest(backbone: ImageTower) -> str:
     """A fingerprint of the weights themselves, whatever name or file they came from."""
     digest = hashlib.blake2b(digest_size=16)
     for name, value in sorted(backbone.state_dict().items()):
@@ -286,7 +287,7 @@ def cache_features(
     root: Path,
     images: Dataset[tuple[Tensor, Tensor, int]],
     files: list[str],
-    backbone: OpenClipBackbone,
+    backbone: ImageTower,
     *,
     weights: str,
     token_pool: int,
@@ -311,7 +312,7 @@ def cache_features(
         "channels": (backbone.image_mean, backbone.image_std),
         "device": device.type,  # encoded under autocast on an accelerator, in full precision elsewhere
         "token_pool": token_pool,
-        "value_path": backbone.value_path,
+        "value_path": getattr(backbone, "value_path", False),  # of open_clip's ViTs alone
         "views": views,
         "files": [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats],
     }

@@ -19,7 +19,9 @@ from trm_losses.backbones import OpenClipBackbone, load_open_clip
 from trm_losses.backbones._imports import import_open_clip
 from trm_pipeline.config.presets import VOC2007_RN101
 from trm_pipeline.embedded import TEMPLATES, load_embedded
+from trm_pipeline.features.backbone import Backbone, GivenTexts, ImageTower
 from trm_pipeline.features.cached import weights_digest
+from trm_pipeline.features.towers import open_tower
 from trm_pipeline.files import write_json
 from trm_pipeline.progress import warnings_said
 
@@ -90,16 +92,16 @@ class SavedModel:
             raise ValueError(f"{file} and {HEAD_FILE} beside it name other classes; they are of two trainings: train again")
         return saved, head
 
-    def open(self, device: torch.device, pretrained: str | None = None) -> OpenClipBackbone:
-        """The frozen model that the head was trained on; ``pretrained`` where its weights lie elsewhere now."""
+    def open(self, device: torch.device, pretrained: str | None = None) -> ImageTower:
+        """The frozen model for images that the head was trained on; ``pretrained`` where its weights lie elsewhere now."""
         size = self.image_size if self.model == "embedded" else None
         backbone = open_backbone(self.model, pretrained or self.pretrained, size, device)
         backbone.image_size = self.image_size
         if weights_digest(backbone) != self.weights:
             raise ValueError(
                 f"the head was trained on features of {self.model} with other weights than those of "
-                f"{pretrained or self.pretrained or 'the embedded model here'}, and scores would mean nothing; give the weights "
-                "it was trained with (--pretrained), or train again"
+                f"{pretrained or self.pretrained or f'the {self.model} model here'}, and scores would mean nothing; give the "
+                "weights it was trained with (--pretrained), or train again"
             )
         return backbone
 
@@ -113,8 +115,10 @@ def weights_file(model: str, pretrained: str | None) -> str | None:
 
 def open_backbone(
     model: str, pretrained: str | None, image_size: int | tuple[int, int] | None, device: torch.device
-) -> OpenClipBackbone:
-    """The embedded model or one of open_clip, at a size or at its own."""
+) -> ImageTower:
+    """The embedded model, one of open_clip or an image tower such as timm:NAME, at a size or at its own."""
+    if (tower := open_tower(model, pretrained, image_size, device)) is not None:
+        return tower
     if model == "embedded":
         if pretrained is not None:
             raise ValueError(f"--pretrained {pretrained} is of another model; name it: --model ViT-B-32, for instance")
@@ -141,16 +145,16 @@ def open_backbone(
         logging.disable(before)
 
 
-def class_texts(
-    backbone: OpenClipBackbone, words: Mapping[str, str], templates: Sequence[str] | None
-) -> tuple[Tensor, tuple[str, ...]]:
+def class_texts(backbone: Backbone, words: Mapping[str, str], templates: Sequence[str] | None) -> tuple[Tensor, tuple[str, ...]]:
     """Texts (C, D) of classes by the words for them, and the templates; where none are given those that suit the model."""
+    if isinstance(backbone, GivenTexts):
+        return backbone.template_text(list(words), ()), ()
     embedded = backbone.name == "embedded"
     chosen = tuple(templates or (TEMPLATES if embedded else VOC2007_RN101.templates))
     unknown = {
         name: pieces
         for name, word in words.items()
-        if embedded and (pieces := backbone.tokenizer.unknown_pieces(word))  # type: ignore[union-attr]
+        if embedded and (pieces := backbone.tokenizer.unknown_pieces(word))  # type: ignore[attr-defined]
     }
     if unknown:
         shown = ", ".join(repr(words[name]) for name in list(unknown)[:5]) + (" …" if len(unknown) > 5 else "")

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from trm_losses import TRMHead
-from trm_losses.backbones import OpenClipBackbone
 from trm_losses.labels import UNKNOWN, known_fraction
 from trm_losses.pseudo import NeighbourRule
 from trm_pipeline import ranks
 from trm_pipeline.config.presets import EMBEDDED, Preset
 from trm_pipeline.data.voc import eval_transform
+from trm_pipeline.features.backbone import Backbone, with_texts
 from trm_pipeline.features.cached import Features, LiveFeatures, cache_features, cores, weights_digest
 from trm_pipeline.files import CACHE, check_writable, folder_argument
 from trm_pipeline.folder.hold_out import hold_out
@@ -52,9 +52,20 @@ def parser() -> argparse.ArgumentParser:
     t.add_argument("labels", type=Path, help="CSV or JSON-lines file: a column for each class, or image,labels with lists")
     t.add_argument("--output", type=Path, default=Path("runs/folder"), help="folder for the model, scores and pictures")
     t.add_argument(
-        "--model", default="embedded", help="an open_clip model such as ViT-B-32; 'embedded': no download, drawn scenes alone"
+        "--model",
+        default="embedded",
+        help="an open_clip model such as ViT-B-32; 'embedded': no download, drawn scenes alone; or timm:NAME with --class-texts",
     )
-    t.add_argument("--pretrained", help="a tag of open_clip such as 'openai', which downloads once, or a weights file")
+    t.add_argument(
+        "--pretrained",
+        help="a tag of open_clip such as 'openai', which downloads once, or a weights file; of timm default: its own weights",
+    )
+    t.add_argument(
+        "--class-texts",
+        type=Path,
+        metavar="FILE",
+        help="texts (C, D) of a model without a text tower (.npy, .pt): a row a class, in the order of the label file",
+    )
     t.add_argument("--image-size", type=int, help="side of the square images; default: the model's own")
     t.add_argument(
         "--template",
@@ -128,7 +139,14 @@ def run_train(args: argparse.Namespace) -> None:
     else:
         fetched = file is None and not args.model.startswith("local-dir:")
         say(f"model {args.model} {args.pretrained or ''}{', fetched where it is not here yet' if fetched else ''}")
-    backbone = open_backbone(args.model, args.pretrained, args.image_size, device)
+    tower = open_backbone(args.model, args.pretrained, args.image_size, device)
+    backbone = with_texts(tower, args.model, args.class_texts, labels.class_names, device)
+    if args.class_texts is not None:
+        if args.templates or args.names:
+            raise ValueError(
+                f"--names and --template are words for a text tower, and --model {args.model} has none; leave them out"
+            )
+        say(f"class texts of {args.class_texts}, read in the order {', '.join(labels.class_names)}")
     text, templates = class_texts(backbone, words, args.templates)
     height, width = backbone.grid(backbone.image_size)
     pool = 2 if height >= 14 and width >= 14 and height % 2 == width % 2 == 0 else 1
@@ -328,7 +346,7 @@ def _preset(args: argparse.Namespace, targets: Tensor) -> Preset:
 def _fit(
     args: argparse.Namespace,
     preset: Preset,
-    backbone: OpenClipBackbone,
+    backbone: Backbone,
     features: Part,
     targets: Tensor,
     held: Tensor,
@@ -371,7 +389,7 @@ def _fit(
     return result.method, estimates
 
 
-def _head(method: TRM, backbone: OpenClipBackbone, names: list[str], trained: Tensor, text: Tensor) -> TRMHead:
+def _head(method: TRM, backbone: Backbone, names: list[str], trained: Tensor, text: Tensor) -> TRMHead:
     """The head of all classes; those without a present label join by name."""
     with torch.no_grad():
         learned = backbone.encode_prompts(method.prompts())

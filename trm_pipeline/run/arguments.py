@@ -68,8 +68,16 @@ def parser(source: Source = voc.SOURCE) -> argparse.ArgumentParser:
             metavar="FILE",
             help="other names of the classes for prompts, one a line in the order of the columns",
         )
-        p.add_argument("--model", help="an open_clip model name, or 'embedded'")
-        p.add_argument("--pretrained", help="an open_clip tag such as 'openai', or a weights file")
+        p.add_argument("--model", help="an open_clip model name, 'embedded', or timm:NAME with --class-texts")
+        p.add_argument(
+            "--pretrained", help="an open_clip tag such as 'openai', or a weights file; of timm default: its own weights"
+        )
+        p.add_argument(
+            "--class-texts",
+            type=Path,
+            metavar="FILE",
+            help="texts (C, D) of a model without a text tower (.npy, .pt): a row a class in the order of the columns",
+        )
         p.add_argument("--image-size", type=int, help="side of the square images, a multiple of the model's stride")
         p.add_argument(
             "--workers",
@@ -81,7 +89,7 @@ def parser(source: Source = voc.SOURCE) -> argparse.ArgumentParser:
         p.add_argument("--cache", type=folder_argument, default=CACHE, help="folder for drawn scenes and frozen features")
     else:
         p.add_argument("data_root", type=Path, metavar="FEATURES", help=source.layout)
-        p.set_defaults(class_names=None, model=None, pretrained=None, image_size=None, workers=0)
+        p.set_defaults(class_names=None, class_texts=None, model=None, pretrained=None, image_size=None, workers=0)
     source.add_arguments(p)
     p.add_argument(
         "--labels",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 
@@ -12,8 +14,11 @@ from trm_pipeline.config.presets import Preset
 from trm_pipeline.data.base import HELD_OUT, LabelledImages, eval_transform, held_out, lines_of, train_transform
 from trm_pipeline.data.label_files import read_labels
 from trm_pipeline.embedded import load_embedded
+from trm_pipeline.features.backbone import Backbone, GivenTexts, needs_text_tower, with_texts
 from trm_pipeline.features.cached import CachedFeatures, Features, LiveFeatures, cache_features, weights_digest
 from trm_pipeline.features.frozen import Frozen
+from trm_pipeline.features.towers import open_tower
+from trm_pipeline.files import tensor_digest
 from trm_pipeline.progress import warnings_said
 from trm_pipeline.run.arguments import check_unseen, choose_preset, chosen_splits
 from trm_pipeline.run.cells import Prepared
@@ -21,8 +26,22 @@ from trm_pipeline.run.cells import Prepared
 __all__ = ["counts", "encoded", "load_backbone", "open_splits", "prepare", "prompt_names"]
 
 
-def load_backbone(preset: Preset, device: torch.device) -> OpenClipBackbone:
-    """The frozen model a preset names."""
+def load_backbone(
+    preset: Preset, device: torch.device, class_texts: Path | None = None, class_names: Sequence[str] = ()
+) -> Backbone:
+    """The frozen model a preset names, with the texts of the classes in a file if it has no text tower."""
+    tower = open_tower(preset.model, preset.pretrained, preset.image_size, device)
+    if tower is None:
+        tower = _load_open_clip(preset, device)
+    elif preset.value_path:
+        raise ValueError(f"value_path is for ViTs of open_clip, and --model {preset.model} is none; leave it out")
+    backbone = with_texts(tower, preset.model, class_texts, class_names, device)
+    if isinstance(backbone, GivenTexts):
+        needs_text_tower(preset.prompts, f"given texts of {preset.model}")
+    return backbone
+
+
+def _load_open_clip(preset: Preset, device: torch.device) -> OpenClipBackbone:
     if preset.model == "embedded":
         model, tokenizer = load_embedded()
         backbone = OpenClipBackbone(
@@ -70,10 +89,10 @@ def prepare(args: argparse.Namespace) -> Prepared:
 
 
 def encoded(args: argparse.Namespace, preset: Preset, sets: Mapping[str, LabelledImages], names: Sequence[str]) -> Frozen:
-    """What the preset's open_clip model gives."""
+    """What the preset's model gives."""
     device = torch.device(args.device)
     train_split, test_split = chosen_splits(args, preset)
-    backbone = load_backbone(preset, device)
+    backbone = load_backbone(preset, device, args.class_texts, names)
     channels = {"mean": backbone.image_mean, "std": backbone.image_std}
     plain = eval_transform(preset.image_size, **channels)
     digest = weights_digest(backbone)
@@ -102,12 +121,14 @@ def encoded(args: argparse.Namespace, preset: Preset, sets: Mapping[str, Labelle
     with warnings_said():
         text = backbone.template_text(names, preset.templates)
     if preset.prompts in ("shared", "csc"):
-        embedded_names = backbone.embed_prompts(backbone.tokenize([f"{name}." for name in names]))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of classes with the same text: they were named above
+            embedded_names = backbone.embed_prompts([f"{name}." for name in names])
     height, width = backbone.grid(backbone.image_size)
     return Frozen(
         model=f"{backbone.name} model",
         detail=f"{backbone.name} at {backbone.image_size[0]} x {backbone.image_size[1]}",
-        weights=digest,
+        weights=f"{digest} {tensor_digest(text)}" if isinstance(backbone, GivenTexts) else digest,
         features=features,
         test_features=cached(test_split, mirror=False),
         text=text,

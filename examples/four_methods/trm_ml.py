@@ -1,0 +1,90 @@
+"""TRM-ML: text-region matching, with pseudo-labels for what is unknown.
+
+Each class pools a region of its own out of the tokens: its text asks, and the tokens that look like it answer. Regions are
+matched with texts by the known labels; a second head, whose queries look at the whole image, learns from the first one and is
+what scores. A contrast draws regions, texts and class prototypes of one class together. Images that look alike tell what the
+unknown labels may be, after a warm-up::
+
+    python examples/four_methods/trm_ml.py FEATURES --known 0.1
+
+FEATURES is a folder that ``trm_losses.write_features`` wrote. Without one it is drawn scenes and the small model that ships
+with the pipeline. A features folder has no text tower, so prompts are learned as residuals of the texts.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from trm_losses import PromptLearner, TRMHead, TRMObjective, param_groups
+from trm_losses.labels import hide_labels, known_fraction
+from trm_losses.metrics import mean_average_precision
+from trm_losses.pseudo import NeighbourRule
+from trm_pipeline.data.splits import open_splits
+
+parser = argparse.ArgumentParser(description="TRM-ML on given features.")
+parser.add_argument("features", nargs="?", type=Path, metavar="FEATURES")
+parser.add_argument("--known", type=float, default=0.1, help="share of the labels that stay known")
+parser.add_argument("--epochs", type=int, default=10)
+parser.add_argument("--lr", type=float, default=3e-4, help="of regions and heads")
+parser.add_argument("--text-lr", type=float, default=1e-3)
+parser.add_argument("--seed", type=int, default=0)
+parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+args = parser.parse_args()
+
+torch.manual_seed(args.seed)
+order = torch.Generator().manual_seed(args.seed)
+train, test = open_splits(args.features, args.device)
+targets = hide_labels(train.targets, args.known, seed=args.seed)  # (n, C): 1 present, 0 absent, -1 unknown
+images, classes = targets.shape
+print(f"{images} images, {known_fraction(targets):.1%} of the labels known")
+
+steps = -(-images // 64)
+prompts = PromptLearner("residual", text=train.text).to(args.device)
+rule = NeighbourRule(classes, images)  # an unknown label is what the images around it are known to have
+objective = TRMObjective.from_text(train.text, total_steps=args.epochs * steps, rule=rule).to(args.device)
+model = nn.ModuleDict({"objective": objective, "prompts": prompts})
+
+prior = (targets == 1).sum() / (targets >= 0).sum()  # share of present labels among the known ones
+with torch.no_grad():  # a cosine says little about presence as such: start with the right mean for each class
+    tokens, _, _ = next(train.features.batches(256, order))
+    regions = objective.pooler(tokens, prompts())
+    objective.matching.calibrate_bias(regions.query, prompts(), prior=float(prior.clamp(0.01, 0.99)))
+# What is scored is a running mean of the weights, of which 82 % is left after an epoch.
+average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(min(0.82 ** (1 / steps), 0.9998)))
+averaged = average.module
+
+groups = param_groups(objective, lr=args.lr) + param_groups(prompts, lr=args.text_lr, weight_decay=0.0)
+optimizer = torch.optim.AdamW(groups)
+schedule = torch.optim.lr_scheduler.OneCycleLR(
+    optimizer, max_lr=[group["lr"] for group in groups], total_steps=args.epochs * steps, pct_start=0.2
+)
+for epoch in range(args.epochs):
+    # Every image is shown to the rule, in all its views, before the epoch.
+    seen = (
+        (batch.tokens, targets[batch.index], batch.index)
+        for view in range(train.features.views)
+        for batch in train.features.batches(64, view=view)
+    )
+    with torch.no_grad():
+        objective.refresh(seen, averaged["prompts"](), model=averaged["objective"])
+
+    model.train()
+    for tokens, _, index in train.features.batches(64, order):
+        output = objective(tokens, prompts(), targets[index].to(args.device), ids=index.to(args.device))
+        optimizer.zero_grad()
+        output.loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        average.update_parameters(model)
+        objective.update(output)  # prototypes and statistics, after the step: no image votes for itself
+
+    terms = ", ".join(f"{name} {term.item():.3f}" for name, term in output.terms.items())
+    with torch.no_grad():
+        found = averaged["objective"]
+        head = TRMHead(found.pooler, found.matching, averaged["prompts"](), train.class_names).eval()  # .save(path) keeps it
+        scores = torch.cat([head(tokens) for tokens, _, _ in test.features.batches(64)])
+    print(f"TRM-ML, epoch {epoch + 1}: {terms}, mAP {100 * mean_average_precision(scores, test.targets):.1f}")

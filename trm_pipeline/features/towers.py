@@ -1,0 +1,91 @@
+"""Image towers by name: ``--model FAMILY:NAME``. A further family is a function in a file of its own, and a line below."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trm_losses.backbones import TimmBackbone
+from trm_losses.backbones._imports import import_timm
+from trm_pipeline.features.backbone import ImageTower
+
+__all__ = ["TOWERS", "open_tower"]
+
+Size = int | tuple[int, int] | None
+
+
+def open_timm(name: str, pretrained: str | None, image_size: Size, device: torch.device) -> ImageTower:
+    """A model of timm without its classifier, with the weights of a file or, without one, with timm's own.
+
+    Raises:
+        ValueError: timm has no such model, its own weights cannot be fetched, or the file is not one of weights of this model.
+    """
+    timm = import_timm()
+    if ":" not in name and not timm.is_model(name):  # "hf-hub:..." names no architecture
+        near = ", ".join(difflib.get_close_matches(name, timm.list_models())) or "timm.list_models() names all"
+        raise ValueError(f"--model timm:NAME must be a model of timm, got {name!r}; near it: {near}")
+    if pretrained is not None and not os.path.isfile(pretrained):
+        raise ValueError(
+            f"--pretrained must be a weights file of timm:{name}, got {pretrained!r}; without it timm's own are fetched"
+        )
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)  # every try of a download, several times over
+    try:
+        network = timm.create_model(name, pretrained=pretrained is None, num_classes=0)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+        raise ValueError(
+            f"the weights of timm:{name} are not here and could not be fetched ({reason}). They are downloaded once, which "
+            "takes a network and a folder to keep them in (HF_HOME); or give a file of them: --pretrained WEIGHTS.safetensors"
+        ) from error
+    finally:
+        logging.disable(before)
+    if pretrained is not None:
+        _load(timm, network, name, pretrained)
+    tower = TimmBackbone(network, image_size=image_size)
+    tower.name = name
+    return tower.to(device)
+
+
+def _load(timm: Any, network: Any, name: str, path: str) -> None:
+    """The weights of a file but for those of a classifier, of which tokens know nothing."""
+    try:
+        weights: dict[str, Tensor] = timm.models.load_state_dict(path)
+        classifier = network.pretrained_cfg.get("classifier") or ()
+        heads = tuple(f"{head}." for head in ([classifier] if isinstance(classifier, str) else classifier))
+        own = network.state_dict()
+        weights = {key: value for key, value in weights.items() if key in own or not key.startswith(heads)}
+        shapes = {key: tuple(value.shape) for key, value in weights.items()}
+    except Exception as error:  # whatever bytes may lead to
+        line = (str(error).splitlines() or [""])[0]
+        raise ValueError(
+            f"--pretrained: {path} must be a safetensors file or a torch checkpoint of timm:{name}, and cannot be read as "
+            f"weights ({type(error).__name__}: {line})"
+        ) from error
+    wanted = {key: tuple(value.shape) for key, value in own.items()}
+    if bad := [key for key in {**wanted, **shapes} if shapes.get(key) != wanted.get(key)]:
+        key = bad[0]
+        raise ValueError(
+            f"--pretrained: {path} must hold the weights of timm:{name}, and {len(bad)} of {len(wanted)} entries do not fit: "
+            f"{key} must be {wanted.get(key, 'left out')}, got {shapes.get(key, 'none')}; name the model that they were made for"
+        )
+    network.load_state_dict(weights)
+
+
+TOWERS: dict[str, Callable[[str, str | None, Size, torch.device], ImageTower]] = {"timm": open_timm}
+"""A function for each family: from the name behind ``FAMILY:``, ``--pretrained``, image size and device to a frozen tower.
+
+What it gives may have a text side too, see :class:`~trm_pipeline.features.backbone.Backbone`; if not, the class texts are given.
+"""
+
+
+def open_tower(model: str, pretrained: str | None, image_size: Size, device: torch.device) -> ImageTower | None:
+    """The tower of ``FAMILY:NAME``; none if the family is not one of :data:`TOWERS`."""
+    family, colon, name = model.partition(":")
+    return TOWERS[family](name, pretrained, image_size, device) if colon and family in TOWERS else None
