@@ -291,9 +291,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "--set",
             *given,
         ]
-        parsed = arguments.parser().parse_args(typed)
-        parsed.typed = typed
-        rounds.append(experiment.run(parsed))
+        rounds.append(experiment.run(arguments.parse(typed)))
     for regime, shares in REGIMES.items():
         found = {method: scores(rounds, method, shares) for method in methods}
         table = [["method", "settings"]]

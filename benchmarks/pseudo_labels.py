@@ -69,7 +69,7 @@ def run(args: argparse.Namespace, cell: Cell) -> float:
     """mAP on val at the last epoch; the cell's method is the rule."""
     torch.set_num_threads(1)
     typed = ["--tune", "--cache", str(args.cache), *(["--set", *args.set] if args.set else [])]
-    data = prepare.prepare(arguments.parser().parse_args(typed))
+    data = prepare.prepare(arguments.parse(typed))
     rule = cell.method
     preset = override(data.preset, [f"pseudo_rule={rule}"]) if rule in PSEUDO_RULES else data.preset
     method, targets = build(data, cell, method=args.method, preset=preset)

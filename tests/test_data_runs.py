@@ -171,7 +171,7 @@ def test_labels_of_voc_need_no_other_option(tmp_path: Path) -> None:
     lines = [",".join({1: "1", 0: "-1", -1: "0"}[int(value)] for value in row) for row in wanted.tolist()]
     (path := tmp_path / "train_proportion_0.5.txt").write_text("\n".join(lines), encoding="utf-8")
     typed = ["--data-root", str(root), "--preset", "embedded", "--labels", str(path), "--device", "cpu", "--cache", str(tmp_path)]
-    data = prepare.prepare(arguments.parser().parse_args([*typed, "--workers", "0"]))
+    data = prepare.prepare(arguments.parse([*typed, "--workers", "0"]))
     assert data.labels is not None and torch.equal(data.labels, wanted) and data.class_names == list(VOC_CLASSES)
     part = seen_part(data, 4)
     assert part.labels is not None and torch.equal(part.labels, wanted[:, :16]) and part.class_names == list(VOC_CLASSES[:16])
@@ -189,10 +189,9 @@ def test_without_data_the_script_says_where_they_are_had(key: str, tmp_path: Pat
 @pytest.mark.parametrize("key", ["voc", *DATA])
 def test_every_script_has_a_preset_and_names_of_its_own(key: str) -> None:
     where = source(key)
-    args = arguments.parser(where).parse_args(["--data-root", "somewhere"])
-    assert arguments.choose_preset(args).name == where.preset and where.key == key and args.output == Path("runs") / key
-    arguments.check_arguments(args, arguments.choose_preset(args))
-    assert pickle.loads(pickle.dumps(args)).source == where, "processes of --jobs are given it"
+    options = arguments.parse(["--data-root", "somewhere"], where)
+    assert options.preset.name == where.preset and where.key == key and options.output == Path("runs") / key
+    assert pickle.loads(pickle.dumps(options)) == options, "processes of --jobs are given it"
     script = Path(__file__).parents[1] / "examples" / f"reproduce_{key}.py"
     assert f"reproduce_{key}.py" in script.read_text(encoding="utf-8")
 
@@ -200,8 +199,8 @@ def test_every_script_has_a_preset_and_names_of_its_own(key: str) -> None:
 def test_voc2012_of_single_positives(shared_data: Path) -> None:
     """Train against val, and settings chosen on a fifth of train."""
     for typed, sizes in (((), {"train": 70, "val": 30}), (("--tune",), {"fit": 56, "held-out": 14})):
-        args = arguments.parser().parse_args(["--data-root", str(shared_data), "--preset", "voc2012-rn101", *typed])
-        sets = prepare.open_splits(args, arguments.choose_preset(args))
+        options = arguments.parse(["--data-root", str(shared_data), "--preset", "voc2012-rn101", *typed])
+        sets = prepare.open_splits(options)
         assert {split: len(images) for split, images in sets.items()} == sizes
         assert all(images.name == "VOC2012" for images in sets.values())
 

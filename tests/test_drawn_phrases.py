@@ -195,7 +195,7 @@ def test_the_script_runs_without_any_data(
     where = SOURCES[key]
     typed = ["--methods", "text-pixel", "--known", "0.5", "--device", "cpu", "--workers", "0", "--tune", "--epochs", "1"]
     typed += ["--cache", str(tmp_path), "--output", str(tmp_path / "out"), "--set", "mirror=false"]
-    assert arguments.choose_preset(arguments.parser(where).parse_args(typed)).name == where.drawn_preset == f"embedded-{key}"
+    assert arguments.parse(typed, where).preset.name == where.drawn_preset == f"embedded-{key}"
     experiment.main(typed, where)
     out = capsys.readouterr().out
     assert f"{name}: 8 training images (fit), 2 test images (held-out), embedded at 224 x 224" in out

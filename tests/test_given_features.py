@@ -241,8 +241,8 @@ def test_known_labels_may_come_from_a_file(run: Callable[..., list[dict[str, Any
     typed = ["--labels", str(tmp_path / "labels.npy"), "--labels-encoding", "direct", "--methods", "linear"]
     assert [row["known"] for row in run(written, *typed)] == [0.75]
     typed = [str(written), "--known", "0.5"]
-    args = pickle.loads(pickle.dumps(arguments.parser(given.SOURCE).parse_args(typed)))
-    assert args.source == given.SOURCE, "processes of --jobs are given it"
+    options = arguments.parse(typed, given.SOURCE)
+    assert pickle.loads(pickle.dumps(options)) == options, "processes of --jobs are given it"
 
 
 def test_saliency_is_drawn_over_images_that_the_ids_lead_to(run: Callable[..., list[dict[str, Any]]], tmp_path: Path) -> None:

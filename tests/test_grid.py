@@ -466,10 +466,9 @@ def test_a_round_sets_all_numbers_of_a_loss_and_none_that_another_reads(choose_l
     """Whatever the preset has by now; a method reads its own candidate or, SCPNet of SPLC, what stands in the preset."""
     seen = []
 
-    def run(args):
-        found = arguments.choose_preset(args)
-        seen.append((found, args.methods))
-        return [{"method": name, "known": known, "mAP": len(seen)} for name in args.methods for known in (0.1, 0.5, "single")]
+    def run(options):
+        seen.append((options.preset, list(options.methods)))
+        return [{"method": name, "known": known, "mAP": len(seen)} for name in options.methods for known in (0.1, 0.5, "single")]
 
     monkeypatch.setattr(choose_losses.experiment, "run", run)
     with pytest.raises(SystemExit):

@@ -524,10 +524,7 @@ def test_a_pattern_of_the_grid_runs_like_any_method(run, tmp_path, capsys):
 
 
 def test_the_grid_is_planned_whole():
-    args = arguments.parser().parse_args(["--methods", "trm", "--grid", "--known", "0.1", "--seeds", "1"])
-    chosen = grid.choose_methods(args.methods, grid=args.grid)
-    args.methods = chosen
-    cells = results.plan(args, presets.EMBEDDED)
+    cells = results.plan(arguments.parse(["--methods", "trm", "--grid", "--known", "0.1", "--seeds", "1"]))
     assert [cell.method for cell in cells] == ["trm", *grid.HEADS, "positive-coop", *grid.GRID]
 
 

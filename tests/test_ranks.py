@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
@@ -37,7 +36,7 @@ from trm_pipeline.config.losses import LOSSES
 from trm_pipeline.drawn.devkit import write_drawn_voc
 from trm_pipeline.features import cached as features
 from trm_pipeline.methods import grid
-from trm_pipeline.run import cells, experiment
+from trm_pipeline.run import arguments, cells, experiment
 from trm_pipeline.training import loop as training
 from trm_pipeline.training import pseudo_trace
 
@@ -246,7 +245,7 @@ def test_a_cell_ends_alike_on_ranks_that_write_nothing(monkeypatch: pytest.Monke
     monkeypatch.setattr(cells, "train_cell", lambda *_, **__: training.Trained(method, {"mAP": 51.25}, 7.0, []))
     monkeypatch.setattr(ranks, "first", lambda: False)
     data = types.SimpleNamespace(device=torch.device("cpu"), preset=presets.EMBEDDED)
-    finished = cells.run_cell(data, cells.Cell("linear", 0.5, 1), argparse.Namespace())  # type: ignore[arg-type]
+    finished = cells.run_cell(data, cells.Cell("linear", 0.5, 1), arguments.parse([]))  # type: ignore[arg-type]
     assert (finished.row["mAP"], finished.seconds, finished.parameters) == (51.25, 7.0, 8)
 
 

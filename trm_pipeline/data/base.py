@@ -6,8 +6,8 @@ import argparse
 import copy
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "HELD_OUT",
     "LabelledImages",
+    "Place",
     "Source",
     "Transform",
     "eval_transform",
@@ -105,7 +106,29 @@ def _no_arguments(parser: argparse.ArgumentParser) -> None:
     pass
 
 
-def _no_settings(args: argparse.Namespace) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Place:
+    """Where the images of a run are looked for.
+
+    Args:
+        root: ``--data-root``; none: drawn scenes in the cache, of a data set that has such.
+        cache: folder for drawn scenes and frozen features.
+        own: the arguments that the data set has for itself.
+    """
+
+    root: Path | None
+    cache: Path
+    own: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """The root of a data set that has to be there."""
+        if self.root is None:
+            raise ValueError("--data-root is needed: the folder that holds the data set")
+        return self.root
+
+
+def _no_settings(place: Place) -> dict[str, Any]:
     return {}
 
 
@@ -115,7 +138,7 @@ class Source:
 
     Args:
         layout: what ``--data-root`` must hold and where it is had, for the one who gives none.
-        read: from the arguments, the preset and a split to its images.
+        read: from the place, the preset and a split to its images.
         preset: the one that is taken where none is asked for.
         drawn_preset: the same without ``--data-root``; none: the data set has to be there.
         num_classes: none: what ``read`` finds.
@@ -127,12 +150,12 @@ class Source:
     title: str
     num_classes: int | None
     layout: str
-    read: Callable[[argparse.Namespace, Preset, str], LabelledImages]
+    read: Callable[[Place, Preset, str], LabelledImages]
     preset: str
     drawn_preset: str | None = None
     add_arguments: Callable[[argparse.ArgumentParser], None] = _no_arguments
-    settings: Callable[[argparse.Namespace], dict[str, Any]] = _no_settings
-    given: Callable[[argparse.Namespace, Preset, str, str], Frozen] | None = None
+    settings: Callable[[Place], dict[str, Any]] = _no_settings
+    given: Callable[[Path, Preset, tuple[str, str], torch.device], Frozen] | None = None
 
 
 def held_out(count: int) -> dict[str, list[int]]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from trm_pipeline.config.presets import Preset
-from trm_pipeline.data.base import LabelledImages, Source, Transform, found_in, need_files
+from trm_pipeline.data.base import LabelledImages, Place, Source, Transform, found_in, need_files
 
 __all__ = ["COCO", "COCO_CLASSES", "SOURCE"]
 
@@ -204,8 +204,8 @@ def _without_outlines(item: dict[str, Any]) -> dict[str, Any]:
     return item if "images" in item else {key: item[key] for key in _KEPT if key in item}
 
 
-def _read(args: argparse.Namespace, preset: Preset, split: str) -> LabelledImages:
-    return COCO(args.data_root, split, annotated_only=args.annotated_only, crowd=not args.no_crowd)
+def _read(place: Place, preset: Preset, split: str) -> LabelledImages:
+    return COCO(place.folder, split, annotated_only=place.own["annotated_only"], crowd=not place.own["no_crowd"])
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

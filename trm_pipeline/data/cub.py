@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from trm_pipeline.config.presets import Preset
-from trm_pipeline.data.base import LabelledImages, Source, Transform, found_in, lines_of, need_files
+from trm_pipeline.data.base import LabelledImages, Place, Source, Transform, found_in, lines_of, need_files
 from trm_pipeline.drawn.phrases import write_drawn_phrases
 
 __all__ = ["CUB", "SOURCE", "attribute_phrase"]
@@ -123,10 +123,10 @@ def _read_labels(path: Path, count: int, min_certainty: int) -> torch.Tensor:
     return torch.from_numpy(labels)
 
 
-def _read(args: argparse.Namespace, preset: Preset, split: str) -> LabelledImages:
-    root = write_drawn_phrases("cub", args.cache) if args.data_root is None else args.data_root
-    images = CUB(root, split, min_certainty=args.min_certainty)
-    if args.data_root is None:
+def _read(place: Place, preset: Preset, split: str) -> LabelledImages:
+    root = write_drawn_phrases("cub", place.cache) if place.root is None else place.root
+    images = CUB(root, split, min_certainty=place.own["min_certainty"])
+    if place.root is None:
         images.name = images.name.replace("CUB-200-2011", "drawn")
     return images
 

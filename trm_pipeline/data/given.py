@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import math
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from trm_pipeline.config.presets import Preset
-from trm_pipeline.data.base import LabelledImages, Source, found_in
+from trm_pipeline.data.base import LabelledImages, Place, Source, found_in
 from trm_pipeline.features.backbone import finished_texts, needs_text_tower
 from trm_pipeline.features.cached import CachedFeatures
 from trm_pipeline.features.frozen import Frozen
@@ -111,9 +110,9 @@ def labels_of(root: Path, split: str, meta: Meta) -> Tensor:
     return torch.from_numpy(table.astype(np.float32))
 
 
-def read(args: argparse.Namespace, preset: Preset, split: str) -> LabelledImages:
+def read(place: Place, preset: Preset, split: str) -> LabelledImages:
     """Labels and names of the images of a split; the images themselves may be anywhere or gone."""
-    root: Path = args.data_root
+    root = place.folder
     meta = read_meta(root)
     targets = labels_of(root, split, meta)
     names = [str(row) for row in range(len(targets))]
@@ -129,28 +128,27 @@ def scored_split(root: Path) -> str:
     return "test" if (root / "test").is_dir() else "val"
 
 
-def settings(args: argparse.Namespace) -> dict[str, Any]:
+def settings(place: Place) -> dict[str, Any]:
     """What the folder says of the preset."""
-    told = {} if (expected := read_meta(args.data_root).expected_positives) is None else {"expected_positives": expected}
+    told = {} if (expected := read_meta(place.folder).expected_positives) is None else {"expected_positives": expected}
     return {
         "model": "given",
         "pretrained": None,
         "train_split": "train",
         "val_split": "val",
-        "test_split": scored_split(args.data_root),
+        "test_split": scored_split(place.folder),
         **told,
     }
 
 
-def given(args: argparse.Namespace, preset: Preset, train: str, test: str) -> Frozen:
+def given(root: Path, preset: Preset, splits: tuple[str, str], device: torch.device) -> Frozen:
     """Features of both splits and the class texts."""
     needs_text_tower(preset.prompts, "given features")
-    root, device = args.data_root, torch.device(args.device)
     meta, digest = read_meta(root), hashlib.blake2b(digest_size=16)
     digest.update(repr(meta.logit_scale).encode())
     text = open_text(root, meta, digest).to(device)
     width = text.shape[1]
-    features = [open_split(root / split, width, meta, device, digest, first=split == test) for split in (train, test)]
+    features = [open_split(root / split, width, meta, device, digest, first=split == splits[1]) for split in splits]
     height, across = meta.grid or (1, 1)
     count, views = features[0].tokens[0].shape[1], features[0].views
     return Frozen(

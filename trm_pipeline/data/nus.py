@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trm_pipeline.config.presets import Preset
-from trm_pipeline.data.base import LabelledImages, Source, Transform, lines_of, need_files
+from trm_pipeline.data.base import LabelledImages, Place, Source, Transform, lines_of, need_files
 from trm_pipeline.data.label_files import read_list
 
 __all__ = ["NUS", "NUS_CLASSES", "SOURCE", "VARIANTS"]
@@ -210,8 +210,8 @@ def _read_scpnet(root: Path, split: str) -> tuple[Path, list[str], Tensor, tuple
     return listing, images, targets.float(), names
 
 
-def _read(args: argparse.Namespace, preset: Preset, split: str) -> LabelledImages:
-    return NUS(args.data_root, split, variant=args.split, drop_empty=args.drop_empty)
+def _read(place: Place, preset: Preset, split: str) -> LabelledImages:
+    return NUS(place.folder, split, variant=place.own["split"], drop_empty=place.own["drop_empty"])
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import Counter
 from functools import partial
@@ -11,7 +10,7 @@ from pathlib import Path
 import torch
 
 from trm_pipeline.config.presets import Preset
-from trm_pipeline.data.base import LabelledImages, Source, Transform, found_in, lines_of, need_files
+from trm_pipeline.data.base import LabelledImages, Place, Source, Transform, found_in, lines_of, need_files
 from trm_pipeline.drawn.phrases import write_drawn_phrases
 
 __all__ = ["SOURCE", "VG200"]
@@ -92,9 +91,9 @@ def _once(index: Path, pairs: list[tuple[str, list[int]]]) -> dict[str, list[int
     return present
 
 
-def _read(args: argparse.Namespace, preset: Preset, split: str) -> LabelledImages:
-    images = VG200(write_drawn_phrases("vg200", args.cache) if args.data_root is None else args.data_root, split)
-    if args.data_root is None:
+def _read(place: Place, preset: Preset, split: str) -> LabelledImages:
+    images = VG200(write_drawn_phrases("vg200", place.cache) if place.root is None else place.root, split)
+    if place.root is None:
         images.name = "drawn scenes of 200 classes"
     return images
 

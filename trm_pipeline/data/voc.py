@@ -11,7 +11,7 @@ import torch
 from torchvision.datasets import VOCDetection
 
 from trm_pipeline.config.presets import Preset
-from trm_pipeline.data.base import LabelledImages, Source, Transform, eval_transform, found_in, need_files, train_transform
+from trm_pipeline.data.base import LabelledImages, Place, Source, Transform, eval_transform, found_in, need_files, train_transform
 from trm_pipeline.drawn.scenes import VOC_CLASSES
 
 __all__ = ["SOURCE", "VOC", "VOC_CLASSES", "class_prompt_names", "eval_transform", "train_transform"]
@@ -140,14 +140,14 @@ def _image_labels(annotation: str) -> list[int]:
     return labels
 
 
-def _read(args: argparse.Namespace, preset: Preset, split: str) -> LabelledImages:
-    root = args.data_root
+def _read(place: Place, preset: Preset, split: str) -> LabelledImages:
+    root = place.root
     if root is None:
         from trm_pipeline.drawn.devkit import write_drawn_voc  # which needs the classes from here
 
-        root = write_drawn_voc(args.cache)
-    images = VOC(root, preset.year, split, download=args.download)
-    if args.data_root is None:
+        root = write_drawn_voc(place.cache)
+    images = VOC(root, preset.year, split, download=place.own["download"])
+    if place.root is None:
         images.name = "drawn scenes"
     return images
 

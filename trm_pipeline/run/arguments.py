@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,24 +15,23 @@ from trm_pipeline.config.losses import LOSSES
 from trm_pipeline.config.presets import PRESETS, Known, Preset
 from trm_pipeline.config.settings import override
 from trm_pipeline.data import voc
-from trm_pipeline.data.base import HELD_OUT, Source
+from trm_pipeline.data.base import Place, Source
 from trm_pipeline.data.label_files import ENCODINGS
 from trm_pipeline.features.cached import cores
 from trm_pipeline.files import CACHE, folder_argument
 from trm_pipeline.methods import METHODS, ZERO_SHOT, Setting
 from trm_pipeline.methods.grid import HEADS, NAMES, PEERS, build_method, choose_methods
 from trm_pipeline.progress import Scalars
+from trm_pipeline.run.options import RunOptions
 
 __all__ = [
     "DEFAULT_KNOWN",
     "DEFAULT_METHODS",
-    "check_arguments",
+    "check_options",
     "check_single",
     "check_unseen",
-    "choose_preset",
-    "chosen_known",
-    "chosen_splits",
     "known_argument",
+    "parse",
     "parser",
 ]
 
@@ -49,6 +49,13 @@ def known_argument(text: str) -> Known:
         raise argparse.ArgumentTypeError(f"must be shares of known labels such as 0.1, or 'single'; got {text!r}") from None
 
 
+def _own(source: Source) -> argparse.ArgumentParser:
+    """The arguments that a data set has for itself."""
+    own = argparse.ArgumentParser(add_help=False)
+    source.add_arguments(own)
+    return own
+
+
 def parser(source: Source = voc.SOURCE) -> argparse.ArgumentParser:
     """The command line of ``reproduce_voc.py`` and its siblings."""
     drawn = (
@@ -58,8 +65,8 @@ def parser(source: Source = voc.SOURCE) -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         description=f"TRM-ML and its peers on {source.title} with missing labels. {drawn * bool(source.drawn_preset)}",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        parents=[_own(source)],
     )
-    p.set_defaults(source=source)
     if source.given is None:
         p.add_argument("--data-root", type=Path, help=source.layout.replace("%", "%%"))
         p.add_argument(
@@ -89,8 +96,7 @@ def parser(source: Source = voc.SOURCE) -> argparse.ArgumentParser:
         p.add_argument("--cache", type=folder_argument, default=CACHE, help="folder for drawn scenes and frozen features")
     else:
         p.add_argument("data_root", type=Path, metavar="FEATURES", help=source.layout)
-        p.set_defaults(class_names=None, class_texts=None, model=None, pretrained=None, image_size=None, workers=0)
-    source.add_arguments(p)
+        p.set_defaults(class_names=None, class_texts=None, model=None, pretrained=None, image_size=None, workers=0, cache=Path())
     p.add_argument(
         "--labels",
         type=Path,
@@ -165,11 +171,33 @@ def parser(source: Source = voc.SOURCE) -> argparse.ArgumentParser:
     return p
 
 
-def choose_preset(args: argparse.Namespace) -> Preset:
+def parse(typed: Sequence[str], source: Source = voc.SOURCE) -> RunOptions:
+    """The command line, read and checked.
+
+    Raises:
+        ValueError, OSError: what would otherwise end a run late, or do something else than was asked for.
+    """
+    args = parser(source).parse_args(typed)
+    own = vars(_own(source).parse_args([]))
+    place = Place(args.data_root, args.cache, {name: getattr(args, name) for name in own})
+    known = args.known or ([] if args.labels else DEFAULT_KNOWN)
+    fields = {field.name for field in dataclasses.fields(RunOptions)} & vars(args).keys()
+    told: dict[str, Any] = {name: getattr(args, name) for name in fields}
+    told = {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
+    told |= {"preset": _preset(args, source, place), "known": tuple(known)}
+    told |= {"methods": tuple(choose_methods(args.methods, grid=args.grid))}
+    options = RunOptions(source=source, place=place, typed=tuple(typed), **told)
+    if args.labels and args.known is not None:
+        raise ValueError("--labels is one setting of known labels: leave --known out, and give one of --seeds")
+    check_options(options)
+    return options
+
+
+def _preset(args: argparse.Namespace, source: Source, place: Place) -> Preset:
     """The preset the arguments ask for, with what they change."""
-    drawn = args.source.drawn_preset if args.data_root is None else None
-    preset = PRESETS[args.preset or drawn or args.source.preset]
-    preset = dataclasses.replace(preset, **args.source.settings(args))
+    drawn = source.drawn_preset if place.root is None else None
+    preset = PRESETS[args.preset or drawn or source.preset]
+    preset = dataclasses.replace(preset, **source.settings(place))
     if args.model not in (None, preset.model):
         preset = dataclasses.replace(preset, pretrained=None)  # the preset's weights are of its own model
     changes = {name: getattr(args, name) for name in ("model", "pretrained", "image_size", "epochs")}
@@ -177,55 +205,40 @@ def choose_preset(args: argparse.Namespace) -> Preset:
     return override(preset, args.set)
 
 
-def chosen_splits(args: argparse.Namespace, preset: Preset) -> tuple[str, str]:
-    """What is trained on and what is scored."""
-    if args.tune:
-        return ("fit" if preset.val_split == HELD_OUT else "train"), preset.val_split
-    return preset.train_split, preset.test_split
-
-
-def chosen_known(args: argparse.Namespace) -> list[Known]:
-    """The settings asked for; with a file of labels there are none but its own."""
-    if args.known is None:
-        return [] if args.labels else list(DEFAULT_KNOWN)
-    return list(args.known)
-
-
-def check_arguments(args: argparse.Namespace, preset: Preset) -> None:
+def check_options(options: RunOptions) -> None:
     """Refuse at the door what would otherwise end a run late, or do something else than was asked for."""
-    known = chosen_known(args)
-    if args.data_root is None and args.source.drawn_preset is None:
-        raise ValueError(f"--data-root is needed, {args.source.layout}")
-    if args.labels and (args.known is not None or len(set(args.seeds)) > 1):
+    preset, known, place = options.preset, options.known, options.place
+    if place.root is None and options.source.drawn_preset is None:
+        raise ValueError(f"--data-root is needed, {options.source.layout}")
+    if options.labels and len(set(options.seeds)) > 1:
         raise ValueError("--labels is one setting of known labels: leave --known out, and give one of --seeds")
-    if args.labels and args.tune:
+    if options.labels and options.tune:
         raise ValueError("--labels has the labels of the whole training split, of which --tune trains on a part; leave one out")
-    if args.labels_encoding and not args.labels:
+    if options.labels_encoding and not options.labels:
         raise ValueError("--labels-encoding needs --labels, the file it is about")
     for share in known:
         if not isinstance(share, str) and not 0 < share <= 1:
             raise ValueError(f"--known must be shares above 0 and at most 1, got {share:g} (10 % is 0.1)")
-    if missing := [share for share in args.ablation_known or () if share not in known]:
+    if missing := [share for share in options.ablation_known or () if share not in known]:
         raise ValueError(f"--ablation-known must be among --known, where trm itself is trained; got {missing[0]}")
     for name, value, least in (
-        ("--seeds", min(args.seeds), 1),
-        ("--jobs", args.jobs, 1),
-        ("--workers", args.workers, 0),
+        ("--seeds", min(options.seeds), 1),
+        ("--jobs", options.jobs, 1),
+        ("--workers", options.workers, 0),
         ("epochs", preset.epochs, 1),
         ("batch_size", preset.batch_size, 1),
     ):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
-    if args.jobs > 1 and ranks.launched() > 1:
-        raise ValueError(f"--jobs must be 1 under torchrun, whose processes train each cell together; got {args.jobs}")
-    chosen = choose_methods(args.methods, grid=args.grid)
-    if ranks.launched() > 1 and (alone := [name for name in chosen if name.partition("+")[2] in PEERS]):
+    if options.jobs > 1 and ranks.launched() > 1:
+        raise ValueError(f"--jobs must be 1 under torchrun, whose processes train each cell together; got {options.jobs}")
+    if ranks.launched() > 1 and (alone := [name for name in options.methods if name.partition("+")[2] in PEERS]):
         raise ValueError(f"--methods: {alone[0]} is trained by one process, not under torchrun")
-    if args.source.num_classes is not None:
-        check_unseen(args, args.source.num_classes)
-    if args.unseen and preset.pooler.get("query") == "free":
+    if options.source.num_classes is not None:
+        check_unseen(options.unseen, options.source.num_classes)
+    if options.unseen and preset.pooler.get("query") == "free":
         raise ValueError("--unseen needs queries that come from text; give --set pooler.query=tied")
-    if args.unseen and not preset.region_learning:
+    if options.unseen and not preset.region_learning:
         raise ValueError("--unseen needs regions of the classes; give --set region_learning=true")
     check_single(known, preset)
     # Words and numbers of the method are its parts' own to check; here with any texts, before anything is computed.
@@ -234,27 +247,27 @@ def check_arguments(args: argparse.Namespace, preset: Preset) -> None:
         setting = Setting(dataclasses.replace(preset, prompts="fixed"), any_text, None, 100.0, preset.epochs, single=single)
         METHODS["trm"](setting)
         setting.targets, setting.similarities = torch.ones(2, 2), lambda: torch.ones(2, 2)
-        for loss in dict.fromkeys(name.partition("+")[2] for name in chosen if "+" in name):
+        for loss in dict.fromkeys(name.partition("+")[2] for name in options.methods if "+" in name):
             build_method(f"text-pixel+{loss}", setting)
     if (until := preset.single_negative_until) not in ("end", "warmup", None):
         raise ValueError(f"single_negative_until must be 'end' or 'warmup', got {until!r}")
-    splits = chosen_splits(args, preset)
+    splits = options.splits
     if splits[0] == splits[1]:
         raise ValueError(f"training and test images must be different splits, got {splits[0]!r} for both")
-    if args.tensorboard:
+    if options.tensorboard:
         Scalars.check()
-    if getattr(args, "download", False) and args.data_root is None:
+    if place.own.get("download") and place.root is None:
         raise ValueError("--download needs --data-root, the folder to put VOC into")
     try:
-        torch.empty(0, device=args.device)
+        torch.empty(0, device=options.device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {args.device} cannot be used here: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"--device {options.device} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
-def check_unseen(args: argparse.Namespace, classes: int) -> None:
+def check_unseen(unseen: int, classes: int) -> None:
     """Some classes are left to train on."""
-    if not 0 <= args.unseen < max(1, classes - 1):
-        raise ValueError(f"--unseen must leave two classes of {classes} to train on, got {args.unseen}")
+    if not 0 <= unseen < max(1, classes - 1):
+        raise ValueError(f"--unseen must leave two classes of {classes} to train on, got {unseen}")
 
 
 def check_single(known: Sequence[Known], preset: Preset) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import multiprocessing
 import os
@@ -32,6 +31,7 @@ from trm_pipeline.methods.grid import build_method
 from trm_pipeline.methods.wrapped import unwrapped
 from trm_pipeline.progress import escape_output, say, without_bars
 from trm_pipeline.report.rows import Row
+from trm_pipeline.run.options import RunOptions
 from trm_pipeline.training.cost import trained_parameters, watch_memory
 from trm_pipeline.training.loop import Trained, score, train
 
@@ -110,7 +110,7 @@ def checkpoint_path(output: Path, cell: Cell) -> Path:
     return output / "checkpoints" / f"{cell.name}.pt"
 
 
-def run_cell(data: Prepared, cell: Cell, args: argparse.Namespace) -> Finished:
+def run_cell(data: Prepared, cell: Cell, options: RunOptions) -> Finished:
     """Train and score a cell; whatever else it leaves behind is on disk before it counts as finished."""
     single = cell.known == "single"
     metrics: Mapping[str, float | None]
@@ -119,7 +119,7 @@ def run_cell(data: Prepared, cell: Cell, args: argparse.Namespace) -> Finished:
         metrics, seconds = _zero_shot(data, cell.method)
     else:
         read_peak = watch_memory(data.device)
-        metrics, seconds, parameters = _trained(data, cell, args)
+        metrics, seconds, parameters = _trained(data, cell, options)
         peak = read_peak()
     figures = {key: None if value is None else round(value, 3) for key, value in metrics.items()}
     expected = data.preset.expected_positives if single else None
@@ -141,11 +141,11 @@ def _zero_shot(data: Prepared, method: str) -> tuple[dict[str, float | None], fl
     return data.zero_shot[method]
 
 
-def _trained(data: Prepared, cell: Cell, args: argparse.Namespace) -> tuple[dict[str, float], float, int]:
+def _trained(data: Prepared, cell: Cell, options: RunOptions) -> tuple[dict[str, float], float, int]:
     """Metrics of a trained method, the seconds of training, and how many parameters it trained."""
     method, changes = VARIANTS.get(cell.method, (cell.method, ()))
     preset = override(data.preset, changes)
-    trained = train_cell(data, cell, args, method=method, preset=preset)
+    trained = train_cell(data, cell, options, method=method, preset=preset)
     if not ranks.first():
         return trained.metrics, trained.seconds, trained_parameters(trained.method)
     # A head is given tokens, not the pooled feature that a method without region learning is trained on.
@@ -153,9 +153,9 @@ def _trained(data: Prepared, cell: Cell, args: argparse.Namespace) -> tuple[dict
     if cell.method not in VARIANTS and isinstance(inner, TRM) and preset.region_learning:
         with torch.no_grad():
             text = data.encode(inner.prompts())
-        inner.head(text, data.class_names).save(args.output / f"{cell.name}.pt")
+        inner.head(text, data.class_names).save(options.output / f"{cell.name}.pt")
     if trained.trace:
-        write_json(args.output / "pseudo" / f"{cell.name}.json", trained.trace)
+        write_json(options.output / "pseudo" / f"{cell.name}.json", trained.trace)
     return trained.metrics, trained.seconds, trained_parameters(trained.method)
 
 
@@ -179,7 +179,7 @@ def build(data: Prepared, cell: Cell, *, method: str, preset: Preset) -> tuple[M
     return build_method(method, setting), targets
 
 
-def train_cell(data: Prepared, cell: Cell, args: argparse.Namespace, *, method: str, preset: Preset) -> Trained:
+def train_cell(data: Prepared, cell: Cell, options: RunOptions, *, method: str, preset: Preset) -> Trained:
     """Train a method on what a cell's setting and seed leave of the labels, from its checkpoint where there is one."""
     built, targets = build(data, cell, method=method, preset=preset)
     made_with = {
@@ -187,7 +187,7 @@ def train_cell(data: Prepared, cell: Cell, args: argparse.Namespace, *, method: 
         "preset": dataclasses.asdict(preset),
         "labels": tensor_digest(targets),
         "weights": data.weights,
-        "amp": args.amp,
+        "amp": options.amp,
         **({"ranks": ranks.world()} if ranks.world() > 1 else {}),  # each keeps a random state of its own
     }
     return train(
@@ -203,35 +203,35 @@ def train_cell(data: Prepared, cell: Cell, args: argparse.Namespace, *, method: 
         label=cell.label,
         single=cell.known == "single",
         truth=data.targets,
-        checkpoint=Checkpoint(checkpoint_path(args.output, cell), made_with),
-        amp=args.amp,
-        log=args.output / "tensorboard" / cell.name if args.tensorboard else None,
-        profile=args.output / "profile" / f"{cell.name}.txt" if args.profile and ranks.first() else None,
+        checkpoint=Checkpoint(checkpoint_path(options.output, cell), made_with),
+        amp=options.amp,
+        log=options.output / "tensorboard" / cell.name if options.tensorboard else None,
+        profile=options.output / "profile" / f"{cell.name}.txt" if options.profile and ranks.first() else None,
     )
 
 
 def run_cells(
-    data: Prepared, cells: Sequence[Cell], args: argparse.Namespace, prepare: Callable[[argparse.Namespace], Prepared]
+    data: Prepared, cells: Sequence[Cell], options: RunOptions, prepare: Callable[[RunOptions], Prepared]
 ) -> Generator[Finished, None, None]:
-    """Cells as they are finished: one after the other, or ``args.jobs`` at a time in processes of their own."""
-    apart = [cell for cell in cells if args.jobs > 1 and cell.method not in ZERO_SHOT]
+    """Cells as they are finished: one after the other, or ``--jobs`` at a time in processes of their own."""
+    apart = [cell for cell in cells if options.jobs > 1 and cell.method not in ZERO_SHOT]
     announced = None
     for cell in (cell for cell in cells if cell not in apart):
         if cell.method not in ZERO_SHOT and announced != (announced := (cell.known, cell.seed)):
             targets = known_labels(data, cell.known, cell.seed)
             known, positives = known_fraction(targets), int((targets == 1).sum())
             say(f"seed {cell.seed}, {known:.1%} of the labels known, {positives} positives")
-        yield run_cell(data, cell, args)
+        yield run_cell(data, cell, options)
     if apart:
-        yield from _in_processes(apart, args, prepare)
+        yield from _in_processes(apart, options, prepare)
 
 
 def _in_processes(
-    cells: Sequence[Cell], args: argparse.Namespace, prepare: Callable[[argparse.Namespace], Prepared]
+    cells: Sequence[Cell], options: RunOptions, prepare: Callable[[RunOptions], Prepared]
 ) -> Generator[Finished, None, None]:
     """Cells in the order in which they end; whatever ends this iterator early ends its processes too."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.jobs, context, _start_worker, (args, prepare)) as pool:
+    with ProcessPoolExecutor(options.jobs, context, _start_worker, (options, prepare)) as pool:
         try:
             for future in as_completed([pool.submit(_work, cell) for cell in cells]):
                 yield future.result()
@@ -242,27 +242,27 @@ def _in_processes(
             raise
 
 
-_worker: tuple[Prepared, argparse.Namespace] | None = None
+_worker: tuple[Prepared, RunOptions] | None = None
 
 
-def _start_worker(args: argparse.Namespace, prepare: Callable[[argparse.Namespace], Prepared]) -> None:
+def _start_worker(options: RunOptions, prepare: Callable[[RunOptions], Prepared]) -> None:
     """What a process needs for its cells: features are mapped from the cache that the parent has filled."""
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(max(1, min(torch.get_num_threads(), cores() // args.jobs)))
-    if args.deterministic:
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), cores() // options.jobs)))
+    if options.deterministic:
         use_deterministic_algorithms()
     escape_output()
     without_bars()
-    _worker = prepare(args), args
+    _worker = prepare(options), options
 
 
 def _work(cell: Cell) -> Finished:
     if _worker is None:
         raise RuntimeError("a cell was given to a process that was not started as a worker")
-    data, args = _worker
-    return run_cell(data, cell, args)
+    data, options = _worker
+    return run_cell(data, cell, options)
 
 
 def _end_with_parent() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import shlex
 import sys
@@ -18,18 +17,19 @@ from PIL import Image
 from trm_losses import TRMHead
 from trm_losses.labels import known_fraction
 from trm_pipeline import ranks
+from trm_pipeline.config.presets import Known
 from trm_pipeline.data import voc
 from trm_pipeline.data.base import Source
 from trm_pipeline.files import check_writable, tensor_digest
-from trm_pipeline.methods.grid import choose_methods
 from trm_pipeline.progress import Sweep, escape_output, say
 from trm_pipeline.report.markdown import markdown
 from trm_pipeline.report.page import make_report
 from trm_pipeline.report.pictures import choose_images, collect_saliency
 from trm_pipeline.report.rows import Row, ablation_rows, main_rows
 from trm_pipeline.report.tables import ablation_table, grid_tables, mean_table
-from trm_pipeline.run.arguments import check_arguments, check_single, choose_preset, chosen_known, chosen_splits, parser
+from trm_pipeline.run.arguments import check_single, parse
 from trm_pipeline.run.cells import Cell, Prepared, run_cells, use_deterministic_algorithms
+from trm_pipeline.run.options import RunOptions
 from trm_pipeline.run.prepare import prepare
 from trm_pipeline.run.results import Results, plan
 from trm_pipeline.run.unseen import unseen_row, unseen_table
@@ -37,63 +37,60 @@ from trm_pipeline.run.unseen import unseen_row, unseen_table
 __all__ = ["look_at_images", "main", "run"]
 
 
-def run(args: argparse.Namespace) -> list[Row]:
+def run(options: RunOptions) -> list[Row]:
     """Everything the command does; returns the rows it wrote."""
     started = time.perf_counter()
-    args.methods = choose_methods(args.methods, grid=args.grid)
-    preset = choose_preset(args)
-    check_arguments(args, preset)
-    args.known = chosen_known(args)
-    if args.deterministic:
+    if options.deterministic:
         use_deterministic_algorithms()
-    args.device = ranks.start(args.device)
-    check_writable(args.output, "--output")
-    args.output.mkdir(parents=True, exist_ok=True)
+    options = dataclasses.replace(options, device=ranks.start(options.device))
+    check_writable(options.output, "--output")
+    options.output.mkdir(parents=True, exist_ok=True)
     with ranks.first_before_others():
-        data = prepare(args)
+        data = prepare(options)
     say(data.description)
     if data.labels is not None:
         # Without a known absence a file of labels is one of single positives, or of several.
-        args.known = [round(known_fraction(data.labels), 4) if bool((data.labels == 0).any()) else "single"]
-        check_single(args.known, preset)
+        known: Known = round(known_fraction(data.labels), 4) if bool((data.labels == 0).any()) else "single"
+        options = dataclasses.replace(options, known=(known,))
+        check_single(options.known, options.preset)
 
-    cells = plan(args, preset)
-    results = Results(args.output, cells)
+    cells = plan(options)
+    results = Results(options.output, cells)
     results.start(
         {
-            "known": args.known,
-            "methods": args.methods,
-            "seeds": args.seeds,
-            "ablation": args.ablation,
-            "ablation_known": args.ablation_known,
-            "unseen": args.unseen,
-            "tune": args.tune,
-            "amp": args.amp,
-            "deterministic": args.deterministic,
+            "known": options.known,
+            "methods": options.methods,
+            "seeds": options.seeds,
+            "ablation": options.ablation,
+            "ablation_known": options.ablation_known,
+            "unseen": options.unseen,
+            "tune": options.tune,
+            "amp": options.amp,
+            "deterministic": options.deterministic,
             "device": data.device.type,
-            "preset": dataclasses.asdict(preset),
+            "preset": dataclasses.asdict(options.preset),
             "weights": data.weights,
             "labels": [tensor_digest(data.targets), tensor_digest(data.test_targets)],
             "known_labels": None if data.labels is None else tensor_digest(data.labels),
         },
-        resume=args.resume,
+        resume=options.resume,
     )
     todo = ranks.from_first([cell for cell in cells if cell not in results.rows])
     if len(todo) < len(cells):
         say(f"{len(cells) - len(todo)} of {len(cells)} rows are there already")
     sweep = Sweep(len(cells), len(cells) - len(todo))
-    with closing(run_cells(data, todo, args, prepare)) as finished:
+    with closing(run_cells(data, todo, options, prepare)) as finished:
         for cell in finished:
             results.add(cell)
             sweep.add(cell.cell.label, cell.row["mAP"], cell.seconds)
 
     rows = results.ordered()
-    apart = dict.fromkeys(cell._replace(method="trm") for cell in cells if args.unseen)
-    unseen = [unseen_row(data, cell, args) for cell in apart]
+    apart = dict.fromkeys(cell._replace(method="trm") for cell in cells if options.unseen)
+    unseen = [unseen_row(data, cell, options) for cell in apart]
     if not ranks.first():
         return rows
     where = f"{data.name}, {data.model}"
-    notes = [f"mAP (%) on the {chosen_splits(args, preset)[1]} images, last epoch of the averaged weights; {where}."]
+    notes = [f"mAP (%) on the {options.splits[1]} images, last epoch of the averaged weights; {where}."]
     say(f"\n{notes[0]}")
     if main := main_rows(rows):
         say(markdown(mean_table(main)))
@@ -103,9 +100,11 @@ def run(args: argparse.Namespace) -> list[Row]:
         say(f"\nDifference to trm on the same seeds:\n{markdown(ablation_table(variants))}")
     if unseen:
         say(f"\nmAP (%) with {', '.join(unseen[0]['unseen'])} never labelled in training:\n{unseen_table(unseen)}")
-    look_at_images(data, cells, args.output)
-    page = make_report(args.output, command=shlex.join([f"reproduce_{args.source.key}.py", *args.typed]), data=where, notes=notes)
-    say(f"\n{args.output / 'results.json'}, {page}; {time.perf_counter() - started:.0f} s")
+    look_at_images(data, cells, options.output)
+    page = make_report(
+        options.output, command=shlex.join([f"reproduce_{options.source.key}.py", *options.typed]), data=where, notes=notes
+    )
+    say(f"\n{options.output / 'results.json'}, {page}; {time.perf_counter() - started:.0f} s")
     return rows
 
 
@@ -130,10 +129,8 @@ def look_at_images(data: Prepared, cells: Sequence[Cell], output: Path) -> None:
 def main(argv: Sequence[str] | None = None, source: Source = voc.SOURCE) -> None:
     """Entry point; errors of data, names and settings are one line without a traceback."""
     escape_output()
-    args = parser(source).parse_args(argv)
-    args.typed = list(sys.argv[1:] if argv is None else argv)
     try:
-        run(args)
+        run(parse(sys.argv[1:] if argv is None else argv, source))
         ranks.stop()
     except (ValueError, OSError, ImportError) as error:
         # One that comes from a process that reads images brings its traceback along; the error itself is the last line.

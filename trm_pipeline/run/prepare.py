@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,8 +19,9 @@ from trm_pipeline.features.frozen import Frozen
 from trm_pipeline.features.towers import open_tower
 from trm_pipeline.files import tensor_digest
 from trm_pipeline.progress import warnings_said
-from trm_pipeline.run.arguments import check_unseen, choose_preset, chosen_splits
+from trm_pipeline.run.arguments import check_unseen
 from trm_pipeline.run.cells import Prepared
+from trm_pipeline.run.options import RunOptions
 
 __all__ = ["counts", "encoded", "load_backbone", "open_splits", "prepare", "prompt_names"]
 
@@ -55,22 +55,23 @@ def _load_open_clip(preset: Preset, device: torch.device) -> OpenClipBackbone:
     )
 
 
-def prepare(args: argparse.Namespace) -> Prepared:
+def prepare(options: RunOptions) -> Prepared:
     """Data, frozen model and features, each computed where it is not there yet."""
-    preset = choose_preset(args)
-    train_split, test_split = chosen_splits(args, preset)
-    sets = open_splits(args, preset)
+    preset, device = options.preset, torch.device(options.device)
+    train_split, test_split = options.splits
+    sets = open_splits(options)
     train, test = sets[train_split], sets[test_split]
-    check_unseen(args, len(train.class_names))
-    names = prompt_names(args, preset, train)
-    if args.class_names:
+    check_unseen(options.unseen, len(train.class_names))
+    names = prompt_names(options, train)
+    if options.class_names:
         train.class_names = tuple(names)
-    published = None if args.labels is None else read_labels(args.labels, train, args.labels_encoding)
-    frozen = args.source.given(args, preset, train_split, test_split) if args.source.given else encoded(args, preset, sets, names)
+    published = None if options.labels is None else read_labels(options.labels, train, options.labels_encoding)
+    given = options.source.given
+    frozen = encoded(options, sets, names) if given is None else given(options.place.folder, preset, options.splits, device)
     return Prepared(
         **vars(frozen),
         preset=preset,
-        device=torch.device(args.device),
+        device=device,
         targets=train.targets,
         test_targets=test.targets,
         test_paths=test.image_paths,
@@ -88,18 +89,18 @@ def prepare(args: argparse.Namespace) -> Prepared:
     )
 
 
-def encoded(args: argparse.Namespace, preset: Preset, sets: Mapping[str, LabelledImages], names: Sequence[str]) -> Frozen:
+def encoded(options: RunOptions, sets: Mapping[str, LabelledImages], names: Sequence[str]) -> Frozen:
     """What the preset's model gives."""
-    device = torch.device(args.device)
-    train_split, test_split = chosen_splits(args, preset)
-    backbone = load_backbone(preset, device, args.class_texts, names)
+    preset, device = options.preset, torch.device(options.device)
+    train_split, test_split = options.splits
+    backbone = load_backbone(preset, device, options.class_texts, names)
     channels = {"mean": backbone.image_mean, "std": backbone.image_std}
     plain = eval_transform(preset.image_size, **channels)
     digest = weights_digest(backbone)
 
     def cached(split: str, *, mirror: bool) -> CachedFeatures:
         return cache_features(
-            args.cache / "features",
+            options.place.cache / "features",
             sets[split].with_transform(plain),
             sets[split].image_paths,
             backbone,
@@ -107,14 +108,14 @@ def encoded(args: argparse.Namespace, preset: Preset, sets: Mapping[str, Labelle
             token_pool=preset.token_pool,
             mirror=mirror,
             device=device,
-            workers=args.workers,
+            workers=options.workers,
         )
 
     features: Features
     if preset.augment:
         random = train_transform(preset.image_size, rand_augment=True, **channels)
         augmented = sets[train_split].with_transform(random)
-        features = LiveFeatures(augmented, backbone, token_pool=preset.token_pool, device=device, workers=args.workers)
+        features = LiveFeatures(augmented, backbone, token_pool=preset.token_pool, device=device, workers=options.workers)
     else:
         features = cached(train_split, mirror=preset.mirror)
     embedded_names = None
@@ -140,24 +141,23 @@ def encoded(args: argparse.Namespace, preset: Preset, sets: Mapping[str, Labelle
     )
 
 
-def open_splits(args: argparse.Namespace, preset: Preset) -> dict[str, LabelledImages]:
+def open_splits(options: RunOptions) -> dict[str, LabelledImages]:
     """The images trained on and those scored, by split."""
-    chosen = chosen_splits(args, preset)
-    if HELD_OUT in chosen:
-        whole = args.source.read(args, preset, preset.train_split)
+    if HELD_OUT in options.splits:
+        whole = options.source.read(options.place, options.preset, options.preset.train_split)
         return {name: whole.rows(rows) for name, rows in held_out(len(whole)).items()}
-    return {split: args.source.read(args, preset, split) for split in chosen}
+    return {split: options.source.read(options.place, options.preset, split) for split in options.splits}
 
 
-def prompt_names(args: argparse.Namespace, preset: Preset, images: LabelledImages) -> list[str]:
+def prompt_names(options: RunOptions, images: LabelledImages) -> list[str]:
     """Names of the classes as prompts have them."""
-    if args.class_names is None:
-        return images.prompt_names(preset.split_words)
-    names = lines_of(args.class_names, "--class-names", "wanted is a file with a name a line")
+    if options.class_names is None:
+        return images.prompt_names(options.preset.split_words)
+    names = lines_of(options.class_names, "--class-names", "wanted is a file with a name a line")
     if len(names) != len(images.class_names):
-        raise ValueError(f"--class-names: {args.class_names} must name {len(images.class_names)} classes, got {len(names)}")
+        raise ValueError(f"--class-names: {options.class_names} must name {len(images.class_names)} classes, got {len(names)}")
     if twice := [name for place, name in enumerate(names) if name in names[:place]]:
-        raise ValueError(f"--class-names: {args.class_names} must give each class a name of its own, got {twice[0]!r} twice")
+        raise ValueError(f"--class-names: {options.class_names} must give each class a name of its own, got {twice[0]!r} twice")
     return names
 
 

@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from trm_pipeline import ranks
-from trm_pipeline.config.presets import VARIANTS, Preset
+from trm_pipeline.config.presets import VARIANTS
 from trm_pipeline.config.settings import override
 from trm_pipeline.files import differences, read_json, write_json
 from trm_pipeline.methods import ZERO_SHOT
 from trm_pipeline.report.rows import Row
 from trm_pipeline.run.cells import Cell, Finished, checkpoint_path
+from trm_pipeline.run.options import RunOptions
 
 __all__ = ["Results", "plan"]
 
 
-def plan(args: argparse.Namespace, preset: Preset) -> list[Cell]:
+def plan(options: RunOptions) -> list[Cell]:
     """All cells of the run, in the order of their rows."""
-    settings, seeds, chosen = (list(dict.fromkeys(values)) for values in (args.known, args.seeds, args.methods))
+    settings, seeds = dict.fromkeys(options.known), dict.fromkeys(options.seeds)
+    chosen = dict.fromkeys(options.methods)
     cells = [Cell(m, known, seed) for m in chosen if m in ZERO_SHOT for known in settings for seed in seeds]
     # A variant that changes nothing, such as the rule that trm has anyway, is trm itself.
     ablation = [
         name
         for name, (method, changes) in VARIANTS.items()
-        if args.ablation and (method != "trm" or override(preset, changes) != preset)
+        if options.ablation and (method != "trm" or override(options.preset, changes) != options.preset)
     ]
     for seed in seeds:
         for known in settings:
             trained = [m for m in chosen if m not in ZERO_SHOT]
-            if known in (args.ablation_known or settings):
+            if known in (options.ablation_known or settings):
                 trained += ablation
             cells += [Cell(method, known, seed) for method in dict.fromkeys(trained)]
     return cells

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 from functools import partial
@@ -18,6 +17,7 @@ from trm_pipeline.methods import TRM, zero_shot_tokens
 from trm_pipeline.report.markdown import markdown
 from trm_pipeline.report.rows import heading
 from trm_pipeline.run.cells import Cell, Prepared, checkpoint_path, train_cell
+from trm_pipeline.run.options import RunOptions
 from trm_pipeline.training.loop import score
 
 __all__ = ["seen_part", "unseen_row", "unseen_table"]
@@ -39,41 +39,41 @@ def seen_part(data: Prepared, unseen: int) -> Prepared:
     )
 
 
-def unseen_row(data: Prepared, cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
-    """Train without the last ``args.unseen`` classes, then score all of them; mAP of both parts beside token zero-shot.
+def unseen_row(data: Prepared, cell: Cell, options: RunOptions) -> dict[str, Any]:
+    """Train without the last ``--unseen`` classes, then score all of them; mAP of both parts beside token zero-shot.
 
     The new classes join the trained head by name: their texts are those of the frozen model, their bias is the mean of the
     trained ones.
     """
-    cell = cell._replace(method=f"{cell.method}-unseen{args.unseen}")
-    path = args.output / "unseen" / f"{cell.name}.json"
+    cell = cell._replace(method=f"{cell.method}-unseen{options.unseen}")
+    path = options.output / "unseen" / f"{cell.name}.json"
     if not ranks.from_first(path.exists()):  # else it is of the run that is resumed
-        row: dict[str, Any] = _train_and_score(data, cell, args)
+        row: dict[str, Any] = _train_and_score(data, cell, options)
         if not ranks.first():
             return row
         write_json(path, row)
-    checkpoint_path(args.output, cell).unlink(missing_ok=True)
+    checkpoint_path(options.output, cell).unlink(missing_ok=True)
     row = json.loads(path.read_text(encoding="utf-8"))
     return row
 
 
-def _train_and_score(data: Prepared, cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
-    trained = train_cell(seen_part(data, args.unseen), cell, args, method="trm", preset=data.preset)
+def _train_and_score(data: Prepared, cell: Cell, options: RunOptions) -> dict[str, Any]:
+    trained = train_cell(seen_part(data, options.unseen), cell, options, method="trm", preset=data.preset)
     method = trained.method
     if not isinstance(method, TRM):
         raise TypeError(f"only a head whose queries come from text scores unseen classes, got {type(method).__name__}")
     with torch.no_grad():
         text = data.encode(method.prompts())
-    seen = data.class_names[: -args.unseen]
-    head = method.head(text, seen).with_classes(torch.cat([text, data.text[-args.unseen :]]), data.class_names)
+    seen = data.class_names[: -options.unseen]
+    head = method.head(text, seen).with_classes(torch.cat([text, data.text[-options.unseen :]]), data.class_names)
     head.eval()
-    row: dict[str, Any] = {"known": cell.known, "seed": cell.seed, "unseen": data.class_names[-args.unseen :]}
+    row: dict[str, Any] = {"known": cell.known, "seed": cell.seed, "unseen": data.class_names[-options.unseen :]}
     for name, logits in (
         ("trm", lambda batch: head(batch.tokens)),
         ("zero-shot-tokens", partial(zero_shot_tokens, text=data.text)),
     ):
         scores = score(logits, data.test_features, data.preset.batch_size)
-        for part, columns in (("seen", slice(None, -args.unseen)), ("unseen", slice(-args.unseen, None))):
+        for part, columns in (("seen", slice(None, -options.unseen)), ("unseen", slice(-options.unseen, None))):
             precision = mean_average_precision(scores[:, columns], data.test_targets[:, columns])
             row[f"{name} {part}"] = round(100 * float(precision), 3)
     return row
