@@ -427,9 +427,9 @@ def test_numbers_of_a_loss_are_settings():
     faster = override(presets.EMBEDDED, ["an.lr_factor=3"])
     assert faster.loss_options("linear", "an", single=False)["lr_factor"] == 3 and LOSSES["an"] == {}
     for wrong, message in (
-        ("ll-r.speed=3", "ll-r.delta"),
-        ("ll-r.speed=3", "ll-r.lr_factor"),
-        ("what.delta=3", "wanted GROUP.NAME=VALUE"),
+        ("ll-r.speed=3", "wanted ll-r.NAME=VALUE with one of delta, published_epochs, lr_factor; got"),
+        ("dropout=0.1", "likely pooler.dropout is meant"),
+        ("what.delta=3", "or GROUP.NAME=VALUE with a group of .*em-apl"),
         ("pasl-selective.likely=many", "must be of type int"),
         ("an.lr_factor=0", "an.lr_factor must be above 0, .*got 0"),
         ("role.rate=-3", "role.rate must be above 0"),

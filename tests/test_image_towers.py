@@ -242,7 +242,7 @@ def test_a_further_family_is_a_function_and_a_line(
     monkeypatch.setitem(towers.TOWERS, "patches", Patches)
     np.save(tmp_path / "colours.npy", np.random.default_rng(0).normal(size=(20, 3)))
     changes = {"model": "patches:means", "weights": None, "texts": tmp_path / "colours.npy"}
-    rows = run("--methods", "zero-shot-tokens", "trm", "--set", "num_heads=1", **changes)
+    rows = run("--methods", "zero-shot-tokens", "trm", "--set", "pooler.num_heads=1", **changes)
     assert {row["method"] for row in rows} == {"zero-shot-tokens", "trm"} and all(0 < row["mAP"] <= 100 for row in rows)
 
     monkeypatch.setattr(Patches, "logit_scale", 20.0, raising=False)

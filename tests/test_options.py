@@ -129,7 +129,7 @@ def test_every_option_of_a_part_is_a_setting(part):
     """The library writes an option once; nothing in the pipeline has to be told of it."""
     wanted = set(inspect.signature(PARTS[part]).parameters) - APART
     assert wanted == set(part_options(part))
-    with pytest.raises(ValueError, match=rf"--set: wanted GROUP.NAME=VALUE with one of .*{part}\.{min(wanted)}"):
+    with pytest.raises(ValueError, match=rf"--set: wanted {part}.NAME=VALUE with one of .*{min(wanted)}"):
         override(presets.EMBEDDED, [f"{part}.{min(wanted)}s=1"])
 
 

@@ -10,7 +10,7 @@ import copy
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from trm_losses import (
@@ -71,46 +71,54 @@ def part_options(part: str) -> dict[str, str]:
 
 
 def override(preset: Preset, assignments: Sequence[str]) -> Preset:
-    """The preset with other settings, each read as its own type."""
+    """The preset with other settings, each read as its own type.
+
+    Raises:
+        ValueError: a name that is none, or a value of another type, with the names that there are.
+    """
     groups = (*PARTS, *PEERS, "losses", "tuned", "tuned_single")
     changes: dict[str, Any] = {name: copy.deepcopy(getattr(preset, name)) for name in groups}
     fields = {field.name: str(field.type) for field in dataclasses.fields(Preset) if field.name not in changes}
+    options = _options(preset)
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
         group, dot, option = name.partition(".")
-        peer = group.replace("-", "_")
-        if not equals or not (dot or name in fields):
-            raise ValueError(f"--set: wanted NAME=VALUE with one of {', '.join(_names(preset, fields))}; got {assignment!r}")
+        if not equals or name not in fields and option not in options.get(group, {}):
+            raise ValueError(f"--set: {_wanted(name, fields, options)}; got {assignment!r}")
         if not dot:
             changes[name] = _read(name, value, fields[name])
-        elif group in PARTS and option in (kinds := part_options(group)):
-            changes[group][option] = _read(name, value, kinds[option])
-        elif peer in PEERS and option in changes[peer]:
-            changes[peer][option] = _read(name, value, "float")
-        elif group in preset.losses and option in (*preset.losses[group], "lr_factor"):
-            kind = type(preset.losses[group].get(option, 1.0)).__name__
-            changes["losses"][group][option] = number = _read(name, value, kind)
-            if option in ("lr_factor", "rate") and not 0 < number < math.inf:
-                raise ValueError(f"--set: {name} must be above 0, a factor of the head's learning rate; got {value}")
-            for method, options in (*changes["tuned"].items(), *changes["tuned_single"].items()):
-                if method.partition("+")[2] == group:
-                    options.pop(option, None)
-        else:
-            raise ValueError(f"--set: wanted GROUP.NAME=VALUE with one of {', '.join(_dotted(preset))}; got {assignment!r}")
+            continue
+        found = _read(name, value, options[group][option])
+        if group not in preset.losses:
+            changes[group.replace("-", "_")][option] = found
+            continue
+        if option in ("lr_factor", "rate") and not 0 < found < math.inf:
+            raise ValueError(f"--set: {name} must be above 0, a factor of the head's learning rate; got {value}")
+        changes["losses"][group][option] = found
+        for method, tuned in (*changes["tuned"].items(), *changes["tuned_single"].items()):
+            if method.partition("+")[2] == group:
+                tuned.pop(option, None)
     return dataclasses.replace(preset, **changes)
 
 
-def _dotted(preset: Preset) -> list[str]:
-    """All names of two parts."""
-    return [
-        *(f"{part}.{name}" for part in PARTS for name in part_options(part)),
-        *(f"{peer.replace('_', '-')}.{name}" for peer in PEERS for name in getattr(preset, peer)),
-        *(f"{loss}.{name}" for loss, options in preset.losses.items() for name in dict.fromkeys((*options, "lr_factor"))),
-    ]
+def _options(preset: Preset) -> dict[str, dict[str, str]]:
+    """The groups of settings, and in each the names with their types."""
+    losses = {loss: {**numbers, "lr_factor": 1.0} for loss, numbers in preset.losses.items()}
+    return {
+        **{part: part_options(part) for part in PARTS},
+        **{peer.replace("_", "-"): dict.fromkeys(getattr(preset, peer), "float") for peer in PEERS},
+        **{loss: {name: type(value).__name__ for name, value in numbers.items()} for loss, numbers in losses.items()},
+    }
 
 
-def _names(preset: Preset, fields: dict[str, str]) -> list[str]:
-    return [*fields, *_dotted(preset)]
+def _wanted(name: str, fields: Iterable[str], options: Mapping[str, Iterable[str]]) -> str:
+    """What could have been meant by a name that is no setting."""
+    group, dot, _ = name.partition(".")
+    if dot and group in options:
+        return f"wanted {group}.NAME=VALUE with one of {', '.join(options[group])}"
+    likely = [f"{other}.{name}" for other, names in options.items() if name in names]
+    hint = f"likely {' or '.join(likely)} is meant; " if likely else ""
+    return f"{hint}wanted NAME=VALUE with one of {', '.join(fields)}, or GROUP.NAME=VALUE with a group of {', '.join(options)}"
 
 
 def _read(name: str, value: str, kind: str) -> Any:
