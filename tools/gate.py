@@ -100,7 +100,7 @@ def _fit_logistic(x: Tensor, y: Tensor, l2: float) -> tuple[Tensor, Tensor]:
     def closure() -> Tensor:
         optimizer.zero_grad()
         loss = F.binary_cross_entropy_with_logits(x @ weight.T + bias, y) + l2 * weight.square().sum() / y.shape[1]
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
     optimizer.step(closure)
@@ -245,7 +245,8 @@ class PhraseGate(Gate):
 
 def run_gate(model: Any, tokenizer: Callable[[list[str]], Tensor], devkit: Path) -> Gate:
     """Train the gate's heads on train and score them on val."""
-    return Gate(**_figures(model, *(VOC(devkit, 2007, split) for split in ("train", "val")), template_features(model, tokenizer)))
+    train, val = (VOC(devkit, 2007, split) for split in ("train", "val"))
+    return Gate(**_figures(model, train, val, template_features(model, tokenizer)))
 
 
 def run_phrase_gate(
@@ -263,13 +264,14 @@ def _figures(model: Any, train: LabelledImages, val: LabelledImages, text: Tenso
     )
     zero_shot = zero_shot_scores(x_val, text)
 
+    joint, joint_val = x.tokens.mean(dim=1), x_val.tokens.mean(dim=1)
     probes = {}
-    for name, of in {
-        "joint": lambda f: f.tokens.mean(dim=1),
-        "joint, unit": lambda f: F.normalize(f.tokens.mean(dim=1), dim=-1),
-        "penultimate": lambda f: f.penultimate,
-    }.items():
-        scores, l2 = linear_probe(of(x), y, of(x_val))
+    for name, seen, other in (
+        ("joint", joint, joint_val),
+        ("joint, unit", F.normalize(joint, dim=-1), F.normalize(joint_val, dim=-1)),
+        ("penultimate", x.penultimate, x_val.penultimate),
+    ):
+        scores, l2 = linear_probe(seen, y, other)
         probes[f"{name} (L2 {l2:g})"] = mean_ap(scores, y_val)
 
     unit, unit_val = F.normalize(x.tokens, dim=-1), F.normalize(x_val.tokens, dim=-1)

@@ -49,7 +49,8 @@ class PretrainingRecipe:
 def _used_ids(captions: list[str], tokenizer: Callable[[list[str]], Tensor]) -> Tensor:
     """All token ids that captions, templates and class words use, sorted, so that the end of text stays the largest."""
     texts = captions + [t.format(word) for word in caption_words() for t in TEMPLATES]
-    return torch.unique(tokenizer(sorted(set(texts))))
+    used: Tensor = torch.unique(tokenizer(sorted(set(texts))))
+    return used
 
 
 def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, group: Tensor) -> Tensor:

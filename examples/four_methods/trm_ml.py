@@ -13,6 +13,7 @@ with the pipeline. A features folder has no text tower, so prompts are learned a
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -54,7 +55,7 @@ with torch.no_grad():  # a cosine says little about presence as such: start with
     objective.matching.calibrate_bias(regions.query, prompts(), prior=float(prior.clamp(0.01, 0.99)))
 # What is scored is a running mean of the weights, of which 82 % is left after an epoch.
 average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(min(0.82 ** (1 / steps), 0.9998)))
-averaged = average.module
+averaged: Any = average.module
 
 groups = param_groups(objective, lr=args.lr) + param_groups(prompts, lr=args.text_lr, weight_decay=0.0)
 optimizer = torch.optim.AdamW(groups)

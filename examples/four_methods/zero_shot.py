@@ -25,7 +25,7 @@ parser.add_argument("features", nargs="?", type=Path, metavar="FEATURES")
 parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 args = parser.parse_args()
 
-_, test = open_splits(args.features, args.device)
+test = open_splits(args.features, args.device)[1]
 text = normalize(test.text, dim=1)  # (C, D)
 
 by_image, by_tokens = [], []

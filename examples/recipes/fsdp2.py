@@ -24,8 +24,9 @@ def train() -> TRMObjective:
         optimizer.zero_grad()
         output.loss.backward()  # averages gradients over ranks, each its part
         for p in scalars:
-            dist.all_reduce(p.grad)
-            p.grad /= dist.get_world_size()
+            if p.grad is not None:
+                dist.all_reduce(p.grad)
+                p.grad /= dist.get_world_size()
         optimizer.step()
         objective.update(output)
     return objective
