@@ -92,7 +92,7 @@ def test_a_script_fits_on_a_screen_and_stands_alone(script: Path) -> None:
     text = script.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 110 and "sys.path" not in text
     found = set(re.findall(r"^(?:from|import) (\w+)", text, re.MULTILINE))
-    assert found <= {"argparse", "pathlib", "torch", "trm_losses", "trm_pipeline"}
+    assert found <= {"argparse", "pathlib", "typing", "torch", "trm_losses", "trm_pipeline"}
     assert set(re.findall(r"^from (trm_pipeline\S*)", text, re.MULTILINE)) == {"trm_pipeline.data.splits"}, "the reader alone"
 
 
