@@ -148,6 +148,9 @@ class TextRegionMatchingLoss(PerClassState):
             regions: (B, C, D) of the first batches.
             text: (C, D).
             prior: expected share of present labels, such as present / known over the training labels.
+
+        Raises:
+            ValueError: no image, a prior outside (0, 1), or regions so long that the bias overflows.
         """
         check_number(type(self).__name__, "prior", prior, 0, 1, strict=True)
         logits = self.logits(regions, text, bias=False).cpu().double()
@@ -158,7 +161,14 @@ class TextRegionMatchingLoss(PerClassState):
             middle = (low + high) / 2
             too_high = torch.sigmoid(logits - middle).mean() > prior
             low, high = torch.where(too_high, middle, low), torch.where(too_high, high, middle)
-        self.bias.fill_(((low + high) / 2).item())
+        bias = ((low + high) / 2).to(self.bias)
+        if not torch.isfinite(bias):
+            longest = float(regions.detach().float().norm(dim=-1).max())
+            raise ValueError(
+                f"{type(self).__name__}: regions must lead to a bias that {bias.dtype} can hold, got regions of a length up to "
+                f"{longest:g}; normalise them"
+            )
+        self.bias.fill_(bias)
 
     def extra_repr(self) -> str:
         return (
