@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from _ddp import Pool
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.helpers import ROOT
+from tests.helpers.ranks import Pool
+
 PICTURES = {
     "trm_pipeline.report.page": ("draw_map_against_known", "draw_pseudo_quality", "draw_saliency"),
     "trm_pipeline.folder.outputs": ("draw_entries",),
@@ -21,7 +22,6 @@ PICTURES = {
 if "OMP_NUM_THREADS" not in os.environ:  # workers share the cores, with the processes that tests start
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
-sys.path.insert(0, str(ROOT / "tools"))
 
 
 @pytest.fixture(scope="session")

@@ -8,10 +8,13 @@ from unittest import mock
 
 import pytest
 import torch
-from cases import CLASSES, TOKENS, WIDTH, filled_bank, filled_labeler, labels, normal, objective, objective_inputs, shaken
 from torch import Tensor
 
 import trm_losses as tl
+from tests.helpers.cases.bank import filled_bank
+from tests.helpers.cases.labeler import filled_labeler
+from tests.helpers.cases.objective import objective, objective_inputs
+from tests.helpers.values import CLASSES, TOKENS, WIDTH, labels, normal, shaken
 from trm_losses import functional as TF
 from trm_losses import regions
 from trm_losses.pseudo import NeighbourRule

@@ -9,24 +9,15 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
-from _ddp import Pool, group_of
-from cases import (
-    BASELINES,
-    CLASSES,
-    SAMPLES,
-    WIDTH,
-    call_baseline,
-    filled_bank,
-    filled_labeler,
-    generator,
-    head,
-    labels,
-    normal,
-    objective,
-)
 from torch import Tensor, nn
 
 import trm_losses as tl
+from tests.helpers.cases.bank import filled_bank
+from tests.helpers.cases.baselines import BASELINES, call_baseline
+from tests.helpers.cases.labeler import filled_labeler
+from tests.helpers.cases.objective import head, objective
+from tests.helpers.ranks import Pool, group_of
+from tests.helpers.values import CLASSES, SAMPLES, WIDTH, generator, labels, normal
 from trm_losses import baselines
 from trm_losses._distributed import (
     count_per_rank,

@@ -7,10 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CLASSES, TOKENS, WIDTH, call_contrast, filled_bank, filled_labeler, labels, normal, shaken, with_prototypes
 from torch import Tensor
 
 import trm_losses as tl
+from tests.helpers.cases.bank import filled_bank
+from tests.helpers.cases.contrast import call_contrast
+from tests.helpers.cases.inputs import with_prototypes
+from tests.helpers.cases.labeler import filled_labeler
+from tests.helpers.values import CLASSES, TOKENS, WIDTH, labels, normal, shaken
 from trm_losses import functional as TF
 
 

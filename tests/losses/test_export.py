@@ -6,22 +6,19 @@ import contextlib
 import copy
 import io
 import shutil
-import sys
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from cases import CLASSES, TOKENS, WIDTH, labels, normal, objective
 from torch import Tensor, nn
 
 import trm_losses as tl
-
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-
-import trust  # noqa: E402
+from tests.helpers import trust
+from tests.helpers.cases.objective import objective
+from tests.helpers.ranks import Pool
+from tests.helpers.values import CLASSES, TOKENS, WIDTH, labels, normal
 
 # One of each way through the code: the others share theirs, and compile for one batch size in test_modules.py.
 DYNAMIC = ("matching", "contrast, weights and prototypes", "pseudo-labels", "large loss")
@@ -100,7 +97,7 @@ def over_two(rank: int, fullgraph: bool) -> tuple[float, Tensor] | str:
 
 def test_compiled_contrast_over_ranks() -> None:
     """It runs as it is between compiled parts, and refuses to be part of a whole graph; never wrong."""
-    pool = trust.Pool(2)
+    pool = Pool(2)
     part = trust.named("contrast")
     inputs = part.inputs(8, part.setting)
     inputs["regions"].requires_grad_()

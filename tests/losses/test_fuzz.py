@@ -13,17 +13,31 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import cases
 import numpy as np
 import pytest
 import torch
-from cases import BASELINES, CASES, SAMPLES, TOKENS, WIDTH, Inputs, generator, normal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 import trm_losses as tl
+from tests.helpers.cases import CASES
+from tests.helpers.cases.bank import filled_bank
+from tests.helpers.cases.baselines import BASELINES, baseline_inputs
+from tests.helpers.cases.inputs import (
+    image_labels,
+    region_text,
+    token_text,
+    two_logits,
+    with_padding,
+    with_prototypes,
+    with_weights,
+)
+from tests.helpers.cases.labeler import filled_labeler, training_set
+from tests.helpers.cases.objective import head
+from tests.helpers.values import SAMPLES, TOKENS, WIDTH, Inputs, generator, normal, shaken
+from tests.helpers.values import labels as given_labels
 from trm_losses import baselines, labels, metrics
 from trm_losses import functional as TF
 from trm_losses._precision import unit
@@ -81,7 +95,7 @@ def only(inputs: Callable[[int, int], Inputs], *names: str, **more: Callable[[in
 
 
 def hard(b: int, c: int) -> Tensor:
-    return cases.labels(b, c, seed=3, soft=False)
+    return given_labels(b, c, seed=3, soft=False)
 
 
 def scored(b: int, c: int) -> Inputs:
@@ -89,7 +103,7 @@ def scored(b: int, c: int) -> Inputs:
 
 
 def pseudo(c: int) -> tl.PseudoLabels:
-    return tl.PseudoLabels(cases.labels(8, c, seed=5), torch.ones(8, c), torch.ones(8, c))
+    return tl.PseudoLabels(given_labels(8, c, seed=5), torch.ones(8, c), torch.ones(8, c))
 
 
 def merged(labels: tl.PseudoLabels, x: Inputs) -> Tensor:
@@ -104,7 +118,7 @@ def logits(b: int, c: int) -> Tensor:
 
 
 def past(b: int, c: int) -> Inputs:
-    return {"regions": normal(b, c, WIDTH, seed=1), "targets": cases.labels(b, c, seed=3)}
+    return {"regions": normal(b, c, WIDTH, seed=1), "targets": given_labels(b, c, seed=3)}
 
 
 PARTS |= {
@@ -112,7 +126,7 @@ PARTS |= {
     "from_positive_only": function(
         "from_positive_only", labels.from_positive_only, lambda b, c: {"labels": hard(b, c).clamp(min=0)}
     ),
-    "from_nan": function("from_nan", labels.from_nan, lambda b, c: {"labels": cases.labels(b, c, seed=3)}),
+    "from_nan": function("from_nan", labels.from_nan, lambda b, c: {"labels": given_labels(b, c, seed=3)}),
     "known_fraction": function("known_fraction", labels.known_fraction, lambda b, c: {"targets": hard(b, c)}),
     "hide_labels": function("hide_labels", labels.hide_labels, lambda b, c: {"targets": hard(b, c)}),
     "keep_single_positive": function("keep_single_positive", labels.keep_single_positive, lambda b, c: {"targets": hard(b, c)}),
@@ -140,22 +154,22 @@ PARTS |= {
         smooth=False,
         nan=True,
     ),
-    "pseudo-labels, merge": Part("PseudoLabels", pseudo, lambda b, c: {"targets": cases.labels(b, c, seed=3)}, merged, pure=True),
+    "pseudo-labels, merge": Part("PseudoLabels", pseudo, lambda b, c: {"targets": given_labels(b, c, seed=3)}, merged, pure=True),
     "ROLE, start": function(
         "ROLELoss",
         lambda targets: baselines.ROLELoss(targets, 1.5, generator=generator()).estimates.detach(),
-        lambda b, c: {"targets": cases.labels(b, c, seed=3)},
+        lambda b, c: {"targets": given_labels(b, c, seed=3)},
     ),
     "matching, loss of logits": method(
         "TextRegionMatchingLoss",
         lambda c: tl.TextRegionMatchingLoss(c),
         "loss",
-        only(cases.with_weights, "targets", "weights", logits=logits),
+        only(with_weights, "targets", "weights", logits=logits),
     ),
     "matching, calibrate_bias": Part(
         "TextRegionMatchingLoss",
         lambda c: tl.TextRegionMatchingLoss(c),
-        only(cases.region_text, "regions", "text"),
+        only(region_text, "regions", "text"),
         lambda m, x: (m.calibrate_bias(**x, prior=0.2), m.bias.detach().clone())[1],
     ),
     "bank, update": method(
@@ -165,21 +179,21 @@ PARTS |= {
         lambda b, c: {**past(b, c), "weights": torch.sigmoid(logits(b, c))},
         smooth=False,
     ),
-    "bank, update with text": method("PrototypeBank", lambda c: tl.PrototypeBank(c, WIDTH), "update", cases.with_weights),
+    "bank, update with text": method("PrototypeBank", lambda c: tl.PrototypeBank(c, WIDTH), "update", with_weights),
     "labeler, refresh": method(
         "PseudoLabeler",
         lambda c: tl.PseudoLabeler(c, NeighbourRule(c, SAMPLES, neighbours=2), expected_positives=1.0),
         "refresh",
-        lambda b, c: dict(zip(("regions", "logits", "targets"), cases.training_set(c), strict=True)),
+        lambda b, c: dict(zip(("regions", "logits", "targets"), training_set(c), strict=True)),
         smooth=False,
     ),
     **{
         f"labeler, update, {name}": Part(
             "PseudoLabeler",
-            lambda c, settings=settings: cases.filled_labeler(c, **settings),
+            lambda c, settings=settings: filled_labeler(c, **settings),
             past,
             lambda m, x: (
-                m.update(x["regions"], x["targets"], cases.filled_bank(m.num_classes)),
+                m.update(x["regions"], x["targets"], filled_bank(m.num_classes)),
                 tuple(b.clone() for b in m.buffers()),
             )[1],
             smooth=False,
@@ -188,18 +202,18 @@ PARTS |= {
     },
     "pooler, entries": Part(
         "RegionPooler",
-        lambda c: cases.shaken(tl.RegionPooler(c, WIDTH, num_heads=2)),
-        lambda b, c: {**cases.token_text(b, c), "mask": hard(b, c) == 1},
+        lambda c: shaken(tl.RegionPooler(c, WIDTH, num_heads=2)),
+        lambda b, c: {**token_text(b, c), "mask": hard(b, c) == 1},
         lambda m, x: m.entries(m.prepare(x["tokens"], x["text"]), x["mask"]).features,
     ),
     "head, predict": Part(
         "TRMHead",
-        cases.head,
-        only(cases.with_padding, "tokens", "key_padding_mask"),
+        head,
+        only(with_padding, "tokens", "key_padding_mask"),
         lambda m, x: m.predict(x["tokens"], key_padding_mask=x["key_padding_mask"]),
     ),
     **{
-        f"{name}, update": method(case.owner, case.build, "update", cases.baseline_inputs, smooth=False)
+        f"{name}, update": method(case.owner, case.build, "update", baseline_inputs, smooth=False)
         for name, case in BASELINES.items()
         if case.state and not name.startswith("VLPL") and name != "ROLE"
     },
@@ -217,7 +231,7 @@ PARTS |= {
 PARTS |= {
     f"function {name}": function(name, call, inputs, pure=True)
     for name, call, inputs in (
-        ("asymmetric_loss", TF.asymmetric_loss, only(cases.with_weights, "targets", "weights", logits=logits)),
+        ("asymmetric_loss", TF.asymmetric_loss, only(with_weights, "targets", "weights", logits=logits)),
         (
             "text_region_logits",
             lambda **x: TF.text_region_logits(**x, scale=5.0),
@@ -234,9 +248,9 @@ PARTS |= {
                 "key_padding_mask": torch.arange(b * TOKENS).view(b, TOKENS) % 4 == 3,
             },
         ),
-        ("region_distillation", TF.region_distillation, cases.two_logits),
-        ("multimodal_contrastive", lambda **x: tuple(TF.multimodal_contrastive(**x).values()), cases.with_prototypes),
-        ("multi_label_contrastive", TF.multi_label_contrastive, cases.image_labels),
+        ("region_distillation", TF.region_distillation, two_logits),
+        ("multimodal_contrastive", lambda **x: tuple(TF.multimodal_contrastive(**x).values()), with_prototypes),
+        ("multi_label_contrastive", TF.multi_label_contrastive, image_labels),
         ("class_sums", TF.class_sums, lambda b, c: {"features": normal(b, c, WIDTH), "weights": normal(b, c).clamp(min=0)}),
         (
             "update_prototypes",

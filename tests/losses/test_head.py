@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import oracles
 import pytest
 import torch
-from cases import normal, shaken
 
+from tests.helpers import oracles
+from tests.helpers.values import normal, shaken
 from trm_losses import PromptLearner, RegionPooler, TextRegionMatchingLoss, TRMHead, param_groups
 
 NAMES = ["aeroplane", "bicycle", "bird"]

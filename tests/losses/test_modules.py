@@ -7,42 +7,27 @@ import io
 import pickle
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from cases import BATCH, CASES, CLASSES, Case, Inputs, call_contrast, region_text
-from torch import Tensor, nn
+from torch import Tensor
 
 import trm_losses as tl
+from tests.helpers.cases import CASES
+from tests.helpers.cases.call import Caller, built, ids
+from tests.helpers.cases.case import Case
+from tests.helpers.cases.contrast import call_contrast
+from tests.helpers.cases.inputs import region_text
+from tests.helpers.compare import agree, tensors
+from tests.helpers.values import BATCH, CLASSES, Inputs
 from trm_losses import pseudo
 
 LOSSES = [case for case in CASES if case.is_loss]
+
 REFUSALS = [(case, key) for case in CASES for key in case.wrong]
-
-
-def ids(value: Any) -> str:
-    return str(value).replace(" ", "-")
-
-
-def tensors(result: Any) -> tuple[Tensor, ...]:
-    return tuple(map(torch.as_tensor, result)) if isinstance(result, tuple) else (result,)
 
 
 def to(inputs: Inputs, dtype: torch.dtype) -> Inputs:
     return {key: x.to(dtype) if x.is_floating_point() and key != "targets" else x.clone() for key, x in inputs.items()}
-
-
-def agree(actual: Any, expected: Any, rtol: float = 1e-9, atol: float = 1e-10) -> None:
-    assert len(tensors(actual)) == len(tensors(expected))
-    for a, e in zip(tensors(actual), tensors(expected), strict=True):
-        assert tuple(a.shape) == tuple(np.shape(e))
-        a = np.asarray(a.detach(), dtype=np.float64)
-        np.testing.assert_allclose(a, np.asarray(e.detach() if isinstance(e, Tensor) else e), rtol=rtol, atol=atol)
-
-
-def built(case: Case, classes: int = CLASSES, dtype: torch.dtype = torch.float64) -> nn.Module:
-    torch.manual_seed(0)
-    return case.build(classes).to(dtype)
 
 
 @pytest.mark.parametrize("batch, classes", [(BATCH, CLASSES), (1, CLASSES), (BATCH, 1), (1, 1)])
@@ -79,17 +64,6 @@ def test_gradcheck(case: Case) -> None:
         assert isinstance(module, tl.TRMObjective)
         module.distillation = module.labeler = None
     assert torch.autograd.gradcheck(function, (*learned, *parameters), fast_mode=True)
-
-
-class Caller(nn.Module):
-    """A case's call as a module, for ``functional_call`` and ``torch.compile``."""
-
-    def __init__(self, case: Case, module: nn.Module) -> None:
-        super().__init__()
-        self.case, self.module = case, module
-
-    def forward(self, inputs: Inputs) -> Any:
-        return self.case.call(self.module, inputs)
 
 
 @pytest.mark.parametrize("case, key", REFUSALS, ids=ids)

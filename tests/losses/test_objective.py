@@ -7,26 +7,17 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-import oracles
 import pytest
 import torch
-from cases import (
-    CLASSES,
-    TOKENS,
-    WIDTH,
-    filled_bank,
-    filled_labeler,
-    labels,
-    normal,
-    objective,
-    objective_inputs,
-    objective_terms,
-    shaken,
-    weighted,
-)
 from torch import Tensor
 
 import trm_losses as tl
+from tests.helpers import oracles
+from tests.helpers.cases.bank import filled_bank
+from tests.helpers.cases.contrast import weighted
+from tests.helpers.cases.labeler import filled_labeler
+from tests.helpers.cases.objective import objective, objective_inputs, objective_terms
+from tests.helpers.values import CLASSES, TOKENS, WIDTH, labels, normal, shaken
 from trm_losses import functional as TF
 from trm_losses.pseudo import NeighbourRule, PrototypeRule
 from trm_pipeline.config import presets

@@ -5,23 +5,16 @@ The whole grid, and ranks, compiled code and saved state beside it, are run by b
 
 from __future__ import annotations
 
-import json
 import math
-import re
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from cases import CLASSES, WIDTH, normal
 
 import trm_losses as tl
+from tests.helpers import trust
+from tests.helpers.values import CLASSES, WIDTH, normal
 from trm_losses import functional as TF
-
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-
-import trust  # noqa: E402
 
 
 def edges(part: trust.Part) -> list[trust.Setting]:
@@ -142,24 +135,3 @@ def test_state_stays_float32(name: str, dtype: torch.dtype) -> None:
     after = module.to(dtype).state_dict()
     assert any(x.is_floating_point() for x in before.values())
     assert all(x.dtype == before[key].dtype and torch.equal(x, before[key]) for key, x in after.items())
-
-
-def test_table_of_trust(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """All cells into the file; the worst of a column into the table, bold where it does not pass, "-" where there is none."""
-    name = "distillation"
-    trust.main(["--only", name, "--without", "compiled", "ranks", "peers", "--json", str(tmp_path / "trust.json")])
-    rows = json.loads((tmp_path / "trust.json").read_text(encoding="utf-8"))["cells"]
-    assert [row["precision"] for row in rows] == 2 * ["float32", "bf16", "fp16", "autocast bf16", "autocast fp16"]
-    assert all(row["settings"] == 26 and row["gradient at"]["magnitude"] > 0 for row in rows[:5])
-    assert [row["value"] for row in rows[5:]] == 5 * [None]  # no state to save
-    assert (tmp_path / "trust.md").read_text(encoding="utf-8") in capsys.readouterr().out
-    part = trust.named(name)
-
-    def line(**changed: Any) -> str:
-        made = trust.markdown([{**rows[0], "value": 2e-7, "gradient": 3e-6}, {**rows[1], **changed}], [part])
-        return re.sub(" +", " ", made).splitlines()[2]
-
-    assert line(value=1e-5, gradient=4e-3) == f"| {name} | 2e-7 / 3e-6 | 1e-5 / 4e-3 |"
-    assert line(value=1e-3, gradient=math.inf) == f"| {name} | 2e-7 / 3e-6 | **1e-3 / inf** |"
-    assert line(value=math.inf, failed="no such thing") == f"| {name} | 2e-7 / 3e-6 | **fails** |"
-    assert line(value=None) == f"| {name} | 2e-7 / 3e-6 | - |"

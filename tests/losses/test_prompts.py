@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from cases import names, normal
 
+from tests.helpers.cases.prompts import names
+from tests.helpers.values import normal
 from trm_losses import PromptEmbeddings, PromptLearner
 
 TEXT = normal(5, 8, dtype=torch.float32)

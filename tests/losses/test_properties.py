@@ -6,11 +6,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from cases import WIDTH, filled_bank, filled_labeler, normal, objective, shaken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tests.helpers.cases.bank import filled_bank
+from tests.helpers.cases.labeler import filled_labeler
+from tests.helpers.cases.objective import objective
+from tests.helpers.values import WIDTH, normal, shaken
 from trm_losses import PrototypeBank, PseudoLabeler, RegionPooler, TextRegionMatchingLoss, TRMHead, metrics
 from trm_losses import functional as TF
 

@@ -6,11 +6,11 @@ import copy
 from typing import Any
 
 import numpy as np
-import oracles
 import pytest
 import torch
-from cases import labels, normal
 
+from tests.helpers import oracles
+from tests.helpers.values import labels, normal
 from trm_losses import PrototypeBank
 from trm_losses import functional as TF
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import oracles
 import pytest
 import torch
-from cases import normal, shaken
 from torch import Tensor
 
+from tests.helpers import oracles
+from tests.helpers.values import normal, shaken
 from trm_losses import RegionPooler
 from trm_losses.regions import Regions, class_chunk
 

@@ -8,17 +8,21 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
-import oracles
 import pytest
 import torch
-from cases import BASELINES, BATCH, CASES, CLASSES, SAMPLES, TOKENS, WIDTH, Case, generator, labels, normal, shaken
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_modules import Caller, agree, built, ids
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import trm_losses as tl
+from tests.helpers import oracles
+from tests.helpers.cases import CASES
+from tests.helpers.cases.baselines import BASELINES
+from tests.helpers.cases.call import Caller, built, ids
+from tests.helpers.cases.case import Case
+from tests.helpers.compare import agree
+from tests.helpers.values import BATCH, CLASSES, SAMPLES, TOKENS, WIDTH, generator, labels, normal, shaken
 from trm_losses import baselines, pseudo
 
 safetensors = pytest.importorskip("safetensors.torch")

@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from cases import labels, normal
 
+from tests.helpers.values import labels, normal
 from trm_losses import TextRegionMatchingLoss
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import ROOT
+
 PINNED = json.loads((Path(__file__).parent / "public_names.json").read_text(encoding="utf-8"))
 
 
@@ -51,8 +53,7 @@ print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
 
 def test_bare_environment_is_enough() -> None:
     """Without any of the extras, and without numpy, a step runs; the import brings in torch and einops alone."""
-    root = Path(__file__).parents[1]
-    run = subprocess.run([sys.executable, "-W", "ignore", "-c", BARE], capture_output=True, text=True, cwd=root)
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", BARE], capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == 0, run.stderr
     third_party = set(run.stdout.split()) - set(sys.stdlib_module_names)
     assert "trm_losses" in third_party and third_party <= {"trm_losses", "einops", "torch"}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -15,9 +15,8 @@ pytest.importorskip("torchvision")
 
 
 @pytest.fixture
-def listing(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-    return importlib.import_module("listing")
+def listing(benchmark_script: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark_script("listing")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is counted as Linux counts it")

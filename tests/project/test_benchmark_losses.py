@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
+from collections.abc import Callable
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -19,15 +19,9 @@ beside_timm = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module")
-def losses() -> ModuleType:
-    path = Path(__file__).parent.parent / "benchmarks" / "losses.py"
-    spec = importlib.util.spec_from_file_location("benchmark_losses", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def losses(benchmark_script: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark_script("losses")
 
 
 def tiny(losses: ModuleType) -> list[object]:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from tests.helpers import ROOT
 
 
 def test_pooling(tmp_path: Path) -> None:

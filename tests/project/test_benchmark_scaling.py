@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
+from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from timm.loss import AsymmetricLossMultiLabel
 
+from tests.helpers import ROOT
+
 beside_timm = pytest.mark.skipif(
     "reduction" not in signature(AsymmetricLossMultiLabel).parameters, reason="timm's loss can be compared from 1.0.31 on"
 )
 
-ROOT = Path(__file__).parents[1]
 CURVES = ("asymmetric loss", "matching", "contrast", "step", "step with labeller", "sampled step")
 
 
 @pytest.fixture
-def scaling(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    made = importlib.import_module("scaling")
+def scaling(benchmark_script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    made = benchmark_script("scaling")
     short = [curve._replace(sizes=(8, 16, 32)) for curve in made.CURVES]
     monkeypatch.setattr(made, "CURVES", short)
     return made
 
 
 @pytest.fixture
-def tables(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("tables")
+def tables(benchmark_script: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark_script("tables")
 
 
 @beside_timm
@@ -122,9 +122,9 @@ def test_targets_met_and_missed_and_what_the_machine_could_do(tables: ModuleType
 
 
 @beside_timm
-def test_every_target_has_a_row_in_the_benchmarks(tables: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_target_has_a_row_in_the_benchmarks(tables: ModuleType, benchmark_script: Callable[[str], ModuleType]) -> None:
     """Of the parts in losses.py: the names are those of the sizes."""
-    losses = importlib.import_module("losses")
+    losses = benchmark_script("losses")
     wanted = [target for target in tables.TARGETS if target.pair.startswith(("asymmetric", "contrast", "average"))]
     builds = {losses.asl_pairs, losses.contrast_pairs, losses.class_contrast_pairs, losses.metric_pairs}
     given = [(build, size) for build, size in losses.SIZES["full"] if build in builds]
@@ -133,9 +133,10 @@ def test_every_target_has_a_row_in_the_benchmarks(tables: ModuleType, monkeypatc
         assert any(tables.fnmatchcase(name, target.pair) and peer == target.peer for name, peer in made), target
 
 
-def test_commands_name_benchmarks_and_their_options(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_name_benchmarks_and_their_options(
+    benchmark_script: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Of the pages and of make bench."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     pages = [ROOT / "Makefile", ROOT / "README.md", ROOT / "benchmarks" / "README.md", *(ROOT / "docs").glob("*.md")]
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     wanted: dict[str, set[str]] = {}
@@ -145,6 +146,6 @@ def test_commands_name_benchmarks_and_their_options(monkeypatch: pytest.MonkeyPa
     for script, options in wanted.items():
         monkeypatch.setattr("sys.argv", [script, "--help"])
         with pytest.raises(SystemExit):
-            importlib.import_module(script).main()
+            benchmark_script(script).main()
         shown = capsys.readouterr().out
         assert {option for option in options if option not in shown} == set(), script

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,10 +15,9 @@ TERMS = ["contrast", "distillation", "matching_query", "matching_region", "pseud
 
 
 @pytest.fixture
-def step(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def step(benchmark_script: Callable[[str], ModuleType]) -> ModuleType:
     pytest.importorskip("open_clip")
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-    return importlib.import_module("step")
+    return benchmark_script("step")
 
 
 @pytest.fixture

@@ -16,12 +16,13 @@ from torch.nn.functional import normalize
 pytest.importorskip("open_clip")
 pytest.importorskip("safetensors")
 
+from tests.helpers import ROOT
 from trm_losses import write_features
 from trm_losses.metrics import mean_average_precision
 from trm_pipeline.data import splits
 from trm_pipeline.drawn.devkit import write_drawn_voc
 
-SCRIPTS = sorted((Path(__file__).resolve().parents[1] / "examples" / "four_methods").glob("*.py"))
+SCRIPTS = sorted((ROOT / "examples" / "four_methods").glob("*.py"))
 CLASSES, WIDTH = 5, 16
 SHOWN, NOISE = torch.randn(2, CLASSES, WIDTH, generator=torch.Generator().manual_seed(0))
 SHOWN = normalize(SHOWN, dim=1)  # what a class looks like

@@ -2,11 +2,11 @@
 
 import ast
 from graphlib import TopologicalSorter
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.helpers import ROOT
+
 # From the ground up. A room imports from itself and from those before it.
 ROOMS = {
     "trm_losses": [

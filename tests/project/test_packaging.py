@@ -9,11 +9,11 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.helpers import ROOT
+
 MODULES = {path.relative_to(ROOT).as_posix() for name in ("trm_losses", "trm_pipeline") for path in (ROOT / name).rglob("*.py")}
 OTHERS = {
     *("trm_losses/py.typed", "trm_pipeline/py.typed"),

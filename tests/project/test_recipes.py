@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from _ddp import Pool
 from torch import Tensor
 
-RECIPES = Path(__file__).resolve().parents[1] / "examples" / "recipes"
+from tests.helpers import ROOT
+from tests.helpers.ranks import Pool
+
+RECIPES = ROOT / "examples" / "recipes"
 
 
 def recipe(name: str) -> Any:
@@ -99,7 +101,7 @@ def test_the_command_of_a_recipe(name: str, tmp_path: Path) -> None:
         str(RECIPES / f"{name}.py"),
         str(tmp_path),
     ]
-    path = os.pathsep.join([str(RECIPES.parents[1]), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr

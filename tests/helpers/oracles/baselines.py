@@ -12,7 +12,8 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-from oracles import Array, array, sigmoid
+
+from tests.helpers.oracles.numbers import Array, array, sigmoid
 
 
 def slope(function: Callable[[Array], float], x: Array, step: float = 1e-5) -> Array:

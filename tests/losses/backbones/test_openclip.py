@@ -6,7 +6,6 @@ import copy
 import importlib.abc
 import io
 import json
-import math
 import os
 import subprocess
 import sys
@@ -18,41 +17,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.helpers import ROOT
+from tests.helpers.oracles.towers import linear, norm_oracle, resnet_oracle, vit_oracle
+from tests.helpers.towers import RESNET, TEXT, TIMM, VIT, assert_near, images, shake, tiny
 from trm_losses import PromptEmbeddings, PromptLearner
 from trm_losses.backbones import ImageFeatures, OpenClipBackbone, TimmBackbone, load_open_clip
 
 open_clip = pytest.importorskip("open_clip")
 
 TEXTS = ["a photo of a dog.", "a cat", "two people on a sofa, indoors"]
-
-TEXT = {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
-VIT = {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 2}
-RESNET = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 4, "head_width": 32}
-TIMM = {"image_size": 64, "timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear"}
-
-
-# Models: random weights, and no part of them that an error could hide behind (zero branches, fresh batch norm)
-
-
-def shake(model: nn.Module, seed: int = 0) -> None:
-    """Give norms random scales, shifts and statistics; open_clip starts a ResNet's last ones at zero."""
-    generator = torch.Generator().manual_seed(seed)
-    for module in model.modules():
-        if isinstance(module, (nn.BatchNorm2d, nn.LayerNorm)):
-            with torch.no_grad():
-                module.weight.copy_(0.5 + 0.5 * torch.rand(module.weight.shape, generator=generator))
-                module.bias.copy_(0.2 * torch.randn(module.bias.shape, generator=generator))
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.copy_(0.1 * torch.randn(module.running_mean.shape, generator=generator))
-            module.running_var.copy_(0.5 + torch.rand(module.running_var.shape, generator=generator))
-
-
-def tiny(vision: dict[str, Any], *, custom: bool = False, text: dict[str, Any] | None = None) -> nn.Module:
-    torch.manual_seed(0)
-    build = open_clip.CustomTextCLIP if custom else open_clip.CLIP
-    model: nn.Module = build(16, vision, {**TEXT, **(text or {})})
-    shake(model)
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -82,80 +55,6 @@ def tiny_names(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def images(*size: int, batch: int = 1) -> Tensor:
-    return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1))
-
-
-def assert_near(got: Tensor, wanted: Tensor, tolerance: float = 2e-5) -> None:
-    """Largest difference below a share of the largest value; shapes must be equal."""
-    assert got.shape == wanted.shape
-    got, wanted = got.detach().double(), wanted.detach().double()
-    assert float((got - wanted).abs().max()) < tolerance * float(wanted.abs().max())
-
-
-# Oracles
-
-
-def cubic_row(source: int, target: int, index: int) -> list[float]:
-    """Weights of the source cells for one target cell: antialiased cubic convolution with a = -1/2, half-pixel centres."""
-    scale = source / target
-    stretch = max(scale, 1.0)
-    centre = (index + 0.5) * scale
-    weights = []
-    for j in range(source):
-        t = abs((j + 0.5 - centre) / stretch)
-        if t < 1:
-            weights.append(1.5 * t**3 - 2.5 * t**2 + 1)
-        elif t < 2:
-            weights.append(-0.5 * t**3 + 2.5 * t**2 - 4 * t + 2)
-        else:
-            weights.append(0.0)
-    total = sum(weights)
-    return [w / total for w in weights]
-
-
-def table_oracle(table: Tensor, native: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """The first entry as it is; every other cell a weighted sum of the native cells."""
-    cells = table[1:].double().reshape(*native, -1)
-    out = [table[0].double()]
-    for i in range(grid[0]):
-        rows = cubic_row(native[0], grid[0], i)
-        for j in range(grid[1]):
-            columns = cubic_row(native[1], grid[1], j)
-            cell = torch.zeros_like(out[0])
-            for a, wa in enumerate(rows):
-                for b, wb in enumerate(columns):
-                    if wa * wb != 0:
-                        cell += wa * wb * cells[a, b]
-            out.append(cell)
-    return torch.stack(out)
-
-
-def attention_oracle(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Queries (M, W), keys and values (N, W): softmax of scaled products, head by head."""
-    width = q.shape[1] // heads
-    out = []
-    for h in range(heads):
-        part = slice(h * width, (h + 1) * width)
-        scores = q[:, part] @ k[:, part].T / math.sqrt(width)
-        out.append(scores.softmax(dim=1) @ v[:, part])
-    return torch.cat(out, dim=1)
-
-
-def norm_oracle(x: Tensor, norm: Any) -> Tensor:
-    x = x - x.mean(dim=-1, keepdim=True)
-    return x / (x.square().mean(dim=-1, keepdim=True) + norm.eps).sqrt() * norm.weight.double() + norm.bias.double()
-
-
-def linear(x: Tensor, layer: Any) -> Tensor:
-    return x @ layer.weight.double().T + layer.bias.double()
-
-
-def scaled(x: Tensor, scale: Any) -> Tensor:
-    """A layer scale, or the identity in its place."""
-    return x if isinstance(scale, nn.Identity) else x * scale.gamma.double()
-
-
 def last_map(module: nn.Module, run: Any) -> Tensor:
     """What a module gave while ``run`` was called."""
     seen: list[Tensor] = []
@@ -163,54 +62,6 @@ def last_map(module: nn.Module, run: Any) -> Tensor:
     run()
     hook.remove()
     return seen[0].double()
-
-
-def resnet_oracle(visual: Any, feature: Tensor, native: int) -> tuple[Tensor, Tensor]:
-    """Tokens and pooled feature of one last map (C', h, w)."""
-    pool = copy.deepcopy(visual.attnpool).double()
-    _, height, width = feature.shape
-    tokens = [linear(linear(feature[:, i, j], pool.v_proj), pool.c_proj) for i in range(height) for j in range(width)]
-    cells = [feature[:, i, j] for i in range(height) for j in range(width)]
-    cells = [sum(cells) / len(cells), *cells]
-    table = table_oracle(pool.positional_embedding, (native, native), (height, width))
-    x = torch.stack([cell + position for cell, position in zip(cells, table, strict=True)])
-    q, k, v = (linear(x, layer) for layer in (pool.q_proj, pool.k_proj, pool.v_proj))
-    pooled = linear(attention_oracle(q[:1], k, v, pool.num_heads), pool.c_proj)[0]
-    return torch.stack(tokens), pooled
-
-
-def vit_oracle(visual: Any, image: Tensor, value_path: bool = False) -> tuple[Tensor, Tensor]:
-    """Tokens and pooled feature of one image (3, H, W), by hand from the parameters."""
-    step = visual.patch_size[0]
-    grid = (image.shape[1] // step, image.shape[2] // step)
-    kernel = visual.conv1.weight.double()
-    x = [visual.class_embedding.double()]
-    for i in range(grid[0]):
-        for j in range(grid[1]):
-            patch = image[:, i * step : (i + 1) * step, j * step : (j + 1) * step].double()
-            x.append((kernel * patch).sum(dim=(1, 2, 3)))
-    states = torch.stack(x) + table_oracle(visual.positional_embedding, visual.grid_size, grid)
-    states = norm_oracle(states, visual.ln_pre)
-    for block in visual.transformer.resblocks:
-        normed = norm_oracle(states, block.ln_1)
-        qkv = normed @ block.attn.in_proj_weight.double().T + block.attn.in_proj_bias.double()
-        q, k, v = qkv.chunk(3, dim=1)
-        after = []
-        for mixed in (attention_oracle(q, k, v, block.attn.num_heads), v):
-            x = states + scaled(linear(mixed, block.attn.out_proj), block.ls_1)
-            hidden = linear(norm_oracle(x, block.ln_2), block.mlp.c_fc)
-            after.append(x + scaled(linear(0.5 * hidden * (1 + torch.erf(hidden / math.sqrt(2))), block.mlp.c_proj), block.ls_2))
-        states, alone = after
-    projection = visual.proj.double()
-    tokens = norm_oracle(states[1:], visual.ln_post) @ projection
-    if visual.final_ln_after_pool:
-        before = states[0] if visual.pool_type == "tok" else states[1:].mean(dim=0)
-        pooled = norm_oracle(before, visual.ln_post) @ projection
-    elif visual.pool_type == "tok":
-        pooled = norm_oracle(states[0], visual.ln_post) @ projection
-    else:
-        pooled = tokens.mean(dim=0)
-    return norm_oracle(alone[1:], visual.ln_post) @ projection if value_path else tokens, pooled
 
 
 # CLIP ResNets
@@ -866,6 +717,6 @@ def test_the_package_imports_without_open_clip() -> None:
         "import trm_losses.backbones as b\n"
         "print(*b.__all__)"
     )
-    root = Path(__file__).resolve().parents[1]
+    root = ROOT
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert done.stdout.split() == ["ImageFeatures", "OpenClipBackbone", "TimmBackbone", "load_open_clip"]

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import copy
-import importlib
-import json
-from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import torch
-from test_backbones import TEXT, VIT, assert_near
 from torch import Tensor, nn
 
+from tests.helpers.towers import TEXT, VIT, assert_near
 from trm_losses import PromptEmbeddings, PromptLearner
 from trm_losses.backbones import OpenClipBackbone, _causal, _text
 
 open_clip = pytest.importorskip("open_clip")
 
 Mode = Literal["shared", "csc"]
+
 CONTEXT = 3
+
 TOWERS: dict[str, dict[str, Any]] = {
     "plain": {},
     "quick_gelu": {"quick_gelu": True},
@@ -349,33 +348,6 @@ def test_finished_text_needs_no_tower(mode: Any) -> None:
     rows = Rows(backbone)
     text = prompts()
     assert isinstance(text, Tensor) and backbone.encode_prompts(text) is text and rows.calls == [[], [], []]
-
-
-def test_the_benchmark_compares_what_it_times(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """On a tiny tower; the figures are there, the forms agree, and one that does not stops the run."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-    benchmark = importlib.import_module("prompts")
-    small = [benchmark.Setting("shared", 5, (None, 2), 3), benchmark.Setting("csc", 3, num_context=3)]
-    monkeypatch.setattr(benchmark, "SETTINGS", small)
-    monkeypatch.setattr(benchmark, "RN101_TEXT", {**TEXT, "vocab_size": 50})
-    threads = torch.get_num_threads()
-    try:
-        benchmark.main(["--rounds", "2", "--json", str(tmp_path / "figures.json")])
-        figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))["prompts"]
-        assert [(row["mode"], row["classes"], row["chunk_size"]) for row in figures] == [
-            ("shared", 5, None),
-            ("shared", 5, 2),
-            ("csc", 3, None),
-        ]
-        for row in figures:
-            low, high = row["time_ratio_range"]
-            assert 0 < low <= row["time_ratio"] <= high and row["memory_ratio"] > 0 and row["relative_error"] < 1e-4
-        benchmark.main(["--rounds", "1", "--only", "csc", "--classes", "3"])
-        monkeypatch.setattr(benchmark, "every_token", lambda model, prompts, names: prompts.context.sum() * torch.ones(3, 512))
-        with pytest.raises(RuntimeError, match="text or gradient is off"):
-            benchmark.run(benchmark.small_model({**TEXT, "vocab_size": 50}), small[1], 1)
-    finally:
-        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("mask", ["open", "banded", "bool"])

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from test_backbones import RESNET, TEXT, VIT, assert_near, attention_oracle, images, linear, norm_oracle, scaled, table_oracle
 from torch import Tensor, nn
 
+from tests.helpers.oracles.towers import attention_oracle, linear, norm_oracle, scaled, table_oracle
+from tests.helpers.towers import RESNET, TEXT, VIT, assert_near, images
 from trm_losses import PromptEmbeddings, PromptLearner
 from trm_losses.backbones import OpenClipBackbone, TimmBackbone, load_open_clip
 

@@ -5,13 +5,14 @@ import io
 import math
 from fractions import Fraction
 
-import baseline_oracles
 import numpy as np
-import oracles
 import pytest
 import torch
-from cases import BASELINES, BATCH, CLASSES, SAMPLES, baseline_inputs, baseline_value, call_baseline, labels, normal, vlpl
 
+from tests.helpers import oracles
+from tests.helpers.cases.baselines import BASELINES, baseline_inputs, baseline_value, call_baseline, vlpl
+from tests.helpers.oracles import baselines as baseline_oracles
+from tests.helpers.values import BATCH, CLASSES, SAMPLES, labels, normal
 from trm_losses import baselines
 
 NAMES = list(BASELINES)

@@ -7,14 +7,15 @@ import math
 from typing import Any
 
 import numpy as np
-import oracles
 import pytest
 import torch
-from cases import labels, normal
-from test_functional import SCENES, close, pseudo_positives
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.helpers import oracles
+from tests.helpers.cases.scenes import SCENES, pseudo_positives
+from tests.helpers.compare import close
+from tests.helpers.values import labels, normal
 from trm_losses import _precision
 from trm_losses import functional as TF
 from trm_losses._precision import unit_rows

@@ -6,24 +6,22 @@ import math
 from typing import Any
 
 import numpy as np
-import oracles
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import generator, labels, normal
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.helpers import oracles
+from tests.helpers.cases.scenes import SCENES, pseudo_positives
+from tests.helpers.compare import close
+from tests.helpers.values import generator, labels, normal
 from trm_losses import MultimodalContrastiveLoss
 from trm_losses import functional as TF
 from trm_losses.functional import _log_sums
 from trm_losses.functional.asymmetric import Focus, _one_pass
 
 FOCUS = [(0.0, 0.0, 0.0), (1.0, 2.0, 0.05), (0.5, 0.5, 0.1), (0.0, 3.0, 0.0), (2.0, 0.0, 0.2), (0.0, 2.5, 0.1), (3.0, 3.0, 0.05)]
-
-
-def close(actual: Any, expected: Any, tolerance: float = 1e-10) -> None:
-    np.testing.assert_allclose(oracles.array(actual), oracles.array(expected), rtol=tolerance, atol=tolerance)
 
 
 # Matching -------------------------------------------------------------------------------------------------------------
@@ -253,32 +251,6 @@ def test_no_image_at_all() -> None:
     assert TF.asymmetric_loss(empty, torch.zeros(0, 5)).item() == 0
     terms = TF.multimodal_contrastive(torch.zeros(0, 5, 3), torch.ones(5, 3), torch.zeros(0, 5))
     assert all(term.item() == 0 for term in terms.values())
-
-
-# Contrast -------------------------------------------------------------------------------------------------------------
-
-SCENES: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "weights": {"weights": normal(6, 4, seed=5).abs()},
-    "prototypes": {"prototypes": normal(4, 8, seed=6)},
-    "seen": {"prototypes": normal(4, 8, seed=6), "seen": torch.tensor([True, False, True, False])},
-    "none seen": {"prototypes": normal(4, 8, seed=6), "seen": torch.zeros(4, dtype=torch.bool)},
-    "settings": {"temperature": 0.3, "temperature_region": 0.2, "anchor_threshold": 0.95},
-    "everything": {
-        "weights": normal(6, 4, seed=5).clamp(min=0),
-        "prototypes": normal(4, 8, seed=6),
-        "seen": torch.tensor([True, True, True, False]),
-        "temperature": 0.15,
-        "anchor_threshold": 0.5,
-    },
-}
-
-
-def pseudo_positives() -> Tensor:
-    """Known labels, and soft labels on both sides of the thresholds."""
-    y = labels(6, 4, seed=3)
-    y[3, :3] = torch.tensor([0.93, 0.97, 0.6], dtype=torch.float64)
-    return y
 
 
 @pytest.mark.parametrize("scene", SCENES, ids=lambda name: name.replace(" ", "-"))

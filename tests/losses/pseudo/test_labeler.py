@@ -6,12 +6,14 @@ import copy
 from typing import Any
 
 import numpy as np
-import oracles
 import pytest
 import torch
-from cases import filled_bank, filled_labeler, labels, normal
 from torch import Tensor
 
+from tests.helpers import oracles
+from tests.helpers.cases.bank import filled_bank
+from tests.helpers.cases.labeler import filled_labeler
+from tests.helpers.values import labels, normal
 from trm_losses import PrototypeBank, PseudoLabeler
 from trm_losses.labels import UNKNOWN
 from trm_losses.pseudo import Decision, Evidence, NeighbourRule, PrototypeRule, Quantiles, Rule

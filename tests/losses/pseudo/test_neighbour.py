@@ -6,12 +6,13 @@ import copy
 from typing import Any
 
 import numpy as np
-import oracles
 import pytest
 import torch
-from cases import WIDTH, filled_bank, labels, normal
 
 import trm_losses as tl
+from tests.helpers import oracles
+from tests.helpers.cases.bank import filled_bank
+from tests.helpers.values import WIDTH, labels, normal
 from trm_losses import functional as TF
 from trm_losses.pseudo import NeighbourRule
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import oracles
 import pytest
 import torch
-from cases import filled_bank, labeler_by_prototypes, labels, normal
 from torch import Tensor
 
+from tests.helpers import oracles
+from tests.helpers.cases.bank import filled_bank
+from tests.helpers.cases.labeler import labeler_by_prototypes
+from tests.helpers.values import labels, normal
 from trm_losses import PrototypeBank, PseudoLabeler
 from trm_losses.labels import UNKNOWN
 from trm_losses.pseudo import PrototypeRule, Quantiles

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from cases import evidence
 from torch import Tensor
 
+from tests.helpers.cases.labeler import evidence
 from trm_losses.pseudo import Quantiles
 
 

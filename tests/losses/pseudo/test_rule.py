@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CLASSES, TOKENS, WIDTH, filled_bank, labels, normal, objective
 from torch import Tensor
 
 import trm_losses as tl
+from tests.helpers.cases.bank import filled_bank
+from tests.helpers.cases.objective import objective
+from tests.helpers.values import CLASSES, TOKENS, WIDTH, labels, normal
 from trm_losses.pseudo import Decision, Evidence, Rule
 
 

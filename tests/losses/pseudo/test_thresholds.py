@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import evidence
 
+from tests.helpers.cases.labeler import evidence
 from trm_losses.pseudo import Thresholds
 
 

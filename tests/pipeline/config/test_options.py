@@ -3,14 +3,13 @@
 import inspect
 
 import numpy as np
-import oracles
 import pytest
 import torch
 
+from tests.helpers import oracles
+
 pytest.importorskip("open_clip")
 pytest.importorskip("safetensors")
-
-from test_pipeline import cache, devkit, run  # noqa: F401
 
 from trm_losses import PseudoLabeler, TRMHead
 from trm_losses.pseudo import NeighbourRule
@@ -258,14 +257,14 @@ TOGETHER = {
 
 
 @pytest.mark.parametrize("name", TOGETHER)
-def test_options_together_give_a_row_and_a_head(name, run, tmp_path):  # noqa: F811
+def test_options_together_give_a_row_and_a_head(name, run, tmp_path):
     (row,) = run("--methods", "trm", "--set", "batch_size=8", *TOGETHER[name].split())
     head = TRMHead.load(tmp_path / "out" / "trm-known0.5-seed1.pt")
     assert 0 < row["mAP"] <= 100
     assert head.pooler.query_kind == override(presets.EMBEDDED, TOGETHER[name].split()).pooler.get("query", "tied")
 
 
-def test_every_method_is_told_of_every_epoch(run, monkeypatch):  # noqa: F811
+def test_every_method_is_told_of_every_epoch(run, monkeypatch):
     told = []
 
     def before_epoch(self, epoch, features, targets, average, encode):
@@ -286,7 +285,7 @@ def test_every_method_is_told_of_every_epoch(run, monkeypatch):  # noqa: F811
         ("value_path=true", "no value path to take"),
     ],
 )
-def test_options_that_do_not_fit_are_one_clear_line(settings, message, run, tmp_path):  # noqa: F811
+def test_options_that_do_not_fit_are_one_clear_line(settings, message, run, tmp_path):
     with pytest.raises(SystemExit, match=message):
         run("--methods", "zero-shot-global", "--set", *settings.split())
     assert not (tmp_path / "out" / "results.json").exists()

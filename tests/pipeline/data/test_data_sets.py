@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 pytest.importorskip("torchvision")
 
-from _layouts import (
+from tests.helpers.layouts import (
     COCO_IDS,
     coco_names,
     cub_attribute,
@@ -25,7 +25,6 @@ from _layouts import (
     write_nus_scpnet,
     write_vg,
 )
-
 from trm_pipeline.data.base import HELD_OUT, LabelledImages, held_out
 from trm_pipeline.data.coco import COCO, COCO_CLASSES
 from trm_pipeline.data.cub import CUB, attribute_phrase

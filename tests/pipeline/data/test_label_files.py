@@ -13,8 +13,7 @@ from torch import Tensor
 
 pytest.importorskip("torchvision")
 
-from _layouts import draw_labels
-
+from tests.helpers.layouts import draw_labels
 from trm_losses.labels import from_ternary, hide_labels, keep_single_positive
 from trm_pipeline.data.base import LabelledImages
 from trm_pipeline.data.label_files import ENCODINGS, read_labels

@@ -1,10 +1,7 @@
 """The field's losses under every head of the examples: names, numbers, schedules, state."""
 
 import dataclasses
-import importlib.util
-import itertools
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +9,7 @@ import torch
 pytest.importorskip("open_clip")
 pytest.importorskip("safetensors")
 
+from tests.helpers.grid import CLASSES, DIM, EPOCHS, IMAGES, TOKENS, Held, labels, preset, setting
 from trm_losses import baselines
 from trm_pipeline import files as checkpoint
 from trm_pipeline import methods
@@ -23,7 +21,6 @@ from trm_pipeline.methods import grid, wrapped
 from trm_pipeline.run import arguments, cells
 from trm_pipeline.training import loop as training
 
-IMAGES, TOKENS, CLASSES, DIM, EPOCHS = 12, 5, 4, 8, 5
 # What the papers give for VOC, by hand: k is 4 x 11 / 27 below.
 PUBLISHED = {
     "an": lambda y, k, s: baselines.AssumeNegativeLoss(),
@@ -65,50 +62,6 @@ PUBLISHED = {
 def prior(targets):
     columns = targets.T.tolist()
     return torch.tensor([column.count(1) / max(1, column.count(1) + column.count(0)) for column in columns])
-
-
-class Held:
-    """Features in memory."""
-
-    views = 1
-
-    def __init__(self, seed):
-        draw = torch.Generator().manual_seed(seed)
-        self.tokens = torch.randn(IMAGES, TOKENS, DIM, generator=draw)
-        self.pooled = torch.randn(IMAGES, DIM, generator=draw)
-
-    def __len__(self):
-        return IMAGES
-
-    def batches(self, batch_size, generator=None, *, view=0):
-        order = torch.arange(IMAGES) if generator is None else torch.randperm(IMAGES, generator=generator)
-        for index in order.split(batch_size):
-            yield features.Batch(self.tokens[index], self.pooled[index], index)
-
-
-def labels(seed=0, single=False):
-    draw = torch.Generator().manual_seed(seed)
-    if single:
-        return torch.full((IMAGES, CLASSES), -1.0).scatter(1, torch.randint(CLASSES, (IMAGES, 1), generator=draw), 1.0)
-    return torch.randint(-1, 2, (IMAGES, CLASSES), generator=draw).float()
-
-
-def preset(**changes):
-    small = {"epochs": EPOCHS, "batch_size": 6, "pooler": {"dropout": 0.0, "num_heads": 2}, "tuned": {}, "tuned_single": {}}
-    return dataclasses.replace(presets.EMBEDDED, **{**small, **changes})
-
-
-def setting(*, targets=None, single=False, **changes):
-    torch.manual_seed(0)
-    text, chosen = torch.randn(CLASSES, DIM), preset(**changes)
-    held, targets = Held(1), labels(single=single) if targets is None else targets
-
-    def similarities():
-        return training.score(lambda batch: methods.zero_shot_tokens(batch, text), held, 6)
-
-    return methods.Setting(
-        chosen, text, None, 10.0, 2 * chosen.epochs, single=single, num_samples=IMAGES, targets=targets, similarities=similarities
-    )
 
 
 def first_batch(held=None):
@@ -303,6 +256,7 @@ def trained(name, path, *, stop=None, single=False, amp=False, **changes):
 
 
 CELLS = [f"linear+{loss}" for loss in PUBLISHED] + ["trm-query+role", "trm-query+ll-cp", "trm-region+em-apl", "positive-coop"]
+
 CELLS += [f"{head}+{peer}" for peer, (_, heads) in grid.PEERS.items() for head in heads]
 
 
@@ -438,77 +392,3 @@ def test_numbers_of_a_loss_are_settings():
     ):
         with pytest.raises(ValueError, match=message):
             override(presets.EMBEDDED, [wrong])
-
-
-# The settings that numbers were chosen from
-
-
-@pytest.fixture(scope="module")
-def choose_losses():
-    path = Path(__file__).parent.parent / "benchmarks" / "choose_losses.py"
-    spec = importlib.util.spec_from_file_location("choose_losses", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_every_loss_has_as_many_settings_to_choose_from_and_the_published_one_among_them(choose_losses):
-    assert set(choose_losses.CANDIDATES) == set(LOSSES)
-    for loss, settings in choose_losses.CANDIDATES.items():
-        assert settings[0] == {} and len(settings) == choose_losses.BUDGET
-        whole = [{"lr_factor": 1.0, **LOSSES[loss], **numbers} for numbers in settings]
-        assert all(whole.count(numbers) == 1 and list(numbers) == list(whole[0]) for numbers in whole), loss
-        for numbers in whole:
-            grid.build_method(f"text-pixel+{loss}", setting(losses={**LOSSES, loss: numbers}))
-
-
-def test_a_round_sets_all_numbers_of_a_loss_and_none_that_another_reads(choose_losses, monkeypatch, tmp_path, capsys):
-    """Whatever the preset has by now; a method reads its own candidate or, SCPNet of SPLC, what stands in the preset."""
-    seen = []
-
-    def run(options):
-        seen.append((options.preset, list(options.methods)))
-        return [{"method": name, "known": known, "mAP": len(seen)} for name in options.methods for known in (0.1, 0.5, "single")]
-
-    monkeypatch.setattr(choose_losses.experiment, "run", run)
-    with pytest.raises(SystemExit):
-        choose_losses.main(["--output", str(tmp_path), "--losses", "scpnet", "splc"])
-    assert "scpnet reads the numbers of splc" in capsys.readouterr().err and not seen
-    for chosen in ([], ["--losses", "scpnet"], ["--losses", "sst", "sarb"]):
-        seen.clear()
-        choose_losses.main(["--output", str(tmp_path), *chosen])
-        assert len(seen) == choose_losses.BUDGET
-        for number, (found, names) in enumerate(seen):
-            for (head, loss), single in itertools.product((name.split("+") for name in names), (False, True)):
-                wanted = {"lr_factor": 1.0, **LOSSES[loss], **choose_losses.CANDIDATES[loss][number]}
-                assert found.loss_options(head, loss, single=single) == wanted
-                if loss == "scpnet":
-                    own = presets.EMBEDDED.loss_options(head, "splc", single=single)
-                    assert found.loss_options(head, "splc", single=single) == own
-        said = capsys.readouterr().out  # the last round is the best one
-        assert all(f'"*+{loss}": {choose_losses.CANDIDATES[loss][-1]},' in said for loss in {n.split("+")[1] for n in names})
-
-
-def test_what_the_preset_has_is_among_them(choose_losses):
-    for tuned in (presets.EMBEDDED.tuned, presets.EMBEDDED.tuned_single):
-        for method, numbers in tuned.items():
-            assert numbers in choose_losses.CANDIDATES[method.partition("+")[2]]
-
-
-def test_the_best_setting_is_told_for_the_heads_that_share_it(choose_losses):
-    up, first, last = [float(n) for n in range(10)], [9.0, *[0.0] * 9], [0.0] * 9 + [9.0]
-    found = {
-        "linear+em": up,
-        "text-pixel+em": up,
-        "linear+an": first,
-        "text-pixel+an": last,
-        "linear+epr": last,
-        "text-pixel+epr": first,
-        "linear+wan": first,
-        "text-pixel+wan": first,
-    }
-    best = {loss: settings[9] for loss, settings in choose_losses.CANDIDATES.items()}
-    assert choose_losses.chosen(found) == {"*+em": best["em"], "linear+an": {}, "*+an": best["an"], "linear+epr": best["epr"]}
-    cells = [("a", 0.1, 1.0), ("a", 0.5, 2.0), ("a", "single", 7.0), ("b", 0.1, 9.0)]
-    rows = [dict(zip(("method", "known", "mAP"), cell, strict=True)) for cell in cells]
-    assert choose_losses.scores([rows, rows[1:]], "a", (0.1, 0.5)) == [1.5, 2.0]

@@ -11,9 +11,8 @@ import torch
 pytest.importorskip("open_clip")
 pytest.importorskip("safetensors")
 
-from baseline_oracles import absent, bce, present, slope
-from oracles import array, sigmoid
-
+from tests.helpers.oracles.baselines import absent, bce, present, slope
+from tests.helpers.oracles.numbers import array, sigmoid
 from trm_pipeline import methods
 from trm_pipeline.config import presets
 from trm_pipeline.config.losses import LOSSES

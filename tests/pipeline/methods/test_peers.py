@@ -16,15 +16,9 @@ from trm_pipeline.config.settings import override
 from trm_pipeline.data.voc import VOC, class_prompt_names, eval_transform
 from trm_pipeline.drawn.devkit import write_drawn_voc
 from trm_pipeline.features import cached as features
-from trm_pipeline.run import prepare
 from trm_pipeline.training.loop import score
 
 PEERS = ("text-image", "dual-coop", "text-pixel")
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    return prepare.load_backbone(presets.EMBEDDED, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,12 @@ import statistics
 import subprocess
 import sys
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+from tests.helpers import ROOT
 
 pytest.importorskip("open_clip")
 pytest.importorskip("safetensors")
@@ -38,8 +39,6 @@ from trm_pipeline.report.markdown import markdown
 from trm_pipeline.run import prepare
 from trm_pipeline.training import cost
 
-ROOT = Path(__file__).resolve().parents[1]
-
 
 def row(method, known, seed, value, **more):
     figures = dict.fromkeys(("mAP", "mAP_interpolated", "OF1", "CF1", "CF1_per_class", "best_epoch_mAP"), value)
@@ -48,6 +47,15 @@ def row(method, known, seed, value, **more):
 
 def cells(table):
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+
+
+def test_table_shows_mean_and_deviation():
+    rows = [
+        {"method": "a", "known": 0.1, "seed": 1, "mAP": 10.0},
+        {"method": "a", "known": 0.1, "seed": 2, "mAP": 14.0},
+        {"method": "b", "known": 0.5, "seed": 1, "mAP": 50.0},
+    ]
+    assert tables.mean_table(rows) == [["method", "10%", "50%"], ["a", "12.0 ± 2.8", ""], ["b", "", "50.0"]]
 
 
 def test_single_positive_stands_last_under_what_it_assumes():

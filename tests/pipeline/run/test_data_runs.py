@@ -16,8 +16,8 @@ import torch
 pytest.importorskip("open_clip")
 pytest.importorskip("safetensors")
 
-from _layouts import draw_labels, nus_names, write_coco, write_cub, write_nus, write_nus_cole, write_vg
-
+from tests.helpers import ROOT
+from tests.helpers.layouts import draw_labels, nus_names, write_coco, write_cub, write_nus, write_nus_cole, write_vg
 from trm_losses import TRMHead
 from trm_losses.labels import hide_labels, keep_single_positive
 from trm_pipeline.config import presets
@@ -192,7 +192,7 @@ def test_every_script_has_a_preset_and_names_of_its_own(key: str) -> None:
     options = arguments.parse(["--data-root", "somewhere"], where)
     assert options.preset.name == where.preset and where.key == key and options.output == Path("runs") / key
     assert pickle.loads(pickle.dumps(options)) == options, "processes of --jobs are given it"
-    script = Path(__file__).parents[1] / "examples" / f"reproduce_{key}.py"
+    script = ROOT / "examples" / f"reproduce_{key}.py"
     assert f"reproduce_{key}.py" in script.read_text(encoding="utf-8")
 
 

@@ -20,9 +20,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from _ddp import Pool
-from cases import labels, normal
 from torch import Tensor
+
+from tests.helpers import ROOT
+from tests.helpers.ranks import Pool
+from tests.helpers.values import labels, normal
 
 pytest.importorskip("open_clip")
 pytest.importorskip("safetensors")
@@ -40,7 +42,6 @@ from trm_pipeline.run import arguments, cells, experiment
 from trm_pipeline.training import loop as training
 from trm_pipeline.training import pseudo_trace
 
-ROOT = Path(__file__).resolve().parents[1]
 COMMAND = ROOT / "examples" / "reproduce_voc.py"
 IMAGES, TEST, CLASSES, WIDTH, TOKENS = 50, 23, 5, 8, 6
 SIZES = {"train": 40, "val": 30, "test": 31}
