@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,16 @@ PICTURES = {
     "trm_pipeline.folder.outputs": ("draw_entries",),
 }
 
+LACKING = [name for name in ("open_clip", "torchvision", "timm", "safetensors", "matplotlib") if find_spec(name) is None]
+collect_ignore = ["pipeline"] if LACKING else []
+
 if "OMP_NUM_THREADS" not in os.environ:  # workers share the cores, with the processes that tests start
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+
+
+def pytest_report_header() -> str | None:
+    return f"tests/pipeline is left out: {', '.join(LACKING)} is not installed" if LACKING else None
 
 
 @pytest.fixture(scope="session")

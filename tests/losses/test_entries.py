@@ -12,9 +12,8 @@ from torch import Tensor
 import trm_losses as tl
 from tests.helpers.cases.bank import filled_bank
 from tests.helpers.cases.contrast import call_contrast
-from tests.helpers.cases.inputs import with_prototypes
 from tests.helpers.cases.labeler import filled_labeler
-from tests.helpers.values import CLASSES, TOKENS, WIDTH, labels, normal, shaken
+from tests.helpers.values import CLASSES, TOKENS, WIDTH, labels, normal, shaken, with_prototypes
 from trm_losses import functional as TF
 
 

@@ -25,18 +25,24 @@ import trm_losses as tl
 from tests.helpers.cases import CASES
 from tests.helpers.cases.bank import filled_bank
 from tests.helpers.cases.baselines import BASELINES, baseline_inputs
-from tests.helpers.cases.inputs import (
+from tests.helpers.cases.labeler import filled_labeler, training_set
+from tests.helpers.cases.objective import head
+from tests.helpers.values import (
+    SAMPLES,
+    TOKENS,
+    WIDTH,
+    Inputs,
+    generator,
     image_labels,
+    normal,
     region_text,
+    shaken,
     token_text,
     two_logits,
     with_padding,
     with_prototypes,
     with_weights,
 )
-from tests.helpers.cases.labeler import filled_labeler, training_set
-from tests.helpers.cases.objective import head
-from tests.helpers.values import SAMPLES, TOKENS, WIDTH, Inputs, generator, normal, shaken
 from tests.helpers.values import labels as given_labels
 from trm_losses import baselines, labels, metrics
 from trm_losses import functional as TF

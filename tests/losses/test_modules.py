@@ -13,12 +13,10 @@ from torch import Tensor
 
 import trm_losses as tl
 from tests.helpers.cases import CASES
-from tests.helpers.cases.call import Caller, built, ids
-from tests.helpers.cases.case import Case
+from tests.helpers.cases.case import Caller, Case, built, ids
 from tests.helpers.cases.contrast import call_contrast
-from tests.helpers.cases.inputs import region_text
 from tests.helpers.compare import agree, tensors
-from tests.helpers.values import BATCH, CLASSES, Inputs
+from tests.helpers.values import BATCH, CLASSES, Inputs, region_text
 from trm_losses import pseudo
 
 LOSSES = [case for case in CASES if case.is_loss]

@@ -19,8 +19,7 @@ import trm_losses as tl
 from tests.helpers import oracles
 from tests.helpers.cases import CASES
 from tests.helpers.cases.baselines import BASELINES
-from tests.helpers.cases.call import Caller, built, ids
-from tests.helpers.cases.case import Case
+from tests.helpers.cases.case import Caller, Case, built, ids
 from tests.helpers.compare import agree
 from tests.helpers.values import BATCH, CLASSES, SAMPLES, TOKENS, WIDTH, generator, labels, normal, shaken
 from trm_losses import baselines, pseudo

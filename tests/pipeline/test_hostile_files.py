@@ -17,9 +17,6 @@ import pytest
 import torch
 from torch import Tensor
 
-pytest.importorskip("torchvision")
-pytest.importorskip("open_clip")
-
 import trm_losses as tl
 from tests.helpers import ROOT
 from tests.helpers.cases.objective import head

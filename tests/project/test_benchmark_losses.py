@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -13,6 +12,8 @@ from types import ModuleType
 import pytest
 import torch
 from timm.loss import AsymmetricLossMultiLabel
+
+from tests.helpers.runs import read_json
 
 beside_timm = pytest.mark.skipif(
     "reduction" not in signature(AsymmetricLossMultiLabel).parameters, reason="timm's loss can be compared from 1.0.31 on"
@@ -47,7 +48,7 @@ def test_figures_of_every_pair(losses: ModuleType, tmp_path: Path, monkeypatch: 
     monkeypatch.setitem(losses.SIZES, "small", tiny(losses))
     file = tmp_path / "figures.json"
     losses.main(["--rounds", "2", "--warmup", "0", "--threads", str(torch.get_num_threads()), "--json", str(file)])
-    found = json.loads(file.read_text(encoding="utf-8"))
+    found = read_json(file)
     assert found["torch"] == torch.__version__ and found["threads"] == torch.get_num_threads()
     parts = {row["pair"].split()[0] for row in found["pairs"]}
     assert {"asymmetric", "matching", "contrast", "pooler", "prototypes", "pseudo-labels", "relations", "average"} <= parts

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 from tests.helpers import ROOT
+from tests.helpers.runs import read_json
 
 
 def test_pooling(tmp_path: Path) -> None:
@@ -18,7 +18,7 @@ def test_pooling(tmp_path: Path) -> None:
         [*command, "--json", str(tmp_path / "figures.json")], capture_output=True, text=True, cwd=ROOT, env=environment
     )
     assert run.returncode == 0, run.stderr
-    figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
+    figures = read_json(tmp_path / "figures.json")
     assert [row["pair"].partition(" 2x")[0] for row in figures["pairs"]] == [
         *["regions"] * 6,
         *["pool and match"] * 2,

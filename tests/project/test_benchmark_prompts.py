@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.helpers.runs import read_json
 from tests.helpers.towers import TEXT
 
 
@@ -24,7 +24,7 @@ def test_the_benchmark_compares_what_it_times(
     threads = torch.get_num_threads()
     try:
         benchmark.main(["--rounds", "2", "--json", str(tmp_path / "figures.json")])
-        figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))["prompts"]
+        figures = read_json(tmp_path / "figures.json")["prompts"]
         assert [(row["mode"], row["classes"], row["chunk_size"]) for row in figures] == [
             ("shared", 5, None),
             ("shared", 5, 2),

@@ -15,6 +15,7 @@ import torch
 from timm.loss import AsymmetricLossMultiLabel
 
 from tests.helpers import ROOT
+from tests.helpers.runs import read_json
 
 beside_timm = pytest.mark.skipif(
     "reduction" not in signature(AsymmetricLossMultiLabel).parameters, reason="timm's loss can be compared from 1.0.31 on"
@@ -41,7 +42,7 @@ def test_a_row_for_every_size(scaling: ModuleType, tables: ModuleType, tmp_path:
     pytest.importorskip("matplotlib")
     threads = str(torch.get_num_threads())
     scaling.main(["--rounds", "2", "--warmup", "0", "--threads", threads, "--json", str(tmp_path / "scaling.json")])
-    rows = json.loads((tmp_path / "scaling.json").read_text(encoding="utf-8"))["scaling"]
+    rows = read_json(tmp_path / "scaling.json")["scaling"]
     assert [(row["curve"], row["size"]) for row in rows] == [(curve, size) for curve in CURVES for size in (8, 16, 32)]
     for row in rows:
         assert "step" in row["curve"] or row["difference"] < 1e-4  # steps have dropout, and are compared without

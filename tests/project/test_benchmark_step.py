@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -10,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+
+from tests.helpers.runs import read_json
 
 TERMS = ["contrast", "distillation", "matching_query", "matching_region", "pseudo_query", "pseudo_region"]
 
@@ -105,7 +106,7 @@ def test_figures(step: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     file = tmp_path / "figures.json"
     typed = ["--sizes", "tiny", "--rounds", "2", "--warmup", "0", "--threads", str(torch.get_num_threads()), "--json", str(file)]
     step.main(typed)
-    figures = json.loads(file.read_text(encoding="utf-8"))
+    figures = read_json(file)
     (row,) = figures["pairs"]
     assert row["difference"] < 2e-3 and row["time_ratio"] > 0 and row["memory_ratio"] > 0 and row["peak_mib"] > 0
     assert abs(sum(part["share"] for part in figures["parts"]) - 1) < 1e-9 and len(figures["parts"]) == 6

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable
@@ -12,13 +11,14 @@ from typing import Any
 import pytest
 
 from tests.helpers import trust
+from tests.helpers.runs import read_json
 
 
 def test_table_of_trust(benchmark_script: Callable[[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All cells into the file; the worst of a column into the table, bold where it does not pass, "-" where there is none."""
     name, script = "distillation", benchmark_script("trust")
     script.main(["--only", name, "--without", "compiled", "ranks", "peers", "--json", str(tmp_path / "trust.json")])
-    rows = json.loads((tmp_path / "trust.json").read_text(encoding="utf-8"))["cells"]
+    rows = read_json(tmp_path / "trust.json")["cells"]
     assert [row["precision"] for row in rows] == 2 * ["float32", "bf16", "fp16", "autocast bf16", "autocast fp16"]
     assert all(row["settings"] == 26 and row["gradient at"]["magnitude"] > 0 for row in rows[:5])
     assert [row["value"] for row in rows[5:]] == 5 * [None]  # no state to save

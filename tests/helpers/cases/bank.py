@@ -10,8 +10,7 @@ import torch
 import trm_losses as tl
 from tests.helpers import oracles
 from tests.helpers.cases.case import Case, integers, refused
-from tests.helpers.cases.inputs import with_weights
-from tests.helpers.values import CLASSES, WIDTH, Inputs, Result, normal
+from tests.helpers.values import CLASSES, WIDTH, Inputs, Result, normal, with_weights
 from trm_losses import functional as TF
 from trm_losses._precision import unit
 

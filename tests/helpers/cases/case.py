@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.helpers.values import Inputs, Result
+from tests.helpers.values import CLASSES, Inputs, Result
 
 
 @dataclass
@@ -83,3 +83,23 @@ def encodings(name: str = "targets") -> dict[str, tuple[Callable[[Inputs], Input
         f"{name}: {value}": (change(name, put(value)), ValueError, rf"{name} must be 1 \(present\).*, got {value:g}")
         for value in (2.0, -0.5, -2.0, float("nan"))
     }
+
+
+def ids(value: Any) -> str:
+    return str(value).replace(" ", "-")
+
+
+def built(case: Case, classes: int = CLASSES, dtype: torch.dtype = torch.float64) -> nn.Module:
+    torch.manual_seed(0)
+    return case.build(classes).to(dtype)
+
+
+class Caller(nn.Module):
+    """A case's call as a module, for ``functional_call`` and ``torch.compile``."""
+
+    def __init__(self, case: Case, module: nn.Module) -> None:
+        super().__init__()
+        self.case, self.module = case, module
+
+    def forward(self, inputs: Inputs) -> Any:
+        return self.case.call(self.module, inputs)

@@ -7,8 +7,7 @@ from typing import Any
 import trm_losses as tl
 from tests.helpers import oracles
 from tests.helpers.cases.case import Case, encodings, integers, refused
-from tests.helpers.cases.inputs import region_text, two_logits, with_weights
-from tests.helpers.values import Inputs, Result, shaken
+from tests.helpers.values import Inputs, Result, region_text, shaken, two_logits, with_weights
 from trm_losses import functional as TF
 
 

@@ -12,11 +12,10 @@ from tests.helpers import oracles
 from tests.helpers.cases.bank import BANK_STATE, filled_bank
 from tests.helpers.cases.case import Case, encodings, integers, refused
 from tests.helpers.cases.contrast import ALPHAS, weighted
-from tests.helpers.cases.inputs import token_text, with_padding
 from tests.helpers.cases.labeler import LABELER_STATE, filled_labeler, filled_oracle
 from tests.helpers.cases.matching import MATCHING_STATE
 from tests.helpers.cases.pooling import POOLER_STATE, pooler_oracle
-from tests.helpers.values import CLASSES, WIDTH, Inputs, Result, labels, normal, shaken
+from tests.helpers.values import CLASSES, WIDTH, Inputs, Result, labels, normal, shaken, token_text, with_padding
 
 OBJECTIVE_RULE = {"positive": 0.6, "negative": 0.4, "weight_pos": 0.7, "weight_neg": 0.3}
 
@@ -106,40 +105,23 @@ def head_oracle(module: tl.TRMHead, x: Inputs) -> Any:
     return oracles.matching_logits(query, module.text, scale, module.matching.bias)
 
 
+HEAD_STATE = (*(f"pooler.{key}" for key in POOLER_STATE), *(f"matching.{key}" for key in MATCHING_STATE))
+
 CASES = [
-    Case(
-        name="objective",
-        owner="TRMObjective",
-        build=lambda c: objective(c),
-        inputs=objective_inputs,
-        call=call_objective,
-        oracle=objective_oracle,
-        learns=("tokens", "text"),
-        wrong={**refused(tokens="B N D", text="C D", targets="B C"), **integers("tokens", "text"), **encodings()},
-        state=(
-            *(f"pooler.{key}" for key in POOLER_STATE),
-            *(f"matching.{key}" for key in MATCHING_STATE),
-            *(f"bank.{key}" for key in BANK_STATE),
-            *(f"labeler.{key}" for key in LABELER_STATE),
-        ),
-        finite=("tokens", "text"),
-    ),
-    Case(
-        name="objective, classes in chunks",
-        owner="ChunkedTRMObjective",
-        build=lambda c: objective(c, class_chunk=2),
-        inputs=objective_inputs,
-        call=call_objective,
-        oracle=objective_oracle,
-        learns=("tokens", "text"),
-        wrong={**refused(tokens="B N D", text="C D", targets="B C"), **integers("tokens", "text"), **encodings()},
-        state=(
-            *(f"pooler.{key}" for key in POOLER_STATE),
-            *(f"matching.{key}" for key in MATCHING_STATE),
-            *(f"bank.{key}" for key in BANK_STATE),
-            *(f"labeler.{key}" for key in LABELER_STATE),
-        ),
-        finite=("tokens", "text"),
+    *(
+        Case(
+            name=f"objective{name}",
+            owner=owner,
+            build=lambda c, options=options: objective(c, **options),
+            inputs=objective_inputs,
+            call=call_objective,
+            oracle=objective_oracle,
+            learns=("tokens", "text"),
+            wrong={**refused(tokens="B N D", text="C D", targets="B C"), **integers("tokens", "text"), **encodings()},
+            state=(*HEAD_STATE, *(f"bank.{key}" for key in BANK_STATE), *(f"labeler.{key}" for key in LABELER_STATE)),
+            finite=("tokens", "text"),
+        )
+        for name, owner, options in (("", "TRMObjective", {}), (", classes in chunks", "ChunkedTRMObjective", {"class_chunk": 2}))
     ),
     Case(
         name="head",
@@ -150,7 +132,7 @@ CASES = [
         oracle=head_oracle,
         learns=("tokens",),
         wrong={**refused(tokens="B N D"), **integers("tokens")},
-        state=("text", *(f"pooler.{key}" for key in POOLER_STATE), *(f"matching.{key}" for key in MATCHING_STATE)),
+        state=("text", *HEAD_STATE),
         finite=("tokens",),
         shows=("classes=5", "query"),
     ),
@@ -163,12 +145,7 @@ CASES = [
         oracle=head_oracle,
         learns=("tokens",),
         wrong=refused(tokens="B N D", key_padding_mask="B N"),
-        state=(
-            "text",
-            "pooler.query",
-            *(f"pooler.{key}" for key in POOLER_STATE),
-            *(f"matching.{key}" for key in MATCHING_STATE),
-        ),
+        state=("text", "pooler.query", *HEAD_STATE),
         finite=("tokens",),
         shows=("free",),
     ),

@@ -7,8 +7,7 @@ from typing import Any
 import trm_losses as tl
 from tests.helpers import oracles
 from tests.helpers.cases.case import Case, change, integers, refused
-from tests.helpers.cases.inputs import token_text, with_padding
-from tests.helpers.values import WIDTH, Inputs, Result, shaken
+from tests.helpers.values import WIDTH, Inputs, Result, shaken, token_text, with_padding
 
 
 def call_pooler(module: tl.RegionPooler, x: Inputs) -> Result:

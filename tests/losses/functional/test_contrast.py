@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers import oracles
-from tests.helpers.cases.scenes import SCENES, pseudo_positives
+from tests.helpers.cases.contrast import SCENES, pseudo_positives
 from tests.helpers.compare import close
 from tests.helpers.values import labels, normal
 from trm_losses import _precision

@@ -7,10 +7,6 @@ import pytest
 import torch
 
 from tests.helpers import oracles
-
-pytest.importorskip("open_clip")
-pytest.importorskip("safetensors")
-
 from trm_losses import PseudoLabeler, TRMHead
 from trm_losses.pseudo import NeighbourRule
 from trm_pipeline import methods

@@ -1,10 +1,5 @@
 """Presets and the settings of the command line."""
 
-import pytest
-
-pytest.importorskip("open_clip")
-pytest.importorskip("safetensors")
-
 from trm_pipeline.config import presets
 from trm_pipeline.config.settings import override
 

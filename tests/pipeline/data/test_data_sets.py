@@ -10,8 +10,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-pytest.importorskip("torchvision")
-
 from tests.helpers.layouts import (
     COCO_IDS,
     coco_names,
@@ -25,6 +23,7 @@ from tests.helpers.layouts import (
     write_nus_scpnet,
     write_vg,
 )
+from tests.helpers.runs import read_json
 from trm_pipeline.data.base import HELD_OUT, LabelledImages, held_out
 from trm_pipeline.data.coco import COCO, COCO_CLASSES
 from trm_pipeline.data.cub import CUB, attribute_phrase
@@ -84,7 +83,7 @@ def test_coco_annotated_only_and_crowds(coco: Path, coco_labels: NDArray[np.int8
 def test_coco_of_two_files_put_together(coco: Path, coco_labels: NDArray[np.int8]) -> None:
     """Each counted its annotations from 1, and both list some of the images and all categories."""
     path = coco / "annotations" / "instances_train2014.json"
-    whole = json.loads(path.read_text(encoding="utf-8"))
+    whole = read_json(path)
     for number, item in enumerate(whole["annotations"]):
         item["id"] = 1 + number % (len(whole["annotations"]) // 2)
     whole["images"] += whole["images"][2:4]
@@ -158,7 +157,7 @@ def test_vg_reads_lists_and_both_image_folders(vg: Path) -> None:
 
 def test_vg_says_what_is_wrong(vg: Path) -> None:
     index = vg / "vg_category_200_labels_index.json"
-    labels = json.loads(index.read_text(encoding="utf-8"))
+    labels = read_json(index)
     index.write_text('{"2300000.jpg": [3], ' + json.dumps(labels)[1:], encoding="utf-8")
     with pytest.raises(ValueError, match="must have the labels of 2300000.jpg once, got them twice"):
         VG200(vg)

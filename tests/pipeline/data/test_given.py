@@ -15,8 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-pytest.importorskip("open_clip")
-
+from tests.helpers.runs import Run, read_json
 from trm_losses import TRMHead, write_features
 from trm_losses.backbones import ImageFeatures
 from trm_losses.metrics import evaluate
@@ -59,12 +58,11 @@ def folder(written: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
+def run(tmp_path: Path) -> Run:
     def command(root: Path, *arguments: str) -> list[dict[str, Any]]:
         typed = [str(root), "--device", "cpu", "--output", str(tmp_path / "out"), "--epochs", "2", *arguments]
         experiment.main(typed, given.SOURCE)
-        rows: list[dict[str, Any]] = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
-        return rows
+        return read_json(tmp_path / "out" / "results.json")
 
     return command
 
@@ -91,7 +89,7 @@ def test_numpy_reads_what_was_written(dtype: torch.dtype, tmp_path: Path) -> Non
         np.testing.assert_array_equal(files[name], values.numpy().astype({torch.float16: "f2", torch.float32: "f4"}[dtype]))
     np.testing.assert_array_equal(files["targets"], targets.numpy())
     np.testing.assert_array_equal(np.load(tmp_path / "text.npy"), TEXT.numpy())
-    assert json.loads((tmp_path / "meta.json").read_text(encoding="utf-8")) == {"class_names": NAMES, "logit_scale": 7.0}
+    assert read_json(tmp_path / "meta.json") == {"class_names": NAMES, "logit_scale": 7.0}
     assert (tmp_path / "train" / "ids.txt").read_text(encoding="utf-8").splitlines() == ids
 
 
@@ -101,7 +99,7 @@ def test_what_a_backbone_gives_is_a_batch(tmp_path: Path) -> None:
     write_features(tmp_path, "val", batches, targets=targets, class_names=NAMES, text=TEXT, logit_scale=20.0)
     turned = [(tokens.mT.contiguous().mT, pooled.T.contiguous().T)]  # the same numbers in another order in memory, no grid
     write_features(tmp_path, "test", turned, targets=targets, class_names=NAMES, text=TEXT, logit_scale=20.0)
-    assert json.loads((tmp_path / "meta.json").read_text(encoding="utf-8"))["grid"] == [2, 3], "that of the split before"
+    assert read_json(tmp_path / "meta.json")["grid"] == [2, 3], "that of the split before"
     for name in ("tokens0.npy", "pooled0.npy"):
         np.testing.assert_array_equal(np.load(tmp_path / "test" / name), np.load(tmp_path / "val" / name))
     assert sorted(path.name for path in (tmp_path / "val").iterdir()) == ["pooled0.npy", "targets.npy", "tokens0.npy"]
@@ -191,7 +189,7 @@ def test_another_split_is_refused_before_anything_is_encoded(
 
 
 def test_every_kind_of_method_runs_and_a_trained_head_scores_tokens(
-    run: Callable[..., list[dict[str, Any]]], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Run, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.rmtree(folder / "test")
     np.save(folder / "val" / "tokens0.npy", np.load(folder / "val" / "tokens0.npy").astype(np.float32))  # either will do
@@ -222,9 +220,7 @@ def test_every_kind_of_method_runs_and_a_trained_head_scores_tokens(
         run(folder, *typed, "--resume")
 
 
-def test_a_test_split_is_scored_and_tune_scores_val(
-    run: Callable[..., list[dict[str, Any]]], written: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_test_split_is_scored_and_tune_scores_val(run: Run, written: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from_text = torch.nn.functional.normalize(TEXT, dim=1)
     for typed, count, seed, split in ((["--tune"], 12, 1, "val"), ([], 9, 2, "test")):
         (row,) = run(written, "--known", "0.5", "--methods", "zero-shot-global", *typed)
@@ -234,7 +230,7 @@ def test_a_test_split_is_scored_and_tune_scores_val(
         assert f"mAP (%) on the {split} images" in capsys.readouterr().out
 
 
-def test_known_labels_may_come_from_a_file(run: Callable[..., list[dict[str, Any]]], written: Path, tmp_path: Path) -> None:
+def test_known_labels_may_come_from_a_file(run: Run, written: Path, tmp_path: Path) -> None:
     labels = drawn(23, 0)[0].numpy().astype(np.int8)
     labels[:, 1] = -1
     np.save(tmp_path / "labels.npy", labels)
@@ -245,7 +241,7 @@ def test_known_labels_may_come_from_a_file(run: Callable[..., list[dict[str, Any
     assert pickle.loads(pickle.dumps(options)) == options, "processes of --jobs are given it"
 
 
-def test_saliency_is_drawn_over_images_that_the_ids_lead_to(run: Callable[..., list[dict[str, Any]]], tmp_path: Path) -> None:
+def test_saliency_is_drawn_over_images_that_the_ids_lead_to(run: Run, tmp_path: Path) -> None:
     root = tmp_path / "drawn"
     for seed, (split, count) in enumerate({"train": 23, "val": 12}.items()):
         write(root, split, count, seed, ids=[f"images/{split}{row}.png" for row in range(count)])
@@ -265,7 +261,7 @@ def test_saliency_is_drawn_over_images_that_the_ids_lead_to(run: Callable[..., l
 
 def _meta(**changes: Any) -> Callable[[Path], None]:
     def change(root: Path) -> None:
-        found = json.loads((root / "meta.json").read_text(encoding="utf-8"))
+        found = read_json(root / "meta.json")
         (root / "meta.json").write_text(json.dumps({**found, **changes}), encoding="utf-8")
 
     return change
@@ -318,9 +314,7 @@ def _put(array: Any, index: Any, value: float) -> Any:
         ),
     ],
 )
-def test_a_folder_that_does_not_fit_is_one_line(
-    spoil: Callable[[Path], object], message: str, run: Callable[..., list[dict[str, Any]]], folder: Path
-) -> None:
+def test_a_folder_that_does_not_fit_is_one_line(spoil: Callable[[Path], object], message: str, run: Run, folder: Path) -> None:
     spoil(folder)
     with pytest.raises(SystemExit, match=f"^error: .*{message}") as caught:
         run(folder, "--known", "0.5", "--methods", "linear")
@@ -336,14 +330,12 @@ def test_a_folder_that_does_not_fit_is_one_line(
         (["--unseen", "3"], "--unseen must leave two classes of 4 to train on, got 3"),
     ],
 )
-def test_settings_that_given_features_cannot_have(
-    arguments: list[str], message: str, run: Callable[..., list[dict[str, Any]]], written: Path
-) -> None:
+def test_settings_that_given_features_cannot_have(arguments: list[str], message: str, run: Run, written: Path) -> None:
     with pytest.raises(SystemExit, match=message):
         run(written, "--known", "0.5", "--methods", "linear", *arguments)
 
 
-def test_photographs(run: Callable[..., list[dict[str, Any]]], shared_data: Path) -> None:
+def test_photographs(run: Run, shared_data: Path) -> None:
     if not (root := shared_data / "photographs").is_dir():
         pytest.skip(f"no photographs in {shared_data}")
     (row,) = run(root, "--known", "0.1", "--methods", "zero-shot-tokens")

@@ -11,8 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-pytest.importorskip("torchvision")
-
 from tests.helpers.layouts import draw_labels
 from trm_losses.labels import from_ternary, hide_labels, keep_single_positive
 from trm_pipeline.data.base import LabelledImages

@@ -1,10 +1,6 @@
 """The drawn scenes in the layout of VOC."""
 
-import pytest
 import torch
-
-pytest.importorskip("open_clip")
-pytest.importorskip("safetensors")
 
 from tests.helpers.runs import SIZES
 from trm_pipeline.data.voc import VOC

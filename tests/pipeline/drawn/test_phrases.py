@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import gate
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-pytest.importorskip("open_clip")
-pytest.importorskip("safetensors")
-
-import gate
-
+from tests.helpers.runs import read_json
 from trm_pipeline.data import cub, vg200
 from trm_pipeline.data.base import LabelledImages
 from trm_pipeline.drawn import captions
@@ -200,7 +196,7 @@ def test_the_script_runs_without_any_data(
     out = capsys.readouterr().out
     assert f"{name}: 8 training images (fit), 2 test images (held-out), embedded at 224 x 224" in out
     assert f"fit: 8 images, {where.num_classes} classes, " in out
-    (row,) = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    (row,) = read_json(tmp_path / "out" / "results.json")
     assert 0 < row["mAP"] <= 100
 
 

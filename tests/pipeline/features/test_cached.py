@@ -8,9 +8,6 @@ import types
 import pytest
 import torch
 
-pytest.importorskip("open_clip")
-pytest.importorskip("safetensors")
-
 from trm_pipeline.data.voc import VOC, eval_transform, train_transform
 from trm_pipeline.features import cached as features
 

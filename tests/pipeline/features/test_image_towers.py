@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
-pytest.importorskip("open_clip")
-pytest.importorskip("safetensors")
-pytest.importorskip("timm")
-
-import timm
 from PIL import Image
 from safetensors.torch import save_file
+from torch import Tensor
 
+from tests.helpers.runs import Run, read_json, typed
 from trm_losses import TRMHead
 from trm_losses.backbones import ImageFeatures, TimmBackbone
 from trm_losses.metrics import evaluate
@@ -53,28 +48,18 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(devkit: Path, files: Path, tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
+def run(devkit: Path, files: Path, tmp_path: Path) -> Run:
     def command(
-        *typed: str,
+        *words: str,
         model: str = "timm:test_vit",
         weights: Path | None = files / "weights.pt",
         texts: Path | None = files / "texts.pt",
     ) -> list[dict[str, Any]]:
         given = [["--pretrained", str(weights)] if weights else [], ["--class-texts", str(texts)] if texts else []]
-        where = [
-            "--data-root",
-            str(devkit),
-            "--cache",
-            str(tmp_path / "cache"),
-            "--output",
-            str(tmp_path / "out"),
-            "--device",
-            "cpu",
-        ]
-        size = ["--preset", "embedded", "--model", model, "--image-size", str(SIDE), "--epochs", "1", "--known", "0.5"]
-        experiment.main([*where, *size, *given[0], *given[1], *typed])
-        rows: list[dict[str, Any]] = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
-        return rows
+        where = typed(data_root=devkit, cache=tmp_path / "cache", output=tmp_path / "out", device="cpu", known=0.5)
+        size = typed(preset="embedded", model=model, image_size=SIDE, epochs=1)
+        experiment.main([*where, *size, *given[0], *given[1], *words])
+        return read_json(tmp_path / "out" / "results.json")
 
     return command
 
@@ -90,7 +75,7 @@ def by_hand(devkit: Path, files: Path) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def test_a_timm_model_runs_where_open_clip_does(
-    run: Callable[..., list[dict[str, Any]]], devkit: Path, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Run, devkit: Path, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     methods = ["zero-shot-global", "linear", "dual-coop", "trm", "text-pixel+vlpl", "trm-region+scpnet"]
     rows = {row["method"]: row for row in run("--unseen", "2", "--methods", *methods)}
@@ -110,7 +95,7 @@ def test_a_timm_model_runs_where_open_clip_does(
 
 
 def test_other_texts_are_another_run_on_the_same_features(
-    run: Callable[..., list[dict[str, Any]]], files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Run, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run("--methods", "zero-shot-global")
     np.save(tmp_path / "texts.npy", torch.load(files / "texts.pt").flip(0).double().numpy())
@@ -236,9 +221,7 @@ class Patches:
         return ImageFeatures(tokens, tokens.mean(dim=1), self.grid(SIDE))
 
 
-def test_a_further_family_is_a_function_and_a_line(
-    run: Callable[..., list[dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_further_family_is_a_function_and_a_line(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(towers.TOWERS, "patches", Patches)
     np.save(tmp_path / "colours.npy", np.random.default_rng(0).normal(size=(20, 3)))
     changes = {"model": "patches:means", "weights": None, "texts": tmp_path / "colours.npy"}
@@ -279,7 +262,7 @@ def test_a_folder_of_images_with_a_timm_model(files: Path, tmp_path: Path, capsy
     texts = ["--class-texts", str(tmp_path / "texts.npy")]
     rest = ["--epochs", "1", "--device", "cpu", "--cache", str(tmp_path / "cache"), "--output", str(tmp_path / "run")]
     train = ["train", str(photos), str(tmp_path / "labels.csv"), *model, *rest]
-    for typed, message in (
+    for words, message in (
         ([], r"timm:test_vit has no text tower: --class-texts must be a .* of shape \(3, 64\), got none"),
         (
             [*texts, "--template", "a {}."],
@@ -288,10 +271,10 @@ def test_a_folder_of_images_with_a_timm_model(files: Path, tmp_path: Path, capsy
         (["--class-texts", str(files / "texts.pt")], r"got \(20, 64\); give a row for each class in this order: dog, car, cow"),
     ):
         with pytest.raises(SystemExit, match=message):
-            folder_run.main([*train, *typed])
+            folder_run.main([*train, *words])
     folder_run.main([*train, *texts])
     assert "read in the order dog, car, cow" in capsys.readouterr().out
-    saved = json.loads((tmp_path / "run" / "model.json").read_text(encoding="utf-8"))
+    saved = read_json(tmp_path / "run" / "model.json")
     assert (saved["model"], saved["templates"], saved["image_size"]) == ("timm:test_vit", [], [SIDE, SIDE])
 
     predict = ["predict", str(tmp_path / "run"), str(photos), "--output", str(tmp_path / "scores.csv"), "--device", "cpu"]

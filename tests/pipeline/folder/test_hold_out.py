@@ -4,10 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("open_clip")
-pytest.importorskip("safetensors")
-pytest.importorskip("matplotlib")
-
 from trm_pipeline.folder.hold_out import hold_out
 
 

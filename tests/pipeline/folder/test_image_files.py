@@ -9,10 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("open_clip")
-pytest.importorskip("safetensors")
-pytest.importorskip("matplotlib")
-
 from trm_pipeline.folder.image_files import FolderImages, find_images, read_image, to_bytes
 
 

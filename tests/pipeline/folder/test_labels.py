@@ -7,10 +7,6 @@ import re
 
 import pytest
 
-pytest.importorskip("open_clip")
-pytest.importorskip("safetensors")
-pytest.importorskip("matplotlib")
-
 from trm_pipeline.folder.labels import read_labels
 
 IMAGES = ["a.jpg", "b.jpg", "sub/c.png", "sub/é 1.jpg"]

@@ -7,10 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("open_clip")
-pytest.importorskip("safetensors")
-pytest.importorskip("matplotlib")
-
 from trm_pipeline.folder import model as folder_model
 
 

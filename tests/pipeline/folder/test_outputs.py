@@ -5,10 +5,6 @@ import math
 import pytest
 import torch
 
-pytest.importorskip("open_clip")
-pytest.importorskip("safetensors")
-pytest.importorskip("matplotlib")
-
 from trm_pipeline.folder import outputs
 
 

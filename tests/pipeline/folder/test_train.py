@@ -17,12 +17,8 @@ import torch
 from PIL import Image
 
 from tests.helpers import ROOT
-
-pytest.importorskip("open_clip")
-pytest.importorskip("safetensors")
-pytest.importorskip("matplotlib")
-
 from tests.helpers.own_folder import CLASSES, read_csv, write_table
+from tests.helpers.runs import read_json
 from trm_losses import TRMHead
 from trm_pipeline import methods
 from trm_pipeline.folder import model as folder_model
@@ -65,7 +61,7 @@ def test_the_split_is_written_and_the_figures_are_of_it(trained, images):
         if 0 < sum(ranked) < len(ranked):
             hits = [sum(ranked[: k + 1]) / (k + 1) for k, y in enumerate(ranked) if y]
             precisions.append(sum(hits) / len(hits))
-    figures = json.loads((run / "model.json").read_text(encoding="utf-8"))["scores"]
+    figures = read_json(run / "model.json")["scores"]
     assert figures["classes_scored"] == len(precisions) == 3 and figures["images"] == len(held)
     assert figures["mAP"] == pytest.approx(100 * sum(precisions) / 3, abs=0.01)
     assert f"trained                  {figures['mAP']:5.1f}" in printed
@@ -73,7 +69,7 @@ def test_the_split_is_written_and_the_figures_are_of_it(trained, images):
 
 def test_thresholds_are_applied_as_they_are_written(trained):
     run, _ = trained
-    classes = json.loads((run / "model.json").read_text(encoding="utf-8"))["classes"]
+    classes = read_json(run / "model.json")["classes"]
     assert list(classes) == CLASSES and not classes["sheep"]["trained"] and classes["sheep"]["threshold"] == 0.5
     assert {about["threshold_from"].split(":")[0] for about in classes.values()} <= {"hold-out", "default"}
     for row in read_csv(run / "scores.csv"):
@@ -147,7 +143,7 @@ def test_a_model_of_open_clip_from_a_weights_file(images, cache, tmp_path, capsy
     said = capsys.readouterr().out.splitlines()
     assert not any("demonstration" in line for line in said)
     assert sum("the same for 4 ('a lap top') and 5 ('A lap top'); they cannot" in line for line in said) == 1
-    saved = json.loads((tmp_path / "run" / "model.json").read_text(encoding="utf-8"))
+    saved = read_json(tmp_path / "run" / "model.json")
     assert saved["pretrained"] == "openai" and saved["image_size"] == [96, 96]
     assert saved["classes"]["a_lap top"]["words"] == "a lap top"
     predict = ["predict", str(tmp_path / "run"), str(images[0] / "1.png"), "--output", str(tmp_path / "s.csv"), "--device", "cpu"]

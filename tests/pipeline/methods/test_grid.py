@@ -6,9 +6,6 @@ import math
 import pytest
 import torch
 
-pytest.importorskip("open_clip")
-pytest.importorskip("safetensors")
-
 from tests.helpers.grid import CLASSES, DIM, EPOCHS, IMAGES, TOKENS, Held, labels, preset, setting
 from trm_losses import baselines
 from trm_pipeline import files as checkpoint

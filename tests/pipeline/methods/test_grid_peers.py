@@ -8,9 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("open_clip")
-pytest.importorskip("safetensors")
-
 from tests.helpers.oracles.baselines import absent, bce, present, slope
 from tests.helpers.oracles.numbers import array, sigmoid
 from trm_pipeline import methods

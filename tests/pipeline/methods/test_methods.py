@@ -5,9 +5,6 @@ import math
 import pytest
 import torch
 
-pytest.importorskip("open_clip")
-pytest.importorskip("safetensors")
-
 from trm_losses import TRMObjective
 from trm_losses.metrics import mean_average_precision
 from trm_pipeline import methods

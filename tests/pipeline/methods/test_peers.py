@@ -6,9 +6,6 @@ from functools import partial
 import pytest
 import torch
 
-pytest.importorskip("open_clip")
-pytest.importorskip("safetensors")
-
 from trm_losses.metrics import mean_average_precision
 from trm_pipeline import methods
 from trm_pipeline.config import presets

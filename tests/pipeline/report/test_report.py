@@ -15,15 +15,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
-
-from tests.helpers import ROOT
-
-pytest.importorskip("open_clip")
-pytest.importorskip("safetensors")
-pytest.importorskip("matplotlib")
-
 from PIL import Image
 
+from tests.helpers import ROOT
 from trm_losses import RegionPooler, TextRegionMatchingLoss, TRMHead
 from trm_pipeline import files as checkpoint
 from trm_pipeline import methods, progress

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("open_clip")
-pytest.importorskip("safetensors")
-
 from tests.helpers import ROOT
 from tests.helpers.layouts import draw_labels, nus_names, write_coco, write_cub, write_nus, write_nus_cole, write_vg
+from tests.helpers.runs import Run, read_json
 from trm_losses import TRMHead
 from trm_losses.labels import hide_labels, keep_single_positive
 from trm_pipeline.config import presets
@@ -56,7 +53,7 @@ def roots(tmp_path: Path) -> Callable[[str], Path]:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Callable[..., list[dict[str, object]]]:
+def run(tmp_path: Path) -> Run:
     """A script with the small model, whose words stand in for the names of the classes."""
 
     def command(key: str, *arguments: str) -> list[dict[str, object]]:
@@ -69,19 +66,14 @@ def run(tmp_path: Path) -> Callable[..., list[dict[str, object]]]:
         args = ["--preset", "embedded", "--class-names", str(names), "--methods", "linear", "--epochs", "1", "--device", "cpu"]
         args += ["--cache", str(tmp_path / "cache"), "--output", str(tmp_path / "out"), "--workers", "0"]
         experiment.main([*args, *arguments, "--set", *splits, "mirror=false"], where)
-        rows: list[dict[str, object]] = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
-        return rows
+        return read_json(tmp_path / "out" / "results.json")
 
     return command
 
 
 @pytest.mark.parametrize("key", DATA)
 def test_a_dozen_images_become_a_row(
-    key: str,
-    run: Callable[..., list[dict[str, object]]],
-    roots: Callable[[str], Path],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    key: str, run: Run, roots: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (row,) = run(key, "--data-root", str(roots(key)), "--known", "0.5", "--methods", "trm")
     assert row["method"] == "trm" and 0 < float(str(row["mAP"])) <= 100
@@ -97,7 +89,7 @@ def test_a_dozen_images_become_a_row(
 
 
 def test_settings_are_chosen_on_held_out_images(
-    run: Callable[..., list[dict[str, object]]], roots: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+    run: Run, roots: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = roots("nus")
     (root / "ImageList" / "TestImagelist.txt").unlink()  # which --tune never opens
@@ -106,9 +98,7 @@ def test_settings_are_chosen_on_held_out_images(
     assert "10 training images (fit), 2 test images (held-out)" in out and "on the held-out images" in out
 
 
-def test_the_split_is_named_over_the_table(
-    run: Callable[..., list[dict[str, object]]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_split_is_named_over_the_table(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = write_nus_cole(tmp_path / "nus", {"train": draw_labels(12, 81, 0.3), "test": draw_labels(12, 81, 0.3, seed=1)})
     run("nus", "--data-root", str(root), "--known", "0.5", "--split", "cole", "--drop-empty")
     assert "averaged weights; NUS-WIDE, cole split without empty images, embedded model" in capsys.readouterr().out
@@ -117,7 +107,7 @@ def test_the_split_is_named_over_the_table(
 @pytest.mark.parametrize("kind", ["mask", "list"])
 def test_published_labels_are_trained_on(
     kind: str,
-    run: Callable[..., list[dict[str, object]]],
+    run: Run,
     roots: Callable[[str], Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

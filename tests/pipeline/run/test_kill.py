@@ -11,31 +11,13 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("open_clip")
-pytest.importorskip("safetensors")
-
+from tests.helpers.runs import typed
 from trm_losses import TRMHead
 from trm_pipeline.drawn.devkit import write_drawn_voc
 from trm_pipeline.run import experiment
 
 KILLS = int(os.environ.get("TRM_LOSSES_KILLS", "50"))
-ARGUMENTS = (
-    "--preset",
-    "embedded",
-    "--methods",
-    "trm",
-    "linear",
-    "--known",
-    "0.5",
-    "--epochs",
-    "2",
-    "--set",
-    "batch_size=8",
-    "--device",
-    "cpu",
-    "--workers",
-    "0",
-)
+ARGUMENTS = typed(preset="embedded", methods=("trm", "linear"), known=0.5, epochs=2, set="batch_size=8", device="cpu", workers=0)
 SIZES = {"train": 48, "val": 8, "test": 32}
 LEFT = ("results.json", "run.json", "pseudo/trm-known0.5-seed1.json")
 
@@ -46,7 +28,7 @@ def _run(cache: Path, output: Path, said: Path) -> None:
     for stream in (1, 2):
         os.dup2(file, stream)
     root = write_drawn_voc(cache, sizes=SIZES, workers=1)
-    experiment.main(["--data-root", str(root), *ARGUMENTS, "--cache", str(cache), "--output", str(output), "--resume"])
+    experiment.main([*typed(data_root=root, cache=cache, output=output), *ARGUMENTS, "--resume"])
 
 
 @pytest.mark.nightly

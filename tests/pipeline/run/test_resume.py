@@ -1,7 +1,6 @@
 """Runs that are interrupted or spread over processes end in the results of the unbroken one."""
 
 import contextlib
-import json
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -15,11 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("open_clip")
-pytest.importorskip("safetensors")
-
 from tests.helpers import ROOT
-from tests.helpers.runs import COLUMNS
+from tests.helpers.runs import COLUMNS, read_json
 from trm_losses import TRMHead
 from trm_pipeline import files as checkpoint
 from trm_pipeline import methods
@@ -121,7 +117,7 @@ def test_a_killed_run_goes_on_to_the_same_results(moment, command, forked, unbro
     killed.join()
     assert killed.exitcode == -signal.SIGKILL
     finished = tmp_path / "out" / "results.json"
-    assert not finished.exists() or len(json.loads(finished.read_text(encoding="utf-8"))) < 4
+    assert not finished.exists() or len(read_json(finished)) < 4
     experiment.main([*arguments, "--resume"])
     assert_same_run(tmp_path / "out", unbroken)
 
@@ -186,11 +182,11 @@ def test_without_resume_a_folder_is_begun_afresh(run, tmp_path):
     assert [row["method"] for row in rows] == ["linear"]
     assert run("--methods", "linear", "--resume", output=tmp_path / "nothing yet") == rows
     assert not list((tmp_path / "out" / "pseudo").iterdir())
-    assert json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))["methods"] == ["linear"]
+    assert read_json(tmp_path / "out" / "run.json")["methods"] == ["linear"]
 
 
 def test_seconds_stand_beside_the_results(unbroken):
-    rows, times = (json.loads((unbroken / name).read_text(encoding="utf-8")) for name in ("results.json", "times.json"))
+    rows, times = (read_json(unbroken / name) for name in ("results.json", "times.json"))
     keys = ("method", "known", "seed")
     assert [[row[key] for key in keys] for row in rows] == [[row[key] for key in keys] for row in times]
     assert all(set(row) == COLUMNS for row in rows)

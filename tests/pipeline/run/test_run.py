@@ -1,14 +1,9 @@
 """The pipeline of the examples from end to end: a few drawn scenes, the model that ships with the project."""
 
-import json
-
 import pytest
 import torch
 
-pytest.importorskip("open_clip")
-pytest.importorskip("safetensors")
-
-from tests.helpers.runs import COLUMNS
+from tests.helpers.runs import COLUMNS, read_json
 from trm_losses import TRMHead
 from trm_losses.labels import hide_labels, keep_single_positive
 from trm_losses.metrics import mean_average_precision
@@ -165,7 +160,7 @@ def test_a_pattern_of_the_grid_runs_like_any_method(run, tmp_path, capsys):
     names = ["linear", "linear+ll-ct", "linear+ll-cp", "trm-region+vlpl"]
     assert [(row["method"], row["known"]) for row in rows] == [(name, known) for known in (0.5, "single") for name in names]
     out = tmp_path / "out"
-    assert json.loads((out / "run.json").read_text(encoding="utf-8"))["preset"]["losses"]["ll-ct"]["delta"] == 0.01
+    assert read_json(out / "run.json")["preset"]["losses"]["ll-ct"]["delta"] == 0.01
     assert " 8/8 |" in (said := capsys.readouterr().out) and "| its own " in said
     pictures = {"map_against_known.png", "map_against_known-linear.png", "map_against_known-trm-region.png"}
     heads = {f"trm-region+vlpl-{known}-seed1.pt" for known in ("known0.5", "single")}
@@ -209,7 +204,7 @@ def test_unseen_classes_are_scored_by_name(run, tmp_path, devkit, backbone, monk
     labels = VOC(devkit, 2007, "train").targets[:, :-4]
     assert torch.equal(seen[0][2], keep_single_positive(labels, seed=0)) and torch.equal(seen[1][2], hide_labels(labels, 0.5))
     files = [tmp_path / "out" / "unseen" / f"trm-unseen4-{setting}-seed1.json" for setting in ("single", "known0.5")]
-    rows = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    rows = [read_json(file) for file in files]
     assert [row["known"] for row in rows] == ["single", 0.5] and rows[0]["unseen"] == ["sheep", "sofa", "train", "tvmonitor"]
     plain = eval_transform(224, mean=backbone.image_mean, std=backbone.image_std)
     images = VOC(devkit, 2007, "test", transform=plain)

@@ -1,6 +1,5 @@
 """The loop: steps that are skipped, precision, repeatability, the trace of pseudo-labels, curves and profiles."""
 
-import json
 import os
 import sys
 import types
@@ -8,9 +7,7 @@ import types
 import pytest
 import torch
 
-pytest.importorskip("open_clip")
-pytest.importorskip("safetensors")
-
+from tests.helpers.runs import read_json
 from trm_losses import PseudoLabels, TRMHead
 from trm_pipeline import methods
 from trm_pipeline.run import cells
@@ -55,7 +52,7 @@ def test_pseudo_labels_are_counted_as_loops_count_them():
 def test_a_run_leaves_the_trace_of_its_pseudo_labels(run, tmp_path):
     run("--methods", "trm", "linear", "--set", "batch_size=4", "pseudo_warmup=0")
     (path,) = (tmp_path / "out" / "pseudo").iterdir()
-    points = json.loads(path.read_text(encoding="utf-8"))
+    points = read_json(path)
     assert path.name == "trm-known0.5-seed1.json"
     assert [point["step"] for point in points] == [3, 5, 8, 10, 13, 15, 18, 20]
     assert points[-1]["decided"] > 0
@@ -67,7 +64,7 @@ def test_the_hidden_truth_changes_nothing_but_the_trace(run, tmp_path, monkeypat
     original = cells.train
     monkeypatch.setattr(cells, "train", lambda *a, truth, **k: original(*a, truth=1 - truth, **k))
     assert run(*settings, output=tmp_path / "b") == first
-    traces = [json.loads((tmp_path / name / "pseudo" / "trm-known0.5-seed1.json").read_text(encoding="utf-8")) for name in "ab"]
+    traces = [read_json(tmp_path / name / "pseudo" / "trm-known0.5-seed1.json") for name in "ab"]
     assert traces[0] != traces[1]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import signal
 import subprocess
@@ -24,11 +23,8 @@ from torch import Tensor
 
 from tests.helpers import ROOT
 from tests.helpers.ranks import Pool
+from tests.helpers.runs import read_json, typed
 from tests.helpers.values import labels, normal
-
-pytest.importorskip("open_clip")
-pytest.importorskip("safetensors")
-
 from trm_losses import PseudoLabels
 from trm_losses.backbones import ImageFeatures
 from trm_pipeline import files as checkpoint
@@ -337,29 +333,9 @@ experiment.main()
 
 
 def launch(drawn: Path, output: Path, *arguments: str, script: tuple[Path, ...] = (COMMAND,)) -> subprocess.Popen[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        *map(str, script),
-        "--data-root",
-        str(drawn),
-        "--preset",
-        "embedded",
-        "--device",
-        "cpu",
-        "--cache",
-        str(output.parent / "cache"),
-        "--output",
-        str(output),
-        "--known",
-        "0.5",
-        *arguments,
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", *typed(nproc_per_node=2), *map(str, script)]
+    options = typed(data_root=drawn, preset="embedded", device="cpu", cache=output.parent / "cache", output=output, known=0.5)
+    command, environment = [*ranks, *options, *arguments], {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -381,10 +357,10 @@ def test_torchrun_gives_the_table_of_one_process(unbroken: tuple[Path, str], dra
     assert sum(line.startswith("trm, 50%, seed 1: mAP") for line in out.splitlines()) == 1
     assert out.count("mAP (%) on the test") == 1
     assert (output / "report.html").is_file() and (output / "trm-known0.5-seed1.pt").is_file()
-    arguments = ["--data-root", str(drawn), "--preset", "embedded", "--device", "cpu", "--known", "0.5", *ARGUMENTS]
-    experiment.main([*arguments, "--unseen", "4", "--cache", str(output.parent / "cache"), "--output", str(tmp_path)])
+    options = typed(data_root=drawn, preset="embedded", device="cpu", cache=output.parent / "cache", output=tmp_path, known=0.5)
+    experiment.main([*options, *ARGUMENTS, "--unseen", "4"])
     for name in ("results.json", "unseen/trm-unseen4-known0.5-seed1.json"):
-        two, one = (json.loads((folder / name).read_text(encoding="utf-8")) for folder in (output, tmp_path))
+        two, one = (read_json(folder / name) for folder in (output, tmp_path))
         two, one = ((value if isinstance(value, list) else [value]) for value in (two, one))
         for a, b in zip(two, one, strict=True):
             assert a.keys() == b.keys()
