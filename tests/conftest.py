@@ -1,4 +1,4 @@
-"""What all tests share: the number of threads, the tools on the path, and real files where they are present."""
+"""What all tests share: the number of threads, what is left out, blank pictures, and real files where they are present."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PICTURES = {
 }
 
 LACKING = [name for name in ("open_clip", "torchvision", "timm", "safetensors", "matplotlib") if find_spec(name) is None]
-collect_ignore = ["pipeline"] if LACKING else []
+collect_ignore = ["helpers", *(("pipeline", "losses/backbones") if LACKING else ())]
 
 if "OMP_NUM_THREADS" not in os.environ:  # workers share the cores, with the processes that tests start
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -29,7 +29,7 @@ if "OMP_NUM_THREADS" not in os.environ:  # workers share the cores, with the pro
 
 
 def pytest_report_header() -> str | None:
-    return f"tests/pipeline is left out: {', '.join(LACKING)} is not installed" if LACKING else None
+    return f"the pipeline and the backbones are left out: {', '.join(LACKING)} is not installed" if LACKING else None
 
 
 @pytest.fixture(scope="session")

@@ -11,11 +11,8 @@ from torch import Tensor, nn
 open_clip = pytest.importorskip("open_clip")
 
 TEXT = {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
-
 VIT = {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 2}
-
 RESNET = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 4, "head_width": 32}
-
 TIMM = {"image_size": 64, "timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear"}
 
 

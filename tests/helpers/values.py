@@ -8,9 +8,7 @@ import torch
 from torch import Tensor, nn
 
 BATCH, CLASSES, WIDTH, TOKENS = 4, 5, 8, 6
-
 Inputs = dict[str, Tensor]
-
 Result = Any
 
 

@@ -20,7 +20,6 @@ from trm_losses.pseudo import NeighbourRule
 # Arguments ----------------------------------------------------------------------------------------------------------------
 
 NAN, INF = float("nan"), float("inf")
-
 EIGHT = torch.float8_e4m3fn
 
 

@@ -20,7 +20,6 @@ from tests.helpers.values import BATCH, CLASSES, Inputs, region_text
 from trm_losses import pseudo
 
 LOSSES = [case for case in CASES if case.is_loss]
-
 REFUSALS = [(case, key) for case in CASES for key in case.wrong]
 
 

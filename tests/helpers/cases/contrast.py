@@ -13,8 +13,6 @@ from tests.helpers.cases.case import Case, change, encodings, integers, refused
 from tests.helpers.values import Inputs, Result, image_labels, labels, normal, region_text, with_prototypes
 from trm_losses import functional as TF
 
-# Contrast -------------------------------------------------------------------------------------------------------------
-
 SCENES: dict[str, dict[str, Any]] = {
     "plain": {},
     "weights": {"weights": normal(6, 4, seed=5).abs()},

@@ -101,7 +101,6 @@ def labeler_oracle(module: tl.PseudoLabeler, x: Inputs, **settings: Any) -> Any:
 
 
 COUNTS = ("step", "known_count")  # of a labeler, whatever its rule
-
 LABELER_STATE = (*COUNTS, "rule.similarity_sum", "rule.similarity_mass")
 
 

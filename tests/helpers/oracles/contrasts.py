@@ -8,8 +8,6 @@ import numpy as np
 
 from tests.helpers.oracles.numbers import Array, array, log_sum_exp, unit
 
-# Contrast -------------------------------------------------------------------------------------------------------------
-
 
 def contrast(
     regions: Any,

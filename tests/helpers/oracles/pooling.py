@@ -9,8 +9,6 @@ import numpy as np
 
 from tests.helpers.oracles.numbers import Array, array, softmax, unit
 
-# Region pooling -------------------------------------------------------------------------------------------------------
-
 
 def layer_norm(v: Array, weight: Array, bias: Array, eps: float = 1e-5) -> Array:
     centred = v - v.mean()

@@ -9,8 +9,6 @@ import numpy as np
 
 from tests.helpers.oracles.numbers import Array, array, sigmoid, softmax, unit
 
-# Prototypes -----------------------------------------------------------------------------------------------------------
-
 
 class Bank:
     """Prototypes after any number of updates."""

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Oracles
-
 
 def cubic_row(source: int, target: int, index: int) -> list[float]:
     """Weights of the source cells for one target cell: antialiased cubic convolution with a = -1/2, half-pixel centres."""

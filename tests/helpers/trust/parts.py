@@ -16,9 +16,7 @@ from trm_losses import functional as TF
 from trm_losses.pseudo import PrototypeRule, Thresholds
 
 Inputs = dict[str, Tensor]
-
 Setting = dict[str, Any]
-
 Row = dict[str, Any]
 
 BATCH, WIDTH, TOKENS = 12, 16, 7
@@ -36,7 +34,6 @@ class Precision(NamedTuple):
 
 
 EXACT = Precision(torch.float64)
-
 PRECISIONS = [
     Precision(torch.float32),
     Precision(torch.bfloat16),
@@ -220,7 +217,6 @@ def baseline(name: str, build: Callable[[Setting], nn.Module]) -> Part:
 
 
 _FOCUS = ((1.0, 2.0, 0.05), (0.0, 0.0, 0.0), (0.5, 0.5, 0.05), (0.5, 0.3, 0.0), (4.0, 1.0, 0.05))
-
 _REGIONS = {"classes": (20, 1), "magnitude": (1.0, 1e-3, 300.0), "unknown": (0.5, 0.0, 1.0)}
 
 

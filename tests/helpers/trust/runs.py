@@ -251,12 +251,11 @@ def over_ranks(part: Part, precision: Precision, pool: Pool, mode: str = "eager"
     return cell(part, precision, found, mode=mode, ranks=pool.world, saved=saved)
 
 
-# The table --------------------------------------------------------------------------------------------------------------------
+# What is close enough ---------------------------------------------------------------------------------------------------------
 
 # Largest errors (value, gradient) that pass. Values are computed in float32 from what half precision holds; a gradient is rounded
 # to the precision of its tensor; what goes through matrix products in half precision is as far off as any layer.
 _PASS = {torch.float32: (1e-4, 1e-3), torch.bfloat16: (1e-4, 1e-2), torch.float16: (1e-4, 2e-3)}
-
 _PASS_PRODUCTS = {torch.float32: (1e-4, 1e-3), torch.bfloat16: (0.1, 0.4), torch.float16: (0.02, 0.05)}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any, Literal
 
+import open_clip
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,12 +14,8 @@ from tests.helpers.towers import TEXT, VIT, assert_near
 from trm_losses import PromptEmbeddings, PromptLearner
 from trm_losses.backbones import OpenClipBackbone, _causal, _text
 
-open_clip = pytest.importorskip("open_clip")
-
 Mode = Literal["shared", "csc"]
-
 CONTEXT = 3
-
 TOWERS: dict[str, dict[str, Any]] = {
     "plain": {},
     "quick_gelu": {"quick_gelu": True},

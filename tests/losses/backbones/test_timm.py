@@ -8,7 +8,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -16,9 +18,6 @@ from tests.helpers.oracles.towers import attention_oracle, linear, norm_oracle, 
 from tests.helpers.towers import RESNET, TEXT, VIT, assert_near, images
 from trm_losses import PromptEmbeddings, PromptLearner
 from trm_losses.backbones import OpenClipBackbone, TimmBackbone, load_open_clip
-
-open_clip = pytest.importorskip("open_clip")
-timm = pytest.importorskip("timm")
 
 SIZES = [(32, 32), (48, 24), (16, 40)]  # the native one, and two that are not square
 

@@ -7,7 +7,6 @@ import torch
 from trm_pipeline.folder.hold_out import hold_out
 
 
-# ------------------------------------------------------------------------------------------------------- hold-out
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize(("count", "classes", "known"), [(10, 4, 1.0), (40, 8, 0.4), (200, 6, 0.2), (30, 1, 0.5)])
 def test_hold_out_shares_every_class(count, classes, known, seed):

@@ -12,7 +12,6 @@ from PIL import Image
 from trm_pipeline.folder.image_files import FolderImages, find_images, read_image, to_bytes
 
 
-# ---------------------------------------------------------------------------------------------------------- images
 def test_images_of_a_folder(tmp_path):
     for name in ("b.JPG", "a.png", "sub/ü/c.webp", ".hidden.jpg", ".cache/d.jpg", "notes.txt", "__MACOSX/a.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,6 @@ def read(tmp_path, text, *, name="labels.csv", images=IMAGES, **options):
     return read_labels(path, images, **options)
 
 
-# ---------------------------------------------------------------------------------------------------------- labels
 @pytest.mark.parametrize(
     "text",
     [

@@ -10,7 +10,6 @@ import torch
 from trm_pipeline.folder import model as folder_model
 
 
-# ------------------------------------------------------------------------------------------------------ thresholds
 def ranked(word):
     """Scores and labels of images that are P (present) or N from the highest score to the lowest."""
     return np.linspace(0.95, 0.05, len(word)), np.array([letter == "P" for letter in word]).astype(int)

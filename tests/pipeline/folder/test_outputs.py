@@ -8,7 +8,6 @@ import torch
 from trm_pipeline.folder import outputs
 
 
-# ---------------------------------------------------------------------------------------------------------- sheets
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("count", [3, 24])
 def test_a_sheet_shows_the_highest_entries_of_images_and_classes_in_turn(count, seed):

@@ -21,8 +21,6 @@ from trm_pipeline import files as checkpoint
 from trm_pipeline import methods
 from trm_pipeline.run import cells, experiment, results
 
-# Interrupted runs
-
 SMALL = ("--methods", "trm", "linear", "--known", "0.5", "single", "--epochs", "3", "--set", "batch_size=16")
 
 
