@@ -11,8 +11,8 @@ from torch import Tensor
 from tests.helpers import oracles
 
 
-def close(actual: Any, expected: Any, tolerance: float = 1e-10) -> None:
-    np.testing.assert_allclose(oracles.array(actual), oracles.array(expected), rtol=tolerance, atol=tolerance)
+def close(actual: Any, expected: Any, rtol: float = 1e-10, atol: float | None = None) -> None:
+    np.testing.assert_allclose(oracles.array(actual), oracles.array(expected), rtol=rtol, atol=rtol if atol is None else atol)
 
 
 def tensors(result: Any) -> tuple[Tensor, ...]:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from tests.helpers import oracles
+from tests.helpers import compare, oracles
 from tests.helpers.values import labels, normal
 from trm_losses import PrototypeBank
 from trm_losses import functional as TF
 
-
-def close(actual: Any, expected: Any) -> None:
-    np.testing.assert_allclose(oracles.array(actual), oracles.array(expected), rtol=1e-5, atol=1e-6)
+close = partial(compare.close, rtol=1e-5, atol=1e-6)  # state is float32
 
 
 @pytest.mark.parametrize("momentum, text_momentum", [(0.99, 0.99), (0.5, 0.0), (0.0, 0.6), (1.0, 1.0)])

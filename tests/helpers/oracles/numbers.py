@@ -23,6 +23,11 @@ def unit(v: Array) -> Array:
     return v / length if length else v
 
 
+def cosine(a: Any, b: Any) -> float:
+    dot = sum(x * y for x, y in zip(a, b, strict=True))
+    return float(dot / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b)))
+
+
 def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
 

@@ -4,16 +4,19 @@ import copy
 import io
 import math
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from tests.helpers import oracles
+from tests.helpers import compare, oracles
 from tests.helpers.cases.baselines import BASELINES, baseline_inputs, baseline_value, call_baseline, vlpl
 from tests.helpers.oracles import baselines as baseline_oracles
 from tests.helpers.values import BATCH, CLASSES, SAMPLES, labels, normal
 from trm_losses import baselines
+
+close = partial(compare.close, rtol=1e-6, atol=1e-9)
 
 NAMES = list(BASELINES)
 # Whose unknown entries move known ones, through a number expected of the whole batch or through learned labels.
@@ -33,10 +36,6 @@ def gradient(name, module, inputs):
 
 def ids_of(batch):
     return torch.arange(batch)
-
-
-def close(actual, expected, rtol=1e-6, atol=1e-9):
-    np.testing.assert_allclose(oracles.array(actual), oracles.array(expected), rtol=rtol, atol=atol)
 
 
 def test_every_public_loss_is_among_the_cases():

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers import oracles
+from tests.helpers import compare
 from tests.helpers.cases.bank import filled_bank
 from tests.helpers.cases.labeler import filled_labeler
 from tests.helpers.values import labels, normal
@@ -18,9 +18,7 @@ from trm_losses import PrototypeBank, PseudoLabeler
 from trm_losses.labels import UNKNOWN
 from trm_losses.pseudo import Decision, Evidence, NeighbourRule, PrototypeRule, Quantiles, Rule
 
-
-def close(actual: Any, expected: Any) -> None:
-    np.testing.assert_allclose(oracles.array(actual), oracles.array(expected), rtol=2e-5, atol=1e-5)
+close = partial(compare.close, rtol=2e-5, atol=1e-5)  # state is float32
 
 
 class LogitRule(Rule):

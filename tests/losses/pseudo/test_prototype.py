@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers import oracles
+from tests.helpers import compare, oracles
 from tests.helpers.cases.bank import filled_bank
 from tests.helpers.cases.labeler import labeler_by_prototypes
 from tests.helpers.values import labels, normal
@@ -17,9 +18,7 @@ from trm_losses import PrototypeBank, PseudoLabeler
 from trm_losses.labels import UNKNOWN
 from trm_losses.pseudo import PrototypeRule, Quantiles
 
-
-def close(actual: Any, expected: Any) -> None:
-    np.testing.assert_allclose(oracles.array(actual), oracles.array(expected), rtol=2e-5, atol=1e-5)
+close = partial(compare.close, rtol=2e-5, atol=1e-5)  # state is float32
 
 
 def batch(step: int, bank: PrototypeBank, classes: int, targets: str = "mixed") -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.helpers.oracles.baselines import absent, bce, present, slope
-from tests.helpers.oracles.numbers import array, sigmoid
+from tests.helpers.oracles.numbers import array, cosine, sigmoid
 from trm_pipeline import methods
 from trm_pipeline.config import presets
 from trm_pipeline.config.losses import LOSSES
@@ -71,10 +71,6 @@ def agree(value, inputs, function):
         expected = slope(lambda x, i=i: function(*arrays[:i], x, *arrays[i + 1 :]), arrays[i])
         found = np.zeros_like(expected) if gradient is None else array(gradient)
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
-
-
-def cosine(a, b):
-    return float(sum(x * y for x, y in zip(a, b, strict=True)) / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b)))
 
 
 # SCPNet

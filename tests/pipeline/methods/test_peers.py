@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 
+from tests.helpers.oracles.numbers import cosine
 from trm_losses.metrics import mean_average_precision
 from trm_pipeline import methods
 from trm_pipeline.config import presets
@@ -41,11 +42,6 @@ def moved(method):
         for parameter in method.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     return method
-
-
-def cosine(a, b):
-    dot = sum(x * y for x, y in zip(a, b, strict=True))
-    return dot / math.sqrt(sum(x * x for x in a)) / math.sqrt(sum(y * y for y in b))
 
 
 def slow_logits(name, method, b, text):
