@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -22,9 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
+import repository  # noqa: F401
 
 Row = dict[str, Any]
 
@@ -45,10 +42,10 @@ def blank(path: Path) -> None:
 
 
 def write_coco(root: Path, labels: dict[str, np.ndarray]) -> object:
-    import _layouts
+    from tests.helpers import layouts
 
     # The real file has 605,000 objects for 241,000 labels in some 450 MB, most of which is outlines.
-    return _layouts.write_coco(root, labels, draw=blank, copies=3, corners=28)
+    return layouts.write_coco(root, labels, draw=blank, copies=3, corners=28)
 
 
 def read_coco(root: Path, split: str) -> Any:
@@ -58,9 +55,9 @@ def read_coco(root: Path, split: str) -> Any:
 
 
 def write_vg(root: Path, labels: dict[str, np.ndarray]) -> object:
-    import _layouts
+    from tests.helpers import layouts
 
-    return _layouts.write_vg(root, labels, draw=blank)
+    return layouts.write_vg(root, labels, draw=blank)
 
 
 def read_vg(root: Path, split: str) -> Any:
@@ -70,9 +67,9 @@ def read_vg(root: Path, split: str) -> Any:
 
 
 def write_nus(root: Path, labels: dict[str, np.ndarray]) -> object:
-    import _layouts
+    from tests.helpers import layouts
 
-    return _layouts.write_nus(root, labels, draw=blank)
+    return layouts.write_nus(root, labels, draw=blank)
 
 
 def read_nus(root: Path, split: str) -> Any:
@@ -82,11 +79,11 @@ def read_nus(root: Path, split: str) -> Any:
 
 
 def write_cub(root: Path, labels: dict[str, np.ndarray]) -> object:
-    import _layouts
+    from tests.helpers import layouts
 
     table = np.concatenate(list(labels.values()))
     train = [row < len(labels["train"]) for row in range(len(table))]
-    return _layouts.write_cub(root, table, train, np.full(table.shape, 3), draw=blank)
+    return layouts.write_cub(root, table, train, np.full(table.shape, 3), draw=blank)
 
 
 def read_cub(root: Path, split: str) -> Any:

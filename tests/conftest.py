@@ -1,27 +1,35 @@
-"""What all tests share: the number of threads, the tools on the path, and real files where they are present."""
+"""What all tests share: the number of threads, what is left out, blank pictures, and real files where they are present."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from _ddp import Pool
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.helpers import ROOT
+from tests.helpers.ranks import Pool
+
 PICTURES = {
     "trm_pipeline.report.page": ("draw_map_against_known", "draw_pseudo_quality", "draw_saliency"),
     "trm_pipeline.folder.outputs": ("draw_entries",),
 }
 
+LACKING = [name for name in ("open_clip", "torchvision", "timm", "safetensors", "matplotlib") if find_spec(name) is None]
+collect_ignore = ["helpers", *(("pipeline", "losses/backbones") if LACKING else ())]
+
 if "OMP_NUM_THREADS" not in os.environ:  # workers share the cores, with the processes that tests start
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
-sys.path.insert(0, str(ROOT / "tools"))
+
+
+def pytest_report_header() -> str | None:
+    return f"the pipeline and the backbones are left out: {', '.join(LACKING)} is not installed" if LACKING else None
 
 
 @pytest.fixture(scope="session")

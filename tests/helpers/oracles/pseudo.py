@@ -1,0 +1,226 @@
+"""Prototypes of the classes, and the pseudo-labels of the prototype rule and of the neighbour rule."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from tests.helpers.oracles.numbers import Array, array, sigmoid, softmax, unit
+
+
+class Bank:
+    """Prototypes after any number of updates."""
+
+    def __init__(self, init: Any, momentum: float = 0.99, text_momentum: float = 0.99) -> None:
+        self.visual = np.array([unit(row) for row in array(init)])
+        self.text = self.visual.copy()
+        self.count, self.text_count = [0] * len(self.text), 0
+        self.momentum, self.text_momentum = momentum, text_momentum
+
+    @property
+    def seen(self) -> list[bool]:
+        return [n > 0 for n in self.count]
+
+    def update(self, regions: Any, targets: Any, weights: Any = None, text: Any = None) -> None:
+        z, y = array(regions), array(targets)
+        w = np.ones_like(y) if weights is None else array(weights)
+        for c in range(len(self.count)):
+            own = [b for b in range(len(y)) if y[b, c] == 1 and w[b, c] > 0]
+            if own:
+                mean = sum(w[b, c] * unit(z[b, c]) for b in own) / sum(w[b, c] for b in own)
+                m = min(self.momentum, self.count[c] / (self.count[c] + 1))
+                self.visual[c] = unit(m * self.visual[c] + (1 - m) * mean)
+                self.count[c] += 1
+        if text is not None:
+            m = min(self.text_momentum, self.text_count / (self.text_count + 1))
+            for c, row in enumerate(array(text)):
+                self.text[c] = unit(m * self.text[c] + (1 - m) * unit(row))
+            self.text_count += 1
+
+
+def similarities(
+    regions: Any, visual: Any, text: Any, seen: Any, temperature_visual: float = 0.07, temperature_text: float = 0.02
+) -> tuple[Array, Array, Array, Array]:
+    """Intra visual, intra text, inter visual (over seen classes, 0 for the others), inter text."""
+    z, v, t = array(regions), [unit(row) for row in array(visual)], [unit(row) for row in array(text)]
+    out = tuple(np.zeros(z.shape[:2]) for _ in range(4))
+    classes = range(len(v))
+    known = [c for c in classes if seen is None or bool(seen[c])]
+    for b, c in np.ndindex(*z.shape[:2]):
+        f = unit(z[b, c])
+        out[0][b, c], out[1][b, c] = f @ v[c], f @ t[c]
+        if c in known:
+            out[2][b, c] = softmax([float(f @ v[k]) / temperature_visual for k in known])[known.index(c)]
+        out[3][b, c] = softmax([float(f @ t[k]) / temperature_text for k in classes])[c]
+    return out[0], out[1], out[2], out[3]
+
+
+class Labeler:
+    """Pseudo-labels of the prototype rule: every similarity met so far is kept in a list, with the step it was met at.
+
+    Settings are those of the rule, of its thresholds (``positive``, ``negative``) or, with a ``share``, of its quantiles, and of
+    the labeler.
+    """
+
+    def __init__(self, classes: int, **settings: Any) -> None:
+        self.classes = classes
+        self.positive, self.negative = settings.get("positive", 0.8), settings.get("negative", 0.1)
+        self.weight_pos, self.weight_neg = settings.get("weight_pos", 1.0), settings.get("weight_neg", 0.5)
+        self.tau_v, self.tau_t = settings.get("temperature_visual", 0.07), settings.get("temperature_text", 0.02)
+        self.momentum = settings.get("momentum", 0.99)
+        self.warmup, self.ramp_steps = settings.get("warmup_steps", 0), settings.get("ramp_steps", 0)
+        self.cap, self.expected = settings.get("cap", True), settings.get("expected_positives")
+        self.share: float | None = settings.get("share")
+        self.scored: list[tuple[int, int, float]] = []  # step, class, score of an unknown entry
+        self.step = 0
+        self.met: list[tuple[int, int, int, int, float]] = []  # step, modality, class, label, similarity
+        self.known = [[0, 0] for _ in range(classes)]  # absent, present
+
+    def update(self, regions: Any, targets: Any, bank: Any) -> None:
+        y = array(targets)
+        q = self.scores(regions, targets, bank) if self.share is not None else np.full(y.shape, 0.5)
+        self.scored += [(self.step, c, float(q[b, c])) for b, c in np.ndindex(*y.shape) if y[b, c] == -1 and q[b, c] != 0.5]
+        s_v, s_t, _, _ = similarities(regions, bank.visual, bank.text, None)
+        for b, c in np.ndindex(*y.shape):
+            if y[b, c] in (0, 1):
+                label = int(y[b, c])
+                self.known[c][label] += 1
+                if bool(bank.seen[c]):
+                    self.met.append((self.step, 0, c, label, float(s_v[b, c])))
+                self.met.append((self.step, 1, c, label, float(s_t[b, c])))
+        self.step += 1
+
+    def mean(self, modality: int, label: int, c: int | None) -> float | None:
+        """Decayed mean similarity of a class (None: of all classes), or None where there is no data."""
+        total = mass = 0.0
+        for step, m, k, y, s in self.met:
+            if m == modality and y == label and c in (None, k):
+                decay = self.momentum ** (self.step - 1 - step)
+                total, mass = total + decay * s, mass + decay
+        return total / mass if mass else None
+
+    def calibrated(self, s: Array, unknown: Array, modality: int, b: int, c: int) -> float | None:
+        """q of one entry, or None where the term abstains."""
+        pooled_absent, pooled_present = self.mean(modality, 0, None), self.mean(modality, 1, None)
+        if pooled_present is None:
+            return None
+        own_absent, own_present = self.mean(modality, 0, c), self.mean(modality, 1, c)
+        enough = self.known[c][1] >= 10 and own_present is not None
+        if pooled_absent is None:  # no absent label at all: unknown entries of the batch stand for them
+            free = [s[i, c] for i in range(len(s)) if unknown[i, c]]
+            everywhere = [s[i] for i in np.ndindex(*s.shape) if unknown[i]]
+            absent = sum(free) / len(free) if free else 0.0
+            pooled_absent = sum(everywhere) / len(everywhere) if everywhere else 0.0
+            present = own_present if enough else pooled_present
+        else:
+            enough = enough and own_absent is not None
+            absent, present = (own_absent, own_present) if enough else (pooled_absent, pooled_present)
+        assert absent is not None and present is not None
+        if present <= absent:
+            return None
+        gap = max(present - absent, 0.5 * (pooled_present - pooled_absent), 0.02)
+        return sigmoid(6 * (s[b, c] - 0.5 * (present + absent)) / gap)
+
+    def scores(self, regions: Any, targets: Any, bank: Any) -> Array:
+        s_v, s_t, pi_v, pi_t = similarities(regions, bank.visual, bank.text, bank.seen, self.tau_v, self.tau_t)
+        unknown = array(targets) == -1
+        out = np.full(s_v.shape, 0.5)
+        for b, c in np.ndindex(*out.shape):
+            parts: list[float] = []
+            q_v, q_t = self.calibrated(s_v, unknown, 0, b, c), self.calibrated(s_t, unknown, 1, b, c)
+            seen = [bool(x) for x in bank.seen]
+            if seen[c] and q_v is not None:
+                parts.append(q_v)
+            if seen[c] and sum(seen) > 1:
+                parts.append(pi_v[b, c])
+            if np.any(array(bank.text)[c] != 0):
+                if q_t is not None:
+                    parts.append(q_t)
+                if self.classes > 1:
+                    parts.append(pi_t[b, c])
+            if parts:
+                out[b, c] = sum(parts) / len(parts)
+        return out
+
+    def cut(self, c: int, share: float, from_top: bool) -> float:
+        """The score above (below) which this share of the class's histogram lies."""
+        bins = [0.0] * 256
+        for step, k, q in self.scored:
+            if k == c:
+                bins[min(255, int(q * 256))] += self.momentum ** (self.step - 1 - step)
+        wanted = share * sum(bins)
+        for b in range(255, -1, -1) if from_top else range(256):
+            if bins[b] and bins[b] >= wanted:
+                return (b + 1 - wanted / bins[b]) / 256 if from_top else (b + wanted / bins[b]) / 256
+            wanted -= bins[b]
+        raise AssertionError("a share above one")
+
+    def quantiles(self, c: int) -> tuple[float, float]:
+        """Scores from which up, and down to which, entries of a class are decided."""
+        if not any(k == c for _, k, _ in self.scored) or (self.expected is None and not sum(self.known[c])):
+            return math.inf, -math.inf
+        if self.expected is None:
+            prior = self.known[c][1] / sum(self.known[c])
+        else:
+            means = {}
+            for k in {k for _, k, _ in self.scored}:
+                mass = [(self.momentum ** (self.step - 1 - t), min(255, int(q * 256))) for t, j, q in self.scored if j == k]
+                means[k] = sum(m * (b + 0.5) / 256 for m, b in mass) / sum(m for m, _ in mass)
+            prior = min(1.0, self.expected / self.classes * means[c] / (sum(means.values()) / len(means)))
+        top, bottom = self.share * prior, max(0.0, 1 - 2 * prior)
+        return self.cut(c, top, True) if top else math.inf, self.cut(c, bottom, False) if bottom else -math.inf
+
+    @property
+    def ramp(self) -> float:
+        if self.step < self.warmup:
+            return 0.0
+        return min(1.0, (self.step - self.warmup) / self.ramp_steps) if self.ramp_steps else 1.0
+
+    @property
+    def expected_positives(self) -> float:
+        if self.expected is not None:
+            return float(self.expected)
+        pooled = sum(k[1] for k in self.known) / max(1, sum(map(sum, self.known)))
+        return sum(k[1] / sum(k) if sum(k) else pooled for k in self.known)
+
+    def __call__(self, regions: Any, targets: Any, bank: Any) -> tuple[Array, Array, Array]:
+        """Targets, weights, scores."""
+        q, y = self.scores(regions, targets, bank), array(targets)
+        labels, weights = np.full(q.shape, -1.0), np.zeros(q.shape)
+        if self.step < self.warmup:
+            return labels, weights, q
+        for b in range(len(q)):
+            up, down = [self.positive] * self.classes, [self.negative] * self.classes
+            free = [c for c in range(self.classes) if y[b, c] == -1]
+            if self.share is not None:
+                up, down = (list(x) for x in zip(*(self.quantiles(c) for c in range(self.classes)), strict=True))
+                free = [c for c in free if q[b, c] != 0.5]
+            candidates = [c for c in free if q[b, c] >= up[c]]
+            absent = [c for c in free if q[b, c] <= down[c]]
+            if self.cap:
+                room = math.floor(max(1.0, 2 * self.expected_positives - sum(y[b] == 1)))
+                candidates = sorted(candidates, key=lambda c: -q[b, c])[:room]
+            for c in candidates:
+                labels[b, c], weights[b, c] = q[b, c] if self.share is None else 1.0, self.ramp * self.weight_pos
+            for c in absent:
+                labels[b, c], weights[b, c] = 0.0, self.ramp * self.weight_neg
+        return labels, weights, q
+
+
+def neighbour_scores(
+    features: Any, scores: Any, neighbours: int, temperature: float, *, known: Any = None, steps: int = 1
+) -> Array:
+    """What the k most similar regions of a class in other images say, by sorting; known entries say the same at every step."""
+    f, said = array(features), array(scores)
+    for _ in range(steps):
+        out = said.copy()
+        for i, c in np.ndindex(*said.shape):
+            others = [(float(unit(f[i, c]) @ unit(f[j, c])), j) for j in range(len(f)) if j != i]
+            near = sorted(others, reverse=True)[:neighbours]
+            if near:
+                mass = [math.exp(similarity / temperature) for similarity, _ in near]
+                out[i, c] = sum(m * said[j, c] for m, (_, j) in zip(mass, near, strict=True)) / sum(mass)
+        said = out.copy() if known is None else np.where(np.asarray(known), array(scores), out)
+    return out

@@ -1,0 +1,170 @@
+"""Backbones out of files, tags and names, and what is said where one of them, or a package, is not there."""
+
+from __future__ import annotations
+
+import importlib.abc
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from torch import nn
+
+from tests.helpers import ROOT
+from tests.helpers.towers import RESNET, TEXT, VIT, assert_near, images, tiny
+from trm_losses.backbones import OpenClipBackbone, TimmBackbone, load_open_clip
+
+
+def test_load_weights_files(tiny_names: Path) -> None:
+    safetensors = pytest.importorskip("safetensors.torch")
+    model = tiny(RESNET)
+    state = model.state_dict()
+    torch.save(state, tiny_names / "resnet.pt")
+    torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3}, tiny_names / "trained.pt")
+    safetensors.save_file(state, tiny_names / "resnet.safetensors")
+    for name in ("resnet.pt", "trained.pt", "resnet.safetensors"):
+        backbone = load_open_clip("tiny-resnet", str(tiny_names / name), image_size=96)
+        assert backbone.name == "tiny-resnet" and backbone.image_size == (96, 96) and backbone.context_length == 12
+        loaded = backbone.model.state_dict()
+        assert loaded.keys() == state.keys() and all(torch.equal(loaded[k], state[k]) for k in state)
+        assert_near(backbone(images(64, 64)).pooled, OpenClipBackbone(model)(images(64, 64)).pooled)
+
+
+@pytest.mark.filterwarnings("ignore")  # TorchScript announces its end; the files that are out there remain
+def test_load_torchscript_archive(tiny_names: Path) -> None:
+    model = tiny(VIT).half().eval()
+    path = tiny_names / "archive.pt"
+    torch.jit.save(torch.jit.script(model), path)
+    backbone = load_open_clip("tiny-vit", path)
+    assert all(torch.equal(v, model.state_dict()[k].float()) for k, v in backbone.model.state_dict().items())
+    with pytest.raises(ValueError, match=r"archive\.pt are not those of tiny-resnet: .*missing"):
+        load_open_clip("tiny-resnet", path)
+
+
+def test_load_with_the_value_path(tiny_names: Path) -> None:
+    torch.save(tiny(VIT).state_dict(), tiny_names / "value.pt")
+    got = load_open_clip("tiny-vit", tiny_names / "value.pt", value_path=True)(images(32, 32))
+    assert_near(got.tokens, OpenClipBackbone(tiny(VIT), value_path=True)(images(32, 32)).tokens)
+
+
+def test_load_folder(tiny_names: Path) -> None:
+    folder = tiny_names / "folder"
+    folder.mkdir()
+    model = tiny(VIT)
+    torch.save(model.state_dict(), folder / "open_clip_pytorch_model.bin")
+    config = {"model_cfg": {"embed_dim": 16, "vision_cfg": VIT, "text_cfg": TEXT}, "preprocess_cfg": {"mean": [0.1, 0.2, 0.3]}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ValueError, match="pretrained must be None, got 'openai'; 'local-dir:.*' brings its own weights"):
+        load_open_clip(f"local-dir:{folder}", "openai")
+    backbone = load_open_clip(f"local-dir:{folder}")
+    assert torch.equal(backbone.model.visual.proj, model.state_dict()["visual.proj"])
+    assert backbone.image_mean == (0.1, 0.2, 0.3) and backbone.tokenize(["a"]).shape == (1, 12)
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_a_tag_brings_its_activation(tiny_names: Path, monkeypatch: pytest.MonkeyPatch, quick: bool) -> None:
+    torch.save(tiny(VIT).state_dict(), tiny_names / "tag.pt")
+    tag = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "quick_gelu": quick}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-vit", {"tag": tag})
+    monkeypatch.setattr(open_clip.factory, "download_pretrained", lambda *_, **__: str(tiny_names / "tag.pt"))
+    backbone = load_open_clip("tiny-vit", "tag")
+    for tower in (backbone.model.transformer, backbone.model.visual.transformer):
+        assert isinstance(tower.resblocks[0].mlp.gelu, open_clip.transformer.QuickGELU if quick else nn.GELU)
+    assert backbone.image_mean == (0.5,) * 3 and backbone.image_std == (0.25,) * 3
+
+
+def test_tags_of_openai_are_known_to_need_quickgelu() -> None:
+    assert open_clip.get_pretrained_cfg("RN101", "openai")["quick_gelu"]
+    assert not open_clip.get_model_config("RN101").get("quick_gelu", False)  # open_clip would load it with a warning
+
+
+def test_a_file_of_another_model_is_refused(tiny_names: Path) -> None:
+    other = tiny_names / "other.pt"
+    torch.save(tiny({**VIT, "width": 48}).state_dict(), other)
+    with pytest.raises(ValueError) as caught:
+        load_open_clip("tiny-vit", other)
+    message = str(caught.value)
+    assert str(other) in message and "not those of tiny-vit" in message
+    assert "first visual.class_embedding: (48,) in the file, (32,) in the model" in message
+
+    torch.save(tiny(RESNET).state_dict(), other)
+    with pytest.raises(ValueError, match=r"not those of tiny-vit: .* missing \(first visual\.\w+.*unknown \(first visual\."):
+        load_open_clip("tiny-vit", other)
+
+    torch.save(tiny(VIT, text={"width": 64}).state_dict(), other)
+    with pytest.raises(ValueError, match=r"positional_embedding: \(12, 64\) in the file, \(12, 32\) in the model"):
+        load_open_clip("tiny-vit", other)
+
+
+def test_what_is_no_weights_file_is_refused(tiny_names: Path) -> None:
+    for name, content in (("a.txt", b"hello"), ("b.safetensors", b"hello"), ("c.pt", b"")):
+        (tiny_names / name).write_bytes(content)
+        with pytest.raises(ValueError, match=rf"load_open_clip: .*{name} cannot be read as weights .* of tiny-vit"):
+            load_open_clip("tiny-vit", str(tiny_names / name))
+    buffer = io.BytesIO()
+    torch.save([1, 2], buffer)
+    (tiny_names / "d.pt").write_bytes(buffer.getvalue())
+    with pytest.raises(ValueError, match=r"d\.pt cannot be read as weights"):
+        load_open_clip("tiny-vit", str(tiny_names / "d.pt"))
+
+
+def test_names_that_are_not_there(tiny_names: Path) -> None:
+    with pytest.raises(ValueError, match=r"model must be one of open_clip's, got 'RN5O'; near it: .*RN50"):
+        load_open_clip("RN5O")
+    with pytest.raises(ValueError, match=r"got '~'; near it: open_clip.list_models\(\) names all"):
+        load_open_clip("~")
+    with pytest.raises(ValueError, match=r"existing weights file or a tag of ViT-B-32 \(openai, .*got 'nowhere.pt'"):
+        load_open_clip("ViT-B/32", "nowhere.pt")
+    with pytest.raises(ValueError, match=r"tag of tiny-vit \(none\), got ''"):
+        load_open_clip("tiny-vit", "")
+
+
+# Imports
+
+
+class BrokenTorchvision(importlib.abc.MetaPathFinder):
+    """open_clip and timm as they are beside a torchvision that was built for another torch."""
+
+    def find_spec(self, fullname: str, path: object, target: object = None) -> None:
+        if fullname in ("open_clip", "timm"):
+            raise RuntimeError("operator torchvision::nms does not exist")
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["missing", "broken"])
+def test_import_error_says_why_and_what_to_install(monkeypatch: pytest.MonkeyPatch, broken: bool) -> None:
+    model = tiny(VIT)
+    for name in ("open_clip", "timm"):
+        if broken:
+            monkeypatch.delitem(sys.modules, name)
+        else:
+            monkeypatch.setitem(sys.modules, name, None)
+    if broken:
+        monkeypatch.setattr(sys, "meta_path", [BrokenTorchvision(), *sys.meta_path])
+    for call, name in (
+        (lambda: load_open_clip("RN50"), "open_clip"),
+        (lambda: OpenClipBackbone(model), "open_clip"),
+        (lambda: TimmBackbone("test_vit"), "timm"),
+    ):
+        with pytest.raises(ImportError, match=f"trm_losses.backbones needs {name}, whose import failed") as caught:
+            call()
+        message = str(caught.value)
+        assert 'pip install "trm-losses[backbones]"' in message
+        assert f"torchvision that matches the installed torch {torch.__version__}" in message
+        assert ("RuntimeError: operator torchvision::nms does not exist" in message) == broken
+        assert ("ModuleNotFoundError" in message) != broken
+
+
+def test_the_package_imports_without_open_clip() -> None:
+    code = (
+        "import sys\n"
+        "for name in ('open_clip', 'timm', 'torchvision'): sys.modules[name] = None\n"
+        "import trm_losses.backbones as b\n"
+        "print(*b.__all__)"
+    )
+    root = ROOT
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
+    assert done.stdout.split() == ["ImageFeatures", "OpenClipBackbone", "TimmBackbone", "load_open_clip"]

@@ -1,0 +1,355 @@
+"""Backbones: tokens and prompts of open_clip models, against float64 loops written from the equations."""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.helpers.oracles.towers import linear, norm_oracle, resnet_oracle, vit_oracle
+from tests.helpers.towers import RESNET, TIMM, VIT, assert_near, images, tiny
+from trm_losses.backbones import ImageFeatures, OpenClipBackbone, load_open_clip
+
+
+def last_map(module: nn.Module, run: Any) -> Tensor:
+    """What a module gave while ``run`` was called."""
+    seen: list[Tensor] = []
+    hook = module.register_forward_hook(lambda _module, _args, output: seen.append(output.detach()))
+    run()
+    hook.remove()
+    return seen[0].double()
+
+
+# CLIP ResNets
+
+
+@pytest.mark.parametrize("size", [(224, 224), (448, 448), (224, 288)])
+def test_rn50_tokens_and_pooled_follow_the_equations(rn50: OpenClipBackbone, size: tuple[int, int]) -> None:
+    got: list[ImageFeatures] = []
+    feature = last_map(rn50.model.visual.layer4, lambda: got.append(rn50(images(*size))))
+    tokens, pooled = resnet_oracle(rn50.model.visual, feature[0], native=7)
+    grid = (size[0] // 32, size[1] // 32)
+    assert got[0].grid == grid and got[0].tokens.shape == (1, grid[0] * grid[1], 1024)
+    assert_near(got[0].tokens[0], tokens)
+    assert_near(got[0].pooled[0], pooled)
+
+
+def test_rn50_pooled_is_encode_image_at_native_size(rn50: OpenClipBackbone) -> None:
+    x = images(224, 224, batch=2)
+    assert_near(rn50(x).pooled, rn50.model.encode_image(x))
+
+
+def test_resnet_table_can_shrink() -> None:
+    model: Any = tiny({**RESNET, "image_size": 128})
+    backbone = OpenClipBackbone(model)
+    got: list[ImageFeatures] = []
+    feature = last_map(model.visual.layer4, lambda: got.append(backbone(images(64, 96))))
+    assert_near(got[0].pooled[0], resnet_oracle(model.visual, feature[0], native=4)[1])
+
+
+def test_other_sizes_leave_the_positional_tables_alone() -> None:
+    for vision in (RESNET, VIT):
+        model = tiny(vision)
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        parameters = {k: id(v) for k, v in model.named_parameters()}
+        OpenClipBackbone(model)(images(96, 128))
+        assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+        assert {k: id(v) for k, v in model.named_parameters()} == parameters
+
+
+# ViTs
+
+
+@pytest.mark.parametrize("size", [(224, 224), (288, 224)])
+def test_vit_b_32_tokens_and_pooled_follow_the_equations(vit_b_32: OpenClipBackbone, size: tuple[int, int]) -> None:
+    x = images(*size)
+    got = vit_b_32(x)
+    tokens, pooled = vit_oracle(vit_b_32.model.visual, x[0])
+    assert got.grid == (size[0] // 32, size[1] // 32) and got.tokens.shape == (1, size[0] * size[1] // 1024, 512)
+    assert_near(got.tokens[0], tokens)
+    assert_near(got.pooled[0], pooled)
+
+
+def test_vit_b_32_pooled_is_encode_image_at_native_size(vit_b_32: OpenClipBackbone) -> None:
+    x = images(224, 224, batch=2)
+    assert_near(vit_b_32(x).pooled, vit_b_32.model.encode_image(x))
+
+
+@pytest.mark.parametrize("pool", ["tok", "avg"])
+@pytest.mark.parametrize("norm_after_pool", [False, True])
+def test_vit_pools(pool: str, norm_after_pool: bool) -> None:
+    model: Any = tiny({**VIT, "pool_type": pool, "final_ln_after_pool": norm_after_pool})
+    backbone = OpenClipBackbone(model)
+    for size in ((32, 32), (48, 24), (16, 40)):  # native, one side longer and the other shorter, and the reverse
+        x = images(*size, batch=2)
+        got = backbone(x)
+        for b in range(2):
+            tokens, pooled = vit_oracle(model.visual, x[b])
+            assert_near(got.tokens[b], tokens)
+            assert_near(got.pooled[b], pooled)
+    x = images(32, 32, batch=2)
+    assert_near(backbone(x).pooled, model.encode_image(x))
+
+
+def test_vit_made_for_images_that_are_not_square() -> None:
+    model: Any = tiny({**VIT, "image_size": (24, 48)})
+    backbone = OpenClipBackbone(model)
+    assert backbone.image_size == (24, 48) and backbone.grid(backbone.image_size) == (3, 6)
+    for size in ((24, 48), (48, 24), (32, 64)):
+        x = images(*size)
+        got = backbone(x)
+        tokens, pooled = vit_oracle(model.visual, x[0])
+        assert_near(got.tokens[0], tokens)
+        assert_near(got.pooled[0], pooled)
+
+
+def test_vit_tokens_are_the_model_s_own_token_output() -> None:
+    model: Any = tiny({**VIT, "output_tokens": True})
+    x = images(32, 32, batch=2)
+    got = OpenClipBackbone(model)(x)
+    pooled, tokens = model.visual(x)
+    assert_near(got.pooled, pooled)
+    assert_near(got.tokens, tokens @ model.visual.proj)
+
+
+def test_vit_at_another_size_is_open_clip_s_model_of_that_size(tiny_names: Path) -> None:
+    model = tiny(VIT)
+    path = tiny_names / "vit.pt"
+    torch.save(model.state_dict(), path)
+    wanted = open_clip.create_model("tiny-vit", pretrained=str(path), force_image_size=(48, 24)).eval()
+    got = load_open_clip("tiny-vit", path, image_size=(48, 24))
+    assert got.image_size == (48, 24) and got.model.visual.image_size == (32, 32)
+    x = images(48, 24)
+    assert_near(got(x).pooled, wanted.encode_image(x).detach(), 1e-6)
+
+
+@pytest.mark.parametrize("change", [{}, {"pool_type": "avg", "final_ln_after_pool": True}, {"ls_init_value": 0.5}, {"layers": 1}])
+@pytest.mark.parametrize("size", [(32, 32), (48, 24)])
+def test_value_path_of_the_last_block(change: dict[str, Any], size: tuple[int, int]) -> None:
+    model: Any = tiny({**VIT, **change})
+    x = images(*size, batch=2)
+    plain, got = OpenClipBackbone(model)(x), OpenClipBackbone(model, value_path=True)(x)
+    assert_near(got.pooled, plain.pooled)
+    assert got.grid == plain.grid
+    for b in range(2):
+        assert_near(got.tokens[b], vit_oracle(model.visual, x[b], value_path=True)[0])
+        assert_near(plain.tokens[b], vit_oracle(model.visual, x[b])[0])
+
+
+def test_value_path_looks_at_its_own_place_only() -> None:
+    """With one block, a patch that changes changes its own token and no other."""
+    backbone = OpenClipBackbone(tiny({**VIT, "layers": 1}), value_path=True)
+    x = images(32, 32)
+    other = x.clone()
+    other[..., 8:16, 16:24] += 1  # row 1, column 2 of four
+    moved = (backbone(x).tokens != backbone(other).tokens).any(dim=2)[0]
+    assert moved.nonzero().flatten().tolist() == [6]
+
+
+@pytest.mark.parametrize("block", [{"qk_norm": True}, {"scale_heads": True, "scale_attn": True}])
+def test_value_path_needs_no_queries_and_keys(block: dict[str, Any]) -> None:
+    model: Any = tiny({**VIT, **block})
+    backbone, x = OpenClipBackbone(model, value_path=True), images(32, 32)
+    wanted = backbone(x).tokens
+    last = model.visual.transformer.resblocks[-1].attn
+    with torch.no_grad():
+        last.in_proj_weight[: 2 * 32] += 1
+    assert_near(backbone(x).tokens, wanted, 1e-6)
+    assert not torch.allclose(OpenClipBackbone(model)(x).tokens, wanted, atol=1e-3)
+
+
+def test_value_path_is_an_option_of_vits() -> None:
+    with pytest.raises(ValueError, match="OpenClipBackbone: value_path is an option of ViTs; .* CLIP ResNet"):
+        OpenClipBackbone(tiny(RESNET), value_path=True)
+    with pytest.raises(ValueError, match="timm tower ResNet has no value path to take"):
+        OpenClipBackbone(tiny(TIMM), value_path=True)
+
+
+# timm towers
+
+
+@pytest.mark.parametrize("projection", ["linear", "", "none"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_timm_mean_of_tokens_is_pooled(projection: str, bias: bool) -> None:
+    model: Any = tiny({**TIMM, "timm_proj": projection, "timm_proj_bias": bias}, custom=True)
+    backbone = OpenClipBackbone(model)
+    assert backbone.stride == 32 and backbone.image_size == (64, 64)
+    assert backbone.dim == (model.visual.trunk.num_features if projection == "none" else 16)
+    for size in ((64, 64), (96, 160)):
+        x = images(*size, batch=2)
+        got = backbone(x)
+        assert got.tokens.shape == (2, size[0] * size[1] // 1024, backbone.dim)
+        assert_near(got.tokens.mean(dim=1), got.pooled, 1e-5)
+        assert_near(got.pooled, model.encode_image(x))
+
+
+def test_timm_tokens_are_the_projection_per_position() -> None:
+    model: Any = tiny({**TIMM, "timm_proj_bias": True})
+    backbone = OpenClipBackbone(model)
+    got = backbone(images(64, 96, batch=2))
+    feature = model.visual.trunk.forward_features(images(64, 96, batch=2)).double()
+    for b in range(2):
+        cells = [feature[b, :, i, j] for i in range(2) for j in range(3)]
+        assert_near(got.tokens[b], torch.stack([linear(cell, model.visual.head.proj) for cell in cells]))
+
+
+def test_timm_norm_between_pool_and_projection_is_kept_per_token() -> None:
+    model: Any = tiny({**TIMM, "timm_model_name": "test_convnext"})
+    backbone = OpenClipBackbone(model)
+    x = images(64, 96)
+    got = backbone(x)
+    feature = model.visual.trunk.forward_features(x).double()[0]
+    weight = model.visual.head.proj.weight.double()
+    norm = model.visual.trunk.head.norm
+    cells = [norm_oracle(feature[:, i, j], norm) @ weight.T for i in range(2) for j in range(3)]
+    assert_near(got.tokens[0], torch.stack(cells))
+    assert_near(got.pooled[0], norm_oracle(feature.mean(dim=(1, 2)), norm) @ weight.T)
+    assert_near(got.pooled, model.encode_image(x))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"timm_model_name": "test_vit", "timm_pool": "max"}, "pools by max"),
+        ({"timm_pool": "max"}, "pools by max"),
+        ({"timm_model_name": "resnet10t", "timm_pool": "rot_attn", "timm_proj": ""}, "pools by attention"),
+    ],
+)
+def test_timm_towers_that_cannot_give_tokens(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=rf"OpenClipBackbone: the timm tower \w+ {words}.* cannot give tokens"):
+        OpenClipBackbone(tiny({**TIMM, **change}))
+
+
+def test_timm_tower_without_padding_is_refused() -> None:
+    model: Any = tiny(TIMM)
+    model.visual.trunk.feature_info = [{"num_chs": 1, "reduction": 16, "module": "x"}]
+    with pytest.raises(ValueError, match=r"a map of \(2, 2\) where its stride 16 asks for \(4, 4\)"):
+        OpenClipBackbone(model)
+
+
+def test_towers_of_open_clip_that_cannot_give_tokens() -> None:
+    with pytest.raises(ValueError, match="attentional pool.* cannot give tokens"):
+        OpenClipBackbone(tiny({**VIT, "attentional_pool": True, "attn_pooler_heads": 2}))
+    with pytest.raises(ValueError, match="pools by 'none'"):
+        OpenClipBackbone(tiny({**VIT, "pool_type": "none"}))
+    model: Any = tiny(VIT)
+    model.visual.patch_size = (8, 4)
+    with pytest.raises(ValueError, match="patches must be square, got 8x4"):
+        OpenClipBackbone(model)
+    model.visual = nn.Identity()
+    with pytest.raises(ValueError, match="visual tower Identity is not known"):
+        OpenClipBackbone(model)
+
+
+# Sizes and other input
+
+
+def test_grid_and_sizes(rn50: OpenClipBackbone, vit_b_32: OpenClipBackbone) -> None:
+    assert rn50.stride == vit_b_32.stride == 32
+    assert rn50.grid(448) == (14, 14) and vit_b_32.grid((224, 320)) == (7, 10)
+    assert rn50.image_size == vit_b_32.image_size == (224, 224)
+    assert OpenClipBackbone(tiny(VIT), image_size=40).image_size == (40, 40)
+
+
+@pytest.mark.parametrize(
+    ("size", "nearest"),
+    [
+        ((225, 224), "got 225x224; nearest valid: 224x224 or 256x224$"),
+        ((224, 300), "got 224x300; nearest valid: 224x288 or 224x320$"),
+        ((20, 40), "got 20x40; nearest valid: 32x32 or 32x64$"),
+        ((0, 32), "got 0x32; nearest valid: 32x32$"),
+    ],
+)
+def test_size_errors_name_size_stride_and_nearest(
+    rn50: OpenClipBackbone, vit_b_32: OpenClipBackbone, size: tuple[int, int], nearest: str
+) -> None:
+    message = rf"OpenClipBackbone: image size must be a multiple of the stride 32 .*{nearest}"
+    for backbone in (rn50, vit_b_32):
+        with pytest.raises(ValueError, match=message):
+            backbone.grid(size)
+        with pytest.raises(ValueError, match=message):
+            backbone(torch.zeros(1, 3, *size))
+
+
+def test_image_errors() -> None:
+    with pytest.raises(ValueError, match="multiple of the stride 8"):
+        OpenClipBackbone(tiny(VIT), image_size=33)
+    backbone = OpenClipBackbone(tiny(VIT))
+    with pytest.raises(ValueError, match=r"images must have shape \(B, C, H, W\) = \(B, 3, H, W\), got \(1, 4, 32, 32\)"):
+        backbone(torch.zeros(1, 4, 32, 32))
+    with pytest.raises(TypeError, match="floating-point"):
+        backbone(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+
+
+# Frozen for good
+
+
+@pytest.mark.parametrize("vision", [RESNET, TIMM], ids=["resnet", "timm"])
+def test_train_does_not_move_batch_norm(vision: dict[str, Any]) -> None:
+    backbone = OpenClipBackbone(tiny(vision))
+    x = images(64, 64, batch=4)
+    before = {k: v.clone() for k, v in backbone.state_dict().items()}
+    wanted = backbone(x)
+    for module in (backbone, nn.ModuleList([backbone, nn.Dropout()])):
+        assert module.train() is module
+        assert not any(part.training for part in backbone.modules())
+        got = backbone(x)
+        assert_near(got.tokens, wanted.tokens)
+        assert_near(got.pooled, wanted.pooled)
+    assert any(k.endswith("num_batches_tracked") for k in before)
+    assert all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items())
+
+
+def test_images_are_encoded_without_gradient(rn50: OpenClipBackbone) -> None:
+    assert not any(p.requires_grad for p in rn50.parameters())
+    got = rn50(images(64, 64).requires_grad_())
+    assert not got.tokens.requires_grad and not got.pooled.requires_grad
+
+
+def test_a_half_precision_model_becomes_float32() -> None:
+    backbone = OpenClipBackbone(tiny(VIT).half())
+    assert {p.dtype for p in backbone.parameters()} == {torch.float32}
+    assert backbone(images(32, 32)).tokens.dtype == torch.float32
+
+
+@pytest.mark.skipif(
+    "ATEN_CPU_CAPABILITY" in os.environ, reason="torch's attention in bfloat16 asks the processor for AVX512, not this setting"
+)
+@pytest.mark.parametrize("vision", [RESNET, VIT, TIMM], ids=["resnet", "vit", "timm"])
+def test_autocast_is_near_float32(vision: dict[str, Any]) -> None:
+    backbone = OpenClipBackbone(tiny(vision))
+    wanted = backbone(images(96, 64))
+    with torch.autocast("cpu", torch.bfloat16):
+        got = backbone(images(96, 64))
+    assert got.tokens.dtype == torch.bfloat16
+    assert_near(got.tokens, wanted.tokens, 0.1)
+    assert_near(got.pooled, wanted.pooled, 0.1)
+
+
+def test_a_copy_stands_on_its_own() -> None:
+    backbone = OpenClipBackbone(tiny(RESNET))
+    other = copy.deepcopy(backbone)
+    wanted = backbone(images(96, 64))
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter.zero_()
+    got = other(images(96, 64))
+    assert_near(got.tokens, wanted.tokens)
+    assert_near(got.pooled, wanted.pooled)
+    assert not torch.equal(backbone(images(96, 64)).tokens, wanted.tokens)
+
+
+def test_facts_about_the_model(rn50: OpenClipBackbone) -> None:
+    assert rn50.dim == 1024 and rn50.context_length == 77
+    assert rn50.image_mean == pytest.approx((0.48145466, 0.4578275, 0.40821073))
+    assert rn50.image_std == pytest.approx((0.26862954, 0.26130258, 0.27577711))
+    assert rn50.logit_scale == pytest.approx(1 / 0.07, rel=1e-5)
+    assert rn50.extra_repr() == "name='RN50', dim=1024, stride=32, image_size=(224, 224)"
+    by_hand = OpenClipBackbone(tiny(VIT))  # no create_model, no preprocessing on the tower
+    assert by_hand.image_mean == rn50.image_mean and by_hand.image_std == rn50.image_std

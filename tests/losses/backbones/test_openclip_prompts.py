@@ -1,0 +1,189 @@
+"""Prompts and class texts through the text towers of open_clip, against what the model itself encodes."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from torch import nn
+
+from tests.helpers.towers import VIT, assert_near, tiny
+from trm_losses import PromptEmbeddings, PromptLearner
+from trm_losses.backbones import OpenClipBackbone
+
+TEXTS = ["a photo of a dog.", "a cat", "two people on a sofa, indoors"]
+
+
+def test_prompts_of_whole_words_are_encode_text(rn50: OpenClipBackbone, vit_b_32: OpenClipBackbone) -> None:
+    for backbone in (rn50, vit_b_32):
+        ids = open_clip.get_tokenizer("RN50")(TEXTS)
+        assert torch.equal(backbone.tokenize(TEXTS), ids)
+        wanted = backbone.model.encode_text(ids)
+        prompts = backbone.embed_prompts(TEXTS)
+        assert prompts.embeddings.shape == (3, 77, backbone.model.token_embedding.embedding_dim)
+        assert prompts.eot.tolist() == [7, 3, 8]
+        for got in (backbone.encode_prompts(prompts), backbone.encode_prompts(backbone.embed_prompts(ids))):
+            assert_near(got, wanted)
+        assert_near(backbone.encode_text(TEXTS), wanted)
+        assert_near(backbone.encode_text(ids), wanted)
+        assert not torch.equal(wanted[0], wanted[1])
+
+
+@pytest.mark.parametrize("custom", [False, True], ids=["CLIP", "CustomTextCLIP"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        {},
+        {"pool_type": "eos", "eos_id": 49407},
+        {"pool_type": "last"},
+        {"proj_bias": True},
+        {"proj_type": "none"},
+        {"no_causal_mask": True},
+        {"ls_init_value": 0.5},
+        {"qk_norm": True},
+    ],
+    ids=lambda text: next(iter(text), "plain"),
+)
+def test_prompts_are_encode_text_in_every_supported_tower(custom: bool, text: dict[str, Any]) -> None:
+    backbone = OpenClipBackbone(tiny(VIT, custom=custom, text=text))
+    wanted = backbone.model.encode_text(backbone.tokenize(TEXTS))
+    prompts = backbone.embed_prompts(TEXTS)
+    assert_near(backbone.encode_prompts(prompts), wanted)
+    assert len({tuple(row) for row in wanted.tolist()}) == len(TEXTS)
+    trained = PromptEmbeddings(prompts.embeddings.requires_grad_(), prompts.eot)
+    assert_near(backbone.encode_prompts(trained), wanted, 1e-5)  # torch may choose another kernel with gradients
+
+
+def test_prompts_cut_after_their_end_give_the_same_features(rn50: OpenClipBackbone) -> None:
+    backbones = [rn50, OpenClipBackbone(tiny(VIT, custom=True))]
+    for backbone in backbones:
+        embeddings, eot, _ = backbone.embed_prompts(TEXTS)
+        cut = PromptEmbeddings(embeddings[:, : int(eot.max()) + 1], eot)
+        assert cut.embeddings.shape[1] < backbone.context_length
+        assert_near(backbone.encode_prompts(cut), backbone.encode_text(TEXTS), 1e-5)
+
+
+def test_learned_contexts_that_spell_words_give_the_features_of_these_words(rn50: OpenClipBackbone) -> None:
+    for backbone in (rn50, OpenClipBackbone(tiny(VIT, custom=True))):
+        words = backbone.embed_prompts(["a photo of a"]).embeddings[0, 1:5]
+        names = backbone.embed_prompts(["dog.", "potted plant."])
+        wanted = backbone.encode_text(["a photo of a dog.", "a photo of a potted plant."])
+        for mode in ("shared", "csc"):
+            length = backbone.context_length
+            learner = PromptLearner(mode, names=names, num_context=4, context_init=words, context_length=length)
+            assert_near(backbone.encode_prompts(learner()), wanted, 1e-5)
+
+
+def test_gradient_reaches_embeddings_and_nothing_frozen(rn50: OpenClipBackbone) -> None:
+    embeddings, eot, _ = rn50.embed_prompts(TEXTS)
+    assert not embeddings.requires_grad
+    embeddings.requires_grad_()
+    rn50.encode_prompts(PromptEmbeddings(embeddings, eot)).square().sum().backward()
+    assert embeddings.grad is not None
+    size = embeddings.grad.abs().amax(dim=2)
+    for c, end in enumerate(eot.tolist()):
+        assert (size[c, : end + 1] > 0).all()
+        assert (size[c, end + 1 :] == 0).all()  # the tower is causal
+    assert all(p.grad is None for p in rn50.parameters())
+
+
+def test_gradient_is_right() -> None:
+    backbone = OpenClipBackbone(tiny(VIT, custom=True)).double()
+    embeddings, eot, _ = backbone.embed_prompts(["a cat", "dog"])
+    cut = embeddings[:, : int(eot.max()) + 1].clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: backbone.encode_prompts(PromptEmbeddings(x, eot)), (cut,))
+
+
+def test_finished_text_passes_through(rn50: OpenClipBackbone) -> None:
+    text = torch.randn(3, 1024)
+    assert rn50.encode_prompts(text) is text
+
+
+def test_prompt_errors() -> None:
+    backbone = OpenClipBackbone(tiny(VIT))
+    embeddings, eot, _ = backbone.embed_prompts(TEXTS)
+    with pytest.raises(ValueError, match=r"embeddings must have shape \(C, L, Dw\) = \(C, L, 32\), got \(3, 12, 31\)"):
+        backbone.encode_prompts(PromptEmbeddings(embeddings[..., :31], eot))
+    with pytest.raises(ValueError, match=r"eot must have shape \(C\) = \(3\), got \(2,\)"):
+        backbone.encode_prompts(PromptEmbeddings(embeddings, eot[:2]))
+    with pytest.raises(ValueError, match="prompts must be at most 12 tokens long, got 24"):
+        backbone.encode_prompts(PromptEmbeddings(embeddings.repeat(1, 2, 1), eot))
+    both_ways = OpenClipBackbone(tiny(VIT, text={"no_causal_mask": True}))
+    with pytest.raises(ValueError, match="not causal exactly 12 tokens long, got 11"):
+        both_ways.encode_prompts(PromptEmbeddings(embeddings[:, :11], eot))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [({"pool_type": "first"}, "pool type 'first'"), ({"embed_cls": True}, "an added class token")]
+)
+def test_text_towers_that_take_no_prompts_still_encode_text(text: dict[str, Any], words: str) -> None:
+    backbone = OpenClipBackbone(tiny(VIT, custom=True, text=text))
+    assert backbone.encode_text(TEXTS).shape == (3, 16)
+    with pytest.raises(ValueError, match=f"prompts cannot pass through a text tower with {words}"):
+        backbone.embed_prompts(TEXTS)
+
+
+def test_foreign_and_padding_aware_text_towers_take_no_prompts() -> None:
+    backbone = OpenClipBackbone(tiny(VIT, custom=True, text={"no_causal_mask": True}))
+    backbone.model.text.use_pad_mask = True
+    with pytest.raises(ValueError, match="a mask of the padding's token ids"):
+        backbone.embed_prompts(TEXTS)
+    backbone.model.text = nn.Identity()
+    with pytest.raises(ValueError, match="text tower Identity, which is not open_clip's own"):
+        backbone.embed_prompts(TEXTS)
+
+
+def test_template_text(rn50: OpenClipBackbone) -> None:
+    names, templates = ["dog", "potted plant"], ["a photo of a {}.", "{}", "a sketch of a {}, {}"]
+    got = rn50.template_text(names, templates)
+    for c, name in enumerate(names):
+        mean = torch.zeros(1024, dtype=torch.float64)
+        for template in templates:
+            feature = rn50.model.encode_text(rn50.tokenize([template.replace("{}", name)]))[0].double()
+            mean += feature / feature.square().sum().sqrt() / len(templates)
+        assert_near(got[c], mean / mean.square().sum().sqrt(), 1e-5)
+    for bad in ([], ["a photo"]):
+        with pytest.raises(ValueError, match="templates must be"):
+            rn50.template_text(names, bad)
+
+
+def test_a_text_that_would_be_cut_is_refused() -> None:
+    """Ten words and the two marks fill the tower's 12 tokens; a tokenizer that cannot be asked is trusted."""
+    backbone = OpenClipBackbone(tiny(VIT))
+    fits, cut = "dog " * 10, "dog " * 10 + "cat"
+    assert backbone.encode_text([fits]).shape == (1, 16)
+    calls = (backbone.encode_text, backbone.embed_prompts, lambda texts: backbone.template_text(texts, ["{}"]))
+    for call in calls:
+        with pytest.raises(ValueError, match="OpenClipBackbone: text 1 takes 13 tokens, that is over the tower's 12; use a "):
+            call([fits, cut, cut])
+    own = backbone.tokenizer
+    backbone.tokenizer = lambda texts: own(texts)
+    assert torch.equal(backbone.encode_text([cut]), backbone.encode_text([fits]))
+
+
+def test_classes_of_the_same_text_are_named() -> None:
+    """CLIP reads no capitals."""
+    backbone = OpenClipBackbone(tiny(VIT))
+    wanted = r"^OpenClipBackbone: classes .* got the same for 0 \('dog'\) and 2 \('Dog'\); "
+    with pytest.warns(UserWarning, match=wanted):
+        backbone.template_text(["dog", "cat", "Dog"], ["{}", "a {}."])
+    with pytest.warns(UserWarning, match=wanted):
+        backbone.embed_prompts(["dog", "cat", "Dog"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        backbone.template_text(["dog", "cat"], ["{}", "a {}."])
+
+
+def test_tokenizer() -> None:
+    small = tiny(VIT, text={"vocab_size": 50})
+    without = OpenClipBackbone(small)
+    for call in (without.tokenize, without.encode_text, without.embed_prompts):
+        with pytest.raises(ValueError, match=r"tokenizer must be given for a vocabulary of 50; .* has 49408; or give .* ids"):
+            call(TEXTS)
+    with pytest.raises(ValueError, match=r"OpenClipBackbone: ids must have shape \(C, L\)"):
+        without.encode_text(torch.zeros(12, dtype=torch.long))
+    own = OpenClipBackbone(small, tokenizer=lambda texts: torch.tensor([[1, len(t) % 40, 49] + [0] * 9 for t in texts]))
+    assert_near(own.encode_prompts(own.embed_prompts(TEXTS)), own.encode_text(TEXTS))

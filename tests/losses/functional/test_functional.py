@@ -1,0 +1,616 @@
+"""The equations against slow loops, known losses at degenerate settings, and what must hold at the edges."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.helpers import oracles
+from tests.helpers.cases.contrast import SCENES, pseudo_positives
+from tests.helpers.compare import close
+from tests.helpers.values import generator, labels, normal
+from trm_losses import MultimodalContrastiveLoss
+from trm_losses import functional as TF
+from trm_losses.functional import _log_sums
+from trm_losses.functional.asymmetric import Focus, _one_pass
+
+FOCUS = [(0.0, 0.0, 0.0), (1.0, 2.0, 0.05), (0.5, 0.5, 0.1), (0.0, 3.0, 0.0), (2.0, 0.0, 0.2), (0.0, 2.5, 0.1), (3.0, 3.0, 0.05)]
+
+
+# Matching -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gamma_pos, gamma_neg, margin", FOCUS)
+def test_asymmetric_loss_is_the_loops(gamma_pos: float, gamma_neg: float, margin: float) -> None:
+    x, y, w = 4 * normal(6, 7), labels(6, 7), normal(6, 7, seed=1).abs()
+    settings: dict[str, Any] = {"gamma_pos": gamma_pos, "gamma_neg": gamma_neg, "margin": margin}
+    expected = oracles.asymmetric(x, y, w, gamma_pos, gamma_neg, margin)
+    close(TF.asymmetric_loss(x, y, w, reduction="none", **settings), expected)
+    close(TF.asymmetric_loss(x, y, w, reduction="sum", **settings), expected.sum())
+    close(TF.asymmetric_loss(x, y, w, **settings), expected.sum() / int((y >= 0).sum()))
+    assert ((y > 0) & (y < 1)).any() and (y == -1).any()
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("detach_focus", [False, True])
+@pytest.mark.parametrize("gamma_pos, gamma_neg, margin", FOCUS)
+def test_asymmetric_gradient_is_the_formula(
+    gamma_pos: float, gamma_neg: float, margin: float, detach_focus: bool, soft: bool
+) -> None:
+    """The focusing factors' share of the gradient is there, or gone with ``detach_focus``; the value without soft labels too."""
+    x, y = (4 * normal(6, 7)).requires_grad_(), labels(6, 7, soft=soft)
+    settings: dict[str, Any] = {"gamma_pos": gamma_pos, "gamma_neg": gamma_neg, "margin": margin}
+    loss = TF.asymmetric_loss(x, y, detach_focus=detach_focus, reduction="sum", **settings)
+    loss.backward()
+    close(loss, oracles.asymmetric(x, y, None, gamma_pos, gamma_neg, margin).sum())
+    close(x.grad, oracles.asymmetric_gradient(x, y, gamma_pos, gamma_neg, margin, detach_focus))
+
+
+def test_without_focus_it_is_binary_cross_entropy() -> None:
+    x, y = 4 * normal(6, 7), labels(6, 7)
+    known = y >= 0
+    off: dict[str, Any] = {"gamma_pos": 0.0, "gamma_neg": 0.0, "margin": 0.0}
+    close(TF.asymmetric_loss(x, y, **off), F.binary_cross_entropy_with_logits(x[known], y[known]))
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_equal_gammas_without_margin_are_focal_loss(gamma: float) -> None:
+    x, y = 4 * normal(6, 7), labels(6, 7, soft=False)
+    y = torch.where(y == -1, 0.0, y)
+    actual = TF.asymmetric_loss(x, y, gamma_pos=gamma, gamma_neg=gamma, margin=0.0, reduction="none")
+    close(actual, oracles.focal(x, y, gamma))
+
+
+def test_soft_labels_have_their_minimum_at_the_label() -> None:
+    """With focus, the minimum for 0.1 would lie at 0.39."""
+    p = torch.tensor([0.1, 0.39], dtype=torch.float64)
+    slope = torch.logit(p).requires_grad_()
+    TF.asymmetric_loss(slope, torch.tensor([0.1, 0.39], dtype=torch.float64), reduction="sum").backward()
+    assert slope.grad is not None and slope.grad.abs().max() < 1e-12
+
+
+def test_logits_of_any_size_stay_finite_and_a_wrong_positive_keeps_its_gradient() -> None:
+    for y in (0.0, 1.0, 0.5):
+        x = torch.tensor([-1e4, -200.0, -20.0, 0.0, 20.0, 200.0, 1e4], requires_grad=True)
+        loss = TF.asymmetric_loss(x, torch.full_like(x, y), reduction="none")
+        TF.asymmetric_loss(x, torch.full_like(x, y), reduction="sum").backward()
+        assert x.grad is not None and torch.isfinite(loss).all() and torch.isfinite(x.grad).all()
+        if y == 1:
+            assert torch.allclose(loss[:3], -x[:3]) and torch.allclose(x.grad[:3], torch.tensor(-1.0))
+
+
+@pytest.mark.parametrize("gamma_neg", [0.0, 0.5, 1.0, 2.0])
+def test_absent_label_at_the_margin_has_a_finite_slope(gamma_neg: float) -> None:
+    x = (torch.logit(torch.tensor(0.05)) + torch.linspace(-1e-3, 1e-3, 9)).requires_grad_()
+    TF.asymmetric_loss(x, torch.zeros_like(x), gamma_neg=gamma_neg, reduction="sum").backward()
+    assert x.grad is not None and torch.isfinite(x.grad).all() and (x.grad >= 0).all()
+
+
+@pytest.mark.parametrize("margin", [0.05, 0.0])
+@pytest.mark.parametrize("path", ["summed", "entries", "weights that learn"])
+def test_what_is_unknown_may_hold_anything(path: str, margin: float) -> None:
+    x = torch.tensor([0.5, float("nan"), float("inf"), -float("inf")], requires_grad=True)
+    y = torch.tensor([1.0, -1.0, -1.0, -1.0])
+    w = torch.tensor([1.0, float("nan"), 1.0, float("inf")], requires_grad=path == "weights that learn")
+    loss = TF.asymmetric_loss(x, y, w, margin=margin, reduction="none" if path == "entries" else "sum").sum()
+    loss.backward()
+    close(loss.detach(), oracles.asymmetric([0.5], [1.0]).sum(), 1e-6)
+    assert x.grad is not None and torch.isfinite(x.grad).all() and torch.count_nonzero(x.grad[1:]) == 0
+    assert x.grad[0] < 0 and (w.grad is None or torch.count_nonzero(w.grad[1:]) == 0)
+
+
+@pytest.mark.parametrize("margin", [0.05, 0.0])
+def test_an_infinite_logit_that_is_right_costs_nothing_and_a_nan_is_not_hidden(margin: float) -> None:
+    x = torch.tensor([float("inf"), -float("inf"), 0.5], requires_grad=True)
+    y = torch.tensor([1.0, 0.0, 1.0])
+    loss = TF.asymmetric_loss(x, y, margin=margin, reduction="sum")
+    loss.backward()
+    close(loss, oracles.asymmetric([0.5], [1.0]).sum(), 1e-6)
+    assert x.grad is not None and torch.count_nonzero(x.grad[:2]) == 0
+    assert TF.asymmetric_loss(torch.tensor([0.5, float("nan")]), torch.tensor([1.0, 0.0]), margin=margin).isnan()
+
+
+@pytest.mark.parametrize("chunk", [3, 1 << 17])
+def test_the_mean_counts_what_is_known_whatever_its_weight(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of integer labels: present, absent, and not the unknown."""
+    monkeypatch.setattr("trm_losses.functional.asymmetric._CHUNK", chunk)
+    x, y, w = normal(6, 7), labels(6, 7, soft=False), torch.full((6, 7), 0.125)
+    known = sum(int(v) >= 0 for v in y.flatten())
+    for targets in (y, y.int()):
+        mean, total = (TF.asymmetric_loss(x, targets, w, reduction=name) for name in ("mean", "sum"))
+        close(known * mean, total)
+        close(total, oracles.asymmetric(x, y, w).sum())
+
+
+def test_weights_may_learn() -> None:
+    x, y, w = normal(4, 5), labels(4, 5), normal(4, 5, seed=1).abs().requires_grad_()
+    TF.asymmetric_loss(x, y, w, reduction="sum").backward()
+    close(w.grad, oracles.asymmetric(x, y))
+
+
+@pytest.mark.parametrize("gamma_pos, gamma_neg, margin", FOCUS)
+def test_asymmetric_loss_has_second_derivatives(gamma_pos: float, gamma_neg: float, margin: float) -> None:
+    y, w = labels(3, 4), normal(3, 4, seed=1).abs()
+
+    def function(x: Tensor) -> Tensor:
+        return TF.asymmetric_loss(x, y, w, gamma_pos=gamma_pos, gamma_neg=gamma_neg, margin=margin)
+
+    x = normal(3, 4).requires_grad_()
+    assert torch.autograd.gradcheck(function, (x,)) and torch.autograd.gradgradcheck(function, (x,))
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 64])
+def test_asymmetric_loss_in_chunks(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trm_losses.functional.asymmetric._CHUNK", chunk)
+    x, y, w = (4 * normal(6, 7)).requires_grad_(), labels(6, 7), normal(6, 7, seed=1).abs()
+    loss = TF.asymmetric_loss(x, y, w, reduction="sum")
+    loss.backward()
+    close(loss, oracles.asymmetric(x, y, w).sum())
+    close(x.grad, oracles.array(w) * oracles.asymmetric_gradient(x, y, 1.0, 2.0, 0.05, False))
+    turned = normal(7, 6).T  # not contiguous
+    close(TF.asymmetric_loss(turned, y, w, reduction="sum"), oracles.asymmetric(turned, y, w).sum())
+
+
+def test_the_mean_does_not_depend_on_how_much_is_unknown() -> None:
+    x, y = normal(4, 5), labels(4, 5)
+    more = torch.cat([y, torch.full_like(y, -1.0)])
+    close(TF.asymmetric_loss(torch.cat([x, x]), more), TF.asymmetric_loss(x, y))
+
+
+def test_weights_do_not_enter_the_count() -> None:
+    x, y = normal(4, 5), labels(4, 5)
+    close(TF.asymmetric_loss(x, y, torch.full_like(x, 0.25)), 0.25 * TF.asymmetric_loss(x, y))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
+    x, y = (6 * normal(6, 7)).to(dtype), labels(6, 7)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = TF.asymmetric_loss(x, y)
+    assert loss.dtype == torch.float32
+    close(loss, TF.asymmetric_loss(x.double(), y), 1e-6)
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_text_region_logits(with_bias: bool) -> None:
+    r, t, b = normal(3, 4, 5), normal(4, 5, seed=1), normal(4, seed=2) if with_bias else None
+    close(TF.text_region_logits(r, t, 7.0, b), oracles.matching_logits(r, t, 7.0, b))
+    # The length of a region counts, that of a text never.
+    close(TF.text_region_logits(2 * r, 3 * t, 7.0), 2 * TF.text_region_logits(r, t, 7.0))
+
+
+def test_gradients_by_function_transforms() -> None:
+    """``torch.func.grad`` of logits, and of the contrast."""
+
+    def loss(r: Tensor) -> Tensor:
+        contrast = TF.multimodal_contrastive(r, normal(4, 5, seed=1), y)
+        return TF.text_region_logits(r, normal(4, 5, seed=1), 7.0).square().sum() + sum(contrast.values())
+
+    r, y = normal(3, 4, 5).requires_grad_(), torch.ones(3, 4)
+    (expected,) = torch.autograd.grad(loss(r), r)
+    close(torch.func.grad(loss)(r.detach()), expected)
+
+
+# Attention ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes, heads", [(2, 2), (9, 4), (20, 8), (3, 1)])
+def test_region_attention_rows_sum_to_one_and_are_the_loops(classes: int, heads: int) -> None:
+    """Few classes fold the key projection into the queries, many project the tokens."""
+    q = torch.nn.functional.normalize(normal(classes, 8), dim=-1)
+    k = torch.nn.functional.normalize(normal(3, 5, 8, seed=1), dim=-1)
+    w_q, w_k = normal(8, 8, seed=2), normal(8, 8, seed=3)
+    a = TF.region_attention(q, k, w_q, w_k, 1.3, num_heads=heads)
+    assert a.shape == (3, heads, classes, 5)
+    close(a.sum(dim=-1), np.ones((3, heads, classes)))
+    state = {"query_weight": w_q, "key_weight": w_k, "log_attention_scale": math.log(1.3)}
+    close(a.mean(dim=1), oracles.pool(state, k, q, heads)[2])
+
+
+# Distillation ---------------------------------------------------------------------------------------------------------
+
+
+def test_distillation_is_zero_up_to_a_constant_and_teaches_one_way() -> None:
+    teacher = normal(4, 5).requires_grad_()
+    student = (teacher.detach() + normal(4, 1, seed=1)).requires_grad_()
+    loss = TF.region_distillation(student, teacher)
+    assert abs(loss.item()) < 1e-12
+    loss.backward()
+    assert teacher.grad is None and student.grad is not None and student.grad.abs().max() < 1e-12
+
+
+def test_distillation_stops_at_the_teacher_s_logits_not_at_what_made_them() -> None:
+    """A tensor behind both logits learns through the student alone."""
+    behind = normal(4, 5).requires_grad_()
+    TF.region_distillation(behind, 2 * behind).backward()
+    alone = behind.detach().clone().requires_grad_()
+    TF.region_distillation(alone, 2 * behind.detach()).backward()
+    assert behind.grad is not None and alone.grad is not None and behind.grad.abs().sum() > 0
+    close(behind.grad, alone.grad)
+
+
+def test_distillation_is_kl_div_of_torch() -> None:
+    s, t = 3 * normal(4, 5), 3 * normal(4, 5, seed=1)
+    expected = F.kl_div((s / 2).log_softmax(1), (t / 2).log_softmax(1), log_target=True, reduction="batchmean") * 4
+    close(TF.region_distillation(s, t, temperature=2.0), expected)
+    close(TF.region_distillation(s, t, temperature=2.0, reduction="sum"), 4 * expected)
+    close(TF.region_distillation(s, t, temperature=2.0, reduction="none").mean(), expected)
+    assert expected > 0.1
+
+
+def test_no_image_at_all() -> None:
+    empty = torch.zeros(0, 5, requires_grad=True)
+    assert TF.region_distillation(empty, empty.detach()).item() == 0
+    assert TF.asymmetric_loss(empty, torch.zeros(0, 5)).item() == 0
+    terms = TF.multimodal_contrastive(torch.zeros(0, 5, 3), torch.ones(5, 3), torch.zeros(0, 5))
+    assert all(term.item() == 0 for term in terms.values())
+
+
+@pytest.mark.parametrize("scene", SCENES, ids=lambda name: name.replace(" ", "-"))
+def test_five_contrasts_are_the_loops(scene: str) -> None:
+    f, t, y, given = normal(6, 4, 8), normal(4, 8, seed=1), pseudo_positives(), SCENES[scene]
+    actual, expected = TF.multimodal_contrastive(f, t, y, **given), oracles.contrast(f, t, y, **given)
+    assert list(actual) == ["region_region", "region_text", "text_region", "region_prototype", "text_prototype"]
+    for key, value in expected.items():
+        close(actual[key], value)
+        assert value != 0 or (key.endswith("prototype") and ("prototypes" not in given or scene == "none seen"))
+
+
+@pytest.mark.parametrize(
+    "only", [[], ["region_region"], ["text_region"], ["region_text", "text_prototype"], ["region_prototype"]], ids=str
+)
+def test_only_some_contrasts(only: list[str]) -> None:
+    f, t, y, given = normal(6, 4, 8).requires_grad_(), normal(4, 8, seed=1), pseudo_positives(), SCENES["everything"]
+    actual, expected = TF.multimodal_contrastive(f, t, y, only=only, **given), oracles.contrast(f, t, y, **given)
+    for key, value in expected.items():
+        close(actual[key], value if key in only else 0.0)
+        assert actual[key].requires_grad, "a term that is not computed stays on the graph"
+
+
+def test_a_term_that_is_switched_off_costs_nothing() -> None:
+    """The number of operators falls with every weight that is 0."""
+
+    class Count(TorchDispatchMode):
+        calls = 0
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.calls += 1
+            return function(*args, **(kwargs or {}))
+
+    counts = []
+    for off in range(5):
+        names = ("region_region", "region_text", "region_prototype", "text_prototype")
+        contrast = MultimodalContrastiveLoss(**dict.fromkeys(names[:off], 0.0), validate=False)  # type: ignore[arg-type]
+        with Count() as count:
+            contrast(normal(6, 4, 8), normal(4, 8, seed=1), pseudo_positives(), prototypes=normal(4, 8, seed=6))
+        counts.append(count.calls)
+    assert counts == sorted(set(counts), reverse=True)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("scene", SCENES, ids=lambda name: name.replace(" ", "-"))
+def test_rows_against_classes_in_blocks_are_the_loops(learned: bool, scene: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tile by tile where nothing needs a gradient; else in blocks of rows, computed again for it."""
+    y, given, slopes = pseudo_positives(), SCENES[scene], []
+    for blocks in (True, False):
+        if blocks:
+            monkeypatch.setattr(_log_sums, "_TILE", (1, 3))
+            monkeypatch.setattr(_log_sums, "BLOCK", 5)
+        f, t = (x.requires_grad_(learned) for x in (normal(6, 4, 8), normal(4, 8, seed=1)))
+        actual = TF.multimodal_contrastive(f, t, y, **given)
+        for key, value in oracles.contrast(f, t, y, **given).items():
+            close(actual[key].detach(), value)
+        if learned:
+            slopes.append(torch.autograd.grad(sum(actual.values()), (f, t)))
+        monkeypatch.undo()
+    for a, e in zip(*slopes, strict=True) if learned else ():
+        close(a, e, 1e-11)
+
+
+# Images by their labels -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("threshold", [0.9, 0.3])
+def test_multi_label_contrast_is_the_loops(weighted: bool, threshold: float) -> None:
+    f, y = normal(9, 8), labels(9, 4, seed=3)
+    y[3], y[5] = -1, 0  # images without a positive label take no part
+    w = normal(9, 4, seed=5).clamp(min=0) if weighted else None
+    actual = TF.multi_label_contrastive(f, y, weights=w, temperature=0.2, anchor_threshold=threshold)
+    close(actual, oracles.multi_label(f, y, w, 0.2, threshold))
+    assert (y == 1).sum(dim=1).max() > 1 and actual > 0.1
+
+
+def test_images_without_a_positive_label_take_no_part() -> None:
+    f, y = normal(6, 8).requires_grad_(), labels(6, 4, seed=3)
+    y[2] = -1
+    y[4] = 0
+    TF.multi_label_contrastive(f, y).backward()
+    assert f.grad is not None and torch.count_nonzero(f.grad[[2, 4]]) == 0 and (f.grad[[0, 1]] != 0).all()
+    rest = [0, 1, 3, 5]
+    close(TF.multi_label_contrastive(f, y), TF.multi_label_contrastive(f[rest], y[rest]))
+
+
+@pytest.mark.parametrize("other", [0.0, -1.0])
+def test_one_label_an_image_is_sup_con(other: float) -> None:
+    f, label, _ = one_label_a_row(9, 4)
+    y = torch.full((9, 4), other).scatter(1, label[:, None], 1.0)
+    close(TF.multi_label_contrastive(f, y), oracles.sup_con(f, label, 0.1))
+
+
+def test_one_label_an_image_is_sup_con_of_pytorch_metric_learning() -> None:
+    losses = pytest.importorskip("pytorch_metric_learning.losses")
+    f, label, _ = one_label_a_row(9, 4)
+    ours, theirs = f.clone().requires_grad_(), f.clone().requires_grad_()
+    y = torch.zeros(9, 4).scatter(1, label[:, None], 1.0)
+    actual, expected = TF.multi_label_contrastive(ours, y), losses.SupConLoss(temperature=0.1)(theirs, label)
+    close(actual, expected, 1e-6)
+    actual.backward()
+    expected.backward()
+    close(ours.grad, theirs.grad, 1e-6)
+
+
+@pytest.mark.parametrize("positives", ["none", "one", "one image", "one class", "all", "no image"])
+def test_multi_label_contrast_at_the_edges(positives: str) -> None:
+    y = torch.full((0 if positives == "no image" else 4, 3), -1.0)
+    if positives in ("one", "one image"):
+        y[1, : 1 if positives == "one" else 3] = 1
+    elif positives == "one class":
+        y[:, 1] = 1
+    elif positives == "all":
+        y[:] = 1
+    f = normal(len(y), 8, dtype=torch.float32).requires_grad_()
+    loss = TF.multi_label_contrastive(f, y, temperature=0.01)
+    loss.backward()
+    assert f.grad is not None and torch.isfinite(f.grad).all()
+    assert (loss > 0) == (positives in ("one class", "all")) and torch.isfinite(loss)
+
+
+def test_compiled_contrast_keeps_every_entry_and_agrees() -> None:
+    torch._dynamo.reset()
+    given = SCENES["everything"]
+    run = torch.compile(TF.multimodal_contrastive, fullgraph=True, backend="aot_eager")
+    for y in (pseudo_positives(), torch.full((6, 4), -1.0, dtype=torch.float64)):
+        ours, twins = (normal(6, 4, 8).requires_grad_() for _ in range(2))
+        actual = run(ours, normal(4, 8, seed=1), y, **given)
+        expected = TF.multimodal_contrastive(twins, normal(4, 8, seed=1), y, **given)
+        for key in expected:
+            close(actual[key], expected[key])
+        sum(actual.values()).backward()
+        sum(expected.values()).backward()
+        close(ours.grad, twins.grad)
+
+
+def test_region_text_is_info_nce() -> None:
+    f, t = normal(5, 5, 8), normal(5, 8, seed=1)
+    y = torch.where(torch.eye(5, dtype=torch.bool), 1.0, -1.0)
+    logits = F.normalize(f.diagonal().T, dim=-1) @ F.normalize(t, dim=-1).T / 0.07
+    terms = TF.multimodal_contrastive(f, t, y)
+    close(terms["region_text"], F.cross_entropy(logits, torch.arange(5)))
+    close(terms["text_region"], F.cross_entropy(logits.T, torch.arange(5)))  # one anchor a class: CLIP's two directions
+
+
+def one_label_a_row(rows: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    label = torch.randint(0, classes, (rows,), generator=torch.Generator().manual_seed(2))
+    y = torch.full((rows, classes), -1.0).scatter(1, label[:, None], 1.0)
+    f = normal(rows, 8)
+    return f, label, torch.where(y[..., None] == 1, f[:, None], normal(rows, classes, 8, seed=1))
+
+
+def test_region_region_is_sup_con() -> None:
+    f, label, regions = one_label_a_row(9, 4)
+    assert (torch.bincount(label) == 1).any(), "an anchor without a partner belongs into this test"
+    y = torch.full((9, 4), -1.0).scatter(1, label[:, None], 1.0)
+    actual = TF.multimodal_contrastive(regions, normal(4, 8, seed=3), y)["region_region"]
+    close(actual, oracles.sup_con(f, label, 0.1))
+
+
+def test_region_region_is_sup_con_of_pytorch_metric_learning() -> None:
+    losses = pytest.importorskip("pytorch_metric_learning.losses")
+    f, label, regions = one_label_a_row(9, 4)
+    y = torch.full((9, 4), -1.0).scatter(1, label[:, None], 1.0)
+    ours, theirs = regions.requires_grad_(), f.clone().requires_grad_()
+    actual = TF.multimodal_contrastive(ours, normal(4, 8, seed=3), y)["region_region"]
+    expected = losses.SupConLoss(temperature=0.1)(theirs, label)
+    close(actual, expected, 1e-6)
+    actual.backward()
+    expected.backward()
+    assert ours.grad is not None
+    close(ours.grad[y == 1], theirs.grad, 1e-6)
+
+
+@pytest.mark.parametrize("anchors", [0, 1, 2, "one class", "all"])
+def test_contrast_is_finite_however_many_anchors(anchors: Any) -> None:
+    y = torch.full((4, 3), -1.0)
+    if anchors == "all":
+        y[:] = 1
+    elif anchors == "one class":
+        y[:, 1] = 1
+    else:
+        y.view(-1)[:anchors] = 1
+    f, t = normal(4, 3, 8, dtype=torch.float32).requires_grad_(), normal(3, 8, seed=1, dtype=torch.float32).requires_grad_()
+    terms = TF.multimodal_contrastive(f, t, y, prototypes=normal(3, 8, seed=2), temperature=0.01, temperature_region=0.01)
+    sum(terms.values()).backward()
+    assert all(torch.isfinite(term) for term in terms.values())
+    assert f.grad is not None and t.grad is not None and torch.isfinite(f.grad).all() and torch.isfinite(t.grad).all()
+    assert torch.count_nonzero(f.grad[y != 1]) == 0
+    paired = anchors in ("one class", "all")  # two anchors are two classes of one image here
+    assert (terms["region_region"] > 0) == paired
+
+
+def test_prototypes_get_no_gradient() -> None:
+    p = normal(4, 8, seed=6).requires_grad_()
+    terms = TF.multimodal_contrastive(normal(6, 4, 8).requires_grad_(), normal(4, 8, seed=1), pseudo_positives(), prototypes=p)
+    sum(terms.values()).backward()
+    assert p.grad is None
+
+
+# Prototypes and similarities ------------------------------------------------------------------------------------------
+
+
+def test_class_sums() -> None:
+    f, w = normal(5, 3, 4), normal(5, 3, seed=1).clamp(min=0)
+    expected = np.zeros((3, 4))
+    for b, c in np.ndindex(5, 3):
+        expected[c] += float(w[b, c]) * oracles.unit(oracles.array(f[b, c]))
+    f[w == 0] = float("nan")  # what does not enter may hold anything
+    sums, mass = TF.class_sums(f, w)
+    close(sums, expected)
+    close(mass, oracles.array(w).sum(axis=0))
+
+
+def test_update_prototypes() -> None:
+    old, sums = F.normalize(normal(4, 5), dim=-1), normal(4, 5, seed=1)
+    mass, count = torch.tensor([2.0, 0.0, 0.5, 3.0], dtype=torch.float64), torch.tensor([0, 5, 1, 1000])
+    before = [x.clone() for x in (old, count, sums, mass)]
+    new, counts = TF.update_prototypes(old, count, sums, mass, momentum=0.9)
+    for x, y in zip((old, count, sums, mass), before, strict=True):
+        assert torch.equal(x, y)
+    assert counts.tolist() == [1, 5, 2, 1001]
+    assert torch.equal(new[1], old[1])  # no mass: as it was
+    for c, m in ((0, 0.0), (2, 0.5), (3, 0.9)):
+        mean = oracles.array(sums[c]) / float(mass[c])
+        close(new[c], oracles.unit(m * oracles.array(old[c]) + (1 - m) * mean))
+
+
+@pytest.mark.parametrize("seen", [None, [True, False, True, True], [False] * 4, [False, True, False, False]])
+@pytest.mark.parametrize("block", [1 << 24, 40, 1])
+def test_prototype_similarities(seen: Any, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In tiles; with gradient in blocks of all rows, some and one. At a low temperature too."""
+    monkeypatch.setattr(_log_sums, "BLOCK", block)
+    monkeypatch.setattr(_log_sums, "_TILE", (3, 2))
+    f, v, t = normal(5, 4, 6), 2 * normal(4, 6, seed=1), normal(4, 6, seed=2)
+    mask = None if seen is None else torch.tensor(seen)
+    for low in (1.0, 0.05):
+        expected = oracles.similarities(f, v, t, seen, 0.3 * low, 0.2 * low)
+        for given in (f, f.clone().requires_grad_()):
+            actual = TF.prototype_similarities(given, v, t, seen=mask, temperature_visual=0.3 * low, temperature_text=0.2 * low)
+            for a, e in zip(actual, expected, strict=True):
+                close(a.detach(), e, 1e-9)
+    assert TF.prototype_similarities(f, v, t)._fields == ("intra_visual", "intra_text", "inter_visual", "inter_text")
+
+
+@pytest.mark.parametrize("temperature", [0.02, 0.07])
+def test_inter_class_of_extremes_in_single_precision(temperature: float) -> None:
+    """Regions on their own prototype, opposite to it and of no length: a sum of exponentials that neither overflows nor is 0."""
+    v = torch.nn.functional.normalize(normal(4, 6, seed=1), dim=-1)
+    f = torch.stack([v, -v, 0 * v, v.roll(1, 0), 1e-6 * v])
+    expected = oracles.similarities(f, v, v, None, temperature, temperature)
+    actual = TF.prototype_similarities(f.float(), v, v, temperature_visual=temperature, temperature_text=temperature)
+    for a, e in zip(actual, expected, strict=True):
+        close(a, e, 1e-4)
+    empty = TF.prototype_similarities(f[:0].float(), v, v)
+    assert all(x.shape == (0, 4) for x in empty)
+
+
+def test_saliency_map() -> None:
+    saliency = normal(2, 3, 8)
+    for grid in ((2, 4), (8, 1)):
+        actual = TF.saliency_map(saliency, grid)
+        assert actual.shape == (2, 3, *grid)
+        for b, c, i, j in np.ndindex(2, 3, *grid):
+            assert actual[b, c, i, j] == saliency[b, c, i * grid[1] + j]
+    with pytest.raises(ValueError, match=r"saliency_map: saliency must have shape .* = \(B, C, 6\), got \(2, 3, 8\); N is the"):
+        TF.saliency_map(saliency, (2, 3))
+
+
+@pytest.mark.parametrize("seen", [None, [True, False, True, True]])
+@pytest.mark.parametrize("block", [1 << 24, 40, 1])
+def test_similarities_in_tiles_and_of_factors_are_the_loops(seen: Any, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_log_sums, "BLOCK", block)
+    monkeypatch.setattr(_log_sums, "_TILE", (3, 2))
+    f, v, t = normal(5, 4, 6), 2 * normal(4, 6, seed=1), normal(4, 6, seed=2)
+    mask = None if seen is None else torch.tensor(seen)
+    for given in (f.clone().requires_grad_(), f):
+        actual = TF.prototype_similarities(given, v, t, seen=mask, temperature_visual=0.3, temperature_text=0.2)
+        for a, e in zip(actual, oracles.similarities(f, v, t, seen, 0.3, 0.2), strict=True):
+            close(a.detach(), e, 1e-9)
+
+
+def test_default_temperatures_of_similarities() -> None:
+    f, v, t = normal(3, 4, 6), normal(4, 6, seed=1), normal(4, 6, seed=2)
+    for a, e in zip(TF.prototype_similarities(f, v, t), oracles.similarities(f, v, t, None), strict=True):
+        close(a, e, 1e-9)
+
+
+def test_calibrate() -> None:
+    s, gap = normal(3, 2), torch.tensor([0.4, 0.2]).double()
+    present, absent = torch.tensor([[0.5, 0.3], [0.1, 0.2]]).double()
+    actual = TF.calibrate(s, present, absent, gap, steepness=5.0)
+    for b, c in np.ndindex(3, 2):
+        middle = (float(present[c]) + float(absent[c])) / 2
+        close(actual[b, c], oracles.sigmoid(5 * (float(s[b, c]) - middle) / float(gap[c])))
+    close(TF.calibrate((present + absent)[None] / 2, present, absent, gap), np.full((1, 2), 0.5))
+
+
+def test_images_without_a_positive_label_hold_whatever_they_like() -> None:
+    """Not even NaN reaches the contrast of images by their labels, nor the gradient of the others."""
+    f, y = normal(6, 8), labels(6, 4, seed=2)
+    y[3] = -1
+    weights = torch.rand(6, 4, generator=generator(1), dtype=torch.float64)
+    found = []
+    for value in (0.0, float("nan")):
+        g, w = f.clone(), weights.clone()
+        g[3], w[y < 0.9] = value, value
+        g.requires_grad_()
+        loss = TF.multi_label_contrastive(g, y, weights=w)
+        loss.backward()
+        found.append((loss.detach(), g.grad))
+    for clean, dirty in zip(*found, strict=True):
+        close(dirty, clean)
+        assert clean.isfinite().all()
+    assert found[0][0] > 0
+
+
+@pytest.mark.parametrize("y, x", [(1.0, -math.inf), (0.3, math.inf), (0.3, -math.inf)])
+def test_infinite_logits_that_are_wrong_cost_infinitely(y: float, x: float) -> None:
+    assert TF.asymmetric_loss(torch.tensor([[x, 1.0]]), torch.tensor([[y, -1.0]]), reduction="sum") == math.inf
+
+
+@pytest.mark.parametrize("settings", [{}, {"gamma_pos": 0.0, "gamma_neg": 0.0, "margin": 0.0}, {"detach_focus": True}])
+def test_present_entries_looked_up_or_computed_everywhere(settings: dict[str, Any]) -> None:
+    """What waits for a device and what does not: the same."""
+    x, y, w = normal(200), labels(20, 10).flatten().double(), normal(200, seed=3).abs()
+    focus = Focus(
+        **{"gamma_pos": 1.0, "gamma_neg": 2.0, "margin": 0.05, "detach": False}
+        | {{"detach_focus": "detach"}.get(key, key): value for key, value in settings.items()}
+    )
+    found = []
+    for sparse in (True, False):
+        gradient = torch.empty_like(x)
+        found.append((*_one_pass(x, y, w, focus, gradient, masked=True, sparse=sparse), gradient))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_soft_targets_and_broadcast_weights_get_what_the_entries_get() -> None:
+    x, y, w = normal(4, 3), torch.rand(4, 3, dtype=torch.float64, requires_grad=True), normal(3, seed=2).abs()
+    slopes = [
+        torch.autograd.grad(part, y)[0]
+        for part in (TF.asymmetric_loss(x, y, w, reduction="sum"), TF.asymmetric_loss(x, y, w, reduction="none").sum())
+    ]
+    torch.testing.assert_close(*slopes)
+    hard = labels(4, 3)
+    whole = TF.asymmetric_loss(x, hard, w.expand(4, 3), reduction="sum")
+    torch.testing.assert_close(TF.asymmetric_loss(x, hard, w, reduction="sum"), whole)
+
+
+def test_the_loss_passes_through_function_transforms() -> None:
+    x, y = normal(4, 3), labels(4, 3)
+    slope = torch.func.grad(lambda x: TF.asymmetric_loss(x, y))(x)
+    twin = x.clone().requires_grad_()
+    TF.asymmetric_loss(twin, y).backward()
+    torch.testing.assert_close(slope, twin.grad)
+
+
+def test_logits_pass_through_function_transforms() -> None:
+    r, t = normal(3, 4, 8), normal(4, 8, seed=1)
+    one = torch.func.vmap(lambda r: TF.text_region_logits(r[None], t, 2.0)[0])(r)
+    torch.testing.assert_close(one, TF.text_region_logits(r, t, 2.0))

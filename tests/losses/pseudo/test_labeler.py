@@ -1,0 +1,199 @@
+"""PseudoLabeler: when decisions count, and how much; whatever rule makes them."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.helpers import compare
+from tests.helpers.cases.bank import filled_bank
+from tests.helpers.cases.labeler import filled_labeler
+from tests.helpers.values import labels, normal
+from trm_losses import PrototypeBank, PseudoLabeler
+from trm_losses.labels import UNKNOWN
+from trm_losses.pseudo import Decision, Evidence, NeighbourRule, PrototypeRule, Quantiles, Rule
+
+close = partial(compare.close, rtol=2e-5, atol=1e-5)  # state is float32
+
+
+class LogitRule(Rule):
+    needs = ("logits",)
+
+    def decide(self, evidence: Evidence) -> Decision:
+        assert evidence.logits is not None
+        labels = torch.where(evidence.logits >= 0.9, 1.0, torch.where(evidence.logits <= -0.9, 0.0, -1.0))
+        return Decision(labels, torch.sigmoid(evidence.logits))
+
+
+def by_logits(classes: int, **settings: Any) -> PseudoLabeler:
+    return PseudoLabeler(classes, LogitRule(), **settings)
+
+
+def test_known_labels_are_never_changed() -> None:
+    labeler, bank = filled_labeler(positive=0.5, negative=0.499), filled_bank()
+    z, y = normal(8, 5, 8) + bank.visual, labels(8, 5)
+    pseudo = labeler(z, y, bank)
+    known = y != UNKNOWN
+    assert (pseudo.targets[known] == UNKNOWN).all() and torch.count_nonzero(pseudo.weights[known]) == 0
+    assert (pseudo.targets[~known] != UNKNOWN).any() and (pseudo.weights[pseudo.targets == UNKNOWN] == 0).all()
+    merged = pseudo.merge(y)
+    close(merged[known], y[known])
+    close(merged[~known], pseudo.targets[~known])
+    full = torch.where(known, y, 0.0)
+    nothing = labeler(z, full, bank)
+    assert (nothing.targets == UNKNOWN).all() and torch.count_nonzero(nothing.weights) == 0
+    close(nothing.merge(full), full)
+
+
+def test_labels_of_one_half_are_positive_and_each_kind_has_its_weight() -> None:
+    class Given(Rule):
+        def decide(self, evidence: Evidence) -> Decision:
+            return Decision(torch.tensor([[0.5, 0.49, 0.0, 1.0, -1.0]]), torch.full((1, 5), 0.3))
+
+    pseudo = PseudoLabeler(5, Given(), weight_pos=0.8, weight_neg=0.2, cap=False)(
+        None, torch.full((1, 5), -1.0), PrototypeBank(5, 8)
+    )
+    close(pseudo.targets, [[0.5, 0.49, 0, 1, -1]])
+    close(pseudo.weights, [[0.8, 0.2, 0.2, 0.8, 0]])
+
+
+def test_warm_up_and_ramp_count_updates() -> None:
+    bank, y = filled_bank(1), torch.full((1, 1), -1.0)
+    labeler = by_logits(1, warmup_steps=2, ramp_steps=4, weight_neg=0.5)
+    z, logits = torch.ones(1, 1, 8), torch.tensor([[5.0]])
+    seen = []
+    for _ in range(8):
+        up, down = (labeler(z, y, bank, logits=sign * logits) for sign in (1, -1))
+        assert float(up.weights) == 2 * float(down.weights) == float(labeler.ramp)
+        seen.append((float(up.targets), float(up.weights)))
+        labeler.update(z, y, bank)
+    assert seen == [(-1, 0), (-1, 0), (1, 0), (1, 0.25), (1, 0.5), (1, 0.75), (1, 1), (1, 1)]
+    labeler.reset()
+    assert float(labeler.ramp) == 0 and int(labeler.step) == 0
+    assert float(by_logits(1).ramp) == 1.0 and float(by_logits(1, warmup_steps=1).ramp) == 0.0
+
+
+@pytest.mark.parametrize(
+    "expected, known, kept", [(0.5, 0, 1), (1.0, 0, 2), (1.4, 0, 2), (1.5, 0, 3), (1.5, 1, 2), (1.0, 2, 1), (9.0, 0, 5)]
+)
+def test_cap_keeps_the_surest(expected: float, known: int, kept: int) -> None:
+    """At most max(1, 2k - known positives)."""
+    labeler = by_logits(7, expected_positives=expected)
+    y = torch.tensor([[1.0] * known + [-1.0] * (7 - known)])
+    logits = torch.tensor([[9.0, 8.0, 3.0, 1.0, 5.0, 4.0, 2.0]])
+    logits[0, known:2] = -9.0
+    pseudo = labeler(torch.ones(1, 7, 8), y, filled_bank(7), logits=logits)
+    chosen = (pseudo.targets[0] == 1).nonzero().flatten().tolist()
+    assert chosen == sorted([4, 5, 2, 6, 3][:kept])
+    assert (pseudo.targets[0, known:2] == 0).all()
+
+
+def test_cap_from_the_known_labels() -> None:
+    """k is the sum over classes of present / known; a class without known labels takes the share of all."""
+    labeler, bank = by_logits(3), filled_bank(3)
+    y = torch.tensor([[1.0, 0.0, -1.0], [1.0, 0.0, -1.0], [0.0, 1.0, -1.0], [0.5, -1.0, -1.0]])
+    assert labeler.prior.tolist() == [0, 0, 0]
+    labeler.update(None, y, bank)
+    close(labeler.prior, [2 / 3, 1 / 3, 1 / 2])
+
+
+def test_a_soft_rule_is_not_capped_and_weighs_both_kinds_alike() -> None:
+    soft, hard = PseudoLabeler(3, NeighbourRule(3, 6)), PseudoLabeler(3)
+    assert (soft.cap, soft.weight_neg, hard.cap, hard.weight_neg) == (False, 1.0, True, 0.5)
+    own = PseudoLabeler(3, NeighbourRule(3, 6), cap=True, weight_neg=0.2)
+    assert (own.cap, own.weight_neg) == (True, 0.2)
+
+
+@pytest.mark.parametrize("options", [{}, {"share": 0.6}], ids=["thresholds", "quantiles"])
+def test_resumed_equals_unbroken(options: dict[str, Any]) -> None:
+    settings = {"warmup_steps": 1, "ramp_steps": 9, "temperature_text": 0.3, **options}
+    unbroken, resumed, bank = filled_labeler(**settings), filled_labeler(**settings), filled_bank()
+    resumed.reset()
+    assert all(torch.count_nonzero(b) == 0 for b in resumed.buffers())
+    resumed.load_state_dict(copy.deepcopy(unbroken.state_dict()))
+    assert all(torch.count_nonzero(b) for b in unbroken.buffers())
+    z, y = normal(8, 5, 8, seed=3) + bank.visual, labels(8, 5, seed=3)
+    for labeler in (unbroken, resumed):
+        labeler.update(z, y, bank)
+    for a, b in zip(unbroken(z, y, bank), resumed(z, y, bank), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_rule_learns_from_all_that_was_given_and_no_gradient_passes() -> None:
+    class Remembers(Rule):
+        last: Evidence
+
+        def decide(self, evidence: Evidence) -> Decision:
+            self.last = evidence
+            return Decision(torch.ones_like(evidence.targets), torch.ones_like(evidence.targets))
+
+        def update(self, evidence: Evidence, scores: Tensor | None) -> None:
+            self.last = evidence
+
+    rule = Remembers()
+    labeler, bank, y, ids = PseudoLabeler(2, rule, expected_positives=1.5), filled_bank(2), labels(3, 2), torch.arange(3)
+    z, logits = normal(3, 2, 8).requires_grad_(), normal(3, 2).half().requires_grad_()
+    for call in (labeler, labeler.update):
+        given = call(z, y, bank, logits=logits, ids=ids, text=normal(2, 8, seed=5))  # type: ignore[operator]
+        assert rule.last.logits is not None and rule.last.logits.dtype == torch.float32
+        close(rule.last.logits.detach(), logits.detach())
+        assert rule.last.ids is ids and rule.last.expected_positives == 1.5 and rule.last.text is not bank.text
+        assert given is None or not any(x.requires_grad for x in given)
+    assert labeler.known_count.sum() == ((y == 0) | (y == 1)).sum()
+
+
+class Wrong(Rule):
+    def __init__(self, labels: Any, scores: Any) -> None:
+        super().__init__()
+        self.answer = Decision(labels, scores)
+
+    def decide(self, evidence: Evidence) -> Decision:
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    "rule, message",
+    [
+        ("quantile", r"PseudoLabeler: rule must be a trm_losses.pseudo.Rule, got str; try PrototypeRule\(C\)"),
+        (PrototypeRule(3), "PseudoLabeler: rule must have num_classes = 2, got 3"),
+        (type("Text", (LogitRule,), {"needs": "logits"})(), "needs of a rule must be a tuple of .*, got 'logits'"),
+        (type("Other", (LogitRule,), {"needs": ("tokens",)})(), r"needs of a rule must be a tuple of .*, got \('tokens',\)"),
+        (LogitRule(), "PseudoLabeler: logits must be given, LogitRule needs them, got None$"),
+        (PrototypeRule(2), "regions must be given, PrototypeRule needs them, got None; take all classes at once, or define"),
+        (Rule(), r"Rule must define decide\(evidence\) -> Decision"),
+        (Wrong(torch.ones(3), torch.ones(1, 2)), r"Wrong: labels must have shape \(B, C\) = \(1, 2\), got \(3,\); decide"),
+        (Wrong(torch.ones(1, 2), torch.ones(1, 1)), r"Wrong: scores must have shape \(B, C\) = \(1, 2\), got \(1, 1\)"),
+        (Wrong(torch.ones(1, 2).bool(), torch.ones(1, 2)), "Wrong: labels must be a floating-point tensor, got torch.bool"),
+    ],
+    ids=lambda value: "",
+)
+def test_refuses_rules_by_name(rule: Any, message: str) -> None:
+    with pytest.raises((ValueError, TypeError, NotImplementedError), match=message):
+        PseudoLabeler(2, rule)(None, torch.full((1, 2), -1.0), PrototypeBank(2, 8))
+
+
+def test_bank_and_text_of_another_width_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"PseudoLabeler: bank.visual must have shape \(C, D\) = \(5, 6\), got \(5, 8\)"):
+        PseudoLabeler(5)(normal(2, 5, 6), labels(2, 5), filled_bank())
+    with pytest.raises(ValueError, match=r"PseudoLabeler: text must have shape \(C, D\)"):
+        PseudoLabeler(5)(normal(2, 5, 8), labels(2, 5), filled_bank(), text=torch.ones(5, 7))
+    with pytest.raises(ValueError, match="PseudoLabeler: logits must be finite"):
+        by_logits(2)(None, torch.full((1, 2), -1.0), PrototypeBank(2, 8), logits=torch.tensor([[1.0, float("nan")]]))
+    with pytest.raises(ValueError, match="refresh is for a rule that looks at the whole training set, got LogitRule"):
+        by_logits(2).refresh(normal(6, 2, 8), normal(6, 2), labels(6, 2))
+
+
+def test_quantiles_follow_another_set_of_classes() -> None:
+    labeler = filled_labeler(share=0.6)
+    other = labeler.with_classes([3, None, 0])
+    rule, old = other.rule, labeler.rule
+    assert isinstance(rule, PrototypeRule) and isinstance(old, PrototypeRule) and isinstance(rule.decider, Quantiles)
+    assert isinstance(old.decider, Quantiles) and rule.num_classes == rule.decider.num_classes == other.num_classes == 3
+    assert torch.equal(rule.decider.histogram[[0, 2]], old.decider.histogram[[3, 0]])
+    assert torch.count_nonzero(rule.decider.histogram[1]) == torch.count_nonzero(rule.similarity_sum[..., 1]) == 0
+    other(normal(2, 3, 8), labels(2, 3), filled_bank().with_classes([3, None, 0]))

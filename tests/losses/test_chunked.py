@@ -1,0 +1,152 @@
+"""ChunkedTRMObjective: some classes at a time have the results of all at once, in less memory."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+
+import trm_losses as tl
+from tests.helpers.cases.bank import filled_bank
+from tests.helpers.cases.labeler import filled_labeler
+from tests.helpers.cases.objective import objective, objective_inputs
+from tests.helpers.values import CLASSES, TOKENS, WIDTH, labels, normal, shaken
+from trm_losses import functional as TF
+from trm_losses import regions
+from trm_losses.pseudo import NeighbourRule
+
+
+def chunk_parts(**options: Any) -> dict[str, Any]:
+    """All parts, with a labeller whose decisions and gates are at work."""
+    return {
+        "distillation": tl.RegionDistillationLoss(),
+        "contrast": tl.MultimodalContrastiveLoss(),
+        "bank": filled_bank(),
+        "labeler": filled_labeler(positive=0.6, negative=0.4),
+        "anchor_score": 0.65,
+        "bank_confidence": 0.5,
+        "bank_pseudo_score": 0.62,
+        **options,
+    }
+
+
+def estimated() -> tl.PseudoLabeler:
+    labeler = tl.PseudoLabeler(CLASSES, NeighbourRule(CLASSES, 20))
+    labeler.get_buffer("rule.estimates").copy_(torch.rand(20, CLASSES, generator=torch.Generator().manual_seed(1)))
+    return labeler
+
+
+CHUNKED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "alone": ({}, {}),
+    "defaults": (chunk_parts(), {}),
+    "contrast alone": ({"contrast": tl.MultimodalContrastiveLoss()}, {}),
+    "bank alone": ({"bank": filled_bank()}, {}),
+    "one head": (chunk_parts(), {"query_head": False}),
+    "one head and neighbours": (chunk_parts(labeler=estimated()), {"query_head": False}),
+    "free queries": (chunk_parts(), {"query": "free"}),
+    "summed distillation": (chunk_parts(distillation=tl.RegionDistillationLoss(reduction="sum")), {}),
+    "quantiles": (chunk_parts(labeler=filled_labeler(share=0.6)), {}),
+    "neighbours": (chunk_parts(labeler=estimated(), pseudo_per="known"), {}),
+}
+
+
+@pytest.mark.parametrize("targets", ["mixed", "all unknown", "all known"])
+@pytest.mark.parametrize("chunk", [1, 2, 4])
+@pytest.mark.parametrize("name", CHUNKED)
+def test_classes_in_chunks_are_all_classes_at_once(name: str, chunk: int, targets: str) -> None:
+    """Loss, terms, pseudo-labels, every gradient, and after two steps the state of bank and labeller."""
+    parts, pooler = CHUNKED[name]
+    x, mask = objective_inputs(6, CLASSES), torch.zeros(6, TOKENS, dtype=torch.bool)
+    mask[:2, 4:] = mask[2] = True
+    x |= {"targets": {"mixed": x["targets"], "all unknown": torch.full_like(x["targets"], -1.0)}.get(targets, x["targets"].abs())}
+    x |= {"key_padding_mask": mask, "ids": torch.arange(6)}
+
+    def run(class_chunk: int | None) -> list[Any]:
+        torch.manual_seed(0)
+        made = shaken(tl.RegionPooler(CLASSES, WIDTH, num_heads=2, dropout=0.0, **pooler))
+        loss = shaken(tl.TextRegionMatchingLoss(CLASSES, scale=5.0))
+        settings = copy.deepcopy(parts)
+        if class_chunk is None:
+            module = tl.TRMObjective(made, loss, **settings).double()  # type: ignore[arg-type]
+        else:
+            module = tl.ChunkedTRMObjective(made, loss, **settings, class_chunk=class_chunk).double()  # type: ignore[arg-type]
+        results: list[Any] = []
+        for step in range(2):
+            given = {**x, "ids": x["ids"] + 6 * step}
+            given |= {key: x[key].clone().requires_grad_() for key in ("tokens", "text")}
+            output = module(**given)
+            assert isinstance(output.features, Tensor) == (class_chunk is None)
+            module.zero_grad()
+            output.loss.backward()
+            results += [output.loss, *output.terms.values(), output.logits, output.region_logits, *(output.pseudo or ())]
+            results += [p.grad for p in (given["tokens"], given["text"], *module.parameters())]
+            module.update(output)
+            results += [x.clone() for x in module.buffers()]
+        return results
+
+    actual, expected = run(chunk), run(None)
+    assert len(actual) == len(expected)
+    for a, e in zip(actual, expected, strict=True):
+        if a is None or e is None:  # a query head that nothing reads has no gradient
+            assert a is e
+        elif a.dtype == torch.float32:  # running state
+            torch.testing.assert_close(a, e, rtol=1e-5, atol=1e-6)
+        else:  # float64, but for scores and weights that are made of that state
+            torch.testing.assert_close(a, e, rtol=1e-6, atol=1e-7)
+
+
+def test_in_chunks_no_value_has_classes_times_width() -> None:
+    """The largest value of a step, among all that its operators make; and the prototypes are compared once."""
+    classes, width, batch, chunk = 300, 64, 8, 20
+    text, tokens = normal(classes, width, seed=1, dtype=torch.float32), normal(batch, 4, width, dtype=torch.float32)
+    y = labels(batch, classes, soft=False).float()
+    y[y == 1], y[:, 0] = 0, 1  # one positive an image
+
+    def largest(class_chunk: int) -> tuple[int, int]:
+        module = tl.ChunkedTRMObjective.from_text(text, total_steps=10)
+        module.class_chunk = class_chunk
+        sizes = [0]
+
+        class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+            def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                made = function(*args, **(kwargs or {}))
+                sizes.extend(x.untyped_storage().nbytes() // 4 for x in [made] if isinstance(x, Tensor))
+                return made
+
+        with mock.patch.object(TF, "prototype_similarities", wraps=TF.prototype_similarities) as compared, Watch():
+            output = module(tokens, text, y)
+            output.loss.backward()
+            module.update(output)
+        return max(sizes), compared.call_count
+
+    whole, in_chunks = largest(classes), largest(chunk)
+    assert whole[0] >= 4 * batch * classes * width
+    assert in_chunks[0] < batch * classes * width
+    assert (whole[1], in_chunks[1]) == (1, classes // chunk)
+
+
+def test_the_size_of_a_chunk_is_chosen_where_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, x = objective(class_chunk=None).double(), objective_inputs(4, CLASSES)
+    assert isinstance(module(**x).features, Tensor)
+    monkeypatch.setattr(regions, "_WHOLE", 0)
+    monkeypatch.setattr(regions, "_BLOCK", 2 * 4 * 4 * (WIDTH + TOKENS))  # two classes
+    with mock.patch.object(module.pooler, "map_classes", wraps=module.pooler.map_classes) as mapped:
+        assert isinstance(module(**x).features, TF.Entries)
+    assert mapped.call_args.args[2] == 2
+
+
+def test_regions_that_are_given_are_taken_whole() -> None:
+    module, x = objective(class_chunk=2).double(), objective_inputs(4, CLASSES)
+    found = module.pooler(x["tokens"], x["text"])
+    output = module(found, x["text"], x["targets"])
+    assert output.features is found.query
+    torch.testing.assert_close(output.loss, module(**x).loss)
+
+
+def test_refuses_an_empty_chunk() -> None:
+    with pytest.raises(ValueError, match="^ChunkedTRMObjective: class_chunk must be at least 1, got 0"):
+        objective(class_chunk=0)

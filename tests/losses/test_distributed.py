@@ -1,0 +1,542 @@
+"""Two, three and four processes with gloo against one on the joined batch: losses, gradients and running state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+import trm_losses as tl
+from tests.helpers.cases.bank import filled_bank
+from tests.helpers.cases.baselines import BASELINES, call_baseline
+from tests.helpers.cases.labeler import filled_labeler
+from tests.helpers.cases.objective import head, objective
+from tests.helpers.ranks import Pool, group_of
+from tests.helpers.values import CLASSES, SAMPLES, WIDTH, generator, labels, normal
+from trm_losses import baselines
+from trm_losses._distributed import (
+    count_per_rank,
+    gather_rows,
+    joined_sum,
+    resolve_group,
+    sum_over_ranks,
+    sum_per_rank,
+    with_gradients_of_ranks,
+)
+
+ROWS = 7
+UNEQUAL = {2: (5, 2), 3: (4, 1, 2), 4: (3, 1, 2, 1)}
+
+
+class Split(NamedTuple):
+    """Rows of each rank for each number of ranks; the ranks on which nothing is known, nothing is present, nothing learns."""
+
+    sizes: dict[int, tuple[int, ...]]
+    unknown: tuple[int, ...] = ()
+    absent: tuple[int, ...] = ()
+    frozen: tuple[int, ...] = ()
+
+
+SPLITS: dict[str, Split] = {
+    "unequal": Split(UNEQUAL),
+    "nothing known on one rank": Split({2: (4, 3), 3: (2, 3, 2), 4: (2, 3, 1, 1)}, unknown=(1,)),
+    "nothing known on the larger rank": Split(UNEQUAL, unknown=(0,)),
+    "nothing known anywhere": Split(UNEQUAL, unknown=(0, 1, 2, 3)),
+    "nothing present on one rank": Split(UNEQUAL, absent=(1,)),
+    "no row on one rank": Split({2: (7, 0), 3: (4, 0, 3), 4: (4, 0, 0, 3)}),
+    "nothing learns on one rank": Split(UNEQUAL, frozen=(1,)),
+}
+# The quick suite: two ranks over everything, more over these.
+FEW = ("objective", "contrast", "large loss, reject", "partial ASL, selective")
+
+
+def cases(*lists: Any) -> list[Any]:
+    """All combinations with 2, 3 and 4 ranks; what is left to the nightly suite is marked so."""
+    found = [()]
+    for values in (*lists, SPLITS, (2, 3, 4)):
+        found = [(*case, value) for case in found for value in values]
+    return [
+        pytest.param(
+            *case,
+            id="-".join(map(str, case)).replace(" ", "-"),
+            marks=[] if case[-1] == 2 or (case[0] in FEW and case[-2].startswith(("unequal", "no row"))) else pytest.mark.nightly,
+        )
+        for case in found
+    ]
+
+
+@pytest.fixture(scope="session")
+def pool(pools: Callable[[int], Pool]) -> Pool:
+    return pools(2)
+
+
+def part(rank: int | None, split: str, world: int) -> slice:
+    """The rows of a rank; all of them for the one process of rank None."""
+    if rank is None:
+        return slice(None)
+    sizes = SPLITS[split].sizes[world]
+    return slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+
+
+def joined_targets(split: str, world: int) -> Tensor:
+    y = labels(ROWS, CLASSES, seed=41)
+    y[5:, 0] = 1  # partners of the first class on several ranks
+    for rank in range(world):
+        rows = y[part(rank, split, world)]
+        if rank in SPLITS[split].unknown:
+            rows.fill_(-1)
+        if rank in SPLITS[split].absent:
+            rows[rows > 0] = 0
+    return y
+
+
+def close(actual: Tensor, expected: Tensor, name: str | None = None) -> None:
+    """To the last digits of float64; state in float32 to its own."""
+    if expected.dtype == torch.float64:
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10, msg=name)
+    else:
+        torch.testing.assert_close(actual, expected, msg=name)
+
+
+def joined(loss: str, split: str, world: int) -> dict[str, Tensor]:
+    """The whole batch; the first entry is what differs by rank and learns."""
+    y = joined_targets(split, world)
+    if loss in BASELINES:  # some images twice, as samplers for several ranks fill them up
+        return {"features": 2 * normal(ROWS, CLASSES, seed=61), "targets": y, "ids": torch.arange(ROWS).flip(0) % SAMPLES}
+    weights = torch.rand(ROWS, CLASSES, generator=generator(42), dtype=torch.float64)
+    if loss == "distillation":
+        student, teacher = 3 * normal(ROWS, CLASSES, seed=43), 3 * normal(ROWS, CLASSES, seed=44)
+        return {"features": student, "teacher": teacher, "weights": weights[:, 0]}
+    if "objective" in loss:
+        return {"features": normal(ROWS, 4, WIDTH, seed=45), "targets": y}
+    if loss == "images":
+        return {"features": normal(ROWS, WIDTH, seed=48), "targets": y, "weights": weights}
+    return {"features": normal(ROWS, CLASSES, WIDTH, seed=46), "targets": y, "weights": weights}
+
+
+def build(loss: str, distributed: Any) -> nn.Module:
+    if loss in BASELINES:
+        module = BASELINES[loss].build(CLASSES).double()
+        module.distributed = distributed  # filled with the same on every rank before
+        return module
+    if loss == "matching":
+        return tl.TextRegionMatchingLoss(CLASSES, scale=5.0, distributed=distributed).double()
+    if loss == "distillation":
+        return tl.RegionDistillationLoss(distributed=distributed)
+    if loss == "contrast":
+        return tl.MultimodalContrastiveLoss(distributed=distributed)
+    if loss == "images":
+        return tl.ImageContrastiveLoss(distributed=distributed)
+    if loss == "objective in chunks":
+        return objective(distributed=distributed, class_chunk=2).double()
+    return objective(distributed=distributed).double()
+
+
+def compute(loss: str, module: Any, batch: dict[str, Tensor], text: Tensor) -> Tensor:
+    if loss in BASELINES:
+        return call_baseline(module, {**batch, "logits": batch["features"]})
+    if loss == "distillation":
+        return module(batch["features"], batch["teacher"], batch["weights"])
+    if "objective" in loss:
+        return module(batch["features"], text, batch["targets"]).loss
+    if loss == "images":
+        return module(batch["features"], batch["targets"], batch["weights"])
+    if loss == "contrast":
+        bank = filled_bank()
+        options = {"prototypes": bank.visual, "seen": bank.seen, "weights": batch["weights"]}
+        return module(batch["features"], text, batch["targets"], **options)
+    return module(batch["features"], text, batch["targets"], batch["weights"])
+
+
+def gradients(rank: int | None, loss: str, split: str, world: int) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+    """Loss, gradient of this rank's features, gradients of what ranks share; rank None: one process, the joined batch."""
+    batch = {key: x[part(rank, split, world)] for key, x in joined(loss, split, world).items()}
+    batch["features"] = batch["features"].clone().requires_grad_(rank not in SPLITS[split].frozen)
+    text = text_of_classes()
+    module = build(loss, distributed=rank is not None and group_of(world))
+    value = compute(loss, module, batch, text)
+    if value.requires_grad:
+        value.backward()
+    shared = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in module.named_parameters()}
+    return value.detach(), batch["features"].grad, shared if text.grad is None else {**shared, "text": text.grad}
+
+
+LOSSES = ("matching", "distillation", "contrast", "images", "objective", "objective in chunks", *BASELINES)
+
+
+@pytest.mark.parametrize(("loss", "split", "world"), cases(LOSSES))
+def test_average_over_ranks_is_one_process(pools: Callable[[int], Pool], loss: str, split: str, world: int) -> None:
+    """DDP averages gradients: then the loss and every gradient are those of the joined batch."""
+    ranks = pools(world).run(gradients, loss, split, world, world=world)
+    value, features, shared = gradients(None, loss, split, world)
+    assert features is not None
+    compare(ranks, value, features, split, world)
+    for name, gradient in shared.items():
+        if name in ranks[0][2]:
+            close(torch.stack([r[2][name] for r in ranks]).mean(dim=0), gradient, name)
+    assert SPLITS[split].frozen or all(set(r[2]) == set(shared) for r in ranks)
+    if split == "unequal":
+        assert features.abs().max() > 1e-3 and all(g.abs().max() > 1e-6 for g in shared.values())
+
+
+def compare(ranks: list[Any], value: Tensor, features: Tensor, split: str, world: int) -> None:
+    close(torch.stack([r[0] for r in ranks]).mean(), value)
+    for rank, (_, gradient, _) in enumerate(ranks):
+        assert (gradient is None) == (rank in SPLITS[split].frozen)
+        if gradient is not None:
+            close(gradient / world, features[part(rank, split, world)])
+
+
+def gradients_in_blocks(rank: int, loss: str, split: str, world: int) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+    with mock.patch("trm_losses.functional._log_sums._ROWS", 2):
+        return gradients(rank, loss, split, world)
+
+
+@pytest.mark.parametrize(("loss", "split", "world"), cases(["contrast", "images"]))
+def test_blocks_of_rows_on_ranks(pools: Callable[[int], Pool], loss: str, split: str, world: int) -> None:
+    """A rank's rows find themselves among the keys of all, in every block."""
+    ranks = pools(world).run(gradients_in_blocks, loss, split, world, world=world)
+    value, features, _ = gradients(None, loss, split, world)
+    assert features is not None
+    compare(ranks, value, features, split, world)
+
+
+def compiled(rank: int, loss: str) -> bool:
+    """Whether the compiled loss and its gradient are those of the plain one."""
+    found = []
+    for compile_it in (False, True):
+        torch._dynamo.reset()
+        batch = {key: x[part(rank, "unequal", 2)] for key, x in joined(loss, "unequal", 2).items()}
+        batch["features"].requires_grad_()
+        module = build(loss, distributed=True)
+        value = compute(loss, torch.compile(module, backend="aot_eager") if compile_it else module, batch, text_of_classes())
+        value.backward()
+        found.append((value.detach(), batch["features"].grad))
+    return all(torch.allclose(a, b, rtol=1e-10) for a, b in zip(*found, strict=True))
+
+
+def text_of_classes() -> Tensor:
+    return normal(CLASSES, WIDTH, seed=47).requires_grad_()
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("loss", ["contrast", "images", "objective", "large loss, reject"])
+def test_compiled_on_ranks(pool: Pool, loss: str) -> None:
+    assert pool.run(compiled, loss) == [True, True]
+
+
+def without_backward(rank: int, loss: str, absent: str) -> Tensor | None:
+    """Gradient of the first rank's features, while the second takes no part in the backward pass."""
+    batch = {key: x[part(rank, "unequal", 2)] for key, x in joined(loss, "unequal", 2).items()}
+    text = normal(CLASSES, WIDTH, seed=47).requires_grad_(rank == 0)
+    batch["features"].requires_grad_(rank == 0)
+    module = build(loss, distributed=True)
+    with torch.set_grad_enabled(rank == 0 or absent != "no gradient"):
+        value = compute(loss, module.requires_grad_(rank == 0 or absent == "no backward"), batch, text)
+    if rank == 0:
+        value.backward()
+        return batch["features"].grad
+    return None
+
+
+@pytest.mark.parametrize("absent", ["no backward", "nothing learns", "no gradient"])
+@pytest.mark.parametrize("loss", ["contrast", "images", "objective"])
+def test_no_rank_waits_in_the_backward_pass(pool: Pool, loss: str, absent: str) -> None:
+    """One rank's loss is not followed by a backward pass, holds nothing that learns, or is computed without gradient."""
+    gradient = pool.run(without_backward, loss, absent)[0]
+    expected = gradients(None, loss, "unequal", 2)[1]
+    assert expected is not None
+    if absent != "no gradient":  # where the second rank's loss is no part of what is trained
+        close(gradient / 2, expected[part(0, "unequal", 2)])
+    assert gradient.abs().max() > 1e-6
+
+
+def updates(rank: int | None, split: str, world: int) -> dict[str, Tensor]:
+    """State of bank and labeler after three steps of the objective."""
+    module = objective(distributed=rank is not None and group_of(world)).double()
+    rows = part(rank, split, world)
+    for step in range(3):
+        tokens = normal(ROWS, 4, WIDTH, seed=50 + step)[rows]
+        y = joined_targets(split, world).roll(step, 1)[rows]
+        output = module(tokens, normal(CLASSES, WIDTH, seed=60 + step), y)
+        module.update(output)
+    return {key: x for key, x in module.state_dict().items() if key.startswith(("bank", "labeler"))}
+
+
+def agree(ranks: list[dict[str, Tensor]], one: dict[str, Tensor]) -> None:
+    """Bit for bit between ranks, and with one process up to rounding."""
+    for key in one:
+        assert all(torch.equal(ranks[0][key], other[key]) for other in ranks[1:]), key
+        close(ranks[0][key], one[key], key)
+    assert all(set(rank) == set(one) for rank in ranks)
+
+
+@pytest.mark.parametrize(("split", "world"), cases())
+def test_running_state_agrees(pools: Callable[[int], Pool], split: str, world: int) -> None:
+    one = updates(None, split, world)
+    agree(pools(world).run(updates, split, world, world=world), one)
+    assert len(one) == 9
+    start = objective().state_dict()
+    assert not torch.equal(one["bank.text"], start["bank.text"])
+    known = split != "nothing known anywhere"
+    assert torch.equal(one["labeler.known_count"], start["labeler.known_count"]) != known
+
+
+def labeler_updates(rank: int | None, split: str, world: int) -> dict[str, Tensor]:
+    """State of a labeler with histograms after three steps."""
+    labeler = filled_labeler(share=0.6)
+    labeler.distributed = rank is not None and group_of(world)  # filled with the same on every rank before
+    rows = part(rank, split, world)
+    for step in range(3):
+        z, y = normal(ROWS, CLASSES, WIDTH, seed=70 + step)[rows], joined_targets(split, world).roll(step, 1)[rows]
+        labeler.update(z, y, filled_bank())
+    return dict(labeler.state_dict())
+
+
+@pytest.mark.parametrize(("split", "world"), cases())
+def test_histograms_agree(pools: Callable[[int], Pool], split: str, world: int) -> None:
+    one, start = labeler_updates(None, split, world), filled_labeler(share=0.6).state_dict()
+    agree(pools(world).run(labeler_updates, split, world, world=world), one)
+    assert not torch.equal(one["rule.decider.histogram"], start["rule.decider.histogram"])
+
+
+def scores_without_absent(rank: int | None, split: str, world: int) -> Tensor:
+    """Scores where no absent label was ever known, so that the unknown ones of the batch stand for them."""
+    labeler, bank = tl.PseudoLabeler(CLASSES), filled_bank()
+    first = normal(30, CLASSES, WIDTH, seed=31) + bank.visual
+    labeler.update(first, torch.where(labels(30, CLASSES, 31) == 1, 1.0, -1.0), bank)
+    labeler.distributed = rank is not None and group_of(world)
+    y = joined_targets(split, world)
+    rows = part(rank, split, world)
+    return labeler(normal(ROWS, CLASSES, WIDTH, seed=70)[rows], torch.where(y == 1, 1.0, -1.0)[rows], bank).scores
+
+
+@pytest.mark.parametrize(("split", "world"), cases())
+def test_unknown_entries_of_all_ranks_stand_for_absent_ones(pools: Callable[[int], Pool], split: str, world: int) -> None:
+    ranks, one = pools(world).run(scores_without_absent, split, world, world=world), scores_without_absent(None, split, world)
+    close(torch.cat(ranks), one)
+    if split == "unequal":
+        alone = scores_without_absent(None, split, world)
+        assert alone.std() > 0.01
+
+
+def baseline_updates(rank: int | None, name: str, split: str, world: int) -> dict[str, Tensor]:
+    """What a baseline keeps after three epochs of one step."""
+    module = build(name, rank is not None and group_of(world))
+    rows = part(rank, split, world)
+    for step in range(3):
+        module.begin_epoch(2 + 3 * step, 10)
+        y, ids = joined_targets(split, world).roll(step, 1), torch.arange(ROWS).roll(2 * step) % SAMPLES
+        module.update(2 * normal(ROWS, CLASSES, seed=80 + step)[rows], y[rows], ids=ids[rows])
+    return dict(module.state_dict())
+
+
+STATEFUL = [name for name, case in BASELINES.items() if case.state]
+
+
+@pytest.mark.parametrize(("name", "split", "world"), cases(STATEFUL))
+def test_what_baselines_keep_agrees(pools: Callable[[int], Pool], name: str, split: str, world: int) -> None:
+    agree(pools(world).run(baseline_updates, name, split, world, world=world), one := baseline_updates(None, name, split, world))
+    start = build(name, False).state_dict()
+    moves = [key for key in one if key in ("soft", "flipped", "prior") and "selective" not in name]
+    assert split != "unequal" or not any(torch.equal(one[key], start[key]) for key in moves)
+
+
+def test_every_baseline_takes_distributed() -> None:
+    extra = {"ROLELoss": (labels(6, CLASSES), 1.5), "EPRLoss": (1.5,), "EMAPLLoss": (6, CLASSES), "PartialASLLoss": (CLASSES,)}
+    extra |= {"VLPLLoss": (normal(6, CLASSES),)}
+    for name in baselines.__all__:
+        module = getattr(baselines, name)(*extra.get(name, ()), distributed=True)
+        assert module.distributed is True
+
+
+def alone(rank: int, loss: str) -> Tensor:
+    """With ``distributed=False`` a rank must not wait for the others, even where a group exists."""
+    if rank == 0:
+        return torch.zeros(())
+    batch = {key: x[part(rank, "unequal", 2)] for key, x in joined(loss, "unequal", 2).items()}
+    return compute(loss, build(loss, distributed=False), batch, normal(CLASSES, WIDTH, seed=47)).detach()
+
+
+def test_not_distributed_is_local(pool: Pool) -> None:
+    for loss in ("matching", "distillation", "contrast", "images", "objective", "EPR", "large loss, reject"):
+        batch = {key: x[part(1, "unequal", 2)] for key, x in joined(loss, "unequal", 2).items()}
+        expected = compute(loss, build(loss, distributed=False), batch, normal(CLASSES, WIDTH, seed=47)).detach()
+        torch.testing.assert_close(pool.run(alone, loss)[1], expected)
+
+
+# Readings that leave parameters out or bring others: each of them must get its gradient on every rank.
+WRAPPED: list[dict[str, Any]] = [{}, {"pooler": {"query": "free"}}, {"pooler": {"query_head": False}}]
+
+
+def wrapped(rank: int, settings: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Two steps under DistributedDataParallel itself."""
+    model = objective(distributed=True, **settings)
+    parallel = nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(2):
+        rows = part(rank, "unequal", 2)
+        y = joined_targets("unequal", 2).roll(step, 1)[rows]
+        output = parallel(normal(ROWS, 4, WIDTH, seed=70 + step)[rows].float(), normal(CLASSES, WIDTH, seed=80).float(), y)
+        optimizer.zero_grad()
+        output.loss.backward()
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        optimizer.step()
+        model.update(output)
+    return gradients, dict(model.state_dict())
+
+
+@pytest.mark.parametrize("settings", WRAPPED, ids=["defaults", "free", "one head"])
+def test_under_distributed_data_parallel(pool: Pool, settings: dict[str, Any]) -> None:
+    model = objective(**settings)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(2):
+        y = joined_targets("unequal", 2).roll(step, 1)
+        output = model(normal(ROWS, 4, WIDTH, seed=70 + step).float(), normal(CLASSES, WIDTH, seed=80).float(), y)
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+        model.update(output)
+    for gradients, state in pool.run(wrapped, settings):
+        for name, p in model.named_parameters():
+            torch.testing.assert_close(gradients[name], p.grad, rtol=1e-3, atol=1e-4, msg=name)
+        for key, value in model.state_dict().items():
+            torch.testing.assert_close(state[key], value, rtol=1e-3, atol=1e-4, msg=key)
+
+
+def messages(rank: int, batch: int, classes: int, width: int, positives: int) -> dict[str, int]:
+    """Bytes that a rank hands to collectives in a step of each part, with so many positives in a batch of its own."""
+    sent: list[int] = []
+
+    def counting(original: Callable[..., Any], which: int) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            sent.append(args[which].numel() * args[which].element_size())
+            return original(*args, **options)
+
+        return call
+
+    y = torch.zeros(batch * classes)
+    y[torch.arange(positives) * 7 % len(y)] = 1  # 7 and the number of entries have no common factor
+    y = y.view(batch, classes)
+    z, text = normal(batch, classes, width, seed=rank).float(), normal(classes, width, seed=9).float()
+    logits, ids = z[..., 0].clone().requires_grad_(), torch.arange(batch) + batch * rank
+    bank = tl.PrototypeBank(classes, width, distributed=True)
+    labeler = tl.PseudoLabeler(classes, distributed=True)
+    contrast, z_learned = tl.MultimodalContrastiveLoss(distributed=True), z.clone().requires_grad_()
+    large = baselines.LargeLoss(delta=0.05, distributed=True)
+    large.begin_epoch(1, 10)
+    apl = baselines.EMAPLLoss(2 * batch, classes, distributed=True)
+    parts: dict[str, Callable[[], Any]] = {
+        "matching": lambda: tl.TextRegionMatchingLoss(classes, distributed=True).loss(logits, y),
+        "distillation": lambda: tl.RegionDistillationLoss(distributed=True)(logits, logits.detach()),
+        "contrast": lambda: contrast(z_learned, text, y).backward(),
+        "bank": lambda: bank.update(z, y),
+        "labeler": lambda: (labeler(z, y, bank), labeler.update(z, y, bank)),
+        "EPR": lambda: baselines.EPRLoss(2.0, distributed=True)(logits, y),
+        "large loss": lambda: large(logits, -torch.ones_like(y)),
+        "EM+APL": lambda: (apl(logits, y, ids=ids), apl.update(logits, y, ids=ids)),
+    }
+    found = {}
+    with (
+        mock.patch.object(dist, "all_reduce", counting(dist.all_reduce, 0)),
+        mock.patch.object(dist, "all_gather", counting(dist.all_gather, 1)),
+    ):
+        for name, part in parts.items():
+            sent.clear()
+            part()
+            found[name] = sum(sent)
+    return found
+
+
+def test_messages_are_as_small_as_they_can_be(pool: Pool) -> None:
+    """Anchors and sums travel, never a value of the size (B, C, D)."""
+    batch, classes, width, positives, world = 9, 11, 16, 13, 2
+    sizes, number = 16 * world, 4  # of a gather: rows and whether they learn, of each rank; a number is a float
+    largest = 10  # of the entries of both ranks a twentieth, rounded up
+    expected = {
+        "matching": number,
+        "distillation": number,
+        # Anchors, their class and validity, the gradients of two terms by the anchors of all ranks, two counts.
+        "contrast": 2 * sizes + positives * (4 * width + 16) + 2 * world * positives * 4 * width + 2 * number,
+        "bank": classes * 4 * (width + 1),
+        "labeler": 4 * classes * number + 10 * classes * number,
+        "EPR": 3 * number,
+        "large loss": 8 + sizes + largest * number + number,
+        "EM+APL": number + 2 * sizes + 8 * batch + 4 * batch * classes,
+    }
+    assert pool.run(messages, batch, classes, width, positives) == [expected, expected]
+
+
+def helpers(rank: int) -> dict[str, Any]:
+    world = dist.group.WORLD
+    one = dist.new_group([0])
+    rows = torch.full((2 - rank, 3), float(rank + 1), requires_grad=True)
+    joined = gather_rows(rows, world)
+    loss = (joined.rows * torch.arange(12.0).view(4, 3) * joined.real[:, None]).sum() * (rank + 1)
+    (shared,) = with_gradients_of_ranks([loss], rows, joined, world)
+    shared.backward()
+    total = torch.tensor(float(rank + 1), requires_grad=True)
+    square = joined_sum(total, world) ** 2
+    square.backward()
+    with torch.no_grad():
+        quiet = gather_rows(rows, world).rows.requires_grad
+    return {
+        "groups": (
+            resolve_group(True) is world,
+            resolve_group(world) is world,
+            resolve_group(False) is None,
+            rank == 1 or resolve_group(one) is None,
+        ),
+        "sum": sum_over_ranks(torch.tensor(float(rank + 1)), world),
+        "count": count_per_rank(torch.tensor(float(rank + 1)), world),
+        "per rank": sum_per_rank(torch.tensor(float(rank + 1)), world),
+        "square": (square.detach(), total.grad),
+        "rows": joined.rows.detach(),
+        "real": joined.real,
+        "first": joined.first,
+        "losses": (loss.detach(), shared.detach()),
+        "gradient": rows.grad,
+        "quiet": quiet,
+    }
+
+
+def test_sums_and_gathers(pool: Pool) -> None:
+    """Ranks of two rows and one: padded, marked, and the gradient of both ranks' use comes back."""
+    first, second = pool.run(helpers)
+    for rank, answer in enumerate((first, second)):
+        assert all(answer["groups"]) and not answer["quiet"]
+        assert answer["sum"] == 3 and answer["count"] == 1.5 and answer["per rank"] == 2 * (rank + 1)
+        assert answer["square"] == (9, 2 * 3 * 2)  # DDP's average of the two is the derivative by a sum in one process
+        assert answer["rows"].tolist() == [[1.0] * 3, [1.0] * 3, [2.0] * 3, [0.0] * 3]
+        assert answer["real"].tolist() == [True, True, True, False]
+        torch.testing.assert_close(*answer["losses"])
+    assert (first["first"], second["first"]) == (0, 2)
+    weight = (1 + 2) * torch.arange(12.0).view(4, 3)
+    assert torch.equal(first["gradient"], weight[:2]) and torch.equal(second["gradient"], weight[2:3])
+
+
+def other_classes(rank: int) -> list[bool]:
+    """Whether each part with a process group has that group still, for other classes."""
+    made, parts = head(CLASSES), (filled_bank(), filled_labeler())
+    for part in (made.matching, *parts):
+        part.distributed = dist.group.WORLD
+    others = [made.with_classes(made.text[:2], made.class_names[:2]).matching, *(part.with_classes([1]) for part in parts)]
+    return [other.distributed is dist.group.WORLD for other in others]
+
+
+def test_other_classes_have_the_same_ranks(pool: Pool) -> None:
+    assert pool.run(other_classes) == [[True] * 3] * 2
+
+
+def test_one_process_needs_no_group() -> None:
+    assert resolve_group(True) is None and resolve_group(False) is None
+    value, rows = torch.ones(3), torch.ones(2, 3)
+    assert all(f(value, None) is value for f in (sum_over_ranks, count_per_rank, sum_per_rank, joined_sum))
+    joined = gather_rows(rows, None)
+    assert joined.rows is rows and joined.real.tolist() == [True, True] and joined.first == 0
+    assert with_gradients_of_ranks([value], rows, joined, None)[0] is value

@@ -1,0 +1,152 @@
+"""Compiled for any batch size, over ranks, and while steps are counted; exported, and run by another runtime."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import shutil
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import trm_losses as tl
+from tests.helpers import trust
+from tests.helpers.cases.objective import objective
+from tests.helpers.ranks import Pool
+from tests.helpers.values import CLASSES, TOKENS, WIDTH, labels, normal
+
+# One of each way through the code: the others share theirs, and compile for one batch size in test_modules.py.
+DYNAMIC = ("matching", "contrast, weights and prototypes", "pseudo-labels", "large loss")
+
+
+@contextlib.contextmanager
+def no_recompile() -> Iterator[None]:
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        yield
+
+
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_one_graph_for_all_batch_sizes(name: str) -> None:
+    """Batches of 8, 3 and 5: value and gradient are those of float64, and the second and third are not compiled for."""
+    part = trust.named(name)
+    row = trust.compiled(part, trust.PRECISIONS[0], "aot_eager" if name == "matching" else "eager")
+    assert trust.passed(row, part), row
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="inductor writes C++; no compiler is here")
+def test_by_inductor() -> None:
+    part = trust.named("asymmetric loss")
+    row = trust.compiled(part, trust.PRECISIONS[0], "inductor")
+    assert trust.passed(row, part), row
+
+
+@pytest.mark.parametrize("labelled", [True, False], ids=["pseudo-labels", "without"])
+def test_steps_of_the_objective_are_one_graph(labelled: bool) -> None:
+    """Steps that buffers count, from warm-up to ramp, and batches of other sizes; what is learned and kept is as in eager."""
+    torch._dynamo.reset()
+    made = objective()
+    if labelled:
+        made.labeler.warmup_steps, made.labeler.ramp_steps = int(made.labeler.step) + 2, 3  # type: ignore[union-attr]
+    else:
+        made.labeler = None
+    twin = copy.deepcopy(made)
+    whole = torch.compile(made, fullgraph=True, dynamic=True, backend="eager")
+    weights = []
+    for step, batch in enumerate((7, 3, 5, 8)):  # the first is unlike every other size: torch ties sizes that are alike
+        tokens, text = (x.float() for x in (normal(batch, TOKENS, WIDTH, seed=step), normal(CLASSES, WIDTH, seed=9)))
+        targets = labels(batch, CLASSES, seed=step).float()
+        with no_recompile() if step else contextlib.nullcontext():
+            actual = whole(tokens, text, targets)
+        expected = twin(tokens, text, targets)
+        for module, output in ((made, actual), (twin, expected)):
+            output.loss.backward()
+            with torch.no_grad():
+                for p in module.parameters():
+                    p -= 0.05 * p.grad
+                    p.grad = None
+            module.update(output)
+        torch.testing.assert_close(actual.loss, expected.loss)
+        weights.append(0.0 if actual.pseudo is None else float(actual.pseudo.weights.max()))
+    for key, value in twin.state_dict().items():
+        torch.testing.assert_close(made.state_dict()[key], value, rtol=1e-4, atol=1e-5, msg=key)
+    assert not labelled or (weights[:2] == [0.0, 0.0] and weights[3] > weights[2] >= 0)
+
+
+def over_two(rank: int, fullgraph: bool) -> tuple[float, Tensor] | str:
+    """The contrast of this rank's rows, compiled."""
+    torch._dynamo.reset()
+    part = trust.named("contrast")
+    inputs = {key: x if key == "text" else x[5 * rank : 5 + 3 * rank] for key, x in part.inputs(8, part.setting).items()}
+    module = part.build(part.setting)
+    module.distributed = True  # type: ignore[assignment]
+    whole = torch.compile(trust.Caller(part, module), fullgraph=fullgraph, backend="eager")
+    inputs["regions"].requires_grad_()
+    try:
+        value = whole(inputs)
+    except Exception as error:
+        return str(error)
+    value.backward()
+    assert inputs["regions"].grad is not None
+    return float(value), inputs["regions"].grad
+
+
+def test_compiled_contrast_over_ranks() -> None:
+    """It runs as it is between compiled parts, and refuses to be part of a whole graph; never wrong."""
+    pool = Pool(2)
+    part = trust.named("contrast")
+    inputs = part.inputs(8, part.setting)
+    inputs["regions"].requires_grad_()
+    expected = part.call(part.build(part.setting), inputs)
+    expected.backward()
+    ranks = pool.run(over_two, False)
+    assert sum(value for value, _ in ranks) / 2 == pytest.approx(float(expected.detach()), rel=1e-9)
+    torch.testing.assert_close(torch.cat([g for _, g in ranks]) / 2, inputs["regions"].grad)
+    assert all(isinstance(said, str) and "torch.compiler.disable" in said for said in pool.run(over_two, True))
+    pool.close()
+
+
+def head(query: Any, which: Any) -> tl.TRMHead:
+    torch.manual_seed(0)
+    pooler, matching = tl.RegionPooler(CLASSES, WIDTH, num_heads=2, query=query), tl.TextRegionMatchingLoss(CLASSES)
+    for p in (*pooler.parameters(), *matching.parameters()):
+        nn.init.normal_(p, mean=p.detach().mean().item(), std=0.3)
+    return tl.TRMHead(pooler, matching, torch.randn(CLASSES, WIDTH), [f"class {c}" for c in range(CLASSES)], head=which).eval()
+
+
+@pytest.mark.parametrize("query, which, padded", [("tied", "query", False), ("free", "mean", True)])
+def test_exports_with_any_batch(query: Any, which: Any, padded: bool) -> None:
+    made, batch = head(query, which), torch.export.Dim("batch")
+
+    def masks(size: int) -> dict[str, Tensor]:
+        return {"key_padding_mask": torch.arange(size * TOKENS).view(size, TOKENS) % 4 == 3} if padded else {}
+
+    shapes = {"tokens": {0: batch}, **dict.fromkeys(masks(2), {0: batch})}
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(made, (torch.randn(2, TOKENS, WIDTH),), masks(2), dynamic_shapes=shapes), file)
+    file.seek(0)
+    program = torch.export.load(file).module()
+    for size in (1, 3, 9):
+        tokens = torch.randn(size, TOKENS, WIDTH)
+        torch.testing.assert_close(program(tokens, **masks(size)), made(tokens, **masks(size)))
+
+
+def test_onnx_is_what_we_compute() -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    for name in ("onnx", "onnxscript"):
+        pytest.importorskip(name)
+    made = head("tied", "query")
+    shapes = {"tokens": {0: torch.export.Dim.DYNAMIC}}
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(made, (torch.randn(2, TOKENS, WIDTH),), dynamo=True, dynamic_shapes=shapes, verbose=False).save(file)
+    session = runtime.InferenceSession(file.getvalue())
+    for batch in (1, 3, 9):
+        tokens = torch.randn(batch, TOKENS, WIDTH)
+        (got,) = session.run(None, {"tokens": tokens.numpy()})
+        torch.testing.assert_close(torch.from_numpy(got), made(tokens).detach(), rtol=1e-4, atol=1e-4)

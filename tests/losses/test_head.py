@@ -1,0 +1,318 @@
+"""TRMHead: what goes into its file comes out again, and its parameter groups."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.helpers import oracles
+from tests.helpers.values import normal, shaken
+from trm_losses import PromptLearner, RegionPooler, TextRegionMatchingLoss, TRMHead, param_groups
+
+NAMES = ["aeroplane", "bicycle", "bird"]
+TEXT = normal(3, 8, dtype=torch.float32)
+TOKENS = normal(2, 6, 8, seed=1, dtype=torch.float32)
+
+
+def head(which: Any = "query", matching: dict[str, Any] | None = None, **pooler: Any) -> TRMHead:
+    torch.manual_seed(0)
+    parts = RegionPooler(3, 8, **pooler), TextRegionMatchingLoss(3, **(matching or {}))
+    return shaken(TRMHead(*parts, TEXT, NAMES, head=which)).eval()  # type: ignore[return-value]
+
+
+SAVED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("query", {}, {}),
+    ("region", {"num_heads": 2}, {}),
+    ("mean", {}, {"gamma_neg": 1.0, "margin": 0.0}),
+    ("mean", {"query": "free"}, {"gamma_pos": 0.5}),
+    ("query", {"query_head": False}, {}),
+    ("mean", {"mlp_ratio": 15 / 8, "validate": False}, {"validate": False}),
+]
+
+
+@pytest.mark.parametrize("which, pooler, matching", SAVED, ids=lambda value: str(value).replace(" ", ""))
+def test_round_trip(tmp_path: Path, which: str, pooler: dict[str, Any], matching: dict[str, Any]) -> None:
+    saved = head(which, matching, **pooler)
+    saved.save(tmp_path / "head.pt")
+    loaded = TRMHead.load(tmp_path / "head.pt")
+    torch.testing.assert_close(loaded(TOKENS), saved(TOKENS))
+    assert loaded.class_names == NAMES and loaded.head == which and not loaded.training
+    assert [p.name for p in tmp_path.iterdir()] == ["head.pt"]  # nothing half-written stays
+    for part in ("pooler", "matching"):
+        ours, theirs = getattr(saved, part), getattr(loaded, part)
+        for key in ("query_kind", "query_head", "num_heads", "gamma_pos", "gamma_neg", "margin", "validate"):
+            assert getattr(ours, key, None) == getattr(theirs, key, None)
+
+
+def test_a_file_of_an_older_layout_is_refused_in_one_line(tmp_path: Path) -> None:
+    head().save(tmp_path / "head.pt")
+    content = torch.load(tmp_path / "head.pt")
+    torch.save({**content, "format": "trm_losses.TRMHead/2"}, tmp_path / "head.pt")
+    message = r"^TRMHead: .*head.pt must be a file written by save \(trm_losses.TRMHead/3\), got trm_losses.TRMHead/2; save the "
+    with pytest.raises(ValueError, match=message):
+        TRMHead.load(tmp_path / "head.pt")
+
+
+OTHERS = normal(2, 8, seed=3, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("which", ["query", "region", "mean"])
+def test_unseen_names_are_scored_and_seen_ones_keep_their_scores(which: Any) -> None:
+    made = head(which)
+    text = torch.cat([OTHERS[1:], TEXT, OTHERS[:1]])
+    wider = made.with_classes(text, ["kite", *NAMES, "yak"])
+    assert wider.class_names == ["kite", *NAMES, "yak"] and wider.head == which and not wider.training
+    scores = wider(TOKENS)
+    torch.testing.assert_close(scores[:, 1:4], made(TOKENS))
+    regions = wider.pooler(TOKENS, text)
+    for column, row in ((0, 1), (4, 0)):  # of an unseen name: its own texts, and the mean of the trained biases
+        expected = []
+        for part in (regions.query, regions.region):
+            logits = oracles.matching_logits(
+                part[:, column : column + 1],
+                OTHERS[row : row + 1],
+                float(made.matching.scale.detach()),
+                [sum(made.matching.bias.tolist()) / 3],
+            )
+            expected.append(torch.tensor(logits[:, 0], dtype=torch.float32))
+        expected.append((expected[0] + expected[1]) / 2)
+        torch.testing.assert_close(scores[:, column], expected[["query", "region", "mean"].index(which)])
+    only = wider.with_classes(text[:1], ["kite"])
+    torch.testing.assert_close(only(TOKENS), scores[:, :1])
+
+
+@pytest.mark.parametrize("query", ["tied", "free"])
+def test_another_order_of_the_names_is_another_order_of_the_scores(query: Any) -> None:
+    """And fewer names are fewer scores; where every name is known, queries of their own are no hindrance."""
+    made = head("mean", query=query)
+    for order in ([2, 0, 1], [1]):
+        turned = made.with_classes(TEXT[order], [NAMES[i] for i in order])
+        torch.testing.assert_close(turned(TOKENS), made(TOKENS)[:, order])
+
+
+def test_a_head_for_other_classes_is_of_its_own_and_can_be_saved(tmp_path: Path) -> None:
+    made = head().train()
+    made.matching.bias.requires_grad_(False)
+    made.pooler.eval()
+    before = {key: value.clone() for key, value in made.state_dict().items()}
+    wider = made.with_classes(torch.cat([TEXT, OTHERS]), [*NAMES, "kite", "yak"])
+    assert wider.training and not wider.pooler.training and not wider.matching.bias.requires_grad
+    assert not {p.data_ptr() for p in wider.state_dict().values()} & {p.data_ptr() for p in made.state_dict().values()}
+    with torch.no_grad():
+        for p in wider.parameters():
+            p.add_(1.0)
+    assert all(torch.equal(made.state_dict()[key], value) for key, value in before.items())
+    wider.eval().save(tmp_path / "head.pt")
+    torch.testing.assert_close(TRMHead.load(tmp_path / "head.pt")(TOKENS), wider(TOKENS))
+
+
+def test_unseen_names_need_queries_that_come_from_text() -> None:
+    message = "^TRMHead: class_names must be among the trained ones .*, got 'kite', 'yak'; train with query='tied'$"
+    with pytest.raises(ValueError, match=message):
+        head(query="free").with_classes(torch.cat([TEXT, OTHERS]), [*NAMES, "kite", "yak"])
+
+
+@pytest.mark.parametrize(
+    "rows, names, message",
+    [
+        (3, ["bird", "kite"], r"text must have shape \(C, D\) = \(2, 8\), got \(3, 8\)"),
+        (2, ["kite", "kite"], r"class_names must be 2 different names, got 2 \(1 different\)"),
+    ],
+    ids=["rows", "twice"],
+)
+def test_other_classes_that_do_not_fit(rows: int, names: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^TRMHead: {message}"):
+        head().with_classes(TEXT[:rows], names)
+
+
+def test_round_trip_keeps_double_precision(tmp_path: Path) -> None:
+    saved = head().double()
+    saved.save(tmp_path / "head.pt")
+    loaded = TRMHead.load(tmp_path / "head.pt")
+    assert loaded(TOKENS.double()).dtype == torch.float64
+    torch.testing.assert_close(loaded(TOKENS.double()), saved(TOKENS.double()))
+
+
+def test_round_trip_of_a_hidden_width_that_a_ratio_hits_only_by_rounding(tmp_path: Path) -> None:
+    """15 / 11 * 11 is below 15 in floating point."""
+    saved = TRMHead(RegionPooler(3, 11, num_heads=1, mlp_ratio=15 / 11), TextRegionMatchingLoss(3), torch.ones(3, 11), NAMES)
+    saved.save(tmp_path / "head.pt")
+    assert TRMHead.load(tmp_path / "head.pt").pooler.mlp[1].out_features == 15
+
+
+@pytest.mark.parametrize("which", ["query", "region", "mean"])
+@pytest.mark.parametrize("pooler, matching", [(pooler, matching) for _, pooler, matching in SAVED], ids=str)
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+def test_classes_in_chunks_have_the_same_logits(which: Any, pooler: dict[str, Any], matching: dict[str, Any], chunk: int) -> None:
+    made, tokens = head(which, matching, **pooler).double(), TOKENS.double().requires_grad_()
+    with torch.no_grad():
+        torch.testing.assert_close(made(tokens, chunk=chunk), made(tokens), rtol=1e-10, atol=1e-11)
+        torch.testing.assert_close(made.predict(tokens, chunk=chunk), torch.sigmoid(made(tokens)), rtol=1e-10, atol=1e-11)
+    grads = [torch.autograd.grad(made(tokens, chunk=size).square().sum(), tokens)[0] for size in (chunk, None)]
+    torch.testing.assert_close(*grads, rtol=1e-10, atol=1e-11)
+
+
+def test_many_classes_are_scored_in_chunks_unless_told_or_trained() -> None:
+    """Regions of 9,000 classes are never held at once; those of few are, as before."""
+    many, text = 9000, normal(9000, 64, dtype=torch.float32)
+    made = TRMHead(RegionPooler(many, 64), TextRegionMatchingLoss(many), text, [str(c) for c in range(many)])
+    widths: list[int] = []
+    made.pooler.mlp.register_forward_hook(lambda *args: widths.append(args[2].shape[1]))
+    tokens = normal(16, 4, 64, seed=1, dtype=torch.float32)
+    with torch.no_grad():
+        chunked = made.eval()(tokens)
+        assert len(widths) > 1 and sum(widths) == many and max(widths) < many / 2
+        widths.clear()
+        made(tokens[:, :, :], chunk=many)
+        made(tokens[:2])
+    assert widths == [many, many]
+    widths.clear()
+    torch.testing.assert_close(made(tokens), chunked, rtol=1e-5, atol=1e-5)
+    assert widths == [many]
+    with pytest.raises(ValueError, match="TRMHead: chunk must be at least 1, got 0"):
+        made(tokens, chunk=0)
+
+
+@pytest.mark.parametrize("which", ["query", "region", "mean"])
+@pytest.mark.parametrize("chunk", [None, 7])
+def test_a_padded_image_has_the_logits_that_it_has_alone(which: Any, chunk: int | None) -> None:
+    """Whatever lies under the padding."""
+    text, tokens = normal(60, 32, dtype=torch.float32), normal(2, 5, 32, seed=1)
+    parts = RegionPooler(60, 32), TextRegionMatchingLoss(60)
+    made = shaken(TRMHead(*parts, text, [str(c) for c in range(60)], head=which)).double()
+    alone = torch.cat([made(tokens[:1, :3], chunk=chunk), made(tokens[1:], chunk=chunk)])
+    tokens[0, 3:], mask = torch.nan, torch.tensor([[False] * 3 + [True] * 2, [False] * 5])
+    torch.testing.assert_close(made(tokens, key_padding_mask=mask, chunk=chunk), alone)
+    torch.testing.assert_close(made.predict(tokens, key_padding_mask=mask, chunk=chunk), torch.sigmoid(alone))
+
+
+@pytest.mark.parametrize("which", ["query", "region"])
+def test_exports_with_any_number_of_images(which: Any) -> None:
+    made = head(which, {"validate": False}, validate=False)
+    batch = torch.export.Dim("batch", min=2, max=64)
+    with torch.no_grad():
+        exported = torch.export.export(made, (TOKENS,), dynamic_shapes=({0: batch},))
+        several = normal(9, 6, 8, seed=5, dtype=torch.float32)
+        torch.testing.assert_close(exported.module()(several), made(several))
+
+
+def test_a_head_of_regions_alone_computes_no_mlp() -> None:
+    made, called = head("region"), []
+    made.pooler.mlp.register_forward_hook(lambda *_: called.append(1))
+    made(TOKENS)
+    made(TOKENS, chunk=1)
+    assert not called
+
+
+def test_heads() -> None:
+    query, region, mean = (head(which)(TOKENS) for which in ("query", "region", "mean"))
+    assert not torch.allclose(query, region)
+    torch.testing.assert_close(mean, (query + region) / 2)
+    made = head()
+    regions = made.pooler(TOKENS, TEXT)
+    torch.testing.assert_close(query, made.matching.logits(regions.query, TEXT))
+    torch.testing.assert_close(region, made.matching.logits(regions.region, TEXT))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_predict_is_without_dropout_and_gradient_and_leaves_the_mode(training: bool) -> None:
+    made = head().train(training)
+    assert made.pooler.dropout.p == 0.0
+    made.pooler.dropout.p = 0.5
+    scores = made.predict(TOKENS)
+    assert not scores.requires_grad
+    torch.testing.assert_close(scores, made.predict(TOKENS))
+    torch.testing.assert_close(scores, torch.sigmoid(made.eval()(TOKENS)))
+    made.train(training)
+    made.predict(TOKENS)
+    assert made.training == made.pooler.training == made.pooler.dropout.training == training
+    with pytest.raises(ValueError, match="tokens must have shape"):
+        made.predict(TOKENS[0])
+    assert made.training == training
+    made.pooler.eval()  # a part that was frozen stays so
+    made.predict(TOKENS)
+    assert made.training == made.matching.training == training and not made.pooler.training
+
+
+@pytest.mark.parametrize(
+    "content, got",
+    [({"format": "another"}, "got another"), ({"weight": TEXT}, "got None"), (TEXT, "got Tensor"), ([1, 2], "got list")],
+    ids=["another", "state", "tensor", "list"],
+)
+def test_file_of_something_else(tmp_path: Path, content: Any, got: str) -> None:
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=f"TRMHead: .*x.pt must be a file written by save .*{got}"):
+        TRMHead.load(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 cut off"], ids=["empty", "text", "cut off"])
+def test_file_of_no_tensors(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(ValueError, match="TRMHead: .*x.pt must be a file written by save"):
+        TRMHead.load(tmp_path / "x.pt")
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        TRMHead.load(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"class_names": NAMES[:2]}, r"class_names must be 3 different names, got 2 \(2 different\)"),
+        ({"class_names": ["cat", "cat", "dog"]}, r"class_names must be 3 different names, got 3 \(2 different\)"),
+        ({"text": torch.ones(4, 8)}, r"text must have shape \(C, D\) = \(3, 8\), got \(4, 8\)"),
+        ({"matching": TextRegionMatchingLoss(4)}, "matching must have the pooler's num_classes = 3, got 4"),
+        ({"head": "both"}, "head must be one of 'query', 'region', 'mean', got 'both'"),
+    ],
+    ids=["few", "twice", "text", "matching", "head"],
+)
+def test_refuses(change: dict[str, Any], message: str) -> None:
+    given: dict[str, Any] = {
+        "pooler": RegionPooler(3, 8),
+        "matching": TextRegionMatchingLoss(3),
+        "text": TEXT,
+        "class_names": NAMES,
+    }
+    with pytest.raises(ValueError, match=f"^TRMHead: {message}"):
+        TRMHead(**{**given, **change})
+
+
+@pytest.mark.parametrize("kind", ["tied", "free"])
+def test_param_groups_cover_everything_once(kind: Any) -> None:
+    made = head(query=kind)
+    made.pooler.key_weight.requires_grad_(False)
+    decayed, rest = made.param_groups(weight_decay=0.3)
+    assert (decayed["weight_decay"], rest["weight_decay"]) == (0.3, 0.0) and "lr" not in decayed
+    names = {id(p): name for name, p in made.named_parameters()}
+    named = [{names[id(p)] for p in group["params"]} for group in (decayed, rest)]
+    matrices = {"query_weight", "value_weight", "output.weight", "mlp.1.weight", "mlp.4.weight"}
+    assert named[0] == {f"pooler.{name}" for name in matrices | ({"query"} if kind == "free" else set())}
+    assert named[0] | named[1] == {name for name, p in made.named_parameters() if p.requires_grad}
+    assert not named[0] & named[1] and sum(len(g["params"]) for g in (decayed, rest)) == len(named[0] | named[1])
+    assert {"matching.log_scale", "matching.bias", "pooler.log_attention_scale", "pooler.mlp.0.weight"} <= named[1]
+    torch.optim.AdamW(made.param_groups(lr=0.1))
+
+
+def test_param_groups_of_several_modules() -> None:
+    made, prompts = head(), PromptLearner("residual", text=TEXT)
+    groups = param_groups(made, prompts, made.pooler, lr=0.5)
+    assert [g["lr"] for g in groups] == [0.5, 0.5] and [g["weight_decay"] for g in groups] == [1e-2, 0.0]
+    ids = [id(p) for g in groups for p in g["params"]]
+    assert len(ids) == len(set(ids)) and id(prompts.delta) in ids
+    assert param_groups(PromptLearner("fixed", text=TEXT)) == []
+    assert len(param_groups(prompts)) == 1
+
+
+def test_the_pooler_is_called_as_a_module() -> None:
+    """Hooks on it, and what wraps it, take part in inference."""
+    pooler, matching = RegionPooler(3, 8, num_heads=1), TextRegionMatchingLoss(3)
+    calls = []
+    pooler.register_forward_hook(lambda *_: calls.append(1))
+    head = TRMHead(pooler, matching, torch.randn(3, 8), list("abc"))
+    head.predict(torch.randn(2, 4, 8))
+    assert calls == [1]

@@ -1,0 +1,289 @@
+"""What holds for every Module: one table of cases (cases.py), run by the tests here."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import trm_losses as tl
+from tests.helpers.cases import CASES
+from tests.helpers.cases.case import Caller, Case, built, ids
+from tests.helpers.cases.contrast import call_contrast
+from tests.helpers.compare import agree, tensors
+from tests.helpers.values import BATCH, CLASSES, Inputs, region_text
+from trm_losses import pseudo
+
+LOSSES = [case for case in CASES if case.is_loss]
+REFUSALS = [(case, key) for case in CASES for key in case.wrong]
+
+
+def to(inputs: Inputs, dtype: torch.dtype) -> Inputs:
+    return {key: x.to(dtype) if x.is_floating_point() and key != "targets" else x.clone() for key, x in inputs.items()}
+
+
+@pytest.mark.parametrize("batch, classes", [(BATCH, CLASSES), (1, CLASSES), (BATCH, 1), (1, 1)])
+@pytest.mark.parametrize("case", CASES, ids=ids)
+def test_value_is_the_oracles(case: Case, batch: int, classes: int) -> None:
+    """Also with one sample, and with one class."""
+    module, inputs = built(case, classes), case.inputs(batch, classes)
+    assert case.oracle is not None
+    single = case.owner.endswith(("PrototypeBank", "PseudoLabeler", "TRMObjective", "PromptLearner"))  # float32 state
+    agree(case.call(module, inputs), case.oracle(module, inputs), **({"rtol": 2e-5, "atol": 1e-5} if single else {}))
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.twin], ids=ids)
+def test_module_is_its_function(case: Case) -> None:
+    module, inputs = built(case), case.inputs(BATCH, CLASSES)
+    assert case.twin is not None
+    agree(case.call(module, inputs), case.twin(module, inputs), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.learns], ids=ids)
+def test_gradcheck(case: Case) -> None:
+    """Inputs and parameters together, in float64."""
+    module, inputs = built(case, 3), case.inputs(3, 3)
+    names = [name for name, p in module.named_parameters() if p.numel() <= 40]
+    parameters = [dict(module.named_parameters())[name].detach().clone().requires_grad_() for name in names]
+    learned = [inputs[key].clone().requires_grad_() for key in case.learns]
+
+    def function(*values: Tensor) -> Any:
+        state = dict(zip(names, values[len(learned) :], strict=True))
+        given = {**inputs, **dict(zip(case.learns, values[: len(learned)], strict=True))}
+        return torch.func.functional_call(Caller(case, module), {f"module.{k}": v for k, v in state.items()}, (given,))
+
+    if case.owner.endswith("TRMObjective"):  # teachers and pseudo-labels carry no gradient, so the numbers would not agree
+        assert isinstance(module, tl.TRMObjective)
+        module.distillation = module.labeler = None
+    assert torch.autograd.gradcheck(function, (*learned, *parameters), fast_mode=True)
+
+
+@pytest.mark.parametrize("case, key", REFUSALS, ids=ids)
+def test_refuses_by_name(case: Case, key: str) -> None:
+    module, inputs = built(case), case.inputs(BATCH, CLASSES)
+    spoil, error, message = case.wrong[key]
+    case.call(module, inputs)
+    with pytest.raises(error, match=message) as caught:
+        case.call(module, spoil(inputs))
+    parts = (case.owner, *(("RegionPooler", "TextRegionMatchingLoss", "PseudoLabeler") if "TRM" in case.owner else ()))
+    assert str(caught.value).startswith(parts)
+
+
+def test_every_rule_has_a_case_and_an_oracle() -> None:
+    held = {type(case.build(2).rule) for case in CASES if case.owner == "PseudoLabeler" and case.oracle is not None}
+    public = [getattr(pseudo, name) for name in pseudo.__all__]
+    assert {value for value in public if issubclass(value, pseudo.Rule)} - {pseudo.Rule} == held
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("case, name", [(case, name) for case in CASES for name in case.finite], ids=ids)
+def test_refuses_what_is_not_finite(case: Case, name: str, value: float) -> None:
+    module, inputs = built(case), case.inputs(BATCH, CLASSES)
+    inputs[name].view(-1)[0] = value
+    name = "queries" if case.owner.endswith(("RegionPooler", "TRMObjective")) and name == "text" else name
+    with pytest.raises(ValueError, match=f"{name} must be finite, got 1 NaN or infinite of"):
+        case.call(module, inputs)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.finite and hasattr(c.build(2), "validate")], ids=ids)
+def test_validate_false_checks_no_values(case: Case) -> None:
+    module, inputs = built(case), case.inputs(BATCH, CLASSES)
+    module.validate = False  # type: ignore[assignment]
+    inputs[case.finite[0]].view(-1)[0] = float("nan")
+    case.call(module, inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", [c for c in CASES if c.owner != "PromptLearner"], ids=ids)
+def test_half_precision_under_autocast(case: Case, dtype: torch.dtype) -> None:
+    """Close to float64 on the same rounded inputs; losses are computed in float32 whatever surrounds them."""
+    module = built(case, dtype=torch.float32)
+    inputs = to(case.inputs(BATCH, CLASSES), dtype)
+    exact = case.call(copy.deepcopy(module).double(), to(inputs, torch.float64))
+    with torch.autocast("cpu", dtype):
+        actual = case.call(module, inputs)
+    through_products = case.owner.endswith(("RegionPooler", "TRMObjective", "TRMHead"))
+    tolerance = 0.1 if through_products and dtype == torch.bfloat16 else 0.02 if through_products else 1e-4
+    for a, e in zip(tensors(actual), tensors(exact), strict=True):
+        if not through_products:
+            assert a.dtype in (torch.float32, torch.int64)
+        torch.testing.assert_close(a.double(), e.double(), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("case", [c for c in CASES if c.owner != "PromptLearner"], ids=ids)
+def test_module_in_another_precision(case: Case, dtype: torch.dtype) -> None:
+    """Runs, and running state stays float32."""
+    module = built(case, dtype=torch.float32)
+    floats = {key: x.clone() for key, x in module.state_dict().items() if x.is_floating_point()}
+    module = module.to(dtype)
+    for result in tensors(case.call(module, to(case.inputs(BATCH, CLASSES), dtype))):
+        assert torch.isfinite(result).all()
+    for part in module.modules():
+        if isinstance(part, (tl.PrototypeBank, tl.PseudoLabeler)):
+            assert {b.dtype for b in part.buffers()} <= {torch.float32, torch.int64}
+    if case.owner in ("PseudoLabeler", "PrototypeBank"):
+        state = module.state_dict()
+        assert all(torch.equal(state[key], x) for key, x in floats.items() if case.owner == "PseudoLabeler" or key == "init")
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.compiles], ids=ids)
+def test_compiles_whole(case: Case) -> None:
+    """The compiled graph, which keeps every entry, gives what eager gives, which drops those that are no anchor."""
+    torch._dynamo.reset()
+    module, inputs = built(case), case.inputs(BATCH, CLASSES)
+    run = torch.compile(Caller(case, module), fullgraph=True, backend="aot_eager")
+    given, twins = ({k: x.clone().requires_grad_(k in case.learns) for k, x in inputs.items()} for _ in range(2))
+    actual, expected = run(given), case.call(module, twins)
+    agree(actual, tuple(e.detach() for e in tensors(expected)) if isinstance(expected, tuple) else expected)
+    if case.learns:
+        sum(x.square().sum() for x in tensors(actual)).backward()
+        sum(x.square().sum() for x in tensors(expected)).backward()
+        for key in case.learns:
+            torch.testing.assert_close(given[key].grad, twins[key].grad)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize("case", CASES, ids=ids)
+def test_copies_agree(case: Case, copied: Any) -> None:
+    module, inputs = built(case), case.inputs(BATCH, CLASSES)
+    twin = copied(module)
+    agree(case.call(twin, inputs), case.call(module, inputs), rtol=2e-5, atol=1e-5)
+    assert not {p.data_ptr() for p in twin.parameters()} & {p.data_ptr() for p in module.parameters()}
+
+
+@pytest.mark.parametrize("case", CASES, ids=ids)
+def test_state(case: Case) -> None:
+    """Names are pinned; what is saved with weights_only goes into a fresh module and gives the same results."""
+    module, inputs = built(case), case.inputs(BATCH, CLASSES)
+    assert tuple(module.state_dict()) == case.state or set(module.state_dict()) == set(case.state)
+    file = io.BytesIO()
+    torch.save(module.state_dict(), file)
+    file.seek(0)
+    torch.manual_seed(99)
+    fresh = case.build(CLASSES).double()
+    for tensor in fresh.state_dict().values():
+        tensor.zero_()
+    fresh.load_state_dict(torch.load(file, weights_only=True))
+    agree(case.call(fresh, inputs), case.call(module, inputs), rtol=2e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("case", CASES, ids=ids)
+def test_forward_writes_nothing(case: Case, training: bool) -> None:
+    """Neither to its arguments nor to its own state, whatever the mode."""
+    module, inputs = built(case).train(training), case.inputs(BATCH, CLASSES)
+    before = {key: (x.clone(), x._version) for key, x in inputs.items()}
+    case.call(module, inputs)
+    assert all(torch.equal(inputs[key], x) and inputs[key]._version == v for key, (x, v) in before.items())
+    if case.owner != "PrototypeBank":  # whose call is its update
+        state = {key: x.clone() for key, x in module.state_dict().items()}
+        case.call(module, inputs)
+        assert all(torch.equal(module.state_dict()[key], x) for key, x in state.items())
+
+
+@pytest.mark.parametrize("case", CASES, ids=ids)
+def test_repr_shows_settings(case: Case) -> None:
+    text = repr(built(case))
+    assert case.owner in text
+    for part in case.shows:
+        assert part in text
+
+
+@pytest.mark.parametrize("case", LOSSES, ids=ids)
+def test_nothing_known_is_zero_and_on_the_graph(case: Case) -> None:
+    module, inputs = built(case), case.inputs(BATCH, CLASSES)
+    inputs["targets"] = torch.full_like(inputs["targets"], -1.0)
+    regions, text = inputs["regions"].requires_grad_(), inputs["text"].requires_grad_()
+    loss = case.call(module, inputs)
+    assert torch.count_nonzero(loss) == 0
+    loss.sum().backward()
+    for x in (regions, text, *module.parameters()):
+        assert x.grad is not None
+        assert torch.count_nonzero(x.grad) == 0
+
+
+@pytest.mark.parametrize("targets", [0.0, 1.0, "one of each"])
+@pytest.mark.parametrize("case", LOSSES, ids=ids)
+def test_extreme_batches_are_finite(case: Case, targets: Any) -> None:
+    """No positives, all positive, one single positive."""
+    module, inputs = built(case), case.inputs(BATCH, CLASSES)
+    if targets == "one of each":
+        inputs["targets"] = torch.full_like(inputs["targets"], -1.0)
+        inputs["targets"][1, 2], inputs["targets"][2, 3] = 1, 0
+    else:
+        inputs["targets"] = torch.full_like(inputs["targets"], targets)
+    inputs["regions"].requires_grad_()
+    loss = case.call(module, inputs).sum()
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(inputs["regions"].grad).all()
+    assert loss >= 0
+
+
+@pytest.mark.parametrize("case", LOSSES, ids=ids)
+def test_unknown_entries_get_exactly_no_gradient(case: Case) -> None:
+    module, inputs = built(case), case.inputs(BATCH, CLASSES)
+    regions = inputs["regions"].requires_grad_()
+    case.call(module, inputs).sum().backward()
+    unknown = inputs["targets"] == -1
+    assert unknown.any() and torch.count_nonzero(regions.grad[unknown]) == 0
+    present = inputs["targets"] == 1
+    weight = inputs.get("weights", torch.ones_like(inputs["targets"]))
+    assert (regions.grad[present & (weight > 0)].abs().sum(dim=-1) > 0).all()
+
+
+def test_contrast_in_float16_with_long_rows() -> None:
+    """The sum that keeps an empty batch on the graph must not overflow."""
+    inputs = region_text(2, 3)
+    regions = torch.full((2, 3, 30000), 4.0, dtype=torch.float16, requires_grad=True)
+    text = torch.ones(3, 30000)
+    empty = torch.full_like(inputs["targets"], -1.0)
+    loss = call_contrast(tl.MultimodalContrastiveLoss(), {"regions": regions, "text": text, "targets": empty})
+    loss.backward()
+    assert loss == 0 and torch.count_nonzero(regions.grad) == 0
+
+
+SETTINGS: list[tuple[Any, dict[str, Any], str]] = [
+    (lambda **k: tl.RegionPooler(3, 8, **k), {"num_heads": 3}, "num_heads must divide dim = 8, got 3"),
+    (lambda **k: tl.RegionPooler(3, 8, **k), {"query": "fixed"}, "query must be one of 'tied', 'free', got"),
+    (lambda **k: tl.RegionPooler(3, 8, **k), {"mlp_ratio": 0.0}, "mlp_ratio must be above 0, got 0.0"),
+    (lambda **k: tl.RegionPooler(3, 8, **k), {"mlp_ratio": -1.0}, "mlp_ratio must be above 0, got -1.0"),
+    (lambda **k: tl.RegionPooler(3, 8, **k), {"mlp_ratio": float("nan")}, "mlp_ratio must be above 0, got nan"),
+    (lambda **k: tl.RegionPooler(3, 8, **k), {"dropout": 1.5}, "dropout must be at least 0 and at most 1, got 1.5"),
+    (lambda **k: tl.RegionPooler(3, 8, **k), {"attention_scale": 0.0}, "attention_scale must be above 0, got 0.0"),
+    (lambda **k: tl.RegionPooler(3, 8, **k), {"query_init": torch.ones(3, 8)}, "query_init starts free queries"),
+    (
+        lambda **k: tl.RegionPooler(3, 8, query="free", **k),
+        {"query_init": torch.ones(3, 9)},
+        r"query_init must have shape \(C, D\) = \(3, 8\), got \(3, 9\)",
+    ),
+    (lambda **k: tl.RegionPooler(**k), {"num_classes": 0, "dim": 8}, "num_classes must be at least 1, got 0"),
+    (lambda **k: tl.TextRegionMatchingLoss(3, **k), {"gamma_neg": -1.0}, "gamma_neg must be at least 0, got -1.0"),
+    (lambda **k: tl.TextRegionMatchingLoss(3, **k), {"scale": 101.0}, "scale must be above 0 and at most 100"),
+    (lambda **k: tl.TextRegionMatchingLoss(3, **k), {"margin": float("nan")}, "margin must be .*, got nan"),
+    (lambda **k: tl.TextRegionMatchingLoss(3, **k), {"reduction": "avg"}, "reduction must be one of"),
+    (lambda **k: tl.TextRegionMatchingLoss(3, **k), {"bias": float("nan")}, "bias must be a number, got nan"),
+    (tl.RegionDistillationLoss, {"temperature": 0.0}, "temperature must be above 0"),
+    (tl.RegionDistillationLoss, {"reduction": "avg"}, "reduction must be one of"),
+    (tl.MultimodalContrastiveLoss, {"temperature_region": -1.0}, "temperature_region must be above 0"),
+    (tl.MultimodalContrastiveLoss, {"anchor_threshold": 0.0}, "anchor_threshold must be above 0"),
+    (tl.MultimodalContrastiveLoss, {"region_text": -1.0}, "region_text must be at least 0"),
+    (tl.ImageContrastiveLoss, {"temperature": 0.0}, "temperature must be above 0"),
+    (tl.ImageContrastiveLoss, {"anchor_threshold": 1.1}, "anchor_threshold must be above 0 and at most 1"),
+    (lambda **k: tl.PrototypeBank(3, 8, **k), {"momentum": 1.1}, "momentum must be at least 0 and at most 1"),
+    (lambda **k: tl.PrototypeBank(3, 8, **k), {"init": torch.ones(2, 8)}, r"init must have shape \(C, D\) = \(3, 8\)"),
+    (lambda **k: tl.PseudoLabeler(3, **k), {"expected_positives": 0.0}, "expected_positives must be above 0"),
+    (lambda **k: tl.PseudoLabeler(3, **k), {"warmup_steps": -1}, "warmup_steps must be at least 0"),
+]
+
+
+# Processes that share the tests must name them alike, and a function's repr is its place in memory.
+@pytest.mark.parametrize("build, settings, message", SETTINGS, ids=[f"{n}-{'-'.join(s)}" for n, (_, s, _) in enumerate(SETTINGS)])
+def test_refuses_settings(build: Any, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(**settings)

@@ -1,0 +1,411 @@
+"""TRMObjective: each term, which parts may be left out, the order of a step, and the leak it must not have."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import trm_losses as tl
+from tests.helpers import compare, oracles
+from tests.helpers.cases.bank import filled_bank
+from tests.helpers.cases.contrast import weighted
+from tests.helpers.cases.labeler import filled_labeler
+from tests.helpers.cases.objective import objective, objective_inputs, objective_terms
+from tests.helpers.values import CLASSES, TOKENS, WIDTH, labels, normal, shaken
+from trm_losses import functional as TF
+from trm_losses.pseudo import NeighbourRule, PrototypeRule
+from trm_pipeline.config import presets
+
+close = partial(compare.close, rtol=2e-5, atol=2e-5)  # state is float32
+
+
+def small(**parts: Any) -> tl.TRMObjective:
+    torch.manual_seed(0)
+    pooler = shaken(tl.RegionPooler(CLASSES, WIDTH, num_heads=2, dropout=0.0))
+    return tl.TRMObjective(pooler, tl.TextRegionMatchingLoss(CLASSES), **parts).double()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "lambdas",
+    [{}, {"lambda_region": 0.3, "lambda_pseudo": 0.6, "lambda_distillation": 2.0, "lambda_contrast": 0.7}],
+    ids=["defaults", "others"],
+)
+def test_every_term_is_the_equation_s(lambdas: dict[str, float]) -> None:
+    module, x = objective(**lambdas).double(), objective_inputs(6, CLASSES)
+    output, expected = module(**x), objective_terms(module, x)
+    assert set(output.terms) == set(expected)
+    for key, value in expected.items():
+        close(output.terms[key], value)
+        assert value > 1e-3, "an oracle of zero would test nothing"
+    close(output.loss, sum(expected.values()))
+    assert output.pseudo is not None and (output.pseudo.targets == 0).any() and (output.pseudo.targets > 0).any()
+    regions = module.pooler(x["tokens"], x["text"])
+    query = module.matching.logits(regions.query, x["text"])
+    region = module.matching.logits(regions.region, x["text"])
+    close(output.logits, query)
+    close(output.region_logits, region)
+    assert output.text is x["text"] and output.targets is x["targets"]
+
+
+def test_regions_may_be_given_and_padding_goes_to_the_pooler() -> None:
+    module, x = objective().double(), objective_inputs(4, CLASSES)
+    mask = torch.zeros(4, TOKENS, dtype=torch.bool)
+    mask[:, 3:] = True
+    padded = module(**x, key_padding_mask=mask)
+    assert not torch.allclose(padded.loss, module(**x).loss)
+    regions = module.pooler(x["tokens"], x["text"], key_padding_mask=mask)
+    close(module(regions, x["text"], x["targets"]).loss, padded.loss)
+
+
+PARTS: list[tuple[dict[str, Any], set[str]]] = [
+    ({}, {"matching_query", "matching_region"}),
+    ({"distillation": tl.RegionDistillationLoss()}, {"matching_query", "matching_region", "distillation"}),
+    ({"contrast": tl.MultimodalContrastiveLoss()}, {"matching_query", "matching_region", "contrast"}),
+    ({"bank": filled_bank()}, {"matching_query", "matching_region"}),
+    (
+        {"bank": filled_bank(), "labeler": tl.PseudoLabeler(CLASSES)},
+        {"matching_query", "matching_region", "pseudo_query", "pseudo_region"},
+    ),
+]
+
+
+@pytest.mark.parametrize("parts, terms", PARTS, ids=lambda value: "-".join(sorted(value)) or "none")
+def test_parts_may_be_left_out(parts: dict[str, Any], terms: set[str]) -> None:
+    module, x = small(**copy.deepcopy(parts)), objective_inputs(4, CLASSES)
+    output = module(**x)
+    assert set(output.terms) == terms
+    close(output.loss, sum(float(t.detach()) for t in output.terms.values()))
+    output.loss.backward()
+    module.update(output)  # needs none of the parts either
+    if "contrast" in parts:
+        y = oracles.array(x["targets"])
+        expected = weighted(
+            oracles.contrast(output.features, x["text"], y),
+            dict.fromkeys(("region_region", "region_text", "region_prototype", "text_prototype"), 1.0),
+        )
+        close(output.terms["contrast"], 0.1 * expected)
+
+
+def test_without_query_head_there_is_one_head() -> None:
+    pooler = tl.RegionPooler(CLASSES, WIDTH, num_heads=2, query_head=False)
+    parts = {"distillation": tl.RegionDistillationLoss(), "bank": filled_bank(), "labeler": tl.PseudoLabeler(CLASSES)}
+    module = tl.TRMObjective(pooler, tl.TextRegionMatchingLoss(CLASSES), **parts).double()
+    output = module(**objective_inputs(4, CLASSES))
+    assert set(output.terms) == {"matching_query", "pseudo_query"}
+    assert output.region_logits is output.logits
+    close(output.loss, sum(float(t.detach()) for t in output.terms.values()))
+
+
+def test_the_size_of_the_loss_does_not_depend_on_the_share_of_known_labels() -> None:
+    module, x = small(), objective_inputs(4, CLASSES)
+    more = {
+        "tokens": torch.cat([x["tokens"], x["tokens"]]),
+        "text": x["text"],
+        "targets": torch.cat([x["targets"], torch.full_like(x["targets"], -1.0)]),
+    }
+    close(module(**more).loss, module(**x).loss, rtol=1e-10, atol=1e-10)
+
+
+def test_all_known_gives_no_pseudo_loss_and_all_unknown_no_matching_loss() -> None:
+    module, x = objective().double(), objective_inputs(4, CLASSES)
+    full = module(**{**x, "targets": (x["targets"] > 0.5).double()})
+    assert full.terms["pseudo_query"] == 0 and full.terms["pseudo_region"] == 0
+    empty = module(**{**x, "targets": torch.full_like(x["targets"], -1.0)})
+    assert empty.terms["matching_query"] == 0 and empty.terms["matching_region"] == 0
+    for output in (full, empty):
+        module.zero_grad()
+        output.loss.backward()
+        assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in module.parameters())
+
+
+def test_only_trained_parts_learn_and_the_text_stays() -> None:
+    module, x = objective().double(), objective_inputs(4, CLASSES)
+    before, text = {n: p.detach().clone() for n, p in module.named_parameters()}, x["text"].clone()
+    buffers = {n: b.clone() for n, b in module.named_buffers()}
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    module(**x).loss.backward()
+    optimizer.step()
+    assert torch.equal(x["text"], text)
+    assert all(torch.equal(b, buffers[n]) for n, b in module.named_buffers())
+    assert all(not torch.equal(p, before[n]) for n, p in module.named_parameters())
+
+
+def test_the_teacher_is_not_pulled_by_its_student() -> None:
+    """With every other term off, the region logits get no gradient of their own: R moves through Z = R + ... alone."""
+    module = small(distillation=tl.RegionDistillationLoss(), lambda_region=0.0)
+    region, query = normal(3, CLASSES, WIDTH).requires_grad_(), normal(3, CLASSES, WIDTH, seed=1).requires_grad_()
+    output = module(tl.Regions(region, query, torch.ones(3, CLASSES, 2)), normal(CLASSES, WIDTH, seed=2), labels(3, CLASSES))
+    grads = torch.autograd.grad(output.terms["distillation"], (region, query), allow_unused=True)
+    assert grads[0] is None or torch.count_nonzero(grads[0]) == 0
+    assert grads[1].abs().sum() > 0
+
+
+@pytest.mark.parametrize("warmup", [0, 10])
+def test_what_enters_statistics_and_prototypes(warmup: int) -> None:
+    """After the warm-up sure known positives and sure pseudo-positives, each with its confidence; before, every known one."""
+    module, x = objective().double(), objective_inputs(8, CLASSES)
+    assert module.labeler is not None and module.bank is not None
+    module.labeler.warmup_steps = warmup
+    output = module(**x)
+    assert output.pseudo is not None
+    slow, labeler = oracles.Bank(module.bank.init), copy.deepcopy(module.labeler)
+    slow.visual, slow.count = oracles.array(module.bank.visual), module.bank.count.tolist()
+    slow.text, slow.text_count = oracles.array(module.bank.text), int(module.bank.text_count)
+    y, z = oracles.array(x["targets"]), oracles.array(output.features)
+    entering, weights = y.copy(), np.zeros_like(y)
+    for b, c in np.ndindex(*y.shape):
+        confidence = oracles.sigmoid(float(output.logits[b, c].detach()))
+        if y[b, c] == 1 and (warmup or confidence >= module.bank_confidence):
+            weights[b, c] = confidence
+        made = output.pseudo.targets[b, c] > 0 and output.pseudo.scores[b, c] >= module.bank_pseudo_score
+        if y[b, c] == -1 and made and not warmup:
+            entering[b, c], weights[b, c] = 1, confidence
+    if not warmup:
+        assert (weights[y == -1] > 0).any() and (weights[y == 1] == 0).any(), "both gates must be at work here"
+    labeler.update(output.features, x["targets"], module.bank)  # against prototypes that did not move yet
+    slow.update(z, entering, weights, x["text"])
+    module.update(output)
+    close(module.bank.visual, slow.visual)
+    close(module.bank.text, slow.text)
+    assert module.bank.count.tolist() == slow.count
+    for a, b in zip(module.labeler.buffers(), labeler.buffers(), strict=True):
+        close(a, b)
+
+
+def test_the_scores_of_the_step_enter_the_histograms() -> None:
+    module, x = objective().double(), objective_inputs(8, CLASSES)
+    module.labeler = filled_labeler(share=0.6)
+    labeler, output = copy.deepcopy(module.labeler), module(**x)
+    labeler.update(output.features, x["targets"], module.bank, scores=output.pseudo.scores)
+    with mock.patch.object(PrototypeRule, "scores", side_effect=AssertionError("they are at hand")):
+        module.update(output)
+    for a, b in zip(module.labeler.buffers(), labeler.buffers(), strict=True):
+        close(a, b)
+
+
+@pytest.mark.parametrize("known", ["some", "none"])
+def test_pseudo_labels_can_weigh_as_much_as_known_ones(known: str) -> None:
+    x = objective_inputs(4, CLASSES)
+    if known == "none":
+        x["targets"] = torch.full_like(x["targets"], -1)
+    per_entry, per_known = (objective(pseudo_per=word).double()(**x).terms for word in ("entry", "known"))
+    share = max(1, int((x["targets"] != -1).sum())) / x["targets"].numel() if known == "some" else 1.0
+    for head in ("pseudo_query", "pseudo_region"):
+        assert per_entry[head] > 0
+        close(per_known[head].detach() * share, per_entry[head].detach())
+    with pytest.raises(ValueError, match="pseudo_per must be one of 'entry', 'known', got 'all'"):
+        objective(pseudo_per="all")
+
+
+def test_without_labeler_every_known_positive_enters_with_its_confidence() -> None:
+    module, x = small(bank=tl.PrototypeBank(CLASSES, WIDTH)), objective_inputs(6, CLASSES)
+    output = module(**x)
+    module.update(output)
+    slow = oracles.Bank(np.zeros((CLASSES, WIDTH)))
+    slow.update(output.features, x["targets"], torch.sigmoid(output.logits), x["text"])
+    assert module.bank is not None
+    close(module.bank.visual, slow.visual)
+
+
+def step(module: tl.TRMObjective, optimizer: torch.optim.Optimizer, seed: int) -> Tensor:
+    output = module(normal(4, TOKENS, WIDTH, seed=seed), normal(CLASSES, WIDTH, seed=7), labels(4, CLASSES, seed))
+    optimizer.zero_grad()
+    output.loss.backward()
+    optimizer.step()
+    module.update(output)
+    return output.loss.detach()
+
+
+def test_resumed_equals_unbroken() -> None:
+    unbroken = objective().double()
+    optimizer = torch.optim.SGD(unbroken.parameters(), lr=0.05)
+    first = step(unbroken, optimizer, 1)
+    resumed = objective().double()
+    for p in resumed.parameters():
+        p.data.zero_()
+    resumed.load_state_dict(copy.deepcopy(unbroken.state_dict()))
+    again = torch.optim.SGD(resumed.parameters(), lr=0.05)
+    for seed in (2, 3):
+        assert torch.equal(step(unbroken, optimizer, seed), step(resumed, again, seed))
+    assert all(torch.equal(a, b) for a, b in zip(unbroken.state_dict().values(), resumed.state_dict().values(), strict=True))
+    assert not torch.equal(first, step(unbroken, optimizer, 1))
+
+
+@pytest.mark.parametrize(
+    "rule, schedule",
+    [(None, (1.0, "entry", 20, 20)), (NeighbourRule(3, 6), (0.5, "known", 40, 10))],
+    ids=["prototypes", "neighbours"],
+)
+def test_from_text_has_the_settings_of_the_table(rule: Any, schedule: tuple[Any, ...]) -> None:
+    """And the schedule that suits the rule; the embedded preset, which the table is of, changes none of it."""
+    text, preset = normal(3, 8, dtype=torch.float32), presets.EMBEDDED
+    parts = ("pooler", "distillation", "contrast", "bank", "labeler", "objective", "neighbour", "prototype", "thresholds")
+    assert not any(getattr(preset, name) for name in parts) and preset.matching == {"gamma_pos": 0, "gamma_neg": 0, "margin": 0}
+    module = tl.TRMObjective.from_text(
+        text, total_steps=200, rule=rule, expected_positives=1.5, logit_scale=50.0, distributed=True, validate=False
+    )
+    labeler = module.labeler
+    assert labeler is not None and module.bank is not None and module.distillation is not None and module.contrast is not None
+    assert (module.lambda_pseudo, module.pseudo_per, labeler.warmup_steps, labeler.ramp_steps) == schedule
+    assert labeler.expected_positives == 1.5
+    assert labeler.rule is rule if rule is not None else labeler.rule.temperature_text == 2 / 50  # type: ignore[union-attr]
+    assert (module.matching.gamma_pos, module.matching.gamma_neg, module.matching.margin) == (0, 0, 0)
+    assert (module.lambda_contrast, module.lambda_region, module.lambda_distillation) == (0.3, 1, 1)
+    torch.testing.assert_close(module.bank.visual, torch.nn.functional.normalize(text, dim=-1))
+    for part in (module.matching, module.distillation, module.contrast, module.bank, labeler):
+        assert part.distributed is True
+    for part in (module.pooler, module.matching, module.distillation, module.contrast, module.bank, labeler):
+        assert part.validate is False
+    with pytest.raises(ValueError, match="TRMObjective: total_steps must be at least 1"):
+        tl.TRMObjective.from_text(text, total_steps=0)
+    with pytest.raises(ValueError, match=r"TRMObjective: text must have shape \(C, D\)"):
+        tl.TRMObjective.from_text(text[0], total_steps=10)
+
+
+def test_from_text_takes_settings_by_part() -> None:
+    text = normal(3, 8, dtype=torch.float32)
+    module = tl.TRMObjective.from_text(
+        text,
+        total_steps=200,
+        pooler={"dropout": 0.3, "query": "free"},
+        matching={"gamma_neg": 1.5},
+        distillation={"temperature": 2.0},
+        contrast={"temperature": 0.2},
+        bank={"momentum": 0.5},
+        labeler={"warmup_steps": 3},
+        objective={"lambda_contrast": 0.1},
+    )
+    assert module.distillation is not None and module.contrast is not None and module.bank is not None
+    assert module.labeler is not None and module.pooler.dropout_rate == 0.3 and module.bank.momentum == 0.5
+    assert (module.matching.gamma_neg, module.matching.gamma_pos, module.distillation.temperature) == (1.5, 0, 2)
+    assert (module.contrast.temperature, module.labeler.warmup_steps, module.labeler.ramp_steps) == (0.2, 3, 20)
+    assert (module.lambda_contrast, module.lambda_pseudo) == (0.1, 1)
+    chunked = tl.ChunkedTRMObjective.from_text(text, total_steps=200, objective={"class_chunk": 2})
+    assert isinstance(chunked, tl.ChunkedTRMObjective) and chunked.class_chunk == 2
+    torch.testing.assert_close(module.pooler.query, text, check_dtype=False)
+    bare = tl.TRMObjective.from_text(text, total_steps=200, distillation=None, contrast=None, labeler=None)
+    assert bare.distillation is bare.contrast is bare.labeler is bare.bank is None
+    free = tl.TRMObjective.from_text(text, total_steps=200, objective={"lambda_contrast": 0, "lambda_distillation": 0})
+    assert free.distillation is free.contrast is None and free.labeler is not None and free.bank is not None
+    with pytest.raises(TypeError, match="dropouts"):
+        tl.TRMObjective.from_text(text, total_steps=200, pooler={"dropouts": 0.1})
+
+
+def with_rule(module: tl.TRMObjective, rule: Any) -> tl.TRMObjective:
+    module.labeler = tl.PseudoLabeler(CLASSES, rule)
+    return module
+
+
+def test_refresh_shows_the_mean_of_the_views_in_the_order_of_ids() -> None:
+    """Of averaged weights, without dropout; the modes come back, also where a batch fails; another rule is asked nothing."""
+    module, average = with_rule(objective(), NeighbourRule(CLASSES, 6, neighbours=2)), objective()
+    shaken(average, seed=9)
+    average.pooler.mlp[3].p = 0.5
+    text, y = normal(CLASSES, WIDTH, seed=7, dtype=torch.float32), labels(6, CLASSES).float()
+    views = [normal(6, TOKENS, WIDTH, seed=seed, dtype=torch.float32) for seed in (1, 2)]
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    batches = [(view[ids], y[ids], ids) for view in views for ids in order.split(4)]
+    average.train(), average.matching.eval()
+    module.refresh(iter(batches), text, model=average)
+    assert average.training and average.pooler.training and not average.matching.training
+    average.eval()
+    with torch.no_grad():
+        seen = [average.pooler(view, text) for view in views]
+        regions = sum(view.region for view in seen) / 2
+        logits = sum(average.matching.logits(view.query, text) for view in seen) / 2
+    expected = NeighbourRule(CLASSES, 6, neighbours=2)
+    expected.refresh(regions, logits, y, None)
+    close(module.labeler.rule.estimates, expected.estimates)
+    module.refresh(batches, text)
+    assert not torch.allclose(module.labeler.rule.estimates, expected.estimates, atol=1e-3)  # of its own weights
+    for wrong, message in (
+        (batches[:1], r"batches must hold every one of num_samples = 6 images, got 2 missing; leave shuffling on"),
+        ([(views[0], y, torch.arange(1, 7))], "ids must be from 0 to num_samples - 1 = 5, got 1 to 6"),
+        ([(views[0], y, torch.arange(5))], r"ids must have shape \(B\) = \(6\), got \(5,\)"),
+        ([(views[0], y[:, 1:], torch.arange(6))], r"targets must have shape \(B, C\) = \(B, 5\), got \(6, 4\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            module.train().refresh(wrong, text)
+        assert module.pooler.training
+    objective().refresh(mock.Mock(side_effect=AssertionError("nobody looks")), text)
+
+
+def test_each_similarity_is_computed_once() -> None:
+    """One for each head, whatever reads it; the bias comes after."""
+    module, x = objective().double(), objective_inputs(4, CLASSES)
+    with mock.patch.object(TF, "text_region_logits", wraps=TF.text_region_logits) as counted:
+        module(**x)
+    assert counted.call_count == 2
+
+
+def test_texts_of_another_number_of_classes_are_refused_here() -> None:
+    module, x = objective().double(), objective_inputs(4, CLASSES)
+    with pytest.raises(ValueError, match=r"^TRMObjective: text must have shape \(C, D\) = \(5, D\), got \(4, 8\)"):
+        module(x["tokens"], x["text"][1:], x["targets"])
+
+
+def test_ids_reach_the_output() -> None:
+    module, x, ids = small(), objective_inputs(6, CLASSES), torch.arange(6)
+    assert module(**x, ids=ids).ids is ids and module(**x).ids is None
+    with pytest.raises(ValueError, match=r"TRMObjective: ids must have shape \(B\) = \(6\), got \(5,\)"):
+        module(**x, ids=torch.arange(5))
+
+
+WRONG: list[tuple[Any, str]] = [
+    (lambda: small(labeler=tl.PseudoLabeler(CLASSES)), "labeler needs bank"),
+    (lambda: small(bank=tl.PrototypeBank(CLASSES, WIDTH + 1)), "bank must have the pooler's dim = 8, got 9"),
+    (lambda: small(bank=tl.PrototypeBank(CLASSES + 1, WIDTH)), "all parts must have the same num_classes, got .*'bank': 6"),
+    (lambda: small(lambda_region=-1.0), "lambda_region must be at least 0"),
+    (
+        lambda: tl.TRMObjective(tl.RegionPooler(3, 8), tl.TextRegionMatchingLoss(4)),
+        "all parts must have the same num_classes, got {'pooler': 3, 'matching': 4}",
+    ),
+]
+
+
+@pytest.mark.parametrize("build, message", WRONG, ids=lambda value: str(value)[:20].replace(" ", "-"))
+def test_refuses_parts_that_do_not_fit(build: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^TRMObjective: {message}"):
+        build()
+
+
+def named_right(features: Tensor, text: Tensor) -> float:
+    """The share of (b, c) whose feature is closest to the text of class c."""
+    unit = torch.nn.functional.normalize
+    nearest = torch.einsum("bcd,kd->bck", unit(features, dim=-1), unit(text, dim=-1)).argmax(dim=-1)
+    return float((nearest == torch.arange(len(text))).float().mean())
+
+
+def test_no_class_identity_leaks_into_the_features() -> None:
+    """On noise the query level says "class c" hardly more often than the region level, before and after training on it."""
+    torch.manual_seed(0)
+    classes, width, tokens = 20, 64, 4
+    text, test = torch.randn(classes, width), torch.randn(128, tokens, width)
+    module = tl.TRMObjective.from_text(text, total_steps=30)
+    delta = torch.nn.Parameter(torch.zeros_like(text))
+    optimizer = torch.optim.AdamW([*module.parameters(), delta], lr=3e-3)
+    start = module.pooler.eval()(test, text)
+    assert named_right(start.query, text) == named_right(start.region, text) < 0.3
+    module.train()
+    for _ in range(30):
+        y = (torch.rand(32, classes) < 0.2).float()
+        y[torch.rand_like(y) < 0.5] = -1
+        output = module(torch.randn(32, tokens, width), text + delta, y)
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+        module.update(output)
+    with torch.no_grad():
+        trained = module.pooler.eval()(test, text + delta)
+        assert not torch.allclose(trained.query, trained.region, atol=1e-2)
+        assert abs(named_right(trained.query, text + delta) - named_right(trained.region, text + delta)) < 0.1
+        assert named_right(trained.query, text + delta) < 0.3
+        leaky = trained.region + torch.nn.functional.normalize(text + delta, dim=-1)  # what a residual from Q would do
+        assert named_right(leaky, text + delta) > 0.95

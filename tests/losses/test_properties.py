@@ -1,0 +1,270 @@
+"""What must hold for any input: order does not matter, unknown labels do not count, lengths do not where directions are compared,
+prototypes are unit vectors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from tests.helpers.cases.bank import filled_bank
+from tests.helpers.cases.labeler import filled_labeler
+from tests.helpers.cases.objective import objective
+from tests.helpers.values import WIDTH, normal, shaken
+from trm_losses import PrototypeBank, PseudoLabeler, RegionPooler, TextRegionMatchingLoss, TRMHead, metrics
+from trm_losses import functional as TF
+
+few = settings(max_examples=25, deadline=None, derandomize=True)
+fewer = settings(few, max_examples=10)
+seeds = st.integers(0, 10_000)
+sizes = st.integers(1, 5)
+gammas = st.sampled_from([0.0, 0.5, 1.0, 2.0, 4.0])
+margins = st.sampled_from([0.0, 0.05, 0.2])
+
+
+def scene(seed: int, batch: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    source = torch.Generator().manual_seed(seed)
+    values = torch.tensor([1.0, 1.0, 0.0, -1.0, 0.4], dtype=torch.float64)
+    y = values[torch.randint(0, 5, (batch, classes), generator=source)]
+    return normal(batch, classes, 6, seed=seed), normal(classes, 6, seed=seed + 1), y
+
+
+def orders(data: Any, batch: int, classes: int) -> tuple[Tensor, Tensor]:
+    return tuple(torch.tensor(data.draw(st.permutations(range(n)))) for n in (batch, classes))  # type: ignore[return-value]
+
+
+@torch.no_grad()
+def reorder(module: nn.Module, classes: Tensor) -> None:
+    """Give every parameter and buffer that is by class, and so has a size of C, this order of the classes."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        for dim, size in enumerate(tensor.shape):
+            if size == len(classes):
+                tensor.copy_(tensor.index_select(dim, classes))
+
+
+def agree(one: Any, two: Any, tolerance: float = 1e-9) -> None:
+    for x, z in zip(one, two, strict=True):
+        torch.testing.assert_close(x, z, rtol=tolerance, atol=tolerance)
+
+
+@few
+@given(seeds, sizes, sizes, st.data())
+def test_losses_do_not_depend_on_the_order_of_samples_or_classes(seed: int, batch: int, classes: int, data: Any) -> None:
+    f, t, y = scene(seed, batch, classes)
+    prototypes, seen = normal(classes, 6, seed=seed + 2), normal(classes, seed=seed + 3) > -0.5
+    weights = normal(batch, classes, seed=seed + 4).abs()
+    b, c = orders(data, batch, classes)
+
+    def results(f: Tensor, t: Tensor, y: Tensor, p: Tensor, seen: Tensor, w: Tensor) -> list[Tensor]:
+        logits = TF.text_region_logits(f, t, 3.0)
+        terms = TF.multimodal_contrastive(f, t, y, prototypes=p, seen=seen, weights=w)
+        return [TF.asymmetric_loss(logits, y, w), TF.region_distillation(logits, 2 * logits.square()), *terms.values()]
+
+    one = results(f, t, y, prototypes, seen, weights)
+    two = results(f[b][:, c], t[c], y[b][:, c], prototypes[c], seen[c], weights[b][:, c])
+    for x, z in zip(one, two, strict=True):
+        torch.testing.assert_close(x, z, rtol=1e-9, atol=1e-9)
+
+
+@few
+@given(seeds, sizes, sizes, st.data())
+def test_contrast_of_images_does_not_depend_on_the_order(seed: int, batch: int, classes: int, data: Any) -> None:
+    f, _, y = scene(seed, batch, classes)
+    b, c = orders(data, batch, classes)
+    images = f.mean(dim=1)
+    torch.testing.assert_close(TF.multi_label_contrastive(images, y), TF.multi_label_contrastive(images[b], y[b][:, c]))
+
+
+@few
+@given(seeds, sizes, sizes, st.data())
+def test_poolers_and_similarities_follow_the_order(seed: int, batch: int, classes: int, data: Any) -> None:
+    tokens, t = normal(batch, 7, 6, seed=seed), normal(classes, 6, seed=seed + 1)
+    b, c = orders(data, batch, classes)
+    torch.manual_seed(0)
+    pooler = shaken(RegionPooler(classes, 6, num_heads=2)).double()
+    for x, z in zip(pooler(tokens, t), pooler(tokens[b], t[c]), strict=True):
+        torch.testing.assert_close(x[b][:, c], z, rtol=1e-9, atol=1e-9)
+    f, v, seen = normal(batch, classes, 6, seed=seed), normal(classes, 6, seed=seed + 2), normal(classes, seed=seed) > 0
+    similar = TF.prototype_similarities(f, v, t, seen=seen)
+    for x, z in zip(similar, TF.prototype_similarities(f[b][:, c], v[c], t[c], seen=seen[c]), strict=True):
+        torch.testing.assert_close(x[b][:, c], z, rtol=1e-9, atol=1e-9)
+
+
+@few
+@given(seeds, sizes, st.data())
+def test_pseudo_labels_follow_the_order(seed: int, batch: int, data: Any) -> None:
+    settings = data.draw(st.sampled_from([{"positive": 0.6, "negative": 0.4}, {"share": 0.6}]))
+    labeler, bank = filled_labeler(**settings), filled_bank()
+    f, y = normal(batch, 5, 8, seed=seed) + bank.visual, scene(seed, batch, 5)[2]
+    b, c = orders(data, batch, 5)
+    one = labeler(f, y, bank)
+    for buffer in (*labeler.buffers(), bank.visual, bank.text, bank.count):
+        if buffer.dim():
+            for classes_at in [d for d, n in enumerate(buffer.shape) if n == 5]:
+                buffer.copy_(buffer.index_select(classes_at, c))
+    for x, z in zip(one, labeler(f[b][:, c], y[b][:, c], bank), strict=True):
+        torch.testing.assert_close(x[b][:, c], z, rtol=1e-5, atol=1e-6)
+
+
+@few
+@given(seeds, gammas, gammas, margins, st.floats(-1e6, 1e6))
+def test_an_unknown_logit_may_be_anything(seed: int, gamma_pos: float, gamma_neg: float, margin: float, value: float) -> None:
+    f, t, y = scene(seed, 4, 3)
+    y[1, 2] = -1
+    options: dict[str, Any] = {"gamma_pos": gamma_pos, "gamma_neg": gamma_neg, "margin": margin}
+    logits = TF.text_region_logits(f, t, 3.0)
+    moved = logits.clone()
+    moved[1, 2] = value
+    torch.testing.assert_close(TF.asymmetric_loss(moved, y, **options), TF.asymmetric_loss(logits, y, **options))
+    other = f.clone()
+    other[1, 2] += value
+    for a, b in zip(TF.multimodal_contrastive(other, t, y).values(), TF.multimodal_contrastive(f, t, y).values(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@few
+@given(st.floats(-30, 30), st.floats(0, 10), gammas, gammas, margins)
+def test_a_rising_logit_never_hurts_a_present_label_nor_helps_an_absent_one(
+    logit: float, rise: float, gamma_pos: float, gamma_neg: float, margin: float
+) -> None:
+    """True whatever the settings: both (1 - p)^g (-log p) falls and q^g (-log(1 - q)) rises with p, for every g >= 0."""
+    x = torch.tensor([logit, logit + rise], dtype=torch.float64)
+    options: dict[str, Any] = {"gamma_pos": gamma_pos, "gamma_neg": gamma_neg, "margin": margin, "reduction": "none"}
+    present = TF.asymmetric_loss(x, torch.ones(2), **options)
+    absent = TF.asymmetric_loss(x, torch.zeros(2), **options)
+    assert present[1] <= present[0] * (1 + 1e-12) and absent[0] <= absent[1] * (1 + 1e-9) + 1e-15
+
+
+@few
+@given(st.lists(seeds, min_size=1, max_size=6), st.floats(0, 1), st.floats(1e-3, 1e3))
+def test_prototypes_stay_unit_vectors(seen: list[int], momentum: float, size: float) -> None:
+    bank = PrototypeBank(3, 6, init=normal(3, 6), momentum=momentum, text_momentum=momentum)
+    for seed in seen:
+        f, t, y = scene(seed, 4, 3)
+        bank.update(size * f, y, weights=normal(4, 3, seed=seed).abs(), text=size * t)
+        torch.testing.assert_close(bank.visual.norm(dim=-1), torch.ones(3))
+        torch.testing.assert_close(bank.text.norm(dim=-1), torch.ones(3))
+
+
+@few
+@given(seeds, sizes, sizes, st.data())
+def test_losses_and_metrics_do_not_depend_on_the_order(seed: int, batch: int, classes: int, data: Any) -> None:
+    f, t, y = scene(seed, batch, classes)
+    weights = normal(batch, classes, seed=seed + 3).abs()
+    b, c = orders(data, batch, classes)
+
+    def results(f: Tensor, t: Tensor, y: Tensor, w: Tensor) -> list[Tensor]:
+        logits = TF.text_region_logits(f, t, 3.0)
+        return [
+            TF.asymmetric_loss(logits, y, w),
+            TF.region_distillation(logits, logits.sin()),
+            metrics.mean_average_precision(logits, y.round()).nan_to_num(),
+        ]
+
+    agree(results(f, t, y, weights), results(f[b][:, c], t[c], y[b][:, c], weights[b][:, c]))
+
+
+@fewer
+@given(seeds, st.data())
+def test_the_whole_step_follows_the_order(seed: int, data: Any) -> None:
+    """Terms, logits and pseudo-labels of the objective, and what its update leaves in statistics and prototypes."""
+    tokens, t, y = normal(6, 7, WIDTH, seed=seed), normal(5, WIDTH, seed=seed + 1), scene(seed, 6, 5)[2]
+    b, c = orders(data, 6, 5)
+    one, two = objective(5).double(), objective(5).double()
+    reorder(two, c)
+    for _ in range(2):
+        x, z = one(tokens, t, y), two(tokens[b], t[c], y[b][:, c])
+        agree(x.terms.values(), z.terms.values(), 1e-5)
+        agree((x.logits[b][:, c], *(part[b][:, c] for part in x.pseudo)), (z.logits, *z.pseudo), 1e-5)
+        one.update(x), two.update(z)
+    reorder(one, c)
+    agree(one.buffers(), two.buffers(), 1e-5)
+
+
+@fewer
+@given(seeds, st.data())
+def test_a_head_for_the_same_names_in_another_order_gives_the_same_scores(seed: int, data: Any) -> None:
+    tokens, t = normal(3, 7, WIDTH, seed=seed), normal(5, WIDTH, seed=seed + 1)
+    _, c = orders(data, 3, 5)
+    torch.manual_seed(0)
+    head = TRMHead(shaken(RegionPooler(5, WIDTH)), shaken(TextRegionMatchingLoss(5)), t, list("abcde")).double()  # type: ignore[arg-type]
+    other = head.with_classes(t[c], ["abcde"[i] for i in c])
+    agree([head.predict(tokens)[:, c]], [other.predict(tokens)])
+
+
+@few
+@given(seeds, st.floats(-100, 100))
+def test_an_unknown_region_moves_no_supervised_term_and_no_state(seed: int, value: float) -> None:
+    """Of known labels and sure statistics, that is: pseudo-labels, distillation and their like do look at unknown entries."""
+    f, t, y = normal(4, 5, WIDTH, seed=seed), normal(5, WIDTH, seed=seed + 1), scene(seed, 4, 5)[2]
+    y[1, 2] = -1
+    moved = f.clone()
+    moved[1, 2] += value
+    matching = TextRegionMatchingLoss(5).double()
+    agree([matching(f, t, y)], [matching(moved, t, y)])
+    agree([TF.multi_label_contrastive(f[:, 2], y[:, 2:3])], [TF.multi_label_contrastive(moved[:, 2], y[:, 2:3])])
+    bank = filled_bank()
+    states = []
+    for features in (f, moved):
+        labeler, twin = filled_labeler(), filled_bank()
+        labeler.update(features, y, bank), twin.update(features, y)
+        states.append((*labeler.buffers(), *twin.buffers()))
+    agree(*states, tolerance=1e-6)
+
+
+@few
+@given(seeds, sizes, sizes)
+def test_an_image_of_which_nothing_is_known_changes_no_mean(seed: int, batch: int, classes: int) -> None:
+    f, t, y = scene(seed, batch, classes)
+    prototypes = normal(classes, 6, seed=seed + 2)
+    more = torch.cat([f, 3 * normal(1, classes, 6, seed=seed + 4)])
+    unknown = torch.cat([y, torch.full((1, classes), -1.0)])
+
+    def results(f: Tensor, y: Tensor) -> list[Tensor]:
+        logits = TF.text_region_logits(f, t, 3.0)
+        terms = TF.multimodal_contrastive(f, t, y, prototypes=prototypes)
+        return [TF.asymmetric_loss(logits, y), TF.multi_label_contrastive(f.mean(dim=1), y), *terms.values()]
+
+    agree(results(f, y), results(more, unknown))
+    one, two = (PrototypeBank(classes, 6) for _ in range(2))
+    one.update(f, y), two.update(more, unknown)
+    agree(one.buffers(), two.buffers(), 1e-6)
+    labelers = [PseudoLabeler(classes), PseudoLabeler(classes)]
+    labelers[0].update(f, y, one), labelers[1].update(more, unknown, one)
+    agree(labelers[0].buffers(), labelers[1].buffers(), 1e-6)
+
+
+@few
+@given(seeds, sizes, sizes, st.floats(1e-3, 1e3), st.floats(1e-3, 1e3))
+def test_lengths_do_not_matter_where_directions_are_compared(
+    seed: int, batch: int, classes: int, size: float, text_size: float
+) -> None:
+    f, t, y = scene(seed, batch, classes)
+    v, tokens = normal(classes, 6, seed=seed + 2), normal(batch, 7, 6, seed=seed + 3)
+    torch.manual_seed(0)
+    pooler = shaken(RegionPooler(classes, 6, num_heads=2, query_head=False)).double()
+
+    def results(f: Tensor, t: Tensor, v: Tensor, tokens: Tensor) -> list[Tensor]:
+        return [
+            *TF.multimodal_contrastive(f, t, y, prototypes=v).values(),
+            TF.multi_label_contrastive(f[:, 0], y),
+            *TF.prototype_similarities(f, v, t),
+            *pooler(tokens, t),
+        ]
+
+    agree(results(f, t, v, tokens), results(size * f, text_size * t, text_size * v, size * tokens), 1e-7)
+
+
+@few
+@given(st.floats(0.02, 0.98), st.floats(-8, 8), gammas, gammas, margins)
+def test_a_soft_label_is_met_best_by_its_own_probability(
+    label: float, logit: float, gamma_pos: float, gamma_neg: float, margin: float
+) -> None:
+    """No rule that a rising logit helps holds of a soft label: beyond it the loss rises again, whatever the focusing."""
+    target = torch.tensor([label], dtype=torch.float64)
+    options: dict[str, Any] = {"gamma_pos": gamma_pos, "gamma_neg": gamma_neg, "margin": margin}
+    best = TF.asymmetric_loss(torch.logit(target), target, **options)
+    assert best <= TF.asymmetric_loss(torch.tensor([logit], dtype=torch.float64), target, **options) + 1e-12

@@ -1,0 +1,333 @@
+"""State: files of tensors hold all of it, an interruption changes nothing, and classes that stay keep what is theirs."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import trm_losses as tl
+from tests.helpers import oracles
+from tests.helpers.cases import CASES
+from tests.helpers.cases.baselines import BASELINES
+from tests.helpers.cases.case import Caller, Case, built, ids
+from tests.helpers.compare import agree
+from tests.helpers.values import BATCH, CLASSES, SAMPLES, TOKENS, WIDTH, generator, labels, normal, shaken
+from trm_losses import baselines, pseudo
+
+safetensors = pytest.importorskip("safetensors.torch")
+
+
+@pytest.mark.parametrize("case", CASES, ids=ids)
+def test_safetensors_hold_the_whole_state(case: Case) -> None:
+    module, inputs = built(case), case.inputs(BATCH, CLASSES)
+    fresh = built(case)
+    for tensor in fresh.state_dict().values():
+        tensor.zero_()
+    fresh.load_state_dict(safetensors.load(safetensors.save(module.state_dict())))
+    agree(case.call(fresh, inputs), case.call(module, inputs), rtol=2e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.state], ids=ids)
+def test_a_state_can_be_called_with(case: Case) -> None:
+    """``torch.func.functional_call``: with the state of another module the call is that module's."""
+    module, other, inputs = built(case), built(case), case.inputs(BATCH, CLASSES)
+    for tensor in other.state_dict().values():
+        tensor.zero_()
+    state = {f"module.{key}": value.clone() for key, value in module.state_dict().items()}
+    called = torch.func.functional_call(Caller(case, other), state, (inputs,))
+    agree(called, case.call(module, inputs), rtol=2e-5, atol=1e-5)
+    assert all(torch.count_nonzero(value) == 0 for value in other.state_dict().values())
+
+
+# An interruption ----------------------------------------------------------------------------------------------------------
+
+
+def through_file(state: dict[str, Any]) -> dict[str, Any]:
+    """Nothing but tensors and plain values is in it, or ``weights_only`` would refuse."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    return torch.load(io.BytesIO(file.getvalue()), weights_only=True)  # type: ignore[no-any-return]
+
+
+class Run:
+    """All that a training keeps; ``step`` moves it, ``resumed`` is what a new process makes of its state."""
+
+    def __init__(self, build: Callable[[], nn.Module]) -> None:
+        torch.manual_seed(0)
+        self.build, self.module = build, build()
+        groups = self.module.param_groups(lr=0.01) if hasattr(self.module, "param_groups") else []
+        learned = [p for p in self.module.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(groups or learned or [torch.zeros(1, requires_grad=True)], lr=0.01)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, 0.05, total_steps=8)
+        self.average = AveragedModel(self.module, multi_avg_fn=get_ema_multi_avg_fn(0.8))
+        self.parts = {k: getattr(self, k) for k in ("module", "optimizer", "schedule", "average")}
+
+    def resumed(self, how: str) -> Run:
+        if how == "copy":
+            return copy.deepcopy(self)
+        other = Run((lambda: pickle.loads(pickle.dumps(self.module))) if how == "pickle" else self.build)
+        for tensor in other.module.state_dict().values():
+            tensor.fill_(1)
+        state = through_file({**{k: part.state_dict() for k, part in self.parts.items()}, "random": torch.get_rng_state()})
+        if how == "safetensors":
+            state["module"] = safetensors.load(safetensors.save(self.module.state_dict()))
+        for key, part in other.parts.items():
+            part.load_state_dict(state[key])
+        torch.manual_seed(99)
+        torch.set_rng_state(state["random"])
+        return other
+
+    def learn(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad()
+        if loss.requires_grad:
+            loss.backward()
+        self.optimizer.step()
+        self.schedule.step()
+        self.average.update_parameters(self.module)
+
+    def state(self) -> list[Tensor]:
+        return [*self.module.state_dict().values(), *self.average.state_dict().values()]
+
+
+def goes_on(run: Run, step: Callable[[Run, int], Tensor], k: int, how: str, steps: int = 6) -> None:
+    """The rest of a run, after a break behind step ``k``, is that of the run without."""
+    for number in range(k):
+        step(run, number)
+    random = torch.get_rng_state()
+    broken = run.resumed(how)
+    for number in range(k, steps):
+        torch.set_rng_state(random)
+        one = step(run, number)
+        torch.set_rng_state(random)
+        two = step(broken, number)
+        random = torch.get_rng_state()
+        assert torch.equal(one, two), number
+    assert all(torch.equal(a, b) for a, b in zip(run.state(), broken.state(), strict=True))
+
+
+@st.composite
+def options(draw: Any) -> dict[str, Any]:
+    """Settings of an objective that go together."""
+    pick = lambda *values: draw(st.sampled_from(values))  # noqa: E731
+    return {
+        "pooler": {"query": pick("tied", "free"), "dropout": pick(0.0, 0.3)},
+        "rule": pick("thresholds", "quantiles", "neighbours"),
+        "labeler": {"warmup_steps": pick(0, 2), "ramp_steps": pick(0, 3), "expected_positives": pick(None, 1.5)},
+        **pick({}, {"class_chunk": 2}),
+    }
+
+
+RULES: dict[str, Callable[[], pseudo.Rule]] = {
+    "thresholds": lambda: pseudo.PrototypeRule(CLASSES),
+    "quantiles": lambda: pseudo.PrototypeRule(CLASSES, pseudo.Quantiles(CLASSES)),
+    "neighbours": lambda: pseudo.NeighbourRule(CLASSES, SAMPLES, neighbours=2),
+}
+
+
+def made(o: dict[str, Any]) -> nn.Module:
+    return shaken_keeping_dropout(
+        (tl.ChunkedTRMObjective if "class_chunk" in o else tl.TRMObjective)(
+            tl.RegionPooler(CLASSES, WIDTH, num_heads=2, **o["pooler"]),
+            tl.TextRegionMatchingLoss(CLASSES),
+            distillation=tl.RegionDistillationLoss(),
+            contrast=tl.MultimodalContrastiveLoss(),
+            bank=tl.PrototypeBank(CLASSES, WIDTH, init=normal(CLASSES, WIDTH)),
+            labeler=tl.PseudoLabeler(CLASSES, RULES[o["rule"]](), **o["labeler"]),
+            **{key: o[key] for key in o.keys() & {"class_chunk"}},
+        )
+    )
+
+
+def shaken_keeping_dropout(module: nn.Module) -> nn.Module:
+    rates = {part: part.p for part in module.modules() if isinstance(part, nn.Dropout)}
+    shaken(module)
+    for part, rate in rates.items():
+        part.p = rate
+    return module
+
+
+def objective_goes_on(o: dict[str, Any], k: int, how: str) -> None:
+    def step(run: Run, number: int) -> Tensor:
+        x = {
+            "tokens": normal(BATCH, TOKENS, WIDTH, seed=number).float(),
+            "text": normal(CLASSES, WIDTH, seed=2).float(),
+            "targets": labels(BATCH, CLASSES, number).float(),
+            "ids": (torch.arange(BATCH) + number) % SAMPLES,
+        }
+        if o["rule"] == "neighbours" and number == 2:
+            training = [t.float() for t in (normal(SAMPLES, CLASSES, WIDTH), normal(SAMPLES, CLASSES), labels(SAMPLES, CLASSES))]
+            run.module.labeler.refresh(*training)  # type: ignore[union-attr,operator]
+        output = run.module.train()(**x)
+        run.learn(output.loss)
+        run.module.update(output)  # type: ignore[operator]
+        return output.loss.detach()  # type: ignore[no-any-return]
+
+    goes_on(Run(lambda: made(o)), step, k, how)
+
+
+breaks = given(options(), st.integers(0, 5), st.sampled_from(["file", "safetensors", "copy", "pickle"]))
+# The scheduler of a copy does not know that its optimiser, a copy too, has begun.
+began = pytest.mark.filterwarnings("ignore:Seems like `optimizer.step")
+
+
+@began
+@settings(max_examples=12, deadline=None, derandomize=True)
+@breaks
+def test_an_objective_goes_on_as_if_there_had_been_no_break(o: dict[str, Any], k: int, how: str) -> None:
+    objective_goes_on(o, k, how)
+
+
+@pytest.mark.nightly
+@began
+@settings(max_examples=300, deadline=None)
+@breaks
+def test_any_objective_goes_on_as_if_there_had_been_no_break(o: dict[str, Any], k: int, how: str) -> None:
+    objective_goes_on(o, k, how)
+
+
+class Scored(nn.Module):
+    """A model that is nothing but its logits, and a loss."""
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(2 * normal(SAMPLES, CLASSES, seed=4).float())
+        self.loss = loss
+
+
+@began
+@pytest.mark.parametrize("how", ["file", "copy"])
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_baseline_goes_on_as_if_there_had_been_no_break(name: str, how: str) -> None:
+    k = int(torch.randint(0, 6, (), generator=generator(sum(map(ord, name + how)))))
+
+    def step(run: Run, number: int) -> Tensor:
+        rows, loss = (torch.arange(BATCH) + number) % SAMPLES, run.module.loss
+        loss.begin_epoch(number, 6)  # type: ignore[union-attr,operator]
+        x, y = run.module.logits[rows], labels(SAMPLES, CLASSES, 5)[rows].float()  # type: ignore[index]
+        value = loss(x, y, ids=rows)  # type: ignore[operator]
+        run.learn(value)
+        loss.update(x.detach(), y, ids=rows)  # type: ignore[union-attr,operator]
+        return value.detach()  # type: ignore[no-any-return]
+
+    def build() -> nn.Module:
+        if name != "EM+APL":
+            return Scored(BASELINES[name].build(CLASSES))
+        loss = baselines.EMAPLLoss(SAMPLES, CLASSES, warmup=2, published_epochs=6)
+        loss.update(normal(SAMPLES, CLASSES), torch.full((SAMPLES, CLASSES), -1.0), ids=torch.arange(SAMPLES))
+        return Scored(loss)
+
+    goes_on(Run(build), step, k, how)
+
+
+# Other classes ------------------------------------------------------------------------------------------------------------
+
+PER_CLASS = [case for case in CASES if any("context" not in key and "weight" not in key for key in case.state)]
+
+
+@pytest.mark.parametrize("case", PER_CLASS, ids=ids)
+def test_the_state_of_other_classes_is_refused_by_their_number(case: Case) -> None:
+    state, module = built(case, 4).state_dict(), built(case)
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        assert "must be of 5 classes, got a state of 4; build it for 4 classes" in str(error), error
+        assert "with_classes" in str(error) or not any(hasattr(part, "with_classes") for part in module.modules())
+        assert "size mismatch" not in str(error)
+    else:  # nothing of it is by class
+        assert all(value.shape == module.state_dict()[key].shape for key, value in state.items())
+
+
+KEPT = [3, None, 0, 1]
+
+
+def columns(x: Tensor) -> Tensor:
+    """Of all classes, what the new set sees; its new class is the last of the old set."""
+    return x[:, [3, 4, 0, 1]] if x.ndim > 1 else x[[3, 4, 0, 1]]
+
+
+def batches(steps: range) -> Any:
+    for seed in steps:
+        y = labels(3, CLASSES, seed)
+        if seed < 4:
+            y[:, 4] = -1  # of the new class nothing was known before
+        yield normal(3, CLASSES, WIDTH, seed=seed), y
+
+
+def test_classes_that_stay_take_their_prototypes_along() -> None:
+    """Classes do not touch each other, so a bank that had all of them from the start is what the others must become."""
+    start = normal(CLASSES, WIDTH, seed=30)
+    whole, old = (tl.PrototypeBank(CLASSES, WIDTH, init=start) for _ in range(2))
+    for z, y in batches(range(4)):
+        for bank in (whole, old):
+            bank.update(z, y)
+    state = {key: value.clone() for key, value in old.state_dict().items()}
+    bank = old.with_classes(KEPT, init=columns(start[None])[0])
+    for z, y in batches(range(4, 9)):
+        whole.update(z, y)
+        bank.update(columns(z), columns(y))
+    for key in bank.state_dict():
+        one, two = bank.state_dict()[key], whole.state_dict()[key]
+        torch.testing.assert_close(one, two if two.ndim == 0 else two[[3, 4, 0, 1]], rtol=0, atol=1e-6)
+    assert all(torch.equal(value, old.state_dict()[key]) for key, value in state.items())
+    bank.reset()
+    torch.testing.assert_close(bank.text, columns(whole.init[None])[0])
+    fresh = tl.PrototypeBank(4, WIDTH)
+    fresh.load_state_dict(bank.state_dict())
+
+
+def test_a_new_class_has_nothing_until_it_is_met() -> None:
+    old = tl.PrototypeBank(3, WIDTH, init=normal(3, WIDTH))
+    old.update(normal(2, 3, WIDTH, seed=1), torch.ones(2, 3), text=normal(3, WIDTH, seed=2))
+    bank = old.with_classes([None, 2])
+    assert bank.seen.tolist() == [False, True] and bank.num_classes == 2
+    assert not bank.visual[0].any() and not bank.text[0].any() and torch.equal(bank.text[1], old.text[2])
+    z, t = normal(1, 2, WIDTH, seed=3), normal(2, WIDTH, seed=4)
+    bank.update(z, torch.tensor([[1.0, -1.0]]), text=t)
+    torch.testing.assert_close(bank.visual[0].tolist(), oracles.unit(oracles.array(z[0, 0])).tolist(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(bank.text[0].tolist(), oracles.unit(oracles.array(t[0])).tolist(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("keep", [[], [0, 3], [-1], [5, None]], ids=str)
+def test_classes_that_were_never_there_cannot_stay(keep: list[int | None]) -> None:
+    for module in (tl.PrototypeBank(3, WIDTH), tl.PseudoLabeler(3)):
+        with pytest.raises(ValueError, match=r"keep must be one place from 0 to num_classes - 1 = 2, or None .*, got \["):
+            module.with_classes(keep)
+    with pytest.raises(TypeError):
+        tl.PrototypeBank(3, WIDTH).with_classes(["dog"])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match=r"init must have shape \(C, D\) = \(1, 8\), got \(3, 8\)"):
+        tl.PrototypeBank(3, WIDTH).with_classes([None], init=normal(3, WIDTH))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_classes_that_stay_take_their_statistics_along(rule: str) -> None:
+    whole, old = (tl.PseudoLabeler(CLASSES, RULES[rule]()) for _ in range(2))
+    bank = tl.PrototypeBank(CLASSES, WIDTH, init=normal(CLASSES, WIDTH, seed=30))
+    for z, y in batches(range(4)):
+        for labeler in (whole, old):
+            labeler.update(z, y, bank)
+        bank.update(z, y)
+    if rule == "neighbours":
+        for labeler in (whole, old):
+            labeler.refresh(normal(SAMPLES, CLASSES, WIDTH), normal(SAMPLES, CLASSES), labels(SAMPLES, CLASSES))
+        whole.rule.estimates[:, 4] = -1  # type: ignore[index,operator]
+    labeler = old.with_classes(KEPT)
+    axes = {"similarity_sum": 2, "similarity_mass": 2, "known_count": 1, "estimates": 1, "histogram": 0}
+    for key, value in labeler.state_dict().items():
+        expected = whole.state_dict()[key]
+        if (last := key.split(".")[-1]) in axes:
+            expected = expected.index_select(axes[last], torch.tensor([3, 4, 0, 1]))
+        if last == "histogram":
+            expected[1] = 0  # scores were counted of the class that is new here
+        assert torch.equal(value, expected), key
+    assert labeler.num_classes == 4 and int(labeler.step) == 4
+    labeler.update(normal(3, 4, WIDTH), labels(3, 4), bank.with_classes(KEPT))

@@ -1,0 +1,302 @@
+"""Every option of the library through ``--set``: it reaches its part, and a run with it gives a row."""
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers import oracles
+from trm_losses import PseudoLabeler, TRMHead
+from trm_losses.pseudo import NeighbourRule
+from trm_pipeline import methods
+from trm_pipeline.config import presets
+from trm_pipeline.config.settings import PARTS, override, part_options
+from trm_pipeline.features import cached as features
+from trm_pipeline.run import prepare
+
+# A value that is not the default, with what else it needs after it, and the attribute of the objective where it ends up.
+OPTIONS = [
+    ("pooler.query=free", "pooler.query_kind"),
+    ("pooler.dropout=0.3", "pooler.dropout_rate"),
+    ("pooler.num_heads=2", "pooler.num_heads"),
+    ("matching.gamma_pos=0.5", "matching.gamma_pos"),
+    ("matching.gamma_neg=0.5", "matching.gamma_neg"),
+    ("matching.margin=0.2", "matching.margin"),
+    ("distillation.temperature=2", "distillation.temperature"),
+    ("contrast.temperature=0.2", "contrast.temperature"),
+    ("contrast.temperature_region=0.2", "contrast.temperature_region"),
+    ("contrast.anchor_threshold=0.5", "contrast.anchor_threshold"),
+    ("objective.lambda_region=0.3", "lambda_region"),
+    ("objective.lambda_pseudo=0.3", "lambda_pseudo"),
+    ("objective.lambda_distillation=0.3", "lambda_distillation"),
+    ("objective.lambda_contrast=0.6", "lambda_contrast"),
+    ("objective.anchor_score=0.7", "anchor_score"),
+    ("objective.bank_confidence=0.7", "bank_confidence"),
+    ("objective.bank_pseudo_score=0.7", "bank_pseudo_score"),
+    ("bank.momentum=0.5", "bank.momentum"),
+    ("bank.text_momentum=0.5", "bank.text_momentum"),
+    ("thresholds.positive=0.7 pseudo_rule=prototype", "labeler.rule.decider.positive"),
+    ("thresholds.negative=0.2 pseudo_rule=prototype", "labeler.rule.decider.negative"),
+    ("quantiles.share=0.5 pseudo_rule=quantile", "labeler.rule.decider.share"),
+    ("neighbour.neighbours=3", "labeler.rule.neighbours"),
+    ("neighbour.temperature=0.2", "labeler.rule.temperature"),
+    ("neighbour.steps=2", "labeler.rule.steps"),
+    ("objective.pseudo_per=entry", "pseudo_per"),
+    ("labeler.weight_pos=0.7", "labeler.weight_pos"),
+    ("labeler.weight_neg=0.7", "labeler.weight_neg"),
+    ("prototype.temperature_visual=0.2 pseudo_rule=prototype", "labeler.rule.temperature_visual"),
+    ("prototype.temperature_text=0.2 pseudo_rule=prototype", "labeler.rule.temperature_text"),
+    ("prototype.momentum=0.5 pseudo_rule=prototype", "labeler.rule.momentum"),
+    ("quantiles.momentum=0.5 pseudo_rule=quantile", "labeler.rule.decider.momentum"),
+    ("labeler.cap=true", "labeler.cap"),
+]
+
+
+def built(*settings, name="trm", classes=4, dim=8, total=10):
+    torch.manual_seed(0)
+    preset = override(presets.EMBEDDED, settings)
+    return methods.METHODS[name](methods.Setting(preset, torch.randn(classes, dim), None, 100.0, total, num_samples=20))
+
+
+def drawn(images=6, tokens=5, dim=8):
+    generator = torch.Generator().manual_seed(1)
+    tokens, pooled = (torch.randn(images, *shape, generator=generator) for shape in ((tokens, dim), (dim,)))
+    return features.Batch(tokens, pooled, torch.arange(images) + 10)
+
+
+TARGETS = torch.tensor([[1, -1, 0, 1], [1, 1, -1, 0], [0, 1, 1, -1], [-1, 0, 1, 1], [1, -1, -1, 1], [-1, 1, 1, 0.0]])
+
+
+def found(method, path):
+    for name in path.split("."):
+        method = getattr(method, name)
+    return method
+
+
+@pytest.mark.parametrize(("settings", "path"), OPTIONS)
+def test_an_option_reaches_its_part(settings, path):
+    first, *others = settings.split()
+    part, name = first.split("=")[0].split(".")
+    value = getattr(override(presets.EMBEDDED, [first]), part)[name]
+    assert found(built(first, *others).objective, path) == value != found(built(*others).objective, path)
+
+
+def test_options_without_an_attribute_of_their_own_reach_their_part():
+    assert built("pooler.mlp_ratio=2").objective.pooler.mlp[1].out_features == 16
+    assert built("matching.scale=7").objective.matching.scale.item() == pytest.approx(7)
+    assert built("pooler.attention_scale=3").objective.pooler.log_attention_scale.exp().item() == pytest.approx(3)
+    assert built("pseudo_rule=prototype").objective.labeler.rule.temperature_text == 2 / 100
+    for term, own in (("region_region", 1), ("region_text", 0.5), ("region_prototype", 1), ("text_prototype", 1)):
+        assert built(f"contrast.{term}=0.25").objective.contrast.alphas[term] == 0.25 * own
+
+
+# Not settings: what a method decides, tensors and parts, and what no run has a use for.
+APART = {
+    "num_classes",
+    "num_samples",
+    "dim",
+    "device",
+    "dtype",
+    "distributed",
+    "validate",
+    "reduction",
+    "init",
+    "query_init",
+    "query_head",
+    "bias",
+    "pooler",
+    "matching",
+    "distillation",
+    "contrast",
+    "bank",
+    "labeler",
+    "rule",
+    "decider",
+    "expected_positives",
+    "warmup_steps",
+    "ramp_steps",
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_option_of_a_part_is_a_setting(part):
+    """The library writes an option once; nothing in the pipeline has to be told of it."""
+    wanted = set(inspect.signature(PARTS[part]).parameters) - APART
+    assert wanted == set(part_options(part))
+    with pytest.raises(ValueError, match=rf"--set: wanted {part}.NAME=VALUE with one of .*{min(wanted)}"):
+        override(presets.EMBEDDED, [f"{part}.{min(wanted)}s=1"])
+
+
+@pytest.mark.parametrize("name", [name for name in methods.METHODS if name.startswith("trm")])
+def test_options_of_parts_that_a_method_lacks_do_no_harm(name):
+    settings = ("objective.lambda_contrast=0",)
+    method = built(*settings, "pseudo_rule=prototype", name=name)
+    text = method.prompts()
+    assert sum(method.loss(drawn(), text, TARGETS).values()).isfinite()
+    method.after_step()
+    method.before_epoch(1, Several(drawn()), TARGETS, method, lambda prompts: prompts)
+    assert method.logits(drawn(), text).shape == (6, 4)
+
+
+# What an option means to the method
+
+
+class Several:
+    """Features of one batch, in batches of the size asked for; a second view is the batch with tokens of another length."""
+
+    views = 2
+
+    def __init__(self, batch):
+        self.batch, self.asked = batch._replace(index=torch.arange(len(batch.index))), []
+
+    def __len__(self):
+        return len(self.batch.index)
+
+    def batches(self, batch_size, generator=None, *, view=0):
+        self.asked.append((batch_size, generator))
+        for rows in torch.arange(len(self)).flip(0).split(batch_size):
+            batch = features.Batch(*(part[rows] for part in self.batch))
+            yield batch._replace(tokens=batch.tokens.roll(1, -1)) if view else batch
+
+
+def test_neighbours_are_asked_by_the_averaged_weights_over_all_views():
+    method, average = built("batch_size=4", "pseudo_warmup=0"), built("batch_size=4")
+    torch.nn.init.normal_(average.objective.pooler.mlp[-1].weight, std=0.3)
+    several, texts = Several(drawn()), []
+
+    def encode(prompts):
+        texts.append(prompts)
+        return prompts
+
+    method.objective.labeler = PseudoLabeler(4, NeighbourRule(4, 6, steps=1))
+    method.before_epoch(0, several, TARGETS, average, encode)
+    z, logits = [], []
+    with torch.no_grad():
+        for tokens in (several.batch.tokens, several.batch.tokens.roll(1, -1)):
+            regions = average.objective.pooler(tokens, texts[0])
+            z.append(regions.region)
+            logits.append(average.objective.matching.logits(regions.query, texts[0]))
+    probability = torch.sigmoid((logits[0] + logits[1]) / 2)
+    said = torch.where(TARGETS == -1, probability, TARGETS)
+    expected = oracles.neighbour_scores((z[0] + z[1]) / 2, said, 20, 0.05)
+    np.testing.assert_allclose(method.objective.labeler.rule.estimates, expected, atol=1e-5)
+    assert len(several.asked) == 2
+    late = built("pseudo_warmup=0.25", "epochs=10", total=100)  # in the third epoch, from which estimates must be there
+    for epoch, asked in ((0, 2), (1, 2), (2, 4), (3, 6)):
+        late.objective.labeler = PseudoLabeler(4, NeighbourRule(4, 6))
+        late.before_epoch(epoch, several, TARGETS, average, encode)
+        assert len(several.asked) == asked
+    several.asked = several.asked[:2]
+    assert len(several.asked) == 2
+
+
+@pytest.mark.parametrize("rule", presets.PSEUDO_RULES)
+def test_settings_go_before_the_schedule_that_suits_the_rule(rule):
+    suited, own = (
+        built(f"pseudo_rule={rule}", *more, total=40).objective
+        for more in ((), ("objective.lambda_pseudo=0", "pseudo_ramp=0.5", "objective.pseudo_per=known"))
+    )
+    soft = rule == "neighbour"
+    assert (suited.lambda_pseudo, suited.pseudo_per) == ((0.5, "known") if soft else (1.0, "entry"))
+    assert (suited.labeler.warmup_steps, suited.labeler.ramp_steps) == ((8, 2) if soft else (4, 4))
+    assert (own.lambda_pseudo, own.pseudo_per) == (0.0, "known")
+    assert (own.labeler.warmup_steps, own.labeler.ramp_steps) == (suited.labeler.warmup_steps, 20)
+
+
+def test_unknown_labels_of_single_positives_count_as_absent_until_a_soft_rule_speaks():
+    for rule, until, steps in (
+        ("neighbour", "none", 20),
+        ("neighbour", "end", 100),
+        ("neighbour", "warmup", 20),
+        ("prototype", "none", 100),
+        ("prototype", "end", 100),
+        ("prototype", "warmup", 10),
+    ):
+        chosen = [f"pseudo_rule={rule}", f"single_negative_until={until}"]
+        assert built(*chosen, total=100).weak_negative_steps(override(presets.EMBEDDED, chosen), 100) == steps
+    assert built("single_negative_until=warmup", name="trm-query").weak_negative_steps(presets.EMBEDDED, 100) == 100
+
+
+@pytest.mark.parametrize("word", ["query", "region", "mean"])
+def test_the_head_that_is_asked_for_scores(word):
+    method = built(f"head={word}").eval()
+    torch.nn.init.normal_(method.objective.pooler.mlp[-1].weight, std=0.3)
+    text, batch = method.prompts(), drawn()
+    output = method.objective(batch.tokens, text, TARGETS, ids=batch.index)
+    query, region = output.logits, output.region_logits
+    assert not torch.allclose(query, region)
+    expected = {"query": query, "region": region, "mean": (query + region) / 2}[word]
+    torch.testing.assert_close(method.logits(batch, text), expected)
+    head = method.head(text, list("abcd"))
+    assert head.head == word
+    torch.testing.assert_close(head(batch.tokens), expected)
+    method.calibrate(batch, text, 0.3)
+    if word != "mean":
+        assert torch.sigmoid(method.logits(batch, text)).mean().item() == pytest.approx(0.3, abs=1e-3)
+
+
+def test_a_rule_without_a_training_set_to_see_asks_nothing():
+    method = built("pseudo_rule=prototype")
+    for epoch in range(10):
+        method.before_epoch(epoch, None, TARGETS, None, None)
+
+
+# From the command line
+
+TOGETHER = {
+    "mean of heads": "head=mean pseudo_warmup=0.4",
+    "through the text tower": "prompts=shared num_context=2 head=region",
+    "free": "pooler.query=free pooler.mlp_ratio=1 pooler.dropout=0 distillation.temperature=1",
+    "others": "labeler.cap=false pseudo_rule=prototype contrast.region_text=0 prototype.temperature_text=0.05",
+}
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_options_together_give_a_row_and_a_head(name, run, tmp_path):
+    (row,) = run("--methods", "trm", "--set", "batch_size=8", *TOGETHER[name].split())
+    head = TRMHead.load(tmp_path / "out" / "trm-known0.5-seed1.pt")
+    assert 0 < row["mAP"] <= 100
+    assert head.pooler.query_kind == override(presets.EMBEDDED, TOGETHER[name].split()).pooler.get("query", "tied")
+
+
+def test_every_method_is_told_of_every_epoch(run, monkeypatch):
+    told = []
+
+    def before_epoch(self, epoch, features, targets, average, encode):
+        assert len(features) == len(targets) and type(average) is type(self) and average is not self
+        told.append((type(self).__name__, epoch, tuple(encode(self.prompts()).shape[:1])))
+
+    monkeypatch.setattr(methods.Method, "before_epoch", before_epoch)
+    run("--methods", "linear", "dual-coop")
+    assert told == [("LinearProbe", 0, (20,)), ("LinearProbe", 1, (20,)), ("DualCoOp", 0, (40,)), ("DualCoOp", 1, (40,))]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("pooler.query=both", "query must be one of"),
+        ("head=both", "head must be 'query', 'region' or 'mean', got 'both'"),
+        ("pseudo_rule=prototype thresholds.positive=0.3", "Thresholds: positive must be at least 0.5"),
+        ("value_path=true", "no value path to take"),
+    ],
+)
+def test_options_that_do_not_fit_are_one_clear_line(settings, message, run, tmp_path):
+    with pytest.raises(SystemExit, match=message):
+        run("--methods", "zero-shot-global", "--set", *settings.split())
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_the_value_path_reaches_the_backbone_and_the_name_of_the_cache(monkeypatch, tmp_path):
+    asked, backbone = [], prepare.load_backbone(presets.EMBEDDED, torch.device("cpu"))
+    monkeypatch.setattr(prepare, "load_open_clip", lambda *a, **k: asked.append(k["value_path"]) or backbone)
+    for value in ("true", "false"):
+        preset = override(presets.VOC2007_RN101, [f"value_path={value}"])
+        prepare.load_backbone(preset, torch.device("cpu"))
+    assert asked == [True, False]
+    monkeypatch.setattr(features, "_write_view", lambda *a: None)
+    folders = []
+    monkeypatch.setattr(features, "CachedFeatures", lambda folder, *a: folders.append(folder) or [])
+    for backbone.value_path in (False, True, False):
+        features.cache_features(tmp_path, None, [], backbone, weights="a", token_pool=2, mirror=False, device=torch.device("cpu"))
+    assert folders[0] == folders[2] != folders[1]

@@ -1,0 +1,130 @@
+"""What a method makes of unknown labels, and what its variants lack."""
+
+import math
+
+import pytest
+import torch
+
+from trm_losses import TRMObjective
+from trm_losses.metrics import mean_average_precision
+from trm_pipeline import methods
+from trm_pipeline.config import presets
+from trm_pipeline.config.settings import override
+from trm_pipeline.data.voc import VOC, class_prompt_names, eval_transform
+from trm_pipeline.drawn.devkit import write_drawn_voc
+from trm_pipeline.features import cached as features
+
+
+def test_regions_beat_the_global_feature_before_training(tmp_path_factory, backbone):
+    """At step 0 the region head must already be clearly above global zero-shot, or attention starts in the wrong place."""
+    root = write_drawn_voc(tmp_path_factory.mktemp("gate"), sizes={"train": 1, "val": 200, "test": 1}, workers=1)
+    images = VOC(root, 2007, "val", transform=eval_transform(224, mean=backbone.image_mean, std=backbone.image_std))
+    live = features.LiveFeatures(images, backbone, token_pool=2, device=torch.device("cpu"), workers=0)
+    text = backbone.template_text(class_prompt_names(presets.EMBEDDED.split_words), presets.EMBEDDED.templates)
+    objective = TRMObjective.from_text(text, total_steps=1)
+    with torch.no_grad():
+        parts = [
+            (methods.zero_shot_global(batch, text), objective.matching.logits(objective.pooler(batch.tokens, text).region, text))
+            for batch in live.batches(50)
+        ]
+    globally, regions = (
+        100 * float(mean_average_precision(torch.cat(logits), images.targets)) for logits in zip(*parts, strict=True)
+    )
+    assert regions >= globally + 10
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_the_labeller_is_told_what_single_positives_cannot_tell(single):
+    setting = methods.Setting(presets.EMBEDDED, torch.randn(20, 8), None, 100.0, 10, single=single, num_samples=3)
+    labeler = methods.METHODS["trm"](setting).objective.labeler
+    assert labeler.expected_positives == (2.4 if single else None)
+
+
+def test_weak_negatives_follow_their_equation():
+    torch.manual_seed(0)
+    query, region = torch.randn(2, 5, 4, dtype=torch.float64, requires_grad=True).unbind()
+    targets = torch.randint(-1, 2, (5, 4)).double()
+    expected = sum(
+        factor * math.log(1 + math.exp(float(logits[b, c].detach())))
+        for factor, logits in ((1.0, query), (0.5, region))
+        for b in range(5)
+        for c in range(4)
+        if targets[b, c] == -1
+    )
+    terms = methods.weak_negatives(targets, 0.3, (1.0, query), (0.5, region))
+    assert float(terms["weak_negative"].detach()) == pytest.approx(0.3 * 4 * expected / 5, rel=1e-9)  # 4 classes
+    (gradient,) = torch.autograd.grad(terms["weak_negative"], query)
+    assert ((gradient != 0) == (targets == -1)).all()
+    assert methods.weak_negatives(targets, 0.0, (1.0, query)) == {}
+
+
+@pytest.mark.parametrize("method", ["linear", "linear-assume-negative", "text-pixel", "trm-region", "trm"])
+def test_every_method_takes_unknown_labels_for_weak_negatives(method):
+    torch.manual_seed(0)
+    text = torch.randn(4, 8)
+    trained = methods.METHODS[method](methods.Setting(presets.EMBEDDED, text, None, 100.0, 10, num_samples=3))
+    batch = features.Batch(torch.randn(3, 5, 8), torch.randn(3, 8), torch.arange(3))
+    targets = torch.tensor([[1, -1, -1, -1], [-1, 1, -1, -1], [0, -1, -1, -1.0]])
+    plain, weak = (trained.loss(batch, text, targets, weight) for weight in (0.0, 0.3))
+    assert set(weak) - set(plain) == {"weak_negative"}
+    assert (float(weak["weak_negative"].detach()) == 0) == (method == "linear-assume-negative")
+    if method == "trm":
+        output = trained._last
+        both = torch.nn.functional.softplus(output.logits) + torch.nn.functional.softplus(output.region_logits)
+        torch.testing.assert_close(weak["weak_negative"], 0.3 * 4 / 3 * both[targets == -1].sum())
+
+
+@pytest.mark.parametrize(
+    ("method", "until", "steps"),
+    [
+        ("trm-region-pseudo", "end", 20),
+        ("trm-region-pseudo", "warmup", 4),
+        ("trm-region", "warmup", 20),
+        ("linear", "warmup", 20),
+    ],
+)
+def test_weak_negatives_last_until_pseudo_labels_take_their_place(run, monkeypatch, method, until, steps):
+    weights = []
+    kind = methods.LinearProbe if method == "linear" else methods.TRM
+    original = kind.loss
+    monkeypatch.setattr(kind, "loss", lambda self, *a: weights.append(a[3]) or original(self, *a))
+    run(
+        "--methods",
+        method,
+        "--known",
+        "single",
+        "0.5",
+        "--set",
+        "batch_size=4",
+        f"single_negative_until={until}",
+        "single_negative=0.2",
+        "pseudo_warmup=0.2",
+    )
+    assert weights[:20] == [0.2] * steps + [0.0] * (20 - steps)
+    assert weights[20:] == [0.0] * 20
+
+
+def variant(name, text):
+    method, changes = presets.VARIANTS[name]
+    preset = override(presets.EMBEDDED, changes)
+    return methods.METHODS[method](methods.Setting(preset, text, None, 100.0, 10, num_samples=3))
+
+
+def test_variants_lack_the_part_that_their_names_say():
+    torch.manual_seed(0)
+    text = torch.randn(4, 8)
+    batch = features.Batch(torch.randn(3, 5, 8), torch.randn(3, 8), torch.arange(3))
+    targets = torch.tensor([[1, -1, 0, -1], [-1, 1, -1, 0], [0, -1, -1, -1.0]])
+    everything = set(variant("trm-rule-prototype", text).loss(batch, text, targets))
+    for part, missing in (
+        ("distillation", {"distillation"}),
+        ("contrast", {"contrast"}),
+        ("pseudo", {"pseudo_query", "pseudo_region"}),
+    ):
+        assert everything - set(variant(f"trm-no-{part}", text).loss(batch, text, targets)) == missing
+    without = variant("trm-no-region", text)
+    without.loss(batch, text, targets)
+    pooled = torch.nn.functional.normalize(batch.pooled, dim=-1)
+    torch.testing.assert_close(without._last.features, pooled[:, None].expand(-1, 4, -1))
+    other = batch._replace(tokens=torch.randn(3, 5, 8))
+    torch.testing.assert_close(without.logits(batch, text), without.logits(other, text))
