@@ -32,8 +32,9 @@ def intra_similarities(features: Tensor, visual: Tensor, text: Tensor, *, first:
 def _own_cosines(features: Tensor, visual: Tensor, text: Tensor, first: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
     """(B, C) cosines of each region with both prototypes of its class, in one pass over the regions; and its length."""
     norm = torch.linalg.vector_norm(features, dim=-1).clamp(min=1e-12)
-    own = [unit(prototypes[first : first + norm.shape[1]]).to(norm.dtype) for prototypes in (visual, text)]
-    s_v, s_t = (features.transpose(0, 1) @ torch.stack(own, dim=2)).transpose(0, 1).unbind(dim=2)
+    own = torch.stack([upcast(prototypes[first : first + norm.shape[1]]).to(norm.dtype) for prototypes in (visual, text)], dim=1)
+    length = torch.linalg.vector_norm(own, dim=-1).clamp(min=1e-12)
+    s_v, s_t = (features.transpose(0, 1) @ own.mT / length[:, None]).permute(2, 1, 0)
     return (s_v / norm, s_t / norm), norm
 
 
