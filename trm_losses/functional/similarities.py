@@ -26,30 +26,25 @@ class Similarities(NamedTuple):
 def intra_similarities(features: Tensor, visual: Tensor, text: Tensor, *, first: int = 0) -> tuple[Tensor, Tensor]:
     """The intra-class similarities of :func:`prototype_similarities`: visual and text, each (B, C)."""
     with full_precision(text):
-        z = upcast(features)
-        norm = _length(z)
-        return _own_cosine(z, norm, visual, first), _own_cosine(z, norm, text, first)
+        return _own_cosines(upcast(features), visual, text, first)[0]
 
 
-def _length(regions: Tensor) -> Tensor:
-    """(B, C) length of each region, at least 1e-12."""
-    length: Tensor = torch.linalg.vector_norm(regions, dim=-1).clamp(min=1e-12)
-    return length
-
-
-def _own_cosine(features: Tensor, norm: Tensor, prototypes: Tensor, first: int) -> Tensor:
-    """(B, C) cosine of each region with the prototype of its class."""
-    own = upcast(prototypes[first : first + norm.shape[1]]).to(norm.dtype)
+def _own_cosines(features: Tensor, visual: Tensor, text: Tensor, first: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """(B, C) cosines of each region with both prototypes of its class, in one pass over the regions; and its length."""
+    norm = torch.linalg.vector_norm(features, dim=-1).clamp(min=1e-12)
+    own = torch.stack([upcast(prototypes[first : first + norm.shape[1]]).to(norm.dtype) for prototypes in (visual, text)], dim=1)
     length = torch.linalg.vector_norm(own, dim=-1).clamp(min=1e-12)
-    return torch.einsum("bcd,cd->bc", features, own).div(length).div(norm)
+    s_v, s_t = (features.transpose(0, 1) @ own.mT / length[:, None]).permute(2, 1, 0)
+    return (s_v / norm, s_t / norm), norm
 
 
-def _inter_class(features: Tensor, norm: Tensor, prototypes: Tensor, temperature: float, seen: Tensor, first: int) -> Tensor:
-    """softmax over the seen classes of region-prototype similarities, at each region's own class."""
+def _inter_class(
+    features: Tensor, norm: Tensor, own: Tensor, prototypes: Tensor, temperature: float, seen: Tensor, first: int
+) -> Tensor:
+    """softmax over the seen classes of region-prototype similarities, at each region's own class, whose cosine is given."""
     keys = unit(prototypes).to(norm.dtype)
     log_sum = log_sum_over_classes(features.flatten(0, 1), norm.flatten(), keys, seen, temperature).view_as(norm)
-    own = _own_cosine(features, norm, prototypes, first) / temperature
-    return torch.exp(own - log_sum).clamp(max=1) * seen[first : first + norm.shape[1]]
+    return torch.exp(own / temperature - log_sum).clamp(max=1) * seen[first : first + norm.shape[1]]
 
 
 def prototype_similarities(
@@ -82,11 +77,10 @@ def prototype_similarities(
     )
     with full_precision(text):
         z = upcast(features)
-        norm = _length(z)
         every = torch.ones(len(text), dtype=torch.bool, device=text.device)
-        s_v, s_t = intra_similarities(z, visual, text, first=first)
-        inter_v = _inter_class(z, norm, visual, temperature_visual, every if seen is None else seen, first)
-        inter_t = _inter_class(z, norm, text, temperature_text, every, first)
+        (s_v, s_t), norm = _own_cosines(z, visual, text, first)
+        inter_v = _inter_class(z, norm, s_v, visual, temperature_visual, every if seen is None else seen, first)
+        inter_t = _inter_class(z, norm, s_t, text, temperature_text, every, first)
         return Similarities(s_v, s_t, inter_v, inter_t)
 
 

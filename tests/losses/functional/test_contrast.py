@@ -41,7 +41,9 @@ def loops(rows: Any, keys: Any, valid: Any, first: int, temperature: float) -> n
 
 @pytest.fixture(params=[1, 3, 4, 100])
 def block(request: Any, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Rows at once: of the symmetric sum, and of others, of which no test has more than 11 keys."""
     monkeypatch.setattr(_log_sums, "_ROWS", request.param)
+    monkeypatch.setattr(_log_sums, "BLOCK", 11 * request.param)
     return int(request.param)
 
 
@@ -124,10 +126,10 @@ def test_unit_rows_have_first_and_second_derivatives() -> None:
     assert torch.autograd.gradcheck(unit_rows, (x,)) and torch.autograd.gradgradcheck(unit_rows, (x,))
 
 
-def test_a_row_of_zeros_stays_zero_and_finite() -> None:
+def test_a_row_of_zeros_stays_zero_and_gets_no_gradient() -> None:
     x = torch.zeros(2, 3, requires_grad=True)
-    unit_rows(x).sum().backward()
-    assert torch.count_nonzero(unit_rows(x)) == 0 and x.grad is not None and torch.isfinite(x.grad).all()
+    (unit_rows(x) * normal(2, 3, dtype=torch.float32)).sum().backward()
+    assert torch.count_nonzero(unit_rows(x)) == 0 and torch.count_nonzero(x.grad) == 0
     assert unit_rows(torch.zeros(0, 3)).shape == (0, 3)
 
 
@@ -179,6 +181,7 @@ def test_images_by_their_labels_in_blocks_are_the_loops(block: int) -> None:
 @pytest.mark.parametrize("temperature", [0.01, 0.1])
 def test_no_matrix_of_all_pairs_is_made(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_log_sums, "_ROWS", 8)
+    monkeypatch.setattr(_log_sums, "BLOCK", 8 * 200)
 
     class Largest(TorchDispatchMode):
         elements = 0
@@ -207,8 +210,8 @@ def test_backward_inside_autocast_keeps_its_precision(monkeypatch: pytest.Monkey
     torch.testing.assert_close(actual, expected)
 
 
-def test_a_learned_temperature_gets_its_gradient_from_blocks_too() -> None:
-    rows = torch.nn.functional.normalize(normal(300, 8), dim=1)
+def test_a_learned_temperature_gets_its_gradient_from_blocks_too(block: int) -> None:
+    rows = torch.nn.functional.normalize(normal(50, 8), dim=1)
     slopes = []
     for part in (log_sum_of_others, _plain):
         temperature = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
@@ -218,14 +221,8 @@ def test_a_learned_temperature_gets_its_gradient_from_blocks_too() -> None:
 
 
 def test_blocks_pass_through_function_transforms() -> None:
-    rows = torch.nn.functional.normalize(normal(300, 8), dim=1)
+    rows = torch.nn.functional.normalize(normal(400, 8), dim=1)
     fast = rows.clone().requires_grad_()
     log_sum_of_others(fast, fast, None, 0, 0.1).sum().backward()
     slope = torch.func.grad(lambda x: log_sum_of_others(x, x, None, 0, 0.1).sum())(rows)
     torch.testing.assert_close(slope, fast.grad)
-
-
-def test_rows_of_zeros_get_no_gradient() -> None:
-    rows = torch.zeros(3, 4, requires_grad=True)
-    (unit_rows(rows) * normal(3, 4, dtype=torch.float32)).sum().backward()
-    assert torch.count_nonzero(rows.grad) == 0

@@ -19,7 +19,6 @@ from tests.helpers.values import generator, labels, normal
 from trm_losses import MultimodalContrastiveLoss
 from trm_losses import functional as TF
 from trm_losses.functional import _log_sums
-from trm_losses.functional.asymmetric import Focus, _one_pass
 
 FOCUS = [(0.0, 0.0, 0.0), (1.0, 2.0, 0.05), (0.5, 0.5, 0.1), (0.0, 3.0, 0.0), (2.0, 0.0, 0.2), (0.0, 2.5, 0.1), (3.0, 3.0, 0.05)]
 
@@ -297,11 +296,10 @@ def test_a_term_that_is_switched_off_costs_nothing() -> None:
 @pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize("scene", SCENES, ids=lambda name: name.replace(" ", "-"))
 def test_rows_against_classes_in_blocks_are_the_loops(learned: bool, scene: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tile by tile where nothing needs a gradient; else in blocks of rows, computed again for it."""
+    """In blocks of rows, computed again for the gradient."""
     y, given, slopes = pseudo_positives(), SCENES[scene], []
     for blocks in (True, False):
         if blocks:
-            monkeypatch.setattr(_log_sums, "_TILE", (1, 3))
             monkeypatch.setattr(_log_sums, "BLOCK", 5)
         f, t = (x.requires_grad_(learned) for x in (normal(6, 4, 8), normal(4, 8, seed=1)))
         actual = TF.multimodal_contrastive(f, t, y, **given)
@@ -486,6 +484,7 @@ def test_prototype_similarities(seen: Any, block: int, monkeypatch: pytest.Monke
     """In tiles; with gradient in blocks of all rows, some and one. At a low temperature too."""
     monkeypatch.setattr(_log_sums, "BLOCK", block)
     monkeypatch.setattr(_log_sums, "_TILE", (3, 2))
+    monkeypatch.setattr(_log_sums, "_TILED", 0)
     f, v, t = normal(5, 4, 6), 2 * normal(4, 6, seed=1), normal(4, 6, seed=2)
     mask = None if seen is None else torch.tensor(seen)
     for low in (1.0, 0.05):
@@ -519,19 +518,6 @@ def test_saliency_map() -> None:
             assert actual[b, c, i, j] == saliency[b, c, i * grid[1] + j]
     with pytest.raises(ValueError, match=r"saliency_map: saliency must have shape .* = \(B, C, 6\), got \(2, 3, 8\); N is the"):
         TF.saliency_map(saliency, (2, 3))
-
-
-@pytest.mark.parametrize("seen", [None, [True, False, True, True]])
-@pytest.mark.parametrize("block", [1 << 24, 40, 1])
-def test_similarities_in_tiles_and_of_factors_are_the_loops(seen: Any, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_log_sums, "BLOCK", block)
-    monkeypatch.setattr(_log_sums, "_TILE", (3, 2))
-    f, v, t = normal(5, 4, 6), 2 * normal(4, 6, seed=1), normal(4, 6, seed=2)
-    mask = None if seen is None else torch.tensor(seen)
-    for given in (f.clone().requires_grad_(), f):
-        actual = TF.prototype_similarities(given, v, t, seen=mask, temperature_visual=0.3, temperature_text=0.2)
-        for a, e in zip(actual, oracles.similarities(f, v, t, seen, 0.3, 0.2), strict=True):
-            close(a.detach(), e, 1e-9)
 
 
 def test_default_temperatures_of_similarities() -> None:
@@ -572,22 +558,6 @@ def test_images_without_a_positive_label_hold_whatever_they_like() -> None:
 @pytest.mark.parametrize("y, x", [(1.0, -math.inf), (0.3, math.inf), (0.3, -math.inf)])
 def test_infinite_logits_that_are_wrong_cost_infinitely(y: float, x: float) -> None:
     assert TF.asymmetric_loss(torch.tensor([[x, 1.0]]), torch.tensor([[y, -1.0]]), reduction="sum") == math.inf
-
-
-@pytest.mark.parametrize("settings", [{}, {"gamma_pos": 0.0, "gamma_neg": 0.0, "margin": 0.0}, {"detach_focus": True}])
-def test_present_entries_looked_up_or_computed_everywhere(settings: dict[str, Any]) -> None:
-    """What waits for a device and what does not: the same."""
-    x, y, w = normal(200), labels(20, 10).flatten().double(), normal(200, seed=3).abs()
-    focus = Focus(
-        **{"gamma_pos": 1.0, "gamma_neg": 2.0, "margin": 0.05, "detach": False}
-        | {{"detach_focus": "detach"}.get(key, key): value for key, value in settings.items()}
-    )
-    found = []
-    for sparse in (True, False):
-        gradient = torch.empty_like(x)
-        found.append((*_one_pass(x, y, w, focus, gradient, masked=True, sparse=sparse), gradient))
-    for a, b in zip(*found, strict=True):
-        torch.testing.assert_close(a, b)
 
 
 def test_soft_targets_and_broadcast_weights_get_what_the_entries_get() -> None:
