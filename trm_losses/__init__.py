@@ -16,11 +16,13 @@ from .prompts import PromptEmbeddings, PromptLearner
 from .prototypes import PrototypeBank
 from .pseudo import PseudoLabeler, PseudoLabels
 from .regions import RegionPooler, Regions
+from .training_free import GaussianDiscriminant
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ChunkedTRMObjective",
+    "GaussianDiscriminant",
     "ImageContrastiveLoss",
     "MultimodalContrastiveLoss",
     "PromptEmbeddings",

@@ -26,6 +26,8 @@ ROOMS = {
         "contrast",
         "image_contrast",
         "prototypes",
+        "_token_stream",
+        "training_free",
         "pseudo",
         "objective",
         "chunked",

@@ -86,6 +86,7 @@ class Preset:
     single_negative: float = 1.0  # weight of "absent" at unknown entries, in that of a known label; Cole's WAN has 1 / (C - 1)
     single_negative_until: str | None = None  # "warmup" of pseudo-labels, where a method has them, or "end"; none: as the rule
     # Peers
+    training_free: Options = field(default_factory=dict)  # of GaussianDiscriminant
     linear: dict[str, float] = _rates(lr=1e-3, scale=20.0)
     text_image: dict[str, float] = _rates(lr=1e-3, scale=20.0)
     text_pixel: dict[str, float] = _rates(lr=1e-2, scale=20.0, sharpness=8.0)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from trm_losses import (
+    GaussianDiscriminant,
     MultimodalContrastiveLoss,
     PrototypeBank,
     PseudoLabeler,
@@ -39,6 +40,7 @@ PARTS: dict[str, Callable[..., Any]] = {
     "prototype": PrototypeRule,
     "thresholds": Thresholds,
     "quantiles": Quantiles,
+    "training_free": GaussianDiscriminant,
 }
 """Fields of the preset that hold what a part of the library takes."""
 
@@ -105,7 +107,7 @@ def _options(preset: Preset) -> dict[str, dict[str, str]]:
     """The groups of settings, and in each the names with their types."""
     losses = {loss: {**numbers, "lr_factor": 1.0} for loss, numbers in preset.losses.items()}
     return {
-        **{part: part_options(part) for part in PARTS},
+        **{part.replace("_", "-"): part_options(part) for part in PARTS},
         **{peer.replace("_", "-"): dict.fromkeys(getattr(preset, peer), "float") for peer in PEERS},
         **{loss: {name: type(value).__name__ for name, value in numbers.items()} for loss, numbers in losses.items()},
     }

@@ -5,11 +5,14 @@ from collections.abc import Callable
 from trm_pipeline.methods.base import Method, Setting, weak_negatives
 from trm_pipeline.methods.linear import LinearProbe
 from trm_pipeline.methods.prompts import DualCoOp, PromptPeer, TextImage, TextPixel, pair_cosines
+from trm_pipeline.methods.training_free import TRAINING_FREE, fit_training_free
 from trm_pipeline.methods.trm import TRM
 from trm_pipeline.methods.zero_shot import ZERO_SHOT, zero_shot_global, zero_shot_tokens
 
 __all__ = [
+    "LABEL_FREE",
     "METHODS",
+    "TRAINING_FREE",
     "TRM",
     "ZERO_SHOT",
     "DualCoOp",
@@ -19,11 +22,15 @@ __all__ = [
     "Setting",
     "TextImage",
     "TextPixel",
+    "fit_training_free",
     "pair_cosines",
     "weak_negatives",
     "zero_shot_global",
     "zero_shot_tokens",
 ]
+
+LABEL_FREE = (*ZERO_SHOT, TRAINING_FREE)
+"""Methods that learn nothing of labels, and so are the same in every setting."""
 
 METHODS: dict[str, Callable[[Setting], Method]] = {
     "linear": lambda setting: LinearProbe(setting, assume_negative=False),

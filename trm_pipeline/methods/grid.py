@@ -27,7 +27,7 @@ from trm_pipeline.config.losses import LOSSES
 from trm_pipeline.config.presets import VARIANTS, Preset
 from trm_pipeline.features.cached import Batch, Features
 from trm_pipeline.features.frozen import Encode
-from trm_pipeline.methods import METHODS, ZERO_SHOT, Method, Setting, weak_negatives
+from trm_pipeline.methods import LABEL_FREE, METHODS, Method, Setting, weak_negatives
 from trm_pipeline.methods.peers.positive_coop import PositiveCoOp
 from trm_pipeline.methods.peers.sarb import SARB
 from trm_pipeline.methods.peers.scpnet import SCPNet
@@ -155,7 +155,7 @@ ALONE: dict[str, Callable[[Setting], Method]] = {"positive-coop": PositiveCoOp}
 GRID = tuple(f"{head}+{loss}" for head in HEADS for loss in LOSSES if loss in _MAKE or head in PEERS[loss][1])
 """Every head with every loss but its own, which the head's name alone stands for."""
 
-NAMES = (*ZERO_SHOT, *METHODS, *ALONE, *VARIANTS, *GRID)
+NAMES = (*LABEL_FREE, *METHODS, *ALONE, *VARIANTS, *GRID)
 """All that ``--methods`` knows."""
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from trm_losses import TRMHead
+from trm_pipeline.methods import LABEL_FREE
 
 __all__ = [
     "SaliencyMaps",
@@ -38,9 +39,9 @@ def import_pyplot() -> Any:
 
 
 def _looks(methods: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Colour and line of each method: zero-shot gray and dotted, the others in nine colours, from the tenth on in other lines."""
-    gray = [method for method in methods if method.startswith("zero-shot")]
-    looks = {method: {"color": str(0.3 + 0.3 * (i % 2)), "ls": ":"} for i, method in enumerate(gray)}
+    """Colour and line of each method: gray and dotted without labels, else nine colours, from the tenth on in other lines."""
+    gray = [method for method in methods if method in LABEL_FREE]
+    looks = {method: {"color": ("0.3", "0.6", "0.45")[i % 3], "ls": ":"} for i, method in enumerate(gray)}
     for i, method in enumerate(method for method in methods if method not in looks):
         looks[method] = {"color": ("C0", "C1", "C2", "C3", "C4", "C5", "C6", "C8", "C9")[i % 9]}
         looks[method]["ls"] = ("-", "--", "-.")[i // 9 % 3]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Collection, Sequence
 
+from trm_pipeline.methods import LABEL_FREE
 from trm_pipeline.report.rows import NINE, Row, ablation_rows, average, by_seed, distinct, heading, less, settings
 from trm_pipeline.report.statistics import Paired, paired
 
@@ -61,7 +62,7 @@ def difference_table(rows: Sequence[Row], key: str = "mAP") -> Table:
     table = [["method", "against", "known", "seeds", "difference", "95% interval", "p (t)", "p (sign flips)"]]
     for name in names:
         other = name.partition("+")[0] if "+" in name else "trm"
-        if other not in names or name == other or name.startswith("zero-shot"):
+        if other not in names or name == other or name in LABEL_FREE:
             continue
         for known in settings(rows):
             if len(both := less(rows, name, other, known, key)) > 1:
@@ -76,7 +77,7 @@ def closest_table(rows: Sequence[Row], key: str = "mAP", reference: str = "trm",
 
     Heads with any loss are among them; methods whose names begin as the reference's, and variants of it, are parts of it.
     """
-    peers = [name for name in distinct(rows, "method") if "+" in name or not name.startswith((reference, "zero-shot"))]
+    peers = [name for name in distinct(rows, "method") if "+" in name or not (name.startswith(reference) or name in LABEL_FREE)]
     table = [["known", "method", key, f"less {reference}", "95% interval"]]
     for known in settings(rows):
         found = {name: both for name in peers if (both := less(rows, name, reference, known, key))}

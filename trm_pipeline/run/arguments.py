@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from trm_losses import GaussianDiscriminant
 from trm_pipeline import ranks
 from trm_pipeline.config.losses import LOSSES
 from trm_pipeline.config.presets import PRESETS, Known, Preset
@@ -19,7 +20,7 @@ from trm_pipeline.data.base import Place, Source
 from trm_pipeline.data.label_files import ENCODINGS
 from trm_pipeline.features.cached import cores
 from trm_pipeline.files import CACHE, folder_argument
-from trm_pipeline.methods import METHODS, ZERO_SHOT, Setting
+from trm_pipeline.methods import LABEL_FREE, METHODS, Setting
 from trm_pipeline.methods.grid import HEADS, NAMES, PEERS, build_method, choose_methods
 from trm_pipeline.progress import Scalars
 from trm_pipeline.run.options import RunOptions
@@ -35,7 +36,7 @@ __all__ = [
     "parser",
 ]
 
-DEFAULT_METHODS = (*ZERO_SHOT, *METHODS)
+DEFAULT_METHODS = (*LABEL_FREE, *METHODS)
 DEFAULT_KNOWN: tuple[Known, ...] = (0.1, 0.5, 0.9)
 
 
@@ -114,15 +115,15 @@ def parser(source: Source = voc.SOURCE) -> argparse.ArgumentParser:
         type=known_argument,
         nargs="+",
         metavar="SHARE",
-        help="shares of known labels, above 0 to 1; 'single': one present label an image, nothing else; default: "
+        help="shares of known labels, up to 1; 0: none at all; 'single': one present label an image, nothing else; default: "
         f"{' '.join(map(str, DEFAULT_KNOWN))}",
     )
     p.add_argument(
         "--methods",
         nargs="+",
-        default=list(DEFAULT_METHODS),
         metavar="METHOD",
-        help=f"any of {', '.join(name for name in NAMES if '+' not in name)}; a head with another method's loss, "
+        help=f"default: {' '.join(DEFAULT_METHODS)}, of which --known 0 takes {' '.join(LABEL_FREE)}; any of "
+        f"{', '.join(name for name in NAMES if '+' not in name)}; a head with another method's loss, "
         f"such as linear+role (heads {', '.join(HEADS)}; losses {', '.join(LOSSES)}); or a pattern such as "
         "'linear+*'",
     )
@@ -185,7 +186,8 @@ def parse(typed: Sequence[str], source: Source = voc.SOURCE) -> RunOptions:
     told: dict[str, Any] = {name: getattr(args, name) for name in fields}
     told = {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
     told |= {"preset": _preset(args, source, place), "known": tuple(known)}
-    told |= {"methods": tuple(choose_methods(args.methods, grid=args.grid))}
+    methods = args.methods or (LABEL_FREE if set(known) == {0} and not args.grid else DEFAULT_METHODS)
+    told |= {"methods": tuple(choose_methods(methods, grid=args.grid))}
     options = RunOptions(source=source, place=place, typed=tuple(typed), **told)
     if args.labels and args.known is not None:
         raise ValueError("--labels is one setting of known labels: leave --known out, and give one of --seeds")
@@ -217,8 +219,12 @@ def check_options(options: RunOptions) -> None:
     if options.labels_encoding and not options.labels:
         raise ValueError("--labels-encoding needs --labels, the file it is about")
     for share in known:
-        if not isinstance(share, str) and not 0 < share <= 1:
-            raise ValueError(f"--known must be shares above 0 and at most 1, got {share:g} (10 % is 0.1)")
+        if not isinstance(share, str) and not 0 <= share <= 1:
+            raise ValueError(f"--known must be shares from 0 to 1, got {share:g} (10 % is 0.1)")
+    trained = [name for name in options.methods if name not in LABEL_FREE]
+    trained += ["trm (--ablation)"] * options.ablation + ["trm (--unseen)"] * bool(options.unseen)
+    if 0 in known and trained:
+        raise ValueError(f"--known 0 leaves no label, and {trained[0]} needs some; methods without are {', '.join(LABEL_FREE)}")
     if missing := [share for share in options.ablation_known or () if share not in known]:
         raise ValueError(f"--ablation-known must be among --known, where trm itself is trained; got {missing[0]}")
     for name, value, least in (
@@ -243,6 +249,7 @@ def check_options(options: RunOptions) -> None:
     check_single(known, preset)
     # Words and numbers of the method are its parts' own to check; here with any texts, before anything is computed.
     any_text = torch.ones(2, max(1, preset.pooler.get("num_heads", 4)))
+    GaussianDiscriminant(2, 2, **preset.training_free)
     for single in {share == "single" for share in known} or {False}:  # a file of labels says later of which kind it is
         setting = Setting(dataclasses.replace(preset, prompts="fixed"), any_text, None, 100.0, preset.epochs, single=single)
         METHODS["trm"](setting)

@@ -23,10 +23,10 @@ from trm_losses.metrics import evaluate
 from trm_pipeline import ranks
 from trm_pipeline.config.presets import VARIANTS, Known, Preset
 from trm_pipeline.config.settings import override
-from trm_pipeline.features.cached import cores
+from trm_pipeline.features.cached import Batch, cores
 from trm_pipeline.features.frozen import Frozen
 from trm_pipeline.files import Checkpoint, tensor_digest, write_json
-from trm_pipeline.methods import TRM, ZERO_SHOT, Method, Setting, zero_shot_tokens
+from trm_pipeline.methods import LABEL_FREE, TRM, ZERO_SHOT, Method, Setting, fit_training_free, zero_shot_tokens
 from trm_pipeline.methods.grid import build_method
 from trm_pipeline.methods.wrapped import unwrapped
 from trm_pipeline.progress import escape_output, say, without_bars
@@ -87,7 +87,7 @@ class Prepared(Frozen):
     class_names: list[str]
     description: str
     labels: Tensor | None = None  # known labels out of a file, in place of those that a setting and a seed leave
-    zero_shot: dict[str, tuple[dict[str, float | None], float]] = field(default_factory=dict)  # metrics and seconds, once found
+    label_free: dict[str, tuple[dict[str, float | None], float]] = field(default_factory=dict)  # metrics and seconds, once found
 
     @cached_property
     def similarities(self) -> Tensor:
@@ -115,8 +115,8 @@ def run_cell(data: Prepared, cell: Cell, options: RunOptions) -> Finished:
     single = cell.known == "single"
     metrics: Mapping[str, float | None]
     peak, parameters = None, 0
-    if cell.method in ZERO_SHOT:
-        metrics, seconds = _zero_shot(data, cell.method)
+    if cell.method in LABEL_FREE:
+        metrics, seconds = _label_free(data, cell.method)
     else:
         read_peak = watch_memory(data.device)
         metrics, seconds, parameters = _trained(data, cell, options)
@@ -127,18 +127,26 @@ def run_cell(data: Prepared, cell: Cell, options: RunOptions) -> Finished:
     return Finished(cell, row, round(seconds, 2), None if peak is None else round(peak, 1), parameters)
 
 
-def _zero_shot(data: Prepared, method: str) -> tuple[dict[str, float | None], float]:
-    """Metrics of a classifier that learns nothing, and so is the same in every setting, and the seconds of scoring."""
-    if method not in data.zero_shot:
+def _label_free(data: Prepared, method: str) -> tuple[dict[str, float | None], float]:
+    """Metrics of a classifier that learns nothing of labels, and so is the same in every setting, and its seconds."""
+    if method not in data.label_free:
         started = time.perf_counter()
-        logits = score(lambda batch: ZERO_SHOT[method](batch, data.text), data.test_features, data.preset.batch_size)
+        logits = score(_label_free_scores(data, method), data.test_features, data.preset.batch_size)
         metrics: dict[str, float | None] = dict(evaluate(logits, data.test_targets, threshold=0.0))
         # A cosine ranks images, but has no level above which a class counts as present.
         metrics |= dict.fromkeys(("OF1", "CF1", "CF1_per_class"), None)
         metrics["best_epoch_mAP"] = metrics["mAP"]
         say(f"{method}: mAP {metrics['mAP']:.1f}")
-        data.zero_shot[method] = metrics, time.perf_counter() - started
-    return data.zero_shot[method]
+        data.label_free[method] = metrics, time.perf_counter() - started
+    return data.label_free[method]
+
+
+def _label_free_scores(data: Prepared, method: str) -> Callable[[Batch], Tensor]:
+    """Scores (B, C) of a batch."""
+    if method in ZERO_SHOT:
+        return lambda batch: ZERO_SHOT[method](batch, data.text)
+    classifier = fit_training_free(data.features, data.text, data.preset.batch_size, **data.preset.training_free)
+    return lambda batch: classifier(batch.tokens)
 
 
 def _trained(data: Prepared, cell: Cell, options: RunOptions) -> tuple[dict[str, float], float, int]:
@@ -214,10 +222,10 @@ def run_cells(
     data: Prepared, cells: Sequence[Cell], options: RunOptions, prepare: Callable[[RunOptions], Prepared]
 ) -> Generator[Finished, None, None]:
     """Cells as they are finished: one after the other, or ``--jobs`` at a time in processes of their own."""
-    apart = [cell for cell in cells if options.jobs > 1 and cell.method not in ZERO_SHOT]
+    apart = [cell for cell in cells if options.jobs > 1 and cell.method not in LABEL_FREE]
     announced = None
     for cell in (cell for cell in cells if cell not in apart):
-        if cell.method not in ZERO_SHOT and announced != (announced := (cell.known, cell.seed)):
+        if cell.method not in LABEL_FREE and announced != (announced := (cell.known, cell.seed)):
             targets = known_labels(data, cell.known, cell.seed)
             known, positives = known_fraction(targets), int((targets == 1).sum())
             say(f"seed {cell.seed}, {known:.1%} of the labels known, {positives} positives")

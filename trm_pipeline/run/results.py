@@ -10,7 +10,7 @@ from trm_pipeline import ranks
 from trm_pipeline.config.presets import VARIANTS
 from trm_pipeline.config.settings import override
 from trm_pipeline.files import differences, read_json, write_json
-from trm_pipeline.methods import ZERO_SHOT
+from trm_pipeline.methods import LABEL_FREE
 from trm_pipeline.report.rows import Row
 from trm_pipeline.run.cells import Cell, Finished, checkpoint_path
 from trm_pipeline.run.options import RunOptions
@@ -22,7 +22,7 @@ def plan(options: RunOptions) -> list[Cell]:
     """All cells of the run, in the order of their rows."""
     settings, seeds = dict.fromkeys(options.known), dict.fromkeys(options.seeds)
     chosen = dict.fromkeys(options.methods)
-    cells = [Cell(m, known, seed) for m in chosen if m in ZERO_SHOT for known in settings for seed in seeds]
+    cells = [Cell(m, known, seed) for m in chosen if m in LABEL_FREE for known in settings for seed in seeds]
     # A variant that changes nothing, such as the rule that trm has anyway, is trm itself.
     ablation = [
         name
@@ -31,7 +31,7 @@ def plan(options: RunOptions) -> list[Cell]:
     ]
     for seed in seeds:
         for known in settings:
-            trained = [m for m in chosen if m not in ZERO_SHOT]
+            trained = [m for m in chosen if m not in LABEL_FREE]
             if known in (options.ablation_known or settings):
                 trained += ablation
             cells += [Cell(method, known, seed) for method in dict.fromkeys(trained)]

@@ -1,5 +1,6 @@
 """One case for each Module, in one table: every Module is tested as long as its cases are here."""
 
-from tests.helpers.cases import bank, baselines, contrast, labeler, matching, objective, pooling, prompts
+from tests.helpers.cases import bank, baselines, contrast, discriminant, labeler, matching, objective, pooling, prompts
 
-CASES = [case for family in (pooling, matching, contrast, bank, labeler, prompts, objective, baselines) for case in family.CASES]
+FAMILIES = (pooling, matching, contrast, bank, discriminant, labeler, prompts, objective, baselines)
+CASES = [case for family in FAMILIES for case in family.CASES]

@@ -40,6 +40,68 @@ class Bank:
             self.text_count += 1
 
 
+def discriminant(
+    images: Any, text: Any, targets: Any = None, padding: Any = None, k: int = 100, scale: float = 20, label_weight: float = 10
+) -> tuple[Array, Array, Array, list[int]]:
+    """Prototypes, mean and covariance (not shrunk) of a training-free classifier, and what each prototype is made of.
+
+    ``images`` is a list of (N, D), with as many rows of targets (C,) and of padding (N,) where there are any.
+    """
+    t = [unit(row) for row in array(text)]
+    classes = range(len(t))
+    found: list[list[tuple[float, int, float, Array]]] = [[] for _ in classes]  # doubt, place in the stream, weight, token
+    regions: list[list[Array]] = [[] for _ in classes]
+    tokens: list[Array] = []
+    for i, image in enumerate(images):
+        seen = [unit(x) for n, x in enumerate(array(image)) if padding is None or not padding[i][n]]
+        shares = []
+        for x in seen:
+            cosines = [float(x @ c) for c in t]
+            p = softmax([scale * c for c in cosines])
+            shares.append(p)
+            own = max(classes, key=p.__getitem__)
+            doubt = -sum(v * math.log(v) for v in p if v > 0) if len(t) > 1 else -cosines[0]
+            if targets is None or targets[i][own] != 0:
+                found[own].append((doubt, len(tokens), p[own], x))
+            tokens.append(x)
+        for c in classes:
+            if targets is not None and targets[i][c] == 1 and seen:
+                total = sum(p[c] for p in shares)
+                regions[c].append(unit(sum(p[c] / total * x for p, x in zip(shares, seen, strict=True))))
+    kept = [sorted(f, key=lambda each: each[:2])[:k] for f in found]
+    mean = sum(tokens) / len(tokens)
+    prototypes = []
+    for c in classes:
+        mass = sum(w for _, _, w, _ in kept[c]) + label_weight * len(regions[c])
+        summed = sum(w * x for _, _, w, x in kept[c]) + label_weight * sum(regions[c])
+        prototypes.append(summed / mass if mass else t[c])
+    labels = sum(map(len, regions))
+    covariance = np.zeros((len(mean), len(mean)))
+    for c in classes:
+        for _, _, _, x in kept[c]:
+            covariance += np.outer(x - prototypes[c], x - prototypes[c])
+    covariance += labels * sum(np.outer(x - mean, x - mean) for x in tokens) / len(tokens)
+    covariance /= max(1, sum(map(len, kept)) + labels)
+    return np.array(prototypes), mean, covariance, [len(kept[c]) + len(regions[c]) for c in classes]
+
+
+def discriminant_scores(
+    images: Any, prototypes: Any, mean: Any, covariance: Any, padding: Any = None, shrinkage: float = 0.1, sharpness: float = 4
+) -> Array:
+    """Whitened cosines of the tokens of each image and the prototypes, averaged with their own softmax over tokens."""
+    m, sigma = array(mean), array(covariance)
+    sigma = (1 - shrinkage) * sigma + shrinkage * np.trace(sigma) / len(m) * np.eye(len(m))
+    values, vectors = np.linalg.eigh(sigma)
+    root = vectors @ np.diag(values**-0.5) @ vectors.T
+    out = np.zeros((len(images), len(array(prototypes))))
+    for i, image in enumerate(array(images)):
+        seen = [unit(root @ (unit(x) - m)) for n, x in enumerate(image) if padding is None or not padding[i][n]]
+        for c, prototype in enumerate(array(prototypes)):
+            cosines = [float(x @ unit(root @ (prototype - m))) for x in seen]
+            out[i, c] = sum(w * cosine for w, cosine in zip(softmax([sharpness * x for x in cosines]), cosines, strict=True))
+    return out
+
+
 def similarities(
     regions: Any, visual: Any, text: Any, seen: Any, temperature_visual: float = 0.07, temperature_text: float = 0.02
 ) -> tuple[Array, Array, Array, Array]:

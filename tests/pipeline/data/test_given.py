@@ -16,10 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from tests.helpers.runs import Run, read_json
-from trm_losses import TRMHead, write_features
+from trm_losses import GaussianDiscriminant, TRMHead, write_features
 from trm_losses.backbones import ImageFeatures
 from trm_losses.metrics import evaluate
 from trm_pipeline.data import given
+from trm_pipeline.methods import LABEL_FREE
 from trm_pipeline.report.pictures import SaliencyMaps
 from trm_pipeline.run import arguments, experiment
 
@@ -335,8 +336,42 @@ def test_settings_that_given_features_cannot_have(arguments: list[str], message:
         run(written, "--known", "0.5", "--methods", "linear", *arguments)
 
 
+# Without a label ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_table_without_any_label(run: Run, written: Path, tmp_path: Path) -> None:
+    """The methods that learn nothing of labels, by themselves; training-free is the library's, on the first view of train."""
+    rows = run(written, "--known", "0")
+    assert [(row["method"], row["known"]) for row in rows] == [(method, 0) for method in LABEL_FREE]
+    (_, tokens, _), (targets, test, _) = (drawn(count, seed) for count, seed in ((23, 0), (9, 2)))
+    classifier = GaussianDiscriminant(4, WIDTH).fit([tokens.half().float()], TEXT)
+    wanted = evaluate(classifier(test.half().float()), targets, threshold=0.0)["mAP"]
+    assert rows[-1]["mAP"] == pytest.approx(wanted, abs=0.01) and rows[-1]["OF1"] is None
+    assert "training-free" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    both = run(written, "--known", "0", "0.5", "single", "--seeds", "1", "2", "--methods", "training-free")
+    assert len({row["mAP"] for row in (*both, rows[-1])}) == 1, "it learns nothing of labels"
+    (other,) = run(written, "--known", "0", "--methods", "training-free", "--set", "training-free.tokens_per_class=2")
+    assert other["mAP"] != rows[-1]["mAP"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["--methods", "linear"], "linear"),
+        (["--methods", "training-free", "text-pixel+splc"], r"text-pixel\+splc"),
+        (["--grid"], "linear"),
+        (["--known", "0", "0.5"], "linear"),
+        (["--ablation"], r"trm \(--ablation\)"),
+        (["--unseen", "1"], r"trm \(--unseen\)"),
+    ],
+)
+def test_what_needs_labels_is_refused_where_there_are_none(arguments: list[str], name: str, run: Run, written: Path) -> None:
+    with pytest.raises(SystemExit, match=f"^error: --known 0 leaves no label, and {name} needs some;"):
+        run(written, "--known", "0", *arguments)
+
+
 def test_photographs(run: Run, shared_data: Path) -> None:
     if not (root := shared_data / "photographs").is_dir():
         pytest.skip(f"no photographs in {shared_data}")
-    (row,) = run(root, "--known", "0.1", "--methods", "zero-shot-tokens")
-    assert row["mAP"] == pytest.approx(75.7, abs=0.05)  # as measured where these features were made
+    rows = run(root, "--known", "0", "--methods", "zero-shot-tokens", "training-free")
+    assert [row["mAP"] for row in rows] == pytest.approx([75.7, 79.8], abs=0.05)  # as measured where these features were made
