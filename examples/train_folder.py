@@ -2,6 +2,9 @@
 
     python examples/train_folder.py train IMAGES LABELS --model ViT-B-32 --pretrained openai
     python examples/train_folder.py predict runs/folder NEW_IMAGES
+    python examples/train_folder.py tag IMAGES --classes names.txt --model ViT-B-32 --pretrained openai
+
+``tag`` needs no label.
 
 Without --model it is the small model that ships with the project: no download, but it knows drawn scenes only.
 """

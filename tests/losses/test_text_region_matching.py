@@ -70,6 +70,10 @@ def test_calibrated_bias_gives_the_prior(prior: float, size: float) -> None:
     assert abs(torch.sigmoid(loss.logits(r, t)).mean().item() - prior) < 1e-4
     with pytest.raises(ValueError, match="prior must be above 0"):
         loss.calibrate_bias(r, t, 0.0)
+    with pytest.raises(
+        ValueError, match=r"regions must lead to a bias that torch.float16 can hold, got regions of a length up to"
+    ):
+        loss.half().calibrate_bias(1e6 * r, t, prior)
 
 
 def test_device_and_dtype_of_the_parameters() -> None:

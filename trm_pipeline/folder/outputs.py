@@ -20,7 +20,7 @@ from trm_pipeline.folder.model import HEAD_FILE, MODEL_FILE, SavedModel
 from trm_pipeline.folder.part import Part
 from trm_pipeline.folder.pictures import Entry, draw_entries
 
-__all__ = ["FILES", "SHEET", "write", "write_scores"]
+__all__ = ["FILES", "SHEET", "write", "write_csv", "write_scores"]
 
 FILES = {
     MODEL_FILE: "the model: classes, thresholds, templates, what it was trained on",
@@ -35,7 +35,7 @@ FILES = {
 SHEET = 24  # entries on a contact sheet
 
 
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A CSV file, replaced as a whole."""
     # A file may have a name that is not UTF-8, and what is written here has taken its time.
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
@@ -56,7 +56,7 @@ def write_scores(
         ]
         for i, file in enumerate(files)
     )
-    _write_csv(path, ["image", *(["part"] if extra else []), "present", *names], rows)
+    write_csv(path, ["image", *(["part"] if extra else []), "present", *names], rows)
 
 
 def write(
@@ -75,7 +75,7 @@ def write(
     made.mkdir()
     try:
         part = ["hold-out" if own else "training" for own in held.tolist()]
-        _write_csv(made / "split.csv", ["image", "part"], zip(labels.files, part, strict=True))
+        write_csv(made / "split.csv", ["image", "part"], zip(labels.files, part, strict=True))
         write_scores(made / "scores.csv", saved, labels.files, scores, lambda i: [part[i]])
         _write_pictures(made, args, labels, held, head, scores, estimates, features)
         head.save(made / HEAD_FILE)
@@ -120,7 +120,7 @@ def _write_pictures(
             entries.append(Entry(labels.files[i], labels.class_names[c], said, float(scores[i, c]), saliency.numpy()))
         draw_entries(folder / f"{name}.png", title, args.images, entries)
         rows = [[e.file, e.class_name, e.said, f"{e.score:.4f}"] for e in entries]
-        _write_csv(folder / f"{name}.csv", ["image", "class", word, "score"], rows)
+        write_csv(folder / f"{name}.csv", ["image", "class", word, "score"], rows)
 
 
 @torch.no_grad()

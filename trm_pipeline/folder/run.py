@@ -21,16 +21,18 @@ from trm_losses.pseudo import NeighbourRule
 from trm_pipeline import ranks
 from trm_pipeline.config.presets import EMBEDDED, Preset
 from trm_pipeline.data.voc import eval_transform
-from trm_pipeline.features.backbone import Backbone, with_texts
-from trm_pipeline.features.cached import Features, LiveFeatures, cache_features, cores, weights_digest
+from trm_pipeline.features.backbone import Backbone
+from trm_pipeline.features.cached import Features, LiveFeatures, cores
 from trm_pipeline.files import CACHE, check_writable, folder_argument
+from trm_pipeline.folder.encoded import check_device, check_encoding, check_output, encode, readable, words_of
 from trm_pipeline.folder.hold_out import hold_out
 from trm_pipeline.folder.image_files import FolderImages, find_images
 from trm_pipeline.folder.judgement import judge, ranked, table
 from trm_pipeline.folder.labels import Labels, read_labels
-from trm_pipeline.folder.model import DEMONSTRATION, SavedModel, class_texts, open_backbone, weights_file
+from trm_pipeline.folder.model import DEMONSTRATION, SavedModel
 from trm_pipeline.folder.outputs import FILES, write, write_scores
 from trm_pipeline.folder.part import Part
+from trm_pipeline.folder.tag import run_tag
 from trm_pipeline.methods import TRM, ZERO_SHOT, Setting
 from trm_pipeline.progress import escape_output, say
 from trm_pipeline.training.loop import score, train
@@ -43,38 +45,14 @@ ENOUGH = 320  # images from which on learning is as fast as in the preset; below
 
 def parser() -> argparse.ArgumentParser:
     """The command line of ``train_folder.py``."""
-    p = argparse.ArgumentParser(description="TRM-ML on a folder of your own images and one file of labels.")
-    commands = p.add_subparsers(dest="command", required=True, metavar="train | predict")
+    p = argparse.ArgumentParser(description="TRM-ML on a folder of your own images and one file of labels, or without any.")
+    commands = p.add_subparsers(dest="command", required=True, metavar="train | predict | tag")
     common = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
 
     t = commands.add_parser("train", help="train, score a hold-out, and keep the model", **common)  # type: ignore[arg-type]
     t.add_argument("images", type=Path, help="folder of images, with any folders below it")
     t.add_argument("labels", type=Path, help="CSV or JSON-lines file: a column for each class, or image,labels with lists")
     t.add_argument("--output", type=Path, default=Path("runs/folder"), help="folder for the model, scores and pictures")
-    t.add_argument(
-        "--model",
-        default="embedded",
-        help="an open_clip model such as ViT-B-32; 'embedded': no download, drawn scenes alone; or timm:NAME with --class-texts",
-    )
-    t.add_argument(
-        "--pretrained",
-        help="a tag of open_clip such as 'openai', which downloads once, or a weights file; of timm default: its own weights",
-    )
-    t.add_argument(
-        "--class-texts",
-        type=Path,
-        metavar="FILE",
-        help="texts (C, D) of a model without a text tower (.npy, .pt): a row a class, in the order of the label file",
-    )
-    t.add_argument("--image-size", type=int, help="side of the square images; default: the model's own")
-    t.add_argument(
-        "--template",
-        action="append",
-        metavar="TEXT",
-        dest="templates",
-        help="prompt such as 'a satellite image of a {}.'; more than one is averaged",
-    )
-    t.add_argument("--names", nargs="+", default=[], metavar="CLASS=WORDS", help="words for class names that are no words")
     t.add_argument(
         "--hold-out",
         type=float,
@@ -101,10 +79,42 @@ def parser() -> argparse.ArgumentParser:
     q.add_argument("images", type=Path, help="folder of images, or one image")
     q.add_argument("--output", type=Path, default=Path("scores.csv"), help="CSV file to write")
     q.add_argument("--pretrained", help="where the weights of the frozen model lie now, if not where they were in training")
-    for command in (t, q):
+    g = commands.add_parser("tag", help="score a folder of images by the names of classes, without any label", **common)  # type: ignore[arg-type]
+    g.add_argument("images", type=Path, help="folder of images, with any folders below it")
+    g.add_argument("--classes", type=Path, required=True, metavar="FILE", help="names of the classes, one a line")
+    g.add_argument("--output", type=Path, default=Path("runs/tags"), help="folder for the scores")
+
+    for command in (t, g):
+        command.add_argument(
+            "--model",
+            default="embedded",
+            help="an open_clip model such as ViT-B-32; 'embedded': no download, drawn scenes alone; timm:NAME with --class-texts",
+        )
+        command.add_argument(
+            "--pretrained",
+            help="a tag of open_clip such as 'openai', which downloads once, or a weights file; of timm default: its own weights",
+        )
+        command.add_argument(
+            "--class-texts",
+            type=Path,
+            metavar="FILE",
+            help="texts (C, D) of a model without a text tower (.npy, .pt): a row a class, in the order of LABELS or --classes",
+        )
+        command.add_argument("--image-size", type=int, help="side of the square images; default: the model's own")
+        command.add_argument(
+            "--template",
+            action="append",
+            metavar="TEXT",
+            dest="templates",
+            help="prompt such as 'a satellite image of a {}.'; more than one is averaged",
+        )
+        command.add_argument(
+            "--names", nargs="+", default=[], metavar="CLASS=WORDS", help="words for class names that are no words"
+        )
+        command.add_argument("--cache", type=folder_argument, default=CACHE, help="folder for frozen features")
+    for command in (t, q, g):
         command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
         command.add_argument("--workers", type=int, default=min(8, cores()), help="processes that read images")
-    t.add_argument("--cache", type=folder_argument, default=CACHE, help="folder for frozen features")
     return p
 
 
@@ -113,7 +123,7 @@ def run_train(args: argparse.Namespace) -> None:
     started = time.perf_counter()
     _check_train(args)
     images = find_images(args.images)
-    _check_output(args.output, args.images, images)
+    check_output(args.output, args.images, images)
     labels = read_labels(
         args.labels,
         images,
@@ -129,45 +139,11 @@ def run_train(args: argparse.Namespace) -> None:
             f"{args.labels.name}: no label is present, of {labels.targets.numel()} ({known_fraction(labels.targets):.0%} known): "
             "nothing to learn from"
         )
-    words = _words(labels.class_names, args.names)
+    words = words_of(labels.class_names, args.names)
     labels = _unlabelled(labels, images, use=args.use_unlabelled, folders=args.group == "folder")
     say(_about(labels))
-    device = torch.device(args.device)
-    file = weights_file(args.model, args.pretrained)
-    if args.model == "embedded":
-        say(f"\n{DEMONSTRATION}\n")
-    else:
-        fetched = file is None and not args.model.startswith("local-dir:")
-        say(f"model {args.model} {args.pretrained or ''}{', fetched where it is not here yet' if fetched else ''}")
-    tower = open_backbone(args.model, args.pretrained, args.image_size, device)
-    backbone = with_texts(tower, args.model, args.class_texts, labels.class_names, device)
-    if args.class_texts is not None:
-        if args.templates or args.names:
-            raise ValueError(
-                f"--names and --template are words for a text tower, and --model {args.model} has none; leave them out"
-            )
-        say(f"class texts of {args.class_texts}, read in the order {', '.join(labels.class_names)}")
-    text, templates = class_texts(backbone, words, args.templates)
-    height, width = backbone.grid(backbone.image_size)
-    pool = 2 if height >= 14 and width >= 14 and height % 2 == width % 2 == 0 else 1
-    digest = weights_digest(backbone)
-
-    transform = eval_transform(backbone.image_size, mean=backbone.image_mean, std=backbone.image_std)
-    paths = [args.images / file for file in labels.files]
-    data = FolderImages(paths, backbone.image_size, transform)
-    cached = cache_features(
-        args.cache / "folder-features",
-        data,
-        list(map(str, paths)),
-        backbone,
-        weights=digest,
-        token_pool=pool,
-        mirror=True,
-        device=device,
-        workers=args.workers if len(paths) > 64 else 0,
-    )
-    whole = _readable(data, torch.from_numpy(cached.pooled[0]), labels.files)
-    features, labels = Part(cached, whole, (height // pool, width // pool)), _only(labels, whole)
+    frozen = encode(args, labels.files, labels.class_names, words)
+    features, labels = frozen.features, _only(labels, frozen.readable)
     if not (labels.targets == 1).any():
         raise ValueError("no label is present in the images that can be read: nothing to learn from")
 
@@ -177,18 +153,26 @@ def run_train(args: argparse.Namespace) -> None:
         shown = ", ".join(none[:5]) + (" …" if len(none) > 5 else "")
         say(f"no label is present of {shown}: nothing to learn from, scored by name alone (zero-shot)")
     preset = _preset(args, labels.targets[~held])
-    method, estimates = _fit(args, preset, backbone, features, labels.targets, held, trained, text)
-    head = _head(method, backbone, labels.class_names, trained, text)
+    method, estimates = _fit(args, preset, frozen.backbone, features, labels.targets, held, trained, frozen.text)
+    head = _head(method, frozen.backbone, labels.class_names, trained, frozen.text)
     scores = _scores(head, features)
     zero_shot = {
-        name.removeprefix("zero-shot-"): score(lambda b, f=f: f(b, text), features, 64)  # type: ignore[misc]
+        name.removeprefix("zero-shot-"): score(lambda b, f=f: f(b, frozen.text), features, 64)  # type: ignore[misc]
         for name, f in ZERO_SHOT.items()
     }
     about, lines = judge(labels, held, trained, scores, zero_shot, words)
     model = args.model  # as it is found from other folders, too
     if model.startswith("local-dir:"):
         model = f"local-dir:{os.path.abspath(model.removeprefix('local-dir:'))}"
-    saved = SavedModel(model, file or args.pretrained, digest, backbone.image_size, pool, templates, **about)
+    saved = SavedModel(
+        model,
+        frozen.file or args.pretrained,
+        frozen.weights,
+        frozen.backbone.image_size,
+        frozen.token_pool,
+        frozen.templates,
+        **about,
+    )
     say(f"writing scores and pictures of {len(labels.files)} images")
     written = write(args, labels, held, head, saved, scores, estimates, features)
     say(lines)
@@ -204,45 +188,13 @@ def _check_train(args: argparse.Namespace) -> None:
         raise ValueError(f"train_folder.py must run in one process, got {ranks.launched()} of torchrun; start it with python")
     if not 0 <= args.hold_out < 1:
         raise ValueError(f"--hold-out must be a share from 0 to below 1, got {args.hold_out:g} (20 % is 0.2)")
-    sizes = (("--epochs", args.epochs, 1), ("--workers", args.workers, 0), ("--image-size", args.image_size, 1))
-    for name, value, least in sizes:
-        if value is not None and value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+    if args.epochs is not None and args.epochs < 1:
+        raise ValueError(f"--epochs must be at least 1, got {args.epochs}")
     if args.expected_positives is not None and args.expected_positives <= 0:
         raise ValueError(f"--expected-positives must be above 0, got {args.expected_positives:g}")
     if args.separator == "":
         raise ValueError("--separator must be what stands between names, got nothing; give ' ' for spaces")
-    for template in args.templates or ():
-        if "{}" not in template:
-            raise ValueError(f"--template must hold {{}} for the class name, got {template!r}")
-    check_writable(args.output, "--output")
-    _check_device(args.device)
-
-
-def _check_output(output: Path, folder: Path, images: Sequence[str]) -> None:
-    """It is no folder of images, nor lies in one, also by way of links."""
-    place = Path(os.path.realpath(output))
-    for inside in {folder, *((folder / image).parent for image in images)}:
-        if place.is_relative_to(os.path.realpath(inside)):
-            raise ValueError(f"--output {output} lies in the image folder; its pictures would be images of the next training")
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from error
-
-
-def _words(class_names: Sequence[str], given: Sequence[str]) -> dict[str, str]:
-    """What each class is called in prompts: its name, with spaces for underscores, or other words."""
-    words = {name: name.replace("_", " ") for name in class_names}
-    for item in given:
-        name, _, word = item.partition("=")
-        if name not in words or not word.strip():
-            raise ValueError(f"--names: wanted CLASS=WORDS with one of {', '.join(class_names[:10])}; got {item!r}")
-        words[name] = word.strip()
-    return words
+    check_encoding(args)
 
 
 def _unlabelled(labels: Labels, images: Sequence[str], *, use: bool, folders: bool) -> Labels:
@@ -273,20 +225,6 @@ def _about(labels: Labels) -> str:
     if labels.lists:
         line += "\nwhat a list does not name counts as unknown (--unlisted absent, if the lists are complete)"
     return line
-
-
-def _readable(data: FolderImages, pooled: Tensor, files: Sequence[str]) -> Tensor:
-    """The images whose features are finite; the others are named."""
-    broken = (~pooled.isfinite().all(dim=1)).nonzero().flatten().tolist()
-    if broken:
-        say(f"{len(broken)} of {len(files)} images cannot be read and are left out:")
-        for index in broken[:10]:
-            say(f"  {files[index]}: {data.why_unreadable(index)}")
-        if len(broken) > 10:
-            say(f"  and {len(broken) - 10} more")
-    if len(broken) == len(files):
-        raise ValueError("none of the images can be read")
-    return pooled.isfinite().all(dim=1).nonzero().flatten()
 
 
 def _only(labels: Labels, rows: Tensor) -> Labels:
@@ -412,7 +350,7 @@ def run_predict(args: argparse.Namespace) -> None:
     """Everything ``predict`` does."""
     started = time.perf_counter()
     saved, head = SavedModel.load(args.trained)
-    _check_device(args.device)
+    check_device(args.device)
     if args.output.suffix.lower() != ".csv":
         raise ValueError(f"--output must be a .csv file, got {args.output}")
     check_writable(args.output.parent, "--output")
@@ -440,7 +378,7 @@ def run_predict(args: argparse.Namespace) -> None:
         tokens = batch.tokens.half().float()  # as they are cached in training
         scores.append(head.predict(torch.where(fine[:, None, None], tokens, 0.0)).cpu())
         pooled.append(batch.pooled.cpu())
-    whole = _readable(data, torch.cat(pooled), files)
+    whole = readable(data, torch.cat(pooled), files)
     files, found = [files[i] for i in whole.tolist()], torch.cat(scores)[whole]
     args.output.parent.mkdir(parents=True, exist_ok=True)
     write_scores(args.output, saved, files, found)
@@ -460,7 +398,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     escape_output()
     args = parser().parse_args(argv)
     try:
-        (run_train if args.command == "train" else run_predict)(args)
+        {"train": run_train, "predict": run_predict, "tag": run_tag}[args.command](args)
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"error: {error}") from error
     except KeyboardInterrupt:

@@ -1,0 +1,48 @@
+"""Scores of a folder by the names of classes, without any label."""
+
+import pytest
+import torch
+
+from tests.helpers.own_folder import CLASSES, read_csv
+from trm_losses.metrics import mean_average_precision
+from trm_pipeline.folder import run as folder_run
+
+
+def test_tags_need_the_names_of_classes_alone(images, cache, tmp_path, capsys):
+    """Files that predict could have written, but for what is present; other images than those that cannot be read."""
+    folder, rows = images
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(CLASSES) + "\n\n", encoding="utf-8")
+    folder_run.main(["tag", str(folder), "--classes", str(names), "--output", str(tmp_path / "tags"), *cache])
+    said = capsys.readouterr().out
+    assert "cut.jpg: image file is truncated" in said and "no threshold" in said
+    assert sorted(path.name for path in (tmp_path / "tags").iterdir()) == ["scores.csv", "zero_shot.csv"]
+    for name in ("scores.csv", "zero_shot.csv"):
+        found = read_csv(tmp_path / "tags" / name)
+        assert list(found[0]) == ["image", *CLASSES] and {row["image"] for row in found} == set(rows) - {"cut.jpg", "empty.png"}
+        scores = torch.tensor([[float(row[name]) for name in CLASSES[:3]] for row in found])
+        targets = torch.tensor([rows[row["image"]][:3] for row in found])
+        assert mean_average_precision(scores, targets) > 0.7
+
+
+@pytest.mark.parametrize(
+    ("names", "change", "said"),
+    [
+        (None, [], "--classes: .* not found"),
+        ("\n", [], "must hold different names of classes, one a line, got none"),
+        ("cat\ncar\ncat\n", [], "got 'cat' twice"),
+        ("cat\nlaptop\n", [], "has no words for 1 of 2 classes: 'laptop'"),
+        ("cat\n", ["--workers", "-1"], "--workers must be at least 0"),
+        ("cat\n", ["--template", "a photo"], "--template must hold {}"),
+        ("cat\n", ["--names", "dog=cat"], "--names: wanted CLASS=WORDS"),
+        ("cat\n", ["--output", "IMAGES/tags"], "lies in the image folder"),
+    ],
+)
+def test_tags_that_cannot_be_given_are_refused(names, change, said, images, cache, tmp_path):
+    path = tmp_path / "names.txt"
+    if names is not None:
+        path.write_text(names, encoding="utf-8")
+    change = [str(images[0] / "tags") if item == "IMAGES/tags" else item for item in change]
+    with pytest.raises(SystemExit, match=f"^error: .*{said}"):
+        folder_run.main(["tag", str(images[0]), "--classes", str(path), "--output", str(tmp_path / "tags"), *cache, *change])
+    assert not (tmp_path / "tags").exists()
