@@ -120,6 +120,16 @@ def test_saturated_logits(name, dtype):
     assert slope[0, 1] > 0 or (module.margin > 0 and "ASL" in name)  # whose margin keeps 1 - q away from 0
 
 
+@pytest.mark.parametrize(
+    "loss", ["AssumeNegativeLoss", "WeakAssumeNegativeLoss", "EMLoss", "HillLoss", "SPLCLoss", "LargeLoss", "PartialBCELoss"]
+)
+def test_no_class_costs_nothing(loss):
+    logits = torch.zeros(4, 0, requires_grad=True)
+    value = getattr(baselines, loss)()(logits, torch.zeros(4, 0))
+    value.backward()
+    assert value == 0 and logits.grad.shape == (4, 0)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_one_loop_runs_them_all(name):
     """Half precision included; a run that is saved and loaded in the middle is the same run."""
