@@ -49,3 +49,12 @@ def test_hold_out_of_next_to_nothing():
     assert hold_out(torch.tensor([[1.0], [1.0], [0.0]]), 0.0).sum() == 0
     assert hold_out(torch.eye(3) * 2 - 1, 0.3).sum() == 0  # the only present label of a class is for training
     assert hold_out(torch.tensor([[1.0], [1.0], [0.0]]), 0.3).sum() == 1
+
+
+def test_a_class_keeps_a_present_label_for_training_whatever_the_others_ask_for():
+    for seed in range(60):
+        generator = torch.Generator().manual_seed(seed)
+        images, classes = (int(torch.randint(low, high, (), generator=generator)) for low, high in ((4, 12), (2, 8)))
+        present = torch.rand(images, classes, generator=generator) < 0.25
+        held = hold_out(present.float(), 0.5, seed=seed)
+        assert torch.equal(present.any(dim=0), present[~held].any(dim=0)), seed
