@@ -122,13 +122,13 @@ def test_a_model_of_open_clip_from_a_weights_file(images, cache, tmp_path, capsy
     vision = {"image_size": 64, "patch_size": 16, "width": 32, "head_width": 16, "layers": 1}
     words = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
     config = json.dumps({"embed_dim": 16, "vision_cfg": vision, "text_cfg": words})
-    (tmp_path / "tiny-vit.json").write_text(config, encoding="utf-8")
-    open_clip.add_model_config(tmp_path / "tiny-vit.json")
+    (tmp_path / "folder-vit.json").write_text(config, encoding="utf-8")
+    open_clip.add_model_config(tmp_path / "folder-vit.json")
     torch.manual_seed(0)
     files = [tmp_path / name for name in ("w.pt", "other.pt")]
     for file in files:
-        torch.save(open_clip.create_model("tiny-vit").state_dict(), file)
-    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-vit", {"openai": {}})
+        torch.save(open_clip.create_model("folder-vit").state_dict(), file)
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "folder-vit", {"openai": {}})
     fetch = folder_model.load_open_clip
     fetched = {"openai": str(files[0])}
     monkeypatch.setattr(folder_model, "load_open_clip", lambda name, source, **kw: fetch(name, fetched.get(source, source), **kw))
@@ -137,7 +137,7 @@ def test_a_model_of_open_clip_from_a_weights_file(images, cache, tmp_path, capsy
     rows = dict(list(images[1].items())[:6])
     rows = {name: [*values, 0, 1] for name, values in rows.items()}
     labels = write_table(tmp_path / "labels.csv", rows, classes=[*CLASSES, "a_lap top", "ΔΙΑ"])
-    model = ["--model", "tiny-vit", "--pretrained", "openai", "--image-size", "96", "--epochs", "1"]
+    model = ["--model", "folder-vit", "--pretrained", "openai", "--image-size", "96", "--epochs", "1"]
     arguments = ["--output", str(tmp_path / "run"), *model, *cache, "--names", "ΔΙΑ=A lap top"]
     folder_run.main(["train", str(images[0]), str(labels), *arguments])
     said = capsys.readouterr().out.splitlines()
@@ -151,7 +151,7 @@ def test_a_model_of_open_clip_from_a_weights_file(images, cache, tmp_path, capsy
     scores = {row["image"]: row for row in read_csv(tmp_path / "run" / "scores.csv")}
     assert float(read_csv(tmp_path / "s.csv")[0]["dog"]) == pytest.approx(float(scores["1.png"]["dog"]), abs=2e-4)
     folder_run.main([*predict, "--pretrained", "w.pt"])
-    with pytest.raises(SystemExit, match="features of tiny-vit with other weights"):
+    with pytest.raises(SystemExit, match="features of folder-vit with other weights"):
         folder_run.main([*predict, "--pretrained", str(files[1])])
 
 
