@@ -7,6 +7,7 @@ import types
 import pytest
 import torch
 
+from tests.helpers.grid import Held, labels, setting
 from tests.helpers.runs import read_json
 from trm_losses import PseudoLabels, TRMHead
 from trm_pipeline import methods
@@ -164,3 +165,30 @@ def test_a_profile_changes_nothing_and_names_the_parts_of_a_step(run, tmp_path):
     table = path.read_text(encoding="utf-8")
     assert path.name == "trm-known0.5-seed1.txt"
     assert all(f" {part} " in table for part in ("text", "loss", "backward and optimizer", "average", "update"))
+
+
+@pytest.mark.parametrize(("single", "wanted"), [(True, [1.0] * 3 + [0.0] * 7), (False, [0.0] * 10)])
+def test_unknown_labels_count_as_absent_for_as_long_as_the_method_says(single, wanted, monkeypatch):
+    given = []
+
+    def loss(self, batch, text, targets, weak_negative=0.0):
+        given.append(weak_negative)
+        return {"zero": 0 * self.linear.weight.sum()}
+
+    monkeypatch.setattr(methods.LinearProbe, "loss", loss)
+    monkeypatch.setattr(methods.LinearProbe, "weak_negative_steps", lambda self, preset, total: 3)
+    chosen = setting(single=single)
+    training.train(
+        methods.METHODS["linear"](chosen),
+        Held(1),
+        chosen.targets,
+        Held(2),
+        labels(3).clamp(min=0),
+        encode=lambda text: text,
+        preset=chosen.preset,
+        seed=1,
+        device=torch.device("cpu"),
+        label="",
+        single=single,
+    )
+    assert given == wanted
