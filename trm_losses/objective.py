@@ -168,11 +168,16 @@ class TRMObjective(PerClassState):
             distributed: False, True or a process group, for all parts.
             validate: of all parts.
 
+        Raises:
+            ValueError, TypeError: of the parts, each by name; a rule beside ``labeler=None``.
+
         Reference: settings chosen on drawn scenes (our choice).
         """
         check_number(cls.__name__, "total_steps", total_steps, 1)
         Dims(cls.__name__).check("text", text, "C D")
         classes, dim = text.shape
+        if labeler is None and rule is not None:
+            raise ValueError(f"{cls.__name__}: rule needs a labeler that asks it, got labeler=None; leave one of both out")
         if labeler is not None and rule is None:
             rule = PrototypeRule(classes, temperature_text=2 / logit_scale)
         # A soft rule says something of every unknown entry: it waits longer, and weighs less for all that it knows.

@@ -294,6 +294,8 @@ def test_from_text_takes_settings_by_part() -> None:
     assert bare.distillation is bare.contrast is bare.labeler is bare.bank is None
     free = tl.TRMObjective.from_text(text, total_steps=200, objective={"lambda_contrast": 0, "lambda_distillation": 0})
     assert free.distillation is free.contrast is None and free.labeler is not None and free.bank is not None
+    with pytest.raises(ValueError, match="TRMObjective: rule needs a labeler that asks it, got labeler=None"):
+        tl.TRMObjective.from_text(text, total_steps=200, rule=NeighbourRule(3, 6), labeler=None)
     with pytest.raises(TypeError, match="dropouts"):
         tl.TRMObjective.from_text(text, total_steps=200, pooler={"dropouts": 0.1})
 
