@@ -347,8 +347,8 @@ SIZES: dict[str, list[tuple[Build, tuple[Any, ...]]]] = {
         (mean_pairs, (64, 80, 512, 371)),
         (mean_pairs, (128, 200, 512, 1280)),
         (pseudo_label_pairs, (64, 80, 512)),
-        (pseudo_label_pairs, (64, 80, 512, 4)),
         (pseudo_label_pairs, (32, 312, 512)),
+        (relation_pairs, (64, 80, 512)),
         (metric_pairs, (4952, 20)),
     ],
     "full": [

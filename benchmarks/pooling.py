@@ -186,7 +186,7 @@ def step_pair(size: Size, *, labeler: bool) -> Pair:
     """A training step with query head and frozen text: forward, backward, update; at least two chunks."""
     batch, classes, tokens, dim = size
     text, x, y = step_inputs(size)
-    module = ChunkedTRMObjective.from_text(text, total_steps=1000, validate=False)
+    module = ChunkedTRMObjective.from_text(text, total_steps=1000, recipe="paper", validate=False)
     if not labeler:
         module.labeler = None
     chunk = min((classes + 1) // 2, class_chunk(batch, classes, tokens, dim))
@@ -212,8 +212,8 @@ def sampled_pair(size: Size, number: int) -> Pair:
     draws = torch.Generator().manual_seed(0)
 
     def step(classes: int) -> Callable[[], object]:
-        module = ChunkedTRMObjective.from_text(text[:classes], total_steps=1000, validate=False)
-        module.bank = module.labeler = module.contrast = None  # they keep a row for each class
+        bare = {"contrast": None, "labeler": None}  # they, and the bank, keep a row for each class
+        module = ChunkedTRMObjective.from_text(text[:classes], total_steps=1000, recipe="paper", validate=False, **bare)
         module.class_chunk = class_chunk(size[0], classes, size[2], size[3])
 
         def once() -> object:

@@ -38,7 +38,7 @@ from trm_losses import (
     param_groups,
 )
 from trm_losses.backbones import OpenClipBackbone
-from trm_losses.pseudo import PrototypeRule, Thresholds
+from trm_losses.pseudo import PrototypeRule
 
 
 class Size(NamedTuple):
@@ -93,7 +93,8 @@ def build(size: Size, backbone: OpenClipBackbone) -> tuple[Model, Tensor, Tensor
     prompts = PromptLearner("shared", names=names, num_context=size.num_context, context_length=backbone.context_length)
     with torch.no_grad():
         text = backbone.encode_prompts(prompts())
-    objective = TRMObjective.from_text(text, total_steps=20).to(text.dtype)
+    plain = {"gamma_pos": 0.0, "gamma_neg": 0.0, "margin": 0.0}  # a cross-entropy, on both sides
+    objective = TRMObjective.from_text(text, total_steps=20, recipe="paper", matching=plain).to(text.dtype)
     torch.nn.init.normal_(objective.pooler.mlp[-1].weight, std=1e-3)  # at 0, as it starts, nothing below has a gradient
     with torch.no_grad():
         for step in range(12):  # statistics, prototypes, and past warm-up and ramp
@@ -239,8 +240,8 @@ def usual_distillation(student: Tensor, teacher: Tensor, temperature: float = 4.
 def usual_pseudo_labels(labeler: PseudoLabeler, bank: PrototypeBank, features: Tensor, targets: Tensor) -> PseudoLabels:
     """Scores from prototypes and calibrated similarities one class after another, then the cap one image after another."""
     z = F.normalize(features, dim=-1)
-    rule, decider, known = labeler.rule, labeler.rule.decider, labeler.known_count
-    assert isinstance(rule, PrototypeRule) and isinstance(decider, Thresholds)
+    rule, known = labeler.rule, labeler.known_count
+    assert isinstance(rule, PrototypeRule)
     sums, mass = rule.similarity_sum, rule.similarity_mass
     seen = bank.count > 0
     visual, text = (F.normalize(prototypes.to(z), dim=-1) for prototypes in (bank.visual, bank.text))
@@ -263,7 +264,7 @@ def usual_pseudo_labels(labeler: PseudoLabeler, bank: PrototypeBank, features: T
         if parts:
             scores[:, c] = sum(parts) / len(parts)
     unknown = targets == -1
-    positive, negative = unknown & (scores >= decider.positive), unknown & (scores <= decider.negative)
+    positive, negative = unknown & (scores >= rule.positive), unknown & (scores <= rule.negative)
     counted = known.sum(dim=0)
     prior = torch.where(counted > 0, known[1] / counted.clamp(min=1), known[1].sum() / counted.sum())
     for b in range(len(targets)):

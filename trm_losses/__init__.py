@@ -8,6 +8,7 @@ from .chunked import ChunkedTRMObjective
 from .contrast import MultimodalContrastiveLoss
 from .distillation import RegionDistillationLoss
 from .features import write_features
+from .global_head import GlobalHead
 from .head import TRMHead, param_groups
 from .image_contrast import ImageContrastiveLoss
 from .matching import TextRegionMatchingLoss
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ChunkedTRMObjective",
     "GaussianDiscriminant",
+    "GlobalHead",
     "ImageContrastiveLoss",
     "MultimodalContrastiveLoss",
     "PromptEmbeddings",

@@ -146,9 +146,9 @@ def _write_view(
         files: list[BinaryIO] = []
         for batch in batches:
             parts = list(batch)
-            if len(parts) == 3 and not isinstance(parts[2], Tensor):
+            if len(parts) > 2 and not isinstance(parts[2], Tensor):  # an ImageFeatures
                 grid = (int(parts[2][0]), int(parts[2][1]))
-                parts.pop()
+                parts = [part for part in (*parts[:2], *parts[3:]) if part is not None]
             kinds = kinds or len(parts)
             if len(parts) not in (2, 3) or len(parts) != kinds:
                 raise ValueError(f"{_OWNER}: a batch must be (tokens, pooled) or (tokens, pooled, penultimate), got {len(parts)}")

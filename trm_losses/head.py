@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from . import head_file
 from ._checks import Dims, check_choice, check_number
 from ._state import PerClassState, in_eval_mode
+from .global_head import GlobalHead
 from .matching import TextRegionMatchingLoss
 from .regions import RegionPooler, Regions, class_chunk
 
@@ -47,9 +48,12 @@ class TRMHead(PerClassState):
         text: (C, D) class texts.
         class_names: C names, in the order of the classes.
         head: which logits: ``"query"``, ``"region"`` or the ``"mean"`` of both.
+        global_head: fitted logits of the image as a whole, or None.
+        rate: its share of the logits, from 0 to 1, where there is one.
 
     Shape:
-        tokens (B, N, D), key_padding_mask (B, N) bool with True at padding -> logits or scores (B, C).
+        tokens (B, N, D), penultimate (B, W) if the global head reads it, key_padding_mask (B, N) bool with True at padding ->
+        logits or scores (B, C).
 
     Example:
         >>> import torch
@@ -61,7 +65,8 @@ class TRMHead(PerClassState):
         torch.Size([4, 3])
 
     Reference: which head scores at test time is not known of TRM-ML; the query head is our default, and so is the bias of
-    classes never trained, the mean of the others.
+    classes never trained, the mean of the others. Global and local logits merged at a rate of 0.5 are in the authors'
+    configurations.
     """
 
     text: Tensor
@@ -76,6 +81,8 @@ class TRMHead(PerClassState):
         class_names: list[str] | tuple[str, ...],
         *,
         head: Literal["query", "region", "mean"] = "query",
+        global_head: GlobalHead | None = None,
+        rate: float = 0.5,
     ) -> None:
         super().__init__()
         name = type(self).__name__
@@ -92,10 +99,23 @@ class TRMHead(PerClassState):
                 f"{name}: class_names must be {pooler.num_classes} different names, got {len(class_names)} "
                 f"({len(set(class_names))} different)"
             )
+        check_number(name, "rate", rate, 0, 1)
+        if global_head is not None and global_head.num_classes != pooler.num_classes:
+            raise ValueError(
+                f"{name}: global_head must have the pooler's num_classes = {pooler.num_classes}, got {global_head.num_classes}"
+            )
         self.pooler, self.matching, self.class_names, self.head = pooler, matching, class_names, head
+        self.global_head, self.rate = global_head, rate
         self.register_buffer("text", text.detach().clone())
 
-    def forward(self, tokens: Tensor, *, key_padding_mask: Tensor | None = None, chunk: int | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        penultimate: Tensor | None = None,
+        *,
+        key_padding_mask: Tensor | None = None,
+        chunk: int | None = None,
+    ) -> Tensor:
         """Logits (B, C); those of a padded image are those that it gets alone, whatever lies under the padding.
 
         Where images times classes are many they go through in chunks of classes, so that memory does not grow with their
@@ -103,6 +123,14 @@ class TRMHead(PerClassState):
         it is chosen by :func:`trm_losses.regions.class_chunk`; compiled code, and training, which would compute the chunks
         twice, take all. Chunks take the pooler apart: hooks on it, or a wrapper around it, see calls of all classes alone.
         """
+        local = self._local(tokens, key_padding_mask, chunk)
+        if self.global_head is None:
+            return local
+        whole: Tensor = self.global_head(tokens, penultimate, key_padding_mask=key_padding_mask)
+        return (1 - self.rate) * local + self.rate * whole.to(local.dtype)
+
+    def _local(self, tokens: Tensor, key_padding_mask: Tensor | None, chunk: int | None) -> Tensor:
+        """Logits of the regions."""
         classes, query_head = self.pooler.num_classes, self.head != "region"
         if chunk is None:
             whole = torch.compiler.is_compiling() or torch.is_grad_enabled() or not isinstance(tokens, Tensor) or tokens.ndim != 3
@@ -124,16 +152,23 @@ class TRMHead(PerClassState):
         return {"logits": 0.5 * (query + region)}
 
     @torch.no_grad()
-    def predict(self, tokens: Tensor, *, key_padding_mask: Tensor | None = None, chunk: int | None = None) -> Tensor:
+    def predict(
+        self,
+        tokens: Tensor,
+        penultimate: Tensor | None = None,
+        *,
+        key_padding_mask: Tensor | None = None,
+        chunk: int | None = None,
+    ) -> Tensor:
         """Probabilities (B, C), in eval mode whatever mode the module is in; the arguments are those of :meth:`forward`."""
         with in_eval_mode(self):
-            return torch.sigmoid(self(tokens, key_padding_mask=key_padding_mask, chunk=chunk))
+            return torch.sigmoid(self(tokens, penultimate, key_padding_mask=key_padding_mask, chunk=chunk))
 
     def with_classes(self, text: Tensor, class_names: list[str] | tuple[str, ...]) -> TRMHead:
         """A head of its own for another set of classes, found by name: some of these, in any order, and any number of new ones.
 
         A name that this head has keeps its bias, and its score where it keeps its text; a new name takes the mean of the
-        biases. Nothing else is per class in a head whose queries come from the text.
+        biases. Nothing else is per class in a head whose queries come from the text; of a global head it has the prior.
 
         Args:
             text: (C, D) texts of the new set; for a known name, its row of ``head.text`` is what it was trained to.
@@ -149,6 +184,12 @@ class TRMHead(PerClassState):
                 f"{type(self).__name__}: class_names must be among the trained ones where each has a query of its own, "
                 f"got {', '.join(map(repr, unseen[:5]))}{', ...' if len(unseen) > 5 else ''}; train with query='tied'"
             )
+        if unseen and self.global_head is not None and self.global_head.prior is None:
+            shown = ", ".join(map(repr, unseen[:5]))
+            raise ValueError(
+                f"{type(self).__name__}: class_names must be among the trained ones where the global head has no prior, "
+                f"got {shown}; give GlobalHead a prior to know other names by"
+            )
         group = self.matching.distributed
         pooler, matching = copy.deepcopy(self.pooler), copy.deepcopy(self.matching, {id(group): group})
         pooler.num_classes = matching.num_classes = len(class_names)
@@ -158,7 +199,10 @@ class TRMHead(PerClassState):
             matching.bias = nn.Parameter(bias, requires_grad=self.matching.bias.requires_grad)
             if pooler.query is not None:
                 pooler.query = nn.Parameter(pooler.query[rows], requires_grad=pooler.query.requires_grad)
-        made = type(self)(pooler, matching, text, class_names, head=self.head)
+        whole = self.global_head
+        if whole is not None:
+            whole = whole.with_classes([known.get(name) for name in class_names], text=text)
+        made = type(self)(pooler, matching, text, class_names, head=self.head, global_head=whole, rate=self.rate)
         made.training = self.training
         return made
 
@@ -168,8 +212,8 @@ class TRMHead(PerClassState):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything :meth:`load` needs into one file (tensors and plain values, no code); not ``distributed``."""
-        names, state = self.class_names, self.state_dict()
-        head_file.write(path, self.pooler, self.matching, class_names=names, head=self.head, state=state)
+        told = {"class_names": self.class_names, "head": self.head, "rate": self.rate}
+        head_file.write(path, self.pooler, self.matching, self.global_head, told=told, state=self.state_dict())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> TRMHead:

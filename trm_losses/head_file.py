@@ -9,28 +9,33 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from .global_head import GlobalHead
 from .matching import TextRegionMatchingLoss
 from .regions import RegionPooler
+from .training_free import GaussianDiscriminant
 
 __all__ = ["read", "write"]
 
 Head = TypeVar("Head", bound=nn.Module)
 
-_FORMAT = "trm_losses.TRMHead/3"
+_FORMAT = "trm_losses.TRMHead/4"
 _POOLER_SETTINGS = ("num_classes", "dim", "num_heads", "query_head", "validate")
 _MATCHING_SETTINGS = ("num_classes", "gamma_pos", "gamma_neg", "margin", "reduction", "validate")
+_GLOBAL_SETTINGS = ("num_classes", "width", "spread", "shrinkage", "validate")
+_PRIOR_SETTINGS = ("num_classes", "dim", "tokens_per_class", "scale", "shrinkage", "sharpness", "label_weight", "validate")
 
 
 def write(
     path: str | os.PathLike[str],
     pooler: RegionPooler,
     matching: TextRegionMatchingLoss,
+    global_head: GlobalHead | None,
     *,
-    class_names: list[str],
-    head: str,
+    told: dict[str, Any],
     state: dict[str, Tensor],
 ) -> None:
     """Write a head of these parts; a file that was there stays whole until the new one is."""
+    prior = None if global_head is None else global_head.prior
     content = io.BytesIO()  # not a file: on a full disk torch would hide the error behind one of its own
     torch.save(
         {
@@ -40,8 +45,9 @@ def write(
             "dropout": pooler.dropout_rate,
             "query": pooler.query_kind,
             "matching": {key: getattr(matching, key) for key in _MATCHING_SETTINGS},
-            "class_names": class_names,
-            "head": head,
+            "global_head": None if global_head is None else {key: getattr(global_head, key) for key in _GLOBAL_SETTINGS},
+            "prior": None if prior is None else {key: getattr(prior, key) for key in _PRIOR_SETTINGS},
+            "told": told,
             "state": {key: value.cpu() for key, value in state.items()},
         },
         content,
@@ -91,6 +97,10 @@ def _restored(content: dict[str, Any], kind: type[Head]) -> Head:
         dtype=state["pooler.query_weight"].dtype,
     )
     matching = TextRegionMatchingLoss(**content["matching"], dtype=state["matching.bias"].dtype)
-    head = kind(pooler, matching, state["text"], content["class_names"], head=content["head"])
+    whole = None
+    if content["global_head"] is not None:
+        prior = None if content["prior"] is None else GaussianDiscriminant(**content["prior"])
+        whole = GlobalHead(**content["global_head"], prior=prior)
+    head = kind(pooler, matching, state["text"], global_head=whole, **content["told"])
     head.load_state_dict(state)
     return head

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from . import functional as TF
-from ._checks import Dims, check_choice, check_ids, check_number
+from ._checks import Dims, check_choice, check_number
 from ._distributed import Distributed, resolve_group, sum_over_ranks
-from ._state import PerClassState, in_eval_mode
+from ._state import PerClassState
 from .contrast import MultimodalContrastiveLoss
 from .distillation import RegionDistillationLoss
 from .labels import UNKNOWN
@@ -76,8 +76,6 @@ class TRMObjective(PerClassState):
         distillation, contrast: optional losses.
         bank, labeler: optional; contrast uses the bank's prototypes if there is one; a labeler needs a bank.
         lambda_region, lambda_pseudo, lambda_distillation, lambda_contrast: the factors :math:`\lambda`.
-        pseudo_per: ``"entry"``: pseudo-labels are scaled as C / #entries; ``"known"``: as C / #known, so that a pseudo-label
-            of weight 1 counts as much as a known label whatever their share (as C / #entries where a batch knows nothing).
         anchor_score: least score of a pseudo-positive that becomes an anchor of the contrast.
         bank_confidence: after the labeler's warm-up, least probability (query head) at which a known positive enters
             the bank; before, all enter, or rare classes would never start.
@@ -106,7 +104,6 @@ class TRMObjective(PerClassState):
         lambda_pseudo: float = 1.0,
         lambda_distillation: float = 1.0,
         lambda_contrast: float = 0.1,
-        pseudo_per: Literal["entry", "known"] = "entry",
         anchor_score: float = 0.9,
         bank_confidence: float = 0.8,
         bank_pseudo_score: float = 0.9,
@@ -117,7 +114,6 @@ class TRMObjective(PerClassState):
         self.lambda_distillation, self.lambda_contrast = lambda_distillation, lambda_contrast
         for key in ("lambda_region", "lambda_pseudo", "lambda_distillation", "lambda_contrast"):
             check_number(name, key, getattr(self, key), 0)
-        check_choice(name, "pseudo_per", pseudo_per, ("entry", "known"))
         if labeler is not None and bank is None:
             raise ValueError(f"{name}: labeler needs bank, the prototypes it compares with; pass bank=PrototypeBank(...)")
         sizes = {
@@ -131,7 +127,7 @@ class TRMObjective(PerClassState):
             raise ValueError(f"{name}: bank must have the pooler's dim = {pooler.dim}, got {bank.dim}")
         self.pooler, self.matching, self.distillation, self.contrast = pooler, matching, distillation, contrast
         self.bank, self.labeler = bank, labeler
-        self.pseudo_per, self.anchor_score = pseudo_per, anchor_score
+        self.anchor_score = anchor_score
         self.bank_confidence, self.bank_pseudo_score = bank_confidence, bank_pseudo_score
 
     @classmethod
@@ -141,6 +137,7 @@ class TRMObjective(PerClassState):
         *,
         total_steps: int,
         rule: Rule | None = None,
+        recipe: Literal["default", "paper"] = "default",
         expected_positives: float | None = None,
         logit_scale: float = 100.0,
         pooler: Options = _AS_HERE,
@@ -153,13 +150,15 @@ class TRMObjective(PerClassState):
         distributed: Distributed = False,
         validate: bool = True,
     ) -> Objective:
-        """All parts with the settings of the README's table, sized by and started from class text (C, D).
+        """The parts of a recipe, sized by and started from class text (C, D).
 
         Args:
             text: (C, D) class texts of the frozen model.
             total_steps: optimizer steps of the whole run, of which warm-up and ramp of the pseudo-labels are shares.
-            rule: how unknown labels are estimated. The table has ``NeighbourRule(C, num_samples)``, which wants :meth:`refresh`;
-                the default, :class:`trm_losses.pseudo.PrototypeRule`, does not.
+            rule: how unknown labels are estimated. With the default recipe, best a :class:`trm_losses.pseudo.TeacherRule` with
+                the estimates of a :class:`trm_losses.GlobalHead`; None: there are no pseudo-labels.
+            recipe: ``"default"``: the README's table, a region head that a teacher helps. ``"paper"``: all that is known of
+                TRM-ML: query head, distillation, contrast, and, without another rule, pseudo-labels from prototypes.
             expected_positives: mean number of present classes of an image, if nothing is known to be absent.
             logit_scale: of the frozen model (CLIP's is 100); sets the temperature of text similarities, 2 / logit_scale.
             pooler, matching, distillation, contrast, bank, labeler, objective: what a part takes in place of the settings
@@ -171,30 +170,38 @@ class TRMObjective(PerClassState):
         Raises:
             ValueError, TypeError: of the parts, each by name; a rule beside ``labeler=None``.
 
-        Reference: settings chosen on drawn scenes (our choice).
+        Reference: the recipe of the paper, as far as it is known; all numbers of the default are our choice.
         """
         check_number(cls.__name__, "total_steps", total_steps, 1)
         Dims(cls.__name__).check("text", text, "C D")
         classes, dim = text.shape
+        check_choice(cls.__name__, "recipe", recipe, ("default", "paper"))
+        paper = recipe == "paper"
         if labeler is None and rule is not None:
             raise ValueError(f"{cls.__name__}: rule needs a labeler that asks it, got labeler=None; leave one of both out")
         if labeler is not None and rule is None:
-            rule = PrototypeRule(classes, temperature_text=2 / logit_scale)
-        # A soft rule says something of every unknown entry: it waits longer, and weighs less for all that it knows.
-        soft = rule is not None and rule.soft
-        warmup, ramp = (0.2, 0.05) if soft else (0.1, 0.1)
-        weights = {"lambda_contrast": 0.3, "lambda_pseudo": 0.5 if soft else 1.0, "pseudo_per": "known" if soft else "entry"}
-        factors = {**weights, **objective}
+            if not paper and labeler:
+                raise ValueError(
+                    f"{cls.__name__}: labeler needs a rule to ask, got rule=None; give a TeacherRule or PrototypeRule"
+                )
+            rule, labeler = (PrototypeRule(classes, temperature_text=2 / logit_scale), labeler) if paper else (None, None)
+        warmup = 0.0 if rule is not None and rule.soft else 0.1  # what a teacher says was known before training
+        # With single positives nothing but what is estimated says "absent": it has to weigh as much as the known labels.
+        weight = classes / 2 if expected_positives is not None and rule is not None and rule.soft else 1.0
+        factors = {"lambda_contrast": 0.1 if paper else 0.0, "lambda_pseudo": weight, **objective}
+        if not paper:
+            pooler = {"query_head": False, **pooler}
+            matching = {"gamma_pos": 0.0, "gamma_neg": 0.0, "margin": 0.0, **matching}
         same: dict[str, Any] = {"distributed": distributed, "validate": validate}
         if pooler.get("query") == "free":
             pooler = {"query_init": text, **pooler}
         if not factors["lambda_contrast"]:
             contrast = None
-        if not factors.get("lambda_distillation", 1.0):
+        if not factors.get("lambda_distillation", 1.0) or not pooler.get("query_head", True):
             distillation = None
         return cls(
             RegionPooler(classes, dim, validate=validate, **pooler),
-            TextRegionMatchingLoss(classes, **{"gamma_pos": 0.0, "gamma_neg": 0.0, "margin": 0.0, **matching}, **same),
+            TextRegionMatchingLoss(classes, **matching, **same),
             distillation=None if distillation is None else RegionDistillationLoss(**distillation, **same),
             contrast=None if contrast is None else MultimodalContrastiveLoss(**contrast, **same),
             bank=None if contrast is None and labeler is None else PrototypeBank(classes, dim, init=text, **bank, **same),
@@ -204,7 +211,7 @@ class TRMObjective(PerClassState):
                 classes,
                 rule,
                 expected_positives=expected_positives,
-                **{"warmup_steps": round(warmup * total_steps), "ramp_steps": round(ramp * total_steps), **labeler},
+                **{"warmup_steps": round(warmup * total_steps), "ramp_steps": round(0.1 * total_steps), **labeler},
                 **same,
             ),
             **factors,
@@ -263,7 +270,7 @@ class TRMObjective(PerClassState):
             loss = self.matching.loss(value, targets, reduction="mean")
             terms[f"matching_{head}"] = factors[head] * classes * loss
         if pseudo is not None:
-            per_entry = classes / self._pseudo_count(targets, logits["query"].dtype)
+            per_entry = classes / self._entries_of_ranks(targets, logits["query"].dtype)
             for head, value in logits.items():
                 loss = self.matching.loss(value, pseudo.targets, pseudo.weights, reduction="sum")
                 terms[f"pseudo_{head}"] = self.lambda_pseudo * factors[head] * per_entry * loss
@@ -280,14 +287,10 @@ class TRMObjective(PerClassState):
             )
         return terms
 
-    def _pseudo_count(self, targets: Tensor, dtype: torch.dtype) -> Tensor:
-        """What the loss over pseudo-labels is divided by: the entries of all ranks or, with ``pseudo_per``, their known ones."""
-        group = resolve_group(self.matching.distributed)
-        count = sum_over_ranks(torch.full((), targets.numel(), dtype=dtype, device=targets.device), group)
-        if self.pseudo_per == "known":
-            known = sum_over_ranks((targets != UNKNOWN).sum().to(dtype), group)
-            count = torch.where(known > 0, known, count)
-        return torch.where(count > 0, count, 1.0)
+    def _entries_of_ranks(self, targets: Tensor, dtype: torch.dtype) -> Tensor:
+        """B * C over all ranks, at least 1."""
+        count = torch.full((), targets.numel(), dtype=dtype, device=targets.device)
+        return sum_over_ranks(count, resolve_group(self.matching.distributed)).clamp(min=1)
 
     @staticmethod
     def _positives(targets: Tensor, pseudo: PseudoLabels | None, score: float) -> Tensor:
@@ -296,46 +299,6 @@ class TRMObjective(PerClassState):
             return targets
         sure = (pseudo.targets > 0) & (pseudo.scores >= score)
         return torch.where(sure, 1.0, targets.to(pseudo.scores.dtype))
-
-    @torch.no_grad()
-    def refresh(
-        self, batches: Iterable[tuple[Tensor, Tensor, Tensor]], text: Tensor, *, model: TRMObjective | None = None
-    ) -> None:
-        """Show the whole training set to a rule that wants to see it; nothing happens with other rules. Call it before an epoch.
-
-        Args:
-            batches: tokens (B, N, D), targets (B, C) and ids (B,) of every training image, once for each view; an image's views
-                are averaged. If several processes train, each gives the whole set.
-            text: (C, D) class texts.
-            model: whose regions and logits are shown, best with averaged weights; None for this objective's own.
-
-        Raises:
-            ValueError, TypeError: shapes, types, by name; images that no batch held.
-        """
-        labeler, model, owner = self.labeler, self if model is None else model, type(self).__name__
-        if labeler is None or labeler.rule.num_samples is None:
-            return
-        number, classes, dim = labeler.rule.num_samples, self.pooler.num_classes, self.pooler.dim
-        Dims(owner, C=classes, D=dim).check("text", text, "C D")
-        regions, logits = torch.zeros(number, classes, dim, device=text.device), torch.zeros(number, classes, device=text.device)
-        known, visits = torch.full_like(logits, UNKNOWN), logits.new_zeros(number)
-        with in_eval_mode(model):
-            for tokens, targets, ids in batches:
-                # Tokens are on the device of the text, which the pooler checks; these may wait elsewhere.
-                targets = Dims(owner, C=classes).targets(targets, "B C", validate=self.matching.validate)
-                Dims(owner, B=len(targets)).check("ids", ids, "B", floating=False)
-                check_ids(owner, ids, number)
-                seen, ids = model.pooler(tokens, text), ids.to(text.device)
-                regions.index_add_(0, ids, seen.region.float())
-                logits.index_add_(0, ids, model.matching.logits(seen.query, text).float())
-                visits.index_add_(0, ids, torch.ones_like(visits[ids]))
-                known[ids] = targets.to(known)
-        if missing := int((visits == 0).sum()):
-            raise ValueError(
-                f"{owner}: batches must hold every one of num_samples = {number} images, got {missing} missing; "
-                "leave shuffling on, but drop no last batch"
-            )
-        labeler.refresh(regions.div_(visits[:, None, None]), logits.div_(visits[:, None]), known)
 
     @torch.no_grad()
     def update(self, output: TRMOutput) -> None:

@@ -108,11 +108,11 @@ def first_before_others() -> Iterator[None]:
         dist.barrier(group=_patient)
 
 
-def batches(features: Features, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
+def batches(features: Features, batch_size: int, generator: torch.Generator | None = None, *, view: int = 0) -> Iterator[Batch]:
     """This rank's part of each batch, which may be empty where a last batch is small."""
     if world() == 1:
-        return features.batches(batch_size, generator)
-    return features.batches(batch_size, generator, part=(rank(), world()))
+        return features.batches(batch_size, generator, view=view)
+    return features.batches(batch_size, generator, view=view, part=(rank(), world()))
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:

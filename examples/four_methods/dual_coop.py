@@ -65,7 +65,7 @@ print(f"{len(targets)} images, {known_fraction(targets):.1%} of the labels known
 model = DualCoOp(train.text).to(args.device)
 prior = (targets == 1).sum() / (targets >= 0).sum()  # share of present labels among the known ones
 with torch.no_grad():  # a cosine says little about presence as such: start with the right mean for each class
-    tokens, _, _ = next(train.features.batches(256, order))
+    tokens = next(train.features.batches(256, order)).tokens
     model.bias.copy_(model(tokens).mean(dim=0) - torch.logit(prior.clamp(0.01, 0.99)))
 
 steps = -(-len(targets) // 64)
@@ -74,10 +74,10 @@ average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(min(0.82 ** (1 
 optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.0)
 schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=args.lr, total_steps=args.epochs * steps, pct_start=0.2)
 for epoch in range(args.epochs):
-    for tokens, _, index in train.features.batches(64, order):
-        known = targets[index].to(args.device)
+    for batch in train.features.batches(64, order):
+        known = targets[batch.index].to(args.device)
         # With its published gammas 1 and 2 and margin 0.05 it is the paper's loss; on drawn scenes it does best without.
-        loss = known.shape[1] * asymmetric_loss(model(tokens), known, gamma_pos=0, gamma_neg=0, margin=0)
+        loss = known.shape[1] * asymmetric_loss(model(batch.tokens), known, gamma_pos=0, gamma_neg=0, margin=0)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -86,5 +86,5 @@ for epoch in range(args.epochs):
         average.update_parameters(model)
 
     with torch.no_grad():
-        scores = torch.cat([average(tokens) for tokens, _, _ in test.features.batches(64)])
+        scores = torch.cat([average(batch.tokens) for batch in test.features.batches(64)])
     print(f"DualCoOp, epoch {epoch + 1}: loss {loss:.3f}, mAP {100 * mean_average_precision(scores, test.targets):.1f}")

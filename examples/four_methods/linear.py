@@ -40,7 +40,7 @@ targets = hide_labels(train.targets, args.known, seed=args.seed)  # (n, C): 1 pr
 print(f"{len(targets)} images, {known_fraction(targets):.1%} of the labels known")
 
 # The mean and deviation of the features, over all images: no label is needed for them.
-unit = torch.cat([normalize(pooled, dim=1) for _, pooled, _ in train.features.batches(64)])
+unit = torch.cat([normalize(batch.pooled, dim=1) for batch in train.features.batches(64)])
 mean, deviation = unit.mean(dim=0), unit.std(dim=0).clamp(min=1e-4)
 
 
@@ -61,10 +61,10 @@ average = AveragedModel(layer, multi_avg_fn=get_ema_multi_avg_fn(min(0.82 ** (1 
 optimizer = torch.optim.AdamW(layer.parameters(), lr=args.lr, weight_decay=1e-2)
 schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=args.lr, total_steps=args.epochs * steps, pct_start=0.2)
 for epoch in range(args.epochs):
-    for _, pooled, index in train.features.batches(64, order):
-        known = targets[index].to(args.device)
+    for batch in train.features.batches(64, order):
+        known = targets[batch.index].to(args.device)
         # Cross-entropy over the known labels: the asymmetric loss without its asymmetry.
-        loss = classes * asymmetric_loss(layer(standardised(pooled)), known, gamma_pos=0, gamma_neg=0, margin=0)
+        loss = classes * asymmetric_loss(layer(standardised(batch.pooled)), known, gamma_pos=0, gamma_neg=0, margin=0)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(layer.parameters(), 1.0)
@@ -73,5 +73,5 @@ for epoch in range(args.epochs):
         average.update_parameters(layer)
 
     with torch.no_grad():
-        scores = torch.cat([average(standardised(pooled)) for _, pooled, _ in test.features.batches(64)])
+        scores = torch.cat([average(standardised(batch.pooled)) for batch in test.features.batches(64)])
     print(f"linear, epoch {epoch + 1}: loss {loss:.3f}, mAP {100 * mean_average_precision(scores, test.targets):.1f}")

@@ -1,9 +1,9 @@
 """TRM-ML: text-region matching, with pseudo-labels for what is unknown.
 
 Each class pools a region of its own out of the tokens: its text asks, and the tokens that look like it answer. Regions are
-matched with texts by the known labels; a second head, whose queries look at the whole image, learns from the first one and is
-what scores. A contrast draws regions, texts and class prototypes of one class together. Images that look alike tell what the
-unknown labels may be, after a warm-up::
+matched with texts by the known labels. Beside them stands a head of the whole image: prototypes that were found without any
+label, carried over to what the tower has before its projection, and a layer on that. It is fitted in a second, teaches the
+regions what the unknown labels may be, and its logits are merged with theirs::
 
     python examples/four_methods/trm_ml.py FEATURES --known 0.1
 
@@ -19,10 +19,10 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from trm_losses import PromptLearner, TRMHead, TRMObjective, param_groups
+from trm_losses import GaussianDiscriminant, GlobalHead, PromptLearner, TRMHead, TRMObjective, param_groups
 from trm_losses.labels import hide_labels, known_fraction
 from trm_losses.metrics import mean_average_precision
-from trm_losses.pseudo import NeighbourRule
+from trm_losses.pseudo import TeacherRule
 from trm_pipeline.data.splits import open_splits
 
 parser = argparse.ArgumentParser(description="TRM-ML on given features.")
@@ -42,17 +42,25 @@ targets = hide_labels(train.targets, args.known, seed=args.seed)  # (n, C): 1 pr
 images, classes = targets.shape
 print(f"{images} images, {known_fraction(targets):.1%} of the labels known")
 
+# Without labels: class texts pick the tokens that make the prototypes.
+prior = GaussianDiscriminant(*train.text.shape, device=args.device)
+prior.fit((batch.tokens for batch in train.features.batches(64)), train.text)
+# With the known labels: a layer on penultimate features, where the encoder gives them.
+seen = [(b.tokens, b.penultimate, targets[b.index].to(args.device)) for b in train.features.batches(64)]
+width = None if seen[0][1] is None else seen[0][1].shape[1]
+whole = GlobalHead(classes, width, prior, device=args.device).fit(seen)
+estimates = torch.cat([torch.sigmoid(whole(tokens, penultimate)) for tokens, penultimate, _ in seen])
+
 steps = -(-images // 64)
 prompts = PromptLearner("residual", text=train.text).to(args.device)
-rule = NeighbourRule(classes, images)  # an unknown label is what the images around it are known to have
-objective = TRMObjective.from_text(train.text, total_steps=args.epochs * steps, rule=rule).to(args.device)
+objective = TRMObjective.from_text(train.text, total_steps=args.epochs * steps, rule=TeacherRule(estimates)).to(args.device)
 model = nn.ModuleDict({"objective": objective, "prompts": prompts})
 
-prior = (targets == 1).sum() / (targets >= 0).sum()  # share of present labels among the known ones
+share = (targets == 1).sum() / (targets >= 0).sum()  # of present labels among the known ones
 with torch.no_grad():  # a cosine says little about presence as such: start with the right mean for each class
-    tokens, _, _ = next(train.features.batches(256, order))
+    tokens = next(train.features.batches(256, order)).tokens
     regions = objective.pooler(tokens, prompts())
-    objective.matching.calibrate_bias(regions.query, prompts(), prior=float(prior.clamp(0.01, 0.99)))
+    objective.matching.calibrate_bias(regions.query, prompts(), prior=float(share.clamp(0.01, 0.99)))
 # What is scored is a running mean of the weights, of which 82 % is left after an epoch.
 average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(min(0.82 ** (1 / steps), 0.9998)))
 averaged: Any = average.module
@@ -63,18 +71,10 @@ schedule = torch.optim.lr_scheduler.OneCycleLR(
     optimizer, max_lr=[group["lr"] for group in groups], total_steps=args.epochs * steps, pct_start=0.2
 )
 for epoch in range(args.epochs):
-    # Every image is shown to the rule, in all its views, before the epoch.
-    seen = (
-        (batch.tokens, targets[batch.index], batch.index)
-        for view in range(train.features.views)
-        for batch in train.features.batches(64, view=view)
-    )
-    with torch.no_grad():
-        objective.refresh(seen, averaged["prompts"](), model=averaged["objective"])
-
     model.train()
-    for tokens, _, index in train.features.batches(64, order):
-        output = objective(tokens, prompts(), targets[index].to(args.device), ids=index.to(args.device))
+    for batch in train.features.batches(64, order):
+        index = batch.index.to(args.device)
+        output = objective(batch.tokens, prompts(), targets[batch.index].to(args.device), ids=index)
         optimizer.zero_grad()
         output.loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -86,6 +86,6 @@ for epoch in range(args.epochs):
     terms = ", ".join(f"{name} {term.item():.3f}" for name, term in output.terms.items())
     with torch.no_grad():
         found = averaged["objective"]
-        head = TRMHead(found.pooler, found.matching, averaged["prompts"](), train.class_names).eval()  # .save(path) keeps it
-        scores = torch.cat([head(tokens) for tokens, _, _ in test.features.batches(64)])
+        head = TRMHead(found.pooler, found.matching, averaged["prompts"](), train.class_names, global_head=whole).eval()
+        scores = torch.cat([head(batch.tokens, batch.penultimate) for batch in test.features.batches(64)])
     print(f"TRM-ML, epoch {epoch + 1}: {terms}, mAP {100 * mean_average_precision(scores, test.targets):.1f}")

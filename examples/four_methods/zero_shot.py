@@ -29,9 +29,9 @@ test = open_splits(args.features, args.device)[1]
 text = normalize(test.text, dim=1)  # (C, D)
 
 by_image, by_tokens = [], []
-for tokens, pooled, _ in test.features.batches(64):
-    by_image.append(normalize(pooled, dim=1) @ text.T)  # (B, C)
-    cosines = normalize(tokens, dim=2) @ text.T  # (B, N, C)
+for batch in test.features.batches(64):
+    by_image.append(normalize(batch.pooled, dim=1) @ text.T)  # (B, C)
+    cosines = normalize(batch.tokens, dim=2) @ text.T  # (B, N, C)
     weights = torch.softmax(SHARPNESS * cosines, dim=1)
     by_tokens.append((weights * cosines).sum(dim=1))  # (B, C)
 

@@ -26,7 +26,7 @@ def drawn() -> tuple[TensorDataset, Tensor]:
 def built(text: Tensor) -> TRMObjective:
     """The objective at the method's defaults; without dropout, so that processes and one process can be compared."""
     torch.manual_seed(0)  # every process starts from the same weights
-    objective = TRMObjective.from_text(text, total_steps=STEPS, distributed=True)
+    objective = TRMObjective.from_text(text, total_steps=STEPS, recipe="paper", distributed=True)
     for part in objective.modules():
         if isinstance(part, torch.nn.Dropout):
             part.p = 0.0

@@ -17,7 +17,7 @@ from tests.helpers.cases.objective import objective, objective_inputs
 from tests.helpers.values import CLASSES, TOKENS, WIDTH, labels, normal, shaken
 from trm_losses import functional as TF
 from trm_losses import regions
-from trm_losses.pseudo import NeighbourRule
+from trm_losses.pseudo import TeacherRule
 
 
 def chunk_parts(**options: Any) -> dict[str, Any]:
@@ -34,10 +34,8 @@ def chunk_parts(**options: Any) -> dict[str, Any]:
     }
 
 
-def estimated() -> tl.PseudoLabeler:
-    labeler = tl.PseudoLabeler(CLASSES, NeighbourRule(CLASSES, 20))
-    labeler.get_buffer("rule.estimates").copy_(torch.rand(20, CLASSES, generator=torch.Generator().manual_seed(1)))
-    return labeler
+def taught() -> tl.PseudoLabeler:
+    return tl.PseudoLabeler(CLASSES, TeacherRule(torch.rand(20, CLASSES, generator=torch.Generator().manual_seed(1))))
 
 
 CHUNKED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -46,11 +44,11 @@ CHUNKED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "contrast alone": ({"contrast": tl.MultimodalContrastiveLoss()}, {}),
     "bank alone": ({"bank": filled_bank()}, {}),
     "one head": (chunk_parts(), {"query_head": False}),
-    "one head and neighbours": (chunk_parts(labeler=estimated()), {"query_head": False}),
+    "one head and a teacher": (chunk_parts(labeler=taught()), {"query_head": False}),
+    "one head, a teacher and no contrast": (chunk_parts(labeler=taught(), contrast=None), {"query_head": False}),
     "free queries": (chunk_parts(), {"query": "free"}),
     "summed distillation": (chunk_parts(distillation=tl.RegionDistillationLoss(reduction="sum")), {}),
-    "quantiles": (chunk_parts(labeler=filled_labeler(share=0.6)), {}),
-    "neighbours": (chunk_parts(labeler=estimated(), pseudo_per="known"), {}),
+    "a teacher": (chunk_parts(labeler=taught()), {}),
 }
 
 
@@ -107,7 +105,7 @@ def test_in_chunks_no_value_has_classes_times_width() -> None:
     y[y == 1], y[:, 0] = 0, 1  # one positive an image
 
     def largest(class_chunk: int) -> tuple[int, int]:
-        module = tl.ChunkedTRMObjective.from_text(text, total_steps=10)
+        module = tl.ChunkedTRMObjective.from_text(text, total_steps=10, recipe="paper")
         module.class_chunk = class_chunk
         sizes = [0]
 

@@ -287,24 +287,6 @@ def test_running_state_agrees(pools: Callable[[int], Pool], split: str, world: i
     assert torch.equal(one["labeler.known_count"], start["labeler.known_count"]) != known
 
 
-def labeler_updates(rank: int | None, split: str, world: int) -> dict[str, Tensor]:
-    """State of a labeler with histograms after three steps."""
-    labeler = filled_labeler(share=0.6)
-    labeler.distributed = rank is not None and group_of(world)  # filled with the same on every rank before
-    rows = part(rank, split, world)
-    for step in range(3):
-        z, y = normal(ROWS, CLASSES, WIDTH, seed=70 + step)[rows], joined_targets(split, world).roll(step, 1)[rows]
-        labeler.update(z, y, filled_bank())
-    return dict(labeler.state_dict())
-
-
-@pytest.mark.parametrize(("split", "world"), cases())
-def test_histograms_agree(pools: Callable[[int], Pool], split: str, world: int) -> None:
-    one, start = labeler_updates(None, split, world), filled_labeler(share=0.6).state_dict()
-    agree(pools(world).run(labeler_updates, split, world, world=world), one)
-    assert not torch.equal(one["rule.decider.histogram"], start["rule.decider.histogram"])
-
-
 def scores_without_absent(rank: int | None, split: str, world: int) -> Tensor:
     """Scores where no absent label was ever known, so that the unknown ones of the batch stand for them."""
     labeler, bank = tl.PseudoLabeler(CLASSES), filled_bank()

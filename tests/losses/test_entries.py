@@ -81,7 +81,7 @@ def test_bank_reads_what_enters() -> None:
     assert (banks[0].count > 0).any()
 
 
-@pytest.mark.parametrize("settings", [{}, {"share": 0.6}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"positive": 0.6, "negative": 0.4}], ids=str)
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_labeler_reads_similarities_of_chunks(settings: dict[str, Any], size: int) -> None:
     """Also of classes never seen."""

@@ -25,10 +25,10 @@ import trm_losses as tl
 from tests.helpers.cases import CASES
 from tests.helpers.cases.bank import filled_bank
 from tests.helpers.cases.baselines import BASELINES, baseline_inputs
-from tests.helpers.cases.labeler import filled_labeler, training_set
+from tests.helpers.cases.global_head import head_inputs, unfitted
+from tests.helpers.cases.labeler import filled_labeler
 from tests.helpers.cases.objective import head
 from tests.helpers.values import (
-    SAMPLES,
     TOKENS,
     WIDTH,
     Inputs,
@@ -47,7 +47,6 @@ from tests.helpers.values import labels as given_labels
 from trm_losses import baselines, labels, metrics
 from trm_losses import functional as TF
 from trm_losses._precision import unit
-from trm_losses.pseudo import NeighbourRule
 
 EXAMPLES = int(os.environ.get("TRM_LOSSES_EXAMPLES", "20000"))
 
@@ -127,6 +126,15 @@ def past(b: int, c: int) -> Inputs:
     return {"regions": normal(b, c, WIDTH, seed=1), "targets": given_labels(b, c, seed=3)}
 
 
+def pictured(b: int, c: int) -> Inputs:
+    return {**head_inputs(b, c), "targets": given_labels(b, c, seed=3)}
+
+
+def fitted(module: tl.GlobalHead, x: Inputs) -> tuple[Tensor, ...]:
+    batch = x["tokens"], x["penultimate"], x["targets"], x["key_padding_mask"]
+    return tuple(buffer.clone() for buffer in module.fit([batch]).buffers(recurse=False))
+
+
 PARTS |= {
     "from_ternary": function("from_ternary", labels.from_ternary, lambda b, c: {"labels": hard(b, c)}),
     "from_positive_only": function(
@@ -186,26 +194,14 @@ PARTS |= {
         smooth=False,
     ),
     "bank, update with text": method("PrototypeBank", lambda c: tl.PrototypeBank(c, WIDTH), "update", with_weights),
-    "labeler, refresh": method(
+    "labeler, update": Part(
         "PseudoLabeler",
-        lambda c: tl.PseudoLabeler(c, NeighbourRule(c, SAMPLES, neighbours=2), expected_positives=1.0),
-        "refresh",
-        lambda b, c: dict(zip(("regions", "logits", "targets"), training_set(c), strict=True)),
+        filled_labeler,
+        past,
+        lambda m, x: (m.update(x["regions"], x["targets"], filled_bank(m.num_classes)), tuple(b.clone() for b in m.buffers()))[1],
         smooth=False,
     ),
-    **{
-        f"labeler, update, {name}": Part(
-            "PseudoLabeler",
-            lambda c, settings=settings: filled_labeler(c, **settings),
-            past,
-            lambda m, x: (
-                m.update(x["regions"], x["targets"], filled_bank(m.num_classes)),
-                tuple(b.clone() for b in m.buffers()),
-            )[1],
-            smooth=False,
-        )
-        for name, settings in (("thresholds", {}), ("quantiles", {"share": 0.6}))
-    },
+    "global head, fit": Part("GlobalHead", unfitted, pictured, fitted, smooth=False),
     "pooler, entries": Part(
         "RegionPooler",
         lambda c: shaken(tl.RegionPooler(c, WIDTH, num_heads=2)),
@@ -287,16 +283,6 @@ PARTS |= {
                 "mean_absent": normal(c, seed=2),
                 "gap": torch.ones(c),
             },
-        ),
-        (
-            "match_prior",
-            TF.match_prior,
-            lambda b, c: {"probabilities": torch.sigmoid(normal(b, c)), "prior": torch.full((c,), 0.3), "free": hard(b, c) < 0},
-        ),
-        (
-            "neighbour_scores",
-            lambda **x: TF.neighbour_scores(**x, neighbours=2, steps=2),
-            lambda b, c: {"features": normal(b, c, WIDTH), "scores": torch.sigmoid(normal(b, c)), "known": hard(b, c) >= 0},
         ),
     )
 }
@@ -411,6 +397,7 @@ NOT_EMPTY = (
     "sample_classes",
     "matching, calibrate_bias",
     "ROLELoss",
+    "global head, fit",
 )
 
 
@@ -466,7 +453,7 @@ def check(plan: Plan) -> None:
     except (TypeError, ValueError) as error:
         text = str(error)
         assert re.match(r"\w+: ", text), f"says not who refuses: {text}"
-        named = {word for name in inputs for word in (name, name.split(".")[-1])} | {"queries"}
+        named = {word for name in inputs for word in (name, name.split(".")[-1])} | {"queries", "batches"}
         assert any(re.search(rf"\b{name}\b", text) for name in named), f"names no argument: {text}"
         assert not harmless or (plan.batch == 0 and {plan.part, part.owner} & {*NOT_EMPTY}), f"refuses what is in order: {text}"
         assert held == state(module), "a refused call changed the state"

@@ -7,10 +7,19 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.helpers import oracles
 from tests.helpers.values import normal, shaken
-from trm_losses import PromptLearner, RegionPooler, TextRegionMatchingLoss, TRMHead, param_groups
+from trm_losses import (
+    GaussianDiscriminant,
+    GlobalHead,
+    PromptLearner,
+    RegionPooler,
+    TextRegionMatchingLoss,
+    TRMHead,
+    param_groups,
+)
 
 NAMES = ["aeroplane", "bicycle", "bird"]
 TEXT = normal(3, 8, dtype=torch.float32)
@@ -50,8 +59,8 @@ def test_round_trip(tmp_path: Path, which: str, pooler: dict[str, Any], matching
 def test_a_file_of_an_older_layout_is_refused_in_one_line(tmp_path: Path) -> None:
     head().save(tmp_path / "head.pt")
     content = torch.load(tmp_path / "head.pt")
-    torch.save({**content, "format": "trm_losses.TRMHead/2"}, tmp_path / "head.pt")
-    message = r"^TRMHead: .*head.pt must be a file written by save \(trm_losses.TRMHead/3\), got trm_losses.TRMHead/2; save the "
+    torch.save({**content, "format": "trm_losses.TRMHead/3"}, tmp_path / "head.pt")
+    message = r"^TRMHead: .*head.pt must be a file written by save \(trm_losses.TRMHead/4\), got trm_losses.TRMHead/3; save the "
     with pytest.raises(ValueError, match=message):
         TRMHead.load(tmp_path / "head.pt")
 
@@ -189,14 +198,15 @@ def test_a_padded_image_has_the_logits_that_it_has_alone(which: Any, chunk: int 
     torch.testing.assert_close(made.predict(tokens, key_padding_mask=mask, chunk=chunk), torch.sigmoid(alone))
 
 
-@pytest.mark.parametrize("which", ["query", "region"])
-def test_exports_with_any_number_of_images(which: Any) -> None:
-    made = head(which, {"validate": False}, validate=False)
+@pytest.mark.parametrize("which, views", [("query", None), ("region", None), ("query", "both")])
+def test_exports_with_any_number_of_images(which: Any, views: str | None) -> None:
+    made = head(which, {"validate": False}, validate=False) if views is None else merged(views)
     batch = torch.export.Dim("batch", min=2, max=64)
+    several = normal(9, 6, 8, seed=5, dtype=torch.float32), normal(9, 4, seed=6, dtype=torch.float32)
+    given = (TOKENS, PENULTIMATE)[: 2 if views else 1]
     with torch.no_grad():
-        exported = torch.export.export(made, (TOKENS,), dynamic_shapes=({0: batch},))
-        several = normal(9, 6, 8, seed=5, dtype=torch.float32)
-        torch.testing.assert_close(exported.module()(several), made(several))
+        exported = torch.export.export(made, given, dynamic_shapes=({0: batch},) * len(given))
+        torch.testing.assert_close(exported.module()(*several[: len(given)]), made(*several[: len(given)]))
 
 
 def test_a_head_of_regions_alone_computes_no_mlp() -> None:
@@ -268,8 +278,10 @@ def test_no_file(tmp_path: Path) -> None:
         ({"text": torch.ones(4, 8)}, r"text must have shape \(C, D\) = \(3, 8\), got \(4, 8\)"),
         ({"matching": TextRegionMatchingLoss(4)}, "matching must have the pooler's num_classes = 3, got 4"),
         ({"head": "both"}, "head must be one of 'query', 'region', 'mean', got 'both'"),
+        ({"rate": 1.5}, "rate must be at least 0 and at most 1, got 1.5"),
+        ({"global_head": GlobalHead(4, 2)}, "global_head must have the pooler's num_classes = 3, got 4"),
     ],
-    ids=["few", "twice", "text", "matching", "head"],
+    ids=["few", "twice", "text", "matching", "head", "rate", "global head"],
 )
 def test_refuses(change: dict[str, Any], message: str) -> None:
     given: dict[str, Any] = {
@@ -280,6 +292,103 @@ def test_refuses(change: dict[str, Any], message: str) -> None:
     }
     with pytest.raises(ValueError, match=f"^TRMHead: {message}"):
         TRMHead(**{**given, **change})
+
+
+# With logits of the image as a whole --------------------------------------------------------------------------------------
+
+PENULTIMATE = normal(2, 4, seed=4, dtype=torch.float32)
+VIEWS = ("both", "prior", "penultimate")
+PRIOR: Any = {"tokens_per_class": 9, "scale": 5.0, "shrinkage": 0.2, "sharpness": 3.0, "label_weight": 2.0}
+
+
+def global_head(views: str = "both", classes: int = 3) -> GlobalHead:
+    x, f, y = normal(30, 5, 8, seed=6), normal(30, 4, seed=7), torch.arange(30 * classes).view(30, classes) % 7 % 3 - 1
+    prior = None if views == "penultimate" else GaussianDiscriminant(classes, 8, **PRIOR).fit([x], normal(classes, 8))
+    return GlobalHead(classes, None if views == "prior" else 4, prior, shrinkage=0.4, spread=2.0).fit([(x, f, y)])
+
+
+def merged(views: str = "both", rate: float = 0.3, which: Any = "query", **pooler: Any) -> TRMHead:
+    plain = head(which, **pooler)
+    return TRMHead(plain.pooler, plain.matching, TEXT, NAMES, head=which, global_head=global_head(views), rate=rate).eval()
+
+
+@pytest.mark.parametrize("which", ["query", "region", "mean"])
+@pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("views", VIEWS)
+def test_the_share_of_the_global_logits_is_the_rate(views: str, rate: float, which: Any) -> None:
+    """With padding and in chunks of classes, too."""
+    made, mask = merged(views, rate, which), torch.tensor([[False] * 4 + [True] * 2, [False] * 6])
+    for masks in ({}, {"key_padding_mask": mask}):
+        local, whole = head(which)(TOKENS, **masks), global_head(views)(TOKENS, PENULTIMATE, **masks)
+        assert not torch.allclose(local, whole, atol=0.1)
+        expected = (1 - rate) * local + rate * whole
+        torch.testing.assert_close(made(TOKENS, PENULTIMATE, **masks), expected)
+        torch.testing.assert_close(made(TOKENS, PENULTIMATE, chunk=2, **masks), expected)
+        torch.testing.assert_close(made.predict(TOKENS, PENULTIMATE, **masks), torch.sigmoid(expected))
+    if views == "prior":
+        torch.testing.assert_close(made(TOKENS), made(TOKENS, PENULTIMATE))
+    torch.testing.assert_close(TRMHead(made.pooler, made.matching, TEXT, NAMES, global_head=made.global_head).rate, 0.5)
+
+
+@pytest.mark.parametrize("views", VIEWS)
+def test_round_trip_with_a_global_head(tmp_path: Path, views: str) -> None:
+    saved = merged(views)
+    saved.save(tmp_path / "head.pt")
+    loaded = TRMHead.load(tmp_path / "head.pt")
+    torch.testing.assert_close(loaded(TOKENS, PENULTIMATE), saved(TOKENS, PENULTIMATE))
+    one, two = loaded.global_head, saved.global_head
+    assert one is not None and two is not None and loaded.rate == 0.3 and (one.prior is None) == (two.prior is None)
+    for key in ("num_classes", "width", "spread", "shrinkage", "validate", "total", "prior"):
+        assert repr(getattr(one, key)) == repr(getattr(two, key))
+    assert one.prior is None or {key: getattr(one.prior, key) for key in PRIOR} == PRIOR
+
+
+@pytest.mark.parametrize("views", VIEWS)
+def test_other_classes_of_a_global_head(views: str) -> None:
+    """Those that stay keep their logits; a new one has its prior, if there is one."""
+    made, order = merged(views), [2, 0]
+    turned = made.with_classes(TEXT[order], [NAMES[i] for i in order])
+    torch.testing.assert_close(turned(TOKENS, PENULTIMATE), made(TOKENS, PENULTIMATE)[:, order])
+    text, names = torch.cat([TEXT, OTHERS[:1]]), [*NAMES, "kite"]
+    if views == "penultimate":
+        with pytest.raises(
+            ValueError, match="TRMHead: class_names must be among the trained ones where the global head has no prior"
+        ):
+            made.with_classes(text, names)
+        return
+    wider = made.with_classes(text, names)
+    assert wider.rate == 0.3 and made.global_head is not None and made.global_head.num_classes == 3
+    torch.testing.assert_close(wider(TOKENS, PENULTIMATE)[:, :3], made(TOKENS, PENULTIMATE))
+    whole = made.global_head.with_classes([0, 1, 2, None], text=text)(TOKENS, PENULTIMATE)
+    local = head().with_classes(text, names)(TOKENS)
+    torch.testing.assert_close(wider(TOKENS, PENULTIMATE), 0.7 * local + 0.3 * whole)
+
+
+@pytest.mark.parametrize(
+    "penultimate, message",
+    [
+        (None, "penultimate must be given where there is a width, got None; backbones give it, and so do features written"),
+        (PENULTIMATE[:, :3], r"penultimate must have shape \(B, W\) = \(2, 4\), got \(2, 3\); backbones give it"),
+        (PENULTIMATE[:1], r"penultimate must have shape \(B, W\) = \(2, 4\), got \(1, 4\); backbones give it"),
+    ],
+    ids=["none", "width", "images"],
+)
+@pytest.mark.parametrize("views", ["both", "penultimate"])
+def test_a_global_head_asks_for_penultimate_features(views: str, penultimate: Tensor | None, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^GlobalHead: {message}"):
+        merged(views)(TOKENS, penultimate)
+
+
+def test_a_global_head_is_not_trained_and_stays_in_single_precision() -> None:
+    made = merged()
+    assert {id(p) for p in made.parameters()} == {id(p) for part in (made.pooler, made.matching) for p in part.parameters()}
+    expected = made(TOKENS, PENULTIMATE)
+    for dtype in (torch.float64, torch.float16):
+        other = merged().to(dtype)
+        assert {b.dtype for b in other.global_head.buffers()} <= {torch.float32, torch.int64}  # type: ignore[union-attr]
+        got = other(TOKENS.to(dtype), PENULTIMATE.to(dtype))
+        assert got.dtype == head().to(dtype)(TOKENS.to(dtype)).dtype
+        torch.testing.assert_close(got.float(), expected, rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize("kind", ["tied", "free"])

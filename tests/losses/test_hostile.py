@@ -15,7 +15,7 @@ from tests.helpers.values import CLASSES, WIDTH, Inputs, labels, normal
 from trm_losses import baselines
 from trm_losses.labels import from_ternary
 from trm_losses.metrics import average_precision
-from trm_losses.pseudo import NeighbourRule
+from trm_losses.pseudo import TeacherRule
 
 # Arguments ----------------------------------------------------------------------------------------------------------------
 
@@ -91,7 +91,7 @@ def test_types_that_cannot_be_compared_are_refused_by_name(dtype: torch.dtype) -
 def test_places_and_ids_are_int64(dtype: torch.dtype) -> None:
     """torch reads places in uint8 as a mask."""
     z, rows, own = normal(2, WIDTH), torch.tensor([0, 1]), torch.tensor([1, 0])
-    labeler = tl.PseudoLabeler(CLASSES, NeighbourRule(CLASSES, 4))
+    labeler = tl.PseudoLabeler(CLASSES, TeacherRule(torch.ones(4, CLASSES)))
     for name, call in (
         ("regions.row", lambda: contrast(regions=tl.functional.Entries(z, rows.to(dtype), own))),
         ("regions.own", lambda: contrast(regions=tl.functional.Entries(z, rows, own.to(dtype)))),

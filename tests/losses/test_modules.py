@@ -34,8 +34,10 @@ def test_value_is_the_oracles(case: Case, batch: int, classes: int) -> None:
     module, inputs = built(case, classes), case.inputs(batch, classes)
     assert case.oracle is not None
     float32_state = ("PrototypeBank", "PseudoLabeler", "TRMObjective", "PromptLearner", "GaussianDiscriminant")
-    single = case.owner.endswith(float32_state)
-    agree(case.call(module, inputs), case.oracle(module, inputs), **({"rtol": 2e-5, "atol": 1e-5} if single else {}))
+    room = {"rtol": 2e-5, "atol": 1e-5} if case.owner.endswith(float32_state) else {}
+    if case.owner == "GlobalHead":  # the minimum of a sum in single precision
+        room = {"rtol": 2e-3, "atol": 2e-2}
+    agree(case.call(module, inputs), case.oracle(module, inputs), **room)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.twin], ids=ids)
@@ -71,7 +73,8 @@ def test_refuses_by_name(case: Case, key: str) -> None:
     case.call(module, inputs)
     with pytest.raises(error, match=message) as caught:
         case.call(module, spoil(inputs))
-    parts = (case.owner, *(("RegionPooler", "TextRegionMatchingLoss", "PseudoLabeler") if "TRM" in case.owner else ()))
+    inner = {"GlobalHead": ("GaussianDiscriminant",), "PseudoLabeler": ("TeacherRule",)}.get(case.owner, ())
+    parts = (case.owner, *inner, *(("RegionPooler", "TextRegionMatchingLoss", "PseudoLabeler") if "TRM" in case.owner else ()))
     assert str(caught.value).startswith(parts)
 
 
@@ -126,9 +129,9 @@ def test_module_in_another_precision(case: Case, dtype: torch.dtype) -> None:
     for result in tensors(case.call(module, to(case.inputs(BATCH, CLASSES), dtype))):
         assert torch.isfinite(result).all()
     for part in module.modules():
-        if isinstance(part, (tl.PrototypeBank, tl.PseudoLabeler, tl.GaussianDiscriminant)):
+        if isinstance(part, (tl.PrototypeBank, tl.PseudoLabeler, tl.GaussianDiscriminant, tl.GlobalHead)):
             assert {b.dtype for b in part.buffers()} <= {torch.float32, torch.int64}
-    if case.owner in ("PseudoLabeler", "PrototypeBank", "GaussianDiscriminant"):
+    if case.owner in ("PseudoLabeler", "PrototypeBank", "GaussianDiscriminant", "GlobalHead"):
         state = module.state_dict()
         assert all(torch.equal(state[key], x) for key, x in floats.items() if case.owner != "PrototypeBank" or key == "init")
 

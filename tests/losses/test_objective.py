@@ -16,11 +16,10 @@ import trm_losses as tl
 from tests.helpers import compare, oracles
 from tests.helpers.cases.bank import filled_bank
 from tests.helpers.cases.contrast import weighted
-from tests.helpers.cases.labeler import filled_labeler
 from tests.helpers.cases.objective import objective, objective_inputs, objective_terms
 from tests.helpers.values import CLASSES, TOKENS, WIDTH, labels, normal, shaken
 from trm_losses import functional as TF
-from trm_losses.pseudo import NeighbourRule, PrototypeRule
+from trm_losses.pseudo import Evidence, PrototypeRule, TeacherRule
 from trm_pipeline.config import presets
 
 close = partial(compare.close, rtol=2e-5, atol=2e-5)  # state is float32
@@ -179,29 +178,18 @@ def test_what_enters_statistics_and_prototypes(warmup: int) -> None:
         close(a, b)
 
 
-def test_the_scores_of_the_step_enter_the_histograms() -> None:
-    module, x = objective().double(), objective_inputs(8, CLASSES)
-    module.labeler = filled_labeler(share=0.6)
-    labeler, output = copy.deepcopy(module.labeler), module(**x)
-    labeler.update(output.features, x["targets"], module.bank, scores=output.pseudo.scores)
-    with mock.patch.object(PrototypeRule, "scores", side_effect=AssertionError("they are at hand")):
-        module.update(output)
-    for a, b in zip(module.labeler.buffers(), labeler.buffers(), strict=True):
-        close(a, b)
+def test_a_rule_may_learn_from_the_scores_of_the_step() -> None:
+    class Remembers(PrototypeRule):
+        given: Tensor | None
 
+        def update(self, evidence: Evidence, scores: Tensor | None) -> None:
+            self.given = scores
 
-@pytest.mark.parametrize("known", ["some", "none"])
-def test_pseudo_labels_can_weigh_as_much_as_known_ones(known: str) -> None:
-    x = objective_inputs(4, CLASSES)
-    if known == "none":
-        x["targets"] = torch.full_like(x["targets"], -1)
-    per_entry, per_known = (objective(pseudo_per=word).double()(**x).terms for word in ("entry", "known"))
-    share = max(1, int((x["targets"] != -1).sum())) / x["targets"].numel() if known == "some" else 1.0
-    for head in ("pseudo_query", "pseudo_region"):
-        assert per_entry[head] > 0
-        close(per_known[head].detach() * share, per_entry[head].detach())
-    with pytest.raises(ValueError, match="pseudo_per must be one of 'entry', 'known', got 'all'"):
-        objective(pseudo_per="all")
+    module, x, rule = objective().double(), objective_inputs(8, CLASSES), Remembers(CLASSES)
+    module.labeler = tl.PseudoLabeler(CLASSES, rule)
+    output = module(**x)
+    module.update(output)
+    assert output.pseudo is not None and rule.given is output.pseudo.scores
 
 
 def test_without_labeler_every_known_positive_enters_with_its_confidence() -> None:
@@ -238,35 +226,91 @@ def test_resumed_equals_unbroken() -> None:
     assert not torch.equal(first, step(unbroken, optimizer, 1))
 
 
-@pytest.mark.parametrize(
-    "rule, schedule",
-    [(None, (1.0, "entry", 20, 20)), (NeighbourRule(3, 6), (0.5, "known", 40, 10))],
-    ids=["prototypes", "neighbours"],
-)
-def test_from_text_has_the_settings_of_the_table(rule: Any, schedule: tuple[Any, ...]) -> None:
-    """And the schedule that suits the rule; the embedded preset, which the table is of, changes none of it."""
+ESTIMATES = torch.tensor([[0.9, 0.2, 0.4]] * 6)  # of a teacher
+
+
+def test_from_text_makes_a_region_head_and_no_pseudo_labels() -> None:
+    """The embedded preset, which the README's table is of, has no other settings of these parts."""
     text, preset = normal(3, 8, dtype=torch.float32), presets.EMBEDDED
-    parts = ("pooler", "distillation", "contrast", "bank", "labeler", "objective", "neighbour", "prototype", "thresholds")
+    parts = ("pooler", "distillation", "contrast", "bank", "labeler", "objective", "prototype")
     assert not any(getattr(preset, name) for name in parts) and preset.matching == {"gamma_pos": 0, "gamma_neg": 0, "margin": 0}
+    for module in (
+        tl.TRMObjective.from_text(text, total_steps=200),
+        tl.TRMObjective.from_text(text, total_steps=200, labeler={}, expected_positives=1.5),
+        tl.TRMObjective.from_text(text, total_steps=200, labeler=None),
+    ):
+        assert not module.pooler.query_head and module.distillation is module.contrast is module.bank is module.labeler is None
+        assert (module.matching.gamma_pos, module.matching.gamma_neg, module.matching.margin) == (0, 0, 0)
+        assert (module.lambda_region, module.lambda_contrast) == (1, 0)
+        output = module(normal(4, TOKENS, 8).float(), text, labels(4, 3).float())
+        assert set(output.terms) == {"matching_query"} and output.pseudo is None
+        module.update(output)
+
+
+RULES: dict[str, Any] = {"prototypes": (lambda: PrototypeRule(3), 20), "teacher": (lambda: TeacherRule(ESTIMATES), 0)}
+
+
+@pytest.mark.parametrize("recipe", ["default", "paper"])
+@pytest.mark.parametrize("name", RULES)
+def test_from_text_has_the_schedule_that_suits_the_rule(name: str, recipe: Any) -> None:
+    text, (make, warmup) = normal(3, 8, dtype=torch.float32), RULES[name]
+    rule = make()
     module = tl.TRMObjective.from_text(
-        text, total_steps=200, rule=rule, expected_positives=1.5, logit_scale=50.0, distributed=True, validate=False
+        text, total_steps=200, rule=rule, recipe=recipe, logit_scale=50.0, distributed=True, validate=False
     )
+    labeler, bank = module.labeler, module.bank
+    assert labeler is not None and bank is not None and labeler.rule is rule and labeler.expected_positives is None
+    assert (module.lambda_pseudo, labeler.warmup_steps, labeler.ramp_steps) == (1, warmup, 20)
+    assert module.pooler.query_head == (module.distillation is not None) == (module.contrast is not None) == (recipe == "paper")
+    torch.testing.assert_close(bank.visual, torch.nn.functional.normalize(text, dim=-1))
+    parts = [module.pooler, module.matching, bank, labeler, module.distillation, module.contrast]
+    for part in filter(None, parts):
+        assert part.validate is False and (part is module.pooler or part.distributed is True)
+
+
+def test_from_text_weighs_a_teacher_by_what_else_says_absent() -> None:
+    """By half of the classes where no absent label is known; a rule that is not soft decides too little for that."""
+
+    def made(rule: Any, **options: Any) -> tl.TRMObjective:
+        text = normal(5, 8, dtype=torch.float32)
+        return tl.TRMObjective.from_text(text, total_steps=200, rule=rule, expected_positives=1.5, **options)
+
+    taught = made(TeacherRule(torch.rand(6, 5)))
+    assert taught.lambda_pseudo == 2.5 and taught.labeler is not None and taught.labeler.expected_positives == 1.5
+    assert made(TeacherRule(torch.rand(6, 5)), objective={"lambda_pseudo": 0.7}).lambda_pseudo == 0.7
+    assert made(PrototypeRule(5)).lambda_pseudo == 1
+
+
+def test_from_text_lets_a_teacher_speak_from_the_first_step() -> None:
+    """Softly, of every unknown label, and as loud as the ramp has it."""
+    text, y = normal(3, 8, dtype=torch.float32), torch.full((2, 3), -1.0)
+    y[0, 0] = 1
+    module = tl.TRMObjective.from_text(text, total_steps=20, rule=TeacherRule(ESTIMATES))
+    weights = []
+    for _ in range(4):
+        output = module(normal(2, TOKENS, 8).float(), text, y, ids=torch.tensor([5, 0]))
+        assert set(output.terms) == {"matching_query", "pseudo_query"} and output.pseudo is not None
+        close(output.pseudo.targets, torch.where(y == -1, ESTIMATES[:2], -1.0))
+        weights.append(float(output.pseudo.weights[1, 1]))
+        module.update(output)
+    assert weights == [0, 0.5, 1, 1]
+    with pytest.raises(ValueError, match="PseudoLabeler: ids must be given, TeacherRule needs them"):
+        module(normal(2, TOKENS, 8).float(), text, y)
+
+
+def test_from_text_has_all_parts_of_the_paper() -> None:
+    text, plain = normal(3, 8, dtype=torch.float32), tl.TextRegionMatchingLoss(3)
+    module = tl.TRMObjective.from_text(text, total_steps=200, recipe="paper", logit_scale=50.0)
     labeler = module.labeler
-    assert labeler is not None and module.bank is not None and module.distillation is not None and module.contrast is not None
-    assert (module.lambda_pseudo, module.pseudo_per, labeler.warmup_steps, labeler.ramp_steps) == schedule
-    assert labeler.expected_positives == 1.5
-    assert labeler.rule is rule if rule is not None else labeler.rule.temperature_text == 2 / 50  # type: ignore[union-attr]
-    assert (module.matching.gamma_pos, module.matching.gamma_neg, module.matching.margin) == (0, 0, 0)
-    assert (module.lambda_contrast, module.lambda_region, module.lambda_distillation) == (0.3, 1, 1)
-    torch.testing.assert_close(module.bank.visual, torch.nn.functional.normalize(text, dim=-1))
-    for part in (module.matching, module.distillation, module.contrast, module.bank, labeler):
-        assert part.distributed is True
-    for part in (module.pooler, module.matching, module.distillation, module.contrast, module.bank, labeler):
-        assert part.validate is False
-    with pytest.raises(ValueError, match="TRMObjective: total_steps must be at least 1"):
-        tl.TRMObjective.from_text(text, total_steps=0)
-    with pytest.raises(ValueError, match=r"TRMObjective: text must have shape \(C, D\)"):
-        tl.TRMObjective.from_text(text[0], total_steps=10)
+    assert labeler is not None and isinstance(labeler.rule, PrototypeRule) and labeler.rule.temperature_text == 2 / 50
+    assert (module.lambda_pseudo, labeler.warmup_steps, labeler.ramp_steps) == (1, 20, 20)
+    for name in ("gamma_pos", "gamma_neg", "margin"):
+        assert getattr(module.matching, name) == getattr(plain, name) > 0
+    assert (module.lambda_contrast, module.lambda_region, module.lambda_distillation) == (0.1, 1, 1)
+    output = module(normal(4, TOKENS, 8).float(), text, labels(4, 3).float())
+    heads = {f"{term}_{head}" for term in ("matching", "pseudo") for head in ("query", "region")}
+    assert set(output.terms) == {*heads, "distillation", "contrast"}
+    module.update(output)
 
 
 def test_from_text_takes_settings_by_part() -> None:
@@ -274,69 +318,68 @@ def test_from_text_takes_settings_by_part() -> None:
     module = tl.TRMObjective.from_text(
         text,
         total_steps=200,
+        recipe="paper",
         pooler={"dropout": 0.3, "query": "free"},
         matching={"gamma_neg": 1.5},
         distillation={"temperature": 2.0},
         contrast={"temperature": 0.2},
         bank={"momentum": 0.5},
         labeler={"warmup_steps": 3},
-        objective={"lambda_contrast": 0.1},
+        objective={"lambda_contrast": 0.3},
     )
     assert module.distillation is not None and module.contrast is not None and module.bank is not None
     assert module.labeler is not None and module.pooler.dropout_rate == 0.3 and module.bank.momentum == 0.5
-    assert (module.matching.gamma_neg, module.matching.gamma_pos, module.distillation.temperature) == (1.5, 0, 2)
+    assert (module.matching.gamma_neg, module.matching.gamma_pos, module.distillation.temperature) == (1.5, 1, 2)
     assert (module.contrast.temperature, module.labeler.warmup_steps, module.labeler.ramp_steps) == (0.2, 3, 20)
-    assert (module.lambda_contrast, module.lambda_pseudo) == (0.1, 1)
+    assert (module.lambda_contrast, module.lambda_pseudo) == (0.3, 1)
+    torch.testing.assert_close(module.pooler.query, text, check_dtype=False)
     chunked = tl.ChunkedTRMObjective.from_text(text, total_steps=200, objective={"class_chunk": 2})
     assert isinstance(chunked, tl.ChunkedTRMObjective) and chunked.class_chunk == 2
-    torch.testing.assert_close(module.pooler.query, text, check_dtype=False)
-    bare = tl.TRMObjective.from_text(text, total_steps=200, distillation=None, contrast=None, labeler=None)
-    assert bare.distillation is bare.contrast is bare.labeler is bare.bank is None
-    free = tl.TRMObjective.from_text(text, total_steps=200, objective={"lambda_contrast": 0, "lambda_distillation": 0})
-    assert free.distillation is free.contrast is None and free.labeler is not None and free.bank is not None
-    with pytest.raises(ValueError, match="TRMObjective: rule needs a labeler that asks it, got labeler=None"):
-        tl.TRMObjective.from_text(text, total_steps=200, rule=NeighbourRule(3, 6), labeler=None)
-    with pytest.raises(TypeError, match="dropouts"):
-        tl.TRMObjective.from_text(text, total_steps=200, pooler={"dropouts": 0.1})
+    taught = tl.TRMObjective.from_text(text, total_steps=200, rule=TeacherRule(ESTIMATES), labeler={"ramp_steps": 3})
+    assert taught.labeler is not None and (taught.labeler.warmup_steps, taught.labeler.ramp_steps) == (0, 3)
 
 
-def with_rule(module: tl.TRMObjective, rule: Any) -> tl.TRMObjective:
-    module.labeler = tl.PseudoLabeler(CLASSES, rule)
-    return module
-
-
-def test_refresh_shows_the_mean_of_the_views_in_the_order_of_ids() -> None:
-    """Of averaged weights, without dropout; the modes come back, also where a batch fails; another rule is asked nothing."""
-    module, average = with_rule(objective(), NeighbourRule(CLASSES, 6, neighbours=2)), objective()
-    shaken(average, seed=9)
-    average.pooler.mlp[3].p = 0.5
-    text, y = normal(CLASSES, WIDTH, seed=7, dtype=torch.float32), labels(6, CLASSES).float()
-    views = [normal(6, TOKENS, WIDTH, seed=seed, dtype=torch.float32) for seed in (1, 2)]
-    order = torch.tensor([3, 0, 5, 1, 4, 2])
-    batches = [(view[ids], y[ids], ids) for view in views for ids in order.split(4)]
-    average.train(), average.matching.eval()
-    module.refresh(iter(batches), text, model=average)
-    assert average.training and average.pooler.training and not average.matching.training
-    average.eval()
-    with torch.no_grad():
-        seen = [average.pooler(view, text) for view in views]
-        regions = sum(view.region for view in seen) / 2
-        logits = sum(average.matching.logits(view.query, text) for view in seen) / 2
-    expected = NeighbourRule(CLASSES, 6, neighbours=2)
-    expected.refresh(regions, logits, y, None)
-    close(module.labeler.rule.estimates, expected.estimates)
-    module.refresh(batches, text)
-    assert not torch.allclose(module.labeler.rule.estimates, expected.estimates, atol=1e-3)  # of its own weights
-    for wrong, message in (
-        (batches[:1], r"batches must hold every one of num_samples = 6 images, got 2 missing; leave shuffling on"),
-        ([(views[0], y, torch.arange(1, 7))], "ids must be from 0 to num_samples - 1 = 5, got 1 to 6"),
-        ([(views[0], y, torch.arange(5))], r"ids must have shape \(B\) = \(6\), got \(5,\)"),
-        ([(views[0], y[:, 1:], torch.arange(6))], r"targets must have shape \(B, C\) = \(B, 5\), got \(6, 4\)"),
+def test_from_text_adds_to_one_recipe_what_the_other_has() -> None:
+    text = normal(3, 8, dtype=torch.float32)
+    more = tl.TRMObjective.from_text(
+        text, total_steps=200, pooler={"query_head": True}, matching={"margin": 0.05}, objective={"lambda_contrast": 0.3}
+    )
+    assert more.pooler.query_head and more.distillation is not None and more.contrast is not None and more.bank is not None
+    assert (more.matching.margin, more.matching.gamma_neg, more.lambda_contrast) == (0.05, 0, 0.3) and more.labeler is None
+    for less in (
+        {"distillation": None, "contrast": None, "labeler": None},
+        {"objective": {"lambda_contrast": 0, "lambda_distillation": 0}},
+        {"pooler": {"query_head": False}},
     ):
-        with pytest.raises(ValueError, match=message):
-            module.train().refresh(wrong, text)
-        assert module.pooler.training
-    objective().refresh(mock.Mock(side_effect=AssertionError("nobody looks")), text)
+        module = tl.TRMObjective.from_text(text, total_steps=200, recipe="paper", **less)  # type: ignore[arg-type]
+        assert module.distillation is None and (module.contrast is None) == ("pooler" not in less)
+        assert (module.labeler is None) == (module.bank is None) == ("labeler" in less)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"total_steps": 0}, "total_steps must be at least 1"),
+        ({"text": torch.ones(8)}, r"text must have shape \(C, D\)"),
+        ({"recipe": "papers"}, "recipe must be one of 'default', 'paper', got 'papers'"),
+        ({"labeler": {"warmup_steps": 3}}, "labeler needs a rule to ask, got rule=None; give a TeacherRule or PrototypeRule"),
+        *(
+            ({"rule": rule, "recipe": recipe, "labeler": None}, "rule needs a labeler that asks it, got labeler=None")
+            for rule, recipe in ((TeacherRule(ESTIMATES), "default"), (PrototypeRule(3), "paper"))
+        ),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_from_text_refuses_by_name(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^TRMObjective: {message}"):
+        tl.TRMObjective.from_text(**{"text": torch.eye(3), "total_steps": 200, **options})
+
+
+def test_from_text_refuses_what_a_part_does_not_take() -> None:
+    with pytest.raises(TypeError, match="dropouts"):
+        tl.TRMObjective.from_text(torch.eye(3), total_steps=200, pooler={"dropouts": 0.1})
+    with pytest.raises(ValueError, match="PseudoLabeler: rule must have num_classes = 4, got 3"):
+        tl.TRMObjective.from_text(torch.eye(4), total_steps=200, rule=TeacherRule(ESTIMATES))
 
 
 def test_each_similarity_is_computed_once() -> None:
@@ -390,7 +433,7 @@ def test_no_class_identity_leaks_into_the_features() -> None:
     torch.manual_seed(0)
     classes, width, tokens = 20, 64, 4
     text, test = torch.randn(classes, width), torch.randn(128, tokens, width)
-    module = tl.TRMObjective.from_text(text, total_steps=30)
+    module = tl.TRMObjective.from_text(text, total_steps=30, recipe="paper")
     delta = torch.nn.Parameter(torch.zeros_like(text))
     optimizer = torch.optim.AdamW([*module.parameters(), delta], lr=3e-3)
     start = module.pooler.eval()(test, text)

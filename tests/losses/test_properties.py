@@ -96,8 +96,7 @@ def test_poolers_and_similarities_follow_the_order(seed: int, batch: int, classe
 @few
 @given(seeds, sizes, st.data())
 def test_pseudo_labels_follow_the_order(seed: int, batch: int, data: Any) -> None:
-    settings = data.draw(st.sampled_from([{"positive": 0.6, "negative": 0.4}, {"share": 0.6}]))
-    labeler, bank = filled_labeler(**settings), filled_bank()
+    labeler, bank = filled_labeler(positive=0.6, negative=0.4), filled_bank()
     f, y = normal(batch, 5, 8, seed=seed) + bank.visual, scene(seed, batch, 5)[2]
     b, c = orders(data, batch, 5)
     one = labeler(f, y, bank)

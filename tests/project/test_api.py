@@ -40,9 +40,10 @@ import torch, torch.distributed.nn.functional
 before = set(sys.modules)
 import trm_losses
 text = torch.eye(4)
-objective = trm_losses.TRMObjective.from_text(text, total_steps=10)
-output = objective(torch.ones(2, 3, 4), text, torch.ones(2, 4))
-objective.update(output)
+for recipe in ("default", "paper"):
+    objective = trm_losses.TRMObjective.from_text(text, total_steps=10, recipe=recipe)
+    output = objective(torch.ones(2, 3, 4), text, torch.ones(2, 4))
+    objective.update(output)
 folder = tempfile.mkdtemp()
 batch = torch.ones(2, 3, 4), torch.ones(2, 4)
 trm_losses.write_features(folder, "train", [batch], targets=torch.ones(2, 4), class_names="abcd", text=text, logit_scale=1.0)

@@ -62,6 +62,12 @@ def test_figures_of_every_pair(losses: ModuleType, tmp_path: Path, monkeypatch: 
         assert row["difference"] is None or row["difference"] < 1e-4
 
 
+def test_every_size_is_one_that_its_pairs_take(losses: ModuleType) -> None:
+    for sizes in losses.SIZES.values():
+        for build, size in sizes:
+            signature(build).bind(*size)
+
+
 @beside_timm
 def test_only_some_parts(losses: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(losses.SIZES, "small", tiny(losses))

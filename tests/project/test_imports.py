@@ -28,6 +28,7 @@ ROOMS = {
         "prototypes",
         "_token_stream",
         "training_free",
+        "global_head",
         "pseudo",
         "objective",
         "chunked",

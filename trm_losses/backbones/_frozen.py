@@ -21,11 +21,14 @@ class ImageFeatures(NamedTuple):
         tokens: (B, N, D), one vector per grid cell in row-major order, in the joint space, not normalised.
         pooled: (B, D), the model's own global feature, not normalised.
         grid: ``(h, w)`` with ``h * w == N``; ``trm_losses.functional.saliency_map`` lays saliency (B, C, N) on it.
+        penultimate: (B, W), what the tower has of the image before its projection to the joint space; None where a tower of
+            your own does not tell.
     """
 
     tokens: Tensor
     pooled: Tensor
     grid: tuple[int, int]
+    penultimate: Tensor | None = None
 
 
 class VisualTower(Protocol):
@@ -35,8 +38,8 @@ class VisualTower(Protocol):
     dim: int  # width of the joint space
     image_size: tuple[int, int]  # the (height, width) that the weights were made for
 
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return tokens (B, N, D) and pooled (B, D) of images whose sides are multiples of the stride."""
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return tokens (B, N, D), pooled (B, D) and penultimate (B, W) of images whose sides are multiples of the stride."""
 
 
 def freeze(model: nn.Module) -> Any:
@@ -81,12 +84,12 @@ class FrozenBackbone(nn.Module):
         return height // step, width // step
 
     def forward(self, images: Tensor) -> ImageFeatures:
-        """Encode images (B, 3, H, W) into tokens (B, N, D) and pooled (B, D), without gradient."""
+        """Encode images (B, 3, H, W) into tokens (B, N, D), pooled (B, D) and penultimate (B, W), without gradient."""
         Dims(type(self).__name__, C=3).check("images", images, "B C H W")
         grid = self.grid((images.shape[2], images.shape[3]))
         with torch.no_grad():
-            tokens, pooled = self._visual(images)
-        return ImageFeatures(tokens, pooled, grid)
+            tokens, pooled, penultimate = self._visual(images)
+        return ImageFeatures(tokens, pooled, grid, penultimate)
 
 
 def _pair(image_size: int | tuple[int, int]) -> tuple[int, int]:

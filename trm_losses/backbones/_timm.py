@@ -45,6 +45,9 @@ class TimmTower:
     token. An attention pool (SigLIP's "map") that sees one token returns its value and output projection and what
     follows: :math:`v = W_o (W_v x + b_v) + b_o`, then :math:`v + MLP(LN(v))`.
 
+    ``penultimate`` is what the projection reads, or the trunk's own classifier in its place; of a trunk that pools by
+    attention, the mean of its patches.
+
     A ``VisionTransformer`` of timm whose input size is fixed is switched, in place, to the form that timm itself builds
     with ``dynamic_img_size=True``: the positions are interpolated for each call, and no parameter changes.
     """
@@ -131,7 +134,7 @@ class TimmTower:
         features: Tensor = self.projection(self.trunk.forward_head(feature, pre_logits=self.pre_logits))
         return features
 
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         trunk = self.trunk
         if self.value_path:
             before = len(trunk.blocks) - 2
@@ -147,7 +150,11 @@ class TimmTower:
         else:
             cells = rearrange(feature, "b c h w -> (b h w) c 1 1")
         tokens = rearrange(by_rows(self._head, cells), "(b n) d -> b n d", b=images.shape[0])
-        return tokens, self._head(feature)
+        if getattr(trunk, "global_pool", None) == "map":
+            penultimate = feature[:, self.prefix :].mean(dim=1)
+        else:
+            penultimate = trunk.forward_head(feature, pre_logits=True)
+        return tokens, self._head(feature), penultimate
 
 
 def _take_any_size(trunk: Any) -> None:

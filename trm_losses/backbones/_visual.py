@@ -1,7 +1,7 @@
 """Tokens in the joint space out of open_clip's visual towers: one small class per family of towers.
 
 A tower object holds a reference to the model's own visual module and calls its parts; it owns no parameter
-and changes none. Called on images it returns ``tokens (B, N, D)`` and ``pooled (B, D)``, neither normalised.
+and changes none. Called on images it returns ``tokens (B, N, D)``, ``pooled (B, D)`` and ``penultimate (B, W)``, none normalised.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class ResNetTower:
 
     No positional embedding is added. These are the value and output projections of the attention pool, as in
     DualCoOp: what the pool would return if it looked at this one position only. ``pooled`` is the pool's own
-    answer.
+    answer, and ``penultimate`` the mean of F.
     """
 
     def __init__(self, visual: Any) -> None:
@@ -51,7 +51,7 @@ class ResNetTower:
         self.image_size = (side * self.stride, side * self.stride)
         self.dim: int = visual.attnpool.c_proj.out_features
 
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         visual, pool = self.visual, self.visual.attnpool
         feature = visual.stem(images)
         for stage in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
@@ -60,11 +60,12 @@ class ResNetTower:
         table = pool.positional_embedding
         height, width = feature.shape[-2:]
         positions = resize_positions(table, self.native, (height, width))
+        penultimate = feature.mean(dim=(2, 3))
         if positions is table:
-            return tokens, pool(feature)
+            return tokens, pool(feature), penultimate
         # the pool reads its own table: lend it the resized one for this call, its parameter stays as it is
         pooled: Tensor = torch.func.functional_call(pool, {"positional_embedding": positions}, (feature,))
-        return tokens, pooled
+        return tokens, pooled, penultimate
 
 
 class ViTTower:
@@ -72,7 +73,7 @@ class ViTTower:
 
     This is the head that CLIP puts on its class token (or on the mean of the patches), applied to every
     patch. Where a model pools before that norm, the norm is applied per patch all the same. With ``value_path``
-    the last block sees every patch alone; ``pooled`` stays the model's own.
+    the last block sees every patch alone; ``pooled`` stays the model's own, and ``penultimate`` is that before the projection.
     """
 
     def __init__(self, visual: Any, value_path: bool) -> None:
@@ -97,7 +98,7 @@ class ViTTower:
         self.image_size = (self.native[0] * self.stride, self.native[1] * self.stride)
         self.dim: int = visual.proj.shape[1]
 
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         visual = self.visual
         patches = visual.conv1(images)
         height, width = patches.shape[-2:]
@@ -116,7 +117,7 @@ class ViTTower:
         if visual.final_ln_after_pool:
             pooled = visual.ln_post(pooled)
         tokens = visual.ln_post(alone(last, before[:, 1:])) if self.value_path else normed[:, 1:]
-        return tokens @ visual.proj, pooled @ visual.proj
+        return tokens @ visual.proj, pooled @ visual.proj, pooled
 
 
 def visual_tower(open_clip: Any, visual: Any, value_path: bool) -> VisualTower:

@@ -46,7 +46,8 @@ class OpenClipBackbone(FrozenBackbone):
     ResNets is DualCoOp's, the others are our choice. Nothing is normalised. ``pooled`` is the model's own global
     feature; at the native size it is what ``encode_image`` returns. At other sizes the positional tables are
     interpolated bicubically for the call, the way open_clip does it when it loads weights, and no parameter changes.
-    A timm tower that cannot take another size says so.
+    A timm tower that cannot take another size says so. ``penultimate`` is what the tower has of the image before its
+    attention pool or its projection: of a ResNet the mean of its last map.
 
     With ``value_path`` the last block of a ViT gives every patch its own value projection instead of what its
     attention gathers from the image:
@@ -87,7 +88,7 @@ class OpenClipBackbone(FrozenBackbone):
 
     Shape:
         - images: (B, 3, H, W), normalised, H and W multiples of ``stride``, not necessarily equal.
-        - tokens (B, N, D), pooled (B, D), with N = H/stride * W/stride in row-major order.
+        - tokens (B, N, D), pooled (B, D), penultimate (B, W), with N = H/stride * W/stride in row-major order.
 
     Raises:
         ImportError: open_clip does not import; the message says what to install.

@@ -26,8 +26,9 @@ class TimmBackbone(FrozenBackbone):
     where :math:`F` are the model's ``forward_features`` and :math:`\mathrm{head}` is what its ``forward_head`` does before
     the classifier, on this position alone: norms, and an attention pool's value and output projections. Prefix tokens
     (class, registers) are dropped; maps are read in NCHW or NHWC, sequences as (B, N, C). ``pooled`` is ``forward_head(...,
-    pre_logits=True)`` of the whole image, projected. There is no text side: give class texts (C, D) from elsewhere, or
-    learn them. Frozen as :class:`OpenClipBackbone`, the projection included.
+    pre_logits=True)`` of the whole image, projected, and ``penultimate`` the same before it is; of a model that pools by
+    attention, the mean of its patches. There is no text side: give class texts (C, D) from elsewhere, or learn them. Frozen as
+    :class:`OpenClipBackbone`, the projection included.
 
     Args:
         model: a timm model, or its name.
@@ -41,7 +42,7 @@ class TimmBackbone(FrozenBackbone):
 
     Shape:
         - images: (B, 3, H, W), normalised, H and W multiples of ``stride``, not necessarily equal.
-        - tokens (B, N, D), pooled (B, D), with N = H/stride * W/stride in row-major order.
+        - tokens (B, N, D), pooled (B, D), penultimate (B, W), with N = H/stride * W/stride in row-major order.
 
     Raises:
         ImportError: timm does not import; the message says what to install.

@@ -14,7 +14,6 @@ from .contrast import multimodal_contrastive
 from .distillation import region_distillation
 from .image_contrast import multi_label_contrastive
 from .matching import text_region_logits
-from .neighbours import match_prior, neighbour_scores
 from .prototypes import class_sums, update_prototypes
 from .similarities import Similarities, calibrate, prototype_similarities
 
@@ -25,10 +24,8 @@ __all__ = [
     "asymmetric_loss",
     "calibrate",
     "class_sums",
-    "match_prior",
     "multi_label_contrastive",
     "multimodal_contrastive",
-    "neighbour_scores",
     "prototype_similarities",
     "region_attention",
     "region_distillation",

@@ -160,7 +160,7 @@ class PseudoLabeler(FullPrecisionState):
             dims.check("logits", logits, "B C")
         if ids is not None:
             dims.check("ids", ids, "B", floating=False)
-            check_ids(dims.owner, ids, self.rule.num_samples if self.validate else None)
+            check_ids(dims.owner, ids)
         if self.validate:
             if text is not None:
                 check_finite(dims.owner, "text", text)
@@ -247,30 +247,6 @@ class PseudoLabeler(FullPrecisionState):
             first: the first class of the chunk.
         """
         return self.rule.similarities(regions, bank, bank.text if text is None else text, first)
-
-    @torch.no_grad()
-    def refresh(self, regions: Tensor, logits: Tensor, targets: Tensor) -> None:
-        """Show the whole training set to a rule that wants to see it, in the order that ``ids`` count.
-
-        Give what averaged weights make of it, and the mean over views of an image. Where several processes train, each gives the
-        whole set.
-
-        Args:
-            regions: (N, C, D) region-level features, half precision welcome.
-            logits: (N, C).
-            targets: (N, C).
-        """
-        owner, rule = type(self).__name__, self.rule
-        if rule.num_samples is None:
-            raise ValueError(f"{owner}: refresh is for a rule that looks at the whole training set, got {type(rule).__name__}")
-        dims = Dims(owner, N=rule.num_samples, C=self.num_classes)
-        dims.check("regions", regions, "N C D", hint="one for each of num_samples")
-        dims.check("logits", logits, "N C")
-        targets = dims.targets(targets, "N C", validate=self.validate)
-        if self.validate:
-            check_finite(owner, "regions", regions)
-            check_finite(owner, "logits", logits)
-        rule.refresh(regions, logits, targets, self.expected_positives)
 
     @torch.no_grad()
     def update(

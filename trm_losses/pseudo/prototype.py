@@ -11,9 +11,7 @@ from .._distributed import sum_over_ranks
 from ..functional.similarities import intra_similarities
 from ..labels import UNKNOWN
 from ..prototypes import PrototypeBank
-from .quantiles import Quantiles
 from .rule import Decision, Evidence, Rule
-from .thresholds import Thresholds
 
 __all__ = ["PrototypeRule"]
 
@@ -23,7 +21,7 @@ _LEAST_POSITIVES = 10  # known ones that a class needs for statistics of its own
 
 
 class PrototypeRule(Rule):
-    r"""Scores from four relations to the prototypes, decided by thresholds or by quantiles.
+    r"""Scores from four relations to the prototypes, decided by thresholds.
 
     With the :func:`trm_losses.functional.prototype_similarities` of a region, the intra-class ones s calibrated to
     :math:`\tilde s` by the running means of known present and absent entries of the class,
@@ -36,16 +34,17 @@ class PrototypeRule(Rule):
 
     Args:
         num_classes: C.
-        decider: :class:`Thresholds` (the default) or :class:`Quantiles` of the same classes.
+        positive: a score of at least this is present, with the score as its soft label; at least one half.
+        negative: a score of at most this is absent; what lies between stays unknown.
         temperature_visual: of the inter-class term :math:`\pi^v`.
         temperature_text: of :math:`\pi^t`; tie it to the model, 2 / its logit scale.
         momentum: decay of the running statistics for each update.
 
     Raises:
-        ValueError, TypeError: settings, each by name; a decider of another kind or of other classes.
+        ValueError: settings, each by name; thresholds in the wrong order.
 
     Reference: estimating unknown labels from intra- and inter-class relations to multimodal prototypes is TRM-ML's (paper);
-    calibration, weights and constants are our choice.
+    calibration, weights and constants are our choice. Thresholds on estimated labels follow SARB and the authors' other code.
     """
 
     similarity_sum: Tensor
@@ -57,8 +56,9 @@ class PrototypeRule(Rule):
     def __init__(
         self,
         num_classes: int,
-        decider: Thresholds | Quantiles | None = None,
         *,
+        positive: float = 0.8,
+        negative: float = 0.1,
         temperature_visual: float = 0.07,
         temperature_text: float = 0.02,
         momentum: float = 0.99,
@@ -70,21 +70,21 @@ class PrototypeRule(Rule):
         check_number(name, "temperature_visual", temperature_visual, 0, strict=True)
         check_number(name, "temperature_text", temperature_text, 0, strict=True)
         check_number(name, "momentum", momentum, 0, 1)
-        decider = Thresholds() if decider is None else decider
-        if not isinstance(decider, Thresholds | Quantiles):
-            raise TypeError(f"{name}: decider must be Thresholds or Quantiles, got {type(decider).__name__}")
-        if isinstance(decider, Quantiles) and decider.num_classes != num_classes:
-            raise ValueError(f"{name}: decider must have num_classes = {num_classes}, got {decider.num_classes}")
+        check_number(name, "positive", positive, 0.5, 1)
+        check_number(name, "negative", negative, 0, 1)
+        if negative >= positive:
+            raise ValueError(f"{name}: negative must be below positive, got {negative} and {positive}")
         self.num_classes, self.momentum = num_classes, momentum
         self.temperature_visual, self.temperature_text = temperature_visual, temperature_text
-        self.decider = decider
+        self.positive, self.negative = positive, negative
         # Decayed sums of s over known entries: (modality: visual, text) x (absent, present) x C, and how many they hold.
         self.register_buffer("similarity_sum", torch.zeros(2, 2, num_classes, device=device))
         self.register_buffer("similarity_mass", torch.zeros(2, 2, num_classes, device=device))
 
     def decide(self, evidence: Evidence) -> Decision:
         scores = self.scores(evidence)
-        return Decision(self.decider(scores, evidence), scores)
+        unsure = torch.where(scores <= self.negative, 0.0, float(UNKNOWN))
+        return Decision(torch.where(scores >= self.positive, scores, unsure), scores)
 
     def similarities(self, regions: Tensor, bank: PrototypeBank, text: Tensor, first: int = 0) -> TF.Similarities:
         return TF.prototype_similarities(
@@ -156,10 +156,8 @@ class PrototypeRule(Rule):
         sums[0] *= bank.seen
         mass[0] *= bank.seen
         joined = sum_over_ranks(torch.cat([sums, mass]), evidence.group)
-        if isinstance(self.decider, Quantiles):
-            self.decider.update(self.scores(evidence) if scores is None else scores, evidence)
         self.similarity_sum.mul_(self.momentum).add_(joined[:2])
         self.similarity_mass.mul_(self.momentum).add_(joined[2:])
 
     def extra_repr(self) -> str:
-        return f"num_classes={self.num_classes}"
+        return f"num_classes={self.num_classes}, positive={self.positive}, negative={self.negative}"

@@ -14,7 +14,7 @@ from .._state import FullPrecisionState
 from ..labels import UNKNOWN
 from ..prototypes import PrototypeBank
 
-__all__ = ["Decision", "Evidence", "PseudoLabels", "Rule", "assumed_prior", "label_prior"]
+__all__ = ["Decision", "Evidence", "PseudoLabels", "Rule", "label_prior"]
 
 
 class PseudoLabels(NamedTuple):
@@ -94,9 +94,6 @@ class Rule(FullPrecisionState):
     soft: ClassVar[bool] = False
     """Every unknown entry gets a label, sure or not: then nothing is capped, and both kinds weigh the same by default."""
 
-    num_samples: int | None = None
-    """Size of the training set, of a rule that wants to see all of it by :meth:`refresh`, once an epoch."""
-
     @torch.no_grad()
     def reset(self) -> None:
         """Forget everything learned."""
@@ -110,9 +107,6 @@ class Rule(FullPrecisionState):
     def update(self, evidence: Evidence, scores: Tensor | None) -> None:
         """Take the known entries of a batch into statistics; ``scores`` are those of :meth:`decide`, if they are at hand."""
 
-    def refresh(self, regions: Tensor, logits: Tensor, targets: Tensor, expected_positives: float | None) -> None:
-        """Look at the whole training set: regions (N, C, D), logits and targets (N, C)."""
-
     def similarities(self, regions: Tensor, bank: PrototypeBank, text: Tensor, first: int = 0) -> TF.Similarities | None:
         """What the rule reads of the regions (B, c, D) of c classes from ``first`` on; None: nothing."""
         return None
@@ -124,9 +118,3 @@ def label_prior(known_count: Tensor) -> Tensor:
     known = absent + present
     pooled = present.sum() / known.sum().clamp(min=1)
     return torch.where(known > 0, present / known.clamp(min=1), pooled)
-
-
-def assumed_prior(mean: Tensor, ready: Tensor, expected_positives: float) -> Tensor:
-    """(C,) k / C times a class's mean score relative to the mean over the classes that are ready."""
-    overall = (mean * ready).sum() / ready.sum().clamp(min=1)
-    return (expected_positives / len(mean) * mean / torch.where(overall > 0, overall, 1.0)).clamp(0, 1)

@@ -23,7 +23,7 @@ Known = float | Literal["single"]
 Options = dict[str, Any]
 """What a part of the library takes, by the names of its constructor."""
 
-PSEUDO_RULES = ("prototype", "quantile", "neighbour")
+PSEUDO_RULES = ("teacher", "prototype")
 
 
 def _rates(**numbers: float) -> Any:
@@ -53,6 +53,7 @@ class Preset:
     batch_size: int
     warmup_share: float = 0.2  # of OneCycle
     weight_decay: float = 1e-2
+    lr_factor: float = 1.0  # of what a method learns from the texts or from scratch; one of what --choose chooses
     clip_norm: float = 1.0
     ema_per_epoch: float = 0.82  # share of the old average that is left after an epoch; at most 0.9998 a step
     # Backbone
@@ -74,17 +75,19 @@ class Preset:
     labeler: Options = field(default_factory=dict)
     objective: Options = field(default_factory=dict)
     # Pseudo-labels (of the methods that have them): one of PSEUDO_RULES, and what each takes
-    pseudo_rule: str = "neighbour"
-    neighbour: Options = field(default_factory=dict)
+    pseudo_rule: str = "teacher"
     prototype: Options = field(default_factory=dict)
-    thresholds: Options = field(default_factory=dict)
-    quantiles: Options = field(default_factory=dict)
     pseudo_warmup: float | None = None  # shares of all steps; none: what suits the rule
     pseudo_ramp: float | None = None
     # Single positive labels: one present label of each image is known and nothing else
     expected_positives: float | None = None  # present labels of an image, for the bias start and the cap of pseudo-labels
     single_negative: float = 1.0  # weight of "absent" at unknown entries, in that of a known label; Cole's WAN has 1 / (C - 1)
     single_negative_until: str | None = None  # "warmup" of pseudo-labels, where a method has them, or "end"; none: as the rule
+    # The image as a whole, of the methods that are merged with it
+    global_head: Options = field(default_factory=dict)
+    global_prior: bool = True  # False: without the classifier that needs no labels
+    global_penultimate: bool = True  # False: without the layer on penultimate features
+    merge_rate: float = 0.5  # of global logits
     # Peers
     training_free: Options = field(default_factory=dict)  # of GaussianDiscriminant
     linear: dict[str, float] = _rates(lr=1e-3, scale=20.0)
@@ -124,8 +127,6 @@ EMBEDDED = Preset(
     prompts="residual",
     lr=3e-4,
     text_lr=1e-3,
-    # Chosen on val at 10 and 50 % and with single positives, and the recipe of TRMObjective.from_text since: the rule against
-    # thresholds on prototypes and quantiles (benchmarks/pseudo_labels.py), its schedule, and the contrast.
     expected_positives=2.4,  # an assumption about the scenes, not read from the labels of a run
     matching={"gamma_pos": 0.0, "gamma_neg": 0.0, "margin": 0.0},
     # Chosen by the mean of mAP on val at 10 and 50 % known labels, seed 1. text-image: lr 1e-3, 3e-3, 1e-2, 3e-2, 1e-1 by scale
@@ -181,8 +182,6 @@ VOC2007_RN101 = Preset(
     batch_size=64,
     prompts="shared",
     matching={"gamma_pos": 1.0, "gamma_neg": 2.0, "margin": 0.05},
-    objective={"lambda_contrast": 0.1},
-    pseudo_rule="prototype",
     expected_positives=1.5,  # an assumption: about what is known of VOC, not read from the labels of a run
 )
 
@@ -221,9 +220,12 @@ PRESETS = {
 
 VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "trm-no-region": ("trm", ("region_learning=false",)),
-    "trm-no-distillation": ("trm", ("objective.lambda_distillation=0",)),
-    "trm-no-pseudo": ("trm-query", ()),
-    "trm-no-contrast": ("trm", ("objective.lambda_contrast=0",)),
-    **{f"trm-rule-{rule}": ("trm", (f"pseudo_rule={rule}",)) for rule in PSEUDO_RULES},
+    "trm-no-global": ("trm", ("merge_rate=0",)),
+    "trm-no-prior": ("trm", ("global_prior=false",)),
+    "trm-no-penultimate": ("trm", ("global_penultimate=false",)),
+    "trm-no-pseudo": ("trm-region+global", ()),
+    "trm-rule-prototype": ("trm", ("pseudo_rule=prototype",)),
+    "trm-contrast": ("trm", ("objective.lambda_contrast=0.3",)),
+    "trm-query-head": ("trm", ("pooler.query_head=true",)),
 }
 """Ablations: the method a variant is, and what it sets."""

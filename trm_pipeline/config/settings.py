@@ -15,6 +15,7 @@ from typing import Any
 
 from trm_losses import (
     GaussianDiscriminant,
+    GlobalHead,
     MultimodalContrastiveLoss,
     PrototypeBank,
     PseudoLabeler,
@@ -23,7 +24,7 @@ from trm_losses import (
     TextRegionMatchingLoss,
     TRMObjective,
 )
-from trm_losses.pseudo import NeighbourRule, PrototypeRule, Quantiles, Thresholds
+from trm_losses.pseudo import PrototypeRule
 from trm_pipeline.config.presets import Preset
 
 __all__ = ["PARTS", "override", "part_options"]
@@ -36,11 +37,9 @@ PARTS: dict[str, Callable[..., Any]] = {
     "bank": PrototypeBank,
     "labeler": PseudoLabeler,
     "objective": TRMObjective,
-    "neighbour": NeighbourRule,
     "prototype": PrototypeRule,
-    "thresholds": Thresholds,
-    "quantiles": Quantiles,
     "training_free": GaussianDiscriminant,
+    "global_head": GlobalHead,
 }
 """Fields of the preset that hold what a part of the library takes."""
 
@@ -53,11 +52,11 @@ _APART = {
     "dim",
     "validate",
     "reduction",
-    "query_head",
     "expected_positives",
     "warmup_steps",
     "ramp_steps",
     "bias",
+    "width",
 }
 
 

@@ -27,8 +27,10 @@ _AT_A_TIME = 1 << 24  # values that are read together
 class GivenFeatures(CachedFeatures):
     """Arrays that were checked where they were opened."""
 
-    def __init__(self, tokens: list[np.ndarray], pooled: list[np.ndarray], device: torch.device) -> None:
-        self.tokens, self.pooled, self.device = tokens, pooled, device
+    def __init__(
+        self, tokens: list[np.ndarray], pooled: list[np.ndarray], penultimate: list[np.ndarray], device: torch.device
+    ) -> None:
+        self.tokens, self.pooled, self.penultimate, self.device = tokens, pooled, penultimate, device
 
 
 class Meta(NamedTuple):
@@ -149,6 +151,12 @@ def given(root: Path, preset: Preset, splits: tuple[str, str], device: torch.dev
     text = open_text(root, meta, digest).to(device)
     width = text.shape[1]
     features = [open_split(root / split, width, meta, device, digest, first=split == splits[1]) for split in splits]
+    widths = [f.penultimate[0].shape[1] if f.penultimate else None for f in features]
+    if widths[0] != widths[1]:
+        both = " and ".join(
+            f"{'none' if width is None else width} in {split}" for split, width in zip(splits, widths, strict=True)
+        )
+        raise ValueError(f"{root}: penultimate features must be of one width in both splits, got {both}; write the splits again")
     height, across = meta.grid or (1, 1)
     count, views = features[0].tokens[0].shape[1], features[0].views
     return Frozen(
@@ -176,15 +184,21 @@ def open_split(folder: Path, width: int, meta: Meta, device: torch.device, diges
     images = len(opened(folder / "targets.npy", "n", len(meta.class_names)))
     tokens: list[np.ndarray] = []
     pooled: list[np.ndarray] = []
+    penultimate: list[np.ndarray] = []
+    further: int | str = "W"
     number: int | str = "N" if meta.grid is None else math.prod(meta.grid)
     while not tokens or (not first and any((folder / f"{kind}{len(tokens)}.npy").exists() for kind in ("tokens", "pooled"))):
         view = len(tokens)
         tokens.append(finite(path := folder / f"tokens{view}.npy", opened(path, images, number, width), digest))
         pooled.append(finite(path := folder / f"pooled{view}.npy", opened(path, images, width), digest))
-        if (path := folder / f"penultimate{view}.npy").exists():
-            opened(path, images, "W")
+        path = folder / f"penultimate{view}.npy"
+        if len(penultimate) < view and path.exists():
+            raise ValueError(f"{path} must stand beside those of earlier views, and these are missing; write the split again")
+        if path.exists() or penultimate:
+            penultimate.append(finite(path, opened(path, images, further), digest))
+            further = penultimate[0].shape[1]
         number = tokens[0].shape[1]
-    return GivenFeatures(tokens, pooled, device)
+    return GivenFeatures(tokens, pooled, penultimate, device)
 
 
 _LAYOUT = "FEATURES is a folder that trm_losses.write_features wrote"

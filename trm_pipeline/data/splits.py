@@ -22,10 +22,10 @@ __all__ = ["Split", "open_splits"]
 
 
 class Split(NamedTuple):
-    """A split in a script: ``for tokens, pooled, index in split.features.batches(64, generator)``.
+    """A split in a script: ``for batch in split.features.batches(64, generator)``.
 
-    Batches are tokens (B, N, D), pooled features (B, D) and the rows (B,) of ``targets`` that they belong to; with a generator
-    they come in a random order, each image in one of its views.
+    Batches have tokens (B, N, D), pooled features (B, D) and the rows (B,) of ``targets`` that they belong to, ``index``; with a
+    generator they come in a random order, each image in one of its views.
     """
 
     features: CachedFeatures

@@ -35,11 +35,12 @@ def cores() -> int:
 
 
 class Batch(NamedTuple):
-    """Features of some images and where the images stand in their data set: (B, N, D), (B, D), (B,)."""
+    """Features of some images and where these stand in their data set: (B, N, D), (B, D), (B,), and (B, W) if there are any."""
 
     tokens: Tensor
     pooled: Tensor
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, as the plain word for it
+    penultimate: Tensor | None = None
 
 
 class Features(Protocol):
@@ -65,12 +66,12 @@ def pool_tokens(features: ImageFeatures, side: int) -> ImageFeatures:
     """Tokens averaged over squares of ``side`` tokens."""
     if side == 1:
         return features
-    tokens, pooled, (height, width) = features
+    tokens, pooled, (height, width), penultimate = features
     if height % side or width % side:
         raise ValueError(f"token_pool must divide the token grid {height} x {width}, got {side}")
     grid = tokens.transpose(1, 2).unflatten(2, (height, width))
     tokens = F.avg_pool2d(grid.float(), side).flatten(2).transpose(1, 2)
-    return ImageFeatures(tokens, pooled, (height // side, width // side))
+    return ImageFeatures(tokens, pooled, (height // side, width // side), penultimate)
 
 
 def own_part(batch: Tensor, part: tuple[int, int]) -> Tensor:
@@ -87,6 +88,11 @@ class CachedFeatures:
         self.pooled = [_mapped(folder / f"pooled{view}.npy", 2) for view in range(views)]
         if len({(len(array), array.shape[-1]) for array in (*self.tokens, *self.pooled)}) > 1:
             raise ValueError(f"{folder} must hold as many tokens as pooled features, of one width; delete it")
+        self.penultimate: list[np.ndarray] = []
+        if (folder / "penultimate0.npy").exists():
+            self.penultimate = [_mapped(folder / f"penultimate{view}.npy", 2) for view in range(views)]
+            if {array.shape for array in self.penultimate} != {(len(self), self.penultimate[0].shape[1])}:
+                raise ValueError(f"{folder} must hold as many penultimate features as tokens, of one width; delete it")
         self.device = device
 
     def __len__(self) -> int:
@@ -97,9 +103,9 @@ class CachedFeatures:
         """See :class:`Features`."""
         return len(self.tokens)
 
-    def rows(self, index: Tensor) -> Tensor:
-        """Tokens (B, N, D) of some images in their first view."""
-        return drawn_rows(self.tokens, torch.zeros_like(index), index).to(self.device)
+    def rows(self, index: Tensor) -> Batch:
+        """Some images in their first view."""
+        return next(self.batches_of(index, len(index), None, view=0, part=(0, 1)))
 
     def batches(
         self, batch_size: int, generator: torch.Generator | None = None, *, view: int = 0, part: tuple[int, int] = (0, 1)
@@ -117,8 +123,9 @@ class CachedFeatures:
         if generator is not None and self.views > 1:
             drawn = torch.randint(self.views, (count,), generator=generator)
         for index in (own_part(batch, part) for batch in order.split(batch_size)):
-            tokens, pooled = (drawn_rows(arrays, drawn[index], rows[index]) for arrays in (self.tokens, self.pooled))
-            yield Batch(tokens.to(self.device), pooled.to(self.device), index)
+            kinds = [arrays for arrays in (self.tokens, self.pooled, self.penultimate) if arrays]
+            parts = [drawn_rows(arrays, drawn[index], rows[index]).to(self.device) for arrays in kinds]
+            yield Batch(parts[0], parts[1], index, *parts[2:])
 
 
 def _mapped(path: Path, ndim: int) -> np.ndarray:
@@ -203,6 +210,12 @@ class LiveFeatures:
         height, width = self.backbone.grid(self.backbone.image_size)
         return (height // self.token_pool) * (width // self.token_pool)
 
+    @functools.cached_property
+    def width(self) -> int | None:
+        """W of penultimate features; None if the backbone gives none."""
+        one = self.backbone(torch.zeros(1, 3, *self.backbone.image_size, device=self.device)).penultimate
+        return None if one is None else one.shape[1]
+
     def __len__(self) -> int:
         return len(self.images)  # type: ignore[arg-type]
 
@@ -230,13 +243,14 @@ class LiveFeatures:
         for pixels, _, index in _alive(loader):
             if not len(index):
                 nothing = torch.zeros(0, self.num_tokens, self.backbone.dim, device=self.device)
-                yield Batch(nothing, nothing[:, 0], index)
+                yield Batch(nothing, nothing[:, 0], index, None if self.width is None else nothing.new_zeros(0, self.width))
                 continue
             pixels = pixels.flip(3) if self.mirror else pixels
             with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
                 encoded = self.backbone(pixels.to(self.device, non_blocking=True))
             features = pool_tokens(encoded, self.token_pool)
-            yield Batch(features.tokens.float(), features.pooled.float(), index)
+            further = None if features.penultimate is None else features.penultimate.float()
+            yield Batch(features.tokens.float(), features.pooled.float(), index, further)
 
 
 def fitting_workers(workers: int, batch: int, shared: Path = Path("/dev/shm")) -> int:
@@ -305,7 +319,7 @@ def cache_features(
     stats = [(os.path.abspath(path), os.stat(path)) for path in files]
     views = 1 + int(mirror)
     key = {
-        "version": 1,
+        "version": 2,
         "model": backbone.name,
         "weights": weights,
         "image_size": backbone.image_size,
@@ -344,16 +358,18 @@ def cache_features(
 
 
 def _write_view(folder: Path, view: int, live: LiveFeatures, batch_size: int) -> None:
-    """Encode all images into ``tokens{view}.npy`` and ``pooled{view}.npy``."""
+    """Encode all images into a file a kind: ``tokens{view}.npy``, ``pooled{view}.npy`` and ``penultimate{view}.npy``."""
     count, dim = len(live), live.backbone.dim
-    tokens = _created(folder / f"tokens{view}.npy", (count, live.num_tokens, dim))
-    pooled = _created(folder / f"pooled{view}.npy", (count, dim))
+    shapes: dict[str, tuple[int, ...]] = {"tokens": (live.num_tokens, dim), "pooled": (dim,)}
+    if live.width is not None:
+        shapes["penultimate"] = (live.width,)
+    files = {kind: _created(folder / f"{kind}{view}.npy", (count, *shape)) for kind, shape in shapes.items()}
     description = f"encoding {count} images{', mirrored' if view else ''}"
     for batch in progress(live.batches(batch_size), description, total=-(-count // batch_size)):
-        tokens[batch.index] = batch.tokens.half().cpu().numpy()
-        pooled[batch.index] = batch.pooled.half().cpu().numpy()
-    tokens.flush()
-    pooled.flush()
+        for kind, file in files.items():
+            file[batch.index] = getattr(batch, kind).half().cpu().numpy()
+    for file in files.values():
+        file.flush()
 
 
 def _created(path: Path, shape: tuple[int, ...]) -> np.memmap:

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from trm_losses import TRMHead
 from trm_losses.labels import UNKNOWN, known_fraction
-from trm_losses.pseudo import NeighbourRule
 from trm_pipeline import ranks
 from trm_pipeline.config.presets import EMBEDDED, Preset
 from trm_pipeline.data.voc import eval_transform
@@ -33,9 +32,11 @@ from trm_pipeline.folder.model import DEMONSTRATION, SavedModel
 from trm_pipeline.folder.outputs import FILES, write, write_scores
 from trm_pipeline.folder.part import Part
 from trm_pipeline.folder.tag import run_tag
-from trm_pipeline.methods import TRM, ZERO_SHOT, Setting
+from trm_pipeline.methods import METHODS, ZERO_SHOT, Method, Setting, fit_training_free
+from trm_pipeline.methods.base import score
+from trm_pipeline.methods.global_head import estimated, fit_global_head, trm_head
 from trm_pipeline.progress import escape_output, say
-from trm_pipeline.training.loop import score, train
+from trm_pipeline.training.loop import train
 
 __all__ = ["ENOUGH", "STEPS", "main", "parser", "run_predict", "run_train"]
 
@@ -290,7 +291,7 @@ def _fit(
     held: Tensor,
     trained: Tensor,
     text: Tensor,
-) -> tuple[TRM, Tensor]:
+) -> tuple[Method, Tensor]:
     """The averaged method, trained on the classes that have a present label, and its pseudo-labels (N, C), -1 where none."""
     known, test = targets[~held][:, trained], targets[held][:, trained]
     single = not (known == 0).any()
@@ -303,8 +304,23 @@ def _fit(
         others, test, label = own, known, f"{label} (figures of the training images themselves)"
     torch.manual_seed(args.seed)
     steps = preset.epochs * -(-len(own) // preset.batch_size)
-    setting = Setting(preset, text[trained], None, backbone.logit_scale, steps, single=single, num_samples=len(own))
-    method = TRM(setting, query_head=True, pseudo_labels=True)
+    prior = fit_training_free(own, text[trained], preset.batch_size)
+    expected = preset.expected_positives if single else None
+    whole = fit_global_head(own, known, prior, preset.batch_size, penultimate=True, expected_positives=expected)
+    assert whole is not None
+    found = estimated(whole, own, preset.batch_size, expected)
+    setting = Setting(
+        preset,
+        text[trained],
+        None,
+        backbone.logit_scale,
+        steps,
+        single=single,
+        num_samples=len(own),
+        global_head=lambda: whole,
+        estimates=lambda: found,
+    )
+    method = METHODS["trm"](setting)
     result = train(
         method,
         own,
@@ -318,23 +334,20 @@ def _fit(
         label=label,
         single=single,
     )
-    assert isinstance(result.method, TRM) and method.objective.labeler is not None
-    rule = method.objective.labeler.rule
-    assert isinstance(rule, NeighbourRule)
     estimates = torch.full_like(targets, float(UNKNOWN))
-    found = rule.estimates.cpu()
     estimates[(~held).nonzero(), trained.nonzero()[:, 0]] = torch.where(known == UNKNOWN, found, float(UNKNOWN))
     return result.method, estimates
 
 
-def _head(method: TRM, backbone: Backbone, names: list[str], trained: Tensor, text: Tensor) -> TRMHead:
+def _head(method: Method, backbone: Backbone, names: list[str], trained: Tensor, text: Tensor) -> TRMHead:
     """The head of all classes; those without a present label join by name."""
     with torch.no_grad():
         learned = backbone.encode_prompts(method.prompts())
     chosen = [name for name, own in zip(names, trained.tolist(), strict=True) if own]
-    head = method.head(learned, chosen).eval()
+    head = trm_head(method, learned, chosen)
+    assert head is not None
     if len(chosen) == len(names):
-        return head
+        return head.eval()
     texts = text.clone()
     texts[trained] = learned
     return head.with_classes(texts, names).eval()
@@ -343,7 +356,7 @@ def _head(method: TRM, backbone: Backbone, names: list[str], trained: Tensor, te
 @torch.no_grad()
 def _scores(head: TRMHead, features: Features) -> Tensor:
     """Probabilities (N, C)."""
-    return torch.cat([head.predict(batch.tokens).float().cpu() for batch in features.batches(64)])
+    return torch.cat([head.predict(batch.tokens, batch.penultimate).float().cpu() for batch in features.batches(64)])
 
 
 def run_predict(args: argparse.Namespace) -> None:
@@ -375,8 +388,10 @@ def run_predict(args: argparse.Namespace) -> None:
     scores, pooled = [], []
     for batch in live.batches(50):
         fine = batch.pooled.isfinite().all(dim=1)
-        tokens = batch.tokens.half().float()  # as they are cached in training
-        scores.append(head.predict(torch.where(fine[:, None, None], tokens, 0.0)).cpu())
+        # Rounded as they are cached in training; zeros for an image that cannot be read.
+        tokens = torch.where(fine[:, None, None], batch.tokens.half().float(), 0.0)
+        further = None if batch.penultimate is None else torch.where(fine[:, None], batch.penultimate.half().float(), 0.0)
+        scores.append(head.predict(tokens, further).cpu())
         pooled.append(batch.pooled.cpu())
     whole = readable(data, torch.cat(pooled), files)
     files, found = [files[i] for i in whole.tolist()], torch.cat(scores)[whole]

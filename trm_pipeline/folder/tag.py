@@ -14,8 +14,8 @@ from trm_pipeline.folder.image_files import find_images
 from trm_pipeline.folder.judgement import table
 from trm_pipeline.folder.outputs import write_csv
 from trm_pipeline.methods import fit_training_free, zero_shot_tokens
+from trm_pipeline.methods.base import score
 from trm_pipeline.progress import say
-from trm_pipeline.training.loop import score
 
 __all__ = ["run_tag"]
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from trm_pipeline.methods.base import Method, Setting, weak_negatives
+from trm_pipeline.methods.global_head import merged
 from trm_pipeline.methods.linear import LinearProbe
 from trm_pipeline.methods.prompts import DualCoOp, PromptPeer, TextImage, TextPixel, pair_cosines
 from trm_pipeline.methods.training_free import TRAINING_FREE, fit_training_free
@@ -39,7 +40,7 @@ METHODS: dict[str, Callable[[Setting], Method]] = {
     "dual-coop": DualCoOp,
     "text-pixel": TextPixel,
     "trm-region": lambda setting: TRM(setting, query_head=False, pseudo_labels=False),
-    "trm-region-pseudo": lambda setting: TRM(setting, query_head=False, pseudo_labels=True),
     "trm-query": lambda setting: TRM(setting, query_head=True, pseudo_labels=False),
-    "trm": lambda setting: TRM(setting, query_head=True, pseudo_labels=True),
+    "trm-paper": lambda setting: TRM(setting, query_head=True, pseudo_labels=True, recipe="paper"),
+    "trm": lambda setting: merged(TRM(setting, pseudo_labels=True), setting),
 }

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trm_losses import PromptEmbeddings, PromptLearner, PseudoLabels
+from trm_losses import GlobalHead, PromptEmbeddings, PromptLearner, PseudoLabels
 from trm_losses.functional import asymmetric_loss
 from trm_losses.labels import UNKNOWN
 from trm_pipeline import ranks
@@ -18,7 +18,7 @@ from trm_pipeline.config.presets import Preset
 from trm_pipeline.features.cached import Batch, Features
 from trm_pipeline.features.frozen import Encode
 
-__all__ = ["Method", "Setting", "weak_negatives"]
+__all__ = ["Method", "Setting", "score", "weak_negatives"]
 
 
 class Setting:
@@ -36,10 +36,14 @@ class Setting:
         num_samples: int = 1,
         targets: Tensor | None = None,
         similarities: Callable[[], Tensor] | None = None,
+        global_head: Callable[[], GlobalHead | None] | None = None,
+        estimates: Callable[[], Tensor | None] | None = None,
     ) -> None:
         self.num_samples = num_samples
         # Labels (N, C) that are left, and the frozen model's cosines (N, C) with the training images, for losses of the grid.
         self.targets, self.similarities = targets, similarities
+        # The fitted head of whole images, and what it makes of the training images: probabilities (N, C), for a teacher.
+        self.global_head, self.estimates = global_head, estimates
         self.preset, self.text, self.names = preset, text, names
         self.logit_scale, self.total_steps = logit_scale, total_steps
         self.head = ""  # of the method that is built, see under
@@ -143,3 +147,12 @@ def weak_negatives(targets: Tensor, weight: float, *heads: tuple[float, Tensor])
     ]
     total = torch.stack(losses).sum()
     return {"weak_negative": weight * targets.shape[1] / ranks.total(total.new_tensor(float(len(targets)))) * total}
+
+
+@torch.no_grad()
+def score(logits: Callable[[Batch], Tensor], features: Features, batch_size: int) -> Tensor:
+    """Logits (N, C) of all images in the data set's order; of several ranks each computes its part of every batch."""
+    own = [(batch.index, logits(batch).float().cpu()) for batch in ranks.batches(features, batch_size)]
+    parts = [part for parts in ranks.gather(own) for part in parts]
+    order = torch.cat([index for index, _ in parts])
+    return torch.cat([part for _, part in parts])[order.argsort()]

@@ -28,6 +28,7 @@ from trm_pipeline.config.presets import VARIANTS, Preset
 from trm_pipeline.features.cached import Batch, Features
 from trm_pipeline.features.frozen import Encode
 from trm_pipeline.methods import LABEL_FREE, METHODS, Method, Setting, weak_negatives
+from trm_pipeline.methods.global_head import FITTED, GLOBAL, Merged, merged
 from trm_pipeline.methods.peers.positive_coop import PositiveCoOp
 from trm_pipeline.methods.peers.sarb import SARB
 from trm_pipeline.methods.peers.scpnet import SCPNet
@@ -155,12 +156,20 @@ ALONE: dict[str, Callable[[Setting], Method]] = {"positive-coop": PositiveCoOp}
 GRID = tuple(f"{head}+{loss}" for head in HEADS for loss in LOSSES if loss in _MAKE or head in PEERS[loss][1])
 """Every head with every loss but its own, which the head's name alone stands for."""
 
-NAMES = (*LABEL_FREE, *METHODS, *ALONE, *VARIANTS, *GRID)
+TRAINED = (*METHODS, *ALONE, *GRID)
+
+NAMES = (*LABEL_FREE, *FITTED, *TRAINED, *VARIANTS, *(f"{name}{GLOBAL}" for name in TRAINED if name != "trm"))
 """All that ``--methods`` knows."""
 
 
 def build_method(name: str, setting: Setting) -> Method:
     """A method at its start."""
+    if name.endswith(GLOBAL):
+        local = name.removesuffix(GLOBAL)
+        method = merged(build_method(local, setting), setting)
+        if not isinstance(method, Merged):
+            raise ValueError(f"{name} needs a prior or penultimate features, and there are none; take {local}")
+        return method
     head, plus, loss = name.partition("+")
     setting = setting.under(head)
     inner = (METHODS | ALONE)[head](setting)
@@ -180,7 +189,9 @@ def choose_methods(patterns: Sequence[str], *, grid: bool = False) -> list[str]:
     """The methods that names and patterns such as ``linear+*`` mean, each once; with ``grid`` also all heads and pairs."""
     chosen: list[str] = []
     for pattern in patterns:
-        found = [pattern] if pattern in NAMES else fnmatch.filter(NAMES, pattern)
+        # "linear+*" means losses: what is merged with the whole image is asked for by name.
+        names = [name for name in NAMES if name.endswith(GLOBAL) == pattern.endswith(GLOBAL)]
+        found = [pattern] if pattern in NAMES else fnmatch.filter(names, pattern)
         if not found:
             raise ValueError(
                 f"--methods: {pattern!r} is none of {', '.join(name for name in NAMES if '+' not in name)}, nor HEAD+LOSS "

@@ -61,4 +61,4 @@ class LinearProbe(Method):
         return {"bce": targets.shape[1] * loss, **weak_negatives(targets, weak_negative, (1.0, logits))}
 
     def groups(self, preset: Preset) -> list[dict[str, Any]]:
-        return param_groups(self, lr=preset.linear["lr"], weight_decay=preset.weight_decay)
+        return param_groups(self, lr=preset.lr_factor * preset.linear["lr"], weight_decay=preset.weight_decay)

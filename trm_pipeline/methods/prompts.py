@@ -55,7 +55,7 @@ class PromptPeer(Method):
         return {"matching": loss, **weak_negatives(targets, weak_negative, (1.0, logits))}
 
     def groups(self, preset: Preset) -> list[dict[str, Any]]:
-        return param_groups(self, lr=self.lr, weight_decay=0.0)
+        return param_groups(self, lr=preset.lr_factor * self.lr, weight_decay=0.0)
 
     def calibrate(self, batch: Batch, text: Tensor, prior: float) -> None:
         cosines = self.cosines(batch, text)

@@ -2,64 +2,70 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from trm_losses import PseudoLabels, Regions, TRMHead, TRMObjective, TRMOutput, param_groups
-from trm_losses.pseudo import NeighbourRule, PrototypeRule, Quantiles, Rule, Thresholds
+from trm_losses.pseudo import PrototypeRule, Rule, TeacherRule
 from trm_pipeline.config.presets import PSEUDO_RULES, Preset
-from trm_pipeline.features.cached import Batch, Features
-from trm_pipeline.features.frozen import Encode
+from trm_pipeline.features.cached import Batch
 from trm_pipeline.methods.base import Method, Setting, weak_negatives
 
 __all__ = ["TRM"]
 
 
-def _rule(setting: Setting) -> Rule:
-    """The rule for pseudo-labels that the preset names."""
+def _rule(setting: Setting) -> Rule | None:
+    """The rule for pseudo-labels that the preset names; None: there is nothing to teach by."""
     preset, classes = setting.preset, setting.num_classes
     if preset.pseudo_rule not in PSEUDO_RULES:
         raise ValueError(f"pseudo_rule must be one of {', '.join(PSEUDO_RULES)}, got {preset.pseudo_rule!r}")
-    if preset.pseudo_rule == "neighbour":
-        return NeighbourRule(classes, setting.num_samples, **preset.neighbour)
-    by_share = preset.pseudo_rule == "quantile"
-    decider = Quantiles(classes, **preset.quantiles) if by_share else Thresholds(**preset.thresholds)
-    return PrototypeRule(classes, decider, **{"temperature_text": 2 / setting.logit_scale, **preset.prototype})
+    if preset.pseudo_rule == "teacher":
+        if setting.estimates is None:
+            raise ValueError("pseudo_rule=teacher needs what a head of whole images makes of the training images")
+        estimates = setting.estimates()
+        return None if estimates is None else TeacherRule(estimates)
+    return PrototypeRule(classes, **{"temperature_text": 2 / setting.logit_scale, **preset.prototype})
 
 
 class TRM(Method):
     """TRM-ML out of the library's parts."""
 
-    def __init__(self, setting: Setting, *, query_head: bool, pseudo_labels: bool) -> None:
+    def __init__(
+        self,
+        setting: Setting,
+        *,
+        pseudo_labels: bool,
+        query_head: bool | None = None,
+        recipe: Literal["default", "paper"] = "default",
+    ) -> None:
         super().__init__()
-        preset = setting.preset
+        preset, paper = setting.preset, recipe == "paper"
+        pooler = preset.pooler if query_head is None else {**preset.pooler, "query_head": query_head}
         if preset.head not in ("query", "region", "mean"):
             raise ValueError(f"head must be 'query', 'region' or 'mean', got {preset.head!r}")
         self.scored = preset.head
         self.prompts = setting.prompts(preset.prompts)
         shares = {"warmup_steps": preset.pseudo_warmup, "ramp_steps": preset.pseudo_ramp}
         steps = {name: round(share * setting.total_steps) for name, share in shares.items() if share is not None}
+        rule = _rule(setting) if pseudo_labels and not paper else None
         self.objective = TRMObjective.from_text(
             setting.text,
             total_steps=setting.total_steps,
-            rule=_rule(setting) if pseudo_labels else None,
+            rule=rule,
+            recipe=recipe,
             expected_positives=setting.expected_positives,
-            pooler={**preset.pooler, "query_head": query_head},
-            matching=preset.matching,
-            distillation=preset.distillation if query_head else None,
+            logit_scale=setting.logit_scale,
+            pooler=pooler,
+            matching={} if paper else preset.matching,
+            distillation=preset.distillation,
             contrast=preset.contrast,
             bank=preset.bank,
-            labeler={**preset.labeler, **steps} if pseudo_labels else None,
+            labeler={**preset.labeler, **steps} if paper or rule is not None else None,
             objective=preset.objective,
             distributed=True,
         )
-        labeler = self.objective.labeler
-        self.batch_size = preset.batch_size
-        # Estimates are there when the warm-up ends, inside an epoch too, and whatever steps a scaler has skipped.
-        steps_per_epoch = -(-setting.total_steps // preset.epochs)
-        self.first_refresh = 0 if labeler is None else labeler.warmup_steps // steps_per_epoch
         self.region_learning = preset.region_learning
         self._last: TRMOutput | None = None
 
@@ -110,21 +116,6 @@ class TRM(Method):
     def pseudo_labels(self) -> PseudoLabels | None:
         return None if self._last is None else self._last.pseudo
 
-    @torch.no_grad()
-    def before_epoch(self, epoch: int, features: Features, targets: Tensor, average: Method, encode: Encode) -> None:
-        labeler = self.objective.labeler
-        if labeler is None or labeler.rule.num_samples is None or epoch < self.first_refresh:
-            return
-        if not isinstance(average, TRM):
-            raise TypeError(f"the average of TRM must be a TRM, got {type(average).__name__}")
-        average.eval()
-        seen = (
-            (self.tokens(batch), targets[batch.index], batch.index)
-            for view in range(features.views)
-            for batch in features.batches(self.batch_size, view=view)
-        )
-        self.objective.refresh(seen, encode(average.prompts()), model=average.objective)
-
     def after_step(self) -> None:
         if self._last is not None:
             self.objective.update(self._last)
@@ -132,12 +123,13 @@ class TRM(Method):
 
     def groups(self, preset: Preset) -> list[dict[str, Any]]:
         rest = param_groups(self.objective, lr=preset.lr, weight_decay=preset.weight_decay)
-        return rest + param_groups(self.prompts, lr=preset.text_lr, weight_decay=0.0)
+        # Texts ask for rates that differ by data set; the heads do not.
+        return rest + param_groups(self.prompts, lr=preset.lr_factor * preset.text_lr, weight_decay=0.0)
 
     @torch.no_grad()
     def calibrate(self, batch: Batch, text: Tensor, prior: float) -> None:
         self.objective.matching.calibrate_bias(self.class_features(batch, text), text, prior)
 
-    def head(self, text: Tensor, class_names: list[str]) -> TRMHead:
-        """What inference needs of it."""
-        return TRMHead(self.objective.pooler, self.objective.matching, text, class_names, head=self.scored)  # type: ignore[arg-type]
+    def head(self, text: Tensor, class_names: list[str], **whole: Any) -> TRMHead:
+        """What inference needs of it; ``whole`` are global_head and rate, where it is merged with one."""
+        return TRMHead(self.objective.pooler, self.objective.matching, text, class_names, head=self.scored, **whole)  # type: ignore[arg-type]

@@ -60,7 +60,9 @@ class Wrapped(Method):
 
 def unwrapped(method: Method) -> Method:
     """The head itself."""
-    return method.inner if isinstance(method, Wrapped) else method
+    while isinstance(method, Wrapped):
+        method = method.inner
+    return method
 
 
 def expected_positives(setting: Setting, targets: Tensor) -> float:

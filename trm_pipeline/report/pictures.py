@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from trm_losses import TRMHead
+from trm_pipeline.features.cached import Batch
 from trm_pipeline.methods import LABEL_FREE
 
 __all__ = [
@@ -186,7 +187,7 @@ def choose_images(targets: Tensor, count: int = 6, *, most_classes: int = 3) -> 
 @torch.no_grad()
 def collect_saliency(
     head: TRMHead,
-    tokens: Tensor,
+    batch: Batch,
     grid: tuple[int, int],
     images: Sequence[Image.Image],
     present: Tensor,
@@ -199,11 +200,11 @@ def collect_saliency(
     The softmax has the sharpness that attention starts from, so that the two differ by what was learned.
 
     Args:
-        tokens: (M, N, D) of the images, as the head was trained on. grid: (h, w) with h * w = N.
+        batch: features of M images, as the head was trained on. grid: (h, w) with h * w = N.
         images: M images of any size, shown at ``size`` (height, width). present: (M, C), 1 where a class is to be shown.
         text: (C, D) class texts of the frozen model.
     """
-    head = head.to(text.device).eval()
+    head, tokens = head.to(text.device).eval(), batch.tokens
     saliency = head.pooler(tokens, head.text).saliency
     cosines = F.normalize(text, dim=-1) @ F.normalize(tokens, dim=-1).transpose(1, 2)  # (M, C, N)
     maps = (m.unflatten(2, grid).float().cpu().numpy() for m in (saliency, torch.softmax(8.0 * cosines, dim=2)))
@@ -211,7 +212,7 @@ def collect_saliency(
         np.stack([np.asarray(image.convert("RGB").resize(size[::-1])) for image in images]),
         np.array(head.class_names),
         (present == 1).cpu().numpy(),
-        torch.sigmoid(head(tokens)).cpu().numpy(),
+        torch.sigmoid(head(tokens, batch.penultimate)).cpu().numpy(),
         *maps,
     )
 

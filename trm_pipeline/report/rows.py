@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trm_pipeline.config.presets import VARIANTS, Known
+from trm_pipeline.methods.global_head import of_grid
 
 __all__ = ["NINE", "Row", "ablation_rows", "average", "by_seed", "distinct", "heading", "less", "main_rows", "settings"]
 
@@ -19,7 +20,7 @@ NINE = tuple(tenth / 10 for tenth in range(1, 10))
 
 def main_rows(rows: Sequence[Row]) -> list[Row]:
     """Rows of the methods themselves, without the variants of an ablation and heads with another method's loss."""
-    return [row for row in rows if row["method"] not in VARIANTS and "+" not in row["method"]]
+    return [row for row in rows if row["method"] not in VARIANTS and not of_grid(row["method"])]
 
 
 def ablation_rows(rows: Sequence[Row], reference: str = "trm") -> list[Row]:

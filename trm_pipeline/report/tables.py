@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Collection, Sequence
 
 from trm_pipeline.methods import LABEL_FREE
+from trm_pipeline.methods.global_head import of_grid
 from trm_pipeline.report.rows import NINE, Row, ablation_rows, average, by_seed, distinct, heading, less, settings
 from trm_pipeline.report.statistics import Paired, paired
 
@@ -42,7 +43,7 @@ def ablation_table(rows: Sequence[Row], reference: str = "trm", key: str = "mAP"
 
 def grid_tables(rows: Sequence[Row], key: str = "mAP") -> list[tuple[str, Table]]:
     """A heading and a table for each setting with a grid: losses down, heads across."""
-    pairs = [row for row in rows if "+" in row["method"]]
+    pairs = [row for row in rows if of_grid(row["method"])]
     heads, losses = (list(dict.fromkeys(row["method"].partition("+")[side] for row in pairs)) for side in (0, 2))
     tables = []
     for known in settings(pairs):

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from trm_losses import GaussianDiscriminant
+from trm_losses import GaussianDiscriminant, GlobalHead
+from trm_losses._checks import check_number
 from trm_pipeline import ranks
 from trm_pipeline.config.losses import LOSSES
 from trm_pipeline.config.presets import PRESETS, Known, Preset
@@ -21,6 +22,7 @@ from trm_pipeline.data.label_files import ENCODINGS
 from trm_pipeline.features.cached import cores
 from trm_pipeline.files import CACHE, folder_argument
 from trm_pipeline.methods import LABEL_FREE, METHODS, Setting
+from trm_pipeline.methods.global_head import GLOBAL, of_grid
 from trm_pipeline.methods.grid import HEADS, NAMES, PEERS, build_method, choose_methods
 from trm_pipeline.progress import Scalars
 from trm_pipeline.run.options import RunOptions
@@ -168,6 +170,12 @@ def parser(source: Source = voc.SOURCE) -> argparse.ArgumentParser:
     p.add_argument(
         "--tune", action="store_true", help="score on the val split and train on the train split: for choosing settings"
     )
+    p.add_argument(
+        "--choose",
+        action="store_true",
+        help="for each cell, rates, and the head of whole images and its share, are chosen by known labels that are held out; "
+        "each method is trained six times then in place of once",
+    )
     p.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="change settings of the preset")
     return p
 
@@ -238,7 +246,8 @@ def check_options(options: RunOptions) -> None:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if options.jobs > 1 and ranks.launched() > 1:
         raise ValueError(f"--jobs must be 1 under torchrun, whose processes train each cell together; got {options.jobs}")
-    if ranks.launched() > 1 and (alone := [name for name in options.methods if name.partition("+")[2] in PEERS]):
+    losses = {name: name.removesuffix(GLOBAL).partition("+")[2] for name in options.methods if of_grid(name)}
+    if ranks.launched() > 1 and (alone := [name for name, loss in losses.items() if loss in PEERS]):
         raise ValueError(f"--methods: {alone[0]} is trained by one process, not under torchrun")
     if options.source.num_classes is not None:
         check_unseen(options.unseen, options.source.num_classes)
@@ -250,11 +259,14 @@ def check_options(options: RunOptions) -> None:
     # Words and numbers of the method are its parts' own to check; here with any texts, before anything is computed.
     any_text = torch.ones(2, max(1, preset.pooler.get("num_heads", 4)))
     GaussianDiscriminant(2, 2, **preset.training_free)
+    GlobalHead(2, 2, **preset.global_head)
+    check_number("--set", "merge_rate", preset.merge_rate, 0, 1)
     for single in {share == "single" for share in known} or {False}:  # a file of labels says later of which kind it is
         setting = Setting(dataclasses.replace(preset, prompts="fixed"), any_text, None, 100.0, preset.epochs, single=single)
+        setting.targets = torch.ones(2, 2)
+        setting.similarities = setting.estimates = lambda: torch.ones(2, 2)
         METHODS["trm"](setting)
-        setting.targets, setting.similarities = torch.ones(2, 2), lambda: torch.ones(2, 2)
-        for loss in dict.fromkeys(name.partition("+")[2] for name in options.methods if "+" in name):
+        for loss in dict.fromkeys(losses.values()):
             build_method(f"text-pixel+{loss}", setting)
     if (until := preset.single_negative_until) not in ("end", "warmup", None):
         raise ValueError(f"single_negative_until must be 'end' or 'warmup', got {until!r}")

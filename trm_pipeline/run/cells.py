@@ -10,52 +10,31 @@ import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
-from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from trm_losses.labels import hide_labels, keep_single_positive, known_fraction
+from trm_losses.labels import known_fraction
 from trm_losses.metrics import evaluate
 from trm_pipeline import ranks
-from trm_pipeline.config.presets import VARIANTS, Known, Preset
+from trm_pipeline.config.presets import VARIANTS, Preset
 from trm_pipeline.config.settings import override
 from trm_pipeline.features.cached import Batch, cores
-from trm_pipeline.features.frozen import Frozen
 from trm_pipeline.files import Checkpoint, tensor_digest, write_json
-from trm_pipeline.methods import LABEL_FREE, TRM, ZERO_SHOT, Method, Setting, fit_training_free, zero_shot_tokens
-from trm_pipeline.methods.grid import build_method
-from trm_pipeline.methods.wrapped import unwrapped
+from trm_pipeline.methods import LABEL_FREE, ZERO_SHOT
+from trm_pipeline.methods.base import score
+from trm_pipeline.methods.global_head import FITTED, trm_head
 from trm_pipeline.progress import escape_output, say, without_bars
 from trm_pipeline.report.rows import Row
+from trm_pipeline.run.choose import choose
 from trm_pipeline.run.options import RunOptions
+from trm_pipeline.run.prepared import Cell, Prepared, build, known_labels
 from trm_pipeline.training.cost import trained_parameters, watch_memory
-from trm_pipeline.training.loop import Trained, score, train
+from trm_pipeline.training.loop import Trained, train
 
-__all__ = ["Cell", "Finished", "Prepared", "build", "known_labels", "run_cell", "run_cells", "train_cell"]
-
-
-class Cell(NamedTuple):
-    """A method (or a variant of one) in a setting with a seed."""
-
-    method: str
-    known: Known
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """For files."""
-        setting = self.known if isinstance(self.known, str) else f"known{self.known:g}"
-        return f"{self.method}-{setting}-seed{self.seed}"
-
-    @property
-    def label(self) -> str:
-        """For people."""
-        setting = self.known if isinstance(self.known, str) else f"{100 * self.known:g}%"
-        return f"{self.method}, {setting}, seed {self.seed}"
+__all__ = ["Finished", "checkpoint_path", "run_cell", "run_cells", "train_cell", "use_deterministic_algorithms"]
 
 
 class Finished(NamedTuple):
@@ -74,37 +53,6 @@ class Finished(NamedTuple):
         return {"seconds": self.seconds, "peak_mib": self.peak_mib, "parameters": self.parameters}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prepared(Frozen):
-    """What all cells of a run share: the frozen model's part, and the labels of both splits."""
-
-    preset: Preset
-    device: torch.device
-    targets: Tensor
-    test_targets: Tensor
-    test_paths: list[str]  # image files
-    name: str  # of the data set and its split
-    class_names: list[str]
-    description: str
-    labels: Tensor | None = None  # known labels out of a file, in place of those that a setting and a seed leave
-    label_free: dict[str, tuple[dict[str, float | None], float]] = field(default_factory=dict)  # metrics and seconds, once found
-
-    @cached_property
-    def similarities(self) -> Tensor:
-        """The frozen model's cosines (N, C) of the training images, found where they are first asked for."""
-        with torch.random.fork_rng(devices=()):  # a loader draws a seed: a cell must not tell whether it is the first to ask
-            return score(partial(zero_shot_tokens, text=self.text), self.features, self.preset.batch_size)
-
-
-def known_labels(data: Prepared, known: Known, seed: int) -> Tensor:
-    """What is left of the labels (N, C) in a setting: seed s hides labels with seed s - 1; a file of labels is as it is."""
-    if data.labels is not None:
-        return data.labels
-    if isinstance(known, str):
-        return keep_single_positive(data.targets, seed=seed - 1)
-    return hide_labels(data.targets, known, seed=seed - 1)
-
-
 def checkpoint_path(output: Path, cell: Cell) -> Path:
     """Where a cell in progress keeps its state."""
     return output / "checkpoints" / f"{cell.name}.pt"
@@ -117,6 +65,8 @@ def run_cell(data: Prepared, cell: Cell, options: RunOptions) -> Finished:
     peak, parameters = None, 0
     if cell.method in LABEL_FREE:
         metrics, seconds = _label_free(data, cell.method)
+    elif cell.method in FITTED:
+        metrics, seconds = _fitted(data, cell, options)
     else:
         read_peak = watch_memory(data.device)
         metrics, seconds, parameters = _trained(data, cell, options)
@@ -145,46 +95,48 @@ def _label_free_scores(data: Prepared, method: str) -> Callable[[Batch], Tensor]
     """Scores (B, C) of a batch."""
     if method in ZERO_SHOT:
         return lambda batch: ZERO_SHOT[method](batch, data.text)
-    classifier = fit_training_free(data.features, data.text, data.preset.batch_size, **data.preset.training_free)
-    return lambda batch: classifier(batch.tokens)
+    return lambda batch: data.training_free(batch.tokens)
+
+
+def _preset(data: Prepared, cell: Cell, options: RunOptions) -> Preset:
+    """That of the run, with what a variant changes and with what known labels chose."""
+    _, changes = VARIANTS.get(cell.method, (cell.method, ()))
+    preset = override(data.preset, changes)
+    return choose(data, cell, preset, options.output / "chosen" / f"{cell.name}.json") if options.choose else preset
+
+
+def _fitted(data: Prepared, cell: Cell, options: RunOptions) -> tuple[dict[str, float], float]:
+    """Metrics of a head of whole images alone, and the seconds of its fit."""
+    started = time.perf_counter()
+    targets = known_labels(data, cell.known, cell.seed)
+    preset = _preset(data, cell, options)
+    prior = preset.global_prior and cell.method == "global"
+    head = data.global_head(targets, preset, single=cell.known == "single", prior=prior)
+    if head is None:
+        raise ValueError(f"{cell.method} needs penultimate features, and there are none; leave it out of --methods")
+    seconds = time.perf_counter() - started
+    logits = score(lambda batch: head(batch.tokens, batch.penultimate), data.test_features, data.preset.batch_size)
+    metrics = evaluate(logits, data.test_targets, threshold=0.0)
+    say(f"{cell.label}: mAP {metrics['mAP']:.1f}  OF1 {metrics['OF1']:.1f}  {seconds:.0f} s")
+    return {**metrics, "best_epoch_mAP": metrics["mAP"]}, seconds
 
 
 def _trained(data: Prepared, cell: Cell, options: RunOptions) -> tuple[dict[str, float], float, int]:
     """Metrics of a trained method, the seconds of training, and how many parameters it trained."""
-    method, changes = VARIANTS.get(cell.method, (cell.method, ()))
-    preset = override(data.preset, changes)
+    method, _ = VARIANTS.get(cell.method, (cell.method, ()))
+    preset = _preset(data, cell, options)
     trained = train_cell(data, cell, options, method=method, preset=preset)
     if not ranks.first():
         return trained.metrics, trained.seconds, trained_parameters(trained.method)
     # A head is given tokens, not the pooled feature that a method without region learning is trained on.
-    inner = unwrapped(trained.method)
-    if cell.method not in VARIANTS and isinstance(inner, TRM) and preset.region_learning:
+    if cell.method not in VARIANTS and preset.region_learning:
         with torch.no_grad():
-            text = data.encode(inner.prompts())
-        inner.head(text, data.class_names).save(options.output / f"{cell.name}.pt")
+            head = trm_head(trained.method, data.encode(trained.method.prompts()), data.class_names)
+        if head is not None:
+            head.save(options.output / f"{cell.name}.pt")
     if trained.trace:
         write_json(options.output / "pseudo" / f"{cell.name}.json", trained.trace)
     return trained.metrics, trained.seconds, trained_parameters(trained.method)
-
-
-def build(data: Prepared, cell: Cell, *, method: str, preset: Preset) -> tuple[Method, Tensor]:
-    """A method at its start, and what a cell's setting and seed leave of the labels."""
-    targets = known_labels(data, cell.known, cell.seed)
-    steps = preset.epochs * -(-len(data.features) // preset.batch_size)
-    torch.manual_seed(cell.seed)
-    single, samples = cell.known == "single", len(data.features)
-    setting = Setting(
-        preset,
-        data.text,
-        data.names,
-        data.logit_scale,
-        steps,
-        single=single,
-        num_samples=samples,
-        targets=targets,
-        similarities=lambda: data.similarities,
-    )
-    return build_method(method, setting), targets
 
 
 def train_cell(data: Prepared, cell: Cell, options: RunOptions, *, method: str, preset: Preset) -> Trained:

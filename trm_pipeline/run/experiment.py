@@ -28,9 +28,10 @@ from trm_pipeline.report.pictures import choose_images, collect_saliency
 from trm_pipeline.report.rows import Row, ablation_rows, main_rows
 from trm_pipeline.report.tables import ablation_table, grid_tables, mean_table
 from trm_pipeline.run.arguments import check_single, parse
-from trm_pipeline.run.cells import Cell, Prepared, run_cells, use_deterministic_algorithms
+from trm_pipeline.run.cells import run_cells, use_deterministic_algorithms
 from trm_pipeline.run.options import RunOptions
 from trm_pipeline.run.prepare import prepare
+from trm_pipeline.run.prepared import Cell, Prepared
 from trm_pipeline.run.results import Results, plan
 from trm_pipeline.run.unseen import unseen_row, unseen_table
 
@@ -65,6 +66,7 @@ def run(options: RunOptions) -> list[Row]:
             "ablation_known": options.ablation_known,
             "unseen": options.unseen,
             "tune": options.tune,
+            "choose": options.choose,
             "amp": options.amp,
             "deterministic": options.deterministic,
             "device": data.device.type,

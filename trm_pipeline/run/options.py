@@ -29,6 +29,7 @@ class RunOptions:
     ablation_known: tuple[Known, ...] | None
     unseen: int
     tune: bool
+    choose: bool
     labels: Path | None
     labels_encoding: str | None
     class_names: Path | None

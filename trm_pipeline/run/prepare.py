@@ -20,8 +20,8 @@ from trm_pipeline.features.towers import open_tower
 from trm_pipeline.files import tensor_digest
 from trm_pipeline.progress import warnings_said
 from trm_pipeline.run.arguments import check_unseen
-from trm_pipeline.run.cells import Prepared
 from trm_pipeline.run.options import RunOptions
+from trm_pipeline.run.prepared import Prepared
 
 __all__ = ["counts", "encoded", "load_backbone", "open_splits", "prepare", "prompt_names"]
 

@@ -12,8 +12,9 @@ from trm_pipeline.config.settings import override
 from trm_pipeline.files import differences, read_json, write_json
 from trm_pipeline.methods import LABEL_FREE
 from trm_pipeline.report.rows import Row
-from trm_pipeline.run.cells import Cell, Finished, checkpoint_path
+from trm_pipeline.run.cells import Finished, checkpoint_path
 from trm_pipeline.run.options import RunOptions
+from trm_pipeline.run.prepared import Cell
 
 __all__ = ["Results", "plan"]
 

@@ -13,12 +13,14 @@ from trm_losses import PromptEmbeddings
 from trm_losses.metrics import mean_average_precision
 from trm_pipeline import ranks
 from trm_pipeline.files import write_json
-from trm_pipeline.methods import TRM, zero_shot_tokens
+from trm_pipeline.methods import zero_shot_tokens
+from trm_pipeline.methods.base import score
+from trm_pipeline.methods.global_head import trm_head
 from trm_pipeline.report.markdown import markdown
 from trm_pipeline.report.rows import heading
-from trm_pipeline.run.cells import Cell, Prepared, checkpoint_path, train_cell
+from trm_pipeline.run.cells import checkpoint_path, train_cell
 from trm_pipeline.run.options import RunOptions
-from trm_pipeline.training.loop import score
+from trm_pipeline.run.prepared import Cell, Prepared
 
 __all__ = ["seen_part", "unseen_row", "unseen_table"]
 
@@ -59,17 +61,14 @@ def unseen_row(data: Prepared, cell: Cell, options: RunOptions) -> dict[str, Any
 
 def _train_and_score(data: Prepared, cell: Cell, options: RunOptions) -> dict[str, Any]:
     trained = train_cell(seen_part(data, options.unseen), cell, options, method="trm", preset=data.preset)
-    method = trained.method
-    if not isinstance(method, TRM):
-        raise TypeError(f"only a head whose queries come from text scores unseen classes, got {type(method).__name__}")
     with torch.no_grad():
-        text = data.encode(method.prompts())
-    seen = data.class_names[: -options.unseen]
-    head = method.head(text, seen).with_classes(torch.cat([text, data.text[-options.unseen :]]), data.class_names)
-    head.eval()
+        text = data.encode(trained.method.prompts())
+    head = trm_head(trained.method, text, data.class_names[: -options.unseen])
+    assert head is not None
+    head = head.with_classes(torch.cat([text, data.text[-options.unseen :]]), data.class_names).eval()
     row: dict[str, Any] = {"known": cell.known, "seed": cell.seed, "unseen": data.class_names[-options.unseen :]}
     for name, logits in (
-        ("trm", lambda batch: head(batch.tokens)),
+        ("trm", lambda batch: head(batch.tokens, batch.penultimate)),
         ("zero-shot-tokens", partial(zero_shot_tokens, text=data.text)),
     ):
         scores = score(logits, data.test_features, data.preset.batch_size)

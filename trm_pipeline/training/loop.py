@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -17,14 +17,15 @@ from torch.profiler import record_function
 from trm_losses.metrics import evaluate
 from trm_pipeline import ranks
 from trm_pipeline.config.presets import Preset
-from trm_pipeline.features.cached import Batch, Features
+from trm_pipeline.features.cached import Features
 from trm_pipeline.features.frozen import Encode
 from trm_pipeline.files import Checkpoint
 from trm_pipeline.methods import Method
+from trm_pipeline.methods.base import score
 from trm_pipeline.progress import Scalars, progress, say
 from trm_pipeline.training.pseudo_trace import Point, PseudoTrace
 
-__all__ = ["Trained", "score", "train"]
+__all__ = ["Trained", "train"]
 
 
 class Trained(NamedTuple):
@@ -35,15 +36,6 @@ class Trained(NamedTuple):
     metrics: dict[str, float]
     seconds: float
     trace: list[Point]
-
-
-@torch.no_grad()
-def score(logits: Callable[[Batch], Tensor], features: Features, batch_size: int) -> Tensor:
-    """Logits (N, C) of all images in the data set's order; of several ranks each computes its part of every batch."""
-    own = [(batch.index, logits(batch).float().cpu()) for batch in ranks.batches(features, batch_size)]
-    parts = [part for parts in ranks.gather(own) for part in parts]
-    order = torch.cat([index for index, _ in parts])
-    return torch.cat([part for _, part in parts])[order.argsort()]
 
 
 def take_step(
@@ -79,7 +71,7 @@ def train(
     method: Method,
     features: Features,
     targets: Tensor,
-    test_features: Features,
+    test_features: Features | None,
     test_targets: Tensor,
     *,
     encode: Encode,
@@ -103,6 +95,7 @@ def train(
     Args:
         single: the labels are single positives: of unknown labels and of the share of present ones, the preset's
             assumptions take the place of what the known labels would tell.
+        test_features, test_targets: None: nothing is scored, and there are no metrics.
         truth: the labels (N, C) before any were hidden, for the trace of pseudo-labels and nothing else.
         checkpoint: where to keep the state after each epoch; a state that is there is gone on from.
         amp: autocast the trained part, to float16 with a scaler on cuda and to bfloat16 elsewhere. Scores for the table
@@ -192,14 +185,16 @@ def train(
         averaged.eval()
         with torch.no_grad():
             text = encode(averaged.prompts())
-        logits = score(partial(averaged.logits, text=text), test_features, preset.batch_size)
-        metrics = evaluate(logits, test_targets, threshold=0.0)
-        best = max(best, metrics["mAP"])
+        if test_features is not None:
+            logits = score(partial(averaged.logits, text=text), test_features, preset.batch_size)
+            metrics = evaluate(logits, test_targets, threshold=0.0)
+            best = max(best, metrics["mAP"])
         means = {name: float(ranks.total(value)) / steps / ranks.world() for name, value in sums.items()}
         shown = " ".join(f"{name} {value:.3f}" for name, value in means.items())
         bar.set_postfix_str(shown, refresh=False)
         if scalars is not None:
-            scalars.add(epoch + 1, {**{f"loss/{name}": value for name, value in means.items()}, "test/mAP": metrics["mAP"]})
+            losses = {f"loss/{name}": value for name, value in means.items()}
+            scalars.add(epoch + 1, {**losses, **({"test/mAP": metrics["mAP"]} if metrics else {})})
         random = ranks.gather(_random_state(device))
         if checkpoint is not None and ranks.first():
             checkpoint.save(
@@ -218,7 +213,8 @@ def train(
     if scalars is not None:
         scalars.close()
     averaged.eval()
-    say(f"{label}: mAP {metrics['mAP']:.1f}  OF1 {metrics['OF1']:.1f}  {seconds:.0f} s  (last epoch: {shown})")
+    if metrics:
+        say(f"{label}: mAP {metrics['mAP']:.1f}  OF1 {metrics['OF1']:.1f}  {seconds:.0f} s  (last epoch: {shown})")
     return Trained(averaged, {**metrics, "best_epoch_mAP": best}, seconds, [] if trace is None else trace.points)
 
 

@@ -1,6 +1,17 @@
 """One case for each Module, in one table: every Module is tested as long as its cases are here."""
 
-from tests.helpers.cases import bank, baselines, contrast, discriminant, labeler, matching, objective, pooling, prompts
+from tests.helpers.cases import (
+    bank,
+    baselines,
+    contrast,
+    discriminant,
+    global_head,
+    labeler,
+    matching,
+    objective,
+    pooling,
+    prompts,
+)
 
-FAMILIES = (pooling, matching, contrast, bank, discriminant, labeler, prompts, objective, baselines)
+FAMILIES = (pooling, matching, contrast, bank, discriminant, global_head, labeler, prompts, objective, baselines)
 CASES = [case for family in FAMILIES for case in family.CASES]

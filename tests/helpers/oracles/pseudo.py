@@ -1,4 +1,4 @@
-"""Prototypes of the classes, and the pseudo-labels of the prototype rule and of the neighbour rule."""
+"""Prototypes of the classes, and the pseudo-labels of the prototype rule."""
 
 from __future__ import annotations
 
@@ -122,8 +122,7 @@ def similarities(
 class Labeler:
     """Pseudo-labels of the prototype rule: every similarity met so far is kept in a list, with the step it was met at.
 
-    Settings are those of the rule, of its thresholds (``positive``, ``negative``) or, with a ``share``, of its quantiles, and of
-    the labeler.
+    Settings are those of the rule and of the labeler.
     """
 
     def __init__(self, classes: int, **settings: Any) -> None:
@@ -134,16 +133,12 @@ class Labeler:
         self.momentum = settings.get("momentum", 0.99)
         self.warmup, self.ramp_steps = settings.get("warmup_steps", 0), settings.get("ramp_steps", 0)
         self.cap, self.expected = settings.get("cap", True), settings.get("expected_positives")
-        self.share: float | None = settings.get("share")
-        self.scored: list[tuple[int, int, float]] = []  # step, class, score of an unknown entry
         self.step = 0
         self.met: list[tuple[int, int, int, int, float]] = []  # step, modality, class, label, similarity
         self.known = [[0, 0] for _ in range(classes)]  # absent, present
 
     def update(self, regions: Any, targets: Any, bank: Any) -> None:
         y = array(targets)
-        q = self.scores(regions, targets, bank) if self.share is not None else np.full(y.shape, 0.5)
-        self.scored += [(self.step, c, float(q[b, c])) for b, c in np.ndindex(*y.shape) if y[b, c] == -1 and q[b, c] != 0.5]
         s_v, s_t, _, _ = similarities(regions, bank.visual, bank.text, None)
         for b, c in np.ndindex(*y.shape):
             if y[b, c] in (0, 1):
@@ -206,34 +201,6 @@ class Labeler:
                 out[b, c] = sum(parts) / len(parts)
         return out
 
-    def cut(self, c: int, share: float, from_top: bool) -> float:
-        """The score above (below) which this share of the class's histogram lies."""
-        bins = [0.0] * 256
-        for step, k, q in self.scored:
-            if k == c:
-                bins[min(255, int(q * 256))] += self.momentum ** (self.step - 1 - step)
-        wanted = share * sum(bins)
-        for b in range(255, -1, -1) if from_top else range(256):
-            if bins[b] and bins[b] >= wanted:
-                return (b + 1 - wanted / bins[b]) / 256 if from_top else (b + wanted / bins[b]) / 256
-            wanted -= bins[b]
-        raise AssertionError("a share above one")
-
-    def quantiles(self, c: int) -> tuple[float, float]:
-        """Scores from which up, and down to which, entries of a class are decided."""
-        if not any(k == c for _, k, _ in self.scored) or (self.expected is None and not sum(self.known[c])):
-            return math.inf, -math.inf
-        if self.expected is None:
-            prior = self.known[c][1] / sum(self.known[c])
-        else:
-            means = {}
-            for k in {k for _, k, _ in self.scored}:
-                mass = [(self.momentum ** (self.step - 1 - t), min(255, int(q * 256))) for t, j, q in self.scored if j == k]
-                means[k] = sum(m * (b + 0.5) / 256 for m, b in mass) / sum(m for m, _ in mass)
-            prior = min(1.0, self.expected / self.classes * means[c] / (sum(means.values()) / len(means)))
-        top, bottom = self.share * prior, max(0.0, 1 - 2 * prior)
-        return self.cut(c, top, True) if top else math.inf, self.cut(c, bottom, False) if bottom else -math.inf
-
     @property
     def ramp(self) -> float:
         if self.step < self.warmup:
@@ -254,35 +221,14 @@ class Labeler:
         if self.step < self.warmup:
             return labels, weights, q
         for b in range(len(q)):
-            up, down = [self.positive] * self.classes, [self.negative] * self.classes
             free = [c for c in range(self.classes) if y[b, c] == -1]
-            if self.share is not None:
-                up, down = (list(x) for x in zip(*(self.quantiles(c) for c in range(self.classes)), strict=True))
-                free = [c for c in free if q[b, c] != 0.5]
-            candidates = [c for c in free if q[b, c] >= up[c]]
-            absent = [c for c in free if q[b, c] <= down[c]]
+            candidates = [c for c in free if q[b, c] >= self.positive]
+            absent = [c for c in free if q[b, c] <= self.negative]
             if self.cap:
                 room = math.floor(max(1.0, 2 * self.expected_positives - sum(y[b] == 1)))
                 candidates = sorted(candidates, key=lambda c: -q[b, c])[:room]
             for c in candidates:
-                labels[b, c], weights[b, c] = q[b, c] if self.share is None else 1.0, self.ramp * self.weight_pos
+                labels[b, c], weights[b, c] = q[b, c], self.ramp * self.weight_pos
             for c in absent:
                 labels[b, c], weights[b, c] = 0.0, self.ramp * self.weight_neg
         return labels, weights, q
-
-
-def neighbour_scores(
-    features: Any, scores: Any, neighbours: int, temperature: float, *, known: Any = None, steps: int = 1
-) -> Array:
-    """What the k most similar regions of a class in other images say, by sorting; known entries say the same at every step."""
-    f, said = array(features), array(scores)
-    for _ in range(steps):
-        out = said.copy()
-        for i, c in np.ndindex(*said.shape):
-            others = [(float(unit(f[i, c]) @ unit(f[j, c])), j) for j in range(len(f)) if j != i]
-            near = sorted(others, reverse=True)[:neighbours]
-            if near:
-                mass = [math.exp(similarity / temperature) for similarity, _ in near]
-                out[i, c] = sum(m * said[j, c] for m, (_, j) in zip(mass, near, strict=True)) / sum(mass)
-        said = out.copy() if known is None else np.where(np.asarray(known), array(scores), out)
-    return out

@@ -70,8 +70,8 @@ def scaled(x: Tensor, scale: Any) -> Tensor:
     return x if isinstance(scale, nn.Identity) else x * scale.gamma.double()
 
 
-def resnet_oracle(visual: Any, feature: Tensor, native: int) -> tuple[Tensor, Tensor]:
-    """Tokens and pooled feature of one last map (C', h, w)."""
+def resnet_oracle(visual: Any, feature: Tensor, native: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, pooled and penultimate feature of one last map (C', h, w)."""
     pool = copy.deepcopy(visual.attnpool).double()
     _, height, width = feature.shape
     tokens = [linear(linear(feature[:, i, j], pool.v_proj), pool.c_proj) for i in range(height) for j in range(width)]
@@ -81,11 +81,11 @@ def resnet_oracle(visual: Any, feature: Tensor, native: int) -> tuple[Tensor, Te
     x = torch.stack([cell + position for cell, position in zip(cells, table, strict=True)])
     q, k, v = (linear(x, layer) for layer in (pool.q_proj, pool.k_proj, pool.v_proj))
     pooled = linear(attention_oracle(q[:1], k, v, pool.num_heads), pool.c_proj)[0]
-    return torch.stack(tokens), pooled
+    return torch.stack(tokens), pooled, cells[0]
 
 
-def vit_oracle(visual: Any, image: Tensor, value_path: bool = False) -> tuple[Tensor, Tensor]:
-    """Tokens and pooled feature of one image (3, H, W), by hand from the parameters."""
+def vit_oracle(visual: Any, image: Tensor, value_path: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, pooled and penultimate feature of one image (3, H, W), by hand from the parameters."""
     step = visual.patch_size[0]
     grid = (image.shape[1] // step, image.shape[2] // step)
     kernel = visual.conv1.weight.double()
@@ -107,12 +107,13 @@ def vit_oracle(visual: Any, image: Tensor, value_path: bool = False) -> tuple[Te
             after.append(x + scaled(linear(0.5 * hidden * (1 + torch.erf(hidden / math.sqrt(2))), block.mlp.c_proj), block.ls_2))
         states, alone = after
     projection = visual.proj.double()
-    tokens = norm_oracle(states[1:], visual.ln_post) @ projection
+    patches = norm_oracle(states[1:], visual.ln_post)
     if visual.final_ln_after_pool:
         before = states[0] if visual.pool_type == "tok" else states[1:].mean(dim=0)
-        pooled = norm_oracle(before, visual.ln_post) @ projection
+        penultimate = norm_oracle(before, visual.ln_post)
     elif visual.pool_type == "tok":
-        pooled = norm_oracle(states[0], visual.ln_post) @ projection
+        penultimate = norm_oracle(states[0], visual.ln_post)
     else:
-        pooled = tokens.mean(dim=0)
-    return norm_oracle(alone[1:], visual.ln_post) @ projection if value_path else tokens, pooled
+        penultimate = patches.mean(dim=0)
+    tokens = norm_oracle(alone[1:], visual.ln_post) if value_path else patches
+    return tokens @ projection, penultimate @ projection, penultimate

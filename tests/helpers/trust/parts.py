@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import trm_losses as tl
 from trm_losses import baselines
 from trm_losses import functional as TF
-from trm_losses.pseudo import PrototypeRule, Thresholds
+from trm_losses.pseudo import PrototypeRule
 
 Inputs = dict[str, Tensor]
 Setting = dict[str, Any]
@@ -158,7 +158,7 @@ def bank(s: Setting) -> tl.PrototypeBank:
 
 
 def labeler(s: Setting) -> tl.PseudoLabeler:
-    rule = PrototypeRule(s["classes"], Thresholds(0.6, 0.4))
+    rule = PrototypeRule(s["classes"], positive=0.6, negative=0.4)
     made, prototypes = tl.PseudoLabeler(s["classes"], rule), bank(s)
     for seed in (31, 32):
         made.update(normal(30, s["classes"], WIDTH, seed=seed) + prototypes.visual, labels(30, s, seed), prototypes)

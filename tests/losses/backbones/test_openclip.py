@@ -33,11 +33,13 @@ def last_map(module: nn.Module, run: Any) -> Tensor:
 def test_rn50_tokens_and_pooled_follow_the_equations(rn50: OpenClipBackbone, size: tuple[int, int]) -> None:
     got: list[ImageFeatures] = []
     feature = last_map(rn50.model.visual.layer4, lambda: got.append(rn50(images(*size))))
-    tokens, pooled = resnet_oracle(rn50.model.visual, feature[0], native=7)
+    tokens, pooled, penultimate = resnet_oracle(rn50.model.visual, feature[0], native=7)
     grid = (size[0] // 32, size[1] // 32)
     assert got[0].grid == grid and got[0].tokens.shape == (1, grid[0] * grid[1], 1024)
     assert_near(got[0].tokens[0], tokens)
     assert_near(got[0].pooled[0], pooled)
+    assert got[0].penultimate is not None and got[0].penultimate.shape == (1, 2048)
+    assert_near(got[0].penultimate[0], penultimate)
 
 
 def test_rn50_pooled_is_encode_image_at_native_size(rn50: OpenClipBackbone) -> None:
@@ -70,10 +72,12 @@ def test_other_sizes_leave_the_positional_tables_alone() -> None:
 def test_vit_b_32_tokens_and_pooled_follow_the_equations(vit_b_32: OpenClipBackbone, size: tuple[int, int]) -> None:
     x = images(*size)
     got = vit_b_32(x)
-    tokens, pooled = vit_oracle(vit_b_32.model.visual, x[0])
+    tokens, pooled, penultimate = vit_oracle(vit_b_32.model.visual, x[0])
     assert got.grid == (size[0] // 32, size[1] // 32) and got.tokens.shape == (1, size[0] * size[1] // 1024, 512)
     assert_near(got.tokens[0], tokens)
     assert_near(got.pooled[0], pooled)
+    assert got.penultimate is not None and got.penultimate.shape == (1, 768)
+    assert_near(got.penultimate[0], penultimate)
 
 
 def test_vit_b_32_pooled_is_encode_image_at_native_size(vit_b_32: OpenClipBackbone) -> None:
@@ -90,9 +94,10 @@ def test_vit_pools(pool: str, norm_after_pool: bool) -> None:
         x = images(*size, batch=2)
         got = backbone(x)
         for b in range(2):
-            tokens, pooled = vit_oracle(model.visual, x[b])
+            tokens, pooled, penultimate = vit_oracle(model.visual, x[b])
             assert_near(got.tokens[b], tokens)
             assert_near(got.pooled[b], pooled)
+            assert_near(got.penultimate[b], penultimate)  # type: ignore[index]
     x = images(32, 32, batch=2)
     assert_near(backbone(x).pooled, model.encode_image(x))
 
@@ -104,7 +109,7 @@ def test_vit_made_for_images_that_are_not_square() -> None:
     for size in ((24, 48), (48, 24), (32, 64)):
         x = images(*size)
         got = backbone(x)
-        tokens, pooled = vit_oracle(model.visual, x[0])
+        tokens, pooled, _ = vit_oracle(model.visual, x[0])
         assert_near(got.tokens[0], tokens)
         assert_near(got.pooled[0], pooled)
 
@@ -136,6 +141,7 @@ def test_value_path_of_the_last_block(change: dict[str, Any], size: tuple[int, i
     x = images(*size, batch=2)
     plain, got = OpenClipBackbone(model)(x), OpenClipBackbone(model, value_path=True)(x)
     assert_near(got.pooled, plain.pooled)
+    assert_near(got.penultimate, plain.penultimate)  # type: ignore[arg-type]
     assert got.grid == plain.grid
     for b in range(2):
         assert_near(got.tokens[b], vit_oracle(model.visual, x[b], value_path=True)[0])
@@ -187,6 +193,8 @@ def test_timm_mean_of_tokens_is_pooled(projection: str, bias: bool) -> None:
         assert got.tokens.shape == (2, size[0] * size[1] // 1024, backbone.dim)
         assert_near(got.tokens.mean(dim=1), got.pooled, 1e-5)
         assert_near(got.pooled, model.encode_image(x))
+        assert_near(got.penultimate, model.visual.trunk.forward_features(x).mean(dim=(2, 3)))  # type: ignore[arg-type]
+        assert_near(model.visual.head(model.visual.trunk.get_classifier()(got.penultimate)), got.pooled)
 
 
 def test_timm_tokens_are_the_projection_per_position() -> None:
@@ -209,7 +217,9 @@ def test_timm_norm_between_pool_and_projection_is_kept_per_token() -> None:
     norm = model.visual.trunk.head.norm
     cells = [norm_oracle(feature[:, i, j], norm) @ weight.T for i in range(2) for j in range(3)]
     assert_near(got.tokens[0], torch.stack(cells))
-    assert_near(got.pooled[0], norm_oracle(feature.mean(dim=(1, 2)), norm) @ weight.T)
+    penultimate = norm_oracle(feature.mean(dim=(1, 2)), norm)
+    assert_near(got.penultimate[0], penultimate)  # type: ignore[index]
+    assert_near(got.pooled[0], penultimate @ weight.T)
     assert_near(got.pooled, model.encode_image(x))
 
 
@@ -309,7 +319,8 @@ def test_train_does_not_move_batch_norm(vision: dict[str, Any]) -> None:
 def test_images_are_encoded_without_gradient(rn50: OpenClipBackbone) -> None:
     assert not any(p.requires_grad for p in rn50.parameters())
     got = rn50(images(64, 64).requires_grad_())
-    assert not got.tokens.requires_grad and not got.pooled.requires_grad
+    assert got.penultimate is not None
+    assert not any(x.requires_grad for x in (got.tokens, got.pooled, got.penultimate))
 
 
 def test_a_half_precision_model_becomes_float32() -> None:

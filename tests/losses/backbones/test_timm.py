@@ -117,8 +117,8 @@ def latent_pool_oracle(pool: Any, states: Tensor) -> Tensor:
     return x + linear(gelu(linear(norm(x, pool.norm), pool.mlp.fc1)), pool.mlp.fc2)
 
 
-def timm_vit_oracle(trunk: Any, image: Tensor, value_path: bool = False) -> tuple[Tensor, Tensor]:
-    """Tokens and pooled feature before any projection."""
+def timm_vit_oracle(trunk: Any, image: Tensor, value_path: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens and pooled feature before any projection, and the penultimate feature."""
     states, patches = states_oracle(trunk, image, value_path)
     if trunk.global_pool == "map":
         value = patches @ trunk.attn_pool.kv.weight[32:].double().T + trunk.attn_pool.kv.bias[32:].double()
@@ -130,7 +130,9 @@ def timm_vit_oracle(trunk: Any, image: Tensor, value_path: bool = False) -> tupl
         tokens = patches
         whole = states if trunk.pool_include_prefix else states[trunk.num_prefix_tokens :]
         pooled = states[0] if trunk.global_pool == "token" else whole.mean(dim=0)
-    return norm(tokens, trunk.fc_norm), norm(pooled, trunk.fc_norm)
+    pooled = norm(pooled, trunk.fc_norm)
+    penultimate = states[trunk.num_prefix_tokens :].mean(dim=0) if trunk.global_pool == "map" else pooled
+    return norm(tokens, trunk.fc_norm), pooled, penultimate
 
 
 # ViTs of timm
@@ -151,9 +153,10 @@ def test_timm_vit_inside_open_clip_follows_the_equations(kind: str, value_path: 
         got = backbone(x)
         assert got.grid == (size[0] // 8, size[1] // 8) and got.tokens.shape == (2, got.grid[0] * got.grid[1], 16)
         for b in range(2):
-            tokens, pooled = timm_vit_oracle(model.visual.trunk, x[b], value_path)
+            tokens, pooled, penultimate = timm_vit_oracle(model.visual.trunk, x[b], value_path)
             assert_near(got.tokens[b], tokens @ weight.T, 1e-4)
             assert_near(got.pooled[b], pooled @ weight.T, 1e-4)
+            assert_near(got.penultimate[b], penultimate, 1e-4)  # type: ignore[index]
     assert_near(backbone(images(32, 32, batch=2)).pooled, wanted)  # of the model before it was wrapped
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
@@ -166,10 +169,11 @@ def test_timm_vit_on_its_own_follows_the_equations(kind: str) -> None:
     assert (backbone.dim, backbone.stride, backbone.image_size) == (7, 8, (32, 32))
     for size in SIZES:
         x = images(*size)
-        got, (tokens, pooled) = backbone(x), timm_vit_oracle(trunk, x[0])
+        got, (tokens, pooled, penultimate) = backbone(x), timm_vit_oracle(trunk, x[0])
         assert got.grid == (size[0] // 8, size[1] // 8)
         assert_near(got.tokens[0], linear(tokens, projection), 1e-4)
         assert_near(got.pooled[0], linear(pooled, projection), 1e-4)
+        assert_near(got.penultimate[0], penultimate, 1e-4)  # type: ignore[index]
     head = trunk.forward_head(trunk.forward_features(images(32, 32)), pre_logits=True)
     assert_near(backbone(images(32, 32)).pooled, projection(head))
 
@@ -236,7 +240,8 @@ def test_siglip_images() -> None:
     backbone = OpenClipBackbone(model)
     for size in SIZES:
         x = images(*size)
-        got, (tokens, pooled) = backbone(x), timm_vit_oracle(model.visual.trunk, x[0])
+        got, (tokens, pooled, penultimate) = backbone(x), timm_vit_oracle(model.visual.trunk, x[0])
+        assert_near(got.penultimate[0], penultimate, 1e-4)  # type: ignore[index]
         assert got.tokens.shape == (1, size[0] * size[1] // 64, 32)
         assert_near(got.tokens[0], tokens, 1e-4)
         assert_near(got.pooled[0], pooled, 1e-4)
@@ -312,6 +317,7 @@ def test_maps_with_channels_last() -> None:
         cells = torch.stack([feature[b, i, j] for i in range(8) for j in range(8)])
         assert_near(got.tokens[b], cells @ weight.double().T)
         assert_near(got.pooled[b], cells.mean(dim=0) @ weight.double().T)
+        assert_near(got.penultimate[b], cells.mean(dim=0))  # type: ignore[index]
     with pytest.raises(ValueError, match=r"SwinTransformer cannot take images of 96x64 \(Input height .*\); keep to the size"):
         backbone(images(96, 64))
     with pytest.raises(ValueError, match=r"OpenClipBackbone: the timm tower SwinTransformer cannot take images of 32x32 \("):
@@ -329,6 +335,7 @@ def test_maps_with_channels_first(size: tuple[int, int]) -> None:
     cells = torch.stack([feature[:, i, j] for i in range(got.grid[0]) for j in range(got.grid[1])])
     assert_near(got.tokens[0], cells)
     assert_near(got.pooled[0], cells.mean(dim=0))
+    assert_near(got.penultimate[0], cells.mean(dim=0))  # type: ignore[index]
 
 
 def test_sequence_with_rotary_positions() -> None:
@@ -342,6 +349,7 @@ def test_sequence_with_rotary_positions() -> None:
     got = backbone(x)
     assert_near(got.tokens[0], fixed.fc_norm(states[0, 1:]), 1e-6)
     assert_near(got.pooled, fixed.forward_head(states))
+    assert_near(got.penultimate, fixed.forward_head(states))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"TimmBackbone: the timm tower Eva cannot take images of 48x24 \(Input height"):
         backbone(images(48, 24))
     free = timm.models.Eva(**options, num_classes=0, global_pool="token", dynamic_img_size=True)

@@ -16,7 +16,7 @@ from tests.helpers.cases.labeler import filled_labeler
 from tests.helpers.values import labels, normal
 from trm_losses import PrototypeBank, PseudoLabeler
 from trm_losses.labels import UNKNOWN
-from trm_losses.pseudo import Decision, Evidence, NeighbourRule, PrototypeRule, Quantiles, Rule
+from trm_losses.pseudo import Decision, Evidence, PrototypeRule, Rule, TeacherRule
 
 close = partial(compare.close, rtol=2e-5, atol=1e-5)  # state is float32
 
@@ -103,15 +103,19 @@ def test_cap_from_the_known_labels() -> None:
 
 
 def test_a_soft_rule_is_not_capped_and_weighs_both_kinds_alike() -> None:
-    soft, hard = PseudoLabeler(3, NeighbourRule(3, 6)), PseudoLabeler(3)
+    estimates = torch.tensor([[0.9, 0.8, 0.1], [0.7, 0.6, 0.6]])
+    soft, hard = PseudoLabeler(3, TeacherRule(estimates), expected_positives=0.5), PseudoLabeler(3)
     assert (soft.cap, soft.weight_neg, hard.cap, hard.weight_neg) == (False, 1.0, True, 0.5)
-    own = PseudoLabeler(3, NeighbourRule(3, 6), cap=True, weight_neg=0.2)
+    y, bank = torch.full((2, 3), -1.0), PrototypeBank(3, 8)
+    pseudo = soft(None, y, bank, ids=torch.tensor([1, 0]))
+    assert torch.equal(pseudo.targets, estimates.flip(0)) and (pseudo.weights == 1).all()
+    own = PseudoLabeler(3, TeacherRule(estimates), expected_positives=0.5, cap=True, weight_neg=0.2)
     assert (own.cap, own.weight_neg) == (True, 0.2)
+    close(own(None, y, bank, ids=torch.arange(2)).weights, [[1, 0, 0.2], [1, 0, 0]])
 
 
-@pytest.mark.parametrize("options", [{}, {"share": 0.6}], ids=["thresholds", "quantiles"])
-def test_resumed_equals_unbroken(options: dict[str, Any]) -> None:
-    settings = {"warmup_steps": 1, "ramp_steps": 9, "temperature_text": 0.3, **options}
+def test_resumed_equals_unbroken() -> None:
+    settings = {"warmup_steps": 1, "ramp_steps": 9, "temperature_text": 0.3}
     unbroken, resumed, bank = filled_labeler(**settings), filled_labeler(**settings), filled_bank()
     resumed.reset()
     assert all(torch.count_nonzero(b) == 0 for b in resumed.buffers())
@@ -184,16 +188,15 @@ def test_bank_and_text_of_another_width_are_refused() -> None:
         PseudoLabeler(5)(normal(2, 5, 8), labels(2, 5), filled_bank(), text=torch.ones(5, 7))
     with pytest.raises(ValueError, match="PseudoLabeler: logits must be finite"):
         by_logits(2)(None, torch.full((1, 2), -1.0), PrototypeBank(2, 8), logits=torch.tensor([[1.0, float("nan")]]))
-    with pytest.raises(ValueError, match="refresh is for a rule that looks at the whole training set, got LogitRule"):
-        by_logits(2).refresh(normal(6, 2, 8), normal(6, 2), labels(6, 2))
 
 
-def test_quantiles_follow_another_set_of_classes() -> None:
-    labeler = filled_labeler(share=0.6)
+def test_a_rule_follows_another_set_of_classes() -> None:
+    labeler = filled_labeler()
     other = labeler.with_classes([3, None, 0])
     rule, old = other.rule, labeler.rule
-    assert isinstance(rule, PrototypeRule) and isinstance(old, PrototypeRule) and isinstance(rule.decider, Quantiles)
-    assert isinstance(old.decider, Quantiles) and rule.num_classes == rule.decider.num_classes == other.num_classes == 3
-    assert torch.equal(rule.decider.histogram[[0, 2]], old.decider.histogram[[3, 0]])
-    assert torch.count_nonzero(rule.decider.histogram[1]) == torch.count_nonzero(rule.similarity_sum[..., 1]) == 0
+    assert isinstance(rule, PrototypeRule) and isinstance(old, PrototypeRule)
+    assert rule.num_classes == other.num_classes == 3
+    for name in ("similarity_sum", "similarity_mass"):
+        assert torch.equal(rule.get_buffer(name)[..., [0, 2]], old.get_buffer(name)[..., [3, 0]])
+        assert torch.count_nonzero(rule.get_buffer(name)[..., 1]) == 0
     other(normal(2, 3, 8), labels(2, 3), filled_bank().with_classes([3, None, 0]))

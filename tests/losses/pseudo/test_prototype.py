@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from tests.helpers.cases.labeler import labeler_by_prototypes
 from tests.helpers.values import labels, normal
 from trm_losses import PrototypeBank, PseudoLabeler
 from trm_losses.labels import UNKNOWN
-from trm_losses.pseudo import PrototypeRule, Quantiles
+from trm_losses.pseudo import Evidence, PrototypeRule
 
 close = partial(compare.close, rtol=2e-5, atol=1e-5)  # state is float32
 
@@ -42,8 +43,6 @@ SCENES: dict[str, dict[str, Any]] = {
     "lenient": {"positive": 0.55, "negative": 0.45, "weight_pos": 0.7, "weight_neg": 0.3, "temperature_text": 0.3},
     "uncapped": {"positive": 0.5, "negative": 0.2, "cap": False, "temperature_text": 0.3},
     "given cap": {"positive": 0.5, "negative": 0.2, "expected_positives": 1.3, "temperature_text": 0.3},
-    "quantiles": {"share": 0.83, "temperature_text": 0.3, "momentum": 0.9},
-    "quantiles given": {"share": 0.6, "expected_positives": 1.3, "temperature_text": 0.3, "cap": False},
 }
 
 
@@ -90,10 +89,20 @@ def test_a_single_seen_class_is_not_compared_with_itself() -> None:
     close(labeler(z, y, bank).scores, slow.scores(z, y, bank))
 
 
-@pytest.mark.parametrize("decider", [None, Quantiles(3)], ids=["thresholds", "quantiles"])
-def test_everything_abstains_where_nothing_is_there(decider: Quantiles | None) -> None:
+def test_positives_are_soft_and_negatives_hard() -> None:
+    """At a threshold a score is decided, between them it is not."""
+    scores, bank = torch.tensor([[0.8, 0.79, 0.11, 0.1, 1.0]]), PrototypeBank(5, 8)
+    evidence = Evidence(None, torch.full((1, 5), -1.0), bank, bank.text, None, None, torch.zeros(2, 5), None, None)
+    with mock.patch.object(PrototypeRule, "scores", return_value=scores):
+        default, own = (rule.decide(evidence) for rule in (PrototypeRule(5), PrototypeRule(5, positive=0.79, negative=0.05)))
+    close(default.labels, [[0.8, -1, -1, 0, 1]])
+    close(own.labels, [[0.8, 0.79, -1, -1, 1]])
+    assert default.scores is scores and own.scores is scores
+
+
+def test_everything_abstains_where_nothing_is_there() -> None:
     """No prototype, no text, no statistics: one half, and nothing is decided or counted."""
-    labeler, bank = PseudoLabeler(3, PrototypeRule(3, decider)), PrototypeBank(3, 8)
+    labeler, bank = PseudoLabeler(3), PrototypeBank(3, 8)
     for _ in range(2):
         pseudo = labeler(normal(2, 3, 8), torch.full((2, 3), -1.0), bank)
         close(pseudo.scores, np.full((2, 3), 0.5))
@@ -129,16 +138,19 @@ def test_text_may_stand_for_the_bank_s() -> None:
 
 
 @pytest.mark.parametrize(
-    "build, message",
+    "settings, message",
     [
-        (lambda: PrototypeRule(3, "thresholds"), "PrototypeRule: decider must be Thresholds or Quantiles, got str"),  # type: ignore[arg-type]
-        (lambda: PrototypeRule(3, Quantiles(4)), "PrototypeRule: decider must have num_classes = 3, got 4"),
-        (lambda: PrototypeRule(0), "num_classes must be at least 1"),
-        (lambda: PrototypeRule(3, temperature_text=0.0), "temperature_text must be above 0"),
-        (lambda: PrototypeRule(3, momentum=1.1), "momentum must be at least 0 and at most 1"),
+        ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
+        ({"positive": 0.4}, "positive must be at least 0.5 and at most 1, got 0.4"),
+        ({"positive": 1.1}, "positive must be at least 0.5 and at most 1, got 1.1"),
+        ({"negative": -0.1}, "negative must be at least 0 and at most 1, got -0.1"),
+        ({"positive": 0.6, "negative": 0.6}, "negative must be below positive, got 0.6 and 0.6"),
+        ({"temperature_visual": -1.0}, "temperature_visual must be above 0, got -1.0"),
+        ({"temperature_text": 0.0}, "temperature_text must be above 0, got 0.0"),
+        ({"momentum": 1.1}, "momentum must be at least 0 and at most 1, got 1.1"),
     ],
-    ids=lambda value: "",
+    ids=str,
 )
-def test_refuses_settings(build: Any, message: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=message):
-        build()
+def test_refuses_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^PrototypeRule: {message}"):
+        PrototypeRule(**{"num_classes": 3, **settings})

@@ -2,13 +2,10 @@
 
 import inspect
 
-import numpy as np
 import pytest
 import torch
 
-from tests.helpers import oracles
-from trm_losses import PseudoLabeler, TRMHead
-from trm_losses.pseudo import NeighbourRule
+from trm_losses import TRMHead
 from trm_pipeline import methods
 from trm_pipeline.config import presets
 from trm_pipeline.config.settings import PARTS, override, part_options
@@ -36,27 +33,26 @@ OPTIONS = [
     ("objective.bank_pseudo_score=0.7", "bank_pseudo_score"),
     ("bank.momentum=0.5", "bank.momentum"),
     ("bank.text_momentum=0.5", "bank.text_momentum"),
-    ("thresholds.positive=0.7 pseudo_rule=prototype", "labeler.rule.decider.positive"),
-    ("thresholds.negative=0.2 pseudo_rule=prototype", "labeler.rule.decider.negative"),
-    ("quantiles.share=0.5 pseudo_rule=quantile", "labeler.rule.decider.share"),
-    ("neighbour.neighbours=3", "labeler.rule.neighbours"),
-    ("neighbour.temperature=0.2", "labeler.rule.temperature"),
-    ("neighbour.steps=2", "labeler.rule.steps"),
-    ("objective.pseudo_per=entry", "pseudo_per"),
+    ("prototype.positive=0.7 pseudo_rule=prototype", "labeler.rule.positive"),
+    ("prototype.negative=0.2 pseudo_rule=prototype", "labeler.rule.negative"),
     ("labeler.weight_pos=0.7", "labeler.weight_pos"),
     ("labeler.weight_neg=0.7", "labeler.weight_neg"),
     ("prototype.temperature_visual=0.2 pseudo_rule=prototype", "labeler.rule.temperature_visual"),
     ("prototype.temperature_text=0.2 pseudo_rule=prototype", "labeler.rule.temperature_text"),
     ("prototype.momentum=0.5 pseudo_rule=prototype", "labeler.rule.momentum"),
-    ("quantiles.momentum=0.5 pseudo_rule=quantile", "labeler.rule.decider.momentum"),
     ("labeler.cap=true", "labeler.cap"),
 ]
+
+
+WHOLE = ("pooler.query_head=true", "objective.lambda_contrast=0.3")  # parts that the default recipe leaves out
 
 
 def built(*settings, name="trm", classes=4, dim=8, total=10):
     torch.manual_seed(0)
     preset = override(presets.EMBEDDED, settings)
-    return methods.METHODS[name](methods.Setting(preset, torch.randn(classes, dim), None, 100.0, total, num_samples=20))
+    estimates = lambda: torch.rand(20, classes)  # noqa: E731
+    setting = methods.Setting(preset, torch.randn(classes, dim), None, 100.0, total, num_samples=20, estimates=estimates)
+    return methods.METHODS[name](setting)
 
 
 def drawn(images=6, tokens=5, dim=8):
@@ -79,16 +75,17 @@ def test_an_option_reaches_its_part(settings, path):
     first, *others = settings.split()
     part, name = first.split("=")[0].split(".")
     value = getattr(override(presets.EMBEDDED, [first]), part)[name]
-    assert found(built(first, *others).objective, path) == value != found(built(*others).objective, path)
+    whole = [*(setting for setting in WHOLE if setting.split("=")[0] not in first), *others]
+    assert found(built(first, *whole).objective, path) == value != found(built(*whole).objective, path)
 
 
 def test_options_without_an_attribute_of_their_own_reach_their_part():
-    assert built("pooler.mlp_ratio=2").objective.pooler.mlp[1].out_features == 16
+    assert built("pooler.mlp_ratio=2", *WHOLE).objective.pooler.mlp[1].out_features == 16
     assert built("matching.scale=7").objective.matching.scale.item() == pytest.approx(7)
     assert built("pooler.attention_scale=3").objective.pooler.log_attention_scale.exp().item() == pytest.approx(3)
     assert built("pseudo_rule=prototype").objective.labeler.rule.temperature_text == 2 / 100
     for term, own in (("region_region", 1), ("region_text", 0.5), ("region_prototype", 1), ("text_prototype", 1)):
-        assert built(f"contrast.{term}=0.25").objective.contrast.alphas[term] == 0.25 * own
+        assert built(f"contrast.{term}=0.25", *WHOLE).objective.contrast.alphas[term] == 0.25 * own
 
 
 # Not settings: what a method decides, tensors and parts, and what no run has a use for.
@@ -103,7 +100,6 @@ APART = {
     "reduction",
     "init",
     "query_init",
-    "query_head",
     "bias",
     "pooler",
     "matching",
@@ -112,7 +108,8 @@ APART = {
     "bank",
     "labeler",
     "rule",
-    "decider",
+    "prior",
+    "width",
     "expected_positives",
     "warmup_steps",
     "ramp_steps",
@@ -136,80 +133,28 @@ def test_options_of_parts_that_a_method_lacks_do_no_harm(name):
     text = method.prompts()
     assert sum(method.loss(drawn(), text, TARGETS).values()).isfinite()
     method.after_step()
-    method.before_epoch(1, Several(drawn()), TARGETS, method, lambda prompts: prompts)
     assert method.logits(drawn(), text).shape == (6, 4)
 
 
 # What an option means to the method
 
 
-class Several:
-    """Features of one batch, in batches of the size asked for; a second view is the batch with tokens of another length."""
-
-    views = 2
-
-    def __init__(self, batch):
-        self.batch, self.asked = batch._replace(index=torch.arange(len(batch.index))), []
-
-    def __len__(self):
-        return len(self.batch.index)
-
-    def batches(self, batch_size, generator=None, *, view=0):
-        self.asked.append((batch_size, generator))
-        for rows in torch.arange(len(self)).flip(0).split(batch_size):
-            batch = features.Batch(*(part[rows] for part in self.batch))
-            yield batch._replace(tokens=batch.tokens.roll(1, -1)) if view else batch
-
-
-def test_neighbours_are_asked_by_the_averaged_weights_over_all_views():
-    method, average = built("batch_size=4", "pseudo_warmup=0"), built("batch_size=4")
-    torch.nn.init.normal_(average.objective.pooler.mlp[-1].weight, std=0.3)
-    several, texts = Several(drawn()), []
-
-    def encode(prompts):
-        texts.append(prompts)
-        return prompts
-
-    method.objective.labeler = PseudoLabeler(4, NeighbourRule(4, 6, steps=1))
-    method.before_epoch(0, several, TARGETS, average, encode)
-    z, logits = [], []
-    with torch.no_grad():
-        for tokens in (several.batch.tokens, several.batch.tokens.roll(1, -1)):
-            regions = average.objective.pooler(tokens, texts[0])
-            z.append(regions.region)
-            logits.append(average.objective.matching.logits(regions.query, texts[0]))
-    probability = torch.sigmoid((logits[0] + logits[1]) / 2)
-    said = torch.where(TARGETS == -1, probability, TARGETS)
-    expected = oracles.neighbour_scores((z[0] + z[1]) / 2, said, 20, 0.05)
-    np.testing.assert_allclose(method.objective.labeler.rule.estimates, expected, atol=1e-5)
-    assert len(several.asked) == 2
-    late = built("pseudo_warmup=0.25", "epochs=10", total=100)  # in the third epoch, from which estimates must be there
-    for epoch, asked in ((0, 2), (1, 2), (2, 4), (3, 6)):
-        late.objective.labeler = PseudoLabeler(4, NeighbourRule(4, 6))
-        late.before_epoch(epoch, several, TARGETS, average, encode)
-        assert len(several.asked) == asked
-    several.asked = several.asked[:2]
-    assert len(several.asked) == 2
-
-
 @pytest.mark.parametrize("rule", presets.PSEUDO_RULES)
 def test_settings_go_before_the_schedule_that_suits_the_rule(rule):
     suited, own = (
-        built(f"pseudo_rule={rule}", *more, total=40).objective
-        for more in ((), ("objective.lambda_pseudo=0", "pseudo_ramp=0.5", "objective.pseudo_per=known"))
+        built(f"pseudo_rule={rule}", *more, total=40).objective for more in ((), ("objective.lambda_pseudo=0", "pseudo_ramp=0.5"))
     )
-    soft = rule == "neighbour"
-    assert (suited.lambda_pseudo, suited.pseudo_per) == ((0.5, "known") if soft else (1.0, "entry"))
-    assert (suited.labeler.warmup_steps, suited.labeler.ramp_steps) == ((8, 2) if soft else (4, 4))
-    assert (own.lambda_pseudo, own.pseudo_per) == (0.0, "known")
+    # What was known before training need not wait.
+    assert (suited.labeler.warmup_steps, suited.labeler.ramp_steps) == ((0, 4) if rule == "teacher" else (4, 4))
+    assert (suited.lambda_pseudo, own.lambda_pseudo) == (1.0, 0.0)
     assert (own.labeler.warmup_steps, own.labeler.ramp_steps) == (suited.labeler.warmup_steps, 20)
 
 
 def test_unknown_labels_of_single_positives_count_as_absent_until_a_soft_rule_speaks():
     for rule, until, steps in (
-        ("neighbour", "none", 20),
-        ("neighbour", "end", 100),
-        ("neighbour", "warmup", 20),
+        ("teacher", "none", 0),
+        ("teacher", "end", 100),
+        ("teacher", "warmup", 0),
         ("prototype", "none", 100),
         ("prototype", "end", 100),
         ("prototype", "warmup", 10),
@@ -221,7 +166,7 @@ def test_unknown_labels_of_single_positives_count_as_absent_until_a_soft_rule_sp
 
 @pytest.mark.parametrize("word", ["query", "region", "mean"])
 def test_the_head_that_is_asked_for_scores(word):
-    method = built(f"head={word}").eval()
+    method = built(f"head={word}", "pooler.query_head=true").eval()
     torch.nn.init.normal_(method.objective.pooler.mlp[-1].weight, std=0.3)
     text, batch = method.prompts(), drawn()
     output = method.objective(batch.tokens, text, TARGETS, ids=batch.index)
@@ -278,7 +223,7 @@ def test_every_method_is_told_of_every_epoch(run, monkeypatch):
     [
         ("pooler.query=both", "query must be one of"),
         ("head=both", "head must be 'query', 'region' or 'mean', got 'both'"),
-        ("pseudo_rule=prototype thresholds.positive=0.3", "Thresholds: positive must be at least 0.5"),
+        ("pseudo_rule=prototype prototype.positive=0.3", "PrototypeRule: positive must be at least 0.5"),
         ("value_path=true", "no value path to take"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import shutil
@@ -19,6 +20,7 @@ from tests.helpers.runs import Run, read_json
 from trm_losses import GaussianDiscriminant, TRMHead, write_features
 from trm_losses.backbones import ImageFeatures
 from trm_losses.metrics import evaluate
+from trm_pipeline.config.presets import EMBEDDED
 from trm_pipeline.data import given
 from trm_pipeline.methods import LABEL_FREE
 from trm_pipeline.report.pictures import SaliencyMaps
@@ -94,16 +96,29 @@ def test_numpy_reads_what_was_written(dtype: torch.dtype, tmp_path: Path) -> Non
     assert (tmp_path / "train" / "ids.txt").read_text(encoding="utf-8").splitlines() == ids
 
 
-def test_what_a_backbone_gives_is_a_batch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("further", [True, False])
+def test_what_a_backbone_gives_is_a_batch(tmp_path: Path, further: bool) -> None:
     targets, tokens, pooled = drawn(5, 0)
-    batches = [ImageFeatures(tokens, pooled, GRID)]
+    penultimate = (torch.randn(5, 7, generator=torch.Generator().manual_seed(1)),) if further else ()
+    batches = [ImageFeatures(tokens, pooled, GRID, *penultimate)]
     write_features(tmp_path, "val", batches, targets=targets, class_names=NAMES, text=TEXT, logit_scale=20.0)
-    turned = [(tokens.mT.contiguous().mT, pooled.T.contiguous().T)]  # the same numbers in another order in memory, no grid
+    # The same numbers in another order in memory, and no grid.
+    turned = [(tokens.mT.contiguous().mT, *(x.T.contiguous().T for x in (pooled, *penultimate)))]
     write_features(tmp_path, "test", turned, targets=targets, class_names=NAMES, text=TEXT, logit_scale=20.0)
     assert read_json(tmp_path / "meta.json")["grid"] == [2, 3], "that of the split before"
-    for name in ("tokens0.npy", "pooled0.npy"):
+    names = [*(["penultimate0.npy"] if further else []), "pooled0.npy", "targets.npy", "tokens0.npy"]
+    assert sorted(path.name for path in (tmp_path / "val").iterdir()) == names
+    for name in names:
         np.testing.assert_array_equal(np.load(tmp_path / "test" / name), np.load(tmp_path / "val" / name))
-    assert sorted(path.name for path in (tmp_path / "val").iterdir()) == ["pooled0.npy", "targets.npy", "tokens0.npy"]
+    for x in penultimate:
+        np.testing.assert_array_equal(np.load(tmp_path / "val" / "penultimate0.npy"), x.half().numpy())
+
+
+def test_batches_of_different_kinds_are_refused(tmp_path: Path) -> None:
+    targets, tokens, pooled = drawn(5, 0)
+    batches = [ImageFeatures(tokens[:3], pooled[:3], GRID, pooled[:3]), ImageFeatures(tokens[3:], pooled[3:], GRID)]
+    with pytest.raises(ValueError, match=r"a batch must be \(tokens, pooled\) or \(tokens, pooled, penultimate\), got 2"):
+        write_features(tmp_path, "val", batches, targets=targets, class_names=NAMES, text=TEXT, logit_scale=20.0)
 
 
 def _changed(name: str, index: tuple[int, ...], value: float) -> Callable[[], Iterator[tuple[Tensor, ...]]]:
@@ -258,6 +273,47 @@ def test_saliency_is_drawn_over_images_that_the_ids_lead_to(run: Run, tmp_path: 
     head = TRMHead.load(tmp_path / "out" / "trm-known0.5-seed1.pt")
     wanted = head.eval().pooler(tokens[rows].half().float(), head.text).saliency.detach().unflatten(2, GRID)
     np.testing.assert_allclose(maps.saliency, wanted, rtol=1e-4)
+
+
+def test_penultimate_features_are_read_where_there_are_some(tmp_path: Path) -> None:
+    random, root = torch.Generator().manual_seed(5), tmp_path / "drawn"
+    targets, tokens, pooled = drawn(6, 0)
+    settings: dict[str, Any] = {"class_names": NAMES, "text": TEXT, "logit_scale": 20.0, "targets": targets}
+    further = torch.randn(2, 6, 7, generator=random)
+    write_features(root, "train", *([(tokens, pooled, view)] for view in further), **settings)
+    write_features(root, "val", [(tokens, pooled)], **settings)
+
+    def opened(split: str) -> given.GivenFeatures:
+        meta = given.read_meta(root)
+        return given.open_split(root / split, WIDTH, meta, torch.device("cpu"), hashlib.blake2b(), first=False)
+
+    for view in (0, 1):
+        batches = list(opened("train").batches(4, view=view))
+        torch.testing.assert_close(torch.cat([b.penultimate for b in batches]), further[view].half().float())  # type: ignore[misc]
+    assert next(opened("val").batches(4)).penultimate is None
+    path = root / "train" / "penultimate1.npy"
+    whole = np.load(path)
+    for spoiled, message in (
+        (_put(whole.copy(), (2, 3), np.nan), "penultimate1.npy must be finite, got NaN or infinity in row 2"),
+        (whole[:, :4], r"penultimate1.npy must have shape \(6, 7\), got \(6, 4\)"),
+        (whole.astype(np.float64), "penultimate1.npy must be of float16 or float32, got float64"),
+    ):
+        np.save(path, spoiled)
+        with pytest.raises(ValueError, match=message):
+            opened("train")
+    path.unlink()
+    with pytest.raises(
+        ValueError, match="penultimate features must be of one width in both splits, got 7 in train and none in val"
+    ):
+        np.save(path, whole)
+        given.given(root, EMBEDDED, ("train", "val"), torch.device("cpu"))
+    (first := path.with_name("penultimate0.npy")).rename(root / "aside")
+    with pytest.raises(ValueError, match="penultimate1.npy must stand beside those of earlier views"):
+        opened("train")
+    (root / "aside").rename(first)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="penultimate1.npy not found"):
+        opened("train")
 
 
 def _meta(**changes: Any) -> Callable[[Path], None]:

@@ -69,6 +69,8 @@ def test_tokens_average_to_the_pooled_feature(devkit, backbone):
     batch = next(live.batches(4))
     assert batch.tokens.shape[1] == live.num_tokens == 49
     torch.testing.assert_close(batch.tokens.mean(dim=1), batch.pooled, rtol=1e-3, atol=1e-3)
+    assert batch.penultimate.shape == (4, live.width)
+    torch.testing.assert_close(backbone.model.visual.head(batch.penultimate), batch.pooled, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(("free", "expected"), [(64, 0), (6 * 30 - 1, 1), (6 * 30, 2), (10**4, 8)])
@@ -114,14 +116,15 @@ def test_mirrored_views_are_drawn_in_training_only(tmp_path):
     assert torch.equal(views, torch.cat([batch.pooled[:, 0] for batch in drawn]))
 
 
+@pytest.mark.parametrize("further", [True, False])
 @pytest.mark.parametrize("views", [1, 2, 3])
-def test_cached_rows_are_those_of_their_images(tmp_path, views):
+def test_cached_rows_are_those_of_their_images(tmp_path, views, further):
     import numpy as np
 
     generator = np.random.default_rng(0)
     arrays = {
         name: generator.normal(size=(views, 11, *shape)).astype(np.float16)
-        for name, shape in (("tokens", (2, 3)), ("pooled", (3,)))
+        for name, shape in (("tokens", (2, 3)), ("pooled", (3,)), ("penultimate", (5,)))[: 3 if further else 2]
     }
     for name, array in arrays.items():
         for view in range(views):
@@ -141,6 +144,33 @@ def test_cached_rows_are_those_of_their_images(tmp_path, views):
             for row, image in zip(rows, images, strict=True):
                 assert row.tolist() == array[chosen[image], image].astype(np.float32).tolist()
         assert torch.cat([batch.index for batch in found]).tolist() == list(images)
+        assert all((batch.penultimate is not None) == further for batch in found)
+
+
+@pytest.mark.parametrize("shape", [(10, 5), (11, 4), (11,)])
+def test_penultimate_features_that_do_not_fit_are_refused(tmp_path, shape):
+    import numpy as np
+
+    for view in (0, 1):
+        for name, size in (("tokens", (11, 2, 3)), ("pooled", (11, 3)), ("penultimate", shape if view else (11, 5))):
+            np.save(tmp_path / f"{name}{view}.npy", np.zeros(size, dtype=np.float16))
+    with pytest.raises(ValueError, match=f"{tmp_path}.*; delete "):
+        features.CachedFeatures(tmp_path, 2, torch.device("cpu"))
+    (tmp_path / "penultimate1.npy").unlink()
+    with pytest.raises((ValueError, FileNotFoundError), match="penultimate1"):
+        features.CachedFeatures(tmp_path, 2, torch.device("cpu"))
+
+
+def test_what_is_cached_is_what_is_encoded(devkit, backbone, tmp_path):
+    images = VOC(devkit, 2007, "test", transform=eval_transform(224, mean=backbone.image_mean, std=backbone.image_std))
+    images.image_paths, images.targets, images.ids = images.image_paths[:3], images.targets[:3], images.ids[:3]
+    options = {"token_pool": 2, "device": torch.device("cpu"), "workers": 0}
+    cached = features.cache_features(tmp_path, images, images.image_paths, backbone, weights="a", mirror=True, **options)
+    for view in (0, 1):
+        live = next(features.LiveFeatures(images, backbone, mirror=bool(view), **options).batches(3))
+        found = next(cached.batches(3, view=view))
+        for kind in ("tokens", "pooled", "penultimate"):
+            torch.testing.assert_close(getattr(found, kind), getattr(live, kind).half().float(), rtol=1e-2, atol=1e-3)
 
 
 def test_live_features_show_every_image_once_in_an_order_of_the_seed(devkit, backbone):
@@ -156,11 +186,13 @@ def test_live_features_show_every_image_once_in_an_order_of_the_seed(devkit, bac
         return [tuple(torch.cat(part) for part in zip(*batches, strict=True)) for batches in parts]
 
     first, again, other = epochs(0, workers=2), epochs(0, workers=0), epochs(1, workers=0)
-    for (tokens, pooled, index), (tokens_again, pooled_again, index_again) in zip(first, again, strict=True):
+    for (tokens, pooled, index, further), (tokens_again, pooled_again, index_again, further_again) in zip(
+        first, again, strict=True
+    ):
         assert sorted(index.tolist()) == list(range(30)) != index.tolist()
         assert torch.equal(index, index_again)
-        torch.testing.assert_close((tokens, pooled), (tokens_again, pooled_again))
-    orders = [index.tolist() for *_, index in (*first, *other)]
+        torch.testing.assert_close((tokens, pooled, further), (tokens_again, pooled_again, further_again))
+    orders = [index.tolist() for _, _, index, _ in (*first, *other)]
     assert all(orders.count(order) == 1 for order in orders)
-    same = [tokens[index.argsort()] for tokens, _, index in first]
+    same = [tokens[index.argsort()] for tokens, _, index, _ in first]
     assert not torch.isclose(*same).flatten(1).all(dim=1).any()  # no image is transformed twice in one way

@@ -64,14 +64,15 @@ def run(devkit: Path, files: Path, tmp_path: Path) -> Run:
     return command
 
 
-def by_hand(devkit: Path, files: Path) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens and pooled features of the test images, by the calls of a user of the library, and the labels."""
+def by_hand(devkit: Path, files: Path) -> tuple[dict[str, Tensor], Tensor]:
+    """Features of the test images, by the calls of a user of the library, and the labels."""
     model = timm.create_model("test_vit", checkpoint_path=str(files / "weights.pt"))
     backbone = TimmBackbone(model, image_size=SIDE)
     images = VOC(devkit, 2007, "test", transform=eval_transform(SIDE, mean=backbone.image_mean, std=backbone.image_std))
     features = backbone(torch.stack([images[row][0] for row in range(len(images))]))
     tokens = F.avg_pool2d(features.tokens.mT.unflatten(2, features.grid), 2).flatten(2).mT  # the preset's token_pool
-    return tokens, features.pooled, images.targets
+    assert features.penultimate is not None
+    return {"tokens": tokens, "pooled": features.pooled, "penultimate": features.penultimate}, images.targets
 
 
 def test_a_timm_model_runs_where_open_clip_does(
@@ -81,15 +82,15 @@ def test_a_timm_model_runs_where_open_clip_does(
     rows = {row["method"]: row for row in run("--unseen", "2", "--methods", *methods)}
     assert set(rows) == set(methods) and "test_vit at 96 x 96" in capsys.readouterr().out
 
-    tokens, pooled, targets = by_hand(devkit, files)
+    features, targets = by_hand(devkit, files)
     (cached,) = (path for path in (tmp_path / "cache" / "features").iterdir() if not (path / "tokens1.npy").exists())
-    for name, values in (("tokens", tokens), ("pooled", pooled)):
+    for name, values in features.items():
         np.testing.assert_allclose(np.load(cached / f"{name}0.npy"), values.half().numpy(), rtol=2e-3, atol=2e-3)
     text = torch.load(files / "texts.pt")
-    cosines = F.normalize(pooled.half().float(), dim=1) @ F.normalize(text, dim=1).T
+    cosines = F.normalize(features["pooled"].half().float(), dim=1) @ F.normalize(text, dim=1).T
     assert rows["zero-shot-global"]["mAP"] == pytest.approx(evaluate(cosines, targets)["mAP"], abs=0.5)
     head = TRMHead.load(tmp_path / "out" / "trm-known0.5-seed1.pt")
-    found = evaluate(torch.logit(head.predict(tokens.half().float())), targets)
+    found = evaluate(torch.logit(head.predict(*(features[name].half().float() for name in ("tokens", "penultimate")))), targets)
     assert rows["trm"]["mAP"] == pytest.approx(found["mAP"], abs=0.5)
     assert list((tmp_path / "out" / "unseen").iterdir()), "the texts of the last classes are given too"
 

@@ -15,7 +15,7 @@ from trm_pipeline.config.losses import LOSSES
 from trm_pipeline.config.settings import override
 from trm_pipeline.features import cached as features
 from trm_pipeline.methods import grid, wrapped
-from trm_pipeline.run import arguments, cells
+from trm_pipeline.run import arguments, prepared
 from trm_pipeline.training import loop as training
 
 # What the papers give for VOC, by hand: k is 4 x 11 / 27 below.
@@ -198,13 +198,13 @@ def test_cells_share_the_cosines_of_the_training_images():
             passes.append(torch.rand(()))  # as a loader draws the seed of its processes
             yield from super().batches(batch_size, generator, view=view)
 
-    names = [part.name for part in dataclasses.fields(cells.Prepared) if part.default_factory is dataclasses.MISSING]
+    names = [part.name for part in dataclasses.fields(prepared.Prepared) if part.default_factory is dataclasses.MISSING]
     known = {"preset": preset(), "features": Loaded(1), "targets": labels().clamp(min=0), "text": torch.randn(CLASSES, DIM)}
-    data = cells.Prepared(**{**dict.fromkeys(names), **known, "logit_scale": 10.0})
-    cell = cells.Cell("linear+vlpl", 0.5, 1)
+    data = prepared.Prepared(**{**dict.fromkeys(names), **known, "logit_scale": 10.0})
+    cell = prepared.Cell("linear+vlpl", 0.5, 1)
     starts = []
     for _ in range(2):
-        method, _ = cells.build(data, cell, method=cell.method, preset=data.preset)
+        method, _ = prepared.build(data, cell, method=cell.method, preset=data.preset)
         starts.append((method.labels.scores, torch.get_rng_state()))
     assert len(passes) == 1
     assert all(torch.equal(*pair) for pair in zip(*starts, strict=True))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from trm_losses import TRMObjective
+from trm_losses import GaussianDiscriminant, GlobalHead, TRMObjective
 from trm_losses.metrics import mean_average_precision
 from trm_pipeline import methods
 from trm_pipeline.config import presets
@@ -13,6 +13,7 @@ from trm_pipeline.config.settings import override
 from trm_pipeline.data.voc import VOC, class_prompt_names, eval_transform
 from trm_pipeline.drawn.devkit import write_drawn_voc
 from trm_pipeline.features import cached as features
+from trm_pipeline.methods import grid
 
 
 def test_regions_beat_the_global_feature_before_training(tmp_path_factory, backbone):
@@ -35,7 +36,8 @@ def test_regions_beat_the_global_feature_before_training(tmp_path_factory, backb
 
 @pytest.mark.parametrize("single", [False, True])
 def test_the_labeller_is_told_what_single_positives_cannot_tell(single):
-    setting = methods.Setting(presets.EMBEDDED, torch.randn(20, 8), None, 100.0, 10, single=single, num_samples=3)
+    text, estimates = torch.randn(20, 8), lambda: torch.rand(3, 20)
+    setting = methods.Setting(presets.EMBEDDED, text, None, 100.0, 10, single=single, num_samples=3, estimates=estimates)
     labeler = methods.METHODS["trm"](setting).objective.labeler
     assert labeler.expected_positives == (2.4 if single else None)
 
@@ -58,17 +60,18 @@ def test_weak_negatives_follow_their_equation():
     assert methods.weak_negatives(targets, 0.0, (1.0, query)) == {}
 
 
-@pytest.mark.parametrize("method", ["linear", "linear-assume-negative", "text-pixel", "trm-region", "trm"])
+@pytest.mark.parametrize("method", ["linear", "linear-assume-negative", "text-pixel", "trm-region", "trm-paper"])
 def test_every_method_takes_unknown_labels_for_weak_negatives(method):
     torch.manual_seed(0)
     text = torch.randn(4, 8)
-    trained = methods.METHODS[method](methods.Setting(presets.EMBEDDED, text, None, 100.0, 10, num_samples=3))
+    setting = methods.Setting(presets.EMBEDDED, text, None, 100.0, 10, num_samples=3, estimates=lambda: torch.rand(3, 4))
+    trained = methods.METHODS[method](setting)
     batch = features.Batch(torch.randn(3, 5, 8), torch.randn(3, 8), torch.arange(3))
     targets = torch.tensor([[1, -1, -1, -1], [-1, 1, -1, -1], [0, -1, -1, -1.0]])
     plain, weak = (trained.loss(batch, text, targets, weight) for weight in (0.0, 0.3))
     assert set(weak) - set(plain) == {"weak_negative"}
     assert (float(weak["weak_negative"].detach()) == 0) == (method == "linear-assume-negative")
-    if method == "trm":
+    if method == "trm-paper":
         output = trained._last
         both = torch.nn.functional.softplus(output.logits) + torch.nn.functional.softplus(output.region_logits)
         torch.testing.assert_close(weak["weak_negative"], 0.3 * 4 / 3 * both[targets == -1].sum())
@@ -77,8 +80,9 @@ def test_every_method_takes_unknown_labels_for_weak_negatives(method):
 @pytest.mark.parametrize(
     ("method", "until", "steps"),
     [
-        ("trm-region-pseudo", "end", 20),
-        ("trm-region-pseudo", "warmup", 4),
+        ("trm", "end", 20),
+        ("trm", "warmup", 4),
+        ("trm-paper", "warmup", 4),
         ("trm-region", "warmup", 20),
         ("linear", "warmup", 20),
     ],
@@ -105,25 +109,45 @@ def test_weak_negatives_last_until_pseudo_labels_take_their_place(run, monkeypat
 
 
 def variant(name, text):
-    method, changes = presets.VARIANTS[name]
+    method, changes = presets.VARIANTS.get(name, (name, ()))
     preset = override(presets.EMBEDDED, changes)
-    return methods.METHODS[method](methods.Setting(preset, text, None, 100.0, 10, num_samples=3))
+    return grid.build_method(method, setting(preset, text))
+
+
+def setting(preset, text):
+    torch.manual_seed(0)
+    tokens, penultimate = torch.randn(3, 5, 8), torch.randn(3, 6)
+    prior = GaussianDiscriminant(4, 8).fit([tokens], text)
+    targets = torch.tensor([[1, -1, 0, -1], [-1, 1, -1, 0], [0, -1, -1, -1.0]])
+    width = 6 if preset.global_penultimate else None
+    head = GlobalHead(4, width, prior if preset.global_prior else None).fit([(tokens, penultimate, targets)])
+    estimates = lambda: torch.sigmoid(head(tokens, penultimate))  # noqa: E731
+    return methods.Setting(preset, text, None, 100.0, 10, num_samples=3, global_head=lambda: head, estimates=estimates)
 
 
 def test_variants_lack_the_part_that_their_names_say():
     torch.manual_seed(0)
     text = torch.randn(4, 8)
-    batch = features.Batch(torch.randn(3, 5, 8), torch.randn(3, 8), torch.arange(3))
+    batch = features.Batch(torch.randn(3, 5, 8), torch.randn(3, 8), torch.arange(3), torch.randn(3, 6))
     targets = torch.tensor([[1, -1, 0, -1], [-1, 1, -1, 0], [0, -1, -1, -1.0]])
-    everything = set(variant("trm-rule-prototype", text).loss(batch, text, targets))
-    for part, missing in (
-        ("distillation", {"distillation"}),
-        ("contrast", {"contrast"}),
-        ("pseudo", {"pseudo_query", "pseudo_region"}),
+    whole = {"matching_query", "pseudo_query"}
+    for name, terms in (
+        ("trm", whole),
+        ("trm-no-pseudo", {"matching_query"}),
+        ("trm-contrast", {*whole, "contrast"}),
+        ("trm-query-head", {*whole, "matching_region", "pseudo_region", "distillation"}),
+        ("trm-paper", {*whole, "matching_region", "pseudo_region", "distillation", "contrast"}),
     ):
-        assert everything - set(variant(f"trm-no-{part}", text).loss(batch, text, targets)) == missing
+        assert set(variant(name, text).loss(batch, text, targets)) == terms
+    assert (variant("trm-no-prior", text).head.prior, variant("trm-no-penultimate", text).head.width) == (None, None)
+    local = variant("trm-no-global", text)
+    torch.testing.assert_close(local.logits(batch, text), local.inner.logits(batch, text))
+    merged = variant("trm", text)
+    expected = (merged.inner.logits(batch, text) + merged.head(batch.tokens, batch.penultimate)) / 2
+    torch.testing.assert_close(merged.logits(batch, text), expected)
     without = variant("trm-no-region", text)
     without.loss(batch, text, targets)
+    without = without.inner
     pooled = torch.nn.functional.normalize(batch.pooled, dim=-1)
     torch.testing.assert_close(without._last.features, pooled[:, None].expand(-1, 4, -1))
     other = batch._replace(tokens=torch.randn(3, 5, 8))

@@ -14,7 +14,7 @@ from trm_pipeline.config.settings import override
 from trm_pipeline.data.voc import VOC, class_prompt_names, eval_transform
 from trm_pipeline.drawn.devkit import write_drawn_voc
 from trm_pipeline.features import cached as features
-from trm_pipeline.training.loop import score
+from trm_pipeline.methods.base import score
 
 PEERS = ("text-image", "dual-coop", "text-pixel")
 
@@ -183,7 +183,7 @@ def test_training_beats_a_random_start(scenes):
         def __len__(self):
             return len(b.index)
 
-        def batches(self, batch_size, generator=None):
+        def batches(self, batch_size, generator=None, *, view=0):
             yield b
 
     for name in PEERS:

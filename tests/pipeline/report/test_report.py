@@ -23,7 +23,7 @@ from trm_pipeline import files as checkpoint
 from trm_pipeline import methods, progress
 from trm_pipeline.config import presets
 from trm_pipeline.data.voc import VOC_CLASSES, class_prompt_names
-from trm_pipeline.features.cached import pool_tokens
+from trm_pipeline.features.cached import Batch, pool_tokens
 from trm_pipeline.methods import grid
 from trm_pipeline.report import page as report
 from trm_pipeline.report import pictures, tables
@@ -72,12 +72,12 @@ def test_nine_shares_are_averaged_a_seed_at_a_time():
 
 def test_ablation_is_paired_by_seed():
     rows = [row("trm", 0.1, seed, value) for seed, value in ((1, 50.0), (2, 60.0), (3, 70.0))]
-    rows += [row("trm-no-contrast", 0.1, seed, value) for seed, value in ((1, 49.0), (2, 58.0), (4, 0.0))]
+    rows += [row("trm-no-prior", 0.1, seed, value) for seed, value in ((1, 49.0), (2, 58.0), (4, 0.0))]
     rows += [row("trm-rule-prototype", 0.1, 3, 70.02), row("trm", 0.9, 1, 80.0), row("linear", 0.1, 1, 5.0)]
     table = tables.ablation_table(rows)
     # A share without any variant has no column; seed 4 has nothing to be compared with.
     assert table[0] == ["variant", "10%"]
-    assert table[1:] == [["trm", "60.0 ± 10.0"], ["trm-no-contrast", "−1.5 ± 0.7"], ["trm-rule-prototype", "+0.0"]]
+    assert table[1:] == [["trm", "60.0 ± 10.0"], ["trm-no-prior", "−1.5 ± 0.7"], ["trm-rule-prototype", "+0.0"]]
     assert {r["method"] for r in results.main_rows(rows)} == {"trm", "linear"}
     assert results.ablation_rows([r for r in rows if r["method"] != "trm"]) == []
 
@@ -134,14 +134,14 @@ def test_pseudo_labels_are_drawn_with_gaps(tmp_path):
 
 
 def test_traces_are_drawn_by_method_and_variants_beside_the_whole(tmp_path):
-    names = ["trm-known0.1-seed1", "trm-known0.1-seed2", "trm-single-seed1", "trm-region-pseudo-known0.1-seed1"]
-    variants = ["trm-no-contrast-known0.1-seed1", "trm-rule-prototype-known0.1-seed1", "trm-rule-prototype-single-seed1"]
+    names = ["trm-known0.1-seed1", "trm-known0.1-seed2", "trm-single-seed1", "trm-paper-known0.1-seed1"]
+    variants = ["trm-no-prior-known0.1-seed1", "trm-rule-prototype-known0.1-seed1", "trm-rule-prototype-single-seed1"]
     for name in (*names, *variants):
         (tmp_path / f"{name}.json").write_text(json.dumps(trace()), encoding="utf-8")
     (tmp_path / "trm-known0.5-seed1.json").write_text("[]", encoding="utf-8")  # nothing was measured
     assert {key: set(group) for key, group in report._trace_groups(tmp_path).items()} == {
         "trm": set(names[:3]),
-        "trm-region-pseudo": {names[3]},
+        "trm-paper": {names[3]},
         "variants-known0.1": {*names[:2], *variants[:2]},
         "variants-single": {names[2], variants[2]},
     }
@@ -167,8 +167,9 @@ def maps():
     present = torch.zeros(3, 20)
     present[0, 4] = present[1, [0, 1, 2, 3]] = present[2, [5, 19]] = 1
     seen = torch.stack([prepare.eval_transform(224, mean=backbone.image_mean, std=backbone.image_std)(i) for i in images])
-    tokens, _, grid = pool_tokens(backbone(seen), 2)
-    return pictures.collect_saliency(head, tokens, grid, images, present, text, size=(224, 224)), backbone, text, images
+    tokens, pooled, grid, _ = pool_tokens(backbone(seen), 2)
+    batch = Batch(tokens, pooled, torch.arange(3))
+    return pictures.collect_saliency(head, batch, grid, images, present, text, size=(224, 224)), backbone, text, images
 
 
 def test_maps_of_a_fresh_head_are_those_of_zero_shot(maps):
@@ -230,7 +231,7 @@ class _Page(HTMLParser):
 
 def output_folder(path):
     rows = [row(m, k, s, v + s) for m, v in (("text-pixel", 81.0), ("trm", 83.0)) for k in (0.1, "single") for s in (1, 2)]
-    rows += [row("trm-no-contrast", 0.1, s, 82.5 + s) for s in (1, 2)]
+    rows += [row("trm-no-prior", 0.1, s, 82.5 + s) for s in (1, 2)]
     checkpoint.write_json(path / "results.json", rows)
     (path / "run.json").write_text(json.dumps({"seeds": [1, 2], "preset": {"name": "embedded"}}), encoding="utf-8")
     (path / "pseudo").mkdir()

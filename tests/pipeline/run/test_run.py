@@ -12,7 +12,7 @@ from trm_pipeline.config import presets
 from trm_pipeline.data.voc import VOC, class_prompt_names, eval_transform
 from trm_pipeline.features import cached as features
 from trm_pipeline.methods import grid
-from trm_pipeline.run import arguments, cells, experiment, results
+from trm_pipeline.run import arguments, cells, experiment, prepared, results
 
 
 @pytest.mark.pictures
@@ -38,12 +38,12 @@ def test_saved_heads_score_like_the_run(run, tmp_path, devkit, backbone):
     plain = eval_transform(224, mean=backbone.image_mean, std=backbone.image_std)
     images = VOC(devkit, 2007, "test", transform=plain)
     live = features.LiveFeatures(images, backbone, token_pool=2, device=torch.device("cpu"), workers=0)
-    tokens = torch.cat([batch.tokens for batch in live.batches(16)])
+    seen = [(batch.tokens, batch.penultimate) for batch in live.batches(16)]
     for name, row in zip(heads, rows, strict=False):
         head = TRMHead.load(tmp_path / "out" / f"{name}-known0.5-seed1.pt")
         assert head.class_names[14] == "person" and row["method"] == name
         # The run read tokens in half precision.
-        found = float(mean_average_precision(head.predict(tokens), images.targets))
+        found = float(mean_average_precision(torch.cat([head.predict(*parts) for parts in seen]), images.targets))
         assert 100 * found == pytest.approx(row["mAP"], abs=0.5)
 
 
@@ -79,8 +79,8 @@ def test_tune_never_touches_the_test_images(run, capsys):
 
 def test_seed_one_hides_labels_by_the_published_procedure(devkit, run, monkeypatch):
     seen = []
-    original = cells.hide_labels
-    monkeypatch.setattr(cells, "hide_labels", lambda *a, **k: seen.append(original(*a, **k)) or seen[-1])
+    original = prepared.hide_labels
+    monkeypatch.setattr(prepared, "hide_labels", lambda *a, **k: seen.append(original(*a, **k)) or seen[-1])
     run("--methods", "linear", "--known", "0.1")
     full = VOC(devkit, 2007, "train").targets
     assert torch.equal(seen[0], hide_labels(full, 0.1, seed=0))
@@ -181,8 +181,7 @@ def test_the_grid_is_planned_whole():
 def test_ablations_stand_beside_the_methods(run):
     settings = ("--known", "0.5", "single", "--ablation", "--ablation-known", "single", "--set", "batch_size=4", "lr=1e-2")
     rows = run("--methods", "trm", *settings)
-    parts, rules = ("region", "distillation", "pseudo", "contrast"), ("prototype", "quantile")
-    variants = [*(f"trm-no-{part}" for part in parts), *(f"trm-rule-{rule}" for rule in rules)]
+    variants = list(presets.VARIANTS)
     assert [(row["method"], row["known"]) for row in rows] == [
         ("trm", 0.5),
         ("trm", "single"),

@@ -34,14 +34,15 @@ from trm_pipeline.config.losses import LOSSES
 from trm_pipeline.drawn.devkit import write_drawn_voc
 from trm_pipeline.features import cached as features
 from trm_pipeline.methods import grid
-from trm_pipeline.run import arguments, cells, experiment
+from trm_pipeline.methods.base import score
+from trm_pipeline.run import arguments, cells, experiment, prepared
 from trm_pipeline.training import loop as training
 from trm_pipeline.training import pseudo_trace
 
 COMMAND = ROOT / "examples" / "reproduce_voc.py"
 IMAGES, TEST, CLASSES, WIDTH, TOKENS = 50, 23, 5, 8, 6
 SIZES = {"train": 40, "val": 30, "test": 31}
-PROTOTYPES = {"pseudo_rule": "prototype", "thresholds": {"positive": 0.6, "negative": 0.4}}
+PROTOTYPES = {"pseudo_rule": "prototype", "prototype": {"positive": 0.6, "negative": 0.4}}
 # The quick suite takes the first four; "single" stands for single positives.
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "linear": ("linear", {"single": True}),
@@ -99,7 +100,8 @@ def trained(rank: int | None, run: str, folder: str | None = None, stop: bool = 
     torch.manual_seed(9)
     steps = preset.epochs * -(-IMAGES // preset.batch_size)
     setting = methods.Setting(preset, text.float(), None, 100.0, steps, single=single, num_samples=IMAGES, targets=known)
-    setting.similarities = lambda: training.score(partial(methods.zero_shot_tokens, text=text), train, preset.batch_size)
+    setting.similarities = lambda: score(partial(methods.zero_shot_tokens, text=text), train, preset.batch_size)
+    setting.estimates = lambda: labels(IMAGES, CLASSES, seed=10, soft=True).clamp(min=0)
     built = grid.build_method(method, setting).double()
     if stop:
         original = built.before_epoch
@@ -197,7 +199,7 @@ def helpers(rank: int) -> dict[str, Any]:
         "gradients": [p.grad if p.grad is None else p.grad.tolist() for p in parameters],
         "gathered": (ranks.gather(rank + 5), ranks.from_first(rank + 5), ranks.total(torch.tensor(rank + 5)).item()),
         "index": [batch.index for batch in ranks.batches(Given(TEST, 3), 4, seeds)],
-        "scores": training.score(lambda batch: batch.pooled, Given(TEST, 3), 4),
+        "scores": score(lambda batch: batch.pooled, Given(TEST, 3), 4),
     }
 
 
@@ -242,7 +244,7 @@ def test_a_cell_ends_alike_on_ranks_that_write_nothing(monkeypatch: pytest.Monke
     monkeypatch.setattr(cells, "train_cell", lambda *_, **__: training.Trained(method, {"mAP": 51.25}, 7.0, []))
     monkeypatch.setattr(ranks, "first", lambda: False)
     data = types.SimpleNamespace(device=torch.device("cpu"), preset=presets.EMBEDDED)
-    finished = cells.run_cell(data, cells.Cell("linear", 0.5, 1), arguments.parse([]))  # type: ignore[arg-type]
+    finished = cells.run_cell(data, prepared.Cell("linear", 0.5, 1), arguments.parse([]))  # type: ignore[arg-type]
     assert (finished.row["mAP"], finished.seconds, finished.parameters) == (51.25, 7.0, 8)
 
 
@@ -274,7 +276,7 @@ class Tower:
 
     def __call__(self, pixels: Tensor) -> ImageFeatures:
         pooled = pixels.mean(dim=(2, 3))
-        return ImageFeatures(pooled[:, None], pooled, (1, 1))
+        return ImageFeatures(pooled[:, None], pooled, (1, 1), torch.cat([pooled, pooled], dim=1))
 
 
 @pytest.mark.parametrize("seed", [None, 3])
@@ -285,6 +287,7 @@ def test_parts_make_up_the_batches(kind: str, seed: int | None, tmp_path: Path) 
         for view in (0, 1):
             np.save(tmp_path / f"tokens{view}.npy", (10 * view + np.arange(9 * 6).reshape(9, 2, 3)).astype(np.float16))
             np.save(tmp_path / f"pooled{view}.npy", (10 * view + np.arange(9 * 3).reshape(9, 3)).astype(np.float16))
+            np.save(tmp_path / f"penultimate{view}.npy", (10 * view + np.arange(9 * 5).reshape(9, 5)).astype(np.float16))
         read: Any = features.CachedFeatures(tmp_path, 2, torch.device("cpu"))
     else:
         read = features.LiveFeatures(Images(), Tower(), token_pool=1, device=torch.device("cpu"), workers=0)

@@ -38,7 +38,8 @@ class PositiveCoOp(PromptPeer):
         return pair_cosines(batch, torch.cat([text + self.offset, self.absent]), self.log_sharpness.exp())
 
     def groups(self, preset: Preset) -> list[dict[str, Any]]:
-        prompts = param_groups(self.prompts, lr=0.01 * self.lr, weight_decay=0.0)
+        lr = preset.lr_factor * self.lr
+        prompts = param_groups(self.prompts, lr=0.01 * lr, weight_decay=0.0)
         taken = {id(parameter) for group in prompts for parameter in group["params"]}
         rest = [parameter for parameter in self.parameters() if id(parameter) not in taken]
-        return [*prompts, {"params": rest, "lr": self.lr, "weight_decay": 0.0}]
+        return [*prompts, {"params": rest, "lr": lr, "weight_decay": 0.0}]

@@ -1,0 +1,112 @@
+"""TeacherRule: estimates of another classifier, given before training."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+import trm_losses as tl
+from tests.helpers.cases.bank import filled_bank
+from tests.helpers.cases.labeler import ESTIMATES, taught_labeler
+from tests.helpers.cases.objective import objective
+from tests.helpers.values import BATCH, CLASSES, SAMPLES, TOKENS, WIDTH, labels, normal
+from trm_losses.pseudo import TeacherRule
+
+
+def test_what_is_unknown_gets_its_estimate_and_what_is_known_stays() -> None:
+    """By place, not by place in the batch; where there is no estimate it stays unknown."""
+    ids, y = torch.tensor([5, 0, 5]), torch.tensor([[-1.0, 1.0, -1.0], [-1.0, 0.0, -1.0], [-1.0, -1.0, -1.0]])
+    given = torch.full((6, 3), 0.9)
+    given[5] = torch.tensor([0.25, 0.75, torch.nan])
+    given[0] = torch.tensor([-1.0, 0.75, 0.5])
+    made = tl.PseudoLabeler(3, TeacherRule(given), weight_pos=0.8, weight_neg=0.6)
+    assert not made.cap, "every estimate counts"
+    pseudo = made(None, y, filled_bank(3), ids=ids)
+    expected = torch.tensor([[0.25, -1.0, -1.0], [-1.0, -1.0, 0.5], [0.25, 0.75, -1.0]])
+    torch.testing.assert_close(pseudo.targets, expected)
+    torch.testing.assert_close(pseudo.weights, torch.tensor([[0.6, 0.0, 0.0], [0.0, 0.0, 0.8], [0.6, 0.8, 0.0]]))
+    torch.testing.assert_close(pseudo.merge(y)[y != -1], y[y != -1])
+    assert pseudo.scores[1, 0] == pseudo.scores[2, 2] == 0.5, "nothing is said of these"
+    assert given.isnan().sum() == 1, "the argument is as it was"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_estimates_are_kept_in_single_precision(dtype: torch.dtype) -> None:
+    rule = TeacherRule(ESTIMATES[:, :3].to(dtype).requires_grad_())
+    assert rule.estimates.dtype == rule.half().estimates.dtype == torch.float32 and not rule.estimates.requires_grad
+    torch.testing.assert_close(rule.estimates, ESTIMATES[:, :3].to(dtype).float().nan_to_num(-1.0))
+
+
+@pytest.mark.parametrize(
+    "estimates, error, message",
+    [
+        (torch.full((2, 3), 1.5), ValueError, "estimates must be probabilities, NaN or -1, got 1.5; take their sigmoid"),
+        (torch.full((2, 3), -0.25), ValueError, "estimates must be probabilities, NaN or -1, got -0.25; take their sigmoid"),
+        (torch.full((2, 3), torch.inf), ValueError, "estimates must be finite, got 6 NaN or infinite of 6"),
+        (torch.ones(3), ValueError, r"estimates must have shape \(N, C\) = \(N, C\), got \(3,\)"),
+        (torch.ones(2, 3).long(), TypeError, "estimates must be a floating-point tensor, got torch.int64"),
+        ([[0.5]], TypeError, "estimates must be a torch.Tensor, got list"),
+    ],
+    ids=["above", "below", "infinite", "shape", "integers", "list"],
+)
+def test_estimates_are_checked(estimates: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"^TeacherRule: {message}"):
+        TeacherRule(estimates)
+
+
+@pytest.mark.parametrize("validate", [True, False])
+@pytest.mark.parametrize("places, found", [([0, 6], "0 to 6"), ([-1, 2], "-1 to 2")])
+def test_ids_outside_of_the_estimates_are_refused(places: list[int], found: str, validate: bool) -> None:
+    made = tl.PseudoLabeler(3, TeacherRule(torch.ones(6, 3)), validate=validate)
+    with pytest.raises(ValueError, match=f"ids must be from 0 to num_samples - 1 = 5, got {found}"):
+        made(None, torch.full((2, 3), -1.0), filled_bank(3), ids=torch.tensor(places))
+
+
+def test_classes_that_are_new_have_no_estimate() -> None:
+    old = taught_labeler(CLASSES)
+    new = old.with_classes([3, None, 0])
+    got, before = (labeler.get_buffer("rule.estimates") for labeler in (new, old))
+    assert torch.equal(got[:, [0, 2]], before[:, [3, 0]]) and (got[:, 1] == -1).all() and before.shape == ESTIMATES.shape
+    assert (new(None, torch.full((2, 3), -1.0), filled_bank(3), ids=torch.tensor([1, 4])).targets[:, 1] == -1).all()
+
+
+def test_a_reset_forgets_steps_and_no_estimate() -> None:
+    made, bank = taught_labeler(CLASSES), filled_bank()
+    args = None, torch.full((BATCH, CLASSES), -1.0), bank
+    before = made(*args, ids=torch.arange(BATCH))
+    made.update(None, labels(), bank, ids=torch.arange(BATCH))
+    assert made.step == 1 and made.known_count.any()
+    made.reset()
+    assert made.step == 0 and not made.known_count.any()
+    for one, two in zip(made(*args, ids=torch.arange(BATCH)), before, strict=True):
+        assert torch.equal(one, two)
+
+
+def test_a_state_brings_its_estimates() -> None:
+    made, fresh = taught_labeler(CLASSES), tl.PseudoLabeler(CLASSES, TeacherRule(torch.zeros(SAMPLES, CLASSES)))
+    fresh.load_state_dict(copy.deepcopy(made.state_dict()))
+    assert torch.equal(fresh.get_buffer("rule.estimates"), made.get_buffer("rule.estimates"))
+    with pytest.raises(RuntimeError, match="estimates must be of 4 classes, got a state of 5; build it for 5 classes"):
+        taught_labeler(4).load_state_dict(made.state_dict())
+    with pytest.raises(ValueError, match="PseudoLabeler: rule must have num_classes = 4, got 5"):
+        tl.PseudoLabeler(4, TeacherRule(ESTIMATES))
+
+
+def test_an_objective_takes_it_whole_and_in_chunks_of_classes() -> None:
+    y, ids, outputs = labels(BATCH, CLASSES), torch.tensor([5, 0, 3, 3]), []
+    for settings in ({}, {"class_chunk": 2}):
+        module = objective(**settings).double()
+        module.labeler = taught_labeler(CLASSES)
+        for seed in (1, 2):
+            output = module(normal(BATCH, TOKENS, WIDTH, seed=seed), normal(CLASSES, WIDTH, seed=7), y, ids=ids)
+            output.loss.backward()
+            module.update(output)
+        assert output.pseudo is not None and output.terms["pseudo_query"] > 0
+        said = ESTIMATES[ids].nan_to_num(-1.0)
+        torch.testing.assert_close(output.pseudo.targets.float(), torch.where(y == -1, said, -1.0).float())
+        outputs.append([*output.terms.values(), *output.pseudo, *module.labeler.buffers()])
+    for a, e in zip(*outputs, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-5, atol=1e-6)

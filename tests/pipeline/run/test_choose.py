@@ -1,0 +1,69 @@
+"""Settings chosen by known labels that were held out."""
+
+import pytest
+import torch
+
+from tests.helpers.runs import read_json
+from trm_losses.labels import keep_single_positive
+from trm_pipeline.methods import global_head
+from trm_pipeline.run import choose
+
+
+def truth(images=400, classes=10):
+    return (torch.rand(images, classes, generator=torch.Generator().manual_seed(0)) < 0.2).float()
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_what_is_held_out_is_known_and_no_longer_trained_on(single):
+    full = truth()
+    known = keep_single_positive(full, seed=0) if single else torch.where(torch.rand(full.shape) < 0.5, full, -1.0)
+    held = choose.hold_out(known, single=single, seed=3)
+    asked = held.asked >= 0
+    assert (held.kept[asked] == -1).all() and torch.equal(held.kept[~asked], known[~asked])
+    if single:
+        rows = asked.any(dim=1)
+        assert asked[rows].all() and torch.equal(held.asked[rows] == 1, known[rows] == 1)  # what is unknown counts as absent
+        assert rows.float().mean() == pytest.approx(choose.SHARE, abs=0.07)
+    else:
+        assert torch.equal(held.asked[asked], known[asked])
+        assert asked.sum() / (known >= 0).sum() == pytest.approx(choose.SHARE, abs=0.05)
+    assert torch.equal(choose.hold_out(known, single=single, seed=3).kept, held.kept)
+    assert not torch.equal(choose.hold_out(known, single=single, seed=4).kept, held.kept)
+
+
+def test_average_precision_is_pooled_over_classes():
+    """Four entries by falling logit: present, absent, present, absent. A mean over classes would be another number."""
+    logits = torch.tensor([[4.0, 9.0, 3.0], [2.0, 1.0, 9.0]])
+    asked = torch.tensor([[1.0, -1.0, 0.0], [1.0, 0.0, -1.0]])
+    assert choose.pooled_ap(logits, asked) == pytest.approx(100 * (1 + 2 / 3) / 2)
+    assert choose.pooled_ap(logits, torch.full_like(asked, -1.0)) == 0
+    assert choose.pooled_ap(logits, torch.zeros_like(asked)) == 0
+
+
+def test_the_best_of_each_list_is_trained_on_everything(run, tmp_path, monkeypatch):
+    """A layer, a factor and a share of each method; what an earlier run chose is not chosen again."""
+    monkeypatch.setattr(choose, "FACTORS", (1.0, 1e-6))
+    monkeypatch.setattr(choose, "LAYERS", ((1.0, 3.0), (1.0, 1e-4)))
+    fits = []
+    original = global_head.fit_global_head
+    monkeypatch.setattr("trm_pipeline.run.prepared.fit_global_head", lambda *a, **k: fits.append(a[1]) or original(*a, **k))
+    typed = ("--choose", "--methods", "linear", "global", "trm", "--known", "0.5", "single")
+    rows = run(*typed)
+    assert [(row["method"], row["known"]) for row in rows] == [
+        (m, k) for k in (0.5, "single") for m in ("linear", "global", "trm")
+    ]
+    for cell, kinds in (
+        ("linear-known0.5", ["lr_factor"]),
+        ("global-single", ["global-head.shrinkage", "global-head.spread"]),
+        ("trm-known0.5", ["global-head.shrinkage", "global-head.spread", "lr_factor", "merge_rate"]),
+    ):
+        found = read_json(tmp_path / "out" / "chosen" / f"{cell}-seed1.json")
+        assert [change.split("=")[0] for change in found["changes"]] == kinds
+        for kind in {kind.split(".")[0] for kind in kinds}:  # the best of its list
+            best = max((name for name in found["scores"] if name.startswith(kind)), key=found["scores"].get)
+            assert set(best.split()) <= set(found["changes"])
+    # Candidates are fitted to fewer labels than what comes of them, in both settings.
+    assert len({int((targets >= 0).sum()) for targets in fits}) == 4
+    monkeypatch.setattr(choose, "_choose", None)
+    (tmp_path / "out" / "results.json").unlink()
+    assert run(*typed) == rows

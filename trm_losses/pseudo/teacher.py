@@ -1,0 +1,68 @@
+"""TeacherRule: unknown labels as another classifier estimates them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .._checks import Dims, check_finite, check_ids
+from ..labels import UNKNOWN
+from .rule import Decision, Evidence, Rule
+
+__all__ = ["TeacherRule"]
+
+
+class TeacherRule(Rule):
+    """Soft labels that another classifier gave before training, for every entry of the training set.
+
+    The best teacher sees something that the pupil does not: :class:`trm_losses.GlobalHead` reads whole images where the pupil
+    reads regions. What the pupil has learned never comes back to it.
+
+    Args:
+        estimates: (N, C) probabilities of the training images, in the order that ``ids`` count; NaN or -1: no estimate.
+
+    Raises:
+        ValueError, TypeError: estimates of another shape or outside [0, 1].
+
+    Reference: our choice; a frozen teacher is GPR's and VLPL's too, whose estimates are CLIP's similarities.
+    """
+
+    estimates: Tensor
+
+    _class_axes = {"estimates": (1,)}
+    needs = ("ids",)
+    soft = True
+
+    def __init__(self, estimates: Tensor) -> None:
+        super().__init__()
+        name = type(self).__name__
+        dims = Dims(name)
+        dims.check("estimates", estimates, "N C")
+        estimates = torch.where(estimates.isnan(), float(UNKNOWN), estimates.detach().float())
+        check_finite(name, "estimates", estimates)
+        bad = (estimates != UNKNOWN) & ((estimates < 0) | (estimates > 1))
+        if bool(bad.any()):
+            worst = float(estimates[bad][0])
+            raise ValueError(f"{name}: estimates must be probabilities, NaN or -1, got {worst:g}; take their sigmoid")
+        self.num_classes = estimates.shape[1]
+        self.register_buffer("estimates", estimates)
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Nothing was learned, and nothing is forgotten."""
+
+    def _take_classes(self, places: Sequence[int]) -> None:
+        new = torch.tensor([place == self.num_classes for place in places], device=self.estimates.device)
+        super()._take_classes(places)
+        self.estimates[:, new] = UNKNOWN
+
+    def decide(self, evidence: Evidence) -> Decision:
+        assert evidence.ids is not None
+        check_ids(type(self).__name__, evidence.ids, len(self.estimates))
+        estimates = self.estimates[evidence.ids]
+        return Decision(estimates, torch.where(estimates >= 0, estimates, 0.5))
+
+    def extra_repr(self) -> str:
+        return f"num_samples={len(self.estimates)}, num_classes={self.num_classes}"

@@ -1,0 +1,138 @@
+"""The image as a whole beside the regions: a fitted head, alone or merged with any trained method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trm_losses import GaussianDiscriminant, GlobalHead, TRMHead
+from trm_pipeline import ranks
+from trm_pipeline.features.cached import Batch, Features
+from trm_pipeline.methods.base import Method, Setting, score
+from trm_pipeline.methods.trm import TRM
+from trm_pipeline.methods.wrapped import Wrapped, unwrapped
+
+__all__ = ["FITTED", "GLOBAL", "Merged", "estimated", "fit_global_head", "merged", "of_grid", "shifted", "trm_head"]
+
+GLOBAL = "+global"
+"""What a method's name ends with if its logits are merged with those of the whole image."""
+
+FITTED = ("linear-penultimate", "global")
+"""Heads of the whole image alone: the layer on penultimate features, and with the prior."""
+
+
+def of_grid(method: str) -> bool:
+    """A head with another method's loss."""
+    return "+" in method.removesuffix(GLOBAL)
+
+
+def fit_global_head(
+    features: Features,
+    targets: Tensor,
+    prior: GaussianDiscriminant | None,
+    batch_size: int,
+    *,
+    penultimate: bool,
+    expected_positives: float | None,
+    **options: Any,
+) -> GlobalHead | None:
+    """Fitted to training images with labels (N, C), of several views by the mean of their penultimate features.
+
+    Args:
+        features, targets: of the training images.
+        prior: None: there is none.
+        batch_size: images that are read at a time.
+        penultimate: whether penultimate features are read, if they are there.
+        expected_positives: present labels of an image, with single positives; None: labels are hidden at random.
+        options: of the constructor.
+
+    Returns:
+        None if there is neither a prior nor penultimate features.
+    """
+    single = expected_positives is not None
+    base_rate = None if expected_positives is None else min(1.0, expected_positives / targets.shape[1])
+    with torch.random.fork_rng(devices=()):  # a loader draws a seed, and a cell must not tell what came before it
+        stream = _with_mean_features(features, batch_size, penultimate)
+        first = next(iter(features.batches(1)))
+        width = None if first.penultimate is None or not penultimate else first.penultimate.shape[1]
+        if width is None and prior is None:
+            return None
+        # With single positives every unknown entry says something: less is left to the layer.
+        options = {"spread": 1.0 if single else 3.0, **options}
+        head = GlobalHead(targets.shape[1], width, prior, distributed=True, device=first.tokens.device, **options)
+        batches = (
+            (batch.tokens, batch.penultimate, targets[batch.index].to(batch.tokens.device))
+            for batch in stream
+            if len(batch.index)
+        )
+        return head.fit(batches, base_rate=base_rate, unknown_weight=0.3 if single else 0.0)
+
+
+def _with_mean_features(features: Features, batch_size: int, penultimate: bool) -> Iterator[Batch]:
+    """Batches of the first view, with penultimate features that are the mean of all views."""
+    views = range(features.views if penultimate else 1)
+    for seen in zip(*(ranks.batches(features, batch_size, view=view) for view in views), strict=True):
+        found = [batch.penultimate for batch in seen if batch.penultimate is not None]
+        yield seen[0]._replace(penultimate=torch.stack(found).mean(dim=0) if found else None)
+
+
+def estimated(head: GlobalHead, features: Features, batch_size: int, expected_positives: float | None) -> Tensor:
+    """Probabilities (N, C) of images; with single positives, which cannot tell their level, at the level that is assumed."""
+    with torch.random.fork_rng(devices=()):
+        logits = score(lambda batch: head(batch.tokens, batch.penultimate), features, batch_size)
+    return torch.sigmoid(logits) if expected_positives is None else shifted(logits, expected_positives / logits.shape[1])
+
+
+def shifted(logits: Tensor, rate: float) -> Tensor:
+    """Probabilities (N, C) of logits, all moved by as much as makes their mean ``rate``."""
+    low, high = -30.0, 30.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if torch.sigmoid(logits + middle).mean() < rate else (low, middle)
+    return torch.sigmoid(logits + low)
+
+
+class Merged(Wrapped):
+    r"""A method whose logits are merged with those of a head of the whole image.
+
+    .. math:: \ell = (1 - r)\, \ell^{local} + r\, \ell^{global}
+
+    It learns as it would without: the two see different things, and make their mistakes apart.
+    """
+
+    def __init__(self, inner: Method, head: GlobalHead, rate: float) -> None:
+        super().__init__(inner)
+        self.head, self.rate = head, rate
+
+    def whole(self, batch: Batch) -> Tensor:
+        """Logits (B, C) of the whole image."""
+        logits: Tensor = self.head(batch.tokens, batch.penultimate)
+        return logits
+
+    def logits(self, batch: Batch, text: Tensor) -> Tensor:
+        return (1 - self.rate) * self.inner.logits(batch, text) + self.rate * self.whole(batch)
+
+    def loss(self, batch: Batch, text: Tensor, targets: Tensor, weak_negative: float = 0.0) -> dict[str, Tensor]:
+        return self.inner.loss(batch, text, targets, weak_negative)
+
+    def heads(self, batch: Batch, text: Tensor) -> list[tuple[float, Tensor]]:
+        return self.inner.heads(batch, text)
+
+    def weak_negative_steps(self, preset: Any, total: int) -> int:
+        return self.inner.weak_negative_steps(preset, total)
+
+
+def merged(method: Method, setting: Setting) -> Method:
+    """The method with the whole image beside it; as it is where there is neither a prior nor a penultimate feature."""
+    whole = None if setting.global_head is None else setting.global_head()
+    return method if whole is None else Merged(method, whole, setting.preset.merge_rate)
+
+
+def trm_head(method: Method, text: Tensor, class_names: list[str]) -> TRMHead | None:
+    """What inference needs of a trained TRM, merged or not; None of another method."""
+    whole: dict[str, Any] = {"global_head": method.head, "rate": method.rate} if isinstance(method, Merged) else {}
+    inner = unwrapped(method)
+    return inner.head(text, class_names, **whole) if isinstance(inner, TRM) else None

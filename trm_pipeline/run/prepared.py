@@ -1,0 +1,123 @@
+"""A cell of a run's table, what all cells share, and a method at the start of one."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from trm_losses import GaussianDiscriminant, GlobalHead
+from trm_losses.labels import hide_labels, keep_single_positive
+from trm_pipeline.config.presets import Known, Preset
+from trm_pipeline.features.frozen import Frozen
+from trm_pipeline.methods import Method, Setting, fit_training_free, zero_shot_tokens
+from trm_pipeline.methods.base import score
+from trm_pipeline.methods.global_head import estimated, fit_global_head
+from trm_pipeline.methods.grid import build_method
+
+__all__ = ["Cell", "Prepared", "build", "known_labels"]
+
+
+class Cell(NamedTuple):
+    """A method (or a variant of one) in a setting with a seed."""
+
+    method: str
+    known: Known
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """For files."""
+        setting = self.known if isinstance(self.known, str) else f"known{self.known:g}"
+        return f"{self.method}-{setting}-seed{self.seed}"
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        setting = self.known if isinstance(self.known, str) else f"{100 * self.known:g}%"
+        return f"{self.method}, {setting}, seed {self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared(Frozen):
+    """What all cells of a run share: the frozen model's part, and the labels of both splits."""
+
+    preset: Preset
+    device: torch.device
+    targets: Tensor
+    test_targets: Tensor
+    test_paths: list[str]  # image files
+    name: str  # of the data set and its split
+    class_names: list[str]
+    description: str
+    labels: Tensor | None = None  # known labels out of a file, in place of those that a setting and a seed leave
+    label_free: dict[str, tuple[dict[str, float | None], float]] = field(default_factory=dict)  # metrics and seconds, once found
+
+    @cached_property
+    def similarities(self) -> Tensor:
+        """The frozen model's cosines (N, C) of the training images, found where they are first asked for."""
+        with torch.random.fork_rng(devices=()):  # a loader draws a seed: a cell must not tell whether it is the first to ask
+            return score(partial(zero_shot_tokens, text=self.text), self.features, self.preset.batch_size)
+
+    @cached_property
+    def training_free(self) -> GaussianDiscriminant:
+        """The classifier without labels, fitted where it is first asked for."""
+        return fit_training_free(self.features, self.text, self.preset.batch_size, **self.preset.training_free)
+
+    def global_head(self, targets: Tensor, preset: Preset, *, single: bool, prior: bool | None = None) -> GlobalHead | None:
+        """The head of whole images, fitted to labels (N, C); None where there is nothing for it to read."""
+        prior = preset.global_prior if prior is None else prior
+        return fit_global_head(
+            self.features,
+            targets,
+            self.training_free if prior else None,
+            preset.batch_size,
+            penultimate=preset.global_penultimate,
+            expected_positives=preset.expected_positives if single else None,
+            **preset.global_head,
+        )
+
+
+def known_labels(data: Prepared, known: Known, seed: int) -> Tensor:
+    """What is left of the labels (N, C) in a setting: seed s hides labels with seed s - 1; a file of labels is as it is."""
+    if data.labels is not None:
+        return data.labels
+    if isinstance(known, str):
+        return keep_single_positive(data.targets, seed=seed - 1)
+    return hide_labels(data.targets, known, seed=seed - 1)
+
+
+def build(data: Prepared, cell: Cell, *, method: str, preset: Preset) -> tuple[Method, Tensor]:
+    """A method at its start, and what a cell's setting and seed leave of the labels."""
+    targets = known_labels(data, cell.known, cell.seed)
+    steps = preset.epochs * -(-len(data.features) // preset.batch_size)
+    torch.manual_seed(cell.seed)
+    single, samples = cell.known == "single", len(data.features)
+
+    @functools.cache
+    def global_head() -> GlobalHead | None:
+        return data.global_head(targets, preset, single=single)
+
+    def estimates() -> Tensor | None:
+        head = global_head()
+        expected = preset.expected_positives if single else None
+        return None if head is None else estimated(head, data.features, preset.batch_size, expected)
+
+    setting = Setting(
+        preset,
+        data.text,
+        data.names,
+        data.logit_scale,
+        steps,
+        single=single,
+        num_samples=samples,
+        targets=targets,
+        similarities=lambda: data.similarities,
+        global_head=global_head,
+        estimates=estimates,
+    )
+    return build_method(method, setting), targets
