@@ -109,7 +109,7 @@ def test_a_head_file_of_other_contents_is_refused(change: str, tmp_path: Path) -
     elif change == "shape":
         content["state"]["pooler.query_weight"] = torch.ones(3)
     else:
-        content["class_names"] = 3
+        content["told"]["class_names"] = 3
     torch.save(content, path)
     with pytest.raises(ValueError, match="TRMHead: .*file.pt must be a file written by save .*, got other contents") as caught:
         TRMHead.load(path)

@@ -10,12 +10,13 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from trm_losses import TRMHead
+from trm_losses import GlobalHead, TRMHead
 from trm_losses.labels import UNKNOWN, known_fraction
 from trm_pipeline import ranks
 from trm_pipeline.config.presets import EMBEDDED, Preset
@@ -32,14 +33,16 @@ from trm_pipeline.folder.model import DEMONSTRATION, SavedModel
 from trm_pipeline.folder.outputs import FILES, write, write_scores
 from trm_pipeline.folder.part import Part
 from trm_pipeline.folder.tag import run_tag
-from trm_pipeline.methods import METHODS, ZERO_SHOT, Method, Setting, fit_training_free
+from trm_pipeline.methods import METHODS, ZERO_SHOT, Method, Setting, fit_training_free, zero_shot_tokens
 from trm_pipeline.methods.base import score
 from trm_pipeline.methods.global_head import estimated, fit_global_head, trm_head
 from trm_pipeline.progress import escape_output, say
+from trm_pipeline.run.choose import pooled_ap
 from trm_pipeline.training.loop import train
 
 __all__ = ["ENOUGH", "STEPS", "main", "parser", "run_predict", "run_train"]
 
+DRAWS = 5  # of images that are held out to judge whether the image as a whole is of use, where they are few
 STEPS = 30  # of training at least, however few the images are
 ENOUGH = 320  # images from which on learning is as fast as in the preset; below it is slower, down to a tenth
 
@@ -304,11 +307,9 @@ def _fit(
         others, test, label = own, known, f"{label} (figures of the training images themselves)"
     torch.manual_seed(args.seed)
     steps = preset.epochs * -(-len(own) // preset.batch_size)
-    prior = fit_training_free(own, text[trained], preset.batch_size)
     expected = preset.expected_positives if single else None
-    whole = fit_global_head(own, known, prior, preset.batch_size, penultimate=True, expected_positives=expected)
-    assert whole is not None
-    found = estimated(whole, own, preset.batch_size, expected)
+    whole = _whole(own, known, text[trained], preset, expected, args.seed)
+    found = None if whole is None else estimated(whole, own, preset.batch_size, expected)
     setting = Setting(
         preset,
         text[trained],
@@ -334,9 +335,54 @@ def _fit(
         label=label,
         single=single,
     )
+    if found is None:  # nobody taught it: what it makes of unknown labels itself
+        with torch.no_grad():
+            learned = backbone.encode_prompts(result.method.prompts())
+        found = torch.sigmoid(score(partial(result.method.logits, text=learned), own, preset.batch_size))
     estimates = torch.full_like(targets, float(UNKNOWN))
     estimates[(~held).nonzero(), trained.nonzero()[:, 0]] = torch.where(known == UNKNOWN, found, float(UNKNOWN))
     return result.method, estimates
+
+
+def _whole(own: Part, known: Tensor, text: Tensor, preset: Preset, expected: float | None, seed: int) -> GlobalHead | None:
+    """The head of whole images; None if these are few, and it ranks those that are held out from it worse than the names do.
+
+    Its prior is made of the images themselves, and of a few of them it is worse than the class names: on drawn scenes of 8
+    images 59 mAP where zero-shot has 79, of 120 images 75. It then neither teaches nor has a share in the scores.
+    """
+
+    def fitted(part: Part, targets: Tensor) -> GlobalHead:
+        prior = fit_training_free(part, text, preset.batch_size)
+        made = fit_global_head(part, targets, prior, preset.batch_size, penultimate=True, expected_positives=expected)
+        assert made is not None
+        return made
+
+    if len(own) >= ENOUGH:
+        return fitted(own, known)
+    found: dict[str, list[float]] = {"whole images": [], "class names": []}
+    names = _standard(score(lambda batch: zero_shot_tokens(batch, text), own, preset.batch_size))
+    draw = torch.Generator().manual_seed(seed)
+    for _ in range(DRAWS):
+        asked = torch.rand(len(own), generator=draw) < 0.2
+        if not (known[asked] == 1).any() or not (known[~asked] == 1).any():
+            continue
+        head = fitted(own.only(~asked), known[~asked])
+        whole = _standard(score(lambda batch, head=head: head(batch.tokens, batch.penultimate), own, preset.batch_size))  # type: ignore[misc]
+        # Without a known absence what is not listed counts as absent.
+        labels = known[asked].clamp(min=0) if expected is not None else known[asked]
+        found["whole images"].append(pooled_ap(whole[asked], labels))
+        found["class names"].append(pooled_ap(names[asked], labels))
+    if sum(found["whole images"]) > sum(found["class names"]):
+        return fitted(own, known)
+    shown = ", ".join(f"{word} {sum(values) / max(1, len(values)):.0f}" for word, values in found.items())
+    say(f"the image as a whole is left out; average precision (%) on training images held out from it: {shown}")
+    return None
+
+
+def _standard(scores: Tensor) -> Tensor:
+    """Of mean 0 and deviation 1 in each class: how often a class is present must not tell, which the names cannot know."""
+    apart = scores - scores.mean(dim=0)
+    return apart / apart.square().mean(dim=0).sqrt().clamp(min=1e-6)
 
 
 def _head(method: Method, backbone: Backbone, names: list[str], trained: Tensor, text: Tensor) -> TRMHead:

@@ -38,7 +38,19 @@ __all__ = [
     "parser",
 ]
 
-DEFAULT_METHODS = (*LABEL_FREE, *METHODS)
+DEFAULT_METHODS = (
+    *LABEL_FREE,
+    "linear",
+    "linear-penultimate",
+    "global",
+    "text-image",
+    "text-pixel",
+    "dual-coop",
+    "dual-coop+global",
+    "trm-region",
+    "trm-paper",
+    "trm",
+)
 DEFAULT_KNOWN: tuple[Known, ...] = (0.1, 0.5, 0.9)
 
 

@@ -55,6 +55,10 @@ def run(options: RunOptions) -> list[Row]:
         options = dataclasses.replace(options, known=(known,))
         check_single(options.known, options.preset)
 
+    if next(iter(data.features.batches(1))).penultimate is None and "linear-penultimate" in options.methods:
+        say("no penultimate features are here: linear-penultimate is left out")
+        kept = tuple(name for name in options.methods if name != "linear-penultimate")
+        options = dataclasses.replace(options, methods=kept)
     cells = plan(options)
     results = Results(options.output, cells)
     results.start(

@@ -15,6 +15,7 @@ from trm_pipeline.config.losses import LOSSES
 from trm_pipeline.config.settings import override
 from trm_pipeline.features import cached as features
 from trm_pipeline.methods import grid, wrapped
+from trm_pipeline.methods.global_head import of_grid
 from trm_pipeline.run import arguments, prepared
 from trm_pipeline.training import loop as training
 
@@ -331,7 +332,7 @@ def test_patterns_stand_for_methods():
     assert grid.choose_methods(["linear+pasl-*"]) == [f"linear+pasl-{policy}" for policy in ("ignore", "negative", "selective")]
     assert grid.choose_methods(["*+role"]) == [f"{head}+role" for head in grid.HEADS]
     assert grid.choose_methods(["linear"], grid=True) == ["linear", *grid.HEADS[1:], "positive-coop", *grid.GRID]
-    assert not [name for name in arguments.DEFAULT_METHODS if "+" in name or name in grid.ALONE]
+    assert not [name for name in arguments.DEFAULT_METHODS if of_grid(name) or name in grid.ALONE]
     for wrong in ("linear+nothing", "text-image+sst", "nothing", "trm+role", "x*"):
         with pytest.raises(ValueError, match="HEAD\\+LOSS"):
             grid.choose_methods([wrong])
