@@ -139,6 +139,7 @@ def settings(place: Place) -> dict[str, Any]:
         "train_split": "train",
         "val_split": "val",
         "test_split": scored_split(place.folder),
+        "global_head": {},
         **told,
     }
 

@@ -276,6 +276,7 @@ def _preset(args: argparse.Namespace, targets: Tensor) -> Preset:
     return dataclasses.replace(
         EMBEDDED,
         name="folder",
+        global_head={},
         epochs=epochs,
         lr=slower * EMBEDDED.lr,
         text_lr=slower * EMBEDDED.text_lr,
