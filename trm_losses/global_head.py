@@ -42,7 +42,7 @@ class GlobalHead(FullPrecisionState):
 
     u is 1 where a label is known and ``unknown_weight`` where it is not. So :math:`\tau` is how far the layer is expected to move
     a logit, and with few labels the prior is left: without any the logits are :math:`\hat g + b_0`. The minimum is found by
-    L-BFGS on all images at once, in seconds for thousands of images; memory holds n (W + 2 C) + 12 C W numbers.
+    L-BFGS on all images at once, in seconds for thousands of images; memory holds some 4 n W + 4 n C + 12 C W numbers.
 
     It is no part of a training loop. :class:`TRMHead` merges it with the logits of a trained region head, and
     :class:`trm_losses.pseudo.TeacherRule` teaches one by its estimates of the unknown labels.
@@ -148,12 +148,14 @@ class GlobalHead(FullPrecisionState):
         with full_precision(self.bias), torch.inference_mode(False), torch.enable_grad():
             prior = _Standard(g, count, group)
             layer = _Standard(f, count, group)
+            del f
             root, energy = self._root(layer, count, group)
-            x = layer.values @ root
+            x = layer.values if root is None else layer.values @ root
             carried = _carry(x, prior.values, count, group)
             weight, bias, mix = self._minimum(prior.values, x, carried, energy, targets, base_rate, unknown_weight, group)
         scale = mix[0] / prior.deviation
-        found = (mix[1] * carried + weight) @ root.T / layer.deviation
+        found = mix[1] * carried + weight
+        found = (found if root is None else found @ root.T) / layer.deviation
         for buffer, value in (
             (self.scale, scale),
             (self.weight, found),
@@ -211,12 +213,12 @@ class GlobalHead(FullPrecisionState):
         images = dims.sizes["B"]
         return zeros(images, self.num_classes) if g is None else g, zeros(images, 0) if f is None else f
 
-    def _root(self, layer: _Standard, count: float, group: torch.distributed.ProcessGroup | None) -> tuple[Tensor, Tensor]:
-        """The inverse root of the shrunk correlations (W, W), and the mean squared length of what it makes of the features."""
+    def _root(self, layer: _Standard, count: float, group: torch.distributed.ProcessGroup | None) -> tuple[Tensor | None, Tensor]:
+        """The inverse root of the shrunk correlations (W, W), or None for the identity; and E|f|² behind it."""
         x = layer.values
         correlation = _joined(x.T @ x, group) / count
         if self.shrinkage == 1:
-            return torch.eye(x.shape[1], device=x.device), correlation.trace().to(x)
+            return None, correlation.trace().to(x)
         shrunk = (1 - self.shrinkage) * correlation
         shrunk.diagonal().add_(max(self.shrinkage, 1e-6))
         values, vectors = torch.linalg.eigh(shrunk)
