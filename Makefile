@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 reproduce: $(VENV)/.pipeline
 	$(BIN)/python examples/reproduce_voc.py --jobs 2
 
-## The whole study: every share from 10 % to 90 % and single positives, three seeds, ablations; 78 minutes of processor time, which two cores share.
+## The whole study: every share from 10 % to 90 % and single positives, three seeds, ablations; some hours on two cores.
 ## Started again after an interruption it goes on where it was
 reproduce-full: $(VENV)/.pipeline
 	$(BIN)/python examples/reproduce_voc.py --known 0.1 0.2 0.3 0.4 0.5 0.6 0.7 0.8 0.9 single --seeds 1 2 3 \

@@ -128,7 +128,7 @@ class GlobalHead(FullPrecisionState):
                 ways, such as mirrored, is best given as the mean of its penultimate features.
             base_rate: the share of present labels that :math:`b_0` stands for; None: that of the labels that count,
                 by their weights.
-            unknown_weight: weight of "absent" at unknown labels; single positives need one, 1 for example.
+            unknown_weight: weight of "absent" at unknown labels; single positives need one, such as 0.3.
 
         Returns:
             The module itself.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trm_losses import GaussianDiscriminant, GlobalHead, TRMHead
 from trm_pipeline import ranks
+from trm_pipeline.config.presets import Preset
 from trm_pipeline.features.cached import Batch, Features
 from trm_pipeline.methods.base import Method, Setting, score
 from trm_pipeline.methods.trm import TRM
@@ -107,13 +108,9 @@ class Merged(Wrapped):
         super().__init__(inner)
         self.head, self.rate = head, rate
 
-    def whole(self, batch: Batch) -> Tensor:
-        """Logits (B, C) of the whole image."""
-        logits: Tensor = self.head(batch.tokens, batch.penultimate)
-        return logits
-
     def logits(self, batch: Batch, text: Tensor) -> Tensor:
-        return (1 - self.rate) * self.inner.logits(batch, text) + self.rate * self.whole(batch)
+        whole: Tensor = self.head(batch.tokens, batch.penultimate)
+        return (1 - self.rate) * self.inner.logits(batch, text) + self.rate * whole
 
     def loss(self, batch: Batch, text: Tensor, targets: Tensor, weak_negative: float = 0.0) -> dict[str, Tensor]:
         return self.inner.loss(batch, text, targets, weak_negative)
@@ -121,7 +118,7 @@ class Merged(Wrapped):
     def heads(self, batch: Batch, text: Tensor) -> list[tuple[float, Tensor]]:
         return self.inner.heads(batch, text)
 
-    def weak_negative_steps(self, preset: Any, total: int) -> int:
+    def weak_negative_steps(self, preset: Preset, total: int) -> int:
         return self.inner.weak_negative_steps(preset, total)
 
 

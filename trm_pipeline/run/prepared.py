@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from trm_losses import GaussianDiscriminant, GlobalHead
 from trm_losses.labels import hide_labels, keep_single_positive
 from trm_pipeline.config.presets import Known, Preset
 from trm_pipeline.features.frozen import Frozen
+from trm_pipeline.files import tensor_digest
 from trm_pipeline.methods import Method, Setting, fit_training_free, zero_shot_tokens
 from trm_pipeline.methods.base import score
 from trm_pipeline.methods.global_head import estimated, fit_global_head
@@ -55,6 +56,7 @@ class Prepared(Frozen):
     class_names: list[str]
     description: str
     labels: Tensor | None = None  # known labels out of a file, in place of those that a setting and a seed leave
+    heads: dict[tuple[Any, ...], GlobalHead | None] = field(default_factory=dict)  # of whole images, once fitted
     label_free: dict[str, tuple[dict[str, float | None], float]] = field(default_factory=dict)  # metrics and seconds, once found
 
     @cached_property
@@ -71,15 +73,20 @@ class Prepared(Frozen):
     def global_head(self, targets: Tensor, preset: Preset, *, single: bool, prior: bool | None = None) -> GlobalHead | None:
         """The head of whole images, fitted to labels (N, C); None where there is nothing for it to read."""
         prior = preset.global_prior if prior is None else prior
-        return fit_global_head(
-            self.features,
-            targets,
-            self.training_free if prior else None,
-            preset.batch_size,
-            penultimate=preset.global_penultimate,
-            expected_positives=preset.expected_positives if single else None,
-            **preset.global_head,
-        )
+        expected = preset.expected_positives if single else None
+        key = tensor_digest(targets), prior, preset.global_penultimate, expected, tuple(sorted(preset.global_head.items()))
+        if key not in self.heads:  # one is kept: cells and candidates with the same labels follow each other
+            self.heads.clear()
+            self.heads[key] = fit_global_head(
+                self.features,
+                targets,
+                self.training_free if prior else None,
+                preset.batch_size,
+                penultimate=preset.global_penultimate,
+                expected_positives=expected,
+                **preset.global_head,
+            )
+        return self.heads[key]
 
 
 def known_labels(data: Prepared, known: Known, seed: int) -> Tensor:

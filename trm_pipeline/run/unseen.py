@@ -32,6 +32,7 @@ def seen_part(data: Prepared, unseen: int) -> Prepared:
         names = PromptEmbeddings(names.embeddings[:-unseen], names.eot[:-unseen])
     return dataclasses.replace(
         data,
+        heads={},
         text=data.text[:-unseen],
         names=names,
         targets=data.targets[:, :-unseen],
