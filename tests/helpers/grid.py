@@ -39,7 +39,7 @@ def labels(seed=0, single=False):
 
 
 def preset(**changes):
-    small = {"epochs": EPOCHS, "batch_size": 6, "pooler": {"dropout": 0.0, "num_heads": 2}, "tuned": {}, "tuned_single": {}}
+    small = {"epochs": EPOCHS, "batch_size": 6, "pooler": {"dropout": 0.0, "num_heads": 2}}
     return dataclasses.replace(presets.EMBEDDED, **{**small, **changes})
 
 

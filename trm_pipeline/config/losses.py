@@ -1,8 +1,8 @@
-"""Numbers of the losses of other methods: what was published, and what suits the drawn VOC."""
+"""Numbers of the losses of other methods: what was published, and what may be chosen in its place."""
 
 from __future__ import annotations
 
-__all__ = ["LOSSES", "TUNED", "TUNED_SINGLE"]
+__all__ = ["CANDIDATES", "LOSSES"]
 
 # Losses of other methods, by the names of the grid: what was published, for VOC where it depends on the data.
 LOSSES: dict[str, dict[str, float]] = {
@@ -37,67 +37,23 @@ LOSSES: dict[str, dict[str, float]] = {
     "sarb": {"alpha": 0.5, "beta": 0.5, "prototypes": 10, "weight_distance": 0.05},
 }
 
-# What the losses take on the drawn VOC: of ten settings of each the best one on the val images (benchmarks/choose_losses.py).
-TUNED: dict[str, dict[str, float]] = {
-    "linear+an": {"lr_factor": 0.3},
-    "linear+an-ls": {"smoothing": 0.05},
-    "*+an-ls": {"smoothing": 0.001},
-    "linear+wan": {"lr_factor": 0.5},
-    "linear+role": {},
-    "*+role": {"rate": 300.0, "lr_factor": 0.3},
-    "*+em": {"alpha": 0.003},
-    "linear+em-apl": {"alpha": 0.003, "lr_factor": 0.3},
-    "*+em-apl": {"alpha": 0.01, "beta": 0.4},
-    "linear+ll-r": {"delta": 0.02},
-    "*+ll-r": {"delta": 0.04},
-    "linear+ll-ct": {"delta": 0.0005, "lr_factor": 0.3},
-    "*+ll-ct": {"delta": 0.01},
-    "linear+ll-cp": {"lr_factor": 0.3},
-    "*+ll-cp": {"delta": 0.01},
-    "*+splc": {"gamma": 0.0},
-    "linear+hill": {"strength": 1.2},
-    "*+hill": {"strength": 1.0},
-    "linear+partial-bce": {"alpha": -1.0, "beta": 2.0},
-    "*+partial-bce": {"gamma": 0.5},
-    "linear+pasl-ignore": {"gamma_neg": 0.0, "lr_factor": 0.3},
-    "*+pasl-ignore": {"gamma_neg": 0.0},
-    "linear+pasl-negative": {"gamma_unknown": 0.0, "gamma_neg": 0.0, "lr_factor": 0.3},
-    "*+pasl-negative": {"gamma_unknown": 0.0, "gamma_neg": 0.0},
-    "linear+pasl-selective": {},
-    "*+pasl-selective": {"gamma_neg": 0.0},
-    "linear+vlpl": {"alpha": 0.01, "threshold": 0.2},
-    "*+vlpl": {"alpha": 0.003},
-    "*+scpnet": {"weight": 0.01, "drop": 0.1},
-    "*+sarb": {"alpha": 0.9, "beta": 0.9},
-}
-TUNED_SINGLE: dict[str, dict[str, float]] = {
-    "linear+an-ls": {"lr_factor": 3.0},
-    "*+an-ls": {"smoothing": 0.001},
-    "linear+wan": {},
-    "*+wan": {"lr_factor": 0.2},
-    "*+epr": {"lr_factor": 0.3},
-    "linear+role": {"rate": 300.0, "lr_factor": 3.0},
-    "*+role": {"rate": 300.0, "lr_factor": 0.3},
-    "linear+em": {"lr_factor": 0.3},
-    "*+em": {"alpha": 0.01, "lr_factor": 0.1},
-    "linear+em-apl": {"lr_factor": 0.3},
-    "*+em-apl": {"alpha": 0.01, "beta": 0.4, "lr_factor": 0.1},
-    "linear+ll-r": {"delta": 0.0005},
-    "*+ll-r": {"delta": 0.01},
-    "linear+ll-ct": {"delta": 0.0005},
-    "*+ll-ct": {"delta": 0.01},
-    "linear+ll-cp": {"delta": 0.0003},
-    "*+ll-cp": {"delta": 0.01},
-    "*+splc": {"gamma": 0.0, "threshold": 0.9},
-    "linear+hill": {"strength": 2.0},
-    "*+hill": {"gamma": 0.0},
-    "linear+partial-bce": {"alpha": -1.0, "beta": 2.0},
-    "*+partial-bce": {"alpha": 0.0, "beta": 1.0},
-    "*+pasl-negative": {"gamma_unknown": 0.0, "gamma_neg": 0.0},
-    "*+pasl-selective": {"likely": 2},
-    "linear+vlpl": {"lr_factor": 0.3},
-    "*+vlpl": {"alpha": 0.1, "lr_factor": 0.1},
-    "*+scpnet": {"weight": 0.01, "drop": 0.1},
-    "*+sst": {"weight_pairs": 1.0, "lr_factor": 0.3},
-    "*+sarb": {"alpha": 0.8, "beta": 0.8, "lr_factor": 0.3},
+# Numbers that --choose tries in place of the published ones, which suit networks that are trained whole and not frozen features.
+CANDIDATES: dict[str, tuple[dict[str, float], ...]] = {
+    "an-ls": ({"smoothing": 0.05}, {"smoothing": 0.01}, {"smoothing": 0.001}),
+    "role": ({"rate": 100.0}, {"rate": 300.0}, {"rate": 1000.0}),
+    "em": ({"alpha": 0.1}, {"alpha": 0.01}, {"alpha": 0.003}),
+    "em-apl": ({"alpha": 0.1, "beta": 0.9}, {"alpha": 0.01, "beta": 0.4}, {"alpha": 0.003}),
+    "ll-r": ({"delta": 0.0005}, {"delta": 0.01}, {"delta": 0.04}),
+    "ll-ct": ({"delta": 0.0005}, {"delta": 0.004}, {"delta": 0.01}),
+    "ll-cp": ({"delta": 0.0003}, {"delta": 0.002}, {"delta": 0.01}),
+    "splc": ({"gamma": 0.0}, {"margin": 0.0}, {"gamma": 0.0, "threshold": 0.9}),
+    "hill": ({"strength": 1.0}, {"strength": 2.0}, {"gamma": 0.0}),
+    "partial-bce": ({"gamma": 0.5}, {"alpha": -1.0, "beta": 2.0}, {"alpha": 0.0, "beta": 1.0}),
+    "pasl-ignore": ({"gamma_neg": 0.0}, {"gamma_neg": 2.0}, {"margin": 0.05}),
+    "pasl-negative": ({"gamma_unknown": 0.0, "gamma_neg": 0.0}, {"gamma_unknown": 2.0, "gamma_neg": 0.0}, {"gamma_unknown": 2.0}),
+    "pasl-selective": ({"gamma_neg": 0.0}, {"gamma_unknown": 0.0, "gamma_neg": 0.0}, {"likely": 2}),
+    "vlpl": ({"alpha": 0.1}, {"alpha": 0.01, "threshold": 0.2}, {"alpha": 0.003}),
+    "scpnet": ({"weight": 0.03}, {"weight": 0.03, "drop": 0.25}, {"weight": 0.01, "drop": 0.1}),
+    "sst": ({"weight_pairs": 1.0}, {"weight_pairs": 0.1}, {"weight_distance": 0.5}),
+    "sarb": ({"alpha": 0.8, "beta": 0.8}, {"alpha": 0.9, "beta": 0.9}, {"weight_distance": 0.5}),
 }

@@ -9,7 +9,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from trm_pipeline.config.losses import LOSSES, TUNED, TUNED_SINGLE
+from trm_pipeline.config.losses import LOSSES
 from trm_pipeline.drawn.captions import TEMPLATES
 
 __all__ = ["EMBEDDED", "HELD_OUT", "PRESETS", "PSEUDO_RULES", "VARIANTS", "VOC2007_RN101", "Known", "Options", "Preset"]
@@ -95,17 +95,6 @@ class Preset:
     text_pixel: dict[str, float] = _rates(lr=1e-2, scale=20.0, sharpness=8.0)
     dual_coop: dict[str, float] = _rates(lr=3e-3, scale=20.0, sharpness=8.0)
     losses: dict[str, dict[str, float]] = field(default_factory=lambda: LOSSES)  # LOSS.NAME=VALUE on the command line
-    tuned: dict[str, dict[str, float]] = field(default_factory=dict)  # what a method changes of them, see loss_options
-    tuned_single: dict[str, dict[str, float]] = field(default_factory=dict)  # the same with single positives
-
-    def loss_options(self, head: str, loss: str, *, single: bool) -> dict[str, float]:
-        """Numbers of one of :data:`LOSSES` under a head, and ``lr_factor``, times which the head's own rates are.
-
-        ``tuned`` has them by ``HEAD+LOSS``, or by ``*+LOSS`` for the heads that are not named.
-        """
-        tuned = self.tuned_single if single else self.tuned
-        changes = tuned.get(f"{head}+{loss}", tuned.get(f"*+{loss}", {}))
-        return {"lr_factor": 1.0, **self.losses[loss], **changes}
 
 
 EMBEDDED = Preset(
@@ -137,8 +126,6 @@ EMBEDDED = Preset(
     text_image={"lr": 1e-3, "scale": 20.0},
     text_pixel={"lr": 3e-3, "scale": 20.0, "sharpness": 8.0},
     dual_coop={"lr": 3e-3, "scale": 10.0, "sharpness": 8.0},
-    tuned=TUNED,
-    tuned_single=TUNED_SINGLE,
 )
 # The drawn scenes of many classes, with the settings of the drawn VOC; like the real data they have no val split.
 # A quarter of the width in the MLP of the regions, which would take most of the time with so many classes.

@@ -77,7 +77,7 @@ def override(preset: Preset, assignments: Sequence[str]) -> Preset:
     Raises:
         ValueError: a name that is none, or a value of another type, with the names that there are.
     """
-    groups = (*PARTS, *PEERS, "losses", "tuned", "tuned_single")
+    groups = (*PARTS, *PEERS, "losses")
     changes: dict[str, Any] = {name: copy.deepcopy(getattr(preset, name)) for name in groups}
     fields = {field.name: str(field.type) for field in dataclasses.fields(Preset) if field.name not in changes}
     options = _options(preset)
@@ -93,22 +93,18 @@ def override(preset: Preset, assignments: Sequence[str]) -> Preset:
         if group not in preset.losses:
             changes[group.replace("-", "_")][option] = found
             continue
-        if option in ("lr_factor", "rate") and not 0 < found < math.inf:
+        if option == "rate" and not 0 < found < math.inf:
             raise ValueError(f"--set: {name} must be above 0, a factor of the head's learning rate; got {value}")
         changes["losses"][group][option] = found
-        for method, tuned in (*changes["tuned"].items(), *changes["tuned_single"].items()):
-            if method.partition("+")[2] == group:
-                tuned.pop(option, None)
     return dataclasses.replace(preset, **changes)
 
 
 def _options(preset: Preset) -> dict[str, dict[str, str]]:
     """The groups of settings, and in each the names with their types."""
-    losses = {loss: {**numbers, "lr_factor": 1.0} for loss, numbers in preset.losses.items()}
     return {
         **{part.replace("_", "-"): part_options(part) for part in PARTS},
         **{peer.replace("_", "-"): dict.fromkeys(getattr(preset, peer), "float") for peer in PEERS},
-        **{loss: {name: type(value).__name__ for name, value in numbers.items()} for loss, numbers in losses.items()},
+        **{loss: {name: type(value).__name__ for name, value in numbers.items()} for loss, numbers in preset.losses.items()},
     }
 
 

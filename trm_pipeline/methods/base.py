@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -46,7 +45,6 @@ class Setting:
         self.global_head, self.estimates = global_head, estimates
         self.preset, self.text, self.names = preset, text, names
         self.logit_scale, self.total_steps = logit_scale, total_steps
-        self.head = ""  # of the method that is built, see under
         # With labels hidden at random the known ones tell it; with single positives they cannot.
         self.single, self.expected_positives = single, preset.expected_positives if single else None
 
@@ -54,16 +52,6 @@ class Setting:
     def num_classes(self) -> int:
         """C."""
         return len(self.text)
-
-    def under(self, head: str) -> Setting:
-        """The same for a method with the head of this name."""
-        other = copy.copy(self)
-        other.head = head
-        return other
-
-    def options(self, loss: str) -> dict[str, float]:
-        """Numbers of a loss of the grid under the head."""
-        return self.preset.loss_options(self.head, loss, single=self.single)
 
     def prompts(self, mode: str) -> PromptLearner:
         """A fresh prompt learner of this mode, started from the class texts."""

@@ -55,14 +55,11 @@ class WithLoss(Wrapped):
     Args:
         weak: whether :func:`~trm_pipeline.methods.base.weak_negatives` of single positives join, for a loss that says nothing of
             unknown labels; with another they would say it twice.
-        lr_factor: times which the head's rates are.
         rate: of what the loss itself learns, in the highest of those.
     """
 
-    def __init__(
-        self, inner: Method, name: str, loss: Any, epochs: int, *, weak: bool, lr_factor: float = 1.0, rate: float = 1.0
-    ) -> None:
-        super().__init__(inner, lr_factor)
+    def __init__(self, inner: Method, name: str, loss: Any, epochs: int, *, weak: bool, rate: float = 1.0) -> None:
+        super().__init__(inner)
         self.name, self.labels, self.epochs, self.weak, self.rate = name, loss, epochs, weak, rate
         self._last: tuple[Tensor, Tensor, Tensor] | None = None
 
@@ -171,7 +168,6 @@ def build_method(name: str, setting: Setting) -> Method:
             raise ValueError(f"{name} needs a prior or penultimate features, and there are none; take {local}")
         return method
     head, plus, loss = name.partition("+")
-    setting = setting.under(head)
     inner = (METHODS | ALONE)[head](setting)
     if not plus:
         return inner
@@ -179,8 +175,8 @@ def build_method(name: str, setting: Setting) -> Method:
         return PEERS[loss][0](inner, setting)
     if setting.targets is None:
         raise ValueError(f"{name} needs the labels of the training images")
-    options = setting.options(loss)
-    rates = {name: options.pop(name) for name in ("lr_factor", "rate") if name in options}
+    options = dict(setting.preset.losses[loss])
+    rates = {"rate": options.pop("rate")} if "rate" in options else {}
     made = _MAKE[loss](setting, setting.targets, distributed=True, **options)
     return WithLoss(inner, loss, made, setting.preset.epochs, weak=loss in _KNOWN_ALONE, **rates)
 

@@ -20,14 +20,11 @@ class Wrapped(Method):
     """A method around another, whose texts, logits, start and own schedule stay as they are.
 
     What a subclass learns beside them does so at the head's highest rate, without weight decay.
-
-    Args:
-        lr_factor: times which the head's rates are.
     """
 
-    def __init__(self, inner: Method, lr_factor: float = 1.0) -> None:
+    def __init__(self, inner: Method) -> None:
         super().__init__()
-        self.inner, self.lr_factor = inner, lr_factor
+        self.inner = inner
 
     @property
     def prompts(self) -> nn.Module:  # type: ignore[override]
@@ -44,7 +41,7 @@ class Wrapped(Method):
         return self.inner.pseudo_labels()
 
     def groups(self, preset: Preset) -> list[dict[str, Any]]:
-        groups = [{**group, "lr": self.lr_factor * group["lr"]} for group in self.inner.groups(preset)]
+        groups = self.inner.groups(preset)
         own = [parameter for name, parameter in self.named_parameters() if not name.startswith("inner.")]
         rate = max(group["lr"] for group in groups)
         return [*groups, *([{"params": own, "lr": rate, "weight_decay": 0.0}] if own else [])]

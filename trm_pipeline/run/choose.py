@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,20 +12,20 @@ from torch import Tensor
 from trm_losses.labels import UNKNOWN
 from trm_losses.metrics import average_precision
 from trm_pipeline import ranks
+from trm_pipeline.config.losses import CANDIDATES
 from trm_pipeline.config.presets import VARIANTS, Preset
 from trm_pipeline.config.settings import override
-from trm_pipeline.features.cached import Batch
 from trm_pipeline.files import read_json, write_json
-from trm_pipeline.methods.base import Method, score
-from trm_pipeline.methods.global_head import FITTED, Merged
+from trm_pipeline.methods.base import score
+from trm_pipeline.methods.global_head import FITTED, GLOBAL, Merged
 from trm_pipeline.progress import say
 from trm_pipeline.run.prepared import Cell, Prepared, build, known_labels
 from trm_pipeline.training.loop import train
 
-__all__ = ["FACTORS", "LAYERS", "RATES", "HeldOut", "choose", "hold_out", "pooled_ap"]
+__all__ = ["FACTORS", "LAYERS", "RATES", "Chosen", "HeldOut", "choose", "hold_out", "pooled_ap", "search"]
 
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
-"""Of the learning rate of a method, of trm that of the texts: a training each."""
+"""Of the learning rate of a method, of trm that of the texts: a training each. Losses of others then try their own numbers."""
 
 LAYERS = tuple((shrinkage, spread) for shrinkage in (1.0, 0.1) for spread in (0.7, 1.5, 3.0))
 """Of the global head: a fit each, which takes a second where a training takes several."""
@@ -71,25 +70,35 @@ def pooled_ap(logits: Tensor, asked: Tensor) -> float:
     return 100 * float(torch.nan_to_num(found)[0])
 
 
+class Chosen(NamedTuple):
+    """Settings for the command line, the best of each list, and the pooled AP (%) of everything that was tried."""
+
+    changes: list[str]
+    scores: dict[str, float]
+
+
 def choose(data: Prepared, cell: Cell, preset: Preset, path: Path) -> Preset:
     """The preset with what suits a method best of the lists above, and a file that says what each candidate scored.
 
     Every method has the same lists, of which the global head's are left out where there is none. What an earlier run chose is
     read again.
     """
-    method = VARIANTS.get(cell.method, (cell.method, ()))[0]
     if not ranks.from_first(path.is_file()):
-        known = known_labels(data, cell.known, cell.seed)
-        single = cell.known == "single"
-        held = hold_out(known, single=single, seed=cell.seed)
-        scores: dict[str, float] = {}
-        changes = _choose(_with_labels(data, held.kept), cell, method, preset, held.asked, single, scores)
+        found = search(data, cell, preset)
         if ranks.first():
-            write_json(path, {"changes": changes, "scores": scores})
+            write_json(path, found._asdict())
     ranks.from_first(None)  # the file is there
-    found: dict[str, Any] = read_json(path)
-    say(f"{cell.label}: {' '.join(found['changes']) or 'nothing to choose'}")
-    return override(preset, found["changes"])
+    changes = read_json(path)["changes"]
+    say(f"{cell.label}: {' '.join(changes) or 'nothing to choose'}")
+    return override(preset, changes)
+
+
+def search(data: Prepared, cell: Cell, preset: Preset) -> Chosen:
+    """What suits a method best of the lists above, each in turn with what the lists before it gave."""
+    method = VARIANTS.get(cell.method, (cell.method, ()))[0]
+    single = cell.known == "single"
+    held = hold_out(known_labels(data, cell.known, cell.seed), single=single, seed=cell.seed)
+    return _Search(_with_labels(data, held.kept), cell._replace(method=method), preset, held.asked).found()
 
 
 def _with_labels(data: Prepared, labels: Tensor) -> Prepared:
@@ -99,69 +108,73 @@ def _with_labels(data: Prepared, labels: Tensor) -> Prepared:
     return found
 
 
-def _choose(
-    data: Prepared, cell: Cell, method: str, preset: Preset, asked: Tensor, single: bool, scores: dict[str, float]
-) -> list[str]:
-    """Settings for the command line, the best of each list in turn; what was tried goes into ``scores``."""
-    size = preset.batch_size
+class _Search:
+    """The lists of one method, by the labels (N, C) that were held out."""
 
-    def best(candidates: dict[str, float]) -> str:
-        scores.update(candidates)
-        return max(candidates, key=lambda name: candidates[name])
+    def __init__(self, data: Prepared, cell: Cell, preset: Preset, asked: Tensor) -> None:
+        self.data, self.cell, self.preset, self.asked = data, cell, preset, asked
+        self.changes: list[str] = []
+        self.scores: dict[str, float] = {}
 
-    changes: list[str] = []
-    whole = None
-    if method in FITTED or method == "trm" or method.endswith("+global"):
+    def found(self) -> Chosen:
+        """All lists that the method has."""
+        method = self.cell.method
+        whole = self._layer() if method in FITTED or method == "trm" or method.endswith(GLOBAL) else None
+        if method not in FITTED:
+            logits = self._best({f"lr_factor={factor:g}": self._logits([f"lr_factor={factor:g}"]) for factor in FACTORS})
+            own = CANDIDATES.get(method.removesuffix(GLOBAL).partition("+")[2], ())
+            if own:
+                loss = method.removesuffix(GLOBAL).partition("+")[2]
+                names = [" ".join(f"{loss}.{name}={value:g}" for name, value in numbers.items()) for numbers in own]
+                logits = self._best({"": logits, **{name: self._logits(name.split()) for name in names}})
+            if whole is not None:
+                self._best({f"merge_rate={rate:g}": (1 - rate) * logits + rate * whole for rate in RATES})
+        return Chosen(self.changes, self.scores)
+
+    def _best(self, candidates: dict[str, Tensor]) -> Tensor:
+        """The logits (N, C) of the candidate that ranks best what was held out; its settings join the changes."""
+        found = {name: pooled_ap(logits, self.asked) for name, logits in candidates.items()}
+        self.scores |= {name: value for name, value in found.items() if name}
+        name = max(found, key=lambda name: found[name])
+        self.changes += name.split()
+        return candidates[name]
+
+    def _layer(self) -> Tensor | None:
+        """Logits of the head of whole images; None if there is nothing for it to read."""
+        prior = False if self.cell.method == "linear-penultimate" else None
         found: dict[str, Tensor] = {}
         for shrinkage, spread in LAYERS:
             name = f"global-head.shrinkage={shrinkage:g} global-head.spread={spread:g}"
-            prior = None if method != "linear-penultimate" else False
-            tried = override(preset, name.split())
-            head = data.global_head(data.labels, tried, single=single, prior=prior)  # type: ignore[arg-type]
+            tried = override(self.preset, name.split())
+            head = self.data.global_head(self.data.labels, tried, single=self.cell.known == "single", prior=prior)  # type: ignore[arg-type]
             if head is None:
-                break
-            found[name] = score(lambda batch, head=head: head(batch.tokens, batch.penultimate), data.features, size)  # type: ignore[misc]
-        if found:
-            name = best({name: pooled_ap(logits, asked) for name, logits in found.items()})
-            changes, whole = name.split(), found[name]
-    if method in FITTED:
-        return changes
-    logits: dict[str, Tensor] = {}
-    for factor in FACTORS:
-        tried = override(preset, [*changes, f"lr_factor={factor:g}"])
-        trained = _trained(data, cell, method, tried, single=single)
+                return None
+            found[name] = score(
+                lambda batch, head=head: head(batch.tokens, batch.penultimate),  # type: ignore[misc]
+                self.data.features,
+                self.preset.batch_size,
+            )
+        return self._best(found)
+
+    def _logits(self, changes: list[str]) -> Tensor:
+        """Logits of the method without the whole image, trained with these settings; nothing is scored on the way."""
+        data, cell = self.data, self.cell
+        preset = override(self.preset, [*self.changes, *changes])
+        method, targets = build(data, cell, method=cell.method, preset=preset)
+        trained = train(
+            method,
+            data.features,
+            targets,
+            None,
+            data.test_targets,
+            encode=data.encode,
+            preset=preset,
+            seed=cell.seed,
+            device=data.device,
+            label=f"choosing for {cell.label}",
+            single=cell.known == "single",
+        ).method
         local = trained.inner if isinstance(trained, Merged) else trained
         with torch.no_grad():
             text = data.encode(local.prompts())
-        logits[f"lr_factor={factor:g}"] = score(partial(_logits, local.logits, text), data.features, size)
-    name = best({name: pooled_ap(values, asked) for name, values in logits.items()})
-    changes.append(name)
-    if whole is not None:
-        mixed = {f"merge_rate={rate:g}": (1 - rate) * logits[name] + rate * whole for rate in RATES}
-        changes.append(best({rate: pooled_ap(values, asked) for rate, values in mixed.items()}))
-    return changes
-
-
-def _trained(data: Prepared, cell: Cell, method: str, preset: Preset, *, single: bool) -> Method:
-    """The averaged method, with nothing scored on the way."""
-    built, targets = build(data, cell, method=method, preset=preset)
-    trained = train(
-        built,
-        data.features,
-        targets,
-        None,
-        data.test_targets,
-        encode=data.encode,
-        preset=preset,
-        seed=cell.seed,
-        device=data.device,
-        label=f"choosing for {cell.label}",
-        single=single,
-    )
-    return trained.method
-
-
-@torch.no_grad()
-def _logits(logits: Any, text: Tensor, batch: Batch) -> Tensor:
-    found: Tensor = logits(batch, text)
-    return found
+            return score(lambda batch: local.logits(batch, text), data.features, preset.batch_size)

@@ -138,8 +138,8 @@ def test_a_head_keeps_its_start_rates_and_texts():
         assert swapped.prompts is swapped.inner.prompts
         rates = [group["lr"] for group in plain.groups(chosen.preset)]
         assert [group["lr"] for group in swapped.groups(chosen.preset)] == [*rates, pytest.approx(10 * max(rates))]
-        faster = grid.build_method(f"{name}+role", setting(losses={"role": {"rate": 3.0, "lr_factor": 2.0}}))
-        changed = [*(2 * rate for rate in rates), 6 * max(rates)]
+        faster = grid.build_method(f"{name}+role", setting(losses={"role": {"rate": 3.0}}))
+        changed = [*rates, 3 * max(rates)]
         assert [group["lr"] for group in faster.groups(chosen.preset)] == pytest.approx(changed)
         (theta,) = swapped.groups(chosen.preset)[-1]["params"]
         assert theta is swapped.labels.estimates
@@ -338,37 +338,6 @@ def test_patterns_stand_for_methods():
             grid.choose_methods([wrong])
 
 
-def test_a_head_and_single_positives_may_have_numbers_of_their_own():
-    """What the command line says holds for all."""
-    tuned = {"*+splc": {"lr_factor": 0.5}, "linear+splc": {"margin": 0.5}}
-    own = preset(tuned=tuned, tuned_single={"*+splc": {"threshold": 0.8, "lr_factor": 3.0}, "linear+splc": {}})
-    changed = override(own, ["splc.threshold=0.7"])
-    for found, single, head, threshold, margin, factor in (
-        (own, False, "text-pixel", 0.6, 1.0, 0.5),
-        (own, True, "text-pixel", 0.8, 1.0, 3.0),
-        (own, False, "linear", 0.6, 0.5, 1.0),
-        (own, True, "linear", 0.6, 1.0, 1.0),
-        (changed, False, "text-pixel", 0.7, 1.0, 0.5),
-        (changed, True, "text-pixel", 0.7, 1.0, 3.0),
-    ):
-        given = setting(single=single, losses=found.losses, tuned=found.tuned, tuned_single=found.tuned_single)
-        for loss in ("splc", "scpnet"):
-            method = grid.build_method(f"{head}+{loss}", given)
-            made = method.splc if loss == "scpnet" else method.labels
-            assert (made.threshold, made.margin) == (threshold, margin)
-        method = grid.build_method(f"{head}+splc", given)
-        rate = {"linear": given.preset.linear, "text-pixel": given.preset.text_pixel}[head]["lr"]
-        assert [group["lr"] for group in method.groups(given.preset)] == [factor * rate] * len(method.groups(given.preset))
-    assert own.tuned_single["*+splc"]["threshold"] == 0.8
-
-
-@pytest.mark.parametrize("peer", grid.PEERS)
-def test_methods_of_more_than_a_loss_take_the_factor_too(peer):
-    chosen = setting(losses={**LOSSES, peer: {**LOSSES[peer], "lr_factor": 0.5}})
-    rates = {group["lr"] for group in grid.build_method(f"text-pixel+{peer}", chosen).groups(chosen.preset)}
-    assert rates == {0.5 * chosen.preset.text_pixel["lr"]}
-
-
 def test_numbers_of_a_loss_are_settings():
     changed = override(presets.EMBEDDED, ["ll-r.delta=0.004", "pasl-selective.likely=3", "lr=1e-2"])
     assert changed.losses["ll-r"]["delta"] == 0.004 and changed.losses["pasl-selective"]["likely"] == 3 and changed.lr == 0.01
@@ -376,16 +345,13 @@ def test_numbers_of_a_loss_are_settings():
     assert override(presets.EMBEDDED, []) == presets.EMBEDDED
     method = grid.build_method("linear+ll-r", setting(losses=changed.losses))
     assert method.labels.delta == 0.004
-    faster = override(presets.EMBEDDED, ["an.lr_factor=3"])
-    assert faster.loss_options("linear", "an", single=False)["lr_factor"] == 3 and LOSSES["an"] == {}
     for wrong, message in (
-        ("ll-r.speed=3", "wanted ll-r.NAME=VALUE with one of delta, published_epochs, lr_factor; got"),
+        ("ll-r.speed=3", "wanted ll-r.NAME=VALUE with one of delta, published_epochs; got"),
         ("dropout=0.1", "likely pooler.dropout is meant"),
         ("what.delta=3", "or GROUP.NAME=VALUE with a group of .*em-apl"),
         ("pasl-selective.likely=many", "must be of type int"),
-        ("an.lr_factor=0", "an.lr_factor must be above 0, .*got 0"),
         ("role.rate=-3", "role.rate must be above 0"),
-        ("role.lr_factor=inf", "role.lr_factor must be above 0"),
+        ("role.rate=inf", "role.rate must be above 0"),
         ("losses=3", "NAME=VALUE"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -22,13 +22,7 @@ IMAGES, CLASSES, DIM = 6, 4, 5
 
 def setting(**changes):
     torch.manual_seed(0)
-    fixed = {
-        "epochs": 20,
-        "batch_size": IMAGES,
-        "pooler": {"dropout": 0.0, "num_heads": 1},
-        "tuned": {},
-        "tuned_single": {},
-    }  # as published
+    fixed = {"epochs": 20, "batch_size": IMAGES, "pooler": {"dropout": 0.0, "num_heads": 1}}  # as published
     preset = dataclasses.replace(presets.EMBEDDED, **{**fixed, **changes})
     targets = torch.randint(-1, 2, (IMAGES, CLASSES)).float()
     return methods.Setting(preset, torch.randn(CLASSES, DIM), None, 10.0, 20, num_samples=IMAGES, targets=targets)

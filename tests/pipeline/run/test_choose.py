@@ -44,26 +44,32 @@ def test_the_best_of_each_list_is_trained_on_everything(run, tmp_path, monkeypat
     """A layer, a factor and a share of each method; what an earlier run chose is not chosen again."""
     monkeypatch.setattr(choose, "FACTORS", (1.0, 1e-6))
     monkeypatch.setattr(choose, "LAYERS", ((1.0, 3.0), (1.0, 1e-4)))
+    monkeypatch.setattr(choose, "CANDIDATES", {"hill": ({"strength": 3.0},)})
     fits = []
     original = global_head.fit_global_head
     monkeypatch.setattr("trm_pipeline.run.prepared.fit_global_head", lambda *a, **k: fits.append(a[1]) or original(*a, **k))
-    typed = ("--choose", "--methods", "linear", "global", "trm", "--known", "0.5", "single")
+    typed = ("--choose", "--methods", "linear", "linear+hill", "global", "trm", "--known", "0.5", "single")
     rows = run(*typed)
     assert [(row["method"], row["known"]) for row in rows] == [
-        (m, k) for k in (0.5, "single") for m in ("linear", "global", "trm")
+        (m, k) for k in (0.5, "single") for m in ("linear", "linear+hill", "global", "trm")
     ]
     for cell, kinds in (
         ("linear-known0.5", ["lr_factor"]),
+        ("linear+hill-known0.5", ["lr_factor"]),
         ("global-single", ["global-head.shrinkage", "global-head.spread"]),
         ("trm-known0.5", ["global-head.shrinkage", "global-head.spread", "lr_factor", "merge_rate"]),
     ):
         found = read_json(tmp_path / "out" / "chosen" / f"{cell}-seed1.json")
-        assert [change.split("=")[0] for change in found["changes"]] == kinds
+        own = [name for name in found["scores"] if name.startswith("hill")]
+        assert len(own) == ("hill" in cell)
+        better = [name for name in own if found["scores"][name] > max(v for n, v in found["scores"].items() if n not in own)]
+        assert [change for change in found["changes"] if change in own] == better
+        assert [change.split("=")[0] for change in found["changes"] if change not in own] == kinds
         for kind in {kind.split(".")[0] for kind in kinds}:  # the best of its list
             best = max((name for name in found["scores"] if name.startswith(kind)), key=found["scores"].get)
             assert set(best.split()) <= set(found["changes"])
     # Candidates are fitted to fewer labels than what comes of them, in both settings.
     assert len({int((targets >= 0).sum()) for targets in fits}) == 4
-    monkeypatch.setattr(choose, "_choose", None)
+    monkeypatch.setattr(choose, "search", None)
     (tmp_path / "out" / "results.json").unlink()
     assert run(*typed) == rows

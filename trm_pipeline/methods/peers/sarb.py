@@ -56,7 +56,7 @@ class SARB(OfClassFeatures):
 
     def __init__(self, inner: Method, setting: Setting) -> None:
         super().__init__(inner, setting)
-        options = setting.options("sarb")
+        options = setting.preset.losses["sarb"]
         classes, dim = setting.text.shape
         for name in ("alpha", "beta"):
             if not 0 <= options[name] <= 1:

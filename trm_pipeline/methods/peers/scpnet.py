@@ -68,8 +68,8 @@ class SCPNet(Wrapped):
     graph: Tensor
 
     def __init__(self, inner: Method, setting: Setting) -> None:
-        options = setting.options("scpnet")
-        super().__init__(inner, options["lr_factor"])
+        options = setting.preset.losses["scpnet"]
+        super().__init__(inner)
         self.top, self.weight, self.balance, self.drop = (
             int(options["top"]),
             options["weight"],
@@ -77,7 +77,7 @@ class SCPNet(Wrapped):
             options["drop"],
         )
         self.epochs = setting.preset.epochs
-        splc = setting.options("splc")
+        splc = setting.preset.losses["splc"]
         self.splc = SPLCLoss(threshold=splc["threshold"], margin=splc["margin"], gamma=splc["gamma"], start=1, reduction="sum")
         graph = class_graph(setting.text, kept=int(options["neighbours"]), temperature=options["temperature"])
         self.register_buffer("graph", graph)

@@ -39,7 +39,7 @@ class SST(OfClassFeatures):
 
     def __init__(self, inner: Method, setting: Setting, *, width: int = 64) -> None:
         super().__init__(inner, setting)
-        options = setting.options("sst")
+        options = setting.preset.losses["sst"]
         self.threshold, self.fall, self.floor = options["threshold"], options["fall"], options["floor"]
         self.weight_pairs, self.weight_distance = options["weight_pairs"], options["weight_distance"]
         classes, dim = setting.text.shape
