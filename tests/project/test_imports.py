@@ -52,6 +52,7 @@ ROOMS = {
         "report",
         "run",
         "folder",
+        "command",
     ],
 }
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from trm_losses import PromptEmbeddings
 from trm_losses.backbones import ImageFeatures
 
-__all__ = ["Backbone", "GivenTexts", "ImageTower", "finished_texts", "needs_text_tower", "read_texts", "with_texts"]
+__all__ = ["Backbone", "GivenTexts", "ImageTower", "finished_texts", "has_texts", "needs_text_tower", "read_texts", "with_texts"]
 
 CLIP_SCALE = 100.0
 """What CLIP multiplies its cosines with: the scale of texts of which none is known."""
@@ -108,7 +108,7 @@ def needs_text_tower(prompts: str, what: str) -> None:
 
 def with_texts(tower: ImageTower, model: str, path: Path | None, class_names: Sequence[str], device: torch.device) -> Backbone:
     """The tower with the texts of its own text side or, if it has none, with those of the file ``--class-texts``."""
-    if _has_texts(tower):
+    if has_texts(tower):
         if path is not None:
             raise ValueError(f"--class-texts is for a model without a text tower, and --model {model} has one; leave it out")
         return tower
@@ -120,7 +120,8 @@ def with_texts(tower: ImageTower, model: str, path: Path | None, class_names: Se
     return GivenTexts(tower, read_texts(path, class_names, tower.dim, model).to(device))
 
 
-def _has_texts(tower: ImageTower) -> TypeGuard[Backbone]:
+def has_texts(tower: ImageTower) -> TypeGuard[Backbone]:
+    """Whether it has a text side of its own."""
     return hasattr(tower, "template_text")
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,56 +15,65 @@ from trm_pipeline.features.backbone import Backbone, with_texts
 from trm_pipeline.features.cached import cache_features, weights_digest
 from trm_pipeline.files import check_writable
 from trm_pipeline.folder.image_files import FolderImages
-from trm_pipeline.folder.model import DEMONSTRATION, class_texts, open_backbone, weights_file
+from trm_pipeline.folder.model import DEMONSTRATION, SavedModel, class_texts, open_backbone, weights_file
+from trm_pipeline.folder.options import TowerOptions
 from trm_pipeline.folder.part import Part
 from trm_pipeline.progress import say
 
-__all__ = ["Encoded", "check_device", "check_encoding", "check_output", "encode", "readable", "words_of"]
+__all__ = ["Encoded", "check_device", "check_encoding", "check_output", "encode", "say_unreadable", "words_of"]
 
 
 class Encoded(NamedTuple):
-    """The frozen model with the digest and the file of its weights; texts (C, D) and their templates; readable images.
+    """The frozen model by its name, and the digest of its weights; texts (C, D) and their templates; readable images.
 
     ``features`` are of the images that can be read, ``readable`` their places among all.
     """
 
+    model: str
+    pretrained: str | None
     backbone: Backbone
     weights: str
-    file: str | None
     text: Tensor
     templates: tuple[str, ...]
     token_pool: int
     features: Part
     readable: Tensor
 
+    def saved(self, **about: Any) -> SavedModel:
+        """What a head on these features is kept with; ``about`` are its classes and scores."""
+        size = self.backbone.image_size
+        return SavedModel(self.model, self.pretrained, self.weights, size, self.token_pool, self.templates, **about)
 
-def encode(args: argparse.Namespace, files: Sequence[str], class_names: Sequence[str], words: Mapping[str, str]) -> Encoded:
+
+def encode(
+    options: TowerOptions, folder: Path, files: Sequence[str], class_names: Sequence[str], words: Mapping[str, str]
+) -> Encoded:
     """Open the model, encode the words, and take the features of the images out of the cache or make them."""
-    device = torch.device(args.device)
-    file = weights_file(args.model, args.pretrained)
-    if args.model == "embedded":
+    device = torch.device(options.device)
+    file = weights_file(options.model, options.pretrained)
+    if options.model == "embedded":
         say(f"\n{DEMONSTRATION}\n")
     else:
-        fetched = file is None and not args.model.startswith("local-dir:")
-        say(f"model {args.model} {args.pretrained or ''}{', fetched where it is not here yet' if fetched else ''}")
-    tower = open_backbone(args.model, args.pretrained, args.image_size, device)
-    backbone = with_texts(tower, args.model, args.class_texts, class_names, device)
-    if args.class_texts is not None:
-        if args.templates or args.names:
+        fetched = file is None and not options.model.startswith("local-dir:")
+        say(f"model {options.model} {options.pretrained or ''}{', fetched where it is not here yet' if fetched else ''}")
+    tower = open_backbone(options.model, options.pretrained, options.image_size, device)
+    backbone = with_texts(tower, options.model, options.class_texts, class_names, device)
+    if options.class_texts is not None:
+        if options.templates or options.names:
             raise ValueError(
-                f"--names and --template are words for a text tower, and --model {args.model} has none; leave them out"
+                f"--names and --template are words for a text tower, and --model {options.model} has none; leave them out"
             )
-        say(f"class texts of {args.class_texts}, read in the order {', '.join(class_names)}")
-    text, templates = class_texts(backbone, words, args.templates)
+        say(f"class texts of {options.class_texts}, read in the order {', '.join(class_names)}")
+    text, templates = class_texts(backbone, words, options.templates)
     height, width = backbone.grid(backbone.image_size)
     pool = 2 if height >= 14 and width >= 14 and height % 2 == width % 2 == 0 else 1
     digest = weights_digest(backbone)
 
     transform = eval_transform(backbone.image_size, mean=backbone.image_mean, std=backbone.image_std)
-    paths = [args.images / file for file in files]
+    paths = [folder / file for file in files]
     data = FolderImages(paths, backbone.image_size, transform)
     cached = cache_features(
-        args.cache / "folder-features",
+        options.cache / "folder-features",
         data,
         list(map(str, paths)),
         backbone,
@@ -73,23 +81,28 @@ def encode(args: argparse.Namespace, files: Sequence[str], class_names: Sequence
         token_pool=pool,
         mirror=True,
         device=device,
-        workers=args.workers if len(paths) > 64 else 0,
+        workers=options.workers if len(paths) > 64 else 0,
     )
-    whole = readable(data, torch.from_numpy(cached.pooled[0]), files)
+    fine = torch.from_numpy(cached.pooled[0]).isfinite().all(dim=1)
+    say_unreadable(data, (~fine).nonzero().flatten().tolist(), files)
+    whole = fine.nonzero().flatten()
     features = Part(cached, whole, (height // pool, width // pool))
-    return Encoded(backbone, digest, file, text, templates, pool, features, whole)
+    model = options.model  # as it is found from other folders, too
+    if model.startswith("local-dir:"):
+        model = f"local-dir:{os.path.abspath(model.removeprefix('local-dir:'))}"
+    return Encoded(model, file or options.pretrained, backbone, digest, text, templates, pool, features, whole)
 
 
-def check_encoding(args: argparse.Namespace) -> None:
+def check_encoding(options: TowerOptions, output: Path) -> None:
     """Refuse at the door what would otherwise end late."""
-    for name, value, least in (("--workers", args.workers, 0), ("--image-size", args.image_size, 1)):
+    for name, value, least in (("--workers", options.workers, 0), ("--image-size", options.image_size, 1)):
         if value is not None and value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
-    for template in args.templates or ():
+    for template in options.templates:
         if "{}" not in template:
             raise ValueError(f"--template must hold {{}} for the class name, got {template!r}")
-    check_writable(args.output, "--output")
-    check_device(args.device)
+    check_writable(output, "--output")
+    check_device(options.device)
 
 
 def check_output(output: Path, folder: Path, images: Sequence[str]) -> None:
@@ -119,9 +132,12 @@ def words_of(class_names: Sequence[str], given: Sequence[str]) -> dict[str, str]
     return words
 
 
-def readable(data: FolderImages, pooled: Tensor, files: Sequence[str]) -> Tensor:
-    """The images whose features are finite; the others are named."""
-    broken = (~pooled.isfinite().all(dim=1)).nonzero().flatten().tolist()
+def say_unreadable(data: FolderImages, broken: Sequence[int], files: Sequence[str]) -> None:
+    """Name the images that cannot be read.
+
+    Raises:
+        ValueError: none of them can.
+    """
     if broken:
         say(f"{len(broken)} of {len(files)} images cannot be read and are left out:")
         for index in broken[:10]:
@@ -130,4 +146,3 @@ def readable(data: FolderImages, pooled: Tensor, files: Sequence[str]) -> Tensor
             say(f"  and {len(broken) - 10} more")
     if len(broken) == len(files):
         raise ValueError("none of the images can be read")
-    return pooled.isfinite().all(dim=1).nonzero().flatten()

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from trm_pipeline.folder.labels import SHOWN
 from trm_pipeline.progress import say
 
-__all__ = ["FolderImages", "find_images", "read_image", "to_bytes"]
+__all__ = ["FolderImages", "find_images", "read_image", "shown_as_rgb", "to_bytes"]
 
 _PLUGINS = (".heic", ".heif", ".avif")  # images too, though Pillow may need a plug-in for them
 _SYSTEM = ("thumbs.db", "desktop.ini")
@@ -136,11 +136,15 @@ def read_image(path: str | Path, size: tuple[int, int]) -> Image.Image:
                 shown = _joined(image, low)
             else:
                 shown = image
-            upright = _upright(image, shown)
-            if upright.mode.endswith(("A", "a")) or "transparency" in upright.info:
-                rgba = upright.convert("RGBA")
-                upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-            return upright.convert("RGB")
+            return shown_as_rgb(_upright(image, shown))
+
+
+def shown_as_rgb(image: Image.Image) -> Image.Image:
+    """In RGB, on white where it is transparent."""
+    if image.mode.endswith(("A", "a")) or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image.convert("RGB")
 
 
 def to_bytes(values: np.ndarray) -> np.ndarray:

@@ -27,6 +27,7 @@ from trm_pipeline.progress import warnings_said
 
 __all__ = [
     "DEMONSTRATION",
+    "FROM_HOLD_OUT",
     "HEAD_FILE",
     "MODEL_FILE",
     "SavedModel",
@@ -43,6 +44,8 @@ DEMONSTRATION = (
     "NOTE  The embedded model knows drawn scenes only. On photographs all that follows is a demonstration of the steps, and its\n"
     f"      scores mean nothing; for photographs give {CLIP} (about 350 MB, fetched once)."
 )
+FROM_HOLD_OUT = "hold-out"
+"""Where a threshold is from that was chosen."""
 LEAST = 5  # known present and known absent labels in the hold-out that a threshold can be chosen from
 
 
@@ -67,6 +70,11 @@ class SavedModel:
     def thresholds(self) -> Tensor:
         """(C,)."""
         return torch.tensor([about["threshold"] for about in self.classes.values()])
+
+    def with_classes(self, names: Sequence[str]) -> SavedModel:
+        """With further classes that are known by name alone."""
+        new = {"trained": False, "threshold": 0.5, "threshold_from": "default: added by name"}
+        return dataclasses.replace(self, classes={**self.classes, **{name: {"words": name, **new} for name in names}})
 
     def save(self, folder: Path) -> None:
         """Write ``model.json``."""
@@ -145,7 +153,7 @@ def open_backbone(
         logging.disable(before)
 
 
-def class_texts(backbone: Backbone, words: Mapping[str, str], templates: Sequence[str] | None) -> tuple[Tensor, tuple[str, ...]]:
+def class_texts(backbone: Backbone, words: Mapping[str, str], templates: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
     """Texts (C, D) of classes by the words for them, and the templates; where none are given those that suit the model."""
     if isinstance(backbone, GivenTexts):
         return backbone.template_text(list(words), ()), ()

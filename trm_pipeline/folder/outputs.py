@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -20,7 +19,7 @@ from trm_pipeline.folder.model import HEAD_FILE, MODEL_FILE, SavedModel
 from trm_pipeline.folder.part import Part
 from trm_pipeline.folder.pictures import Entry, draw_entries
 
-__all__ = ["FILES", "SHEET", "write", "write_csv", "write_scores"]
+__all__ = ["FILES", "SHEET", "score_row", "write", "write_csv"]
 
 FILES = {
     MODEL_FILE: "the model: classes, thresholds, templates, what it was trained on",
@@ -42,25 +41,16 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
         csv.writer(file).writerows([header, *rows])
 
 
-def write_scores(
-    path: Path, saved: SavedModel, files: Sequence[str], scores: Tensor, extra: Callable[[int], list[str]] | None = None
-) -> None:
-    """A line for each image: what is found present, and the score of every class."""
-    names, found = list(saved.classes), scores > saved.thresholds
-    rows = (
-        [
-            file,
-            *(extra(i) if extra else ()),
-            ";".join(name for name, yes in zip(names, found[i].tolist(), strict=True) if yes),
-            *(f"{value:.4f}" for value in scores[i].tolist()),
-        ]
-        for i, file in enumerate(files)
-    )
-    write_csv(path, ["image", *(["part"] if extra else []), "present", *names], rows)
+def score_row(saved: SavedModel, file: str, scores: Tensor) -> list[str]:
+    """Of an image: its file, what is found present, and the score (C,) of every class."""
+    found = (scores > saved.thresholds).tolist()
+    present = ";".join(name for name, yes in zip(saved.classes, found, strict=True) if yes)
+    return [file, present, *(f"{value:.4f}" for value in scores.tolist())]
 
 
 def write(
-    args: argparse.Namespace,
+    output: Path,
+    images: Path,
     labels: Labels,
     held: Tensor,
     head: TRMHead,
@@ -70,35 +60,30 @@ def write(
     features: Part,
 ) -> list[str]:
     """All files in a folder of their own first, then in their places, the one that makes it a model last; their names."""
-    args.output.mkdir(parents=True, exist_ok=True)
-    made = args.output / f".{os.getpid()}.tmp"
+    output.mkdir(parents=True, exist_ok=True)
+    made = output / f".{os.getpid()}.tmp"
     made.mkdir()
     try:
         part = ["hold-out" if own else "training" for own in held.tolist()]
         write_csv(made / "split.csv", ["image", "part"], zip(labels.files, part, strict=True))
-        write_scores(made / "scores.csv", saved, labels.files, scores, lambda i: [part[i]])
-        _write_pictures(made, args, labels, held, head, scores, estimates, features)
+        scored = zip(labels.files, part, scores, strict=True)
+        rows = ((file, own, *score_row(saved, file, row)[1:]) for file, own, row in scored)
+        write_csv(made / "scores.csv", ["image", "part", "present", *saved.classes], rows)
+        _write_pictures(made, images, labels, held, head, scores, estimates, features)
         head.save(made / HEAD_FILE)
         saved.save(made)
         names = sorted((file.name for file in made.iterdir()), key=lambda name: name == MODEL_FILE)
         for name in FILES:  # of an earlier run
-            (args.output / name).unlink(missing_ok=True)
+            (output / name).unlink(missing_ok=True)
         for name in names:
-            os.replace(made / name, args.output / name)
+            os.replace(made / name, output / name)
         return names
     finally:
         shutil.rmtree(made, ignore_errors=True)
 
 
 def _write_pictures(
-    folder: Path,
-    args: argparse.Namespace,
-    labels: Labels,
-    held: Tensor,
-    head: TRMHead,
-    scores: Tensor,
-    estimates: Tensor,
-    features: Part,
+    folder: Path, images: Path, labels: Labels, held: Tensor, head: TRMHead, scores: Tensor, estimates: Tensor, features: Part
 ) -> None:
     """The pseudo-labels nearest to one half, and the known labels of the hold-out that scores contradict most."""
     doubt = torch.where(estimates >= 0, 0.5 - (estimates - 0.5).abs(), -1.0)
@@ -118,7 +103,7 @@ def _write_pictures(
             said = f"guess {value:.2f}" if word == "guess" else f"labelled {'present' if value else 'absent'}"
             saliency = _saliency(head, features.only(torch.tensor([i])))[c]
             entries.append(Entry(labels.files[i], labels.class_names[c], said, float(scores[i, c]), saliency.numpy()))
-        draw_entries(folder / f"{name}.png", title, args.images, entries)
+        draw_entries(folder / f"{name}.png", title, images, entries)
         rows = [[e.file, e.class_name, e.said, f"{e.score:.4f}"] for e in entries]
         write_csv(folder / f"{name}.csv", ["image", "class", word, "score"], rows)
 

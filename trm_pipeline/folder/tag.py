@@ -1,62 +1,94 @@
-"""Score a folder of images by the names of classes, without any label."""
+"""Score a folder of images by the names of classes, without any label, and keep what did as a model."""
 
 from __future__ import annotations
 
-import argparse
+import shlex
 import time
 
 import torch
+from torch import Tensor
 
+from trm_losses import GlobalHead, RegionPooler, TextRegionMatchingLoss, TRMHead
+from trm_losses.labels import UNKNOWN
 from trm_pipeline import ranks
 from trm_pipeline.data.base import lines_of
-from trm_pipeline.folder.encoded import check_encoding, check_output, encode, words_of
+from trm_pipeline.folder.encoded import Encoded, check_encoding, check_output, encode, words_of
 from trm_pipeline.folder.image_files import find_images
 from trm_pipeline.folder.judgement import table
-from trm_pipeline.folder.outputs import write_csv
-from trm_pipeline.methods import fit_training_free, zero_shot_tokens
-from trm_pipeline.methods.base import score
+from trm_pipeline.folder.learning import probabilities
+from trm_pipeline.folder.model import HEAD_FILE
+from trm_pipeline.folder.options import TagOptions
+from trm_pipeline.folder.outputs import score_row, write_csv
+from trm_pipeline.methods import fit_training_free
 from trm_pipeline.progress import say
 
 __all__ = ["run_tag"]
 
 _FILES = {
-    "scores.csv": "scores of all images by the training-free classifier, which these images themselves made",
-    "zero_shot.csv": "the same by the class texts alone",
+    "model.json": "the model, for predict",
+    HEAD_FILE: "its weights: the classifier that these images made",
+    "scores.csv": "scores of all images",
 }
 
 
-def run_tag(args: argparse.Namespace) -> None:
+def run_tag(options: TagOptions) -> None:
     """Everything ``tag`` does."""
     started = time.perf_counter()
     if ranks.launched() > 1:
-        raise ValueError(f"train_folder.py must run in one process, got {ranks.launched()} of torchrun; start it with python")
-    check_encoding(args)
-    names = lines_of(args.classes, "--classes", "wanted is a file with a name a line")
+        raise ValueError(f"tag must run in one process, got {ranks.launched()} of torchrun; start it without")
+    check_encoding(options, options.output)
+    names = lines_of(options.classes, "--classes", "wanted is a file with a name a line")
     if not names or len(set(names)) < len(names):
         got = f"{max(names, key=names.count)!r} twice" if names else "none"
-        raise ValueError(f"--classes: {args.classes} must hold different names of classes, one a line, got {got}")
-    images = find_images(args.images)
-    check_output(args.output, args.images, images)
-    frozen = encode(args, images, names, words_of(names, args.names))
+        raise ValueError(f"--classes: {options.classes} must hold different names of classes, one a line, got {got}")
+    if not 0 < options.expected_positives <= len(names):
+        raise ValueError(
+            f"--expected-positives must be above 0 and at most the number of classes, {len(names)}; "
+            f"got {options.expected_positives:g}"
+        )
+    images = find_images(options.images)
+    check_output(options.output, options.images, images)
+    words = words_of(names, options.names)
+    frozen = encode(options, options.images, images, names, words)
     files = [images[i] for i in frozen.readable.tolist()]
-    text = frozen.text.to(args.device)
-    classifier = fit_training_free(frozen.features, text, 50)
-    with torch.no_grad():
-        scores = score(lambda batch: classifier(batch.tokens), frozen.features, 50)
-        zero_shot = score(lambda batch: zero_shot_tokens(batch, text), frozen.features, 50)
-    args.output.mkdir(parents=True, exist_ok=True)
-    for name, values in zip(_FILES, (scores, zero_shot), strict=True):
-        rows = ([file, *(f"{value:.4f}" for value in row)] for file, row in zip(files, values.tolist(), strict=True))
-        write_csv(args.output / name, ["image", *names], rows)
+    head = _head(frozen, names, options.expected_positives)
+    scores = probabilities(head, frozen.features)
+    nobody = {"trained": False, "threshold": 0.5, "threshold_from": "default: no label was known"}
+    saved = frozen.saved(classes={name: {"words": word, **nobody} for name, word in words.items()}, scores={})
+    options.output.mkdir(parents=True, exist_ok=True)
+    rows = (score_row(saved, file, row) for file, row in zip(files, scores, strict=True))
+    write_csv(options.output / "scores.csv", ["image", "present", *names], rows)
+    head.save(options.output / HEAD_FILE)
+    saved.save(options.output)
+    assert head.global_head is not None and head.global_head.prior is not None
+    counts = head.global_head.prior.count
     lines = [("class", "tokens", "highest", "image")]
-    for name, count, value, at in zip(names, classifier.count.tolist(), *(x.tolist() for x in scores.max(dim=0)), strict=True):
+    for name, count, value, at in zip(names, counts.tolist(), *(x.tolist() for x in scores.max(dim=0)), strict=True):
         lines.append((name, str(count) if count else "0 *", f"{value:.2f}", files[at]))
     say(f"\nTokens that stand for each class, and the image with the highest score:\n{table(lines)}")
-    if not classifier.count.all():
+    if not counts.all():
         say("* no token of these images points to the class first: it is scored by its text")
-    say(f"\n{args.output} ({time.perf_counter() - started:.0f} s):")
+    say(f"\n{options.output} ({time.perf_counter() - started:.0f} s):")
     say("\n".join(f"  {name:<17} {about}" for name, about in _FILES.items()))
     say(
-        "Scores rank the images of a class. No label says from which score on it is present, so there is no threshold and no\n"
-        "model for predict: label some images and train, or tag the new images together with these."
+        "Scores rank the images of a class. Their level is assumed: no label says from which score on a class is present.\n"
+        f"It is that of {options.expected_positives:g} present classes an image (--expected-positives). Label some and train."
     )
+    say(f"score other images: trm-losses predict {shlex.quote(str(options.output))} IMAGES")
+
+
+def _head(frozen: Encoded, names: list[str], expected_positives: float) -> TRMHead:
+    """Logits of the training-free classifier, which these images make; the regions say where a class was looked for."""
+    text, features = frozen.text.to(frozen.features.whole.device), frozen.features
+    classes, dim = text.shape
+    prior = fit_training_free(features, text, 50)
+    whole = GlobalHead(classes, prior=prior, device=text.device)
+    batches = ((batch.tokens, None, _unknown(batch.tokens, classes)) for batch in features.batches(50))
+    whole.fit(batches, base_rate=min(0.5, expected_positives / classes))
+    pooler = RegionPooler(classes, dim, num_heads=1, query_head=False, device=text.device)
+    matching = TextRegionMatchingLoss(classes, device=text.device)
+    return TRMHead(pooler, matching, text, names, head="region", global_head=whole, rate=1.0).eval()
+
+
+def _unknown(tokens: Tensor, classes: int) -> Tensor:
+    return torch.full((len(tokens), classes), float(UNKNOWN), device=tokens.device)

@@ -71,13 +71,14 @@ def _own(source: Source) -> argparse.ArgumentParser:
     return own
 
 
-def parser(source: Source = voc.SOURCE) -> argparse.ArgumentParser:
-    """The command line of ``reproduce_voc.py`` and its siblings."""
+def parser(source: Source = voc.SOURCE, prog: str | None = None) -> argparse.ArgumentParser:
+    """The command line of ``reproduce_voc.py`` and its siblings; ``prog`` is what it is called, by default the script."""
     drawn = (
         "Without any argument: drawn scenes and the small model that ships with the project, no download, some minutes "
         "on two cores."
     )
     p = argparse.ArgumentParser(
+        prog=prog,
         description=f"TRM-ML and its peers on {source.title} with missing labels. {drawn * bool(source.drawn_preset)}",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         parents=[_own(source)],
@@ -192,13 +193,13 @@ def parser(source: Source = voc.SOURCE) -> argparse.ArgumentParser:
     return p
 
 
-def parse(typed: Sequence[str], source: Source = voc.SOURCE) -> RunOptions:
+def parse(typed: Sequence[str], source: Source = voc.SOURCE, prog: str | None = None) -> RunOptions:
     """The command line, read and checked.
 
     Raises:
         ValueError, OSError: what would otherwise end a run late, or do something else than was asked for.
     """
-    args = parser(source).parse_args(typed)
+    args = parser(source, prog).parse_args(typed)
     own = vars(_own(source).parse_args([]))
     place = Place(args.data_root, args.cache, {name: getattr(args, name) for name in own})
     known = args.known or ([] if args.labels else DEFAULT_KNOWN)

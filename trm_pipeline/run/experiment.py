@@ -132,11 +132,11 @@ def look_at_images(data: Prepared, cells: Sequence[Cell], output: Path) -> None:
     maps.save(output / f"saliency-{heads[0].stem}.npz")
 
 
-def main(argv: Sequence[str] | None = None, source: Source = voc.SOURCE) -> None:
+def main(argv: Sequence[str] | None = None, source: Source = voc.SOURCE, prog: str | None = None) -> None:
     """Entry point; errors of data, names and settings are one line without a traceback."""
     escape_output()
     try:
-        run(parse(sys.argv[1:] if argv is None else argv, source))
+        run(parse(sys.argv[1:] if argv is None else argv, source, prog))
         ranks.stop()
     except (ValueError, OSError, ImportError) as error:
         # One that comes from a process that reads images brings its traceback along; the error itself is the last line.

@@ -20,12 +20,12 @@ from tests.helpers.runs import Run, read_json, typed
 from trm_losses import TRMHead
 from trm_losses.backbones import ImageFeatures, TimmBackbone
 from trm_losses.metrics import evaluate
+from trm_pipeline import command as cli
 from trm_pipeline.data.voc import VOC, eval_transform
 from trm_pipeline.drawn.devkit import write_drawn_voc
 from trm_pipeline.drawn.scenes import TARGET, draw_scene
 from trm_pipeline.features import backbone as backbones
 from trm_pipeline.features import towers
-from trm_pipeline.folder import run as folder_run
 from trm_pipeline.run import experiment
 
 WIDTH, SIDE = 64, 96  # of test_vit, with patches of 16
@@ -272,14 +272,14 @@ def test_a_folder_of_images_with_a_timm_model(files: Path, tmp_path: Path, capsy
         (["--class-texts", str(files / "texts.pt")], r"got \(20, 64\); give a row for each class in this order: dog, car, cow"),
     ):
         with pytest.raises(SystemExit, match=message):
-            folder_run.main([*train, *words])
-    folder_run.main([*train, *texts])
+            cli.main([*train, *words])
+    cli.main([*train, *texts])
     assert "read in the order dog, car, cow" in capsys.readouterr().out
     saved = read_json(tmp_path / "run" / "model.json")
     assert (saved["model"], saved["templates"], saved["image_size"]) == ("timm:test_vit", [], [SIDE, SIDE])
 
     predict = ["predict", str(tmp_path / "run"), str(photos), "--output", str(tmp_path / "scores.csv"), "--device", "cpu"]
-    folder_run.main(predict)  # without the texts, which the head has
+    cli.main(predict)  # without the texts, which the head has
 
     def scores(path: Path) -> dict[str, float]:
         with path.open(encoding="utf-8") as file:
@@ -288,4 +288,4 @@ def test_a_folder_of_images_with_a_timm_model(files: Path, tmp_path: Path, capsy
     assert scores(tmp_path / "scores.csv") == pytest.approx(scores(tmp_path / "run" / "scores.csv"), abs=2e-4)
     torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "other.pt")
     with pytest.raises(SystemExit, match="features of timm:test_vit with other weights"):
-        folder_run.main([*predict, "--pretrained", str(tmp_path / "other.pt")])
+        cli.main([*predict, "--pretrained", str(tmp_path / "other.pt")])

@@ -5,24 +5,31 @@ import torch
 
 from tests.helpers.own_folder import CLASSES, read_csv
 from trm_losses.metrics import mean_average_precision
-from trm_pipeline.folder import run as folder_run
+from trm_pipeline import command as cli
 
 
 def test_tags_need_the_names_of_classes_alone(images, cache, tmp_path, capsys):
-    """Files that predict could have written, but for what is present; other images than those that cannot be read."""
+    """A model that predict takes; other images than those that cannot be read."""
     folder, rows = images
     names = tmp_path / "names.txt"
     names.write_text("\n".join(CLASSES) + "\n\n", encoding="utf-8")
-    folder_run.main(["tag", str(folder), "--classes", str(names), "--output", str(tmp_path / "tags"), *cache])
+    cli.main(["tag", str(folder), "--classes", str(names), "--output", str(tmp_path / "tags"), *cache])
     said = capsys.readouterr().out
-    assert "cut.jpg: image file is truncated" in said and "no threshold" in said
-    assert sorted(path.name for path in (tmp_path / "tags").iterdir()) == ["scores.csv", "zero_shot.csv"]
-    for name in ("scores.csv", "zero_shot.csv"):
-        found = read_csv(tmp_path / "tags" / name)
-        assert list(found[0]) == ["image", *CLASSES] and {row["image"] for row in found} == set(rows) - {"cut.jpg", "empty.png"}
-        scores = torch.tensor([[float(row[name]) for name in CLASSES[:3]] for row in found])
-        targets = torch.tensor([rows[row["image"]][:3] for row in found])
-        assert mean_average_precision(scores, targets) > 0.7
+    assert "cut.jpg: image file is truncated" in said and "Their level is assumed" in said
+    assert sorted(path.name for path in (tmp_path / "tags").iterdir()) == ["head.pt", "model.json", "scores.csv"]
+    found = read_csv(tmp_path / "tags" / "scores.csv")
+    assert list(found[0]) == ["image", "present", *CLASSES] and {row["image"] for row in found} == set(rows) - {
+        "cut.jpg",
+        "empty.png",
+    }
+    scores = torch.tensor([[float(row[name]) for name in CLASSES] for row in found])
+    targets = torch.tensor([rows[row["image"]] for row in found])
+    assert mean_average_precision(scores[:, :3], targets[:, :3]) > 0.7
+    assert 0.05 < scores.mean() < 0.5  # of four classes one is assumed present
+    cli.main(["predict", str(tmp_path / "tags"), str(folder / "1.png"), "--output", str(tmp_path / "s.csv"), "--device", "cpu"])
+    (row,) = read_csv(tmp_path / "s.csv")
+    before = next(other for other in found if other["image"] == "1.png")
+    assert [float(row[name]) for name in CLASSES] == pytest.approx([float(before[name]) for name in CLASSES], abs=2e-4)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +43,7 @@ def test_tags_need_the_names_of_classes_alone(images, cache, tmp_path, capsys):
         ("cat\n", ["--template", "a photo"], "--template must hold {}"),
         ("cat\n", ["--names", "dog=cat"], "--names: wanted CLASS=WORDS"),
         ("cat\n", ["--output", "IMAGES/tags"], "lies in the image folder"),
+        ("cat\n", ["--expected-positives", "2"], "--expected-positives must be above 0 and at most the number of classes, 1"),
     ],
 )
 def test_tags_that_cannot_be_given_are_refused(names, change, said, images, cache, tmp_path):
@@ -44,5 +52,5 @@ def test_tags_that_cannot_be_given_are_refused(names, change, said, images, cach
         path.write_text(names, encoding="utf-8")
     change = [str(images[0] / "tags") if item == "IMAGES/tags" else item for item in change]
     with pytest.raises(SystemExit, match=f"^error: .*{said}"):
-        folder_run.main(["tag", str(images[0]), "--classes", str(path), "--output", str(tmp_path / "tags"), *cache, *change])
+        cli.main(["tag", str(images[0]), "--classes", str(path), "--output", str(tmp_path / "tags"), *cache, *change])
     assert not (tmp_path / "tags").exists()

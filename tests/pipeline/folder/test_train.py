@@ -8,8 +8,8 @@ import runpy
 import shlex
 import shutil
 import sys
-from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,11 +20,11 @@ from tests.helpers import ROOT
 from tests.helpers.own_folder import CLASSES, read_csv, write_table
 from tests.helpers.runs import read_json
 from trm_losses import TRMHead
+from trm_pipeline import command as cli
 from trm_pipeline import methods
+from trm_pipeline.folder import learning, outputs
 from trm_pipeline.folder import model as folder_model
-from trm_pipeline.folder import outputs
 from trm_pipeline.folder import pictures as folder_pictures
-from trm_pipeline.folder import run as folder_run
 from trm_pipeline.folder.image_files import find_images
 from trm_pipeline.run import experiment
 from trm_pipeline.training import loop as training
@@ -80,7 +80,7 @@ def test_thresholds_are_applied_as_they_are_written(trained):
 def test_prediction_equals_the_scores_of_training(trained, images, tmp_path, capsys):
     run, _ = trained
     folder, _ = images
-    folder_run.main(["predict", str(run), str(folder), "--output", str(tmp_path / "s.csv"), "--workers", "0", "--device", "cpu"])
+    cli.main(["predict", str(run), str(folder), "--output", str(tmp_path / "s.csv"), "--workers", "0", "--device", "cpu"])
     printed = capsys.readouterr().out
     assert "2 of 38 images cannot be read" in printed and "36 images" in printed
     before, after = ({row["image"]: row for row in read_csv(path)} for path in (run / "scores.csv", tmp_path / "s.csv"))
@@ -90,7 +90,7 @@ def test_prediction_equals_the_scores_of_training(trained, images, tmp_path, cap
         for c in CLASSES:
             assert float(row[c]) == pytest.approx(float(before[name][c]), abs=2e-4)
     one = ["predict", str(run / "model.json"), str(folder / "1.png"), "--output", str(tmp_path / "one.csv"), "--workers", "0"]
-    folder_run.main([*one, "--device", "cpu"])
+    cli.main([*one, "--device", "cpu"])
     (row,) = read_csv(tmp_path / "one.csv")
     assert row["image"] == "1.png" and float(row["car"]) == pytest.approx(float(before["1.png"]["car"]), abs=2e-4)
 
@@ -99,19 +99,19 @@ def test_prediction_refuses_another_backbone_and_folders_without_a_model(trained
     run, _ = trained
     arguments = [str(images[0]), "--output", str(tmp_path / "s.csv"), "--device", "cpu"]
     with pytest.raises(SystemExit, match="no finished model at .*wanted the folder that 'train' wrote"):
-        folder_run.main(["predict", str(tmp_path), *arguments])
+        cli.main(["predict", str(tmp_path), *arguments])
     with pytest.raises(SystemExit, match="--pretrained x is of another model"):
-        folder_run.main(["predict", str(run), *arguments, "--pretrained", "x"])
+        cli.main(["predict", str(run), *arguments, "--pretrained", "x"])
     (tmp_path / "model.json").write_text("{}", encoding="utf-8")
     with pytest.raises(SystemExit, match="is not the model.json of a folder"):
-        folder_run.main(["predict", str(tmp_path), *arguments])
+        cli.main(["predict", str(tmp_path), *arguments])
     (tmp_path / "s.csv").write_text("image,cat\n", encoding="utf-8")
     with pytest.raises(SystemExit, match="exists and was not written by predict"):
-        folder_run.main(["predict", str(run), *arguments])
+        cli.main(["predict", str(run), *arguments])
     (tmp_path / "s.csv").unlink()
     monkeypatch.setattr(folder_model, "weights_digest", lambda backbone: "another")
     with pytest.raises(SystemExit, match="with other weights than those of the embedded model here"):
-        folder_run.main(["predict", str(run), *arguments])
+        cli.main(["predict", str(run), *arguments])
     assert not (tmp_path / "s.csv").exists()
 
 
@@ -139,7 +139,7 @@ def test_a_model_of_open_clip_from_a_weights_file(images, cache, tmp_path, capsy
     labels = write_table(tmp_path / "labels.csv", rows, classes=[*CLASSES, "a_lap top", "ΔΙΑ"])
     model = ["--model", "folder-vit", "--pretrained", "openai", "--image-size", "96", "--epochs", "1"]
     arguments = ["--output", str(tmp_path / "run"), *model, *cache, "--names", "ΔΙΑ=A lap top"]
-    folder_run.main(["train", str(images[0]), str(labels), *arguments])
+    cli.main(["train", str(images[0]), str(labels), *arguments])
     said = capsys.readouterr().out.splitlines()
     assert not any("demonstration" in line for line in said)
     assert sum("the same for 4 ('a lap top') and 5 ('A lap top'); they cannot" in line for line in said) == 1
@@ -147,12 +147,12 @@ def test_a_model_of_open_clip_from_a_weights_file(images, cache, tmp_path, capsy
     assert saved["pretrained"] == "openai" and saved["image_size"] == [96, 96]
     assert saved["classes"]["a_lap top"]["words"] == "a lap top"
     predict = ["predict", str(tmp_path / "run"), str(images[0] / "1.png"), "--output", str(tmp_path / "s.csv"), "--device", "cpu"]
-    folder_run.main(predict)
+    cli.main(predict)
     scores = {row["image"]: row for row in read_csv(tmp_path / "run" / "scores.csv")}
     assert float(read_csv(tmp_path / "s.csv")[0]["dog"]) == pytest.approx(float(scores["1.png"]["dog"]), abs=2e-4)
-    folder_run.main([*predict, "--pretrained", "w.pt"])
+    cli.main([*predict, "--pretrained", "w.pt"])
     with pytest.raises(SystemExit, match="features of folder-vit with other weights"):
-        folder_run.main([*predict, "--pretrained", str(files[1])])
+        cli.main([*predict, "--pretrained", str(files[1])])
 
 
 @pytest.mark.parametrize("classes", [3, 30])
@@ -160,7 +160,7 @@ def test_an_unknown_label_hardly_counts_as_absent(classes):
     """As much as 0.3 of a label of an image that has them all, however many classes there are to learn."""
     listed = torch.full((8, classes + 2), -1.0)
     listed[torch.arange(classes) % 8, torch.arange(classes)] = 1  # nothing is known of the last two
-    preset = folder_run._preset(Namespace(epochs=None, expected_positives=None), listed)
+    preset = learning._preset(SimpleNamespace(epochs=None, expected_positives=None), listed)
     logits, targets = torch.zeros(8, classes, requires_grad=True), listed[:, :classes]
     sum(methods.weak_negatives(targets, preset.single_negative, (1.0, logits)).values()).backward()
     # Of an image with all labels each has 1 / B in the loss, whose slope at probability 0.5 is 0.5.
@@ -203,7 +203,7 @@ def test_an_unknown_label_hardly_counts_as_absent(classes):
 def test_next_to_nothing_is_enough(rows, classes, options, printed, images, cache, tmp_path, capsys):
     labels = write_table(tmp_path / "labels.csv", rows, classes=classes)
     run = tmp_path / "run"
-    folder_run.main(["train", str(images[0]), str(labels), "--output", str(run), "--epochs", "2", *options, *cache])
+    cli.main(["train", str(images[0]), str(labels), "--output", str(run), "--epochs", "2", *options, *cache])
     assert printed in capsys.readouterr().out
     head = TRMHead.load(run / "head.pt")
     values = [float(row[name]) for row in read_csv(run / "scores.csv") for name in head.class_names]
@@ -220,7 +220,7 @@ def test_prediction_on_names_that_are_not_utf8(trained, images, tmp_path, capsys
     for name, content in ((f"{odd}.png", (images[0] / "1.png").read_bytes()), (f"{odd}.jpg", b"")):
         (photos / name).write_bytes(content)
     command = ["predict", str(trained[0]), str(photos), "--output", str(tmp_path / f"{odd}.csv"), "--workers", "0"]
-    folder_run.main([*command, "--device", "cpu"])
+    cli.main([*command, "--device", "cpu"])
     assert "  caf\\udce9.jpg: the file is empty" in capsys.readouterr().out
     assert [row["image"] for row in read_csv(tmp_path / f"{odd}.csv")] == ["caf\\udce9.png"]
     entry = folder_pictures.Entry(f"{odd}.png", odd, "guess 0.50", 0.5, np.ones((2, 2)))
@@ -261,7 +261,7 @@ def test_no_name_ends_a_run(images, cache, tmp_path, monkeypatch):
     rows = {"caf\\udce9.png": [1, 1, 1], "2.png": [1, 0, 0], "4.png": [0, 1, ""], "6.png": [0, 0, 1]}
     labels = write_table(tmp_path / "labels.csv", rows, classes=["σκύλος", "car", "person"])
     printed = ascii_output(monkeypatch)
-    folder_run.main(
+    cli.main(
         [
             "train",
             str(folder),
@@ -277,7 +277,7 @@ def test_no_name_ends_a_run(images, cache, tmp_path, monkeypatch):
             *cache,
         ]
     )
-    folder_run.main(["predict", str(run), str(folder), "--output", str(tmp_path / "s.csv"), "--workers", "0", "--device", "cpu"])
+    cli.main(["predict", str(run), str(folder), "--output", str(tmp_path / "s.csv"), "--workers", "0", "--device", "cpu"])
     assert "\\u03c3\\u03ba" in printed()
     for file in (run / "scores.csv", run / "split.csv", run / "contradicted.csv", tmp_path / "s.csv"):
         assert "caf\\udce9.png" in [row["image"] for row in read_csv(file)]
@@ -314,7 +314,7 @@ def test_what_cannot_be_done_is_refused_at_the_door(change, said, images, cache,
     labels = write_table(tmp_path / "labels.csv", rows)
     change = [str(folder / "run") if item == "IMAGES/run" else item for item in change]
     with pytest.raises(SystemExit) as caught:
-        folder_run.main(["train", str(folder), str(labels), "--output", str(tmp_path / "run"), *cache, *change])
+        cli.main(["train", str(folder), str(labels), "--output", str(tmp_path / "run"), *cache, *change])
     assert str(caught.value).startswith("error: ") and said in str(caught.value)
     assert not (tmp_path / "run").exists() and not (folder / "run").exists()
 
@@ -324,7 +324,7 @@ def test_an_output_in_a_linked_folder_of_images_is_refused(images, cache, tmp_pa
     (tmp_path / "linked").symlink_to(folder)
     labels = write_table(tmp_path / "labels.csv", {f"linked/{name}": row for name, row in rows.items()})
     with pytest.raises(SystemExit, match="lies in the image folder"):
-        folder_run.main(["train", str(tmp_path), str(labels), "--output", str(folder / "run"), *cache])
+        cli.main(["train", str(tmp_path), str(labels), "--output", str(folder / "run"), *cache])
 
 
 def test_a_home_is_needed_for_the_cache_alone(images, tmp_path, monkeypatch, capsys):
@@ -333,13 +333,13 @@ def test_a_home_is_needed_for_the_cache_alone(images, tmp_path, monkeypatch, cap
 
     monkeypatch.delenv("HOME")
     monkeypatch.setattr("pwd.getpwuid", nobody)
-    for main, words in ((folder_run.main, ["train", "--help"]), (experiment.main, ["--help"])):
+    for main, words in ((cli.main, ["train", "--help"]), (experiment.main, ["--help"])):
         with pytest.raises(SystemExit) as caught:
             main(words)
         assert caught.value.code == 0 and "~/.cache/trm_losses" in capsys.readouterr().out
-    assert folder_run.parser().parse_args(["predict", "run", "photos"]).trained == Path("run")
+    assert cli.parser().parse_args(["predict", "run", "photos"]).trained == Path("run")
     with pytest.raises(SystemExit):
-        folder_run.parser().parse_args(["train", "photos", "labels.csv"])
+        cli.parser().parse_args(["train", "photos", "labels.csv"])
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.endswith("argument --cache: there is no home folder for ~/.cache/trm_losses; give another folder")
 
@@ -353,14 +353,14 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(option, imag
     folders = {"--output": str(tmp_path / "run"), "--cache": str(tmp_path / "cache"), option: str(tmp_path / "locked" / "new")}
     command = ["train", str(images[0]), str(labels), "--workers", "0", "--device", "cpu"]
     with pytest.raises(SystemExit, match=f"error: {option}: .* must be a folder that can be written into, .*locked is none"):
-        folder_run.main([*command, *(word for pair in folders.items() for word in pair)])
+        cli.main([*command, *(word for pair in folders.items() for word in pair)])
 
 
 def test_one_process_trains(images, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "0")
-    with pytest.raises(SystemExit, match="train_folder.py must run in one process, got 2 of torchrun"):
-        folder_run.main(["train", str(images[0]), str(write_table(tmp_path / "labels.csv", images[1])), "--device", "cpu"])
+    with pytest.raises(SystemExit, match="train must run in one process, got 2 of torchrun"):
+        cli.main(["train", str(images[0]), str(write_table(tmp_path / "labels.csv", images[1])), "--device", "cpu"])
 
 
 def test_a_split_leaves_nothing_to_group(images, cache, tmp_path):
@@ -368,14 +368,14 @@ def test_a_split_leaves_nothing_to_group(images, cache, tmp_path):
     command = ["train", str(images[0]), str(labels), "--output", str(tmp_path / "run"), *cache]
     for options, said in ((["--group", "folder"], "its column split already says"), ([], "no image is left to train on")):
         with pytest.raises(SystemExit, match=said):
-            folder_run.main([*command, *options])
+            cli.main([*command, *options])
 
 
 @pytest.mark.parametrize("value", [0, "?"])
 def test_no_present_label_is_refused(value, images, cache, tmp_path):
     labels = write_table(tmp_path / "labels.csv", {"1.png": [value], "2.png": [value]}, classes=["car"])
     with pytest.raises(SystemExit, match="no label is present"):
-        folder_run.main(["train", str(images[0]), str(labels), "--output", str(tmp_path / "run"), *cache])
+        cli.main(["train", str(images[0]), str(labels), "--output", str(tmp_path / "run"), *cache])
 
 
 @pytest.mark.parametrize("when", ["training", "writing"])
@@ -392,17 +392,17 @@ def test_an_interrupted_training_leaves_what_was_there(when, trained, images, ca
     monkeypatch.setattr(*((training, "take_step", stop) if when == "training" else (outputs, "draw_entries", stop)))
     labels = write_table(tmp_path / "labels.csv", {"1.png": [1, 0, 0, 0], "2.png": [0, 1, 0, 0]})
     with pytest.raises(SystemExit) as caught:
-        folder_run.main(["train", str(images[0]), str(labels), "--output", str(run), "--epochs", "1", "--hold-out", "0", *cache])
+        cli.main(["train", str(images[0]), str(labels), "--output", str(run), "--epochs", "1", "--hold-out", "0", *cache])
     assert caught.value.code == 130 and "interrupted" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
 
 def test_the_page_names_every_option_and_its_commands_are_understood():
     page = (ROOT / "docs" / "own_data.md").read_text(encoding="utf-8")
-    commands = folder_run.parser()._subparsers._group_actions[0].choices
+    commands = dict(cli.parser()._subparsers._group_actions[0].choices)
     options = {o for p in commands.values() for action in p._actions for o in action.option_strings} - {"-h", "--help"}
-    assert {option for option in options if f"`{option}" not in page} == set()
-    lines = re.findall(r"^python examples/train_folder\.py (.*)$", page, flags=re.MULTILINE)
+    assert {option for option in options if f"`{option}" not in page and not option.startswith("--no-")} == set()
+    lines = re.findall(r"^trm-losses (.*)$", page, flags=re.MULTILINE)
     assert len(lines) >= 4
     for line in lines:
-        folder_run.parser().parse_args(shlex.split(line))
+        cli.parser().parse_args(shlex.split(line))

@@ -5,7 +5,7 @@ import torch
 
 from trm_pipeline.config.presets import EMBEDDED
 from trm_pipeline.features.cached import Batch
-from trm_pipeline.folder import run
+from trm_pipeline.folder import learning
 
 CLASSES, DIM = 3, 8
 
@@ -46,18 +46,18 @@ def images(count, *, names, layer):
 def test_few_images_are_asked_whether_they_do_better_than_names(expected, capsys, monkeypatch):
     own, targets, text = images(60, names=False, layer=True)
     known = torch.where(targets == 1, 1.0, -1.0) if expected else targets
-    assert run._whole(own, known, text, EMBEDDED, expected, seed=0) is not None
+    assert learning.whole_is_of_use(own, known, text, EMBEDDED, expected, seed=0)
     assert "left out" not in "".join(capsys.readouterr())
     # The names tell all, and a prior that was made of too few images takes each class for another.
     own, targets, text = images(30, names=True, layer=False)
     known = torch.where(targets == 1, 1.0, -1.0) if expected else targets
-    original = run.fit_training_free
-    monkeypatch.setattr(run, "fit_training_free", lambda part, text, size: original(part, text.roll(1, 0), size))
-    assert run._whole(own, known, text, EMBEDDED, expected, seed=0) is None
+    original = learning.fit_training_free
+    monkeypatch.setattr(learning, "fit_training_free", lambda part, text, size: original(part, text.roll(1, 0), size))
+    assert not learning.whole_is_of_use(own, known, text, EMBEDDED, expected, seed=0)
     assert "the image as a whole is left out; average precision (%)" in "".join(capsys.readouterr())
 
 
 def test_many_images_are_not_asked(monkeypatch):
-    own, targets, text = images(run.ENOUGH, names=True, layer=False)
-    monkeypatch.setattr(run, "pooled_ap", None)
-    assert run._whole(own, targets, text, EMBEDDED, None, seed=0) is not None
+    own, targets, text = images(learning.ENOUGH, names=True, layer=False)
+    monkeypatch.setattr(learning, "pooled_ap", None)
+    assert learning.whole_is_of_use(own, targets, text, EMBEDDED, None, seed=0)

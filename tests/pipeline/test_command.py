@@ -1,0 +1,54 @@
+"""The command trm-losses: a folder to try it on, data sets by name, and what it says where the pipeline is not installed."""
+
+import builtins
+import sys
+
+import pytest
+
+import trm_pipeline
+from tests.helpers.own_folder import read_csv
+from trm_pipeline import command
+from trm_pipeline.folder import demo
+from trm_pipeline.run import experiment
+
+
+def test_a_demo_is_a_folder_with_gaps_in_its_labels(tmp_path, capsys):
+    command.main(["demo", str(tmp_path / "demo"), "--images", "8"])
+    known, truth = (read_csv(tmp_path / "demo" / f"{name}.csv") for name in ("labels", "truth"))
+    files = sorted(path.name for path in (tmp_path / "demo" / "photos").iterdir())
+    assert [row["image"] for row in known] == [row["image"] for row in truth] == files and len(files) == 8
+    assert len(list((tmp_path / "demo" / "new").iterdir())) == demo.NEW
+    cells = [(row[name], whole[name]) for row, whole in zip(known, truth, strict=True) for name in demo.CLASSES]
+    assert all(own in ("", whole) for own, whole in cells) and {whole for _, whole in cells} == {"0", "1"}
+    assert 0.2 < sum(own == "" for own, _ in cells) / len(cells) < 0.8
+    assert "trm-losses train" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="must be empty or not there"):
+        command.main(["demo", str(tmp_path / "demo")])
+    with pytest.raises(SystemExit, match="--images must be at least 2"):
+        command.main(["demo", str(tmp_path / "other"), "--images", "1"])
+
+
+@pytest.mark.parametrize("data", command.SOURCES)
+def test_data_sets_go_by_name(data, monkeypatch):
+    seen = []
+    monkeypatch.setattr(experiment, "main", lambda *args, **kwargs: seen.append((args, kwargs)))
+    command.main(["reproduce", data, "--known", "0.1"])
+    ((arguments, source), named) = seen[0]
+    assert arguments == ["--known", "0.1"] and named == {"prog": f"trm-losses reproduce {data}"}
+    assert source.key == data
+
+
+def test_without_the_pipeline_it_says_what_to_install(monkeypatch):
+    original = builtins.__import__
+
+    def missing(name, *args, **kwargs):
+        if name == "trm_pipeline.command":
+            raise ModuleNotFoundError("No module named 'timm'", name="timm")
+        return original(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    monkeypatch.delitem(sys.modules, "trm_pipeline.command")
+    with pytest.raises(SystemExit, match=r"timm is missing; .*pip install 'trm-losses\[pipeline\]'"):
+        trm_pipeline.main()
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = trm_pipeline.Nothing

@@ -1,0 +1,71 @@
+"""The command ``trm-losses``: everything for one's own images, and the tables of the paper's data sets."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from trm_pipeline.folder.arguments import add_commands, options_of
+from trm_pipeline.folder.demo import run_demo
+from trm_pipeline.folder.options import PredictOptions, TagOptions, TrainOptions
+from trm_pipeline.folder.predict import run_predict
+from trm_pipeline.folder.tag import run_tag
+from trm_pipeline.folder.train import run_train
+from trm_pipeline.progress import escape_output
+from trm_pipeline.run import experiment
+
+__all__ = ["SOURCES", "main", "parser"]
+
+SOURCES = {"voc": "voc", "coco": "coco", "vg200": "vg200", "nus": "nus", "cub": "cub", "features": "given"}
+"""Data sets of ``reproduce``, with the modules that know them."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        description="Multi-label image recognition with missing labels, on frozen vision-language models."
+    )
+    commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    demo = commands.add_parser("demo", help="draw a small folder of images and its label file, to try the others on")
+    demo.add_argument("folder", type=Path, nargs="?", default=Path("demo"), help="where to, default: %(default)s")
+    demo.add_argument("--images", type=int, default=60, metavar="N", help="with labels, default: %(default)s")
+    add_commands(commands)
+    reproduce = commands.add_parser(
+        "reproduce", help="TRM-ML and its peers on a data set; 'reproduce voc --help' says more", add_help=False
+    )
+    reproduce.add_argument("data", choices=tuple(SOURCES))
+    reproduce.add_argument("arguments", nargs=argparse.REMAINDER)
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point; errors of data, names and settings are some lines without a traceback."""
+    escape_output()
+    args = parser().parse_args(argv)
+    if args.command == "reproduce":
+        source = importlib.import_module(f"trm_pipeline.data.{SOURCES[args.data]}").SOURCE
+        experiment.main(args.arguments, source, prog=f"trm-losses reproduce {args.data}")
+        return
+    try:
+        _run(args)
+    except (ValueError, OSError, ImportError) as error:
+        raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _run(args: argparse.Namespace) -> None:
+    if args.command == "demo":
+        run_demo(args.folder, args.images)
+        return
+    options = options_of(args)
+    if isinstance(options, TrainOptions):
+        run_train(options)
+    elif isinstance(options, TagOptions):
+        run_tag(options)
+    elif isinstance(options, PredictOptions):
+        run_predict(options)

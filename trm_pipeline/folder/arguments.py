@@ -1,0 +1,132 @@
+"""The command line for one's own images."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trm_pipeline.config.presets import EMBEDDED
+from trm_pipeline.features.cached import cores
+from trm_pipeline.files import CACHE, folder_argument
+from trm_pipeline.folder.learning import STEPS
+from trm_pipeline.folder.options import PredictOptions, TagOptions, TrainOptions
+
+__all__ = ["COMMANDS", "add_commands", "options_of"]
+
+COMMANDS: dict[str, type[PredictOptions | TagOptions | TrainOptions]] = {
+    "train": TrainOptions,
+    "tag": TagOptions,
+    "predict": PredictOptions,
+}
+"""Each command with what it is asked for."""
+
+Commands = Any  # what add_subparsers returns, a class of argparse's own
+
+
+def options_of(args: argparse.Namespace) -> PredictOptions | TagOptions | TrainOptions:
+    """A command line that was read, as the options of its command."""
+    kind = COMMANDS[args.command]
+    told: dict[str, Any] = {field.name: getattr(args, field.name) for field in dataclasses.fields(kind)}
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in told.items()})  # type: ignore[arg-type]
+
+
+def add_commands(commands: Commands) -> None:
+    """``train``, ``tag`` and ``predict``."""
+    common = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
+    train = commands.add_parser("train", help="train on images and a label file, score a hold-out, keep the model", **common)
+    tag = commands.add_parser("tag", help="score images by the names of classes, without any label", **common)
+    predict = commands.add_parser("predict", help="score images with a model of train or tag", **common)
+    _train(train)
+    _tag(tag)
+    _predict(predict)
+    for command in (train, tag):
+        _tower(command)
+    for command in (train, tag, predict):
+        command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+        command.add_argument("--workers", type=int, default=min(8, cores()), help="processes that read images")
+
+
+def _train(p: argparse.ArgumentParser) -> None:
+    p.add_argument("images", type=Path, help="folder of images, with any folders below it")
+    p.add_argument("labels", type=Path, help="CSV or JSON-lines file: a column for each class, or image,labels with lists")
+    p.add_argument("--output", type=Path, default=Path("runs/folder"), help="folder for the model, scores and pictures")
+    p.add_argument(
+        "--hold-out",
+        type=float,
+        default=0.2,
+        metavar="SHARE",
+        help="images kept from training to score on; 0: none, for a last training once you are content",
+    )
+    p.add_argument("--group", metavar="COLUMN", help="keep images together in the hold-out: by a column of LABELS, or 'folder'")
+    p.add_argument("--seed", type=int, default=0, help="of the hold-out and of training")
+    p.add_argument("--minus-one", choices=("unknown", "absent"), help="what -1 means; with 'absent' 0 is unknown")
+    p.add_argument("--separator", metavar="TEXT", help="of lists: what stands between names; default: found in the file")
+    p.add_argument("--unlisted", choices=("unknown", "absent"), default="unknown", help="of lists: what is not in them")
+    p.add_argument(
+        "--expected-positives",
+        type=float,
+        metavar="K",
+        help="mean number of present classes, where no label is known to be absent; default: as listed",
+    )
+    p.add_argument("--use-unlabelled", action="store_true", help="images without a row take part in training, all unknown")
+    p.add_argument("--epochs", type=int, help=f"default: {EMBEDDED.epochs}, more where that is less than {STEPS} steps")
+    p.add_argument(
+        "--choose",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="choose rates and shares by a fifth of the known labels, if these are enough: five trainings more",
+    )
+
+
+def _tag(p: argparse.ArgumentParser) -> None:
+    p.add_argument("images", type=Path, help="folder of images, with any folders below it")
+    p.add_argument("--classes", type=Path, required=True, metavar="FILE", help="names of the classes, one a line")
+    p.add_argument("--output", type=Path, default=Path("runs/tags"), help="folder for the model and the scores")
+    p.add_argument(
+        "--expected-positives",
+        type=float,
+        default=1.0,
+        metavar="K",
+        help="mean number of present classes of an image: the level of the probabilities, which no label tells",
+    )
+
+
+def _predict(p: argparse.ArgumentParser) -> None:
+    p.add_argument("trained", type=Path, metavar="model", help="the folder that train or tag wrote")
+    p.add_argument("images", type=Path, help="folder of images, or one image")
+    p.add_argument("--output", type=Path, default=Path("scores.csv"), help="CSV file to write")
+    p.add_argument("--add", nargs="+", default=[], metavar="NAME", help="further classes, by their names alone")
+    p.add_argument("--pretrained", help="where the weights of the frozen model lie now, if not where they were in training")
+
+
+def _tower(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--model",
+        default="embedded",
+        help="an open_clip model such as ViT-B-32; 'embedded': no download, drawn scenes alone; timm:NAME with --class-texts",
+    )
+    p.add_argument(
+        "--pretrained",
+        help="a tag of open_clip such as 'openai', which downloads once, or a weights file; of timm default: its own weights",
+    )
+    p.add_argument(
+        "--class-texts",
+        type=Path,
+        metavar="FILE",
+        help="texts (C, D) of a model without a text tower (.npy, .pt): a row a class, in the order of LABELS or --classes",
+    )
+    p.add_argument("--image-size", type=int, help="side of the square images; default: the model's own")
+    p.add_argument(
+        "--template",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        dest="templates",
+        help="prompt such as 'a satellite image of a {}.'; more than one is averaged",
+    )
+    p.add_argument("--names", nargs="+", default=[], metavar="CLASS=WORDS", help="words for class names that are no words")
+    p.add_argument("--cache", type=folder_argument, default=CACHE, help="folder for frozen features")

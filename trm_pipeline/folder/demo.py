@@ -1,0 +1,57 @@
+"""A small folder of drawn scenes with a label file that has gaps, to try everything on."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from trm_pipeline.drawn.scenes import TARGET, draw_scene
+from trm_pipeline.files import check_writable
+from trm_pipeline.progress import progress, say
+
+__all__ = ["CLASSES", "run_demo"]
+
+CLASSES = ("person", "car", "bus", "dog", "cow", "horse", "chair", "sofa")
+KNOWN = 0.5  # share of the labels that the file holds
+NEW = 12  # further images, of which it says nothing
+
+
+def run_demo(folder: Path, count: int) -> None:
+    """Draw ``count`` images with labels into ``folder``/photos, a few more into ``folder``/new, and write the tables.
+
+    Raises:
+        ValueError: the folder cannot be written into, or holds something already; fewer than two images.
+    """
+    if count < 2:
+        raise ValueError(f"--images must be at least 2, got {count}")
+    check_writable(folder, "FOLDER")
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} must be empty or not there, so that nothing is lost; give another folder")
+    for name in ("photos", "new"):
+        (folder / name).mkdir(parents=True)
+    header = ["image", *CLASSES]
+    with (
+        (folder / "labels.csv").open("w", encoding="utf-8", newline="") as known,
+        (folder / "truth.csv").open("w", encoding="utf-8", newline="") as truth,
+    ):
+        tables = csv.writer(known), csv.writer(truth)
+        for table in tables:
+            table.writerow(header)
+        for i in progress(range(count + NEW), f"drawing {count + NEW} scenes"):
+            rng = np.random.default_rng(i)
+            scene = draw_scene(rng, TARGET, [name for name in CLASSES if rng.random() < 0.25] or ["cat"])
+            place, name = ("photos", f"{i:04}.jpg") if i < count else ("new", f"{i:04}.jpg")
+            Image.fromarray(scene.image).save(folder / place / name, quality=90)
+            present = {item.name for item in scene.objects}
+            if i < count:
+                row = [int(own in present) for own in CLASSES]
+                tables[1].writerow([name, *row])
+                tables[0].writerow([name, *(value if rng.random() < KNOWN else "" for value in row)])
+    say(
+        f"{folder}:\n  photos      {count} drawn scenes\n  labels.csv  half of their labels\n  truth.csv   all of them\n"
+        f"  new         {NEW} more scenes"
+    )
+    say(f"train on them: trm-losses train {folder / 'photos'} {folder / 'labels.csv'}")
