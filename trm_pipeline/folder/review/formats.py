@@ -92,7 +92,7 @@ def read_labels_as(
         }
         return labels if class_names is None else labels._replace(**_arranged(own.items(), class_names, path.name))
     if not path.is_file():
-        raise FileNotFoundError(f"the label file {path} {'is a folder' if path.is_dir() else 'does not exist'}")
+        raise FileNotFoundError(f"the label file {path} does not exist, or is a folder")
     try:
         value = json.loads(path.read_bytes().decode("utf-8-sig"))
     except UnicodeDecodeError:
@@ -107,10 +107,9 @@ def read_labels_as(
     mistakes.tell()
     found = sorted({name for _, own in content.rows for name in own})
     arranged = _arranged(content.rows, class_names or content.class_names or found, path.name)
-    targets = arranged["targets"]
     if unlisted_absent:
-        targets[targets == UNKNOWN] = 0.0
-    return Labels(files, lists=not (targets == 0).any(), **arranged)
+        arranged["targets"].clamp_(min=0.0)  # unknown is -1
+    return Labels(files, lists=not (arranged["targets"] == 0).any(), **arranged)
 
 
 def label_studio_config(class_names: Sequence[str]) -> str:
@@ -130,17 +129,15 @@ def _form(form: str) -> None:
 
 def _arranged(rows: Iterable[tuple[Row, Targets]], class_names: Sequence[str], file: str) -> dict[str, Any]:
     """Targets (N, C) in the order of the classes; others than these are refused."""
-    places = {clean(name): c for c, name in enumerate(class_names)}
+    places = list(map(clean, class_names))
     if not places:
         raise ValueError(f"{file} names no class")
-    rows = list(rows)
-    targets = torch.full((len(rows), len(class_names)), float(UNKNOWN))
-    for i, (row, own) in enumerate(rows):
-        for name, value in own.items():
-            if name not in places:
-                raise ValueError(f"{row.where}: {name!r} is none of the {len(places)} classes{nearest(name, places)}")
-            targets[i, places[name]] = value
-    return {"class_names": list(class_names), "targets": targets}
+    targets = []
+    for row, own in rows:
+        if wrong := sorted(own.keys() - set(places)):
+            raise ValueError(f"{row.where}: {wrong[0]!r} is none of the {len(places)} classes{nearest(wrong[0], places)}")
+        targets.append([own.get(name, float(UNKNOWN)) for name in places])
+    return {"class_names": list(class_names), "targets": torch.tensor(targets)}
 
 
 def _tail(image: str, names: ImageNames) -> str:
@@ -216,8 +213,9 @@ def _from_label_studio(value: Any, file: str) -> _Content:
 def _to_coco(rows: _Rows, class_names: Sequence[str]) -> object:
     ids = {name: c for c, name in enumerate(class_names, start=1)}
     pairs = [(i, ids[name]) for i, _, own in rows for name in _named(own, 1.0)]
+    images = [{"id": i, "file_name": name, "neg_category_ids": [ids[c] for c in _named(own, 0.0)]} for i, name, own in rows]
     return {
-        "images": [{"id": i, "file_name": name, "neg_category_ids": [ids[c] for c in _named(own, 0.0)]} for i, name, own in rows],
+        "images": images,
         "annotations": [{"id": n, "image_id": i, "category_id": c} for n, (i, c) in enumerate(pairs, start=1)],
         "categories": [{"id": c, "name": name} for name, c in ids.items()],
     }

@@ -116,6 +116,7 @@ def test_answers_by_key_and_by_mouse_are_kept_and_saved(tab, path, tmp_path):
     }
     assert page.get_by_text("6 answers saved as answers.csv").is_visible()
     page.get_by_text("The answers as text").click()
+    page.wait_for_function("document.getElementById('csv').value !== ''")
     assert page.get_by_label("answers.csv").input_value() == (tmp_path / "answers.csv").read_text(encoding="utf-8")
     page.keyboard.press("Escape")
     page.get_by_role("button", name="Undo the last answer").click()
