@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from trm_losses.labels import UNKNOWN
-from trm_pipeline.folder.image_names import SHOWN, ImageNames, Mistakes, Row, clean
+from trm_pipeline.folder.image_names import SHOWN, ImageNames, Mistakes, Row, clean, escaped
 from trm_pipeline.folder.labels import Labels
 from trm_pipeline.progress import say
 
@@ -73,7 +73,7 @@ def read_answers(paths: Sequence[Path], class_names: Sequence[str], images: Sequ
         if {0.0, 1.0} <= {vote.value for vote in own.values()}:
             result = next(word for word, value in _VALUES.items() if value == values[pair]).replace("unsure", "unknown, a tie")
             told = ", ".join(f"{vote.annotator or 'no name'} {_word(vote.value)} ({vote.where})" for vote in own.values())
-            conflicts.append(f"{pair[1]} in {pair[0]}: {told}; taken as {result}")
+            conflicts.append(f"{pair[1]} in {escaped(pair[0])}: {told}; taken as {result}")
     if conflicts:
         more = f"\n  and {len(conflicts) - SHOWN} more" if len(conflicts) > SHOWN else ""
         lines = "\n  ".join(conflicts[:SHOWN])

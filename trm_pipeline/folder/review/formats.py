@@ -13,7 +13,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -294,9 +294,5 @@ def _texts(values: Sequence[Any], where: str) -> list[str]:
     return list(values)
 
 
-_READERS: Mapping[str, Callable[[Any, str], _Content]] = {
-    "label-studio": _from_label_studio,
-    "coco": _from_coco,
-    "fiftyone": _from_fiftyone,
-}
+_READERS = {"label-studio": _from_label_studio, "coco": _from_coco, "fiftyone": _from_fiftyone}
 FORMS = ("csv", "jsonl", *_READERS)
