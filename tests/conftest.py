@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.helpers import ROOT
+from tests.helpers.browser import NO_BROWSER
 from tests.helpers.ranks import Pool
 
 PICTURES = {
@@ -30,6 +31,12 @@ if "OMP_NUM_THREADS" not in os.environ:  # workers share the cores, with the pro
 
 def pytest_report_header() -> str | None:
     return f"the pipeline and the backbones are left out: {', '.join(LACKING)} is not installed" if LACKING else None
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """A page that no browser has opened is not tested, and that is easily overlooked among the skips."""
+    if any(NO_BROWSER in str(report.longrepr) for report in terminalreporter.stats.get("skipped", ())):
+        terminalreporter.write_line(NO_BROWSER, yellow=True)
 
 
 @pytest.fixture(scope="session")

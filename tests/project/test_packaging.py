@@ -18,6 +18,7 @@ MODULES = {path.relative_to(ROOT).as_posix() for name in ("trm_losses", "trm_pip
 OTHERS = {
     *("trm_losses/py.typed", "trm_pipeline/py.typed"),
     *("trm_pipeline/embedded/drawn-clip.json", "trm_pipeline/report/page.html.j2"),
+    "trm_pipeline/folder/review/review.html.j2",
 }
 
 

@@ -7,11 +7,8 @@ import io
 import json
 import posixpath
 import re
-import unicodedata
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
-from functools import lru_cache
 from math import nan
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +18,7 @@ import torch
 from torch import Tensor
 
 from trm_losses.labels import UNKNOWN
+from trm_pipeline.folder.image_names import SHOWN, Mistakes, Row, clean, escaped, match_rows
 from trm_pipeline.folder.list_cells import combined, split_cells
 
 __all__ = ["Labels", "SHOWN", "escaped", "read_labels"]
@@ -40,7 +38,6 @@ _SIDES = {
     **dict.fromkeys(("train", "training"), False),
     **dict.fromkeys(("val", "valid", "validation", "dev", "test", "testing", "eval", "holdout", "hold-out", "held-out"), True),
 }
-SHOWN = 5  # mistakes of a file that are named; the others are counted
 
 
 class Labels(NamedTuple):
@@ -58,29 +55,6 @@ class Labels(NamedTuple):
     separator: str | None = None
     held: Tensor | None = None
     groups: list[str] | None = None
-
-
-class _Row(NamedTuple):
-    """An image of the label file: where it stands, and its name there."""
-
-    where: str
-    image: str
-
-
-class _Mistakes:
-    """Mistakes of one file, told together: whoever mends one wants to know of the others."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def add(self, line: str) -> None:
-        self.lines.append(line)
-
-    def tell(self) -> None:
-        """Raise, where there were any."""
-        if self.lines:
-            more = len(self.lines) - SHOWN
-            raise ValueError("\n  ".join(self.lines[:SHOWN]) + (f"\n  and {more} more mistakes" if more > 0 else ""))
 
 
 def read_labels(
@@ -124,14 +98,14 @@ def read_labels(
         raise ValueError(f"{path.name}, line {line}: not UTF-8; save it as 'CSV UTF-8'") from None
     if not text.strip():
         raise ValueError(f"{path.name} is empty; its first line must be a header such as image,cat,dog")
-    mistakes = _Mistakes()
+    mistakes = Mistakes()
     content = _Content(path.name, _Words(minus_one), mistakes, separator, group)
     (_read_json_lines if suffix in (".jsonl", ".ndjson", ".json") else _read_csv)(text, content)
     if not content.rows:
         mistakes.tell()
         raise ValueError(f"{path.name} has no row of labels below its header")
     _check_names(content)
-    files = _match(content.rows, images, mistakes)
+    files = match_rows(content.rows, images, mistakes)
     mistakes.tell()
     if group is not None and not content.groups:
         if group != "folder":
@@ -171,16 +145,16 @@ class _Words(dict[str, float]):
 class _Content:
     """What a label file says, row by row: a class is kept by its column, and the labels as three long arrays."""
 
-    def __init__(self, file: str, words: _Words, mistakes: _Mistakes, separator: str | None, group: str | None) -> None:
+    def __init__(self, file: str, words: _Words, mistakes: Mistakes, separator: str | None, group: str | None) -> None:
         self.file, self.words, self.mistakes, self.separator, self.group = file, words, mistakes, separator, group
-        self.rows: list[_Row] = []
+        self.rows: list[Row] = []
         self.names: dict[str, int] = {}
         self.lists = False
         self.row, self.column, self.value = array("l"), array("l"), array("f")
         self.held: list[bool] = []
         self.groups: list[str] = []
 
-    def add(self, row: _Row, names: Iterable[str], values: Sequence[float]) -> None:
+    def add(self, row: Row, names: Iterable[str], values: Sequence[float]) -> None:
         """Labels of an image by class."""
         self.row.extend([len(self.rows)] * len(values))
         self.column.extend([self.names.setdefault(name, len(self.names)) for name in names])
@@ -212,14 +186,8 @@ class _Content:
 
     def together(self, where: str, word: object) -> None:
         """What an image belongs to; blank: to nothing but itself."""
-        self.groups.append("" if word is None else _clean(str(word)))
+        self.groups.append("" if word is None else clean(str(word)))
         self.groups[-1] = self.groups[-1] or where
-
-
-@lru_cache(maxsize=1 << 16)
-def _clean(name: str) -> str:
-    """A name as it is compared: composed characters, no space around."""
-    return unicodedata.normalize("NFC", name).strip()
 
 
 def _read_csv(text: str, content: _Content) -> None:
@@ -240,7 +208,7 @@ def _read_csv(text: str, content: _Content) -> None:
                 continue
             where = f"{file}, line {reader.line_num}"
             if not header:
-                header = [_clean(cell) for cell in cells]
+                header = [clean(cell) for cell in cells]
                 columns = _columns(where, header, content.group)
                 classes = [i for i in range(1, len(header)) if i not in columns.values()]
                 names = [header[i] for i in classes]
@@ -254,10 +222,10 @@ def _read_csv(text: str, content: _Content) -> None:
             if content.lists:
                 listed.append(cells[classes[0]])
                 places.append(f"{where}, column {names[0]}")
-                content.rows.append(_Row(where, cells[0]))
+                content.rows.append(Row(where, cells[0]))
             else:
                 own = [cells[i] for i in classes] if columns else cells[1:]
-                content.add(_Row(where, cells[0]), names, content.labels(where, "column", names, own))
+                content.add(Row(where, cells[0]), names, content.labels(where, "column", names, own))
             if "split" in columns:
                 content.side(where, cells[columns["split"]])
             if "group" in columns:
@@ -268,7 +236,7 @@ def _read_csv(text: str, content: _Content) -> None:
         rows, content.rows = content.rows, []
         found, content.separator = split_cells(listed, content.separator, places)
         for row, some in zip(rows, found, strict=True):
-            content.add(row, map(_clean, some), [1.0] * len(some))
+            content.add(row, map(clean, some), [1.0] * len(some))
     elif content.separator is not None and not content.lists:
         raise ValueError(f"{file}: --separator is for a column of lists such as image,labels, and this is a table")
 
@@ -319,12 +287,12 @@ def _read_json_lines(text: str, content: _Content) -> None:
             content.mistakes.add(f"{where}: {wanted}")
             continue
         kinds.add(type(labels))
-        row = _Row(where, item["image"])
+        row = Row(where, item["image"])
         if isinstance(labels, dict):
             cells = ["" if value is None else str(value) for value in labels.values()]
-            content.add(row, map(_clean, labels), content.labels(where, "class", labels, cells))
+            content.add(row, map(clean, labels), content.labels(where, "class", labels, cells))
         elif all(isinstance(name, str) for name in labels):
-            some = [name for part in labels if (name := _clean(part))]
+            some = [name for part in labels if (name := clean(part))]
             content.add(row, some, [1.0] * len(some))
         else:
             content.mistakes.add(f"{where}: a list of labels must hold names; {wanted}")
@@ -362,42 +330,3 @@ def _check_names(content: _Content) -> None:
         if other != name:
             spelling = "differ in case or spaces alone; write them alike"
             raise ValueError(f"{where(name)}: the classes {other!r} and {name!r} {spelling}")
-
-
-def escaped(name: str) -> str:
-    """A file's name as it can be printed and written: bytes that are no text are escaped."""
-    return name.encode(errors="backslashreplace").decode()
-
-
-def _match(rows: list[_Row], images: Sequence[str], mistakes: _Mistakes) -> list[str]:
-    """The image file of each row."""
-    whole = {_clean(file): file for file in images}
-    others: dict[str, list[str]] = {}
-    for file in images:
-        stem = posixpath.splitext(file)[0]
-        written = escaped(file).replace("\\", "/")  # as names of rows are compared
-        for name in dict.fromkeys(map(_clean, (stem, posixpath.basename(file), posixpath.basename(stem), written))):
-            others.setdefault(name, []).append(file)
-    found: list[str] = []
-    first: dict[str, str] = {}
-    for row in rows:
-        name = posixpath.normpath(_clean(row.image).replace("\\", "/")) if row.image.strip() else ""
-        fits = [whole[name]] if name in whole else others.get(name, [])
-        if not name:
-            mistakes.add(f"{row.where}: the first column, the image, is blank")
-        elif not fits:
-            near: list[str] = []
-            if len(mistakes.lines) < SHOWN:  # it takes its time
-                stem = posixpath.splitext(name)[0].casefold()  # in other case or of another kind
-                near = [f for f in whole if posixpath.splitext(f)[0].casefold() == stem]
-                near = near or get_close_matches(name, [*whole, *others], n=1)
-            hint = f"; near it: {near[0]}" if near else f"; the folder holds {images[0]} and {len(images) - 1} more"
-            mistakes.add(f"{row.where}: there is no image {row.image.strip()!r} in the folder{hint}")
-        elif len(fits) > 1:
-            mistakes.add(f"{row.where}: {row.image.strip()!r} may be {fits[0]} or {fits[1]}; write its path below the folder")
-        elif fits[0] in first:
-            mistakes.add(f"{row.where}: a second row for {fits[0]}, which {first[fits[0]]} has; one row an image")
-        else:
-            first[fits[0]] = row.where
-            found.append(fits[0])
-    return found
