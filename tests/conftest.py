@@ -18,7 +18,6 @@ from tests.helpers.ranks import Pool
 
 PICTURES = {
     "trm_pipeline.report.page": ("draw_map_against_known", "draw_pseudo_quality", "draw_saliency"),
-    "trm_pipeline.folder.outputs": ("draw_entries",),
 }
 
 LACKING = [name for name in ("open_clip", "torchvision", "timm", "safetensors", "matplotlib") if find_spec(name) is None]

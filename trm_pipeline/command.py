@@ -9,9 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trm_pipeline.folder.arguments import add_commands, options_of
+from trm_pipeline.folder.convert import run_convert
 from trm_pipeline.folder.demo import run_demo
-from trm_pipeline.folder.options import PredictOptions, TagOptions, TrainOptions
+from trm_pipeline.folder.options import ConvertOptions, PredictOptions, ReviewOptions, SuspectsOptions, TagOptions, TrainOptions
 from trm_pipeline.folder.predict import run_predict
+from trm_pipeline.folder.review.run import run_review
+from trm_pipeline.folder.suspects import run_suspects
 from trm_pipeline.folder.tag import run_tag
 from trm_pipeline.folder.train import run_train
 from trm_pipeline.progress import escape_output
@@ -61,11 +64,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _run(args: argparse.Namespace) -> None:
     if args.command == "demo":
         run_demo(args.folder, args.images)
-        return
-    options = options_of(args)
-    if isinstance(options, TrainOptions):
-        run_train(options)
-    elif isinstance(options, TagOptions):
-        run_tag(options)
-    elif isinstance(options, PredictOptions):
-        run_predict(options)
+    elif args.command == "train":
+        run_train(options_of(args, TrainOptions))
+    elif args.command == "tag":
+        run_tag(options_of(args, TagOptions))
+    elif args.command == "predict":
+        run_predict(options_of(args, PredictOptions))
+    elif args.command == "review":
+        run_review(options_of(args, ReviewOptions))
+    elif args.command == "suspects":
+        run_suspects(options_of(args, SuspectsOptions))
+    elif args.command == "convert":
+        run_convert(options_of(args, ConvertOptions))

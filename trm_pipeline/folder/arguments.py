@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -13,47 +13,80 @@ from trm_pipeline.config.presets import EMBEDDED
 from trm_pipeline.features.cached import cores
 from trm_pipeline.files import CACHE, folder_argument
 from trm_pipeline.folder.learning import STEPS
-from trm_pipeline.folder.options import PredictOptions, TagOptions, TrainOptions
+from trm_pipeline.folder.review.formats import FORMS
 
-__all__ = ["COMMANDS", "add_commands", "options_of"]
-
-COMMANDS: dict[str, type[PredictOptions | TagOptions | TrainOptions]] = {
-    "train": TrainOptions,
-    "tag": TagOptions,
-    "predict": PredictOptions,
-}
-"""Each command with what it is asked for."""
+__all__ = ["add_commands", "options_of"]
 
 Commands = Any  # what add_subparsers returns, a class of argparse's own
+Options = TypeVar("Options")
 
 
-def options_of(args: argparse.Namespace) -> PredictOptions | TagOptions | TrainOptions:
+def options_of(args: argparse.Namespace, kind: type[Options]) -> Options:
     """A command line that was read, as the options of its command."""
-    kind = COMMANDS[args.command]
-    told: dict[str, Any] = {field.name: getattr(args, field.name) for field in dataclasses.fields(kind)}
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in told.items()})  # type: ignore[arg-type]
+    told = {field.name: getattr(args, field.name) for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in told.items()})
 
 
 def add_commands(commands: Commands) -> None:
-    """``train``, ``tag`` and ``predict``."""
+    """All commands for one's own images."""
     common = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
     train = commands.add_parser("train", help="train on images and a label file, score a hold-out, keep the model", **common)
     tag = commands.add_parser("tag", help="score images by the names of classes, without any label", **common)
     predict = commands.add_parser("predict", help="score images with a model of train or tag", **common)
+    review = commands.add_parser("review", help="a page of questions about images, with a model of train or tag", **common)
+    suspects = commands.add_parser("suspects", help="known labels that are probably wrong, as a list and a page", **common)
+    convert = commands.add_parser("convert", help="labels and answers in a file for another tool", **common)
+    for command in (train, suspects):
+        _labels(command, "+")
+        _learning(command)
     _train(train)
+    _suspects(suspects)
     _tag(tag)
     _predict(predict)
-    for command in (train, tag):
+    _review(review)
+    _labels(convert, "+")
+    convert.add_argument("--to", choices=tuple(FORMS), required=True, help="what the other tool reads")
+    convert.add_argument("--output", type=Path, required=True, help="the file to write")
+    for command in (train, suspects, tag):
         _tower(command)
-    for command in (train, tag, predict):
+    for command in (train, suspects, tag, review):
+        command.add_argument("--cache", type=folder_argument, default=CACHE, help="folder for frozen features")
+    for command in (train, suspects, tag, predict, review):
         command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
         command.add_argument("--workers", type=int, default=min(8, cores()), help="processes that read images")
 
 
-def _train(p: argparse.ArgumentParser) -> None:
+def _labels(p: argparse.ArgumentParser, count: str) -> None:
+    """A folder of images, and what is known of them."""
     p.add_argument("images", type=Path, help="folder of images, with any folders below it")
-    p.add_argument("labels", type=Path, help="CSV or JSON-lines file: a column for each class, or image,labels with lists")
-    p.add_argument("--output", type=Path, default=Path("runs/folder"), help="folder for the model, scores and pictures")
+    p.add_argument(
+        "labels",
+        type=Path,
+        nargs=count,
+        help="CSV or JSON-lines file: a column for each class, or image,labels with lists; after it files of answers",
+    )
+    p.add_argument("--form", choices=tuple(FORMS), help="what the label file is; default: as its suffix says, csv or jsonl")
+    p.add_argument("--minus-one", choices=("unknown", "absent"), help="what -1 means; with 'absent' 0 is unknown")
+    p.add_argument("--separator", metavar="TEXT", help="of lists: what stands between names; default: found in the file")
+    p.add_argument("--unlisted", choices=("unknown", "absent"), default="unknown", help="of lists: what is not in them")
+
+
+def _learning(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--group", metavar="COLUMN", help="keep images together in the hold-out: by a column of LABELS, or 'folder'")
+    p.add_argument("--seed", type=int, default=0, help="of the hold-out and of training")
+    p.add_argument(
+        "--expected-positives",
+        type=float,
+        metavar="K",
+        help="mean number of present classes, where no label is known to be absent; default: as listed",
+    )
+    p.add_argument("--epochs", type=int, help=f"default: {EMBEDDED.epochs}, more where that is less than {STEPS} steps")
+    p.add_argument("--questions", type=int, default=200, metavar="N", help="on the page review.html, at most; 0: no page")
+    p.set_defaults(choose=False)
+
+
+def _train(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--output", type=Path, default=Path("runs/folder"), help="folder for the model, scores and questions")
     p.add_argument(
         "--hold-out",
         type=float,
@@ -61,25 +94,26 @@ def _train(p: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="images kept from training to score on; 0: none, for a last training once you are content",
     )
-    p.add_argument("--group", metavar="COLUMN", help="keep images together in the hold-out: by a column of LABELS, or 'folder'")
-    p.add_argument("--seed", type=int, default=0, help="of the hold-out and of training")
-    p.add_argument("--minus-one", choices=("unknown", "absent"), help="what -1 means; with 'absent' 0 is unknown")
-    p.add_argument("--separator", metavar="TEXT", help="of lists: what stands between names; default: found in the file")
-    p.add_argument("--unlisted", choices=("unknown", "absent"), default="unknown", help="of lists: what is not in them")
-    p.add_argument(
-        "--expected-positives",
-        type=float,
-        metavar="K",
-        help="mean number of present classes, where no label is known to be absent; default: as listed",
-    )
     p.add_argument("--use-unlabelled", action="store_true", help="images without a row take part in training, all unknown")
-    p.add_argument("--epochs", type=int, help=f"default: {EMBEDDED.epochs}, more where that is less than {STEPS} steps")
     p.add_argument(
         "--choose",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="choose rates and shares by a fifth of the known labels, if these are enough: five trainings more",
     )
+
+
+def _suspects(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--output", type=Path, default=Path("runs/suspects"), help="folder for the list and the page")
+    p.add_argument("--folds", type=int, default=5, metavar="K", help="parts of the images, each scored by a model of the others")
+
+
+def _review(p: argparse.ArgumentParser) -> None:
+    p.add_argument("trained", type=Path, metavar="model", help="the folder that train or tag wrote")
+    _labels(p, "*")
+    p.add_argument("--output", type=Path, default=Path("review.html"), help="the page to write")
+    p.add_argument("--questions", type=int, default=200, metavar="N", help="at most")
+    p.add_argument("--pretrained", help="where the weights of the frozen model lie now, if not where they were in training")
 
 
 def _tag(p: argparse.ArgumentParser) -> None:
@@ -129,4 +163,3 @@ def _tower(p: argparse.ArgumentParser) -> None:
         help="prompt such as 'a satellite image of a {}.'; more than one is averaged",
     )
     p.add_argument("--names", nargs="+", default=[], metavar="CLASS=WORDS", help="words for class names that are no words")
-    p.add_argument("--cache", type=folder_argument, default=CACHE, help="folder for frozen features")

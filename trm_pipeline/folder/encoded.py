@@ -11,22 +11,22 @@ import torch
 from torch import Tensor
 
 from trm_pipeline.data.voc import eval_transform
-from trm_pipeline.features.backbone import Backbone, with_texts
+from trm_pipeline.features.backbone import Backbone, ImageTower, with_texts
 from trm_pipeline.features.cached import cache_features, weights_digest
 from trm_pipeline.files import check_writable
 from trm_pipeline.folder.image_files import FolderImages
 from trm_pipeline.folder.model import DEMONSTRATION, SavedModel, class_texts, open_backbone, weights_file
-from trm_pipeline.folder.options import TowerOptions
+from trm_pipeline.folder.options import PlaceOptions, TowerOptions
 from trm_pipeline.folder.part import Part
 from trm_pipeline.progress import say
 
-__all__ = ["Encoded", "check_device", "check_encoding", "check_output", "encode", "say_unreadable", "words_of"]
+__all__ = ["Encoded", "check_device", "check_encoding", "check_output", "encode", "features_of", "say_unreadable", "words_of"]
 
 
 class Encoded(NamedTuple):
-    """The frozen model by its name, and the digest of its weights; texts (C, D) and their templates; readable images.
+    """The frozen model by its name, and the digest of its weights; texts (C, D) and their templates.
 
-    ``features`` are of the images that can be read, ``readable`` their places among all.
+    ``features`` are of the images that can be read; their ``rows`` are the places among all.
     """
 
     model: str
@@ -37,7 +37,6 @@ class Encoded(NamedTuple):
     templates: tuple[str, ...]
     token_pool: int
     features: Part
-    readable: Tensor
 
     def saved(self, **about: Any) -> SavedModel:
         """What a head on these features is kept with; ``about`` are its classes and scores."""
@@ -68,29 +67,35 @@ def encode(
     height, width = backbone.grid(backbone.image_size)
     pool = 2 if height >= 14 and width >= 14 and height % 2 == width % 2 == 0 else 1
     digest = weights_digest(backbone)
+    features = features_of(backbone, digest, pool, folder, files, options, mirror=True)
+    model = options.model  # as it is found from other folders, too
+    if model.startswith("local-dir:"):
+        model = f"local-dir:{os.path.abspath(model.removeprefix('local-dir:'))}"
+    return Encoded(model, file or options.pretrained, backbone, digest, text, templates, pool, features)
 
-    transform = eval_transform(backbone.image_size, mean=backbone.image_mean, std=backbone.image_std)
+
+def features_of(
+    tower: ImageTower, weights: str, token_pool: int, folder: Path, files: Sequence[str], options: PlaceOptions, *, mirror: bool
+) -> Part:
+    """Features of the images that can be read, out of the cache or made now; the others are named."""
+    transform = eval_transform(tower.image_size, mean=tower.image_mean, std=tower.image_std)
     paths = [folder / file for file in files]
-    data = FolderImages(paths, backbone.image_size, transform)
+    data = FolderImages(paths, tower.image_size, transform)
     cached = cache_features(
         options.cache / "folder-features",
         data,
         list(map(str, paths)),
-        backbone,
-        weights=digest,
-        token_pool=pool,
-        mirror=True,
-        device=device,
+        tower,
+        weights=weights,
+        token_pool=token_pool,
+        mirror=mirror,
+        device=torch.device(options.device),
         workers=options.workers if len(paths) > 64 else 0,
     )
     fine = torch.from_numpy(cached.pooled[0]).isfinite().all(dim=1)
     say_unreadable(data, (~fine).nonzero().flatten().tolist(), files)
-    whole = fine.nonzero().flatten()
-    features = Part(cached, whole, (height // pool, width // pool))
-    model = options.model  # as it is found from other folders, too
-    if model.startswith("local-dir:"):
-        model = f"local-dir:{os.path.abspath(model.removeprefix('local-dir:'))}"
-    return Encoded(model, file or options.pretrained, backbone, digest, text, templates, pool, features, whole)
+    height, width = tower.grid(tower.image_size)
+    return Part(cached, fine.nonzero().flatten(), (height // token_pool, width // token_pool))
 
 
 def check_encoding(options: TowerOptions, output: Path) -> None:

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from trm_losses import GlobalHead, TRMHead
-from trm_losses.labels import UNKNOWN
 from trm_pipeline.config.presets import EMBEDDED, Preset
 from trm_pipeline.config.settings import override
 from trm_pipeline.features.cached import Features
 from trm_pipeline.folder.encoded import Encoded
 from trm_pipeline.folder.judgement import ranked
-from trm_pipeline.folder.options import TrainOptions
+from trm_pipeline.folder.options import LearnOptions
 from trm_pipeline.folder.part import Part
 from trm_pipeline.methods import fit_training_free, zero_shot_tokens
 from trm_pipeline.methods.base import score
-from trm_pipeline.methods.global_head import estimated, fit_global_head, trm_head
+from trm_pipeline.methods.global_head import fit_global_head, trm_head
 from trm_pipeline.progress import say
 from trm_pipeline.run.choose import pooled_ap, search
 from trm_pipeline.run.prepared import Cell, Prepared, build
 from trm_pipeline.training.loop import train
 
-__all__ = ["CHOOSABLE", "ENOUGH", "STEPS", "Learned", "learn", "probabilities", "whole_is_of_use"]
+__all__ = ["CHOOSABLE", "ENOUGH", "STEPS", "learn", "probabilities", "whole_is_of_use"]
 
 CHOOSABLE = 100
 """Present labels from which on a fifth of them can tell settings apart."""
@@ -40,22 +38,18 @@ STEPS = 30
 """Of training at least, however few the images are."""
 
 
-class Learned(NamedTuple):
-    """A head of all classes, in eval mode, and pseudo-labels (N, C) of what training did not know, -1 elsewhere."""
-
-    head: TRMHead
-    estimates: Tensor
-
-
 def learn(
-    options: TrainOptions, frozen: Encoded, class_names: list[str], targets: Tensor, held: Tensor, trained: Tensor
-) -> Learned:
+    options: LearnOptions, frozen: Encoded, class_names: list[str], targets: Tensor, held: Tensor, trained: Tensor
+) -> TRMHead:
     """Train on the images that are not held out, and on the classes that have a present label there.
 
     Args:
         frozen: what the frozen model gives, of the images that can be read.
         class_names: C names. targets: (N, C) of 1, 0, -1. held: (N,), what training does not see.
         trained: (C,), classes with a present label in training; the others join the head by their texts.
+
+    Returns:
+        A head of all classes, in eval mode.
     """
     known = targets[~held][:, trained]
     single = not (known == 0).any()
@@ -94,23 +88,16 @@ def learn(
     )
     with torch.no_grad():
         learned = data.encode(result.method.prompts())
-        whole = data.global_head(known, preset, single=single)
-        if whole is not None:
-            found = estimated(whole, own, preset.batch_size, expected)
-        else:  # nobody taught it: what it makes of unknown labels itself
-            found = torch.sigmoid(score(lambda batch: result.method.logits(batch, learned), own, preset.batch_size))
-    estimates = torch.full_like(targets, float(UNKNOWN))
-    estimates[(~held).nonzero(), trained.nonzero()[:, 0]] = torch.where(known == UNKNOWN, found, float(UNKNOWN))
     head = trm_head(result.method, learned, chosen)
     assert head is not None
     if len(chosen) < len(class_names):
         texts = frozen.text.clone()
         texts[trained] = learned
         head = head.with_classes(texts, class_names)
-    return Learned(head.eval(), estimates)
+    return head.eval()
 
 
-def _preset(options: TrainOptions, targets: Tensor) -> Preset:
+def _preset(options: LearnOptions, targets: Tensor) -> Preset:
     """Those of the embedded model; a few images are learned from more slowly, or they would undo what the model knows.
 
     Measured on drawn scenes with the embedded model, mAP on 250 others: of 8 images with all labels 75 instead of 70 (zero-shot
@@ -138,7 +125,7 @@ def _preset(options: TrainOptions, targets: Tensor) -> Preset:
 
 
 def _prepared(
-    options: TrainOptions, preset: Preset, frozen: Encoded, class_names: list[str], known: Tensor, held: Tensor, trained: Tensor
+    options: LearnOptions, preset: Preset, frozen: Encoded, class_names: list[str], known: Tensor, held: Tensor, trained: Tensor
 ) -> Prepared:
     """The training images as those of a run whose known labels are given."""
     backbone, features = frozen.backbone, frozen.features

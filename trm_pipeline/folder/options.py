@@ -1,16 +1,36 @@
-"""What the commands for one's own images are asked for."""
+"""What the commands for one's own images are asked for; fields are the arguments of :mod:`.arguments` by their names."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["PredictOptions", "TagOptions", "TowerOptions", "TrainOptions"]
+__all__ = [
+    "ConvertOptions",
+    "LabelOptions",
+    "LearnOptions",
+    "PlaceOptions",
+    "PredictOptions",
+    "ReviewOptions",
+    "SuspectsOptions",
+    "TagOptions",
+    "TowerOptions",
+    "TrainOptions",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TowerOptions:
-    """The frozen model, words for classes, and where it runs; fields are the arguments of :mod:`.arguments` by their names."""
+class PlaceOptions:
+    """Where it runs, and where features are kept."""
+
+    cache: Path
+    device: str
+    workers: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerOptions(PlaceOptions):
+    """The frozen model, and words for classes."""
 
     model: str
     pretrained: str | None
@@ -18,28 +38,46 @@ class TowerOptions:
     image_size: int | None
     templates: tuple[str, ...]
     names: tuple[str, ...]
-    cache: Path
-    device: str
-    workers: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(TowerOptions):
-    """Of ``train``."""
+class LabelOptions:
+    """A file of labels, files of answers after it, and how the first is read."""
 
     images: Path
-    labels: Path
-    output: Path
-    hold_out: float
-    group: str | None
-    seed: int
+    labels: tuple[Path, ...]
+    form: str | None
     minus_one: str | None
     separator: str | None
     unlisted: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnOptions(TowerOptions, LabelOptions):
+    """What every training is asked for."""
+
+    output: Path
+    group: str | None
+    seed: int
     expected_positives: float | None
-    use_unlabelled: bool
     epochs: int | None
     choose: bool
+    questions: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(LearnOptions):
+    """Of ``train``."""
+
+    hold_out: float
+    use_unlabelled: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuspectsOptions(LearnOptions):
+    """Of ``suspects``."""
+
+    folds: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,3 +101,21 @@ class PredictOptions:
     pretrained: str | None
     device: str
     workers: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReviewOptions(PlaceOptions, LabelOptions):
+    """Of ``review``; without a file of labels nothing is known."""
+
+    trained: Path
+    pretrained: str | None
+    output: Path
+    questions: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions(LabelOptions):
+    """Of ``convert``."""
+
+    to: str
+    output: Path

@@ -50,7 +50,7 @@ def run_tag(options: TagOptions) -> None:
     check_output(options.output, options.images, images)
     words = words_of(names, options.names)
     frozen = encode(options, options.images, images, names, words)
-    files = [images[i] for i in frozen.readable.tolist()]
+    files = [images[i] for i in frozen.features.rows.tolist()]
     head = _head(frozen, names, options.expected_positives)
     scores = probabilities(head, frozen.features)
     nobody = {"trained": False, "threshold": 0.5, "threshold_from": "default: no label was known"}

@@ -11,10 +11,8 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from tests.helpers import ROOT
 from tests.helpers.own_folder import CLASSES, read_csv, write_table
@@ -24,10 +22,12 @@ from trm_pipeline import command as cli
 from trm_pipeline import methods
 from trm_pipeline.folder import learning, outputs
 from trm_pipeline.folder import model as folder_model
-from trm_pipeline.folder import pictures as folder_pictures
 from trm_pipeline.folder.image_files import find_images
 from trm_pipeline.run import experiment
 from trm_pipeline.training import loop as training
+
+
+BROKEN = ("cut.jpg", "empty.png")
 
 
 def test_a_training_says_what_it_does(trained):
@@ -39,9 +39,12 @@ def test_a_training_says_what_it_does(trained):
     assert "empty.png: the file is empty" in printed and "cut.jpg: image file is truncated" in printed
     assert "zero-shot, same model" in printed and "present labels in the hold-out this is a rough figure" in printed
     assert {path.name for path in run.iterdir()} == set(outputs.FILES)
-    for name in ("doubtful.png", "contradicted.png"):
-        with Image.open(run / name) as picture:
-            assert picture.width > 500 and np.asarray(picture.convert("L")).std() > 10
+    page = (run / "review.html").read_text(encoding="utf-8")
+    data = json.loads(re.search(r'<script type="application/json"[^>]*>(.*?)</script>', page, re.DOTALL)[1])
+    blank = sum(row[name] == "" for row in read_csv(run.parent / "labels.csv") for name in CLASSES if row["image"] not in BROKEN)
+    assert data["classes"] == CLASSES and sum(question[3] is None for question in data["questions"]) == blank
+    contradicted = [question for question in data["questions"] if question[3] is not None]
+    assert contradicted and all((question[3] == "present") == (question[2] < 0.5) for question in contradicted)
 
 
 def test_the_split_is_written_and_the_figures_are_of_it(trained, images):
@@ -223,8 +226,6 @@ def test_prediction_on_names_that_are_not_utf8(trained, images, tmp_path, capsys
     cli.main([*command, "--device", "cpu"])
     assert "  caf\\udce9.jpg: the file is empty" in capsys.readouterr().out
     assert [row["image"] for row in read_csv(tmp_path / f"{odd}.csv")] == ["caf\\udce9.png"]
-    entry = folder_pictures.Entry(f"{odd}.png", odd, "guess 0.50", 0.5, np.ones((2, 2)))
-    folder_pictures.draw_entries(tmp_path / "sheet.png", "title", photos, [entry])
 
 
 def ascii_output(monkeypatch):
@@ -279,7 +280,7 @@ def test_no_name_ends_a_run(images, cache, tmp_path, monkeypatch):
     )
     cli.main(["predict", str(run), str(folder), "--output", str(tmp_path / "s.csv"), "--workers", "0", "--device", "cpu"])
     assert "\\u03c3\\u03ba" in printed()
-    for file in (run / "scores.csv", run / "split.csv", run / "contradicted.csv", tmp_path / "s.csv"):
+    for file in (run / "scores.csv", run / "split.csv", tmp_path / "s.csv"):
         assert "caf\\udce9.png" in [row["image"] for row in read_csv(file)]
 
 
@@ -359,7 +360,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(option, imag
 def test_one_process_trains(images, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "0")
-    with pytest.raises(SystemExit, match="train must run in one process, got 2 of torchrun"):
+    with pytest.raises(SystemExit, match="training on a folder takes one process, got 2 of torchrun"):
         cli.main(["train", str(images[0]), str(write_table(tmp_path / "labels.csv", images[1])), "--device", "cpu"])
 
 
@@ -389,7 +390,7 @@ def test_an_interrupted_training_leaves_what_was_there(when, trained, images, ca
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(*((training, "take_step", stop) if when == "training" else (outputs, "draw_entries", stop)))
+    monkeypatch.setattr(*((training, "take_step", stop) if when == "training" else (outputs, "write_review", stop)))
     labels = write_table(tmp_path / "labels.csv", {"1.png": [1, 0, 0, 0], "2.png": [0, 1, 0, 0]})
     with pytest.raises(SystemExit) as caught:
         cli.main(["train", str(images[0]), str(labels), "--output", str(run), "--epochs", "1", "--hold-out", "0", *cache])

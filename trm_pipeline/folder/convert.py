@@ -1,0 +1,22 @@
+"""Labels and answers of a folder, written as another tool reads them."""
+
+from __future__ import annotations
+
+from trm_losses.labels import known_fraction
+from trm_pipeline.folder.image_files import find_images
+from trm_pipeline.folder.known import read_known
+from trm_pipeline.folder.options import ConvertOptions
+from trm_pipeline.folder.review.formats import write_labels_as
+from trm_pipeline.progress import say
+
+__all__ = ["run_convert"]
+
+
+def run_convert(options: ConvertOptions) -> None:
+    """Everything ``convert`` does."""
+    labels = read_known(options, find_images(options.images))
+    if options.output.resolve() in {path.resolve() for path in options.labels}:
+        raise ValueError(f"--output {options.output} is one of the files that are read; give another name")
+    write_labels_as(options.to, options.output, labels)
+    known = f"{known_fraction(labels.targets):.0%} of {labels.targets.numel()} labels known"
+    say(f"{options.output}: {len(labels.files)} images, {len(labels.class_names)} classes, {known}")

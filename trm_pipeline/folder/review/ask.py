@@ -1,0 +1,49 @@
+"""Questions about the labels of a folder, with where the model looked."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trm_losses import TRMHead
+from trm_losses.labels import UNKNOWN
+from trm_pipeline.folder.labels import Labels
+from trm_pipeline.folder.part import Part
+from trm_pipeline.folder.review.choice import worth_asking
+from trm_pipeline.folder.review.page import Question
+
+__all__ = ["contradicted", "doubted", "open_questions"]
+
+
+def open_questions(labels: Labels, probabilities: Tensor, head: TRMHead, features: Part, count: int) -> list[Question]:
+    """The unknown labels that are worth asking about, see :func:`.worth_asking`; at most ``count``."""
+    pairs = worth_asking(probabilities, labels.targets, count)
+    return [_question(labels, probabilities, head, features, i, c) for i, c in pairs]
+
+
+def contradicted(labels: Labels, probabilities: Tensor, head: TRMHead, features: Part, count: int) -> list[Question]:
+    """The known labels that probabilities contradict most, as far as these are on the other side; at most ``count``."""
+    pairs = doubted(labels.targets, probabilities)[:count]
+    pairs = [(i, c) for i, c in pairs if (labels.targets[i, c] - probabilities[i, c]).abs() > 0.5]
+    return [_question(labels, probabilities, head, features, i, c) for i, c in pairs]
+
+
+def doubted(targets: Tensor, probabilities: Tensor) -> list[tuple[int, int]]:
+    """Known labels (i, c), those that probabilities (N, C) contradict most first; what has no probability (NaN) is left out."""
+    asked = (targets != UNKNOWN) & probabilities.isfinite()
+    against = torch.where(asked, (targets - probabilities).abs(), -1.0).flatten()
+    order = against.argsort(descending=True, stable=True)[: int(asked.sum())]
+    return [divmod(int(place), targets.shape[1]) for place in order]
+
+
+def _question(labels: Labels, probabilities: Tensor, head: TRMHead, features: Part, i: int, c: int) -> Question:
+    said = {1.0: "present", 0.0: "absent"}.get(float(labels.targets[i, c]))
+    heat = _saliency(head, features.only(torch.tensor([i])))[c].numpy()
+    return Question(labels.files[i], labels.class_names[c], float(probabilities[i, c]), heat, said)
+
+
+@torch.no_grad()
+def _saliency(head: TRMHead, image: Part) -> Tensor:
+    """(C, h, w) over the tokens of a single image."""
+    batch = next(iter(image.batches(1)))
+    return head.pooler(batch.tokens, head.text).saliency[0].unflatten(1, image.grid).float().cpu()  # type: ignore[no-any-return]

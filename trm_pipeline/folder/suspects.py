@@ -1,0 +1,76 @@
+"""Known labels that are probably wrong, by models that have not seen them."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+import torch
+from torch import Tensor
+
+from trm_losses import TRMHead
+from trm_losses.labels import UNKNOWN
+from trm_pipeline.folder.learning import learn, probabilities
+from trm_pipeline.folder.opened import Opened, open_folder
+from trm_pipeline.folder.options import SuspectsOptions
+from trm_pipeline.folder.outputs import REVIEW_FILE, write_csv
+from trm_pipeline.folder.review.ask import contradicted, doubted
+from trm_pipeline.folder.review.page import write_review
+from trm_pipeline.progress import say
+
+__all__ = ["run_suspects"]
+
+LIST_FILE = "suspects.csv"
+
+
+def run_suspects(options: SuspectsOptions) -> None:
+    """Everything ``suspects`` does: a training for each fold of the images, which scores the labels of that fold."""
+    started = time.perf_counter()
+    if options.folds < 2:
+        raise ValueError(f"--folds must be at least 2, got {options.folds}")
+    opened = open_folder(dataclasses.replace(options, choose=False))
+    labels, features = opened.labels, opened.frozen.features
+    fold = _folds(labels.files if labels.groups is None else labels.groups, options.folds, options.seed)
+    scores = torch.full_like(labels.targets, torch.nan)
+    head = None
+    for k in range(options.folds):
+        held = fold == k
+        trained = (labels.targets[~held] == 1).any(dim=0)
+        if not held.any() or not trained.any():
+            continue
+        say(f"fold {k + 1} of {options.folds}: {int(held.sum())} images are held out")
+        head = learn(options, opened.frozen, labels.class_names, labels.targets, held, trained)
+        # A class without a present label outside the fold was not learned, and contradicts nothing.
+        scores[held] = torch.where(trained, probabilities(head, features.only(held)), torch.nan)
+    if head is None:
+        raise ValueError("no fold leaves a present label to learn from; label more images, or give fewer --folds")
+    _write(options, opened, scores, head, started)
+
+
+def _folds(groups: list[str], count: int, seed: int) -> Tensor:
+    """The fold (N,) of each image; those of a group share one."""
+    place = {name: i for i, name in enumerate(dict.fromkeys(groups))}
+    order = torch.randperm(len(place), generator=torch.Generator().manual_seed(seed))
+    return order[torch.tensor([place[name] for name in groups])] % count
+
+
+def _write(options: SuspectsOptions, opened: Opened, scores: Tensor, head: TRMHead, started: float) -> None:
+    """The whole list, and the page with the first of it."""
+    labels = opened.labels
+    order = doubted(labels.targets, scores)
+    words = {1.0: "present", 0.0: "absent"}
+    rows = (
+        [labels.files[i], labels.class_names[c], words[float(labels.targets[i, c])], f"{float(scores[i, c]):.4f}"]
+        for i, c in order
+    )
+    write_csv(options.output / LIST_FILE, ["image", "class", "label", "score"], rows)
+    questions = contradicted(labels, scores, head, opened.frozen.features, options.questions)
+    if questions:
+        title = f"Labels of {options.images.name} that may be wrong"
+        write_review(options.output / REVIEW_FILE, questions, labels.class_names, images=options.images, title=title)
+    known = int((labels.targets != UNKNOWN).sum())
+    say(f"\n{known} known labels; a model that has not seen them scored {len(order)} and contradicts {len(questions)}")
+    say(f"\n{options.output} ({time.perf_counter() - started:.0f} s):")
+    say(f"  {LIST_FILE:<13} known labels, the most doubtful first")
+    if questions:
+        say(f"  {REVIEW_FILE:<13} the first of them: open it in a browser, and train with the answers")
