@@ -96,9 +96,7 @@ def tokenizer(end: int = END, *, length: int = 12, marks: bool = True) -> Any:
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     if marks:
-        inner.post_processor = processors.TemplateProcessing(
-            single="<s> $A </s>", special_tokens=[("<s>", START), ("</s>", end)]
-        )
+        inner.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", START), ("</s>", end)])
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=inner,
         pad_token="<pad>",

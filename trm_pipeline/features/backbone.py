@@ -121,7 +121,7 @@ def with_texts(tower: ImageTower, model: str, path: Path | None, class_names: Se
 
 
 def _has_texts(tower: ImageTower) -> TypeGuard[Backbone]:
-    return hasattr(tower, "template_text")
+    return hasattr(tower, "template_text") and getattr(tower, "has_text", True)
 
 
 def read_texts(path: Path, class_names: Sequence[str], width: int, model: str) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from trm_pipeline.data.voc import eval_transform
 from trm_pipeline.features.backbone import Backbone, with_texts
 from trm_pipeline.features.cached import cache_features, weights_digest
+from trm_pipeline.features.towers import folder_of
 from trm_pipeline.files import check_writable
 from trm_pipeline.folder.image_files import FolderImages
 from trm_pipeline.folder.model import DEMONSTRATION, class_texts, open_backbone, weights_file
@@ -46,7 +47,7 @@ def encode(args: argparse.Namespace, files: Sequence[str], class_names: Sequence
     if args.model == "embedded":
         say(f"\n{DEMONSTRATION}\n")
     else:
-        fetched = file is None and not args.model.startswith("local-dir:")
+        fetched = file is None and folder_of(args.model) is None
         say(f"model {args.model} {args.pretrained or ''}{', fetched where it is not here yet' if fetched else ''}")
     tower = open_backbone(args.model, args.pretrained, args.image_size, device)
     backbone = with_texts(tower, args.model, args.class_texts, class_names, device)

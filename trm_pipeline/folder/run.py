@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import posixpath
 import shlex
 import sys
@@ -23,6 +22,7 @@ from trm_pipeline.config.presets import EMBEDDED, Preset
 from trm_pipeline.data.voc import eval_transform
 from trm_pipeline.features.backbone import Backbone
 from trm_pipeline.features.cached import Features, LiveFeatures, cores
+from trm_pipeline.features.towers import found_anywhere
 from trm_pipeline.files import CACHE, check_writable, folder_argument
 from trm_pipeline.folder.encoded import check_device, check_encoding, check_output, encode, readable, words_of
 from trm_pipeline.folder.hold_out import hold_out
@@ -92,7 +92,8 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--model",
             default="embedded",
-            help="an open_clip model such as ViT-B-32; 'embedded': no download, drawn scenes alone; timm:NAME with --class-texts",
+            help="an open_clip model such as ViT-B-32; 'embedded': no download, drawn scenes alone; hf:FOLDER or hf:ID of a hub, "
+            "a model of transformers; timm:NAME with --class-texts",
         )
         command.add_argument(
             "--pretrained",
@@ -165,11 +166,8 @@ def run_train(args: argparse.Namespace) -> None:
         for name, f in ZERO_SHOT.items()
     }
     about, lines = judge(labels, held, trained, scores, zero_shot, words)
-    model = args.model  # as it is found from other folders, too
-    if model.startswith("local-dir:"):
-        model = f"local-dir:{os.path.abspath(model.removeprefix('local-dir:'))}"
     saved = SavedModel(
-        model,
+        found_anywhere(args.model),
         frozen.file or args.pretrained,
         frozen.weights,
         frozen.backbone.image_size,
