@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from tests.helpers.towers import stir
 
 transformers = pytest.importorskip("transformers")
 
@@ -75,15 +77,6 @@ CLASSES = {
 }
 
 
-def stir(model: nn.Module) -> Any:
-    """Move every parameter, so that no bias, scale or table is left out unseen."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator) * (1 if parameter.dim() < 2 else 0.5))
-    return model.eval()
-
-
 def tiny_hf(family: str, **eyes: Any) -> Any:
     torch.manual_seed(0)
     return stir(getattr(transformers, CLASSES[family])(config(family, **eyes)))
@@ -138,3 +131,92 @@ def cut(image: Tensor, step: int = 8) -> Tensor:
     rows = range(0, image.shape[1], step)
     columns = range(0, image.shape[2], step)
     return torch.stack([image[:, i : i + step, j : j + step].permute(1, 2, 0).flatten() for i in rows for j in columns])
+
+
+# Weights of open_clip under the names of transformers
+
+
+def clip_twin(model: Any) -> Any:
+    """A ``CLIPModel`` with the weights of a tiny open_clip ``CLIP``."""
+    made = config("clip")
+    made.vision_config.intermediate_size = made.text_config.intermediate_size = 128
+    made.vision_config.hidden_act = made.text_config.hidden_act = "gelu"
+    made.text_config.eos_token_id = END  # as in configs of the first years: the end is the highest id
+    twin = transformers.CLIPModel(made)
+    given = model.state_dict()
+    state = {
+        "logit_scale": given["logit_scale"],
+        "visual_projection.weight": given["visual.proj"].T,
+        "text_projection.weight": given["text_projection"].T,
+        "vision_model.embeddings.class_embedding": given["visual.class_embedding"],
+        "vision_model.embeddings.patch_embedding.weight": given["visual.conv1.weight"],
+        "vision_model.embeddings.position_embedding.weight": given["visual.positional_embedding"],
+        "text_model.embeddings.token_embedding.weight": given["token_embedding.weight"],
+        "text_model.embeddings.position_embedding.weight": given["positional_embedding"],
+    }
+    for theirs, own in (
+        ("visual.ln_pre", "vision_model.pre_layrnorm"),
+        ("visual.ln_post", "vision_model.post_layernorm"),
+        ("ln_final", "text_model.final_layer_norm"),
+    ):
+        state |= {f"{own}.{kind}": given[f"{theirs}.{kind}"] for kind in ("weight", "bias")}
+    for theirs, own in (("visual.transformer", "vision_model"), ("transformer", "text_model")):
+        for block in range(2):
+            state |= layer(given, f"{theirs}.resblocks.{block}", f"{own}.encoder.layers.{block}")
+    twin.load_state_dict(state)
+    return twin.eval()
+
+
+def siglip_twin(model: Any) -> Any:
+    """A ``SiglipModel`` with the weights of a tiny SigLIP of open_clip, whose image tower is timm's."""
+    made = config("siglip", intermediate_size=128, hidden_act="gelu")
+    made.text_config.intermediate_size, made.text_config.hidden_act = 128, "gelu"
+    twin = transformers.SiglipModel(made)
+    given = model.state_dict()
+    trunk, pool, head = "visual.trunk", "visual.trunk.attn_pool", "vision_model.head"
+    kinds = ("weight", "bias")
+    state = {
+        "logit_scale": given["logit_scale"].reshape(1),
+        "logit_bias": given["logit_bias"].reshape(1),
+        "vision_model.embeddings.position_embedding.weight": given[f"{trunk}.pos_embed"][0],
+        "text_model.embeddings.token_embedding.weight": given["text.token_embedding.weight"],
+        "text_model.embeddings.position_embedding.weight": given["text.positional_embedding"],
+        f"{head}.probe": given[f"{pool}.latent"],
+    }
+    for kind in kinds:
+        state[f"{head}.attention.in_proj_{kind}"] = torch.cat([given[f"{pool}.q.{kind}"], given[f"{pool}.kv.{kind}"]])
+    pairs = {
+        f"{trunk}.patch_embed.proj": "vision_model.embeddings.patch_embedding",
+        f"{trunk}.norm": "vision_model.post_layernorm",
+        f"{pool}.proj": f"{head}.attention.out_proj",
+        f"{pool}.norm": f"{head}.layernorm",
+        f"{pool}.mlp.fc1": f"{head}.mlp.fc1",
+        f"{pool}.mlp.fc2": f"{head}.mlp.fc2",
+        "text.ln_final": "text_model.final_layer_norm",
+        "text.text_projection": "text_model.head",
+    }
+    state |= {f"{own}.{kind}": given[f"{theirs}.{kind}"] for theirs, own in pairs.items() for kind in kinds}
+    for block in range(2):
+        state |= layer(given, f"text.transformer.resblocks.{block}", f"text_model.encoder.layers.{block}")
+        state |= timm_layer(given, f"{trunk}.blocks.{block}", f"vision_model.encoder.layers.{block}")
+    twin.load_state_dict(state)
+    return twin.eval()
+
+
+def layer(given: dict[str, Tensor], theirs: str, own: str) -> dict[str, Tensor]:
+    names = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+    return _layer(given, theirs, own, {**names, "attn.out_proj": "self_attn.out_proj"}, "attn.in_proj_")
+
+
+def timm_layer(given: dict[str, Tensor], theirs: str, own: str) -> dict[str, Tensor]:
+    names = {"norm1": "layer_norm1", "norm2": "layer_norm2", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
+    return _layer(given, theirs, own, {**names, "attn.proj": "self_attn.out_proj"}, "attn.qkv.")
+
+
+def _layer(given: dict[str, Tensor], theirs: str, own: str, names: dict[str, str], attention: str) -> dict[str, Tensor]:
+    found = {}
+    for kind in ("weight", "bias"):
+        for name, part in zip("qkv", given[f"{theirs}.{attention}{kind}"].chunk(3), strict=True):
+            found[f"{own}.self_attn.{name}_proj.{kind}"] = part
+        found |= {f"{own}.{mine}.{kind}": given[f"{theirs}.{name}.{kind}"] for name, mine in names.items()}
+    return found
