@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -82,10 +83,10 @@ def tiny_hf(family: str, **eyes: Any) -> Any:
     return stir(getattr(transformers, CLASSES[family])(config(family, **eyes)))
 
 
-def tokenizer(end: int = END, *, length: int = 12, marks: bool = True) -> Any:
+def tokenizer(end: int = END, *, words: Sequence[str] = WORDS, length: int = 12, marks: bool = True) -> Any:
     """Words by their places in a list, between a start and an end token; padded at the right."""
     vocabulary = {"<pad>": PAD, "<s>": START, "<unk>": UNKNOWN, "</s>": end}
-    vocabulary |= {word: place for place, word in enumerate(WORDS, start=10)}
+    vocabulary |= {word: place for place, word in enumerate(words, start=10)}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     if marks:

@@ -234,6 +234,7 @@ def load_hf(
     with _quiet(transformers):
         try:
             config, _ = transformers.PretrainedConfig.get_config_dict(place)
+            kind = config["model_type"]
         except Exception as error:  # whatever a folder or the network may lead to
             if os.path.isdir(place):
                 reason = "must hold the config.json of a model, as save_pretrained writes it, and it cannot be read"
@@ -242,7 +243,6 @@ def load_hf(
                 reason = "must be a folder, or the id of a model on the hub that can be fetched"
                 fix = "download it once where there is a network, and give the folder"
             raise ValueError(f"load_hf: {place} {reason} ({_line(error)}); {fix}") from error
-        kind = config.get("model_type")
         if kind not in _FAMILIES:
             raise ValueError(f"load_hf: {place} must hold {_wanted()}, got model_type {kind!r}; {_OTHERS}")
         family = _FAMILIES[kind]

@@ -326,17 +326,6 @@ def test_prompts_in_half_precision(family: str) -> None:
     assert_near(low.encode_prompts(low.embed_prompts(TEXTS)), wanted, 0.1)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_compiled(family: str) -> None:
-    torch.compiler.reset()
-    backbone = backbone_of(family)
-    run = torch.compile(backbone, backend="aot_eager")
-    for size in ((32, 32), (48, 24)):
-        x = images(*size, batch=2)
-        for got, wanted in zip(run(x), backbone(x), strict=True):
-            assert got == wanted if isinstance(got, tuple) else assert_near(got, wanted, 1e-5) is None
-
-
 def test_the_same_weights_with_another_activation_are_told_apart() -> None:
     """Whatever digests the state sees it: features would differ."""
     plain, other = tiny_hf("clip"), tiny_hf("clip", hidden_act="gelu")
@@ -366,7 +355,7 @@ def test_a_folder_brings_model_tokenizer_and_statistics(family: str, tmp_path: P
     backbone = load_hf(tmp_path, image_size=(48, 24))
     assert backbone.name == str(tmp_path) and backbone.image_size == (48, 24)
     assert backbone.image_mean == (0.1, 0.2, 0.3) and backbone.image_std == (0.4, 0.5, 0.6)
-    wanted = HFBackbone(model, tokenizer=tokenizer_of(family) if family in WITH_TEXT else None)
+    wanted = HFBackbone(model, tokenizer=transformers.AutoTokenizer.from_pretrained(tmp_path) if family in WITH_TEXT else None)
     x = images(32, 32)
     assert_near(backbone(x).tokens, wanted(x).tokens, 1e-6)
     if family in WITH_TEXT:
@@ -469,7 +458,7 @@ def test_a_tokenizer_that_is_not_there(family: str, tmp_path: Path) -> None:
         ValueError, match=rf"^HFBackbone: the tokenizer of {tmp_path} did not load \(.*give texts as ids"
     ) as caught:
         backbone.template_text(["cat"], ["{}"])
-    assert one_line(caught) and one_line(caught)
+    assert one_line(caught)
     with pytest.raises(ValueError, match="HFBackbone: tokenizer must be given to read texts, got none; or give texts as ids"):
         HFBackbone(tiny_hf(family)).tokenize(["cat"])
 
