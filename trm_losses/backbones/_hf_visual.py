@@ -90,7 +90,7 @@ class PatchedTower(AttentionPoolTower):
         patches = rearrange(images, "b c (h p) (w q) -> b (h w) (p q c)", p=step, q=step)
         shapes = torch.tensor([grid], device=images.device).expand(len(images), 2)
         seen = torch.ones(patches.shape[:2], dtype=torch.long, device=images.device)
-        return self.visual(patches, pixel_attention_mask=seen, spatial_shapes=shapes)
+        return self.visual(patches, seen, shapes)  # by place: their names differ between versions
 
 
 class PlainTower(SizedTower):

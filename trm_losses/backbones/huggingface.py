@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -91,9 +92,9 @@ class HFBackbone(TextSide, FrozenBackbone):
         UserWarning: classes whose texts are the same to the model, by name.
 
     Example:
-        >>> from transformers import Dinov2Config, Dinov2Model  # doctest: +SKIP
-        >>> model = Dinov2Model(Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2))  # doctest: +SKIP
-        >>> HFBackbone(model, projection=torch.eye(32)[:16])(torch.zeros(1, 3, 28, 42)).tokens.shape  # doctest: +SKIP
+        >>> from transformers import Dinov2Config, Dinov2Model
+        >>> model = Dinov2Model(Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, patch_size=14))
+        >>> HFBackbone(model, projection=torch.eye(32)[:16])(torch.zeros(1, 3, 28, 42)).tokens.shape
         torch.Size([1, 6, 16])
 
     Reference: our choice throughout; TRM-ML names CLIP as its encoder.
@@ -112,7 +113,7 @@ class HFBackbone(TextSide, FrozenBackbone):
         image_mean: Sequence[float] | None = None,
         image_std: Sequence[float] | None = None,
     ) -> None:
-        transformers = import_transformers()
+        import_transformers()
         kind = type(model).__name__
         family = _FAMILIES.get(getattr(getattr(model, "config", None), "model_type", ""))
         if family is None or family.model not in (base.__name__ for base in type(model).__mro__):
@@ -128,7 +129,7 @@ class HFBackbone(TextSide, FrozenBackbone):
             tower, linear = family.visual(_OWNER, model), nn.Identity()
         super().__init__(model, tower, name=name or kind, image_size=image_size)
         self.projection = linear
-        channels = transformers.image_utils
+        channels = importlib.import_module("transformers.image_utils")
         self.image_mean = _channels("image_mean", image_mean, getattr(channels, f"{family.channels}_MEAN"))
         self.image_std = _channels("image_std", image_std, getattr(channels, f"{family.channels}_STD"))
         self._family = family
@@ -307,8 +308,13 @@ def _processor(transformers: Any, place: str) -> dict[str, Any]:
     """The statistics that a processor says; nothing where there is none."""
     try:
         found, _ = transformers.ImageProcessingMixin.get_image_processor_dict(place)
-    except Exception:  # there need not be one
-        return {}
+    except Exception as error:
+        if isinstance(error, OSError) and not os.path.exists(os.path.join(place, "preprocessor_config.json")):
+            return {}  # there need not be one
+        raise ValueError(
+            f"load_hf: {place} must hold a preprocessor_config.json or none, got one that cannot be read ({_line(error)}); fetch "
+            "it again"
+        ) from error
     if found.get("do_normalize") is False:
         return {"image_mean": (0.0, 0.0, 0.0), "image_std": (1.0, 1.0, 1.0)}
     return {name: found[name] for name in ("image_mean", "image_std") if found.get(name) is not None}

@@ -48,6 +48,7 @@ class TimmBackbone(FrozenBackbone):
             cannot take.
 
     Example:
+        >>> import torch
         >>> backbone = TimmBackbone("test_vit", torch.eye(64)[:32])
         >>> features = backbone(torch.zeros(1, 3, 64, 96))
         >>> features.tokens.shape, features.pooled.shape, features.grid

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tests.helpers import hf_towers
@@ -371,6 +372,9 @@ def test_statistics_without_a_processor_and_without_normalisation(tmp_path: Path
     assert HFBackbone(tiny_hf("dinov2")).image_std == pytest.approx((0.229, 0.224, 0.225))
     (tmp_path / "preprocessor_config.json").write_text('{"do_normalize": false, "image_mean": [9, 9, 9]}', encoding="utf-8")
     assert load_hf(tmp_path).image_mean == (0.0, 0.0, 0.0) and load_hf(tmp_path).image_std == (1.0, 1.0, 1.0)
+    (tmp_path / "preprocessor_config.json").write_text("no json", encoding="utf-8")
+    with pytest.raises(ValueError, match="must hold a preprocessor_config.json or none, got one that cannot be read .*; fetch"):
+        load_hf(tmp_path)
     with pytest.raises(ValueError, match="HFBackbone: image_mean must be three numbers, one for each channel, got 1"):
         HFBackbone(tiny_hf("clip"), image_mean=[0.5])
 
@@ -502,8 +506,10 @@ def test_an_id_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_weights_that_are_not_those_of_the_config(tmp_path: Path) -> None:
     saved(tmp_path, "clip")
-    tiny_hf("clip").vision_model.save_pretrained(tmp_path / "part")
+    (tmp_path / "part").mkdir()
     shutil.copy(tmp_path / "config.json", tmp_path / "part")
+    state = {key: value for key, value in load_file(tmp_path / "model.safetensors").items() if "text" not in key}
+    save_file(state, tmp_path / "part" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"part must hold all weights of a CLIPModel, got none for \d+ entries \(first .*whole"):
         load_hf(tmp_path / "part")
     tiny_hf("clip", patch_size=4).save_pretrained(tmp_path / "other")

@@ -350,7 +350,7 @@ def test_projections() -> None:
     for bad in (torch.zeros(32, 5), nn.Linear(31, 5), torch.zeros(32)):
         with pytest.raises(ValueError, match=r"TimmBackbone: projection must have shape .* = \(D, 32\), got .*; its second"):
             TimmBackbone(trunk, bad)
-    with pytest.raises(TypeError, match="projection must be a torch.Tensor, got Conv2d"):
+    with pytest.raises(TypeError, match=r"projection must be a Linear or its weight \(D, W\) with W = 32, got a Conv2d"):
         TimmBackbone(trunk, nn.Conv2d(1, 1, 1))  # type: ignore[arg-type]
 
 
