@@ -16,9 +16,7 @@ from tests.helpers import ROOT
 from tests.helpers.browser import NO_BROWSER
 from tests.helpers.ranks import Pool
 
-PICTURES = {
-    "trm_pipeline.report.page": ("draw_map_against_known", "draw_pseudo_quality", "draw_saliency"),
-}
+PICTURES = {"trm_pipeline.report.page": ("draw_map_against_known", "draw_pseudo_quality", "draw_saliency")}
 
 LACKING = [name for name in ("open_clip", "torchvision", "timm", "safetensors", "matplotlib") if find_spec(name) is None]
 collect_ignore = ["helpers", *(("pipeline", "losses/backbones") if LACKING else ())]

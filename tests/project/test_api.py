@@ -34,7 +34,7 @@ def test_every_public_name_is_documented() -> None:
 
 BARE = """
 import shutil, sys, tempfile
-absent = "open_clip timm torchvision safetensors sklearn numpy tqdm PIL matplotlib".split()
+absent = "open_clip timm torchvision transformers safetensors sklearn numpy tqdm PIL matplotlib".split()
 sys.modules.update(dict.fromkeys(absent))  # importing one of these now fails
 import torch, torch.distributed.nn.functional
 before = set(sys.modules)

@@ -98,7 +98,7 @@ def test_wheel_asks_for_torch_and_einops_alone(built):
     required = [line.split(": ")[1] for line in lines if line.startswith("Requires-Dist") and "extra ==" not in line]
     assert sorted(requirement.split(">")[0] for requirement in required) == ["einops", "torch"]
     extras = {line.split(": ")[1] for line in lines if line.startswith("Provides-Extra")}
-    assert extras == {"backbones", "pipeline", "tensorboard", "dev"}
+    assert extras == {"backbones", "huggingface", "pipeline", "tensorboard", "dev"}
 
 
 def test_sdist_holds_readme_and_licence(built):
@@ -112,7 +112,7 @@ def test_wheel_imports_and_works_with_torch_and_einops_alone(built, tmp_path):
     code = f"""
 import sys
 sys.path.insert(0, {str(tmp_path)!r})
-for name in ("open_clip", "timm", "torchvision", "sklearn", "scipy", "matplotlib", "PIL"):
+for name in ("open_clip", "timm", "torchvision", "sklearn", "scipy", "matplotlib", "PIL", "transformers"):
     sys.modules[name] = None  # importing it raises
 import torch, trm_losses, trm_losses.backbones
 assert trm_losses.__file__.startswith({str(tmp_path)!r}), trm_losses.__file__

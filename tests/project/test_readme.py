@@ -40,6 +40,8 @@ def test_snippets_of_a_page_run_one_after_the_other(page, tmp_path, monkeypatch)
     if any("trm_losses.backbones" in snippet or "trm_pipeline" in snippet for snippet in found):
         pytest.importorskip("open_clip")
         pytest.importorskip("timm")
+    if any("import transformers" in snippet or "from transformers" in snippet for snippet in found):
+        pytest.importorskip("transformers")
     monkeypatch.chdir(tmp_path)
     scope: dict = {}
     for snippet in found:

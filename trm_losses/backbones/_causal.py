@@ -1,4 +1,4 @@
-"""Causal blocks of open_clip, run on no more tokens than reach the features."""
+"""Causal blocks, run on no more tokens than reach the features, under the names that open_clip gives their parts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["end_states", "is_causal", "is_known"]
+__all__ = ["end_states", "is_causal", "is_known", "is_touched"]
 
 _PARTS = {"ln_1", "attn", "ls_1", "ln_2", "mlp", "ls_2"}
 
@@ -35,9 +35,9 @@ def is_known(open_clip: Any, transformer: Any) -> bool:
         attn = block.attn
         if attn.in_proj_weight is None or attn.bias_k is not None or attn.add_zero_attn or attn.dropout:
             return False
-        if any(_is_touched(module) for module in (block, attn, attn.out_proj)):
+        if any(is_touched(module) for module in (block, attn, attn.out_proj)):
             return False
-    return not _is_touched(transformer)
+    return not is_touched(transformer)
 
 
 def is_causal(mask: Tensor | None) -> bool:
@@ -47,7 +47,8 @@ def is_causal(mask: Tensor | None) -> bool:
     return torch.equal(mask, torch.full_like(mask, -math.inf).triu(1))
 
 
-def _is_touched(module: nn.Module) -> bool:
+def is_touched(module: nn.Module) -> bool:
+    """Whether hooks or another forward hang on a module."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(hooks) or not vars(module).keys().isdisjoint({"forward", "attention"})
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .._checks import Dims
 
-__all__ = ["FrozenBackbone", "ImageFeatures", "VisualTower", "freeze"]
+__all__ = ["FrozenBackbone", "ImageFeatures", "VisualTower", "freeze", "frozen_projection"]
 
 Backbone = TypeVar("Backbone", bound="FrozenBackbone")
 
@@ -45,6 +45,27 @@ class VisualTower(Protocol):
 def freeze(model: nn.Module) -> Any:
     """Turn a model to float32, without gradients and in eval mode, in place: before a tower first looks at it."""
     return model.float().requires_grad_(False).eval()
+
+
+def frozen_projection(owner: str, projection: nn.Linear | Tensor | None, width: int) -> nn.Module:
+    """A ``Linear``, or a weight (D, W) as one, from a model's width W to the joint space; none: D = W. Frozen from here on."""
+    if projection is None:
+        return nn.Identity()
+    if not isinstance(projection, (nn.Linear, Tensor)):
+        raise TypeError(
+            f"{owner}: projection must be a Linear or its weight (D, W) with W = {width}, got a {type(projection).__name__}; "
+            "leave it out, and apply a module of other layers to the tokens and features that come back"
+        )
+    weight = projection.weight if isinstance(projection, nn.Linear) else projection
+    Dims(owner, W=width).check("projection", weight, "D W", hint="its second size is the width of the model's features")
+    if isinstance(projection, nn.Linear):
+        linear = projection
+    else:
+        linear = nn.Linear(width, weight.shape[0], bias=False)
+        with torch.no_grad():
+            linear.weight.copy_(weight)
+    frozen: nn.Module = freeze(linear)
+    return frozen
 
 
 class FrozenBackbone(nn.Module):

@@ -1,4 +1,4 @@
-"""The one door through which open_clip and timm (and with them torchvision) come in."""
+"""The one door through which open_clip, timm (and with them torchvision) and transformers come in."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["import_open_clip", "import_timm"]
+__all__ = ["import_open_clip", "import_timm", "import_transformers"]
 
 
 def import_open_clip() -> Any:
@@ -18,6 +18,18 @@ def import_open_clip() -> Any:
 def import_timm() -> Any:
     """Return the module ``timm``, or raise an ``ImportError`` that says what to install."""
     return _import("timm")
+
+
+def import_transformers() -> Any:
+    """Return the module ``transformers``, or raise an ``ImportError`` that says what to install."""
+    try:
+        return importlib.import_module("transformers")
+    except Exception as error:  # whatever it brings along may fail too
+        line = (str(error).splitlines() or [""])[0]
+        raise ImportError(
+            f"trm_losses.backbones needs transformers for Hugging Face models, whose import failed ({type(error).__name__}: "
+            f'{line}). Install it with: pip install "trm-losses[huggingface]"'
+        ) from error
 
 
 def _import(name: str) -> Any:

@@ -1,8 +1,9 @@
-"""open_clip's short text forward, rebuilt so that it starts from embeddings instead of token ids."""
+"""A short text forward, rebuilt so that it starts from embeddings instead of token ids."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,48 +14,37 @@ from .._checks import Dims, check_number
 from ..prompts import PromptEmbeddings
 from ._causal import end_states, is_causal, is_known
 
-__all__ = ["TextTower"]
+__all__ = ["TextTower", "open_clip_tower"]
 
-_OWNER = "OpenClipBackbone"
 _KEPT_BYTES = 2**31  # of activations, above which classes go through the tower in chunks
 
 
+@dataclass(kw_only=True, eq=False)
 class TextTower:
-    """The parts of an open_clip text tower, in the order of ``encode_text``.
+    """The parts of a text tower, in the order of its forward; it owns no parameter.
 
-    Holds references to the model's own parts, whether they hang on the model (``CLIP``) or on its ``text``
-    (``CustomTextCLIP``); owns no parameter. ``causal`` says what its mask is known to be, so that a device is asked once.
+    ``owner`` is the public class that errors name. ``pool`` says which state is the feature: that of the highest id
+    ("argmax"), of the first ``eos_id`` ("eos"), or of the last token ("last"). ``mask`` is added to the scores (None: every
+    token sees every other), ``causal`` says what it is known to be, and ``known`` that the blocks are those of
+    :mod:`._causal`.
     """
 
-    def __init__(self, open_clip: Any, model: nn.Module, *, causal: bool | None = None) -> None:
-        text: Any = getattr(model, "text", model)
-        if not isinstance(text, (open_clip.CLIP, open_clip.transformer.TextTransformer)):
-            raise ValueError(
-                f"{_OWNER}: prompts cannot pass through the text tower {type(text).__name__}, which is not "
-                "open_clip's own transformer; encode_text works on it"
-            )
-        plain = text is model
-        self.pool: str = text.text_pool_type if plain else text.pool_type
-        self.eos_id: int = text.text_eos_id if plain else text.eos_id
-        unreadable = "an added class token" if getattr(text, "cls_emb", None) is not None else None
-        if self.pool not in ("argmax", "eos", "last"):
-            unreadable = f"pool type {self.pool!r}"
-        if unreadable is None and getattr(text, "use_pad_mask", False):
-            unreadable = "a mask of the padding's token ids"
-        if unreadable is not None:
-            raise ValueError(
-                f"{_OWNER}: prompts cannot pass through a text tower with {unreadable}; its feature must be "
-                "read from one token of the prompt (pool type 'argmax', 'eos' or 'last'); encode_text works "
-                "on it"
-            )
-        self.known = is_known(open_clip, text.transformer)
-        self.token_embedding: Any = text.token_embedding
-        self.positions: Tensor = text.positional_embedding
-        self.transformer: Any = text.transformer
-        self.mask: Tensor | None = text.attn_mask  # None: every token sees every other
-        self.causal = is_causal(self.mask) if causal is None else causal
-        self.norm: Any = text.ln_final
-        self.projection: Any = text.text_projection  # a matrix, a linear layer, or None
+    owner: str
+    pool: str
+    eos_id: int
+    token_embedding: Any
+    positions: Tensor  # (context length, Dw)
+    transformer: Any  # called on (C, L, Dw) with attn_mask=; has resblocks and get_cast_dtype
+    mask: Tensor | None
+    causal: bool
+    known: bool
+    norm: Any
+    projection: Any  # a matrix, a module, or None
+
+    @property
+    def any_length(self) -> bool:
+        """Whether prompts may be shorter than the context length."""
+        return self.causal
 
     def embed(self, ids: Tensor) -> PromptEmbeddings:
         """Look the ids (C, L) up in the token table, and find the position that the feature is read from."""
@@ -71,29 +61,28 @@ class TextTower:
         prompts = PromptEmbeddings(*prompts)  # a plain pair will do
         embeddings, eot, _ = prompts
         context, width = self.positions.shape
-        dims = Dims(_OWNER, Dw=width)
+        dims = Dims(self.owner, Dw=width)
         dims.check("embeddings", embeddings, "C L Dw", hint="take them from embed_prompts of the same model")
         dims.check("eot", eot, "C", floating=False)
         classes, length = embeddings.shape[:2]
-        if length > context or (length < context and not self.causal):
-            bound = "at most" if self.causal else "for a tower that is not causal exactly"
-            raise ValueError(f"{_OWNER}: prompts must be {bound} {context} tokens long, got {length}")
+        if length > context or (length < context and not self.any_length):
+            bound = "at most" if self.any_length else "for a tower that is not causal exactly"
+            raise ValueError(f"{self.owner}: prompts must be {bound} {context} tokens long, got {length}")
         if chunk_size is not None:
-            check_number(_OWNER, "chunk_size", chunk_size, 1)
+            check_number(self.owner, "chunk_size", chunk_size, 1)
         whole = length == context and not prompts.prefix and not (embeddings.requires_grad and torch.is_grad_enabled())
         if self.mask is None or not self.causal or not self.known or whole or not classes:
             states = self._in_chunks(self._all_states, embeddings, eot, chunk_size or classes or 1)
         else:
             states = self._end_states(self.mask, prompts, chunk_size)
         features: Tensor = self.norm(states)
-        if isinstance(self.projection, nn.Linear):
-            features = self.projection(features)
-        elif self.projection is not None:
-            features = features @ self.projection
-        return features
+        if self.projection is None:
+            return features
+        projected: Tensor = features @ self.projection if isinstance(self.projection, Tensor) else self.projection(features)
+        return projected
 
     def _all_states(self, embeddings: Tensor, eot: Tensor) -> Tensor:
-        """States (C, W) at the ends by open_clip's own modules, on every token there is."""
+        """States (C, W) at the ends by the model's own modules, on every token there is."""
         length = embeddings.shape[1]
         mask = None if self.mask is None else self.mask[:length, :length]
         x: Tensor = self.transformer(self._placed(embeddings, 0), attn_mask=mask)
@@ -104,7 +93,7 @@ class TextTower:
         embeddings, eot, prefix = prompts
         length = embeddings.shape[1]
         if not 0 <= prefix < length or (eot.device.type == "cpu" and int(eot.min()) < prefix):
-            raise ValueError(f"{_OWNER}: prompts.prefix must end before every eot, got {prefix} of {length} tokens")
+            raise ValueError(f"{self.owner}: prompts.prefix must end before every eot, got {prefix} of {length} tokens")
         blocks = self.transformer.resblocks
         first, own = torch.split(embeddings, [prefix, length - prefix], dim=1)
         shared = self._placed(first[0], 0)
@@ -128,3 +117,43 @@ class TextTower:
         """Add the positions from ``start`` on."""
         dtype = self.transformer.get_cast_dtype()
         return embeddings.to(dtype) + self.positions[start : start + embeddings.shape[-2]].to(dtype)
+
+
+def open_clip_tower(open_clip: Any, model: nn.Module, *, causal: bool | None = None) -> TextTower:
+    """The text tower of open_clip, whether its parts hang on the model (``CLIP``) or on its ``text`` (``CustomTextCLIP``).
+
+    ``causal`` says what its mask is known to be, so that a device is asked once.
+    """
+    owner = "OpenClipBackbone"
+    text: Any = getattr(model, "text", model)
+    if not isinstance(text, (open_clip.CLIP, open_clip.transformer.TextTransformer)):
+        raise ValueError(
+            f"{owner}: prompts cannot pass through the text tower {type(text).__name__}, which is not "
+            "open_clip's own transformer; encode_text works on it"
+        )
+    plain = text is model
+    pool: str = text.text_pool_type if plain else text.pool_type
+    unreadable = "an added class token" if getattr(text, "cls_emb", None) is not None else None
+    if pool not in ("argmax", "eos", "last"):
+        unreadable = f"pool type {pool!r}"
+    if unreadable is None and getattr(text, "use_pad_mask", False):
+        unreadable = "a mask of the padding's token ids"
+    if unreadable is not None:
+        raise ValueError(
+            f"{owner}: prompts cannot pass through a text tower with {unreadable}; its feature must be "
+            "read from one token of the prompt (pool type 'argmax', 'eos' or 'last'); encode_text works "
+            "on it"
+        )
+    return TextTower(
+        owner=owner,
+        pool=pool,
+        eos_id=text.text_eos_id if plain else text.eos_id,
+        token_embedding=text.token_embedding,
+        positions=text.positional_embedding,
+        transformer=text.transformer,
+        mask=text.attn_mask,
+        causal=is_causal(text.attn_mask) if causal is None else causal,
+        known=is_known(open_clip, text.transformer),
+        norm=text.ln_final,
+        projection=text.text_projection,
+    )

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import difflib
 import os
-import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from .._checks import Dims
-from ..prompts import PromptEmbeddings
 from ._frozen import FrozenBackbone, freeze
 from ._imports import import_open_clip
-from ._text import TextTower
+from ._text import TextTower, open_clip_tower
+from ._text_side import MissingTokenizer, TextSide, refuse_length
 from ._visual import visual_tower
 
 __all__ = ["OpenClipBackbone", "load_open_clip"]
@@ -26,7 +23,7 @@ _CLIP_VOCABULARY = 49408  # of the tokenizer that ships inside open_clip
 _ARCHIVE_EXTRAS = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # no weights
 
 
-class OpenClipBackbone(FrozenBackbone):
+class OpenClipBackbone(TextSide, FrozenBackbone):
     r"""A frozen open_clip model that gives tokens in the joint space and takes learned prompts.
 
     Image side, for the last map :math:`F \in \mathbb{R}^{h \times w \times C'}` or the last patch states
@@ -155,87 +152,13 @@ class OpenClipBackbone(FrozenBackbone):
         _refuse_cut(self.tokenizer, texts, ids)
         return ids.to(self.model.logit_scale.device)
 
-    def encode_text(self, texts: Sequence[str] | Tensor) -> Tensor:
-        """Encode texts, or ids (C, L), by the model's own ``encode_text``; no norm, no gradient."""
-        with torch.no_grad():
-            features: Tensor = self.model.encode_text(self._ids(texts))
+    def _encode_ids(self, ids: Tensor) -> Tensor:
+        features: Tensor = self.model.encode_text(ids)
         return features
-
-    def embed_prompts(self, texts: Sequence[str] | Tensor) -> PromptEmbeddings:
-        """Look up the word embeddings of texts: what a prompt learner puts its contexts into.
-
-        Args:
-            texts: C strings, or ids (C, L).
-
-        Returns:
-            ``PromptEmbeddings(embeddings, eot)``: (C, L, Dw), strings at the full context length, without positions,
-            and the position (C,) whose state is the feature. ``encode_prompts`` makes ``encode_text`` of it.
-            A tower that is not causal and reads its last token (SigLIP) takes prompts of the full context length:
-            give it ids that are shorter by the number of contexts that come between.
-        """
-        ids = self._ids(texts)
-        if not isinstance(texts, Tensor):
-            _warn_of_twins(texts, ids)
-        return self._text().embed(ids)
-
-    def encode_prompts(
-        self, prompts: PromptEmbeddings | Tensor | list[PromptEmbeddings], *, chunk_size: int | None = None
-    ) -> Tensor:
-        """Encode prompts given as embeddings into text features (C, D), not normalised.
-
-        The gradient flows to the embeddings, through the frozen tower. They may be shorter than the context length where
-        the tower is causal; mask and positions are then cut to fit. A plain tensor is taken for finished text features
-        (C, D) and comes back as it is.
-
-        In a causal tower of open_clip's default blocks only what reaches a feature is computed: nothing after a prompt's
-        end, the leading tokens that are the same in all rows (``prompts.prefix``) once, the last block for the ends
-        alone. :class:`~trm_losses.PromptLearner` gives such prompts. The text is that of the whole tower up to rounding
-        (about 1e-6). Whole prompts without a gradient and without a prefix pass through the model's own modules and get
-        the bits of ``encode_text``; so do the prompts of any other tower, which costs what it costs.
-
-        Args:
-            prompts: from :meth:`embed_prompts`, from a prompt learner, or finished text. A list, such as positive and
-                negative prompts with contexts of their own, gives the rows of its parts one after the other.
-            chunk_size: classes that pass through the tower at once. With more classes than that each chunk computes what
-                it shares for itself, and everything again in the backward pass: the same values and gradients, about
-                twice the time, and memory that hardly grows with C. Default: as many as keep about 2 GiB for the
-                backward pass, some 1500 names behind shared contexts in the tower of RN101; all in a tower whose
-                blocks are not open_clip's default ones.
-        """
-        if isinstance(prompts, Tensor):
-            return prompts
-        if isinstance(prompts, list):
-            return torch.cat([self.encode_prompts(part, chunk_size=chunk_size) for part in prompts])
-        return self._text().encode(prompts, chunk_size)
-
-    def template_text(self, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
-        """Text features of classes over several templates: unit features, averaged, normalised (CLIP).
-
-        Args:
-            class_names: C names.
-            templates: texts such as ``"a photo of a {}."``, with ``{}`` for the name.
-
-        Returns:
-            Text of shape (C, D) with unit rows.
-        """
-        if not templates or any("{}" not in template for template in templates):
-            raise ValueError(
-                f"OpenClipBackbone: templates must be a list of texts that hold '{{}}' for the class name, got {templates!r}"
-            )
-        ids = [self.tokenize([template.replace("{}", name) for name in class_names]) for template in templates]
-        _warn_of_twins(class_names, torch.cat(ids, dim=1))
-        features = [F.normalize(self.encode_text(part), dim=-1) for part in ids]
-        return F.normalize(torch.stack(features).mean(dim=0), dim=-1)
-
-    def _ids(self, texts: Sequence[str] | Tensor) -> Tensor:
-        if not isinstance(texts, Tensor):
-            return self.tokenize(texts)
-        Dims("OpenClipBackbone").check("ids", texts, "C L", floating=False)
-        return texts
 
     def _text(self) -> TextTower:
         # built when asked for: images and encode_text work with text towers that prompts cannot pass through
-        tower = TextTower(import_open_clip(), self.model, causal=self._causal)
+        tower = open_clip_tower(import_open_clip(), self.model, causal=self._causal)
         self._causal = tower.causal
         return tower
 
@@ -320,37 +243,7 @@ def _refuse_cut(tokenizer: Any, texts: list[str], ids: Tensor) -> None:
     cut = (whole[:, :length] != ids[rows]).any(dim=1) | used[:, length:].any(dim=1)
     for row, takes in zip(rows, torch.where(cut, used.cumsum(dim=1).argmax(dim=1) + 1, 0).tolist(), strict=True):
         if takes:
-            raise ValueError(
-                f"OpenClipBackbone: text {row} takes {takes} tokens, that is over the tower's {length}; use a shorter text than "
-                f"{texts[row][:60]!r}{'...' if len(texts[row]) > 60 else ''}"
-            )
-
-
-def _warn_of_twins(names: Sequence[str], ids: Tensor) -> None:
-    """Name the classes whose ids (C, L) are the same."""
-    rows: dict[int, list[int]] = {}
-    for row, place in enumerate(torch.unique(ids.cpu(), dim=0, return_inverse=True)[1].tolist()):
-        rows.setdefault(place, []).append(row)
-    twins = [" and ".join(f"{row} ({names[row]!r})" for row in same) for same in rows.values() if len(same) > 1]
-    if twins:
-        shown = ", ".join(twins[:3]) + (", ..." if len(twins) > 3 else "")
-        warnings.warn(
-            f"OpenClipBackbone: classes should differ in their texts, got the same for {shown}; they cannot be told apart by "
-            "text: give one of them other words",
-            stacklevel=3,
-        )
-
-
-class _MissingTokenizer:
-    """Stands for a tokenizer that did not load: the model works, and strings raise what happened."""
-
-    def __init__(self, reason: str) -> None:
-        self.reason = reason
-
-    def __call__(self, texts: list[str]) -> Tensor:
-        raise ValueError(
-            f"OpenClipBackbone: {self.reason}; give texts as ids (C, L), or a tokenizer to OpenClipBackbone(model, tokenizer=...)"
-        )
+            refuse_length("OpenClipBackbone", row, texts[row], takes, length)
 
 
 def _backbone(
@@ -362,7 +255,9 @@ def _backbone(
             tokenizer = None  # CLIP's, for want of another: its ids are not this model's
     except Exception as error:  # others live on the hub and need transformers; images and ids do without
         line = str(error).split("\n")[0]
-        tokenizer = _MissingTokenizer(f"the tokenizer of {model} did not load ({type(error).__name__}: {line})")
+        tokenizer = MissingTokenizer(
+            "OpenClipBackbone", f"the tokenizer of {model} did not load ({type(error).__name__}: {line})"
+        )
     return OpenClipBackbone(network, tokenizer=tokenizer, name=model, image_size=image_size, value_path=value_path)
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from .._checks import Dims
-from ._frozen import FrozenBackbone, freeze
+from ._frozen import FrozenBackbone, freeze, frozen_projection
 from ._imports import import_timm
 from ._timm import TimmTower
 
@@ -50,6 +48,7 @@ class TimmBackbone(FrozenBackbone):
             cannot take.
 
     Example:
+        >>> import torch
         >>> backbone = TimmBackbone("test_vit", torch.eye(64)[:32])
         >>> features = backbone(torch.zeros(1, 3, 64, 96))
         >>> features.tokens.shape, features.pooled.shape, features.grid
@@ -86,22 +85,9 @@ class TimmBackbone(FrozenBackbone):
         size = getattr(getattr(network, "patch_embed", None), "img_size", None) or config.get("input_size", (3, 224, 224))[1:]
         like = next(network.parameters())
         width: int = getattr(network, "head_hidden_size", network.num_features)
-        linear = _linear(projection, width).to(like.device)
-        tower = TimmTower(_OWNER, freeze(network), freeze(linear), tuple(size), pre_logits=True)
+        linear = frozen_projection(_OWNER, projection, width).to(like.device)
+        tower = TimmTower(_OWNER, freeze(network), linear, tuple(size), pre_logits=True)
         super().__init__(network, tower, name=name, image_size=image_size)
         self.projection = linear
         self.image_mean: tuple[float, ...] = tuple(config.get("mean", timm.data.IMAGENET_DEFAULT_MEAN))
         self.image_std: tuple[float, ...] = tuple(config.get("std", timm.data.IMAGENET_DEFAULT_STD))
-
-
-def _linear(projection: nn.Linear | Tensor | None, width: int) -> nn.Module:
-    if projection is None:
-        return nn.Identity()
-    weight = projection.weight if isinstance(projection, nn.Linear) else projection
-    Dims(_OWNER, W=width).check("projection", weight, "D W", hint="its second size is the width of the model's features")
-    if isinstance(projection, nn.Linear):
-        return projection
-    linear = nn.Linear(width, weight.shape[0], bias=False)
-    with torch.no_grad():
-        linear.weight.copy_(weight)
-    return linear

@@ -122,7 +122,7 @@ def with_texts(tower: ImageTower, model: str, path: Path | None, class_names: Se
 
 def has_texts(tower: ImageTower) -> TypeGuard[Backbone]:
     """Whether it has a text side of its own."""
-    return hasattr(tower, "template_text")
+    return hasattr(tower, "template_text") and getattr(tower, "has_text", True)
 
 
 def read_texts(path: Path, class_names: Sequence[str], width: int, model: str) -> Tensor:

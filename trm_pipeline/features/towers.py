@@ -14,8 +14,9 @@ from torch import Tensor
 from trm_losses.backbones import TimmBackbone
 from trm_losses.backbones._imports import import_timm
 from trm_pipeline.features.backbone import ImageTower
+from trm_pipeline.features.hugging_face import open_hf
 
-__all__ = ["TOWERS", "open_tower"]
+__all__ = ["TOWERS", "folder_of", "found_anywhere", "open_tower"]
 
 Size = int | tuple[int, int] | None
 
@@ -78,10 +79,11 @@ def _load(timm: Any, network: Any, name: str, path: str) -> None:
     network.load_state_dict(weights)
 
 
-TOWERS: dict[str, Callable[[str, str | None, Size, torch.device], ImageTower]] = {"timm": open_timm}
+TOWERS: dict[str, Callable[[str, str | None, Size, torch.device], ImageTower]] = {"hf": open_hf, "timm": open_timm}
 """A function for each family: from the name behind ``FAMILY:``, ``--pretrained``, image size and device to a frozen tower.
 
-What it gives may have a text side too, see :class:`~trm_pipeline.features.backbone.Backbone`; if not, the class texts are given.
+What it gives may have a text side too, see :class:`~trm_pipeline.features.backbone.Backbone`; if not, or if its ``has_text`` is
+False, the class texts are given.
 """
 
 
@@ -89,3 +91,15 @@ def open_tower(model: str, pretrained: str | None, image_size: Size, device: tor
     """The tower of ``FAMILY:NAME``; none if the family is not one of :data:`TOWERS`."""
     family, colon, name = model.partition(":")
     return TOWERS[family](name, pretrained, image_size, device) if colon and family in TOWERS else None
+
+
+def folder_of(model: str) -> str | None:
+    """The folder in the name of a model, ``local-dir:FOLDER`` or ``hf:FOLDER``; none if it is another model, or an id."""
+    family, _, place = model.partition(":")
+    return place if family == "local-dir" or (family == "hf" and os.path.isdir(place)) else None
+
+
+def found_anywhere(model: str) -> str:
+    """The name of a model with the folder that it may hold made absolute, so that it is found from other folders, too."""
+    place = folder_of(model)
+    return model if place is None else f"{model.partition(':')[0]}:{os.path.abspath(place)}"

@@ -141,7 +141,8 @@ def _tower(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--model",
         default="embedded",
-        help="an open_clip model such as ViT-B-32; 'embedded': no download, drawn scenes alone; timm:NAME with --class-texts",
+        help="an open_clip model such as ViT-B-32; 'embedded': no download, drawn scenes alone; hf:FOLDER or hf:ID of a hub, "
+        "a model of transformers; timm:NAME with --class-texts",
     )
     p.add_argument(
         "--pretrained",

@@ -13,6 +13,7 @@ from torch import Tensor
 from trm_pipeline.data.voc import eval_transform
 from trm_pipeline.features.backbone import Backbone, ImageTower, with_texts
 from trm_pipeline.features.cached import cache_features, weights_digest
+from trm_pipeline.features.towers import folder_of, found_anywhere
 from trm_pipeline.files import check_writable
 from trm_pipeline.folder.image_files import FolderImages
 from trm_pipeline.folder.model import DEMONSTRATION, SavedModel, class_texts, open_backbone, weights_file
@@ -53,7 +54,7 @@ def encode(
     if options.model == "embedded":
         say(f"\n{DEMONSTRATION}\n")
     else:
-        fetched = file is None and not options.model.startswith("local-dir:")
+        fetched = file is None and folder_of(options.model) is None
         say(f"model {options.model} {options.pretrained or ''}{', fetched where it is not here yet' if fetched else ''}")
     tower = open_backbone(options.model, options.pretrained, options.image_size, device)
     backbone = with_texts(tower, options.model, options.class_texts, class_names, device)
@@ -68,10 +69,7 @@ def encode(
     pool = 2 if height >= 14 and width >= 14 and height % 2 == width % 2 == 0 else 1
     digest = weights_digest(backbone)
     features = features_of(backbone, digest, pool, folder, files, options, mirror=True)
-    model = options.model  # as it is found from other folders, too
-    if model.startswith("local-dir:"):
-        model = f"local-dir:{os.path.abspath(model.removeprefix('local-dir:'))}"
-    return Encoded(model, file or options.pretrained, backbone, digest, text, templates, pool, features)
+    return Encoded(found_anywhere(options.model), file or options.pretrained, backbone, digest, text, templates, pool, features)
 
 
 def features_of(

@@ -115,16 +115,16 @@ class SavedModel:
 
 
 def weights_file(model: str, pretrained: str | None) -> str | None:
-    """The path of a weights file; none if it is a tag of open_clip, whatever lies in the working directory under its name."""
+    """The path of weights, a file or a folder; none if it is a tag of open_clip, whatever lies under its name here."""
     if pretrained is None or import_open_clip().get_pretrained_cfg(model.replace("/", "-"), pretrained):
         return None
-    return os.path.abspath(pretrained) if os.path.isfile(pretrained) else None
+    return os.path.abspath(pretrained) if os.path.exists(pretrained) else None
 
 
 def open_backbone(
     model: str, pretrained: str | None, image_size: int | tuple[int, int] | None, device: torch.device
 ) -> ImageTower:
-    """The embedded model, one of open_clip or an image tower such as timm:NAME, at a size or at its own."""
+    """The embedded model, one of open_clip, or a tower such as timm:NAME or hf:FOLDER, at a size or at its own."""
     if (tower := open_tower(model, pretrained, image_size, device)) is not None:
         return tower
     if model == "embedded":

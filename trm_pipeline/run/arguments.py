@@ -91,7 +91,7 @@ def parser(source: Source = voc.SOURCE, prog: str | None = None) -> argparse.Arg
             metavar="FILE",
             help="other names of the classes for prompts, one a line in the order of the columns",
         )
-        p.add_argument("--model", help="an open_clip model name, 'embedded', or timm:NAME with --class-texts")
+        p.add_argument("--model", help="an open_clip model name, 'embedded', timm:NAME with --class-texts, or hf:FOLDER")
         p.add_argument(
             "--pretrained", help="an open_clip tag such as 'openai', or a weights file; of timm default: its own weights"
         )

@@ -15,22 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from tests.helpers.oracles.towers import attention_oracle, linear, norm_oracle, scaled, table_oracle
-from tests.helpers.towers import RESNET, TEXT, VIT, assert_near, images
+from tests.helpers.towers import RESNET, SIGLIP_TEXT, SIGLIP_VISION, TEXT, VIT, assert_near, images, siglip, stir
 from trm_losses import PromptEmbeddings, PromptLearner
 from trm_losses.backbones import OpenClipBackbone, TimmBackbone, load_open_clip
 
 SIZES = [(32, 32), (48, 24), (16, 40)]  # the native one, and two that are not square
 
 
-# Models: every constant of a fresh one is stirred, so that no bias, scale or table is left out unseen
-
-
-def stir(model: nn.Module) -> Any:
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator) * (1 if parameter.dim() < 2 else 0.3))
-    return model.eval()
+# Models
 
 
 def vit(**options: Any) -> Any:
@@ -207,31 +199,7 @@ def test_a_vit_whose_patches_are_not_square_is_refused() -> None:
 # SigLIP
 
 
-SIGLIP_TEXT = {
-    **TEXT,
-    "vocab_size": 100,
-    "no_causal_mask": True,
-    "proj_bias": True,
-    "pool_type": "last",
-    "norm_kwargs": {"eps": 1e-6},
-}
 IDS = torch.tensor([[5, 9, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1], [5, 17, 23, 1, 1, 1, 1, 1, 1, 1, 1, 1]])
-
-
-@timm.models.register_model
-def tiny_siglip(pretrained: bool = False, **options: Any) -> Any:
-    """What ViT-B-16-SigLIP is, small: no class token, a pool with a learned query."""
-    options.pop("pretrained_cfg", None), options.pop("pretrained_cfg_overlay", None), options.pop("cache_dir", None)
-    base = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "class_token": False}
-    return timm.models.VisionTransformer(**{**base, **options})
-
-
-SIGLIP_VISION = {"timm_model_name": "tiny_siglip", "timm_pool": "map", "timm_proj": "none", "image_size": 32}
-
-
-def siglip() -> Any:
-    torch.manual_seed(0)
-    return stir(open_clip.CustomTextCLIP(32, SIGLIP_VISION, SIGLIP_TEXT, init_logit_scale=2.0, init_logit_bias=-10.0))
 
 
 def test_siglip_images() -> None:
@@ -382,7 +350,7 @@ def test_projections() -> None:
     for bad in (torch.zeros(32, 5), nn.Linear(31, 5), torch.zeros(32)):
         with pytest.raises(ValueError, match=r"TimmBackbone: projection must have shape .* = \(D, 32\), got .*; its second"):
             TimmBackbone(trunk, bad)
-    with pytest.raises(TypeError, match="projection must be a torch.Tensor, got Conv2d"):
+    with pytest.raises(TypeError, match=r"projection must be a Linear or its weight \(D, W\) with W = 32, got a Conv2d"):
         TimmBackbone(trunk, nn.Conv2d(1, 1, 1))  # type: ignore[arg-type]
 
 

@@ -26,7 +26,6 @@ from trm_pipeline.folder.image_files import find_images
 from trm_pipeline.run import experiment
 from trm_pipeline.training import loop as training
 
-
 BROKEN = ("cut.jpg", "empty.png")
 
 

@@ -134,7 +134,7 @@ def test_answers_take_the_place_of_labels(scenes, rest, tmp_path, capsys):
     command.main(["convert", *known, "--to", "coco", "--output", str(coco)])
     again = ["convert", str(base / "photos"), str(coco), "--form", "coco", "--to", "csv", "--output", str(tmp_path / "b.csv")]
     command.main(again)
-    assert (tmp_path / "b.csv").read_text() == (tmp_path / "all.csv").read_text()
+    assert (tmp_path / "b.csv").read_bytes() == (tmp_path / "all.csv").read_bytes()
     with pytest.raises(SystemExit, match="is one of the files that are read"):
         command.main(["convert", *known, "--to", "csv", "--output", str(answers)])
     with pytest.raises(SystemExit, match="no class of this model|no such class"):

@@ -1,0 +1,223 @@
+"""Tiny models of transformers with random weights, and a tokenizer for their texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.helpers.towers import stir
+
+transformers = pytest.importorskip("transformers")
+
+from tokenizers import Tokenizer, models, pre_tokenizers, processors  # noqa: E402  (transformers brings it)
+
+PAD, START, END, UNKNOWN = 0, 1, 2, 3
+WORDS = ["a", "photo", "of", "the", "cat", "dog", "car", "cow", "small", "red", "."]
+TEXT = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "vocab_size": 100,
+    "max_position_embeddings": 12,
+    "bos_token_id": START,
+    "eos_token_id": END,
+    "pad_token_id": PAD,
+}
+EYES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 8,
+}
+WITH_TEXT = ("clip", "metaclip_2", "altclip", "siglip", "siglip2")
+IMAGES_ALONE = ("dinov2", "dinov2_with_registers", "dinov3_vit")
+FAMILIES = (*WITH_TEXT, *IMAGES_ALONE)
+
+
+def config(family: str, **eyes: Any) -> Any:
+    """The config of a tiny model, with other settings of its image tower."""
+    vision = {**EYES, **eyes}
+    if family == "clip":  # 99 is the highest id: with it both ways to find the end agree
+        text = {**TEXT, "eos_token_id": 99}
+        return transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
+    if family == "metaclip_2":
+        return transformers.MetaClip2Config(text_config=TEXT, vision_config=vision, projection_dim=16)
+    if family == "altclip":
+        text = {**TEXT, "max_position_embeddings": 13, "project_dim": 24}
+        return transformers.AltCLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
+    if family == "siglip":
+        return transformers.SiglipConfig(text_config={**TEXT, "projection_size": 32}, vision_config=vision)
+    if family == "siglip2":
+        return transformers.Siglip2Config(
+            text_config={**TEXT, "projection_size": 32}, vision_config={**vision, "num_patches": 16}
+        )
+    if family == "dinov3_vit":
+        return transformers.DINOv3ViTConfig(**vision, num_register_tokens=3)
+    vision["mlp_ratio"] = vision.pop("intermediate_size") // 32
+    if family == "dinov2":
+        return transformers.Dinov2Config(**vision)
+    return transformers.Dinov2WithRegistersConfig(**vision, num_register_tokens=2)
+
+
+CLASSES = {
+    "clip": "CLIPModel",
+    "metaclip_2": "MetaClip2Model",
+    "altclip": "AltCLIPModel",
+    "siglip": "SiglipModel",
+    "siglip2": "Siglip2Model",
+    "dinov2": "Dinov2Model",
+    "dinov2_with_registers": "Dinov2WithRegistersModel",
+    "dinov3_vit": "DINOv3ViTModel",
+}
+
+
+def tiny_hf(family: str, **eyes: Any) -> Any:
+    torch.manual_seed(0)
+    return stir(getattr(transformers, CLASSES[family])(config(family, **eyes)))
+
+
+def tokenizer(end: int = END, *, words: Sequence[str] = WORDS, length: int = 12, marks: bool = True) -> Any:
+    """Words by their places in a list, between a start and an end token; padded at the right."""
+    vocabulary = {"<pad>": PAD, "<s>": START, "<unk>": UNKNOWN, "</s>": end}
+    vocabulary |= {word: place for place, word in enumerate(words, start=10)}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    if marks:
+        inner.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", START), ("</s>", end)])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=length,
+        padding_side="right",
+    )
+
+
+def tokenizer_of(family: str) -> Any:
+    return tokenizer(99 if family == "clip" else END)
+
+
+def own_image_features(model: Any, family: str, images: Tensor, projection: Any = None) -> Tensor:
+    """What transformers itself gives for images: a tensor before version 5, and an object from then on."""
+    if family in IMAGES_ALONE:
+        found = model(images).pooler_output
+        return found if projection is None else found @ projection.T
+    if family == "siglip2":
+        # from here on as its processor, which cuts single images
+        patches = torch.stack([cut(image) for image in images])
+        shape = torch.tensor([[images.shape[2] // 8, images.shape[3] // 8]]).repeat(len(images), 1)
+        mask = torch.ones(patches.shape[:2], dtype=torch.int32)
+        found = model.get_image_features(pixel_values=patches, pixel_attention_mask=mask, spatial_shapes=shape)
+    else:
+        found = model.get_image_features(pixel_values=images, interpolate_pos_encoding=True)
+    return found if isinstance(found, Tensor) else found.pooler_output
+
+
+def own_text_features(model: Any, **inputs: Any) -> Tensor:
+    found = model.get_text_features(**inputs)
+    return found if isinstance(found, Tensor) else found.pooler_output
+
+
+def cut(image: Tensor, step: int = 8) -> Tensor:
+    """Patches (N, P P 3) of an image (3, H, W), by hand: rows of pixels, with the channels of a pixel side by side."""
+    rows = range(0, image.shape[1], step)
+    columns = range(0, image.shape[2], step)
+    return torch.stack([image[:, i : i + step, j : j + step].permute(1, 2, 0).flatten() for i in rows for j in columns])
+
+
+# Weights of open_clip under the names of transformers
+
+
+def clip_twin(model: Any) -> Any:
+    """A ``CLIPModel`` with the weights of a tiny open_clip ``CLIP``."""
+    made = config("clip")
+    made.vision_config.intermediate_size = made.text_config.intermediate_size = 128
+    made.vision_config.hidden_act = made.text_config.hidden_act = "gelu"
+    made.text_config.eos_token_id = END  # as in configs of the first years: the end is the highest id
+    twin = transformers.CLIPModel(made)
+    given = model.state_dict()
+    state = {
+        "logit_scale": given["logit_scale"],
+        "visual_projection.weight": given["visual.proj"].T,
+        "text_projection.weight": given["text_projection"].T,
+        "vision_model.embeddings.class_embedding": given["visual.class_embedding"],
+        "vision_model.embeddings.patch_embedding.weight": given["visual.conv1.weight"],
+        "vision_model.embeddings.position_embedding.weight": given["visual.positional_embedding"],
+        "text_model.embeddings.token_embedding.weight": given["token_embedding.weight"],
+        "text_model.embeddings.position_embedding.weight": given["positional_embedding"],
+    }
+    for theirs, own in (
+        ("visual.ln_pre", "vision_model.pre_layrnorm"),
+        ("visual.ln_post", "vision_model.post_layernorm"),
+        ("ln_final", "text_model.final_layer_norm"),
+    ):
+        state |= {f"{own}.{kind}": given[f"{theirs}.{kind}"] for kind in ("weight", "bias")}
+    for theirs, own in (("visual.transformer", "vision_model"), ("transformer", "text_model")):
+        for block in range(2):
+            state |= layer(given, f"{theirs}.resblocks.{block}", f"{own}.encoder.layers.{block}")
+    twin.load_state_dict(state)
+    return twin.eval()
+
+
+def siglip_twin(model: Any) -> Any:
+    """A ``SiglipModel`` with the weights of a tiny SigLIP of open_clip, whose image tower is timm's."""
+    made = config("siglip", intermediate_size=128, hidden_act="gelu")
+    made.text_config.intermediate_size, made.text_config.hidden_act = 128, "gelu"
+    twin = transformers.SiglipModel(made)
+    given = model.state_dict()
+    trunk, pool, head = "visual.trunk", "visual.trunk.attn_pool", "vision_model.head"
+    kinds = ("weight", "bias")
+    state = {
+        "logit_scale": given["logit_scale"].reshape(1),
+        "logit_bias": given["logit_bias"].reshape(1),
+        "vision_model.embeddings.position_embedding.weight": given[f"{trunk}.pos_embed"][0],
+        "text_model.embeddings.token_embedding.weight": given["text.token_embedding.weight"],
+        "text_model.embeddings.position_embedding.weight": given["text.positional_embedding"],
+        f"{head}.probe": given[f"{pool}.latent"],
+    }
+    for kind in kinds:
+        state[f"{head}.attention.in_proj_{kind}"] = torch.cat([given[f"{pool}.q.{kind}"], given[f"{pool}.kv.{kind}"]])
+    pairs = {
+        f"{trunk}.patch_embed.proj": "vision_model.embeddings.patch_embedding",
+        f"{trunk}.norm": "vision_model.post_layernorm",
+        f"{pool}.proj": f"{head}.attention.out_proj",
+        f"{pool}.norm": f"{head}.layernorm",
+        f"{pool}.mlp.fc1": f"{head}.mlp.fc1",
+        f"{pool}.mlp.fc2": f"{head}.mlp.fc2",
+        "text.ln_final": "text_model.final_layer_norm",
+        "text.text_projection": "text_model.head",
+    }
+    state |= {f"{own}.{kind}": given[f"{theirs}.{kind}"] for theirs, own in pairs.items() for kind in kinds}
+    for block in range(2):
+        state |= layer(given, f"text.transformer.resblocks.{block}", f"text_model.encoder.layers.{block}")
+        state |= timm_layer(given, f"{trunk}.blocks.{block}", f"vision_model.encoder.layers.{block}")
+    twin.load_state_dict(state)
+    return twin.eval()
+
+
+def layer(given: dict[str, Tensor], theirs: str, own: str) -> dict[str, Tensor]:
+    names = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+    return _layer(given, theirs, own, {**names, "attn.out_proj": "self_attn.out_proj"}, "attn.in_proj_")
+
+
+def timm_layer(given: dict[str, Tensor], theirs: str, own: str) -> dict[str, Tensor]:
+    names = {"norm1": "layer_norm1", "norm2": "layer_norm2", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
+    return _layer(given, theirs, own, {**names, "attn.proj": "self_attn.out_proj"}, "attn.qkv.")
+
+
+def _layer(given: dict[str, Tensor], theirs: str, own: str, names: dict[str, str], attention: str) -> dict[str, Tensor]:
+    found = {}
+    for kind in ("weight", "bias"):
+        for name, part in zip("qkv", given[f"{theirs}.{attention}{kind}"].chunk(3), strict=True):
+            found[f"{own}.self_attn.{name}_proj.{kind}"] = part
+        found |= {f"{own}.{mine}.{kind}": given[f"{theirs}.{name}.{kind}"] for name, mine in names.items()}
+    return found
