@@ -59,8 +59,8 @@ def test_round_trip(tmp_path: Path, which: str, pooler: dict[str, Any], matching
 def test_a_file_of_an_older_layout_is_refused_in_one_line(tmp_path: Path) -> None:
     head().save(tmp_path / "head.pt")
     content = torch.load(tmp_path / "head.pt")
-    torch.save({**content, "format": "trm_losses.TRMHead/3"}, tmp_path / "head.pt")
-    message = r"^TRMHead: .*head.pt must be a file written by save \(trm_losses.TRMHead/4\), got trm_losses.TRMHead/3; save the "
+    torch.save({**content, "format": "trm_losses.TRMHead/4"}, tmp_path / "head.pt")
+    message = r"^TRMHead: .*head.pt must be a file written by save \(trm_losses.TRMHead/5\), got trm_losses.TRMHead/4; save the "
     with pytest.raises(ValueError, match=message):
         TRMHead.load(tmp_path / "head.pt")
 
