@@ -57,7 +57,7 @@ class Calibration(FullPrecisionState):
     .. math::
         P(k\ \mathrm{listed}) = \frac{\int_0^1 p_k \prod_{c \ne k} (1 - p_c + p_c t)\, dt}{1 - \prod_c (1 - p_c)}
 
-    The integral is exact for up to 31 classes at a time (16 Gauss-Legendre points). Of an image with several listed classes each
+    16 Gauss-Legendre points give the integral, exactly for up to 32 classes. Of an image with several listed classes each
     counts by one over their number. h of the scale, with :math:`\tau_a = 3`, bounds it here too.
 
     Args:

@@ -272,6 +272,8 @@ def calibration_error(scores: Tensor, targets: Tensor, *, bins: int = 15) -> Ten
     """
     targets = check_scores("calibration_error", scores, targets, probabilities=True)
     check_number("calibration_error", "bins", bins, 1)
+    if bins != int(bins):
+        raise ValueError(f"calibration_error: bins must be a whole number, got {bins}")
     scores, targets = scores.detach().cpu(), targets.cpu()
     if scores.dtype not in (torch.float32, torch.float64):
         scores = scores.float()
