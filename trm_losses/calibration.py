@@ -155,13 +155,8 @@ class Calibration(FullPrecisionState):
         else:
             pooled = _single_positives(values, y, expected_positives / self.num_classes)
             scale, shift = pooled.expand(self.num_classes, 2).unbind(dim=1)
-        smallest = torch.finfo(self.scale.dtype).tiny
-        found = [
-            scale.clamp(min=smallest).float(),
-            shift.float(),
-            torch.stack([pooled[0].clamp(min=smallest), pooled[1]]).float(),
-        ]
-        if not all(bool(torch.isfinite(value).all()) for value in found):
+        found = [part.float() for part in (scale, shift, pooled)]
+        if not all(bool(torch.isfinite(part).all()) for part in found) or float(found[0].min()) < torch.finfo(torch.float32).tiny:
             raise ValueError(f"{name}: logits must be of a size that float32 holds, got up to {float(values.abs().max()):g}")
         for buffer, value in zip((self.scale, self.shift, self.pooled), found, strict=True):
             buffer.copy_(value)
