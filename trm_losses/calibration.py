@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._checks import Dims, check_choice, check_number, check_scores, check_targets, signed
+from ._checks import Dims, check_choice, check_finite, check_number, check_scores, check_targets, signed
 from ._precision import full_precision, upcast
 from ._state import FullPrecisionState
 from .labels import UNKNOWN
@@ -62,6 +62,7 @@ class Calibration(FullPrecisionState):
 
     Args:
         num_classes: C.
+        validate: check logits for NaN (waits for the device); :meth:`fit` always does.
 
     Attributes:
         scale, shift: (C,), a and s. pooled: (2,), scale and shift of a class that nothing is known of.
@@ -70,7 +71,7 @@ class Calibration(FullPrecisionState):
         logits (B, C) -> logits (B, C), in float32 for half precision.
 
     Raises:
-        ValueError, TypeError: shapes, devices, dtypes, by name.
+        ValueError, TypeError: shapes, devices, dtypes, NaN, settings, each by name.
 
     Example:
         >>> import torch
@@ -90,17 +91,20 @@ class Calibration(FullPrecisionState):
 
     _class_axes = dict.fromkeys(("scale", "shift"), (0,))
 
-    def __init__(self, num_classes: int, *, device: torch.device | str | None = None) -> None:
+    def __init__(self, num_classes: int, *, validate: bool = True, device: torch.device | str | None = None) -> None:
         super().__init__()
         check_number(type(self).__name__, "num_classes", num_classes, 1)
-        self.num_classes = num_classes
+        self.num_classes, self.validate = num_classes, validate
         self.register_buffer("scale", torch.ones(num_classes, device=device))
         self.register_buffer("shift", torch.zeros(num_classes, device=device))
         self.register_buffer("pooled", torch.tensor([1.0, 0.0], device=device))
 
     def forward(self, logits: Tensor) -> Tensor:
         """Logits (B, C)."""
-        Dims(type(self).__name__, C=self.num_classes).check("logits", logits, "B C")
+        name = type(self).__name__
+        Dims(name, C=self.num_classes).check("logits", logits, "B C")
+        if self.validate:
+            check_finite(name, "logits", logits)
         with full_precision(self.scale):
             return upcast(logits) * self.scale + self.shift
 

@@ -23,6 +23,7 @@ _FORMAT = "trm_losses.TRMHead/5"
 _POOLER_SETTINGS = ("num_classes", "dim", "num_heads", "query_head", "validate")
 _MATCHING_SETTINGS = ("num_classes", "gamma_pos", "gamma_neg", "margin", "reduction", "validate")
 _GLOBAL_SETTINGS = ("num_classes", "width", "spread", "shrinkage", "validate")
+_CALIBRATION_SETTINGS = ("num_classes", "validate")
 _PRIOR_SETTINGS = ("num_classes", "dim", "tokens_per_class", "scale", "shrinkage", "sharpness", "label_weight", "validate")
 
 
@@ -49,7 +50,7 @@ def write(
             "matching": {key: getattr(matching, key) for key in _MATCHING_SETTINGS},
             "global_head": None if global_head is None else {key: getattr(global_head, key) for key in _GLOBAL_SETTINGS},
             "prior": None if prior is None else {key: getattr(prior, key) for key in _PRIOR_SETTINGS},
-            "calibrated": calibration is not None,
+            "calibration": None if calibration is None else {key: getattr(calibration, key) for key in _CALIBRATION_SETTINGS},
             "told": told,
             "state": {key: value.cpu() for key, value in state.items()},
         },
@@ -104,7 +105,7 @@ def _restored(content: dict[str, Any], kind: type[Head]) -> Head:
     if content["global_head"] is not None:
         prior = None if content["prior"] is None else GaussianDiscriminant(**content["prior"])
         whole = GlobalHead(**content["global_head"], prior=prior)
-    calibration = Calibration(pooler.num_classes) if content["calibrated"] else None
+    calibration = None if content["calibration"] is None else Calibration(**content["calibration"])
     head = kind(pooler, matching, state["text"], global_head=whole, calibration=calibration, **content["told"])
     head.load_state_dict(state)
     return head

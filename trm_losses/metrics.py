@@ -274,7 +274,7 @@ def calibration_error(scores: Tensor, targets: Tensor, *, bins: int = 15) -> Ten
     check_number("calibration_error", "bins", bins, 1)
     if bins != int(bins):
         raise ValueError(f"calibration_error: bins must be a whole number, got {bins}")
-    scores, targets = scores.detach().cpu(), targets.cpu()
+    scores, targets = scores.detach().cpu(), targets.detach().cpu()
     if scores.dtype not in (torch.float32, torch.float64):
         scores = scores.float()
     ends = torch.linspace(0, 1, int(bins) + 1, dtype=scores.dtype)

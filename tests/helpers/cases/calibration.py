@@ -66,6 +66,7 @@ CASES = [
         learns=("logits",),
         wrong={**WRONG, **integers("logits")},
         state=("scale", "shift", "pooled"),
+        finite=("logits",),
         shows=("num_classes=5",),
     )
     for name, build, oracle in (
