@@ -4,6 +4,7 @@ Labels everywhere: 1 present, 0 absent, values between are soft, -1 unknown.
 """
 
 from . import functional, labels, metrics
+from .calibration import Calibration, Thresholds, choose_thresholds
 from .chunked import ChunkedTRMObjective
 from .contrast import MultimodalContrastiveLoss
 from .distillation import RegionDistillationLoss
@@ -22,6 +23,7 @@ from .training_free import GaussianDiscriminant
 __version__ = "0.1.0"
 
 __all__ = [
+    "Calibration",
     "ChunkedTRMObjective",
     "GaussianDiscriminant",
     "GlobalHead",
@@ -39,7 +41,9 @@ __all__ = [
     "TRMObjective",
     "TRMOutput",
     "TextRegionMatchingLoss",
+    "Thresholds",
     "__version__",
+    "choose_thresholds",
     "functional",
     "labels",
     "metrics",

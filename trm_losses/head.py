@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from . import head_file
 from ._checks import Dims, check_choice, check_number
 from ._state import PerClassState, in_eval_mode
+from .calibration import Calibration
 from .global_head import GlobalHead
 from .matching import TextRegionMatchingLoss
 from .regions import RegionPooler, Regions, class_chunk
@@ -50,6 +51,7 @@ class TRMHead(PerClassState):
         head: which logits: ``"query"``, ``"region"`` or the ``"mean"`` of both.
         global_head: fitted logits of the image as a whole, or None.
         rate: its share of the logits, from 0 to 1, where there is one.
+        calibration: scale and shift of the logits, merged or not, so that scores are probabilities; None: as they are.
 
     Shape:
         tokens (B, N, D), penultimate (B, W) if the global head reads it, key_padding_mask (B, N) bool with True at padding ->
@@ -83,6 +85,7 @@ class TRMHead(PerClassState):
         head: Literal["query", "region", "mean"] = "query",
         global_head: GlobalHead | None = None,
         rate: float = 0.5,
+        calibration: Calibration | None = None,
     ) -> None:
         super().__init__()
         name = type(self).__name__
@@ -104,8 +107,12 @@ class TRMHead(PerClassState):
             raise ValueError(
                 f"{name}: global_head must have the pooler's num_classes = {pooler.num_classes}, got {global_head.num_classes}"
             )
+        if calibration is not None and calibration.num_classes != pooler.num_classes:
+            raise ValueError(
+                f"{name}: calibration must have the pooler's num_classes = {pooler.num_classes}, got {calibration.num_classes}"
+            )
         self.pooler, self.matching, self.class_names, self.head = pooler, matching, class_names, head
-        self.global_head, self.rate = global_head, rate
+        self.global_head, self.rate, self.calibration = global_head, rate, calibration
         self.register_buffer("text", text.detach().clone())
 
     def forward(
@@ -123,11 +130,14 @@ class TRMHead(PerClassState):
         it is chosen by :func:`trm_losses.regions.class_chunk`; compiled code, and training, which would compute the chunks
         twice, take all. Chunks take the pooler apart: hooks on it, or a wrapper around it, see calls of all classes alone.
         """
-        local = self._local(tokens, key_padding_mask, chunk)
-        if self.global_head is None:
-            return local
-        whole: Tensor = self.global_head(tokens, penultimate, key_padding_mask=key_padding_mask)
-        return (1 - self.rate) * local + self.rate * whole.to(local.dtype)
+        logits = self._local(tokens, key_padding_mask, chunk)
+        if self.global_head is not None:
+            whole: Tensor = self.global_head(tokens, penultimate, key_padding_mask=key_padding_mask)
+            logits = (1 - self.rate) * logits + self.rate * whole.to(logits.dtype)
+        if self.calibration is not None:
+            calibrated: Tensor = self.calibration(logits)
+            logits = calibrated.to(logits.dtype)
+        return logits
 
     def _local(self, tokens: Tensor, key_padding_mask: Tensor | None, chunk: int | None) -> Tensor:
         """Logits of the regions."""
@@ -168,7 +178,8 @@ class TRMHead(PerClassState):
         """A head of its own for another set of classes, found by name: some of these, in any order, and any number of new ones.
 
         A name that this head has keeps its bias, and its score where it keeps its text; a new name takes the mean of the
-        biases. Nothing else is per class in a head whose queries come from the text; of a global head it has the prior.
+        biases. Nothing else is per class in a head whose queries come from the text; of a global head it has the prior, of a
+        calibration the pooled numbers.
 
         Args:
             text: (C, D) texts of the new set; for a known name, its row of ``head.text`` is what it was trained to.
@@ -202,7 +213,12 @@ class TRMHead(PerClassState):
         whole = self.global_head
         if whole is not None:
             whole = whole.with_classes([known.get(name) for name in class_names], text=text)
-        made = type(self)(pooler, matching, text, class_names, head=self.head, global_head=whole, rate=self.rate)
+        calibration = self.calibration
+        if calibration is not None:
+            calibration = calibration.with_classes([known.get(name) for name in class_names])
+        made = type(self)(
+            pooler, matching, text, class_names, head=self.head, global_head=whole, rate=self.rate, calibration=calibration
+        )
         made.training = self.training
         return made
 
@@ -213,7 +229,8 @@ class TRMHead(PerClassState):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything :meth:`load` needs into one file (tensors and plain values, no code); not ``distributed``."""
         told = {"class_names": self.class_names, "head": self.head, "rate": self.rate}
-        head_file.write(path, self.pooler, self.matching, self.global_head, told=told, state=self.state_dict())
+        parts = self.pooler, self.matching, self.global_head, self.calibration
+        head_file.write(path, *parts, told=told, state=self.state_dict())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> TRMHead:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from .calibration import Calibration
 from .global_head import GlobalHead
 from .matching import TextRegionMatchingLoss
 from .regions import RegionPooler
@@ -18,10 +19,11 @@ __all__ = ["read", "write"]
 
 Head = TypeVar("Head", bound=nn.Module)
 
-_FORMAT = "trm_losses.TRMHead/4"
+_FORMAT = "trm_losses.TRMHead/5"
 _POOLER_SETTINGS = ("num_classes", "dim", "num_heads", "query_head", "validate")
 _MATCHING_SETTINGS = ("num_classes", "gamma_pos", "gamma_neg", "margin", "reduction", "validate")
 _GLOBAL_SETTINGS = ("num_classes", "width", "spread", "shrinkage", "validate")
+_CALIBRATION_SETTINGS = ("num_classes", "validate")
 _PRIOR_SETTINGS = ("num_classes", "dim", "tokens_per_class", "scale", "shrinkage", "sharpness", "label_weight", "validate")
 
 
@@ -30,6 +32,7 @@ def write(
     pooler: RegionPooler,
     matching: TextRegionMatchingLoss,
     global_head: GlobalHead | None,
+    calibration: Calibration | None,
     *,
     told: dict[str, Any],
     state: dict[str, Tensor],
@@ -47,6 +50,7 @@ def write(
             "matching": {key: getattr(matching, key) for key in _MATCHING_SETTINGS},
             "global_head": None if global_head is None else {key: getattr(global_head, key) for key in _GLOBAL_SETTINGS},
             "prior": None if prior is None else {key: getattr(prior, key) for key in _PRIOR_SETTINGS},
+            "calibration": None if calibration is None else {key: getattr(calibration, key) for key in _CALIBRATION_SETTINGS},
             "told": told,
             "state": {key: value.cpu() for key, value in state.items()},
         },
@@ -101,6 +105,7 @@ def _restored(content: dict[str, Any], kind: type[Head]) -> Head:
     if content["global_head"] is not None:
         prior = None if content["prior"] is None else GaussianDiscriminant(**content["prior"])
         whole = GlobalHead(**content["global_head"], prior=prior)
-    head = kind(pooler, matching, state["text"], global_head=whole, **content["told"])
+    calibration = None if content["calibration"] is None else Calibration(**content["calibration"])
+    head = kind(pooler, matching, state["text"], global_head=whole, calibration=calibration, **content["told"])
     head.load_state_dict(state)
     return head

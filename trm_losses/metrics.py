@@ -1,4 +1,4 @@
-"""Average precision and F1 scores of multi-label predictions, exact, with unknown labels left out.
+"""Average precision, F1 scores and calibration error of multi-label predictions, exact, with unknown labels left out.
 
 Scores and targets have shape (B, C). Targets are 1 (present), 0 (absent) or -1 (unknown); an unknown entry
 counts neither for nor against its class. A class without a known positive has no recall: its average
@@ -18,10 +18,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import FLOATS, NUMBERS, check_number, check_targets, signed
+from ._checks import check_number, check_scores
 from .labels import UNKNOWN
 
-__all__ = ["F1Scores", "average_precision", "evaluate", "f1_scores", "mean_average_precision"]
+__all__ = ["F1Scores", "average_precision", "calibration_error", "evaluate", "f1_scores", "mean_average_precision"]
 
 # Classes sorted at a time: larger chunks leave the processor's cache and need more memory.
 _CHUNK = 16
@@ -46,6 +46,8 @@ class F1Scores(NamedTuple):
     """Harmonic mean of CP and CR."""
     CF1_per_class: Tensor
     """Mean of the classes' own F1 scores."""
+    SF1: Tensor
+    """Mean of the images' own F1 scores: "samples" in scikit-learn, "example-based" in the literature."""
 
 
 def average_precision(scores: Tensor, targets: Tensor, *, interpolated: bool = False) -> Tensor:
@@ -92,7 +94,7 @@ def average_precision(scores: Tensor, targets: Tensor, *, interpolated: bool = F
     Reference:
         scikit-learn's ``average_precision_score``; the PASCAL VOC development kit of 2010 and later.
     """
-    targets = _check("average_precision", scores, targets)
+    targets = check_scores("average_precision", scores, targets)
     return _average_precisions(scores, targets)[int(interpolated)]
 
 
@@ -119,14 +121,14 @@ def mean_average_precision(scores: Tensor, targets: Tensor, *, interpolated: boo
         >>> mean_average_precision(scores, torch.tensor([[0, 0], [1, 0]])).item()  # the second class has no positive
         0.5
     """
-    targets = _check("mean_average_precision", scores, targets)
+    targets = check_scores("mean_average_precision", scores, targets)
     return _average_precisions(scores, targets)[int(interpolated)].nanmean()
 
 
 def f1_scores(
     scores: Tensor, targets: Tensor, *, threshold: float | Sequence[float] | Tensor | None = None, top_k: int | None = None
 ) -> F1Scores:
-    r"""Precision, recall and F1, pooled over all entries (O) and averaged over classes (C).
+    r"""Precision, recall and F1, pooled over all entries (O), averaged over classes (C), and F1 averaged over images (S).
 
     With true positives :math:`t_c`, predicted :math:`p_c` and known positives :math:`n_c` of class c:
 
@@ -137,7 +139,7 @@ def f1_scores(
         F(p, r) = \frac{2 p r}{p + r}
 
     OF1 = F(OP, OR). The class F1 has two forms under one name: CF1 = F(CP, CR) as in HCP-MLR-PL, and
-    CF1_per_class, the mean of F over classes, as in DualCoOp.
+    CF1_per_class, the mean of F over classes, as in DualCoOp. SF1 is the mean over images of the F1 of their known entries.
 
     An entry is predicted present if its score is *above* the threshold (DualCoOp's rule; HCP-MLR-PL takes
     "at or above"). With ``top_k`` it is if its class is among the highest scored of its image, at whatever level;
@@ -149,7 +151,7 @@ def f1_scores(
     OP = OF1 = 0. A class without a known positive is left out of CP, CR, CF1 and
     CF1_per_class, as it is out of the mean average precision, but its false alarms count in OP (both of them
     keep it: DualCoOp as 0, while HCP-MLR-PL's CR becomes NaN). Without any known positive OR, OF1 and the
-    class scores are NaN.
+    class scores are NaN. An image without a known positive is left out of SF1 likewise; scikit-learn counts it as 0.
 
     Args:
         scores: logits or probabilities, higher means more likely present.
@@ -177,7 +179,7 @@ def f1_scores(
     Reference:
         HCP-MLR-PL and DualCoOp; top-k as in ML-GCN (Chen et al., CVPR 2019) and before it.
     """
-    targets = _check("f1_scores", scores, targets)
+    targets = check_scores("f1_scores", scores, targets)
     return _f1_scores(_predicted("f1_scores", scores, targets, threshold, top_k), targets)
 
 
@@ -225,7 +227,62 @@ def _f1_scores(predicted: Tensor, targets: Tensor) -> F1Scores:
     total = class_precision + class_recall
     class_f1 = torch.where(total == 0, total, 2 * class_precision * class_recall / total)
     per_class_f1 = torch.where(n > 0, 2 * t / (p + n), torch.nan).nanmean()
-    return F1Scores(overall_precision, t.sum() / n.sum(), overall_f1, class_precision, class_recall, class_f1, per_class_f1)
+    found, said, present = (x.sum(dim=1).cpu().double() for x in (predicted & positive, predicted, positive))
+    sample_f1 = torch.where(present > 0, 2 * found / (said + present), torch.nan).nanmean()
+    overall_recall = t.sum() / n.sum()
+    return F1Scores(
+        overall_precision, overall_recall, overall_f1, class_precision, class_recall, class_f1, per_class_f1, sample_f1
+    )
+
+
+def calibration_error(scores: Tensor, targets: Tensor, *, bins: int = 15) -> Tensor:
+    r"""Expected calibration error of each class: how far probabilities are from the shares that came true.
+
+    With the known entries of class c in bins :math:`I_k` of equal width by their probability p:
+
+    .. math::
+        \mathrm{ECE}_c = \sum_k \frac{|I_k|}{n_c}
+        \Big| \frac{1}{|I_k|} \sum_{b \in I_k} y_b - \frac{1}{|I_k|} \sum_{b \in I_k} p_b \Big|
+
+    It is 0 for perfect probabilities of infinitely many entries. With few known entries it is above 0 for perfect ones too.
+
+    Args:
+        scores: probabilities. Half precision is raised to float32.
+        targets: 1, 0 or -1 (unknown).
+        bins: number of bins; one that holds 0.2 as its lower end takes an entry at 0.2, and 1.0 has a bin of its own.
+
+    Shape:
+        scores and targets (B, C); the result (C,).
+
+    Returns:
+        float64 on the CPU, from 0 to 1; NaN for a class without a known entry.
+
+    Raises:
+        TypeError: as :func:`average_precision`.
+        ValueError: as :func:`average_precision`; scores outside [0, 1]; ``bins`` below 1.
+
+    Example:
+        >>> scores = torch.tensor([[0.9], [0.9], [0.1], [0.5]])
+        >>> targets = torch.tensor([[1], [0], [0], [-1]])
+        >>> round(calibration_error(scores, targets).item(), 4)  # (|1 - 1.8| + |0 - 0.1|) / 3, the last row left out
+        0.3
+
+    Reference:
+        Naeini et al., AAAI 2015; Guo et al., ICML 2017; the bins are those of torchmetrics' ``BinaryCalibrationError``.
+    """
+    targets = check_scores("calibration_error", scores, targets, probabilities=True)
+    check_number("calibration_error", "bins", bins, 1)
+    if bins != int(bins):
+        raise ValueError(f"calibration_error: bins must be a whole number, got {bins}")
+    scores, targets = scores.detach().cpu(), targets.detach().cpu()
+    if scores.dtype not in (torch.float32, torch.float64):
+        scores = scores.float()
+    ends = torch.linspace(0, 1, int(bins) + 1, dtype=scores.dtype)
+    known, classes, width = targets != UNKNOWN, scores.shape[1], int(bins) + 1
+    place = torch.bucketize(scores.contiguous(), ends, right=True) - 1 + width * torch.arange(classes)
+    apart = (targets.double() - scores.double())[known]
+    sums = torch.bincount(place[known], apart, minlength=classes * width).view(classes, width)
+    return sums.abs().sum(dim=1) / known.sum(dim=0)
 
 
 def evaluate(scores: Tensor, targets: Tensor, *, threshold: float | Sequence[float] | Tensor | None = None) -> dict[str, float]:
@@ -251,7 +308,7 @@ def evaluate(scores: Tensor, targets: Tensor, *, threshold: float | Sequence[flo
         >>> evaluate(torch.tensor([[2.0], [-1.0], [1.0], [-2.0]]), torch.tensor([[1], [1], [0], [0]]))["OF1"]
         50.0
     """
-    targets = _check("evaluate", scores, targets)
+    targets = check_scores("evaluate", scores, targets)
     f1 = _f1_scores(_predicted("evaluate", scores, targets, threshold), targets)
     raw, interpolated = _average_precisions(scores, targets)
     row = {
@@ -315,24 +372,3 @@ def _sorted(keys: Tensor) -> Tensor:
         return keys
     except RuntimeError:  # torch without NumPy
         return keys.sort(dim=1).values
-
-
-def _check(owner: str, scores: Tensor, targets: Tensor) -> Tensor:
-    """The targets, once all is checked."""
-    for name, x in (("scores", scores), ("targets", targets)):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{owner}: {name} must be a torch.Tensor, got {type(x).__name__}")
-    if scores.dtype not in FLOATS:
-        raise TypeError(f"{owner}: scores must be floats, got {scores.dtype}")
-    if targets.dtype not in NUMBERS:
-        raise TypeError(f"{owner}: targets must hold bools, integers or floats, got {targets.dtype}")
-    if scores.dim() != 2 or scores.numel() == 0:
-        raise ValueError(f"{owner}: scores must have shape (B, C) with B, C >= 1, got {tuple(scores.shape)}")
-    if targets.shape != scores.shape:
-        want = f"(B, C) = {tuple(scores.shape)} like scores"
-        raise ValueError(f"{owner}: targets must have shape {want}, got {tuple(targets.shape)}")
-    if targets.device != scores.device:
-        raise ValueError(f"{owner}: scores are on {scores.device}, targets on {targets.device}; move one of them")
-    if bool(scores.isnan().any()):
-        raise ValueError(f"{owner}: scores must not be NaN, got {int(scores.isnan().sum())} NaN of {scores.numel()}")
-    return check_targets(owner, signed(targets), soft=False)

@@ -140,6 +140,8 @@ def test_onnx_is_what_we_compute() -> None:
     for name in ("onnx", "onnxscript"):
         pytest.importorskip(name)
     made = head("tied", "query")
+    logits = normal(40, CLASSES)
+    made.calibration = tl.Calibration(CLASSES).fit(logits, (logits > normal(40, CLASSES, seed=1)).long())
     shapes = {"tokens": {0: torch.export.Dim.DYNAMIC}}
     file = io.BytesIO()
     with warnings.catch_warnings():

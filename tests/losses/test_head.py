@@ -12,6 +12,7 @@ from torch import Tensor
 from tests.helpers import oracles
 from tests.helpers.values import normal, shaken
 from trm_losses import (
+    Calibration,
     GaussianDiscriminant,
     GlobalHead,
     PromptLearner,
@@ -59,8 +60,8 @@ def test_round_trip(tmp_path: Path, which: str, pooler: dict[str, Any], matching
 def test_a_file_of_an_older_layout_is_refused_in_one_line(tmp_path: Path) -> None:
     head().save(tmp_path / "head.pt")
     content = torch.load(tmp_path / "head.pt")
-    torch.save({**content, "format": "trm_losses.TRMHead/3"}, tmp_path / "head.pt")
-    message = r"^TRMHead: .*head.pt must be a file written by save \(trm_losses.TRMHead/4\), got trm_losses.TRMHead/3; save the "
+    torch.save({**content, "format": "trm_losses.TRMHead/4"}, tmp_path / "head.pt")
+    message = r"^TRMHead: .*head.pt must be a file written by save \(trm_losses.TRMHead/5\), got trm_losses.TRMHead/4; save the "
     with pytest.raises(ValueError, match=message):
         TRMHead.load(tmp_path / "head.pt")
 
@@ -198,9 +199,11 @@ def test_a_padded_image_has_the_logits_that_it_has_alone(which: Any, chunk: int 
     torch.testing.assert_close(made.predict(tokens, key_padding_mask=mask, chunk=chunk), torch.sigmoid(alone))
 
 
-@pytest.mark.parametrize("which, views", [("query", None), ("region", None), ("query", "both")])
+@pytest.mark.parametrize("which, views", [("query", None), ("region", None), ("query", "both"), ("calibrated", "both")])
 def test_exports_with_any_number_of_images(which: Any, views: str | None) -> None:
     made = head(which, {"validate": False}, validate=False) if views is None else merged(views)
+    if which == "calibrated":
+        made = calibrated(views)
     batch = torch.export.Dim("batch", min=2, max=64)
     several = normal(9, 6, 8, seed=5, dtype=torch.float32), normal(9, 4, seed=6, dtype=torch.float32)
     given = (TOKENS, PENULTIMATE)[: 2 if views else 1]
@@ -280,8 +283,9 @@ def test_no_file(tmp_path: Path) -> None:
         ({"head": "both"}, "head must be one of 'query', 'region', 'mean', got 'both'"),
         ({"rate": 1.5}, "rate must be at least 0 and at most 1, got 1.5"),
         ({"global_head": GlobalHead(4, 2)}, "global_head must have the pooler's num_classes = 3, got 4"),
+        ({"calibration": Calibration(4)}, "calibration must have the pooler's num_classes = 3, got 4"),
     ],
-    ids=["few", "twice", "text", "matching", "head", "rate", "global head"],
+    ids=["few", "twice", "text", "matching", "head", "rate", "global head", "calibration"],
 )
 def test_refuses(change: dict[str, Any], message: str) -> None:
     given: dict[str, Any] = {
@@ -389,6 +393,67 @@ def test_a_global_head_is_not_trained_and_stays_in_single_precision() -> None:
         got = other(TOKENS.to(dtype), PENULTIMATE.to(dtype))
         assert got.dtype == head().to(dtype)(TOKENS.to(dtype)).dtype
         torch.testing.assert_close(got.float(), expected, rtol=2e-2, atol=2e-2)
+
+
+# With a calibration ---------------------------------------------------------------------------------------------------------
+
+
+def calibrated(views: str | None = None, classes: int = 3) -> TRMHead:
+    """The same head with scales and shifts of its own for each class."""
+    made = head() if views is None else merged(views)
+    logits = 2 * normal(60, classes, seed=8)
+    made.calibration = Calibration(classes).fit(logits, (logits + normal(60, classes, seed=9) > normal(classes)).long())
+    return made
+
+
+@pytest.mark.parametrize("views", [None, "both"])
+def test_scores_are_the_calibrated_ones(views: str | None) -> None:
+    """Those of the merged logits; in chunks of classes, and by predict, too."""
+    made, given = calibrated(views), (TOKENS, PENULTIMATE)[: 2 if views else 1]
+    plain, calibration = (head() if views is None else merged(views)), made.calibration
+    assert calibration is not None and len(set(calibration.scale.tolist())) == 3
+    expected = plain(*given) * calibration.scale + calibration.shift
+    assert not torch.allclose(expected, plain(*given), atol=0.1)
+    torch.testing.assert_close(made(*given), expected)
+    torch.testing.assert_close(made(*given, chunk=2), expected)
+    torch.testing.assert_close(made.predict(*given), expected.sigmoid())
+
+
+def test_round_trip_with_a_calibration(tmp_path: Path) -> None:
+    for saved in (calibrated(), calibrated("both")):
+        one = saved.calibration
+        assert one is not None
+        one.validate = False
+        saved.save(tmp_path / "head.pt")
+        loaded = TRMHead.load(tmp_path / "head.pt")
+        torch.testing.assert_close(loaded(TOKENS, PENULTIMATE), saved(TOKENS, PENULTIMATE), rtol=0, atol=0)
+        two = loaded.calibration
+        assert two is not None and torch.equal(two.pooled, one.pooled) and not two.validate
+    head().save(tmp_path / "head.pt")
+    assert TRMHead.load(tmp_path / "head.pt").calibration is None
+
+
+def test_other_classes_of_a_calibration() -> None:
+    """Known names keep their numbers, new ones have the pooled ones; the head that it came from keeps its own."""
+    made, text = calibrated(), torch.cat([TEXT[[2, 0]], OTHERS[:1]])
+    wider = made.with_classes(text, [NAMES[2], NAMES[0], "kite"])
+    torch.testing.assert_close(wider(TOKENS)[:, :2], made(TOKENS)[:, [2, 0]])
+    scale, shift = made.calibration.pooled  # type: ignore[union-attr]
+    plain = head().with_classes(text, [NAMES[2], NAMES[0], "kite"])(TOKENS)
+    torch.testing.assert_close(wider(TOKENS)[:, 2], plain[:, 2] * scale + shift)
+    assert made.calibration is not None and made.calibration.num_classes == 3
+
+
+def test_a_calibrated_head_keeps_its_precision_and_compiles() -> None:
+    for dtype in (torch.float64, torch.float16):
+        made, plain = calibrated().to(dtype), head().to(dtype)
+        assert made(TOKENS.to(dtype)).dtype == plain(TOKENS.to(dtype)).dtype
+        assert made.calibration is not None and made.calibration.scale.dtype == torch.float32
+    made = calibrated()
+    torch._dynamo.reset()
+    with torch.no_grad():
+        whole = torch.compile(made, fullgraph=True, backend="eager")
+        torch.testing.assert_close(whole(TOKENS), made(TOKENS))
 
 
 @pytest.mark.parametrize("kind", ["tied", "free"])

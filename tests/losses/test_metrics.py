@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trm_losses.metrics import F1Scores, average_precision, evaluate, f1_scores, mean_average_precision
+from tests.helpers import oracles
+from trm_losses.metrics import F1Scores, average_precision, calibration_error, evaluate, f1_scores, mean_average_precision
 
 sklearn_metrics = pytest.importorskip("sklearn.metrics")
 torchmetrics_functional = pytest.importorskip("torchmetrics.functional.classification")
@@ -67,9 +68,10 @@ def loop_interpolated(scores: list[float], targets: list[int]) -> float:
 
 
 def loop_f1(logits: Tensor, targets: Tensor, thresholds: list[float], top_k: int = 1000) -> list[float]:
-    """OP, OR, OF1, CP, CR, CF1, CF1_per_class; classes without a known positive only count in the pooled ones."""
+    """OP, OR, OF1, CP, CR, CF1, CF1_per_class, SF1; classes and images without a known positive only count in the pooled ones."""
     ranked = [sorted(range(len(row)), key=lambda c, row=row: (-row[c], c)) for row in logits.tolist()]
     pooled = [0, 0, 0]
+    images = [[0, 0, 0] for _ in ranked]
     precisions, recalls, f1s = [], [], []
     for column in range(logits.shape[1]):
         hit = predicted = present = 0
@@ -81,6 +83,7 @@ def loop_f1(logits: Tensor, targets: Tensor, thresholds: list[float], top_k: int
             hit += says and target == 1
             predicted += says
             present += target
+            images[row] = [a + b for a, b in zip(images[row], (says and target == 1, says, target), strict=True)]
         pooled = [pooled[0] + hit, pooled[1] + predicted, pooled[2] + present]
         if present:
             precisions.append(hit / predicted if predicted else 0.0)
@@ -94,9 +97,10 @@ def loop_f1(logits: Tensor, targets: Tensor, thresholds: list[float], top_k: int
     op = pooled[0] / pooled[1] if pooled[1] else 0.0
     recall = pooled[0] / pooled[2] if pooled[2] else math.nan
     if not f1s:
-        return [op, recall, math.nan, math.nan, math.nan, math.nan, math.nan]
+        return [op, recall, *[math.nan] * 6]
+    sf1s = [2 * hit / (said + present) for hit, said, present in images if present]
     cp, cr, per_class = (sum(x) / len(x) for x in (precisions, recalls, f1s))
-    return [op, recall, harmonic(op, recall), cp, cr, harmonic(cp, cr), per_class]
+    return [op, recall, harmonic(op, recall), cp, cr, harmonic(cp, cr), per_class, sum(sf1s) / len(sf1s)]
 
 
 # --- average precision ---
@@ -233,7 +237,7 @@ def test_f1_by_hand() -> None:
     # class 0: 2 of 2 predicted right, 2 of 3 found; class 1: 1 of 3, 1 of 1; class 2 never predicted: 0, 0 of 1
     f1 = f1_scores(logits, targets)
     cp, cr = (1 + 1 / 3 + 0) / 3, (2 / 3 + 1 + 0) / 3
-    expected = [3 / 5, 3 / 5, 3 / 5, cp, cr, 2 * cp * cr / (cp + cr), (4 / 5 + 2 / 4 + 0) / 3]
+    expected = [3 / 5, 3 / 5, 3 / 5, cp, cr, 2 * cp * cr / (cp + cr), (4 / 5 + 2 / 4 + 0) / 3, (4 / 5 + 1 + 0) / 3]
     assert as_floats(f1) == pytest.approx(expected, abs=1e-15)
     assert float(f1.CF1) != pytest.approx(float(f1.CF1_per_class), abs=1e-3), "two forms, two values"
 
@@ -313,14 +317,67 @@ def test_f1_equals_scikit_learn() -> None:
     assert [float(x) for x in (f1.CP, f1.CR, f1.CF1_per_class)] == pytest.approx(macro[:3], abs=1e-12)
 
 
+def test_samples_f1_equals_scikit_learn() -> None:
+    """Where every image shows something; one that does not is left out here and 0 there."""
+    logits, targets = scored(200, 9)
+    some = targets.any(dim=1)
+    said = logits > 0
+    assert 0 < int((~some).sum()) < 100
+    theirs = sklearn_metrics.f1_score(targets[some], said[some], average="samples", zero_division=0)
+    assert float(f1_scores(logits, targets).SF1) == pytest.approx(theirs, abs=1e-12)
+    nothing_known = torch.full_like(targets[:3], -1)
+    assert torch.equal(
+        f1_scores(torch.cat([logits, logits[:3]]), torch.cat([targets, nothing_known])).SF1, f1_scores(logits, targets).SF1
+    )
+
+
 def test_f1_zero_cases() -> None:
     targets = torch.tensor([[1, 0], [0, 0]])
     silent = f1_scores(torch.full((2, 2), -1.0), targets)
-    assert as_floats(silent) == [0, 0, 0, 0, 0, 0, 0]
+    assert as_floats(silent) == [0] * 8
     border = f1_scores(torch.zeros(2, 2), targets, threshold=0.0)
-    assert as_floats(border) == [0, 0, 0, 0, 0, 0, 0], "a logit at the threshold is not above it"
+    assert as_floats(border) == [0] * 8, "a logit at the threshold is not above it"
     loud = f1_scores(torch.full((2, 2), 2.0), targets)
     assert float(loud.OP) == 0.25 and float(loud.CP) == 0.5, "false alarms of an empty class count in OP alone"
+
+
+# --- calibration error ---
+
+
+@pytest.mark.parametrize("bins", [1, 10, 15])
+@pytest.mark.parametrize("decimals", [None, 1])  # rounded: many lie on the borders of ten bins
+def test_calibration_error_equals_torchmetrics_and_loop(bins: int, decimals: int | None) -> None:
+    logits, targets = scored(500, 8, unknown=0.3)
+    probabilities = logits.sigmoid().float()
+    if decimals is not None:
+        probabilities = probabilities.round(decimals=decimals)
+    probabilities[0], probabilities[1] = 0.0, 1.0
+    ours = calibration_error(probabilities, targets, bins=bins)
+    for c in range(8):
+        theirs = torchmetrics_functional.binary_calibration_error(
+            probabilities[:, c], targets[:, c], n_bins=bins, norm="l1", ignore_index=-1
+        )
+        assert float(ours[c]) == pytest.approx(float(theirs), abs=1e-6)
+        if decimals is None:  # on a border it is the rounding that decides
+            loop = oracles.calibration_error(probabilities[:, c].tolist(), targets[:, c].tolist(), bins)
+            assert float(ours[c]) == pytest.approx(loop, abs=1e-9)
+
+
+def test_calibration_error_by_hand() -> None:
+    scores = torch.tensor([[0.9, 0.2], [0.9, 0.2], [0.1, 0.2], [0.5, 0.2]], dtype=torch.float64)
+    error = calibration_error(scores, torch.tensor([[1, -1], [0, -1], [0, -1], [-1, -1]]))
+    assert float(error[0]) == pytest.approx((2 * abs(1 / 2 - 0.9) + abs(0 - 0.1)) / 3) and bool(error[1].isnan())
+
+
+def test_calibration_error_wants_probabilities() -> None:
+    targets = torch.ones(2, 1)
+    with pytest.raises(
+        ValueError, match=r"calibration_error: scores must be probabilities .*, got 1.5; give torch.sigmoid\(scores"
+    ):
+        calibration_error(torch.tensor([[0.5], [1.5]]), targets)
+    for bins in (0, 2.5):
+        with pytest.raises(ValueError, match=f"calibration_error: bins must be .*, got {bins}"):
+            calibration_error(torch.rand(2, 1), targets, bins=bins)  # type: ignore[arg-type]
 
 
 # --- rows, invariance, bad input ---
@@ -376,14 +433,14 @@ def test_order_scale_and_unknown_scores_do_not_matter(case: tuple[int, int, int,
     assert as_floats(f1_scores(moved[both], targets[both], threshold=0.0)) == pytest.approx(expected_f1, abs=1e-12, nan_ok=True)
 
 
-FUNCTIONS = [average_precision, mean_average_precision, f1_scores, evaluate]
+FUNCTIONS = [average_precision, mean_average_precision, f1_scores, evaluate, calibration_error]
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_bad_input(function: object) -> None:
     assert callable(function)
     name = function.__name__  # type: ignore[attr-defined]
-    scores, targets = torch.randn(4, 3), torch.ones(4, 3)
+    scores, targets = torch.rand(4, 3), torch.ones(4, 3)
     with pytest.raises(TypeError, match=rf"{name}: \w+ must be a torch.Tensor, got list"):
         function([[0.0]], targets)
     with pytest.raises(TypeError, match=rf"{name}: targets must be a torch.Tensor, got ndarray"):

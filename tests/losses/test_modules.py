@@ -33,7 +33,7 @@ def test_value_is_the_oracles(case: Case, batch: int, classes: int) -> None:
     """Also with one sample, and with one class."""
     module, inputs = built(case, classes), case.inputs(batch, classes)
     assert case.oracle is not None
-    float32_state = ("PrototypeBank", "PseudoLabeler", "TRMObjective", "PromptLearner", "GaussianDiscriminant")
+    float32_state = ("PrototypeBank", "PseudoLabeler", "TRMObjective", "PromptLearner", "GaussianDiscriminant", "Calibration")
     room = {"rtol": 2e-5, "atol": 1e-5} if case.owner.endswith(float32_state) else {}
     if case.owner == "GlobalHead":  # the minimum of a sum in single precision
         room = {"rtol": 2e-3, "atol": 2e-2}
@@ -129,9 +129,9 @@ def test_module_in_another_precision(case: Case, dtype: torch.dtype) -> None:
     for result in tensors(case.call(module, to(case.inputs(BATCH, CLASSES), dtype))):
         assert torch.isfinite(result).all()
     for part in module.modules():
-        if isinstance(part, (tl.PrototypeBank, tl.PseudoLabeler, tl.GaussianDiscriminant, tl.GlobalHead)):
+        if isinstance(part, (tl.PrototypeBank, tl.PseudoLabeler, tl.GaussianDiscriminant, tl.GlobalHead, tl.Calibration)):
             assert {b.dtype for b in part.buffers()} <= {torch.float32, torch.int64}
-    if case.owner in ("PseudoLabeler", "PrototypeBank", "GaussianDiscriminant", "GlobalHead"):
+    if case.owner in ("PseudoLabeler", "PrototypeBank", "GaussianDiscriminant", "GlobalHead", "Calibration"):
         state = module.state_dict()
         assert all(torch.equal(state[key], x) for key, x in floats.items() if case.owner != "PrototypeBank" or key == "init")
 

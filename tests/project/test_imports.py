@@ -18,6 +18,7 @@ ROOMS = {
         "_entries",
         "labels",
         "metrics",
+        "calibration",
         "functional",
         "regions",
         "prompts",

@@ -3,6 +3,7 @@
 from tests.helpers.cases import (
     bank,
     baselines,
+    calibration,
     contrast,
     discriminant,
     global_head,
@@ -13,5 +14,5 @@ from tests.helpers.cases import (
     prompts,
 )
 
-FAMILIES = (pooling, matching, contrast, bank, discriminant, global_head, labeler, prompts, objective, baselines)
+FAMILIES = (pooling, matching, contrast, bank, discriminant, global_head, calibration, labeler, prompts, objective, baselines)
 CASES = [case for family in FAMILIES for case in family.CASES]
