@@ -73,6 +73,7 @@ DECIDE = (
     "EMAPLLoss",
     "SPLCLoss",
     "VLPLLoss",
+    "GPRLoss",
     "PartialASLLoss",
     "PrototypeBank",
 )

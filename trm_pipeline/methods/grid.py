@@ -14,6 +14,9 @@ from trm_losses.baselines import (
     EMAPLLoss,
     EMLoss,
     EPRLoss,
+    GCELoss,
+    GPRLoss,
+    GRLoss,
     HillLoss,
     LargeLoss,
     PartialASLLoss,
@@ -112,11 +115,29 @@ def _partial_asl(policy: Any) -> Callable[..., PartialASLLoss]:
     return make
 
 
-def _vlpl(setting: Setting, targets: Tensor, temperature: float, **options: Any) -> VLPLLoss:
+def _similarities(loss: str, setting: Setting, temperature: float) -> tuple[Tensor, float]:
+    """The frozen model's, and the temperature that is published for CLIP, as sharp for a model of another logit scale."""
     if setting.similarities is None:
-        raise ValueError("vlpl needs the frozen model's similarities with the training images")
-    # Published for CLIP, whose own logit scale is 100: the same sharpness relative to the scale of another model.
-    return VLPLLoss(setting.similarities(), temperature=100 * temperature / setting.logit_scale, **options)
+        raise ValueError(f"{loss} needs the frozen model's similarities with the training images")
+    return setting.similarities(), 100 * temperature / setting.logit_scale
+
+
+def _vlpl(setting: Setting, targets: Tensor, temperature: float, **options: Any) -> VLPLLoss:
+    similarities, temperature = _similarities("vlpl", setting, temperature)
+    return VLPLLoss(similarities, temperature=temperature, **options)
+
+
+def _gpr(setting: Setting, targets: Tensor, temperature: float, weight_low: float, weight_high: float, **options: Any) -> GPRLoss:
+    similarities, temperature = _similarities("gpr", setting, temperature)
+    scores = (similarities / temperature).softmax(dim=1)
+    return GPRLoss(scores, expected_positives(setting, targets), weights=(weight_low, weight_high), **_pairs(options))
+
+
+def _pairs(options: dict[str, Any]) -> dict[str, Any]:
+    """Numbers NAME_start and NAME_end as one pair each."""
+    starts = [name.removesuffix("_start") for name in options if name.endswith("_start")]
+    pairs = {name: (options.pop(f"{name}_start"), options.pop(f"{name}_end")) for name in starts}
+    return {**options, **pairs}
 
 
 _MAKE: dict[str, Callable[..., Any]] = {
@@ -139,8 +160,11 @@ _MAKE: dict[str, Callable[..., Any]] = {
     "pasl-negative": _partial_asl("negative"),
     "pasl-selective": _partial_asl("selective"),
     "vlpl": _vlpl,
+    "gr": lambda setting, targets, **options: GRLoss(**_pairs(options)),
+    "gpr": _gpr,
+    "gce": lambda setting, targets, **options: GCELoss(**options),
 }
-_KNOWN_ALONE = ("partial-bce", "pasl-ignore")
+_KNOWN_ALONE = ("partial-bce", "pasl-ignore", "gce")
 
 PEERS: dict[str, tuple[Callable[[Method, Setting], Method], Sequence[str]]] = {
     "scpnet": (SCPNet, HEADS),
