@@ -145,6 +145,12 @@ PARTS |= {
     "known_fraction": function("known_fraction", labels.known_fraction, lambda b, c: {"targets": hard(b, c)}),
     "hide_labels": function("hide_labels", labels.hide_labels, lambda b, c: {"targets": hard(b, c)}),
     "keep_single_positive": function("keep_single_positive", labels.keep_single_positive, lambda b, c: {"targets": hard(b, c)}),
+    "move_positives": function(
+        "move_positives",
+        lambda targets, truth: labels.move_positives(targets, truth, 0.5),
+        lambda b, c: {"targets": hard(b, c), "truth": hard(b, c).clamp(min=0)},
+    ),
+    "class_weights": function("class_weights", labels.class_weights, lambda b, c: {"targets": given_labels(b, c, seed=3)}),
     "sample_classes": function(
         "sample_classes",
         lambda targets: labels.sample_classes(targets, 3, generator=generator()),
