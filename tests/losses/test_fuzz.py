@@ -257,6 +257,15 @@ PARTS |= {
                 "key_padding_mask": torch.arange(b * TOKENS).view(b, TOKENS) % 4 == 3,
             },
         ),
+        (
+            "boost_logits",
+            TF.boost_logits,
+            lambda b, c: {
+                "token_logits": normal(b, TOKENS, c),
+                "key_padding_mask": torch.arange(b * TOKENS).view(b, TOKENS) % 4 == 3,
+            },
+        ),
+        ("standardise", TF.standardise, lambda b, c: {"scores": normal(b, c)}),
         ("region_distillation", TF.region_distillation, two_logits),
         ("multimodal_contrastive", lambda **x: tuple(TF.multimodal_contrastive(**x).values()), with_prototypes),
         ("multi_label_contrastive", TF.multi_label_contrastive, image_labels),

@@ -197,6 +197,71 @@ def test_gradients_by_function_transforms() -> None:
     close(torch.func.grad(loss)(r.detach()), expected)
 
 
+# Scores of tokens and of sets -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("alpha", [0.0, 1.0, 5.0])
+def test_boosted_logits_are_the_loops(alpha: float, padded: bool) -> None:
+    z, mask = normal(3, 6, 4), torch.zeros(3, 6, dtype=torch.bool)
+    if padded:
+        mask[0, 2:] = mask[1, 0] = mask[2] = True
+    expected = np.zeros((3, 4))
+    for b, c in np.ndindex(3, 4):
+        real = [float(z[b, n, c]) for n in range(6) if not mask[b, n]]
+        expected[b, c] = sum(alpha * v if v > 0 else v for v in real) / max(1, len(real))
+    spoilt = torch.where(mask[..., None], torch.nan, z)
+    close(TF.boost_logits(spoilt, alpha, key_padding_mask=mask if padded else None), expected)
+
+
+def test_logits_without_a_boost_are_the_plain_head() -> None:
+    """Pooling, then the layer; in value and gradient. Half precision is computed in float32."""
+    tokens, layer = normal(2, 6, 8).requires_grad_(), torch.nn.Linear(8, 4).double()
+    boosted, plain = TF.boost_logits(layer(tokens), 1.0), layer(tokens.mean(dim=1))
+    close(boosted, plain)
+    close(*(torch.autograd.grad(x.square().sum(), tokens)[0] for x in (boosted, plain)))
+    assert torch.autograd.gradcheck(lambda z: TF.boost_logits(z, 5.0), normal(2, 3, 4).requires_grad_())
+    assert TF.boost_logits(torch.full((1, 3000, 1), 6e4, dtype=torch.float16)).item() == pytest.approx(3e5, rel=1e-2)
+    assert TF.boost_logits(torch.zeros(2, 0, 3)).tolist() == [[0.0] * 3] * 2
+    with pytest.raises(ValueError, match="boost_logits: alpha must be at least 0, got -1"):
+        TF.boost_logits(torch.zeros(1, 2, 3), -1)
+    with pytest.raises(TypeError, match="key_padding_mask must be bool"):
+        TF.boost_logits(torch.zeros(1, 2, 3), key_padding_mask=torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize("images, classes", [(7, 5), (7, 1), (1, 5), (1, 1), (2, 2)])
+def test_standardised_scores_are_those_of_numpy(images: int, classes: int) -> None:
+    """Rows, then columns; an axis of one entry is left out."""
+    scores = 3 + 0.2 * normal(images, classes)
+    expected = scores.numpy()
+    for axis in (1, 0):
+        if expected.shape[axis] > 1:
+            centred = expected - expected.mean(axis=axis, keepdims=True)
+            expected = centred / expected.std(axis=axis, ddof=1, keepdims=True)
+    close(TF.standardise(scores), expected, rtol=1e-9)
+
+
+def test_standardised_scores_have_no_levels_left() -> None:
+    scores = normal(50, 9) + 10 * normal(50, 1, seed=1) + 10 * normal(1, 9, seed=2)
+    out = TF.standardise(scores)
+    close(out.mean(dim=0), np.zeros(9))
+    close(out.std(dim=0), np.ones(9))
+    close(TF.standardise(4 * scores + normal(50, 1, seed=3)), out, rtol=1e-8)  # the level and scale of all, the level of each
+    rows = TF.standardise(scores[:, :1]), TF.standardise(scores[:1])  # one class; one image
+    for row in rows:
+        close(row.mean(), 0)
+        close(row.std(), 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_equal_scores_become_zero(dtype: torch.dtype) -> None:
+    equal = torch.full((5, 7), 0.3, dtype=dtype)
+    assert torch.count_nonzero(TF.standardise(equal)) == 0
+    equal[:, 0] = 0.1  # the same in every image
+    assert torch.count_nonzero(TF.standardise(equal)) == 0
+    assert TF.standardise(equal).dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+
+
 # Attention ------------------------------------------------------------------------------------------------------------
 
 
