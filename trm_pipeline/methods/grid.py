@@ -31,7 +31,7 @@ from trm_pipeline.config.presets import VARIANTS, Preset
 from trm_pipeline.features.cached import Batch, Features
 from trm_pipeline.features.frozen import Encode
 from trm_pipeline.methods import LABEL_FREE, METHODS, Method, Setting, weak_negatives
-from trm_pipeline.methods.global_head import FITTED, GLOBAL, Merged, merged
+from trm_pipeline.methods.global_head import FITTED, GLOBAL, Merged, merged, parts_of
 from trm_pipeline.methods.peers.positive_coop import PositiveCoOp
 from trm_pipeline.methods.peers.sarb import SARB
 from trm_pipeline.methods.peers.scpnet import SCPNet
@@ -194,10 +194,10 @@ def build_method(name: str, setting: Setting) -> Method:
         if not isinstance(method, Merged):
             raise ValueError(f"{name} needs a prior or penultimate features, and there are none; take {local}")
         return method
-    head, plus, loss = name.partition("+")
+    head, loss = parts_of(name)
     setting = setting.under(head)
     inner = (METHODS | ALONE)[head](setting)
-    if not plus:
+    if not loss:
         return inner
     if loss in PEERS:
         return PEERS[loss][0](inner, setting)
@@ -218,7 +218,7 @@ def choose_methods(patterns: Sequence[str], *, grid: bool = False) -> list[str]:
         found = [pattern] if pattern in NAMES else fnmatch.filter(names, pattern)
         if not found:
             raise ValueError(
-                f"--methods: {pattern!r} is none of {', '.join(name for name in NAMES if '+' not in name)}, nor HEAD+LOSS "
+                f"--methods: {pattern!r} is none of {', '.join(name for name in NAMES if not parts_of(name)[1])}, nor HEAD+LOSS "
                 f"with a head of {', '.join(HEADS)} and a loss of {', '.join(LOSSES)}"
             )
         chosen += found

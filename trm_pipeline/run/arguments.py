@@ -22,7 +22,7 @@ from trm_pipeline.data.label_files import ENCODINGS
 from trm_pipeline.features.cached import cores
 from trm_pipeline.files import CACHE, folder_argument
 from trm_pipeline.methods import LABEL_FREE, METHODS, Setting
-from trm_pipeline.methods.global_head import GLOBAL, of_grid
+from trm_pipeline.methods.global_head import GLOBAL, of_grid, parts_of
 from trm_pipeline.methods.grid import HEADS, NAMES, PEERS, build_method, choose_methods
 from trm_pipeline.progress import Scalars
 from trm_pipeline.run.options import RunOptions
@@ -137,7 +137,7 @@ def parser(source: Source = voc.SOURCE) -> argparse.ArgumentParser:
         nargs="+",
         metavar="METHOD",
         help=f"default: {' '.join(DEFAULT_METHODS)}, of which --known 0 takes {' '.join(LABEL_FREE)}; any of "
-        f"{', '.join(name for name in NAMES if '+' not in name)}; a head with another method's loss, "
+        f"{', '.join(name for name in NAMES if not parts_of(name)[1])}; a head with another method's loss, "
         f"such as linear+role (heads {', '.join(HEADS)}; losses {', '.join(LOSSES)}); or a pattern such as "
         "'linear+*'",
     )
@@ -258,7 +258,7 @@ def check_options(options: RunOptions) -> None:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if options.jobs > 1 and ranks.launched() > 1:
         raise ValueError(f"--jobs must be 1 under torchrun, whose processes train each cell together; got {options.jobs}")
-    losses = {name: name.removesuffix(GLOBAL).partition("+")[2] for name in options.methods if of_grid(name)}
+    losses = {name: parts_of(name.removesuffix(GLOBAL))[1] for name in options.methods if of_grid(name)}
     if ranks.launched() > 1 and (alone := [name for name, loss in losses.items() if loss in PEERS]):
         raise ValueError(f"--methods: {alone[0]} is trained by one process, not under torchrun")
     if options.source.num_classes is not None:

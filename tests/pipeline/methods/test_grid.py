@@ -14,7 +14,7 @@ from trm_pipeline.config import presets
 from trm_pipeline.config.losses import LOSSES
 from trm_pipeline.config.settings import override
 from trm_pipeline.features import cached as features
-from trm_pipeline.methods import grid, wrapped
+from trm_pipeline.methods import global_head, grid, wrapped
 from trm_pipeline.methods.global_head import of_grid
 from trm_pipeline.run import arguments, prepared
 from trm_pipeline.training import loop as training
@@ -143,6 +143,17 @@ def test_an_unknown_label_weighs_as_much_as_a_known_one():
     values.append(sum(plain.loss(batch, plain.prompts(), chosen.targets[batch.index], 1.0).values()))
     torch.testing.assert_close(values[0], values[1])
     torch.testing.assert_close(values[2], CLASSES * values[1])  # whose own mean is over the known entries
+
+
+def test_names_say_head_and_loss():
+    """Two pluses end the name of a head."""
+    names = {"trm": ("trm", ""), "linear+an-ls": ("linear", "an-ls"), "linear+role+global": ("linear", "role+global")}
+    names |= {"dual-coop++": ("dual-coop++", ""), "dual-coop+++global": ("dual-coop++", "global")}
+    assert {name: global_head.parts_of(name) for name in names} == names
+    assert [name for name in names if of_grid(name)] == ["linear+an-ls", "linear+role+global"]
+    assert type(grid.build_method("dual-coop++", setting())) is methods.DualCoOpPlus
+    assert grid.choose_methods(["dual-coop++", "dual-coop+++global"]) == ["dual-coop++", "dual-coop+++global"]
+    assert set(names) <= set(grid.NAMES)
 
 
 def test_a_head_keeps_its_start_rates_and_texts():
