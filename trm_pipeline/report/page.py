@@ -133,7 +133,7 @@ def _trace_groups(folder: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
     traces = {file.stem: read_json(file) for file in sorted(folder.glob("*.json"))}
     groups: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for name, trace in traces.items():
-        method, setting = re.match(r"(.+?)(-known[\d.]+|-single)?(-seed\d+)?$", name).group(1, 2)  # type: ignore[union-attr]
+        method, setting = re.match(r"(.+?)((?:-known[\d.]+|-single)(?:-wrong[\d.]+)?)?(-seed\d+)?$", name).group(1, 2)  # type: ignore[union-attr]
         if trace and method in VARIANTS:
             whole = {key: value for key, value in traces.items() if value and re.match(rf"trm{setting}-seed\d+$", key)}
             groups.setdefault(f"variants{setting}", whole)[name] = trace

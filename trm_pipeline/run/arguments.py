@@ -158,6 +158,13 @@ def parser(source: Source = voc.SOURCE) -> argparse.ArgumentParser:
         help="also trm trained without the last N classes, and all scored by their names",
     )
     p.add_argument("--seeds", type=int, nargs="+", default=[1], help="of training; seed s hides labels with seed s - 1")
+    p.add_argument(
+        "--wrong",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="after labels are hidden, this share of the known present ones moves to classes that the image does not show",
+    )
     p.add_argument("--epochs", type=int, help="default: the preset's")
     p.add_argument("--output", type=Path, default=Path("runs") / source.key, help="folder for results, heads and the picture")
     p.add_argument(
@@ -236,6 +243,10 @@ def check_options(options: RunOptions) -> None:
         raise ValueError("--labels is one setting of known labels: leave --known out, and give one of --seeds")
     if options.labels and options.tune:
         raise ValueError("--labels has the labels of the whole training split, of which --tune trains on a part; leave one out")
+    if not 0 <= options.wrong <= 1:
+        raise ValueError(f"--wrong must be a share from 0 to 1, got {options.wrong:g} (10 % is 0.1)")
+    if options.labels and options.wrong:
+        raise ValueError("--wrong moves labels that a run has hidden itself; leave it or --labels out")
     if options.labels_encoding and not options.labels:
         raise ValueError("--labels-encoding needs --labels, the file it is about")
     for share in known:

@@ -79,7 +79,7 @@ def choose(data: Prepared, cell: Cell, preset: Preset, path: Path) -> Preset:
     """
     method = VARIANTS.get(cell.method, (cell.method, ()))[0]
     if not ranks.from_first(path.is_file()):
-        known = known_labels(data, cell.known, cell.seed)
+        known = known_labels(data, cell)
         single = cell.known == "single"
         held = hold_out(known, single=single, seed=cell.seed)
         scores: dict[str, float] = {}
