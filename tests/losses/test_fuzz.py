@@ -265,6 +265,19 @@ PARTS |= {
                 "key_padding_mask": torch.arange(b * TOKENS).view(b, TOKENS) % 4 == 3,
             },
         ),
+        (
+            "transport_attention",
+            TF.transport_attention,
+            lambda b, c: {
+                "similarity": torch.tanh(normal(b, c, TOKENS)),
+                "key_padding_mask": torch.arange(b * TOKENS).view(b, TOKENS) % 4 == 3,
+            },
+        ),
+        (
+            "sinkhorn_attention",
+            TF.sinkhorn_attention,
+            lambda b, c: {"scores": normal(b, c, TOKENS), "mass": normal(b, TOKENS, seed=1).softmax(dim=-1)},
+        ),
         ("standardise", TF.standardise, lambda b, c: {"scores": normal(b, c)}),
         ("region_distillation", TF.region_distillation, two_logits),
         ("multimodal_contrastive", lambda **x: tuple(TF.multimodal_contrastive(**x).values()), with_prototypes),
@@ -410,6 +423,8 @@ NOT_EMPTY = (
     "known_fraction",
     "hide_labels",
     "keep_single_positive",
+    "move_positives",
+    "class_weights",
     "sample_classes",
     "matching, calibrate_bias",
     "ROLELoss",

@@ -16,6 +16,7 @@ from .image_contrast import multi_label_contrastive
 from .matching import boost_logits, text_region_logits
 from .prototypes import class_sums, update_prototypes
 from .similarities import Similarities, calibrate, prototype_similarities, standardise
+from .transport import sinkhorn_attention, transport_attention
 
 __all__ = [
     "Entries",
@@ -31,7 +32,9 @@ __all__ = [
     "region_attention",
     "region_distillation",
     "saliency_map",
+    "sinkhorn_attention",
     "standardise",
     "text_region_logits",
+    "transport_attention",
     "update_prototypes",
 ]

@@ -134,7 +134,7 @@ def standardise(scores: Tensor) -> Tensor:
 
 def _standardised(x: Tensor, dim: int) -> Tensor:
     """Mean 0 and deviation 1 along an axis; an axis of one entry is left as it is."""
-    if x.shape[dim] < 2:
+    if x.shape[dim] < 2 or not x.numel():
         return x
     centred = x - x.mean(dim=dim, keepdim=True)
     # Equal scores differ from their mean by a rounding, and that must not become 1.

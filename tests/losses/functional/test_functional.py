@@ -278,6 +278,67 @@ def test_region_attention_rows_sum_to_one_and_are_the_loops(classes: int, heads:
     close(a.mean(dim=1), oracles.pool(state, k, q, heads)[2])
 
 
+# Transport -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes, tokens", [(5, 6), (1, 6), (5, 1), (1, 1)])
+@pytest.mark.parametrize("iterations", [1, 7, 100])
+def test_sinkhorn_is_the_loops(classes: int, tokens: int, iterations: int) -> None:
+    scores, mass = 2 * normal(3, classes, tokens), normal(3, tokens, seed=1).softmax(dim=-1)
+    mass[0, tokens // 2 + 1 :] = 0
+    mass = mass / mass.sum(dim=-1, keepdim=True)
+    actual = TF.sinkhorn_attention(scores, mass, iterations=iterations)
+    close(
+        actual,
+        np.stack([oracles.sinkhorn(*(oracles.array(x) for x in one), iterations) for one in zip(scores, mass, strict=True)]),
+    )
+    close(actual.sum(dim=-1), np.ones((3, classes)))
+    shifted = scores + 300 * normal(3, 1, tokens, seed=2)  # what the scores of a token have in common says nothing
+    close(TF.sinkhorn_attention(shifted, mass, iterations=iterations), actual, rtol=1e-9)
+
+
+def test_sinkhorn_with_free_columns_is_the_softmax() -> None:
+    scores = 3 * normal(2, 5, 6)
+    softmax = scores.softmax(dim=-1)
+    close(TF.sinkhorn_attention(scores, iterations=1), softmax)
+    # A mass that the softmax has anyway changes nothing.
+    close(TF.sinkhorn_attention(scores, softmax.mean(dim=1), iterations=500), softmax, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [8.0, 100.0])
+def test_transport_is_the_loops(scale: float) -> None:
+    cosines, mask = torch.tanh(normal(3, 5, 6)), torch.zeros(3, 6, dtype=torch.bool)
+    mask[0, 3:] = mask[2] = True
+    plan = TF.transport_attention(cosines, scale, key_padding_mask=mask)
+    for b in range(2):
+        real = ~mask[b]
+        close(plan[b][:, real], oracles.transport(oracles.array(cosines[b][:, real]), scale), rtol=1e-9)
+    assert torch.count_nonzero(plan.masked_select(mask[:, None])) == 0
+    close(TF.transport_attention(cosines, scale)[1], plan[1])
+    assert not TF.transport_attention(cosines.requires_grad_(), scale).requires_grad
+    more = TF.transport_attention(cosines, scale, key_padding_mask=mask, iterations=200)
+    close(more, plan, rtol=0, atol=1e-3)  # it has come to rest
+
+
+def test_classes_take_tokens_from_each_other() -> None:
+    """Both like the first token best; the second class, which likes the other one nearly as much, leaves it to the first."""
+    cosines = torch.tensor([[[0.9, 0.1], [0.85, 0.84]]])
+    assert cosines.softmax(dim=-1).argmax(dim=-1).tolist() == [[0, 0]]
+    assert TF.transport_attention(cosines).argmax(dim=-1).tolist() == [[0, 1]]
+
+
+def test_transport_refuses() -> None:
+    for settings, message in (
+        ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"smoothness": 0.01}, "smoothness must be at least 0.02"),
+        ({"iterations": 0}, "iterations must be at least 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            TF.transport_attention(torch.zeros(1, 2, 3), **settings)
+    with pytest.raises(ValueError, match=r"mass must have shape \(B, N\) = \(1, 3\)"):
+        TF.sinkhorn_attention(torch.zeros(1, 2, 3), torch.zeros(1, 2))
+
+
 # Distillation ---------------------------------------------------------------------------------------------------------
 
 
