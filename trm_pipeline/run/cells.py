@@ -73,9 +73,7 @@ def run_cell(data: Prepared, cell: Cell, options: RunOptions) -> Finished:
         peak = read_peak()
     figures = {key: None if value is None else round(value, 3) for key, value in metrics.items()}
     expected = data.preset.expected_positives if single else None
-    row: Row = {"method": cell.method, "known": cell.known, "seed": cell.seed, **figures, "expected_positives": expected}
-    if cell.wrong:
-        row["wrong"] = cell.wrong
+    row: Row = {**cell.record, **figures, "expected_positives": expected}
     return Finished(cell, row, round(seconds, 2), None if peak is None else round(peak, 1), parameters)
 
 

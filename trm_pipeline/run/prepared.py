@@ -38,6 +38,11 @@ class Cell(NamedTuple):
         return f"{self.method}-{setting}{f'-wrong{self.wrong:g}' if self.wrong else ''}-seed{self.seed}"
 
     @property
+    def record(self) -> dict[str, Any]:
+        """For rows: the fields, ``wrong`` only if there is any."""
+        return {key: value for key, value in self._asdict().items() if key != "wrong" or value}
+
+    @property
     def label(self) -> str:
         """For people."""
         setting = self.known if isinstance(self.known, str) else f"{100 * self.known:g}%"

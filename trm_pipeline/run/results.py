@@ -82,7 +82,7 @@ class Results:
         self.rows[finished.cell], self.costs[finished.cell] = finished.row, finished.cost
         if not ranks.first():
             return
-        times = [{**cell._asdict(), **self.costs[cell]} for cell in self.cells if cell in self.costs]
+        times = [{**cell.record, **self.costs[cell]} for cell in self.cells if cell in self.costs]
         write_json(self.output / "times.json", times)
         write_json(self.output / "results.json", self.ordered())
         checkpoint_path(self.output, finished.cell).unlink(missing_ok=True)
