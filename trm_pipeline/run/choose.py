@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,14 +97,7 @@ def search(data: Prepared, cell: Cell, preset: Preset) -> Chosen:
     method = VARIANTS.get(cell.method, (cell.method, ()))[0]
     single = cell.known == "single"
     held = hold_out(known_labels(data, cell), single=single, seed=cell.seed)
-    return _Search(_with_labels(data, held.kept), cell._replace(method=method), preset, held.asked).found()
-
-
-def _with_labels(data: Prepared, labels: Tensor) -> Prepared:
-    """The data with these known labels, and what was found without any."""
-    found = dataclasses.replace(data, labels=labels)
-    vars(found)["training_free"] = data.training_free
-    return found
+    return _Search(data.with_labels(held.kept), cell._replace(method=method), preset, held.asked).found()
 
 
 class _Search:

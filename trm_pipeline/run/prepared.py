@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -75,6 +76,12 @@ class Prepared(Frozen):
     def training_free(self) -> GaussianDiscriminant:
         """The classifier without labels, fitted where it is first asked for."""
         return fit_training_free(self.features, self.text, self.preset.batch_size, **self.preset.training_free)
+
+    def with_labels(self, labels: Tensor) -> Prepared:
+        """The same with these known labels (N, C), and with what was found without any."""
+        found = dataclasses.replace(self, labels=labels)
+        vars(found)["training_free"] = self.training_free
+        return found
 
     def global_head(self, targets: Tensor, preset: Preset, *, single: bool, prior: bool | None = None) -> GlobalHead | None:
         """The head of whole images, fitted to labels (N, C); None where there is nothing for it to read."""
