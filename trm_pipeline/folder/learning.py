@@ -175,10 +175,15 @@ def _prepared(
 
 
 def _chosen(data: Prepared, cell: Cell, preset: Preset) -> Preset:
-    """With the settings that rank best a fifth of the known labels, which are held out for it."""
+    """With the settings that rank best a fifth of the known labels, which are held out for it.
+
+    Of few images they are not asked: labels of images that training sees do not tell whether it undoes what the model knows. On
+    192 drawn scenes with 190 present labels what they chose was 0.3 to 0.8 points below the settings as they are.
+    """
     present = int((data.targets == 1).sum())
-    if present < CHOOSABLE:
-        say(f"{present} present labels are too few to choose settings by ({CHOOSABLE} are enough): they stay as they are")
+    if present < CHOOSABLE or len(data.targets) < ENOUGH:
+        got = f"{present} present labels of {len(data.targets)} images"
+        say(f"settings stay as they are: {got} are too few to choose by ({CHOOSABLE} of {ENOUGH} are enough)")
         return preset
     say("choosing rates and shares by a fifth of the known labels: five trainings more (--no-choose: none)")
     found = search(data, cell, preset)
