@@ -23,7 +23,7 @@ def markdown(text: str) -> str:
     text = _MATH.sub(lambda found: f"${' '.join(found[1].split())}$", text)
     text = _ROLE.sub(r"`\1`", text)
     text = re.sub(r"^::$\n", "", text, flags=re.MULTILINE)
-    text = re.sub(r"(?<=\w)::$", ":", text, flags=re.MULTILINE)
+    text = re.sub(r"(?<=\S)::$", ":", text, flags=re.MULTILINE)
     text = re.sub(r"^Example:$", "Examples:", text, flags=re.MULTILINE)
     text = _OWN_SECTION.sub(lambda found: f"{_TITLE.format(found[1])}\n{textwrap.dedent(found[2])}", text)
     return re.sub(r"^(Shape|Reference):(?= )", lambda found: _TITLE.format(found[1]), text, flags=re.MULTILINE)

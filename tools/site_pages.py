@@ -6,6 +6,7 @@ MkDocs calls the functions whose names begin with ``on_``.
 from __future__ import annotations
 
 import html
+import importlib.util
 import json
 import posixpath
 import re
@@ -13,12 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import ziamath
 from fontTools import subset
 from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
 
-__all__ = ["linked_names", "mathml", "on_files", "on_page_content", "on_page_markdown", "on_post_build", "own_path", "parts", "sane_lists"]
+__all__ = ["linked_names", "mathml", "own_path", "parts", "sane_lists"]
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -37,6 +37,13 @@ _FENCE = re.compile(r"^\s*(```+|~~~+)")
 _ITEM = re.compile(r"^([*-]|\d+\.) +")
 _drawn: set[str] = set()  # the characters of all formulas
 _ITALIC = (*range(0x1D434, 0x1D468), *range(0x1D6E2, 0x1D71C), 0x210E)  # what a single letter of a formula is drawn as
+_SPACES = (
+    (r"<mo>(max|min)</mo>", r"<mi>\1</mi>"),
+    (r"(<mi>(?:log|exp|max|min|cos|tr)</mi>)(?=<m(?:i|n|frac|sub|sup|over|subsup)>)", r'\1<mspace width="0.17em" />'),
+    (r"(?<=<mo>&#x0003D;</mo>)<mo>&#x02212;</mo>", '<mo form="prefix" lspace="0" rspace="0">−</mo>'),  # a sign, not a difference
+    (r"<mo>(?:/|&#x0002F;)</mo>", '<mo lspace="0" rspace="0">/</mo>'),
+    (r"<mo>&#x0005E;</mo>", '<mo stretchy="false" class="hat">ˆ</mo>'),
+)
 _HIDDEN = "---\nsearch:\n  exclude: true\n---\n\n"
 
 
@@ -150,11 +157,8 @@ def sane_lists(text: str) -> str:
 def mathml(latex: str, *, block: bool = False) -> str:
     """A formula as MathML, with the spaces that the converter leaves to whoever draws it."""
     made = convert(latex, display="block" if block else "inline")
-    made = re.sub(r"(<mi>(?:log|exp|max|min|cos|tr)</mi>)(?=<m(?:i|n|frac|sub|sup|over|subsup)>)", r'\1<mspace width="0.17em" />', made)
-    made = re.sub(r"(?<=<mo>=</mo>)<mo>−</mo>|(?<=<mo>&#x0003D;</mo>)<mo>&#x02212;</mo>", '<mo form="prefix" lspace="0" rspace="0">−</mo>', made)
-    made = re.sub(r"<mo>(max|min)</mo>", r"<mi>\1</mi>", made)
-    made = re.sub(r"<mo>(?:\^|&#x0005E;)</mo>", '<mo stretchy="false" class="hat">ˆ</mo>', made)
-    made = re.sub(r"<mo>(?:/|&#x0002F;)</mo>", '<mo lspace="0" rspace="0">/</mo>', made)
+    for pattern, better in _SPACES:
+        made = re.sub(pattern, better, made)
     _drawn.update(html.unescape(re.sub("<.*?>", "", made)))
     return made
 
@@ -214,7 +218,10 @@ def _named(found: re.Match[str]) -> str:
 
 def on_post_build(config: Any, **kwargs: Any) -> None:
     """The font of the formulas, STIX Two Math: what formulas use of it, with its tables for setting them."""
-    file = Path(ziamath.__file__).parent / "fonts" / "STIXTwoMath-Regular.ttf"
+    package = importlib.util.find_spec("ziamath")
+    if package is None or package.origin is None:
+        raise RuntimeError("the font of the formulas comes with the package ziamath: pip install ziamath")
+    file = Path(package.origin).parent / "fonts" / "STIXTwoMath-Regular.ttf"
     options = subset.Options(layout_features=["ssty"], flavor="woff", notdef_outline=True)
     font = subset.load_font(str(file), options)
     subsetter = subset.Subsetter(options)
