@@ -184,7 +184,7 @@ def linked_names() -> dict[str, str]:
                 continue
             full = f"{module}.{name}"
             names[full] = names[full.removeprefix("trm_losses.")] = full
-            if name not in ("functional", "labels", "metrics", "evaluate"):
+            if name not in ("functional", "labels", "metrics", "evaluate", "param_groups"):  # words of other meanings too
                 names[name] = full
     return names
 
@@ -208,7 +208,7 @@ def on_page_content(content: str, page: Any, **kwargs: Any) -> str:
 def _formula(latex: str, block: bool) -> str:
     if not block:
         return mathml(latex.strip())
-    return f'<div class="formula">{"".join(mathml(part.strip(), block=True) for part in parts(latex) if part.strip())}</div>'
+    return f'<div class="formula" data-search-exclude>{"".join(mathml(part.strip(), block=True) for part in parts(latex) if part.strip())}</div>'
 
 
 def _named(found: re.Match[str]) -> str:
