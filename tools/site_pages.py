@@ -208,7 +208,8 @@ def on_page_content(content: str, page: Any, **kwargs: Any) -> str:
 def _formula(latex: str, block: bool) -> str:
     if not block:
         return mathml(latex.strip())
-    return f'<div class="formula" data-search-exclude>{"".join(mathml(part.strip(), block=True) for part in parts(latex) if part.strip())}</div>'
+    made = "".join(mathml(part.strip(), block=True) for part in parts(latex) if part.strip())
+    return f'<div class="formula" data-search-exclude>{made}</div>'
 
 
 def _named(found: re.Match[str]) -> str:
