@@ -31,7 +31,7 @@ PAGES = {
     "SECURITY.md": "project/security.md",
     "CODE_OF_CONDUCT.md": "project/conduct.md",
 }
-_LINK = re.compile(r"(?<!!)(\[(?:[^\[\]]|\[[^\[\]]*\])*\]\()([^)\s:]+)\)")
+_LINK = re.compile(r"(\[(?:[^\[\]]|\[[^\[\]]*\])*\]\()([^)\s:]+)\)")
 _LANGUAGES = {".py": "python", ".json": "json", ".cfg": "ini", ".toml": "toml", ".yml": "yaml"}
 _FENCE = re.compile(r"^\s*(```+|~~~+)")
 _ITEM = re.compile(r"^([*-]|\d+\.) +")

@@ -20,7 +20,7 @@ __all__ = ["read", "write"]
 Head = TypeVar("Head", bound=nn.Module)
 
 _FORMAT = "trm_losses.TRMHead/5"
-_POOLER_SETTINGS = ("num_classes", "dim", "num_heads", "query_head", "validate")
+_POOLER_SETTINGS = ("num_classes", "dim", "num_heads", "query_head", "assignment", "validate")
 _MATCHING_SETTINGS = ("num_classes", "gamma_pos", "gamma_neg", "margin", "reduction", "validate")
 _GLOBAL_SETTINGS = ("num_classes", "width", "spread", "shrinkage", "validate")
 _CALIBRATION_SETTINGS = ("num_classes", "validate")

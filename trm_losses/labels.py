@@ -22,12 +22,14 @@ from ._checks import NUMBERS, check_number, check_targets, signed
 
 __all__ = [
     "UNKNOWN",
+    "class_weights",
     "from_nan",
     "from_positive_only",
     "from_ternary",
     "hide_labels",
     "keep_single_positive",
     "known_fraction",
+    "move_positives",
     "sample_classes",
 ]
 
@@ -232,6 +234,104 @@ def keep_single_positive(targets: Tensor, *, seed: int = 0) -> Tensor:
     column = torch.where(positive, draws, -1.0).argmax(dim=1, keepdim=True)
     keep = torch.zeros_like(positive).scatter_(1, column, True) & positive
     return torch.where(keep.to(targets.device), targets, UNKNOWN)
+
+
+def move_positives(targets: Tensor, truth: Tensor, share: float, seed: int = 0) -> Tensor:
+    r"""Make labels wrong: a share of the known positives moves, each to an absent class of its own image.
+
+    The class that gets the label becomes present, whether it was known to be absent or unknown. The class that had it becomes
+    unknown. So the number of known positives stays, and every wrong label says "present" of something absent.
+
+    With n positives exactly :math:`\lfloor \text{share} \cdot n + \frac12 \rfloor` move, each as likely as any other, to a
+    class drawn among those absent in the truth. Two labels of an image never move to one class. If an image has fewer absent
+    classes than present labels, the labels left over stay where they are, and others move in their place as far as there are any.
+    A smaller share of the same seed moves some of the labels that a larger one moves, to the same classes.
+
+    Args:
+        targets: labels 1, 0 or -1, such as those that :func:`hide_labels` leaves.
+        truth: the labels before any were hidden; a class whose entry is unknown or present takes no label.
+        share: of the known positives, from 0 to 1.
+        seed: seed of numpy's legacy generator, from 0 to 2**32 - 1; its draws are others than those of :func:`hide_labels`.
+
+    Shape:
+        targets, truth and the result (B, C).
+
+    Returns:
+        Tensor (B, C) in the type of ``targets``.
+
+    Raises:
+        TypeError: not a tensor of bools, integers or floats, or ``seed`` is not an integer.
+        ValueError: wrong shapes, a soft label or another value outside the encoding, ``share`` or ``seed`` out of range.
+
+    Example:
+        >>> move_positives(torch.tensor([[1, -1, 0]]), torch.tensor([[1, 1, 0]]), 1.0)
+        tensor([[-1, -1,  1]])
+
+    Reference:
+        Our choice.
+    """
+    name = "move_positives"
+    targets = check_targets(name, _matrix(name, targets), soft=False)
+    truth = check_targets(name, _numeric(name, "truth", truth), name="truth", soft=False)
+    if truth.shape != targets.shape:
+        raise ValueError(f"{name}: truth must have the shape of targets {tuple(targets.shape)}, got {tuple(truth.shape)}")
+    check_number(name, "share", share, 0, 1)
+    positive, absent = (targets == 1).cpu(), (truth == 0).cpu() & (targets != 1).cpu()
+    draws = _numpy_uniform(name, 3 * targets.numel(), seed).view(3, *targets.shape)  # the first of them hide labels
+    order = torch.where(positive, draws[1], torch.inf)
+    rank = order.argsort(dim=1).argsort(dim=1)  # of a positive among those of its image
+    places = torch.where(absent, draws[2], torch.inf).argsort(dim=1)  # absent classes come first
+    movable = positive & (rank < absent.sum(dim=1, keepdim=True))
+    count = min(int(share * int(positive.sum()) + 0.5), int(movable.sum()))
+    chosen = torch.where(movable, order, torch.inf).flatten().argsort()[:count]
+    row, own = chosen // targets.shape[1], chosen % targets.shape[1]
+    place = places[row, rank[row, own]]
+    row, own, place = (index.to(targets.device) for index in (row, own, place))
+    moved = targets.clone()
+    moved[row, own], moved[row, place] = UNKNOWN, 1
+    return moved
+
+
+def class_weights(targets: Tensor, *, power: float = 1 / 6) -> Tensor:
+    r"""Weights of classes, 1 for the most frequent one and more for rarer ones, out of the known labels alone.
+
+    .. math:: w_c = \Big( 1 - \log \frac{f_c}{\max_{c'} f_{c'}} \Big)^{\text{power}}, \qquad
+        f_c = \frac{\max(1, \sum_{b:\, y_{bc} \ge 0} y_{bc})}{\#\{b: y_{bc} \ge 0\}}
+
+    f is the share of present labels among the known ones, so a class of which less is known is not taken for a rarer one. A class
+    without a positive counts as if it had one. If nothing is known of a class, its weight is 1. If every known label is
+    present, as with single positives, f is the number of positives over all B images.
+
+    Args:
+        targets: labels in this package's encoding, of the whole training set; soft ones count by their value.
+        power: 0 gives ones; 1/6 is COMIC's.
+
+    Shape:
+        targets (B, C), the result (C,).
+
+    Returns:
+        Weights in float32, for the ``weights`` of a loss.
+
+    Raises:
+        TypeError: ``targets`` is not a tensor of bools, integers or floats.
+        ValueError: wrong shape, a value outside the encoding, ``power`` below 0.
+
+    Example:
+        >>> class_weights(torch.tensor([[1, 0], [1, -1], [1, 1], [1, 0]]), power=1.0)
+        tensor([1.0000, 2.0986])
+
+    Reference:
+        The weight of COMIC, which counts positives. The share among known labels is ours, and so is what it is if none is known.
+    """
+    targets = check_targets("class_weights", _matrix("class_weights", targets))
+    check_number("class_weights", "power", power, 0)
+    known = targets != UNKNOWN
+    counted = known if bool((known & (targets < 1)).any()) else torch.ones_like(known)
+    number = counted.sum(dim=0).float()
+    share = torch.where(known, targets, 0).sum(dim=0, dtype=torch.float32).clamp(min=1) / number
+    asked = number > 0
+    most = torch.where(asked, share, 0.0).amax()
+    return torch.where(asked, (1 - torch.log(share / most)) ** power, 1.0)
 
 
 def sample_classes(targets: Tensor, size: int, *, generator: torch.Generator | None = None) -> Tensor:

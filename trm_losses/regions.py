@@ -36,7 +36,8 @@ class Prepared(NamedTuple):
     """What all classes share of a batch, made once for any number of chunks: see :meth:`RegionPooler.prepare`.
 
     queries (C, D); unit tokens (B, N, D), which R pools; keys and values (B, N, D), or (B, H, N, D / H) where many classes make
-    it cheaper to project the tokens; values is None where nothing reads them, padding (B, N) where there is none.
+    it cheaper to project the tokens; values is None where nothing reads them, padding (B, N) where there is none. plan (B, C, N)
+    is of all classes, where tokens are shared out among them.
     """
 
     queries: Tensor
@@ -44,6 +45,7 @@ class Prepared(NamedTuple):
     keys: Tensor
     values: Tensor | None
     padding: Tensor | None
+    plan: Tensor | None = None
 
 
 def class_chunk(batch: int, classes: int, tokens: int, dim: int) -> int:
@@ -83,6 +85,9 @@ class RegionPooler(PerClassState):
         mlp_ratio: hidden width of the MLP over ``dim``.
         dropout: probability, on what the MLP reads and inside the MLP.
         attention_scale: start of the learned :math:`\kappa`.
+        assignment: ``"softmax"``: every class looks for itself, as above. ``"transport"``: the tokens of an image are shared out
+            among its classes, and A is :func:`~trm_losses.functional.transport_attention` of the cosines; every head has it.
+            Attention then learns nothing, and a class's region depends on the other classes. Needs tied queries.
         validate: check for NaN and infinity in :meth:`forward` (waits for the device).
 
     Shape:
@@ -101,7 +106,7 @@ class RegionPooler(PerClassState):
 
     Reference: TRM-ML's saliency map, region-level and query-level features (paper and patent); one block of 4 heads
     without self-attention follows the authors' other code; start, tie and learned :math:`\kappa` are our choice, and so is
-    what the MLP reads and is added to, which is not known of TRM-ML.
+    what the MLP reads and is added to, which is not known of TRM-ML. Transport is that of RAM (Tan et al., CVPR 2025).
     """
 
     _class_axes = {"query": (0,)}
@@ -118,6 +123,7 @@ class RegionPooler(PerClassState):
         mlp_ratio: float = 4.0,
         dropout: float = 0.1,
         attention_scale: float = 8.0,
+        assignment: Literal["softmax", "transport"] = "softmax",
         validate: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -131,11 +137,14 @@ class RegionPooler(PerClassState):
         check_number(name, "dropout", dropout, 0, 1)
         check_number(name, "attention_scale", attention_scale, 0, strict=True)
         check_choice(name, "query", query, ("tied", "free"))
+        check_choice(name, "assignment", assignment, ("softmax", "transport"))
         if dim % num_heads:
             raise ValueError(f"{name}: num_heads must divide dim = {dim}, got {num_heads}")
         if query != "free" and query_init is not None:
             raise ValueError(f"{name}: query_init starts free queries; with query={query!r} pass the text to forward")
-        self.num_classes, self.dim, self.num_heads = num_classes, dim, num_heads
+        if query == "free" and assignment == "transport":
+            raise ValueError(f"{name}: query must be 'tied' with assignment='transport', whose attention learns nothing")
+        self.num_classes, self.dim, self.num_heads, self.assignment = num_classes, dim, num_heads, assignment
         self.query_head, self.dropout_rate, self.validate = query_head, dropout, validate
         self.query: nn.Parameter | None = None
         if query == "free":
@@ -146,6 +155,8 @@ class RegionPooler(PerClassState):
         self.query_weight = nn.Parameter(torch.eye(dim, **factory))  # type: ignore[arg-type]
         self.key_weight = nn.Parameter(torch.eye(dim, **factory))  # type: ignore[arg-type]
         self.log_attention_scale = nn.Parameter(torch.tensor(math.log(attention_scale), **factory))  # type: ignore[arg-type]
+        for parameter in (self.query_weight, self.key_weight, self.log_attention_scale):
+            parameter.requires_grad_(assignment == "softmax")
         if query_head:
             hidden = max(1, round(mlp_ratio * dim))
             self.value_norm = nn.LayerNorm(dim, **factory)  # type: ignore[arg-type]
@@ -196,7 +207,8 @@ class RegionPooler(PerClassState):
         queries = queries.to(dtype)
         keys = unit_tokens = unit(tokens).to(dtype)  # not in float16, where a token of zeros would become NaN
         classes, heads = queries.shape[0], self.num_heads
-        if not folds_keys(classes, tokens.shape[0] * tokens.shape[1], self.dim, heads):
+        plan = self._plan(queries, unit_tokens, key_padding_mask) if self.assignment == "transport" else None
+        if plan is None and not folds_keys(classes, tokens.shape[0] * tokens.shape[1], self.dim, heads):
             keys = project_heads(unit_tokens, self.key_weight, heads)
         values = None
         if self.query_head:
@@ -204,7 +216,7 @@ class RegionPooler(PerClassState):
             # The projection goes to whichever side, classes or tokens, takes fewer products.
             if (heads - 1) * classes * tokens.shape[1] + classes * self.dim >= tokens.shape[1] * self.dim:
                 values = project_heads(values, self.value_weight, heads)
-        return Prepared(queries, unit_tokens, keys, values, key_padding_mask)
+        return Prepared(queries, unit_tokens, keys, values, key_padding_mask, plan)
 
     def pool(self, prepared: Prepared, classes: slice | Tensor | None = None, *, query_head: bool = True) -> Regions:
         """Regions of all classes, or of some: a slice, or an index (c,).
@@ -212,8 +224,11 @@ class RegionPooler(PerClassState):
         ``query_head=False`` leaves the MLP out of this call; then ``query`` is ``region``.
         """
         tokens, values = prepared.tokens, prepared.values
-        queries = prepared.queries if classes is None else prepared.queries[classes]
-        attention = self._attention(queries, prepared)
+        if prepared.plan is not None:
+            plan = prepared.plan if classes is None else prepared.plan[:, classes]
+            attention = plan[:, None].expand(-1, self.num_heads, -1, -1)
+        else:
+            attention = self._attention(prepared.queries if classes is None else prepared.queries[classes], prepared)
         saliency = attention.mean(dim=1)
         region = torch.bmm(saliency.to(tokens.dtype), tokens)
         if values is None or not query_head:
@@ -233,6 +248,13 @@ class RegionPooler(PerClassState):
             num_heads=self.num_heads,
             key_padding_mask=prepared.padding,
         )
+
+    @torch.no_grad()
+    def _plan(self, queries: Tensor, tokens: Tensor, padding: Tensor | None) -> Tensor:
+        """(B, C, N), of the mean of the heads' products: cosines, where the projections are identities."""
+        folded = unit(queries).to(tokens.dtype) @ self.query_weight.T @ self.key_weight
+        similarity = torch.einsum("cd,bnd->bcn", folded, tokens)
+        return TF.transport_attention(similarity, upcast(self.log_attention_scale).exp(), key_padding_mask=padding)
 
     def _attend(self, attention: Tensor, values: Tensor) -> Tensor:
         """concat_i(A_i values W_i), of values that are projected already or are after the pooling."""
@@ -293,20 +315,22 @@ class RegionPooler(PerClassState):
             raise TypeError(f"{dims.owner}: mask must be bool, True at the entries that are read, got {mask.dtype}")
         row, own = mask.nonzero(as_tuple=True)
 
-        def pooled(images: slice, queries: Tensor) -> Tensor:
-            _, tokens, keys, values, padding = prepared
-            values, padding = (None if x is None else x[images] for x in (values, padding))
-            return self.pool(Prepared(queries, tokens[images], keys[images], values, padding)).query.flatten(0, 1)
+        def pooled(images: slice, queries: Tensor, classes: Tensor) -> Tensor:
+            _, tokens, keys, values, padding, plan = prepared
+            values, padding, plan = (None if x is None else x[images] for x in (values, padding, plan))
+            plan = None if plan is None else plan[:, classes]
+            return self.pool(Prepared(queries, tokens[images], keys[images], values, padding, plan)).query.flatten(0, 1)
 
         # All queries in one go: each go has a gradient of the size of all. The first is of no image but on the graph: where
         # there is no entry, other ranks wait for this one's backward pass.
-        none, *queries = torch.split(prepared.queries[F.pad(own, (1, 0))], [1, *mask.sum(dim=1).tolist()])
-        features = [pooled(slice(0, 0), none)]
-        features += [pooled(slice(b, b + 1), some) for b, some in enumerate(queries) if len(some)]
-        return TF.Entries(torch.cat(features), row, own)
+        own, counts = F.pad(own, (1, 0)), [1, *mask.sum(dim=1).tolist()]
+        (none, *queries), (first, *classes) = torch.split(prepared.queries[own], counts), torch.split(own, counts)
+        features = [pooled(slice(0, 0), none, first)]
+        features += [pooled(slice(b, b + 1), queries[b], some) for b, some in enumerate(classes) if len(some)]
+        return TF.Entries(torch.cat(features), row, own[1:])
 
     def extra_repr(self) -> str:
         return (
             f"num_classes={self.num_classes}, dim={self.dim}, num_heads={self.num_heads}, query={self.query_kind!r}, "
-            f"query_head={self.query_head}"
+            f"query_head={self.query_head}, assignment={self.assignment!r}"
         )

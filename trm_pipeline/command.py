@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
     demo = commands.add_parser("demo", help="draw a small folder of images and its label file, to try the others on")
     demo.add_argument("folder", type=Path, nargs="?", default=Path("demo"), help="where to, default: %(default)s")
-    demo.add_argument("--images", type=int, default=60, metavar="N", help="with labels, default: %(default)s")
+    demo.add_argument("--images", type=int, default=240, metavar="N", help="with labels, default: %(default)s")
     add_commands(commands)
     reproduce = commands.add_parser(
         "reproduce", help="TRM-ML and its peers on a data set; 'reproduce voc --help' says more", add_help=False

@@ -331,7 +331,7 @@ def test_what_baselines_keep_agrees(pools: Callable[[int], Pool], name: str, spl
 
 def test_every_baseline_takes_distributed() -> None:
     extra = {"ROLELoss": (labels(6, CLASSES), 1.5), "EPRLoss": (1.5,), "EMAPLLoss": (6, CLASSES), "PartialASLLoss": (CLASSES,)}
-    extra |= {"VLPLLoss": (normal(6, CLASSES),)}
+    extra |= {"VLPLLoss": (normal(6, CLASSES),), "GPRLoss": (normal(6, CLASSES), 1.5)}
     for name in baselines.__all__:
         module = getattr(baselines, name)(*extra.get(name, ()), distributed=True)
         assert module.distributed is True

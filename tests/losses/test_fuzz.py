@@ -73,6 +73,7 @@ DECIDE = (
     "EMAPLLoss",
     "SPLCLoss",
     "VLPLLoss",
+    "GPRLoss",
     "PartialASLLoss",
     "PrototypeBank",
 )
@@ -152,6 +153,12 @@ PARTS |= {
     "known_fraction": function("known_fraction", labels.known_fraction, lambda b, c: {"targets": hard(b, c)}),
     "hide_labels": function("hide_labels", labels.hide_labels, lambda b, c: {"targets": hard(b, c)}),
     "keep_single_positive": function("keep_single_positive", labels.keep_single_positive, lambda b, c: {"targets": hard(b, c)}),
+    "move_positives": function(
+        "move_positives",
+        lambda targets, truth: labels.move_positives(targets, truth, 0.5),
+        lambda b, c: {"targets": hard(b, c), "truth": hard(b, c).clamp(min=0)},
+    ),
+    "class_weights": function("class_weights", labels.class_weights, lambda b, c: {"targets": given_labels(b, c, seed=3)}),
     "sample_classes": function(
         "sample_classes",
         lambda targets: labels.sample_classes(targets, 3, generator=generator()),
@@ -263,6 +270,28 @@ PARTS |= {
                 "key_padding_mask": torch.arange(b * TOKENS).view(b, TOKENS) % 4 == 3,
             },
         ),
+        (
+            "boost_logits",
+            TF.boost_logits,
+            lambda b, c: {
+                "token_logits": normal(b, TOKENS, c),
+                "key_padding_mask": torch.arange(b * TOKENS).view(b, TOKENS) % 4 == 3,
+            },
+        ),
+        (
+            "transport_attention",
+            TF.transport_attention,
+            lambda b, c: {
+                "similarity": torch.tanh(normal(b, c, TOKENS)),
+                "key_padding_mask": torch.arange(b * TOKENS).view(b, TOKENS) % 4 == 3,
+            },
+        ),
+        (
+            "sinkhorn_attention",
+            TF.sinkhorn_attention,
+            lambda b, c: {"scores": normal(b, c, TOKENS), "mass": normal(b, TOKENS, seed=1).softmax(dim=-1)},
+        ),
+        ("standardise", TF.standardise, lambda b, c: {"scores": normal(b, c)}),
         ("region_distillation", TF.region_distillation, two_logits),
         ("multimodal_contrastive", lambda **x: tuple(TF.multimodal_contrastive(**x).values()), with_prototypes),
         ("multi_label_contrastive", TF.multi_label_contrastive, image_labels),
@@ -410,6 +439,8 @@ NOT_EMPTY = (
     "known_fraction",
     "hide_labels",
     "keep_single_positive",
+    "move_positives",
+    "class_weights",
     "sample_classes",
     "matching, calibrate_bias",
     "ROLELoss",

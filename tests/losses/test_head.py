@@ -39,6 +39,7 @@ SAVED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("mean", {}, {"gamma_neg": 1.0, "margin": 0.0}),
     ("mean", {"query": "free"}, {"gamma_pos": 0.5}),
     ("query", {"query_head": False}, {}),
+    ("query", {"assignment": "transport"}, {}),
     ("mean", {"mlp_ratio": 15 / 8, "validate": False}, {"validate": False}),
 ]
 
@@ -53,7 +54,7 @@ def test_round_trip(tmp_path: Path, which: str, pooler: dict[str, Any], matching
     assert [p.name for p in tmp_path.iterdir()] == ["head.pt"]  # nothing half-written stays
     for part in ("pooler", "matching"):
         ours, theirs = getattr(saved, part), getattr(loaded, part)
-        for key in ("query_kind", "query_head", "num_heads", "gamma_pos", "gamma_neg", "margin", "validate"):
+        for key in ("query_kind", "query_head", "num_heads", "assignment", "gamma_pos", "gamma_neg", "margin", "validate"):
             assert getattr(ours, key, None) == getattr(theirs, key, None)
 
 

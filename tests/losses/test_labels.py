@@ -13,12 +13,14 @@ from torch import Tensor
 from trm_losses import labels
 from trm_losses.labels import (
     UNKNOWN,
+    class_weights,
     from_nan,
     from_positive_only,
     from_ternary,
     hide_labels,
     keep_single_positive,
     known_fraction,
+    move_positives,
     sample_classes,
 )
 
@@ -207,10 +209,158 @@ def test_single_positive_is_uniform() -> None:
     assert chi_square < 16.3, counts  # 3 degrees of freedom: exceeded once in a thousand seeds
 
 
+# --- wrong labels ---
+
+
+def moves(before: Tensor, after: Tensor) -> set[tuple[int, int]]:
+    """Positives that left their place."""
+    return set(map(tuple, ((before == 1) & (after != 1)).nonzero().tolist()))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.37, 1.0])
+@pytest.mark.parametrize("known", [0.3, 1.0])
+def test_moved_positives_are_counted_exactly(share: float, known: float) -> None:
+    full = random_labels(200, 12, 0.25, 4)
+    hidden = hide_labels(full, known, seed=5)
+    before = hidden.clone()
+    out = move_positives(hidden, full, share, seed=5)
+    positives = int((hidden == 1).sum())
+    wrong = (out == 1) & (full == 0)
+    assert torch.equal(hidden, before) and int((out == 1).sum()) == positives
+    assert int(wrong.sum()) == len(moves(hidden, out)) == int(share * positives + 0.5)
+    left = (hidden == 1) & (out != 1)
+    assert bool((out[left] == UNKNOWN).all()), "the class that had the label is unknown"
+    assert torch.equal(wrong.sum(dim=1), left.sum(dim=1)), "each stays in its image"
+    rest = ~wrong & ~left
+    assert torch.equal(out[rest], hidden[rest]), "nothing else changes"
+    if share:
+        assert known < 1 or not bool((hidden[wrong] == UNKNOWN).any())
+        assert known == 1 or {0, UNKNOWN} == set(hidden[wrong].tolist())
+
+
+def test_moved_positives_of_a_smaller_share_are_among_those_of_a_larger_one() -> None:
+    full = random_labels(80, 9, 0.3, 2)
+    single = keep_single_positive(full, seed=1)
+    less, more = (move_positives(single, full, share, seed=1) for share in (0.2, 0.6))
+    assert moves(single, less) < moves(single, more)
+    assert bool(((more == 1) & (full == 0))[(less == 1) & (full == 0)].all()), "to the same classes"
+    assert torch.equal(less, move_positives(single, full, 0.2, seed=1))
+    assert moves(single, less) != moves(single, move_positives(single, full, 0.2, seed=2))
+    for dtype in (torch.bool, torch.float32, torch.float16):
+        assert torch.equal(move_positives(single, full.to(dtype), 0.2, seed=1), less)
+
+
+def test_single_positives_stay_single() -> None:
+    full = random_labels(300, 9, 0.4, 5)
+    full[7] = 0
+    single = keep_single_positive(full, seed=3)
+    out = move_positives(single, full, 1.0, seed=3)
+    movable = (full == 1).any(dim=1) & (full == 0).any(dim=1)
+    assert torch.equal((out == 1).sum(dim=1), (single == 1).sum(dim=1))
+    assert torch.equal(((out == 1) & (full == 0)).any(dim=1), movable), "all that can move do"
+
+
+def test_positives_without_an_absent_class_stay_and_others_move() -> None:
+    full = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 1, -1]])
+    for seed in range(20):
+        out = move_positives(full, full, 0.3, seed=seed)  # 2 of 8, and there are 2
+        assert torch.equal(out[[0, 3]], full[[0, 3]]), "an unknown class takes no label"
+        assert sorted(out[1].tolist()) == [-1, 1, 1] and int(out[1, 2]) == 1
+        assert int(out[2, 0]) == -1 and sorted(out[2, 1:].tolist()) == [0, 1]
+    assert torch.equal(move_positives(full, full, 1.0), move_positives(full, full, 0.3)), "more cannot"
+    assert torch.equal(move_positives(full[:1], full[:1], 1.0), full[:1])
+
+
+def test_moves_are_uniform() -> None:
+    rows, full = 20000, torch.zeros(20000, 6, dtype=torch.int8)
+    full[:, [1, 4]] = 1
+    out = move_positives(full, full, 0.25, seed=0)
+    left, found = ((out != 1) & (full == 1)).sum(dim=0)[[1, 4]], (out == 1).sum(dim=0)[[0, 2, 3, 5]]
+    assert int(left.sum()) == int(found.sum()) == rows // 2
+    for counts, bound in ((left.double(), 10.8), (found.double(), 16.3)):  # exceeded once in a thousand seeds
+        expected = rows / 2 / len(counts)
+        assert float(((counts - expected) ** 2 / expected).sum()) < bound
+
+
+def test_what_moves_is_drawn_apart_from_what_is_hidden() -> None:
+    """Of the labels that are known at 90 %, those known at 10 % move no more often."""
+    full = random_labels(4000, 10, 0.3, 6)
+    known = hide_labels(full, 0.9, seed=0)
+    left = (known == 1) & (move_positives(known, full, 0.2, seed=0) != 1)
+    early = (hide_labels(full, 0.1, seed=0) == 1) & (known == 1)
+    assert abs(float(left[early].float().mean()) - 0.2) < 0.04
+
+
+def test_moves_refuse() -> None:
+    full = torch.tensor([[1, 0]])
+    with pytest.raises(ValueError, match="^move_positives: share must be at least 0 and at most 1, got 1.1"):
+        move_positives(full, full, 1.1)
+    with pytest.raises(ValueError, match=r"^move_positives: truth must have the shape of targets \(1, 2\), got \(2, 2\)"):
+        move_positives(full, torch.ones(2, 2), 0.1)
+    with pytest.raises(ValueError, match="^move_positives: truth must be .*, got 0.5"):
+        move_positives(full, torch.tensor([[1.0, 0.5]]), 0.1)
+    with pytest.raises(ValueError, match="^move_positives: seed must be from 0"):
+        move_positives(full, full, 0.1, seed=-1)
+
+
+# --- weights of classes ---
+
+
+def test_class_weights_equal_a_loop() -> None:
+    full = random_labels(300, 6, 0.2, 1).double()
+    full[:, 1] *= (torch.arange(300) < 40).double()
+    full[:, 4] = 0
+    full[0, 2] = 0.6
+    known = hide_labels(full, 0.5, seed=1)
+    known[:, 5] = UNKNOWN
+    rates = []
+    for column in known.T.tolist():
+        told = [y for y in column if y != UNKNOWN]
+        rates.append(max(1.0, sum(told)) / len(told) if told else None)
+    most = max(rate for rate in rates if rate is not None)
+    expected = [1.0 if rate is None else (1 - np.log(rate / most)) ** (1 / 6) for rate in rates]
+    weights = class_weights(known)
+    assert weights.dtype == torch.float32 and weights.min() == 1 and weights[4] == weights.max() < 2
+    torch.testing.assert_close(weights.double(), torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=0)
+
+
+def test_equal_counts_give_ones() -> None:
+    for targets in (
+        torch.eye(4),
+        torch.eye(4) * 2 - 1,
+        torch.zeros(3, 4),
+        torch.full((3, 4), -1),
+        torch.ones(3, 4),
+        torch.ones(1, 1),
+    ):
+        assert class_weights(targets).tolist() == [1.0] * targets.shape[1]
+    skewed = torch.tensor([[1, 0], [1, 0], [1, 1]])
+    assert class_weights(skewed, power=0.0).tolist() == [1, 1]
+
+
+def test_a_class_is_not_rare_because_less_is_known_of_it() -> None:
+    full = torch.zeros(100, 2, dtype=torch.int64)
+    full[::5] = 1
+    full[20:, 1] = UNKNOWN
+    assert class_weights(full).tolist() == [1, 1]
+    single = torch.where(full == 1, full, UNKNOWN)  # which tell nothing but how many there are
+    torch.testing.assert_close(class_weights(single, power=1.0), torch.tensor([1, 1 + np.log(5)], dtype=torch.float32))
+
+
 # --- bad input ---
 
 
-@pytest.mark.parametrize("function", [from_ternary, from_positive_only, known_fraction, hide_labels, keep_single_positive])
+def moved_in_full(targets: Tensor) -> Tensor:
+    return move_positives(targets, targets, 1.0)
+
+
+moved_in_full.__name__ = "move_positives"
+
+
+@pytest.mark.parametrize(
+    "function",
+    [from_ternary, from_positive_only, known_fraction, hide_labels, keep_single_positive, moved_in_full, class_weights],
+)
 def test_bad_tensors(function: object) -> None:
     assert callable(function)
     name = function.__name__  # type: ignore[attr-defined]
@@ -223,7 +373,7 @@ def test_bad_tensors(function: object) -> None:
             function(torch.tensor([[1.0, value]]))
 
 
-@pytest.mark.parametrize("function", [from_ternary, from_positive_only, keep_single_positive])
+@pytest.mark.parametrize("function", [from_ternary, from_positive_only, keep_single_positive, moved_in_full])
 def test_soft_labels_where_only_hard_ones_fit(function: object) -> None:
     assert callable(function)
     with pytest.raises(ValueError, match="got 0.5"):
@@ -235,7 +385,7 @@ def test_minus_one_is_no_positive_only_label() -> None:
         from_positive_only(torch.tensor([[1, -1]]))
 
 
-@pytest.mark.parametrize("function", [hide_labels, keep_single_positive])
+@pytest.mark.parametrize("function", [hide_labels, keep_single_positive, moved_in_full, class_weights])
 @pytest.mark.parametrize("shape", [(4,), (2, 3, 4), (0, 4), (4, 0)])
 def test_bad_shapes(function: object, shape: tuple[int, ...]) -> None:
     assert callable(function)

@@ -255,6 +255,8 @@ def test_contrast_in_float16_with_long_rows() -> None:
 SETTINGS: list[tuple[Any, dict[str, Any], str]] = [
     (lambda **k: tl.RegionPooler(3, 8, **k), {"num_heads": 3}, "num_heads must divide dim = 8, got 3"),
     (lambda **k: tl.RegionPooler(3, 8, **k), {"query": "fixed"}, "query must be one of 'tied', 'free', got"),
+    (lambda **k: tl.RegionPooler(3, 8, **k), {"assignment": "optimal"}, "assignment must be one of 'softmax', 'transport', got"),
+    (lambda **k: tl.RegionPooler(3, 8, query="free", **k), {"assignment": "transport"}, "query must be 'tied' with assignment="),
     (lambda **k: tl.RegionPooler(3, 8, **k), {"mlp_ratio": 0.0}, "mlp_ratio must be above 0, got 0.0"),
     (lambda **k: tl.RegionPooler(3, 8, **k), {"mlp_ratio": -1.0}, "mlp_ratio must be above 0, got -1.0"),
     (lambda **k: tl.RegionPooler(3, 8, **k), {"mlp_ratio": float("nan")}, "mlp_ratio must be above 0, got nan"),

@@ -14,7 +14,7 @@ from tests.helpers.values import normal, shaken
 from trm_losses import RegionPooler
 from trm_losses.regions import Regions, class_chunk
 
-READINGS: list[dict[str, Any]] = [{}, {"query": "free"}, {"query_head": False}]
+READINGS: list[dict[str, Any]] = [{}, {"query": "free"}, {"query_head": False}, {"assignment": "transport"}]
 
 SIZES = [(2, 6, 2), (20, 3, 4), (20, 3, 1), (3, 40, 4), (9, 2, 8), (1, 1, 1)]
 
@@ -36,7 +36,7 @@ def test_at_the_start_the_query_level_is_the_region_level(reading: dict[str, Any
     torch.testing.assert_close(saliency.sum(dim=-1), torch.ones(3, 5))
 
 
-@pytest.mark.parametrize("reading", [r for r in READINGS if r.get("query") != "free"], ids=str)
+@pytest.mark.parametrize("reading", [r for r in READINGS if r.get("query") != "free" and "assignment" not in r], ids=str)
 @pytest.mark.parametrize("classes", [1, 5, 40])
 def test_any_number_of_texts_and_each_by_itself(reading: dict[str, Any], classes: int) -> None:
     """A class is pooled as if it were the only one; num_classes is that of the training set."""
@@ -151,13 +151,15 @@ def test_dropout_touches_the_query_level_in_training_only() -> None:
 
 @pytest.mark.parametrize("reading", READINGS, ids=str)
 def test_trains_every_parameter(reading: dict[str, Any]) -> None:
-    """None is made that a reading does not use: DistributedDataParallel would wait for its gradient."""
+    """None is made that a reading does not use: DistributedDataParallel would wait for its gradient. A plan has none to train."""
     pooler = shaken(RegionPooler(5, 8, **reading))
     regions = pooler(normal(2, 6, 8, dtype=torch.float32), normal(5, 8, seed=1, dtype=torch.float32))
     assert reading.get("query_head", True) or regions.query is regions.region
     regions.query.pow(3).sum().backward()
+    fixed = {name for name, p in pooler.named_parameters() if not p.requires_grad}
+    assert fixed == ({"query_weight", "key_weight", "log_attention_scale"} if "assignment" in reading else set())
     for name, p in pooler.named_parameters():
-        assert p.grad is not None and p.grad.abs().sum() > 0, name
+        assert name in fixed or (p.grad is not None and p.grad.abs().sum() > 0), name
 
 
 def test_tokens_in_another_precision_take_the_pooler_s() -> None:
@@ -280,3 +282,63 @@ def test_some_classes_by_index() -> None:
     torch.testing.assert_close(alone.region, every.region)
     with pytest.raises(ValueError, match="RegionPooler: size must be at least 1, got 0"):
         pooler.map_classes(lambda regions, _: regions._asdict(), prepared, 0)
+
+
+# Tokens shared out among the classes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes, tokens", [(5, 6), (20, 9), (1, 6), (5, 1), (1, 1), (30, 4)])
+def test_shared_out_tokens_keep_both_marginals(classes: int, tokens: int) -> None:
+    """Each class has the same share of the whole, and each token gives all it has."""
+    v, t = torch.nn.functional.normalize(normal(4, tokens, 8), dim=-1), normal(classes, 8, seed=1)
+    mask = torch.zeros(4, tokens, dtype=torch.bool)
+    mask[0, tokens // 2 + 1 :] = True
+    cosines = torch.einsum("bnd,cd->bcn", v, torch.nn.functional.normalize(t, dim=-1))
+    pooler = RegionPooler(classes, 8, assignment="transport").double()
+    for scale in (8.0, 30.0):
+        with torch.no_grad():
+            pooler.log_attention_scale.fill_(scale).log_()
+        plan = pooler(v, t, key_padding_mask=mask).saliency
+        mass = (cosines.amax(dim=1) / 0.1).masked_fill(mask, -torch.inf).softmax(dim=-1)
+        torch.testing.assert_close(plan.sum(dim=2), torch.ones_like(plan[..., 0]), rtol=0, atol=1e-12)
+        torch.testing.assert_close(plan.mean(dim=1), mass, rtol=0, atol=1e-4)
+        assert torch.count_nonzero(plan.masked_select(mask[:, None])) == 0 and (plan >= 0).all()
+        single = RegionPooler(classes, 8, assignment="transport", attention_scale=scale)
+        torch.testing.assert_close(single(v, t, key_padding_mask=mask).saliency.double(), plan, rtol=1e-3, atol=1e-4)
+
+
+def test_one_class_takes_all_and_one_token_is_for_all() -> None:
+    v, t = normal(2, 6, 8), normal(5, 8, seed=1)
+    unit = torch.nn.functional.normalize
+    alone = RegionPooler(1, 8, assignment="transport").double()(v, t[:1]).saliency
+    mass = (unit(v, dim=-1) @ unit(t[0], dim=-1) / 0.1).softmax(dim=-1)
+    torch.testing.assert_close(alone[:, 0], mass)
+    one = RegionPooler(5, 8, assignment="transport").double()(v[:, :1], t).saliency
+    torch.testing.assert_close(one, torch.ones_like(one))
+
+
+def test_no_gradient_passes_through_the_plan() -> None:
+    """What there is, is that of the tokens under a plan that is given; the text teaches nothing here."""
+    pooler = shaken(RegionPooler(5, 8, assignment="transport", query_head=False)).double()
+    v, t = normal(2, 6, 8).requires_grad_(), normal(5, 8, seed=1).requires_grad_()
+    region, _, plan = pooler(v, t)
+    assert not plan.requires_grad
+    weight = normal(2, 5, 8, seed=2)
+    (found,) = torch.autograd.grad((region * weight).sum(), v)
+    other = v.detach().requires_grad_()
+    (expected,) = torch.autograd.grad(((plan @ torch.nn.functional.normalize(other, dim=-1)) * weight).sum(), other)
+    torch.testing.assert_close(found, expected)
+    assert [name for name, p in pooler.named_parameters() if p.requires_grad] == []
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_entries_and_some_classes_have_the_plan_of_all(padded: bool) -> None:
+    pooler, chosen = shaken(RegionPooler(9, 8, assignment="transport")).double(), normal(3, 9, seed=3) > 0.4
+    mask = torch.zeros(3, 6, dtype=torch.bool)
+    mask[0, 4:] = mask[1] = True
+    prepared = pooler.prepare(normal(3, 6, 8), normal(9, 8, seed=1), key_padding_mask=mask if padded else None)
+    whole = pooler.pool(prepared)
+    torch.testing.assert_close(pooler.entries(prepared, chosen).features, whole.query[chosen])
+    for some in (slice(2, 5), torch.tensor([7, 0, 7])):
+        for part, every in zip(pooler.pool(prepared, some), whole, strict=True):
+            torch.testing.assert_close(part, every[:, some])

@@ -106,3 +106,22 @@ def test_the_command_of_a_recipe(name: str, tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     check([torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)])
+
+
+def test_lightning_trains_as_a_plain_loop() -> None:
+    check([trained(0, "lightning_module")])
+
+
+def test_the_last_block_learns_and_nothing_before_it() -> None:
+    module = recipe("last_block")
+    torch.manual_seed(0)
+    module.drawn()
+    start = module.Tower().state_dict()
+    tower, losses = module.train()
+    changed = {
+        name.split(".")[0] + name.split(".")[1]
+        for name, value in tower.state_dict().items()
+        if not torch.equal(value, start[name])
+    }
+    assert changed == {"blocks2"}
+    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])

@@ -25,6 +25,8 @@ from .assume_negative import AssumeNegativeLoss
 from .em import EMLoss
 from .em_apl import EMAPLLoss
 from .epr import EPRLoss
+from .gce import GCELoss
+from .gr import GPRLoss, GRLoss
 from .hill import HillLoss
 from .large_loss import LargeLoss
 from .partial_asl import PartialASLLoss
@@ -39,6 +41,9 @@ __all__ = [
     "EMAPLLoss",
     "EMLoss",
     "EPRLoss",
+    "GCELoss",
+    "GPRLoss",
+    "GRLoss",
     "HillLoss",
     "LargeLoss",
     "PartialASLLoss",

@@ -13,7 +13,7 @@ from .._distributed import Distributed, count_per_rank, gather_rows, resolve_gro
 from .._precision import full_precision, upcast
 from .._state import FullPrecisionState
 
-__all__ = ["Baseline", "cross_entropy", "entropy"]
+__all__ = ["Baseline", "cross_entropy", "entropy", "power_loss"]
 
 
 class Baseline(FullPrecisionState):
@@ -118,3 +118,9 @@ def entropy(x: Tensor) -> Tensor:
     """Of each probability sigmoid(x), in nats; written for -abs(x), where nothing cancels."""
     size = x.abs()
     return F.softplus(-size) + size * torch.sigmoid(-size)
+
+
+def power_loss(x: Tensor, q: float) -> Tensor:
+    """(1 - p^q) / q of each probability sigmoid(x): at most 1 / q, 1 - p at q = 1, and its limit -log p at q = 0."""
+    log_p = F.logsigmoid(x)
+    return -torch.expm1(q * log_p) / q if q else -log_p

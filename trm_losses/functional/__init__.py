@@ -13,15 +13,17 @@ from .attention import region_attention, saliency_map
 from .contrast import multimodal_contrastive
 from .distillation import region_distillation
 from .image_contrast import multi_label_contrastive
-from .matching import text_region_logits
+from .matching import boost_logits, text_region_logits
 from .prototypes import class_sums, update_prototypes
-from .similarities import Similarities, calibrate, prototype_similarities
+from .similarities import Similarities, calibrate, prototype_similarities, standardise
+from .transport import sinkhorn_attention, transport_attention
 
 __all__ = [
     "Entries",
     "Reduction",
     "Similarities",
     "asymmetric_loss",
+    "boost_logits",
     "calibrate",
     "class_sums",
     "multi_label_contrastive",
@@ -30,6 +32,9 @@ __all__ = [
     "region_attention",
     "region_distillation",
     "saliency_map",
+    "sinkhorn_attention",
+    "standardise",
     "text_region_logits",
+    "transport_attention",
     "update_prototypes",
 ]

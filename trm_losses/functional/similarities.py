@@ -11,7 +11,7 @@ from .._precision import full_precision, unit, upcast
 from ._log_sums import log_sum_over_classes
 from ._shapes import check_shapes
 
-__all__ = ["Similarities", "calibrate", "intra_similarities", "prototype_similarities"]
+__all__ = ["Similarities", "calibrate", "intra_similarities", "prototype_similarities", "standardise"]
 
 
 class Similarities(NamedTuple):
@@ -101,3 +101,43 @@ def calibrate(similarity: Tensor, mean_present: Tensor, mean_absent: Tensor, gap
         gap=(gap, "C"),
     )
     return torch.sigmoid(steepness * (similarity - 0.5 * (mean_present + mean_absent)) / gap)
+
+
+def standardise(scores: Tensor) -> Tensor:
+    r"""Scores of a set of images without their own levels: each image over its classes, then each class over the images.
+
+    .. math:: z_{bc} = \frac{s_{bc} - \mathrm{mean}_{c'}\, s_{bc'}}{\mathrm{std}_{c'}\, s_{bc'}}, \qquad
+        s'_{bc} = \frac{z_{bc} - \mathrm{mean}_{b'}\, z_{b'c}}{\mathrm{std}_{b'}\, z_{b'c}}
+
+    Cosines of a frozen model have a level for each image and one for each class, which say nothing of presence. It is
+    transductive: the score of an image depends on the other images of the set. Over a batch it is another score.
+
+    Args:
+        scores: (B, C) of all images of the set, such as cosines of zero-shot classification.
+
+    Returns:
+        (B, C), with mean 0 and deviation 1 (of B - 1) in each class. A row or column of equal scores becomes 0; with one class
+        the first step is left out, with one image the second.
+
+    Example:
+        >>> standardise(torch.tensor([[0.3, 0.2, 0.1], [0.3, 0.1, 0.2]]))[:, 1:]
+        tensor([[ 0.7071, -0.7071],
+                [-0.7071,  0.7071]])
+
+    Reference: the standardisation of SPARC (Miller et al., CVPR 2025), without its prompts of several classes; what becomes of
+    equal scores and of one image is ours.
+    """
+    check_shapes("standardise", scores=(scores, "B C"))
+    with full_precision(scores):
+        return _standardised(_standardised(upcast(scores), 1), 0)
+
+
+def _standardised(x: Tensor, dim: int) -> Tensor:
+    """Mean 0 and deviation 1 along an axis; an axis of one entry is left as it is."""
+    if x.shape[dim] < 2 or not x.numel():
+        return x
+    centred = x - x.mean(dim=dim, keepdim=True)
+    # Equal scores differ from their mean by a rounding, and that must not become 1.
+    deviation = x.std(dim=dim, keepdim=True)
+    least = 8 * torch.finfo(x.dtype).eps * x.abs().amax(dim=dim, keepdim=True)
+    return torch.where(deviation > least, centred / torch.where(deviation > least, deviation, 1.0), 0.0)

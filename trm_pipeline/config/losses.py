@@ -4,6 +4,19 @@ from __future__ import annotations
 
 __all__ = ["CANDIDATES", "LOSSES"]
 
+GR: dict[str, float] = {
+    "slope_start": 0.0,
+    "slope_end": 2.0,
+    "offset_start": -2.0,
+    "offset_end": -2.0,
+    "center_start": 0.5,
+    "center_end": 0.8,
+    "width_start": 2.0,
+    "width_end": 0.5,
+    "q_present": 0.01,
+    "q_absent": 1.0,
+}
+
 # Losses of other methods, by the names of the grid: what was published, for VOC where it depends on the data.
 LOSSES: dict[str, dict[str, float]] = {
     "an": {},
@@ -31,6 +44,18 @@ LOSSES: dict[str, dict[str, float]] = {
         "likely": 5,
     },
     "vlpl": {"alpha": 0.2, "beta": 0.7, "temperature": 0.01, "threshold": 0.3, "negative_share": 0.0},
+    "gr": GR,
+    "gpr": {
+        **GR,
+        "temperature": 0.01,
+        "threshold": 0.5,
+        "negative_share": 0.2,
+        "weight_low": 0.4,
+        "weight_high": 0.7,
+        "confidence": 0.9,
+        "weight_expected": 0.05,
+    },
+    "gce": {"q": 0.7},
     # Methods that are more than a loss. SCPNet reads splc too; the share of tokens that its strong view lacks is ours.
     "scpnet": {"top": 5, "weight": 0.125, "balance": 2.0, "temperature": 0.3, "neighbours": 20, "drop": 0.5},
     "sst": {"threshold": 0.95, "fall": 0.025, "floor": 0.75, "memory": 100, "weight_pairs": 10.0, "weight_distance": 0.05},
@@ -53,6 +78,9 @@ CANDIDATES: dict[str, tuple[dict[str, float], ...]] = {
     "pasl-negative": ({"gamma_unknown": 0.0, "gamma_neg": 0.0}, {"gamma_unknown": 2.0, "gamma_neg": 0.0}, {"gamma_unknown": 2.0}),
     "pasl-selective": ({"gamma_neg": 0.0}, {"gamma_unknown": 0.0, "gamma_neg": 0.0}, {"likely": 2}),
     "vlpl": ({"alpha": 0.1}, {"alpha": 0.01, "threshold": 0.2}, {"alpha": 0.003}),
+    "gr": ({"slope_end": 10.0, "offset_end": -8.0}, {"q_absent": 1.5}, {"width_end": 2.0}),
+    "gpr": ({"slope_end": 10.0, "offset_end": -8.0}, {"negative_share": 0.0}, {"weight_expected": 0.0}),
+    "gce": ({"q": 0.3}, {"q": 0.5}, {"q": 0.9}),
     "scpnet": ({"weight": 0.03}, {"weight": 0.03, "drop": 0.25}, {"weight": 0.01, "drop": 0.1}),
     "sst": ({"weight_pairs": 1.0}, {"weight_pairs": 0.1}, {"weight_distance": 0.5}),
     "sarb": ({"alpha": 0.8, "beta": 0.8}, {"alpha": 0.9, "beta": 0.9}, {"weight_distance": 0.5}),

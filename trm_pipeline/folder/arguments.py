@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import torch
 
@@ -13,6 +13,7 @@ from trm_pipeline.config.presets import EMBEDDED
 from trm_pipeline.features.cached import cores
 from trm_pipeline.files import CACHE, folder_argument
 from trm_pipeline.folder.learning import STEPS
+from trm_pipeline.folder.options import Metric
 from trm_pipeline.folder.review.formats import FORMS
 
 __all__ = ["add_commands", "options_of"]
@@ -94,6 +95,13 @@ def _train(p: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="images kept from training to score on; 0: none, for a last training once you are content",
     )
+    p.add_argument(
+        "--metric",
+        choices=get_args(Metric),
+        default="f1",
+        help="what thresholds are chosen by: the best F1, precision or recall of --at-least, or the least cost",
+    )
+    p.add_argument("--at-least", type=float, default=0.9, metavar="SHARE", help="precision or recall that thresholds should have")
     p.add_argument("--use-unlabelled", action="store_true", help="images without a row take part in training, all unknown")
     p.add_argument(
         "--choose",

@@ -8,12 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trm_losses import Thresholds, choose_thresholds
 from trm_losses.labels import UNKNOWN
 from trm_losses.metrics import average_precision
 from trm_pipeline.folder.labels import Labels
-from trm_pipeline.folder.model import LEAST, choose_threshold
+from trm_pipeline.folder.model import FROM_HOLD_OUT
+from trm_pipeline.folder.options import Metric
 
 __all__ = ["judge", "ranked", "table"]
+
+_METRICS = {"f1": "F1", "precision": "precision", "recall": "recall", "cost": "cost"}
 
 _WAYS = {"global": "the image as a whole", "tokens": "its parts"}
 
@@ -25,9 +29,23 @@ def ranked(targets: Tensor) -> Tensor:
 
 
 def judge(
-    labels: Labels, held: Tensor, trained: Tensor, scores: Tensor, zero_shot: dict[str, Tensor], words: dict[str, str]
+    labels: Labels,
+    held: Tensor,
+    trained: Tensor,
+    scores: Tensor,
+    zero_shot: dict[str, Tensor],
+    words: dict[str, str],
+    *,
+    metric: Metric = "f1",
+    at_least: float = 0.9,
 ) -> tuple[dict[str, Any], str]:
-    """Thresholds and figures for the saved model, and the same for people."""
+    """Thresholds and figures for the saved model, and the same for people.
+
+    Args:
+        labels: of N images. held: (N,), those held out. trained: (C,), classes with a present label in training.
+        scores: (N, C), calibrated probabilities. zero_shot: scores (N, C) of the frozen model by the two ways it has.
+        words: for each class. metric, at_least: what thresholds are chosen by, see :func:`trm_losses.choose_thresholds`.
+    """
     truth = labels.targets[held]
     assumed = bool(held.any()) and not (truth == 0).any()
     judged = ranked(torch.where(truth == UNKNOWN, 0.0, truth) if assumed else truth)
@@ -38,26 +56,39 @@ def judge(
     others = {name: average_precision(s[held], judged) if count else empty for name, s in zero_shot.items()}
     best = max(others, key=lambda name: float(others[name].nanmean().nan_to_num()))
 
+    found = _thresholds(scores[held], truth, metric, at_least)
     classes: dict[str, dict[str, Any]] = {}
-    rows: list[tuple[str, ...]] = [("class", "present", "absent", "unknown", "held out", "AP", "zero-shot", "threshold")]
+    rows: list[tuple[str, ...]] = [
+        ("class", "present", "absent", "unknown", "held out", "AP", "zero-shot", "threshold", f"{_METRICS[metric]} (90 %)")
+    ]
     for c, (name, word) in enumerate(words.items()):
-        known = truth[:, c] != UNKNOWN
-        threshold = choose_threshold(scores[held][known, c], truth[known, c]) if trained[c] else None
-        source = "hold-out" if threshold is not None else "default: too few labels in the hold-out"
-        source = source if trained[c] else "default: no label is present, scored by name alone"
-        classes[name] = {
-            "words": word,
-            "trained": bool(trained[c]),
-            "threshold": 0.5 if threshold is None else round(threshold, 6),
-            "threshold_from": source,
-        }
+        about: dict[str, Any] = {"words": word, "trained": bool(trained[c]), "threshold": 0.5, "promised": None}
+        if not trained[c]:
+            about["threshold_from"] = "default: no label is present, scored by name alone"
+        elif found is None:
+            about["threshold_from"] = "default: too few labels in the hold-out"
+        else:
+            value, low, high = (float(x[c]) for x in (found.value, found.low, found.high))
+            about |= {
+                "threshold": round(float(found.threshold[c]), 6),
+                "threshold_from": FROM_HOLD_OUT if found.chosen[c] else "hold-out, all classes together",
+                "promised": {"metric": metric, "value": round(value, 4), "low": round(low, 4), "high": round(high, 4)},
+            }
+        classes[name] = about
         counts = (str(int((labels.targets[~held][:, c] == value).sum())) for value in (1, 0, UNKNOWN))
         split = f"{int((truth[:, c] == 1).sum())}+{int((truth[:, c] == 0).sum())}"
-        chosen = "0.50 *" if threshold is None else f"{threshold:.2f}  "
-        rows.append((name, *counts, split, _per_cent(ap[c]), _per_cent(others[best][c]), chosen))
-    lines = [f"\nLabels in training, in the hold-out (present+absent), average precision (%) there, thresholds:\n{table(rows)}"]
-    if any(about["threshold_from"] != "hold-out" for about in classes.values()):
-        lines.append(f"* not chosen: fewer than {LEAST} present or {LEAST} absent labels in the hold-out; 0.5 in its place")
+        mark = " " if about["threshold_from"] == FROM_HOLD_OUT else "*"
+        told = "–" if about["promised"] is None else f"{100 * value:.0f} ({100 * low:.0f}–{100 * high:.0f})"
+        threshold = f"{about['threshold']:.2f} {mark}"
+        rows.append((name, *counts, split, _per_cent(ap[c]), _per_cent(others[best][c]), threshold, told))
+    lines = [
+        "\nLabels in training, in the hold-out (present+absent), average precision (%) there, thresholds and what they promise:\n"
+        f"{table(rows)}"
+    ]
+    if found is None:
+        lines.append("* 0.5: no threshold can be chosen without present and absent labels in the hold-out")
+    elif any(about["threshold_from"] != FROM_HOLD_OUT for about in classes.values()):
+        lines.append("* of all classes together, or 0.5 by name alone: fewer than 5 present or 5 absent labels in the hold-out")
     figures: dict[str, Any] = {"images": int(held.sum()), "classes_scored": count, "mAP": None, "zero_shot": None}
     if not held.any():
         lines.append("No hold-out, so no figure says how good the model is.")
@@ -68,6 +99,13 @@ def judge(
         figures["zero_shot"] = {name: round(100 * float(value.nanmean()), 3) for name, value in others.items()}
         lines.append(_verdict(figures, best, int((judged == 1).sum()), len(words)))
     return {"classes": classes, "scores": figures}, "\n".join(lines)
+
+
+def _thresholds(scores: Tensor, truth: Tensor, metric: Metric, at_least: float) -> Thresholds | None:
+    """None where the hold-out has no present or no absent label."""
+    if not (truth == 1).any() or not (truth == 0).any():
+        return None
+    return choose_thresholds(scores, truth, metric=metric, at_least=at_least)
 
 
 def _verdict(figures: dict[str, Any], best: str, positives: int, classes: int) -> str:

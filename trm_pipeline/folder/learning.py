@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from trm_losses import GlobalHead, TRMHead
+from trm_losses import Calibration, GlobalHead, TRMHead
 from trm_pipeline.config.presets import EMBEDDED, Preset
 from trm_pipeline.config.settings import override
 from trm_pipeline.features.cached import Features
@@ -23,7 +23,10 @@ from trm_pipeline.run.choose import pooled_ap, search
 from trm_pipeline.run.prepared import Cell, Prepared, build
 from trm_pipeline.training.loop import train
 
-__all__ = ["CHOOSABLE", "ENOUGH", "STEPS", "learn", "probabilities", "whole_is_of_use"]
+__all__ = ["CALIBRATED", "CHOOSABLE", "ENOUGH", "STEPS", "calibrate", "learn", "listed", "probabilities", "whole_is_of_use"]
+
+CALIBRATED = 20
+"""Known labels of each kind in the hold-out from which on scores are calibrated."""
 
 CHOOSABLE = 100
 """Present labels from which on a fifth of them can tell settings apart."""
@@ -97,6 +100,20 @@ def learn(
     return head.eval()
 
 
+def calibrate(head: TRMHead, features: Features, targets: Tensor, expected_positives: float | None) -> bool:
+    """Make scores of the head probabilities, by labels (N, C) of images that training has not seen; whether there are enough.
+
+    ``expected_positives`` takes the place of absent labels if none is known.
+    """
+    present, absent = int((targets == 1).sum()), int((targets == 0).sum())
+    if present < CALIBRATED or (absent and absent < CALIBRATED) or (not absent and expected_positives is None):
+        return False
+    logits = torch.logit(probabilities(head, features).double(), eps=1e-9)
+    fitted = Calibration(len(head.class_names))
+    head.calibration = fitted.fit(logits, targets, expected_positives=None if absent else expected_positives)
+    return True
+
+
 def _preset(options: LearnOptions, targets: Tensor) -> Preset:
     """Those of the embedded model; a few images are learned from more slowly, or they would undo what the model knows.
 
@@ -107,8 +124,7 @@ def _preset(options: LearnOptions, targets: Tensor) -> Preset:
     """
     steps = -(-len(targets) // EMBEDDED.batch_size)
     epochs = options.epochs or max(EMBEDDED.epochs, -(-STEPS // steps))
-    listed = (targets == 1).sum(dim=1).float()
-    expected = options.expected_positives or float(listed[listed > 0].mean())
+    expected = options.expected_positives or listed(targets)
     slower = min(1.0, max(0.1, len(targets) / ENOUGH))
     learned = int((targets == 1).any(dim=0).sum())  # classes
     return dataclasses.replace(
@@ -122,6 +138,12 @@ def _preset(options: LearnOptions, targets: Tensor) -> Preset:
         single_negative=0.3 / learned,
         single_negative_until="end",
     )
+
+
+def listed(targets: Tensor) -> float:
+    """Mean number of present labels of the images that have any."""
+    counts = (targets == 1).sum(dim=1).float()
+    return float(counts[counts > 0].mean())
 
 
 def _prepared(
@@ -153,10 +175,15 @@ def _prepared(
 
 
 def _chosen(data: Prepared, cell: Cell, preset: Preset) -> Preset:
-    """With the settings that rank best a fifth of the known labels, which are held out for it."""
+    """With the settings that rank best a fifth of the known labels, which are held out for it.
+
+    Of few images they are not asked: labels of images that training sees do not tell whether it undoes what the model knows. On
+    192 drawn scenes with 190 present labels what they chose was 0.3 to 0.8 points below the settings as they are.
+    """
     present = int((data.targets == 1).sum())
-    if present < CHOOSABLE:
-        say(f"{present} present labels are too few to choose settings by ({CHOOSABLE} are enough): they stay as they are")
+    if present < CHOOSABLE or len(data.targets) < ENOUGH:
+        got = f"{present} present labels of {len(data.targets)} images"
+        say(f"settings stay as they are: {got} are too few to choose by ({CHOOSABLE} of {ENOUGH} are enough)")
         return preset
     say("choosing rates and shares by a fifth of the known labels: five trainings more (--no-choose: none)")
     found = search(data, cell, preset)

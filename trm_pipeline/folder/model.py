@@ -31,13 +31,12 @@ __all__ = [
     "HEAD_FILE",
     "MODEL_FILE",
     "SavedModel",
-    "choose_threshold",
     "class_texts",
     "open_backbone",
     "weights_file",
 ]
 
-FORMAT = "trm_losses.folder/1"
+FORMAT = "trm_losses.folder/2"
 MODEL_FILE, HEAD_FILE = "model.json", "head.pt"
 CLIP = "--model ViT-B-32 --pretrained openai"
 DEMONSTRATION = (
@@ -46,7 +45,6 @@ DEMONSTRATION = (
 )
 FROM_HOLD_OUT = "hold-out"
 """Where a threshold is from that was chosen."""
-LEAST = 5  # known present and known absent labels in the hold-out that a threshold can be chosen from
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,8 @@ def weights_file(model: str, pretrained: str | None) -> str | None:
     """The path of weights, a file or a folder; none if it is a tag of open_clip, whatever lies under its name here."""
     if pretrained is None or import_open_clip().get_pretrained_cfg(model.replace("/", "-"), pretrained):
         return None
-    return os.path.abspath(pretrained) if os.path.exists(pretrained) else None
+    there = os.path.isfile(pretrained) or (model.startswith("hf:") and os.path.isdir(pretrained))
+    return os.path.abspath(pretrained) if there else None
 
 
 def open_backbone(
@@ -174,22 +173,3 @@ def class_texts(backbone: Backbone, words: Mapping[str, str], templates: Sequenc
         )
     with warnings_said():
         return backbone.template_text(list(words.values()), chosen), chosen
-
-
-def choose_threshold(scores: Tensor, labels: Tensor, *, least: int = LEAST) -> float | None:
-    """The threshold of one class with the best F1 over scores (n,) of known labels (n,); None where they are too few.
-
-    Tried are the middles between neighbouring scores, and half of the lowest. Among equals it is the one nearest to 0.5. With
-    fewer than ``least`` present or absent labels a threshold would say more about these images than about the class.
-    """
-    present = int((labels == 1).sum())
-    if min(present, len(labels) - present) < least:
-        return None
-    ordered, order = scores.double().sort(descending=True)
-    found = labels[order].double().cumsum(dim=0)
-    below = torch.cat([ordered[1:], ordered.new_zeros(1)])
-    f1 = 2 * found / (torch.arange(1, len(labels) + 1) + present)
-    thresholds = 0.5 * (ordered + below)
-    best = (below < ordered) & (f1 >= f1[below < ordered].max() - 1e-12)
-    candidates = thresholds[best]
-    return float(candidates[(candidates - 0.5).abs().argmin()])

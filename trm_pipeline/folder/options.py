@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 __all__ = [
     "ConvertOptions",
     "LabelOptions",
     "LearnOptions",
+    "Metric",
     "PlaceOptions",
     "PredictOptions",
     "ReviewOptions",
@@ -17,6 +19,10 @@ __all__ = [
     "TowerOptions",
     "TrainOptions",
 ]
+
+
+Metric: TypeAlias = Literal["f1", "precision", "recall", "cost"]
+"""What thresholds are chosen by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +77,8 @@ class TrainOptions(LearnOptions):
 
     hold_out: float
     use_unlabelled: bool
+    metric: Metric
+    at_least: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from trm_pipeline.files import check_writable
 from trm_pipeline.folder.encoded import say_unreadable
 from trm_pipeline.folder.image_files import find_images
 from trm_pipeline.folder.judgement import table
-from trm_pipeline.folder.model import DEMONSTRATION, FROM_HOLD_OUT
+from trm_pipeline.folder.model import DEMONSTRATION
 from trm_pipeline.folder.options import PredictOptions
 from trm_pipeline.folder.outputs import score_row, write_csv
 from trm_pipeline.folder.tagger import Tagger
@@ -42,13 +42,13 @@ def run_predict(options: PredictOptions) -> None:
     rows = [("class", "images", "highest", "threshold")]
     chosen = True
     for c, (name, about) in enumerate(tagger.saved.classes.items()):
-        own = about["threshold_from"] == FROM_HOLD_OUT
+        own = not about["threshold_from"].startswith("default")
         chosen &= own
         threshold = f"{about['threshold']:.2f}{'  ' if own else ' *'}"
         rows.append((name, str(int(found.counts[c])), f"{found.highest[c]:.2f}", threshold))
     say(f"\nImages in which each class is found:\n{table(rows)}")
     if not chosen:
-        say("* not chosen on a hold-out, which had too few labels")
+        say("* not chosen: nothing in the hold-out tells it")
     say(f"\n{options.output}: {len(files) - len(found.broken)} images, {time.perf_counter() - started:.0f} s")
 
 

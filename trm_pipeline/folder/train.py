@@ -11,7 +11,7 @@ from torch import Tensor
 from trm_pipeline.folder.hold_out import hold_out
 from trm_pipeline.folder.judgement import judge
 from trm_pipeline.folder.labels import Labels
-from trm_pipeline.folder.learning import learn, probabilities
+from trm_pipeline.folder.learning import CALIBRATED, calibrate, learn, listed, probabilities
 from trm_pipeline.folder.opened import open_folder
 from trm_pipeline.folder.options import TrainOptions
 from trm_pipeline.folder.outputs import FILES, write
@@ -36,12 +36,15 @@ def run_train(options: TrainOptions) -> None:
         shown = ", ".join(none[:5]) + (" …" if len(none) > 5 else "")
         say(f"no label is present of {shown}: nothing to learn from, scored by name alone (zero-shot)")
     head = learn(options, frozen, labels.class_names, labels.targets, held, trained)
+    expected = options.expected_positives or listed(labels.targets[~held])
+    if held.any() and not calibrate(head, features.only(held), labels.targets[held], expected):
+        say(f"scores are not calibrated: fewer than {CALIBRATED} present or absent labels in the hold-out")
     scores = probabilities(head, features)
     zero_shot = {
         name.removeprefix("zero-shot-"): score(lambda b, f=f: f(b, frozen.text), features, 64)  # type: ignore[misc]
         for name, f in ZERO_SHOT.items()
     }
-    about, lines = judge(labels, held, trained, scores, zero_shot, words)
+    about, lines = judge(labels, held, trained, scores, zero_shot, words, metric=options.metric, at_least=options.at_least)
     saved = frozen.saved(**about)
     # What training has seen it does not contradict.
     slips = labels._replace(targets=torch.where(held[:, None], labels.targets, -1.0)) if held.any() else labels

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from trm_pipeline.methods.base import Method, Setting, weak_negatives
 from trm_pipeline.methods.global_head import merged
 from trm_pipeline.methods.linear import LinearProbe
-from trm_pipeline.methods.prompts import DualCoOp, PromptPeer, TextImage, TextPixel, pair_cosines
+from trm_pipeline.methods.prompts import DualCoOp, DualCoOpPlus, PromptPeer, TextImage, TextPixel, pair_cosines
 from trm_pipeline.methods.training_free import TRAINING_FREE, fit_training_free
 from trm_pipeline.methods.trm import TRM
 from trm_pipeline.methods.zero_shot import ZERO_SHOT, zero_shot_global, zero_shot_tokens
@@ -17,6 +17,7 @@ __all__ = [
     "TRM",
     "ZERO_SHOT",
     "DualCoOp",
+    "DualCoOpPlus",
     "LinearProbe",
     "Method",
     "PromptPeer",
@@ -38,6 +39,7 @@ METHODS: dict[str, Callable[[Setting], Method]] = {
     "linear-assume-negative": lambda setting: LinearProbe(setting, assume_negative=True),
     "text-image": TextImage,
     "dual-coop": DualCoOp,
+    "dual-coop++": DualCoOpPlus,
     "text-pixel": TextPixel,
     "trm-region": lambda setting: TRM(setting, query_head=False, pseudo_labels=False),
     "trm-query": lambda setting: TRM(setting, query_head=True, pseudo_labels=False),

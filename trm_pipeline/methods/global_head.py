@@ -16,7 +16,7 @@ from trm_pipeline.methods.base import Method, Setting, score
 from trm_pipeline.methods.trm import TRM
 from trm_pipeline.methods.wrapped import Wrapped, unwrapped
 
-__all__ = ["FITTED", "GLOBAL", "Merged", "estimated", "fit_global_head", "merged", "of_grid", "shifted", "trm_head"]
+__all__ = ["FITTED", "GLOBAL", "Merged", "estimated", "fit_global_head", "merged", "of_grid", "parts_of", "shifted", "trm_head"]
 
 GLOBAL = "+global"
 """What a method's name ends with if its logits are merged with those of the whole image."""
@@ -25,9 +25,16 @@ FITTED = ("linear-penultimate", "global")
 """Heads of the whole image alone: the layer on penultimate features, and with the prior."""
 
 
+def parts_of(method: str) -> tuple[str, str]:
+    """What stands before the first plus of a method's name, and what behind it; two of them end the name of a head."""
+    start = method.find("++") + 2 if "++" in method else 0
+    place = method.find("+", start)
+    return (method, "") if place < 0 else (method[:place], method[place + 1 :])
+
+
 def of_grid(method: str) -> bool:
     """A head with another method's loss."""
-    return "+" in method.removesuffix(GLOBAL)
+    return bool(parts_of(method.removesuffix(GLOBAL))[1])
 
 
 def fit_global_head(

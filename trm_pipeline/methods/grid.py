@@ -14,6 +14,9 @@ from trm_losses.baselines import (
     EMAPLLoss,
     EMLoss,
     EPRLoss,
+    GCELoss,
+    GPRLoss,
+    GRLoss,
     HillLoss,
     LargeLoss,
     PartialASLLoss,
@@ -28,7 +31,7 @@ from trm_pipeline.config.presets import VARIANTS, Preset
 from trm_pipeline.features.cached import Batch, Features
 from trm_pipeline.features.frozen import Encode
 from trm_pipeline.methods import LABEL_FREE, METHODS, Method, Setting, weak_negatives
-from trm_pipeline.methods.global_head import FITTED, GLOBAL, Merged, merged
+from trm_pipeline.methods.global_head import FITTED, GLOBAL, Merged, merged, parts_of
 from trm_pipeline.methods.peers.positive_coop import PositiveCoOp
 from trm_pipeline.methods.peers.sarb import SARB
 from trm_pipeline.methods.peers.scpnet import SCPNet
@@ -109,11 +112,29 @@ def _partial_asl(policy: Any) -> Callable[..., PartialASLLoss]:
     return make
 
 
-def _vlpl(setting: Setting, targets: Tensor, temperature: float, **options: Any) -> VLPLLoss:
+def _similarities(loss: str, setting: Setting, temperature: float) -> tuple[Tensor, float]:
+    """The frozen model's, and the temperature that is published for CLIP, as sharp for a model of another logit scale."""
     if setting.similarities is None:
-        raise ValueError("vlpl needs the frozen model's similarities with the training images")
-    # Published for CLIP, whose own logit scale is 100: the same sharpness relative to the scale of another model.
-    return VLPLLoss(setting.similarities(), temperature=100 * temperature / setting.logit_scale, **options)
+        raise ValueError(f"{loss} needs the frozen model's similarities with the training images")
+    return setting.similarities(), 100 * temperature / setting.logit_scale
+
+
+def _vlpl(setting: Setting, targets: Tensor, temperature: float, **options: Any) -> VLPLLoss:
+    similarities, temperature = _similarities("vlpl", setting, temperature)
+    return VLPLLoss(similarities, temperature=temperature, **options)
+
+
+def _gpr(setting: Setting, targets: Tensor, temperature: float, weight_low: float, weight_high: float, **options: Any) -> GPRLoss:
+    similarities, temperature = _similarities("gpr", setting, temperature)
+    scores = (similarities / temperature).softmax(dim=1)
+    return GPRLoss(scores, expected_positives(setting, targets), weights=(weight_low, weight_high), **_pairs(options))
+
+
+def _pairs(options: dict[str, Any]) -> dict[str, Any]:
+    """Numbers NAME_start and NAME_end as one pair each."""
+    starts = [name.removesuffix("_start") for name in options if name.endswith("_start")]
+    pairs = {name: (options.pop(f"{name}_start"), options.pop(f"{name}_end")) for name in starts}
+    return {**options, **pairs}
 
 
 _MAKE: dict[str, Callable[..., Any]] = {
@@ -136,8 +157,11 @@ _MAKE: dict[str, Callable[..., Any]] = {
     "pasl-negative": _partial_asl("negative"),
     "pasl-selective": _partial_asl("selective"),
     "vlpl": _vlpl,
+    "gr": lambda setting, targets, **options: GRLoss(**_pairs(options)),
+    "gpr": _gpr,
+    "gce": lambda setting, targets, **options: GCELoss(**options),
 }
-_KNOWN_ALONE = ("partial-bce", "pasl-ignore")
+_KNOWN_ALONE = ("partial-bce", "pasl-ignore", "gce")
 
 PEERS: dict[str, tuple[Callable[[Method, Setting], Method], Sequence[str]]] = {
     "scpnet": (SCPNet, HEADS),
@@ -167,9 +191,9 @@ def build_method(name: str, setting: Setting) -> Method:
         if not isinstance(method, Merged):
             raise ValueError(f"{name} needs a prior or penultimate features, and there are none; take {local}")
         return method
-    head, plus, loss = name.partition("+")
+    head, loss = parts_of(name)
     inner = (METHODS | ALONE)[head](setting)
-    if not plus:
+    if not loss:
         return inner
     if loss in PEERS:
         return PEERS[loss][0](inner, setting)
@@ -190,7 +214,7 @@ def choose_methods(patterns: Sequence[str], *, grid: bool = False) -> list[str]:
         found = [pattern] if pattern in NAMES else fnmatch.filter(names, pattern)
         if not found:
             raise ValueError(
-                f"--methods: {pattern!r} is none of {', '.join(name for name in NAMES if '+' not in name)}, nor HEAD+LOSS "
+                f"--methods: {pattern!r} is none of {', '.join(name for name in NAMES if not parts_of(name)[1])}, nor HEAD+LOSS "
                 f"with a head of {', '.join(HEADS)} and a loss of {', '.join(LOSSES)}"
             )
         chosen += found

@@ -1,4 +1,4 @@
-"""Tuned prompts against frozen features: text-image, text-pixel, DualCoOp."""
+"""Tuned prompts against frozen features: text-image, text-pixel, DualCoOp and DualCoOp++."""
 
 from __future__ import annotations
 
@@ -16,7 +16,19 @@ from trm_pipeline.features.cached import Batch
 from trm_pipeline.methods.base import Method, Setting, weak_negatives
 from trm_pipeline.methods.zero_shot import zero_shot_global, zero_shot_tokens
 
-__all__ = ["DualCoOp", "PromptPair", "PromptPeer", "TextImage", "TextPixel", "pair_cosines"]
+__all__ = [
+    "DualCoOp",
+    "DualCoOpPlus",
+    "PromptPair",
+    "PromptPeer",
+    "PromptTriple",
+    "TextImage",
+    "TextPixel",
+    "pair_cosines",
+    "winner_takes_all",
+]
+
+_COMPETITION = 200.0  # as published, of products of two cosines
 
 
 def pair_cosines(batch: Batch, text: Tensor, sharpness: Tensor) -> Tensor:
@@ -131,3 +143,50 @@ class DualCoOp(PromptPeer):
 
     def cosines(self, batch: Batch, text: Tensor) -> Tensor:
         return pair_cosines(batch, text, self.log_sharpness.exp())
+
+
+class PromptTriple(PromptPair):
+    """Positive and negative prompts of every class, and prompts for where to look."""
+
+    def __init__(self, positive: PromptLearner, negative: PromptLearner, evidence: PromptLearner) -> None:
+        super().__init__(positive, negative)
+        self.evidence = evidence
+
+    def forward(self) -> Tensor | list[PromptEmbeddings]:
+        """C rows of each, in this order; as a list where each goes through the tower with its own contexts."""
+        pair, evidence = super().forward(), self.evidence()
+        return [*pair, evidence] if isinstance(pair, list) else torch.cat([pair, evidence])
+
+
+def winner_takes_all(positive: Tensor) -> Tensor:
+    r"""What a token's cosines m (B, N, C) with the positive texts count: twice for the class that wins it, once for others.
+
+    .. math:: \omega_{bnc} = 1 + \mathrm{softmax}_c(200\, m_{bnc} \max_{c'} m_{bnc'})
+    """
+    return 1 + torch.softmax(_COMPETITION * positive * positive.amax(dim=-1, keepdim=True), dim=-1)
+
+
+class DualCoOpPlus(PromptPeer):
+    r"""DualCoOp++: a third prompt for each class says where to look, and classes compete for each token.
+
+    .. math:: z_{bc} = \sum_n \mathrm{softmax}_n(\kappa\, \hat V_{bn} \cdot \hat e_c)\,
+        \big( \omega_{bnc}\, \hat V_{bn} \cdot \hat t^+_c - r\, \hat V_{bn} \cdot \hat t^-_c \big)
+
+    e is the evidence prompt, :math:`\omega` is that of :func:`winner_takes_all`. The published head has a scale for each of the
+    two cosines; here the second is r times the first. Scale, r and :math:`\kappa` are learned, and start from DualCoOp's numbers
+    with r = 1. That, the bias and the start of the prompts are our choice: evidence starts like the positive prompt.
+
+    Reference: Hu et al., TPAMI 2024, as another group has it in code.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        mode = setting.preset.prompts
+        prompts = PromptTriple(setting.prompts(mode), setting.negative_prompts(mode), setting.prompts(mode))
+        super().__init__(setting, prompts, setting.preset.dual_coop)
+        self.log_ratio = nn.Parameter(torch.zeros(()))
+
+    def cosines(self, batch: Batch, text: Tensor) -> Tensor:
+        similarity = F.normalize(batch.tokens, dim=-1) @ F.normalize(text, dim=-1).T  # (B, N, 3C)
+        positive, negative, evidence = similarity.chunk(3, dim=-1)
+        weights = torch.softmax(self.log_sharpness.exp() * evidence, dim=1)
+        return (weights * (winner_takes_all(positive) * positive - self.log_ratio.exp() * negative)).sum(dim=1)

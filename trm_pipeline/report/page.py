@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from trm_losses import __version__
 from trm_pipeline.config.presets import VARIANTS
 from trm_pipeline.files import read_json, replacing, write_json
-from trm_pipeline.methods.global_head import of_grid
+from trm_pipeline.methods.global_head import of_grid, parts_of
 from trm_pipeline.report.markdown import markdown
 from trm_pipeline.report.pictures import SaliencyMaps, draw_map_against_known, draw_pseudo_quality, draw_saliency
 from trm_pipeline.report.rows import Row, ablation_rows, distinct, main_rows
@@ -133,7 +133,7 @@ def _trace_groups(folder: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
     traces = {file.stem: read_json(file) for file in sorted(folder.glob("*.json"))}
     groups: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for name, trace in traces.items():
-        method, setting = re.match(r"(.+?)(-known[\d.]+|-single)?(-seed\d+)?$", name).group(1, 2)  # type: ignore[union-attr]
+        method, setting = re.match(r"(.+?)((?:-known[\d.]+|-single)(?:-wrong[\d.]+)?)?(-seed\d+)?$", name).group(1, 2)  # type: ignore[union-attr]
         if trace and method in VARIANTS:
             whole = {key: value for key, value in traces.items() if value and re.match(rf"trm{setting}-seed\d+$", key)}
             groups.setdefault(f"variants{setting}", whole)[name] = trace
@@ -172,9 +172,9 @@ def make_report(output: Path, *, command: str | None = None, data: str | None = 
     if main := main_rows(rows):
         draw_map_against_known(output / "map_against_known.png", main, title)
         pictures.append((output / "map_against_known.png", "mAP against the share of known labels; bars: one deviation"))
-    for head in dict.fromkeys(row["method"].partition("+")[0] for row in rows if of_grid(row["method"])):
+    for head in dict.fromkeys(parts_of(row["method"])[0] for row in rows if of_grid(row["method"])):
         path = output / f"map_against_known-{head}.png"
-        draw_map_against_known(path, [row for row in rows if row["method"].partition("+")[0] == head], title)
+        draw_map_against_known(path, [row for row in rows if parts_of(row["method"])[0] == head], title)
         pictures.append((path, f"The same for {head} with its own loss and with those of other methods"))
     for file in sorted(output.glob("saliency*.npz")):
         draw_saliency(file.with_suffix(".png"), SaliencyMaps.load(file))

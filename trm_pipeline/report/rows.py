@@ -13,7 +13,7 @@ __all__ = ["NINE", "Row", "ablation_rows", "average", "by_seed", "distinct", "he
 
 Row = dict[str, Any]
 """One run: method, known (share of labels, or "single"), seed, mAP, mAP_interpolated, OF1, CF1, CF1_per_class, best_epoch_mAP,
-expected_positives (a number for "single", else None)."""
+expected_positives (a number for "single", else None), and wrong, the share of present labels that were moved, if there is one."""
 
 NINE = tuple(tenth / 10 for tenth in range(1, 10))
 

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Collection, Sequence
 
 from trm_pipeline.methods import LABEL_FREE
-from trm_pipeline.methods.global_head import of_grid
+from trm_pipeline.methods.global_head import of_grid, parts_of
 from trm_pipeline.report.rows import NINE, Row, ablation_rows, average, by_seed, distinct, heading, less, settings
 from trm_pipeline.report.statistics import Paired, paired
 
@@ -44,7 +44,7 @@ def ablation_table(rows: Sequence[Row], reference: str = "trm", key: str = "mAP"
 def grid_tables(rows: Sequence[Row], key: str = "mAP") -> list[tuple[str, Table]]:
     """A heading and a table for each setting with a grid: losses down, heads across."""
     pairs = [row for row in rows if of_grid(row["method"])]
-    heads, losses = (list(dict.fromkeys(row["method"].partition("+")[side] for row in pairs)) for side in (0, 2))
+    heads, losses = (list(dict.fromkeys(parts_of(row["method"])[side] for row in pairs)) for side in (0, 1))
     tables = []
     for known in settings(pairs):
         body = [["its own", *(_mean_sd(by_seed(rows, head, known, key).values()) for head in heads)]]
@@ -62,7 +62,8 @@ def difference_table(rows: Sequence[Row], key: str = "mAP") -> Table:
     names = distinct(rows, "method")
     table = [["method", "against", "known", "seeds", "difference", "95% interval", "p (t)", "p (sign flips)"]]
     for name in names:
-        other = name.partition("+")[0] if "+" in name else "trm"
+        head, rest = parts_of(name)
+        other = head if rest else "trm"
         if other not in names or name == other or name in LABEL_FREE:
             continue
         for known in settings(rows):

@@ -22,7 +22,7 @@ from trm_pipeline.data.label_files import ENCODINGS
 from trm_pipeline.features.cached import cores
 from trm_pipeline.files import CACHE, folder_argument
 from trm_pipeline.methods import LABEL_FREE, METHODS, Setting
-from trm_pipeline.methods.global_head import GLOBAL, of_grid
+from trm_pipeline.methods.global_head import GLOBAL, of_grid, parts_of
 from trm_pipeline.methods.grid import HEADS, NAMES, PEERS, build_method, choose_methods
 from trm_pipeline.progress import Scalars
 from trm_pipeline.run.options import RunOptions
@@ -138,7 +138,7 @@ def parser(source: Source = voc.SOURCE, prog: str | None = None) -> argparse.Arg
         nargs="+",
         metavar="METHOD",
         help=f"default: {' '.join(DEFAULT_METHODS)}, of which --known 0 takes {' '.join(LABEL_FREE)}; any of "
-        f"{', '.join(name for name in NAMES if '+' not in name)}; a head with another method's loss, "
+        f"{', '.join(name for name in NAMES if not parts_of(name)[1])}; a head with another method's loss, "
         f"such as linear+role (heads {', '.join(HEADS)}; losses {', '.join(LOSSES)}); or a pattern such as "
         "'linear+*'",
     )
@@ -159,6 +159,13 @@ def parser(source: Source = voc.SOURCE, prog: str | None = None) -> argparse.Arg
         help="also trm trained without the last N classes, and all scored by their names",
     )
     p.add_argument("--seeds", type=int, nargs="+", default=[1], help="of training; seed s hides labels with seed s - 1")
+    p.add_argument(
+        "--wrong",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="after labels are hidden, this share of the known present ones moves to classes that the image does not show",
+    )
     p.add_argument("--epochs", type=int, help="default: the preset's")
     p.add_argument("--output", type=Path, default=Path("runs") / source.key, help="folder for results, heads and the picture")
     p.add_argument(
@@ -237,6 +244,10 @@ def check_options(options: RunOptions) -> None:
         raise ValueError("--labels is one setting of known labels: leave --known out, and give one of --seeds")
     if options.labels and options.tune:
         raise ValueError("--labels has the labels of the whole training split, of which --tune trains on a part; leave one out")
+    if not 0 <= options.wrong <= 1:
+        raise ValueError(f"--wrong must be a share from 0 to 1, got {options.wrong:g} (10 % is 0.1)")
+    if options.labels and options.wrong:
+        raise ValueError("--wrong moves labels that a run has hidden itself; leave it or --labels out")
     if options.labels_encoding and not options.labels:
         raise ValueError("--labels-encoding needs --labels, the file it is about")
     for share in known:
@@ -259,7 +270,7 @@ def check_options(options: RunOptions) -> None:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if options.jobs > 1 and ranks.launched() > 1:
         raise ValueError(f"--jobs must be 1 under torchrun, whose processes train each cell together; got {options.jobs}")
-    losses = {name: name.removesuffix(GLOBAL).partition("+")[2] for name in options.methods if of_grid(name)}
+    losses = {name: parts_of(name.removesuffix(GLOBAL))[1] for name in options.methods if of_grid(name)}
     if ranks.launched() > 1 and (alone := [name for name, loss in losses.items() if loss in PEERS]):
         raise ValueError(f"--methods: {alone[0]} is trained by one process, not under torchrun")
     if options.source.num_classes is not None:

@@ -73,7 +73,7 @@ def run_cell(data: Prepared, cell: Cell, options: RunOptions) -> Finished:
         peak = read_peak()
     figures = {key: None if value is None else round(value, 3) for key, value in metrics.items()}
     expected = data.preset.expected_positives if single else None
-    row: Row = {"method": cell.method, "known": cell.known, "seed": cell.seed, **figures, "expected_positives": expected}
+    row: Row = {**cell.record, **figures, "expected_positives": expected}
     return Finished(cell, row, round(seconds, 2), None if peak is None else round(peak, 1), parameters)
 
 
@@ -108,7 +108,7 @@ def _preset(data: Prepared, cell: Cell, options: RunOptions) -> Preset:
 def _fitted(data: Prepared, cell: Cell, options: RunOptions) -> tuple[dict[str, float], float]:
     """Metrics of a head of whole images alone, and the seconds of its fit."""
     started = time.perf_counter()
-    targets = known_labels(data, cell.known, cell.seed)
+    targets = known_labels(data, cell)
     preset = _preset(data, cell, options)
     prior = preset.global_prior and cell.method == "global"
     head = data.global_head(targets, preset, single=cell.known == "single", prior=prior)
@@ -178,7 +178,7 @@ def run_cells(
     announced = None
     for cell in (cell for cell in cells if cell not in apart):
         if cell.method not in LABEL_FREE and announced != (announced := (cell.known, cell.seed)):
-            targets = known_labels(data, cell.known, cell.seed)
+            targets = known_labels(data, cell)
             known, positives = known_fraction(targets), int((targets == 1).sum())
             say(f"seed {cell.seed}, {known:.1%} of the labels known, {positives} positives")
         yield run_cell(data, cell, options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ from trm_pipeline.config.presets import VARIANTS, Preset
 from trm_pipeline.config.settings import override
 from trm_pipeline.files import read_json, write_json
 from trm_pipeline.methods.base import score
-from trm_pipeline.methods.global_head import FITTED, GLOBAL, Merged
+from trm_pipeline.methods.global_head import FITTED, GLOBAL, Merged, parts_of
 from trm_pipeline.progress import say
 from trm_pipeline.run.prepared import Cell, Prepared, build, known_labels
 from trm_pipeline.training.loop import train
@@ -97,15 +96,8 @@ def search(data: Prepared, cell: Cell, preset: Preset) -> Chosen:
     """What suits a method best of the lists above, each in turn with what the lists before it gave."""
     method = VARIANTS.get(cell.method, (cell.method, ()))[0]
     single = cell.known == "single"
-    held = hold_out(known_labels(data, cell.known, cell.seed), single=single, seed=cell.seed)
-    return _Search(_with_labels(data, held.kept), cell._replace(method=method), preset, held.asked).found()
-
-
-def _with_labels(data: Prepared, labels: Tensor) -> Prepared:
-    """The data with these known labels, and what was found without any."""
-    found = dataclasses.replace(data, labels=labels)
-    vars(found)["training_free"] = data.training_free
-    return found
+    held = hold_out(known_labels(data, cell), single=single, seed=cell.seed)
+    return _Search(data.with_labels(held.kept), cell._replace(method=method), preset, held.asked).found()
 
 
 class _Search:
@@ -122,9 +114,8 @@ class _Search:
         whole = self._layer() if method in FITTED or method == "trm" or method.endswith(GLOBAL) else None
         if method not in FITTED:
             logits = self._best({f"lr_factor={factor:g}": self._logits([f"lr_factor={factor:g}"]) for factor in FACTORS})
-            own = CANDIDATES.get(method.removesuffix(GLOBAL).partition("+")[2], ())
-            if own:
-                loss = method.removesuffix(GLOBAL).partition("+")[2]
+            loss = parts_of(method.removesuffix(GLOBAL))[1]
+            if own := CANDIDATES.get(loss, ()):
                 names = [" ".join(f"{loss}.{name}={value:g}" for name, value in numbers.items()) for numbers in own]
                 logits = self._best({"": logits, **{name: self._logits(name.split()) for name in names}})
             if whole is not None:

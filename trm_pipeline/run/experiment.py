@@ -78,6 +78,7 @@ def run(options: RunOptions) -> list[Row]:
             "weights": data.weights,
             "labels": [tensor_digest(data.targets), tensor_digest(data.test_targets)],
             "known_labels": None if data.labels is None else tensor_digest(data.labels),
+            **({"wrong": options.wrong} if options.wrong else {}),
         },
         resume=options.resume,
     )
@@ -97,7 +98,11 @@ def run(options: RunOptions) -> list[Row]:
         return rows
     where = f"{data.name}, {data.model}"
     notes = [f"mAP (%) on the {options.splits[1]} images, last epoch of the averaged weights; {where}."]
-    say(f"\n{notes[0]}")
+    if options.wrong:
+        notes.append(
+            f"{100 * options.wrong:g}% of the known present labels are wrong: each was moved to a class that its image lacks."
+        )
+    say("\n" + "\n".join(notes))
     if main := main_rows(rows):
         say(markdown(mean_table(main)))
     for heading, table in grid_tables(rows):

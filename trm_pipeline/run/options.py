@@ -25,6 +25,7 @@ class RunOptions:
     known: tuple[Known, ...]
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
+    wrong: float
     ablation: bool
     ablation_known: tuple[Known, ...] | None
     unseen: int

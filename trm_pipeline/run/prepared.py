@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trm_losses import GaussianDiscriminant, GlobalHead
-from trm_losses.labels import hide_labels, keep_single_positive
+from trm_losses.labels import hide_labels, keep_single_positive, move_positives
 from trm_pipeline.config.presets import Known, Preset
 from trm_pipeline.features.frozen import Frozen
 from trm_pipeline.files import tensor_digest
@@ -24,23 +25,29 @@ __all__ = ["Cell", "Prepared", "build", "known_labels"]
 
 
 class Cell(NamedTuple):
-    """A method (or a variant of one) in a setting with a seed."""
+    """A method (or a variant of one) in a setting with a seed; ``wrong`` is the share of present labels that are moved."""
 
     method: str
     known: Known
     seed: int
+    wrong: float = 0.0
 
     @property
     def name(self) -> str:
         """For files."""
         setting = self.known if isinstance(self.known, str) else f"known{self.known:g}"
-        return f"{self.method}-{setting}-seed{self.seed}"
+        return f"{self.method}-{setting}{f'-wrong{self.wrong:g}' if self.wrong else ''}-seed{self.seed}"
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """For rows: the fields, ``wrong`` only if there is any."""
+        return {key: value for key, value in self._asdict().items() if key != "wrong" or value}
 
     @property
     def label(self) -> str:
         """For people."""
         setting = self.known if isinstance(self.known, str) else f"{100 * self.known:g}%"
-        return f"{self.method}, {setting}, seed {self.seed}"
+        return f"{self.method}, {setting}{f', {100 * self.wrong:g}% wrong' if self.wrong else ''}, seed {self.seed}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +77,12 @@ class Prepared(Frozen):
         """The classifier without labels, fitted where it is first asked for."""
         return fit_training_free(self.features, self.text, self.preset.batch_size, **self.preset.training_free)
 
+    def with_labels(self, labels: Tensor) -> Prepared:
+        """The same with these known labels (N, C), and with what was found without any."""
+        found = dataclasses.replace(self, labels=labels)
+        vars(found)["training_free"] = self.training_free
+        return found
+
     def global_head(self, targets: Tensor, preset: Preset, *, single: bool, prior: bool | None = None) -> GlobalHead | None:
         """The head of whole images, fitted to labels (N, C); None where there is nothing for it to read."""
         prior = preset.global_prior if prior is None else prior
@@ -89,18 +102,21 @@ class Prepared(Frozen):
         return self.heads[key]
 
 
-def known_labels(data: Prepared, known: Known, seed: int) -> Tensor:
-    """What is left of the labels (N, C) in a setting: seed s hides labels with seed s - 1; a file of labels is as it is."""
+def known_labels(data: Prepared, cell: Cell) -> Tensor:
+    """What a cell leaves of the labels (N, C): seed s hides and moves them with seed s - 1; a file of labels is as it is."""
     if data.labels is not None:
         return data.labels
-    if isinstance(known, str):
-        return keep_single_positive(data.targets, seed=seed - 1)
-    return hide_labels(data.targets, known, seed=seed - 1)
+    seed = cell.seed - 1
+    if isinstance(cell.known, str):
+        left = keep_single_positive(data.targets, seed=seed)
+    else:
+        left = hide_labels(data.targets, cell.known, seed=seed)
+    return move_positives(left, data.targets, cell.wrong, seed=seed) if cell.wrong else left
 
 
 def build(data: Prepared, cell: Cell, *, method: str, preset: Preset) -> tuple[Method, Tensor]:
     """A method at its start, and what a cell's setting and seed leave of the labels."""
-    targets = known_labels(data, cell.known, cell.seed)
+    targets = known_labels(data, cell)
     steps = preset.epochs * -(-len(data.features) // preset.batch_size)
     torch.manual_seed(cell.seed)
     single, samples = cell.known == "single", len(data.features)

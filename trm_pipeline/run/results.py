@@ -23,7 +23,7 @@ def plan(options: RunOptions) -> list[Cell]:
     """All cells of the run, in the order of their rows."""
     settings, seeds = dict.fromkeys(options.known), dict.fromkeys(options.seeds)
     chosen = dict.fromkeys(options.methods)
-    cells = [Cell(m, known, seed) for m in chosen if m in LABEL_FREE for known in settings for seed in seeds]
+    cells = [Cell(m, known, seed, options.wrong) for m in chosen if m in LABEL_FREE for known in settings for seed in seeds]
     # A variant that changes nothing, such as the rule that trm has anyway, is trm itself.
     ablation = [
         name
@@ -35,7 +35,7 @@ def plan(options: RunOptions) -> list[Cell]:
             trained = [m for m in chosen if m not in LABEL_FREE]
             if known in (options.ablation_known or settings):
                 trained += ablation
-            cells += [Cell(method, known, seed) for method in dict.fromkeys(trained)]
+            cells += [Cell(method, known, seed, options.wrong) for method in dict.fromkeys(trained)]
     return cells
 
 
@@ -65,7 +65,7 @@ class Results:
             for name, into in (("times.json", self.costs), ("results.json", self.rows)):
                 path = self.output / name
                 for row in read_json(path) if path.exists() else []:
-                    cell = Cell(row["method"], row["known"], row["seed"])
+                    cell = Cell(row["method"], row["known"], row["seed"], row.get("wrong", 0.0))
                     into[cell] = row if into is self.rows else {key: row[key] for key in row if key not in Cell._fields}
             for cell in self.rows:
                 checkpoint_path(self.output, cell).unlink(missing_ok=True)
@@ -82,7 +82,7 @@ class Results:
         self.rows[finished.cell], self.costs[finished.cell] = finished.row, finished.cost
         if not ranks.first():
             return
-        times = [{**cell._asdict(), **self.costs[cell]} for cell in self.cells if cell in self.costs]
+        times = [{**cell.record, **self.costs[cell]} for cell in self.cells if cell in self.costs]
         write_json(self.output / "times.json", times)
         write_json(self.output / "results.json", self.ordered())
         checkpoint_path(self.output, finished.cell).unlink(missing_ok=True)

@@ -92,6 +92,11 @@ def vlpl(classes: int, **settings: Any) -> Any:
     return baselines.VLPLLoss(similarities, alpha=0.2, beta=0.7, temperature=0.02, **settings)
 
 
+def gpr(classes: int, expected_positives: float = 1.5, **settings: Any) -> Any:
+    scores = torch.sigmoid(normal(SAMPLES, classes, seed=68, dtype=torch.float32))
+    return baselines.GPRLoss(scores, expected_positives, **settings)
+
+
 def splc_oracle(module: Any, x: Any, y: Any, held: Any, ids: Any) -> float:
     total = baseline_oracles.splc(x, y, held, module.threshold, module.margin, module.gamma, bool(module.correcting))
     return total if module.reduction == "sum" else total / x.size
@@ -217,6 +222,36 @@ BASELINES = {
         ),
         state=("scores",),
         shows=("negative_share=0.4",),
+    ),
+    "GR": BaselineCase(
+        "GRLoss",
+        lambda c: baselines.GRLoss(),
+        lambda m, x, y, held, ids: baseline_oracles.gr(m, x, y, held),
+        state=("ramps",),
+        smooth=False,
+    ),
+    "GR, midway": BaselineCase(
+        "GRLoss",
+        lambda c: begun(baselines.GRLoss(slope=(0, 10), offset=(-2, -8), q_present=0.3, q_absent=1.5), 5, 8),
+        lambda m, x, y, held, ids: baseline_oracles.gr(m, x, y, held),
+        state=("ramps",),
+        smooth=False,
+        shows=("slope=(0, 10)", "q_absent=1.5"),
+    ),
+    "GPR": BaselineCase(
+        "GPRLoss",
+        lambda c: begun(gpr(c, negative_share=0.4), 6, 8),
+        lambda m, x, y, held, ids: baseline_oracles.gpr(m, x, y, held, oracles.array(m.scores)[ids]),
+        state=("ramps", "scores"),
+        smooth=False,
+        shows=("num_samples=6", "threshold=0.5", "weights=(0.4, 0.7)", "q_present=0.01"),
+    ),
+    "GCE": BaselineCase("GCELoss", lambda c: baselines.GCELoss(), lambda m, x, y, held, ids: baseline_oracles.gce(x, y, 0.7)),
+    "GCE, half": BaselineCase(
+        "GCELoss",
+        lambda c: baselines.GCELoss(q=0.5),
+        lambda m, x, y, held, ids: baseline_oracles.gce(x, y, 0.5),
+        shows=("q=0.5",),
     ),
 }
 

@@ -21,6 +21,7 @@ def pooler_oracle(module: tl.RegionPooler, x: Inputs) -> Any:
         x["text"] if module.query is None else module.query,
         module.num_heads,
         padding=x.get("key_padding_mask"),
+        assignment=module.assignment,
     )
 
 
@@ -90,5 +91,17 @@ CASES = [
         state=("query_weight", "key_weight", "log_attention_scale"),
         finite=("tokens", "text"),
         shows=("query_head=False",),
+    ),
+    Case(
+        name="pooler, transport, padding",
+        owner="RegionPooler",
+        build=lambda c: shaken(tl.RegionPooler(c, WIDTH, num_heads=2, assignment="transport")),
+        inputs=with_padding,
+        call=call_pooler,
+        oracle=pooler_oracle,
+        wrong=pooler_refuses,
+        state=POOLER_STATE,
+        finite=("tokens", "text"),
+        shows=("assignment='transport'",),
     ),
 ]

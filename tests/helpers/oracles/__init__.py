@@ -5,5 +5,5 @@ from tests.helpers.oracles.contrasts import contrast, multi_label, sup_con
 from tests.helpers.oracles.global_head import GlobalHead
 from tests.helpers.oracles.logits import asymmetric, asymmetric_gradient, distillation, focal, matching_logits
 from tests.helpers.oracles.numbers import Array, array, log_sum_exp, sigmoid, softmax, unit
-from tests.helpers.oracles.pooling import layer_norm, pool
+from tests.helpers.oracles.pooling import layer_norm, pool, sinkhorn, transport
 from tests.helpers.oracles.pseudo import Bank, Labeler, discriminant, discriminant_scores, similarities

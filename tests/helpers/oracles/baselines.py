@@ -206,3 +206,60 @@ def vlpl(x: Array, y: Array, held: Array, scores: Array, alpha: float, beta: flo
             elif c not in low:
                 total -= alpha * entropy(x[b, c]) / x.size
     return total
+
+
+def doubted(p: float, q: float) -> float:
+    """(1 - p^q) / q, and its limit at q = 0."""
+    return (1 - p**q) / q if q else -math.log(p)
+
+
+def on_its_way(ramp: Any, share: float) -> float:
+    return float(ramp[0] + (ramp[1] - ramp[0]) * share)
+
+
+def gr_weight(m: Any, p: float) -> float:
+    """V of a probability; ``m`` has the settings, and how far both ramps are."""
+    center, width = (on_its_way(ramp, float(m.ramps[1])) for ramp in (m.center, m.width))
+    return math.exp(-((p - center) ** 2) / (2 * width**2))
+
+
+def gr_term(m: Any, x: float, held: float) -> float:
+    """What an unknown entry gives."""
+    slope, offset = (on_its_way(ramp, float(m.ramps[0])) for ramp in (m.slope, m.offset))
+    chance = sigmoid(slope * sigmoid(held) + offset)
+    terms = chance * doubted(sigmoid(x), m.q_present) + (1 - chance) * doubted(sigmoid(-x), m.q_absent)
+    return gr_weight(m, sigmoid(held)) * terms
+
+
+def gr(m: Any, x: Array, y: Array, held: Array) -> float:
+    return known_mean(x, y) + sum(gr_term(m, x[i], held[i]) for i in np.ndindex(*x.shape) if y[i] == -1) / x.size
+
+
+def gpr(m: Any, x: Array, y: Array, held: Array, scores: Array) -> float:
+    total, classes = known_mean(x, y), x.shape[1]
+    for b in range(len(x)):
+        ranked = sorted(range(classes), key=lambda c: -scores[b, c])
+        top = ranked[: math.ceil(m.expected_positives)]
+        low = ranked[classes - math.floor(Fraction(str(m.negative_share)) * classes) :]
+        for c in range(classes):
+            if y[b, c] != -1:
+                continue
+            weight = gr_weight(m, sigmoid(held[b, c]))
+            if c in top and scores[b, c] >= m.threshold:
+                least, most = m.weights
+                total += min(max(1 - weight, least), most) * bce(m.confidence, x[b, c]) / x.size
+            elif c in low:
+                total += weight * absent(x[b, c]) / x.size
+            else:
+                total += gr_term(m, x[b, c], held[b, c]) / x.size
+    return total + m.weight_expected * surplus(x, m.expected_positives)
+
+
+def gce(x: Array, y: Array, q: float) -> float:
+    total = 0.0
+    for i in np.ndindex(*x.shape):
+        if y[i] in (0, 1):
+            total += doubted(sigmoid(x[i] if y[i] else -x[i]), q)
+        elif y[i] > 0:
+            total += bce(y[i], x[i])
+    return total / x.size

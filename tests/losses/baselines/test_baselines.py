@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.helpers import compare, oracles
-from tests.helpers.cases.baselines import BASELINES, baseline_inputs, baseline_value, call_baseline, vlpl
+from tests.helpers.cases.baselines import BASELINES, baseline_inputs, baseline_value, call_baseline, gpr, vlpl
 from tests.helpers.oracles import baselines as baseline_oracles
 from tests.helpers.values import BATCH, CLASSES, SAMPLES, labels, normal
 from trm_losses import baselines
@@ -20,8 +20,8 @@ close = partial(compare.close, rtol=1e-6, atol=1e-9)
 
 NAMES = list(BASELINES)
 # Whose unknown entries move known ones, through a number expected of the whole batch or through learned labels.
-COUPLED = ("EPR", "ROLE")
-IGNORING = ("partial BCE", "partial BCE, mean of each image", "partial ASL, ignore")
+COUPLED = ("EPR", "ROLE", "GPR")
+IGNORING = ("partial BCE", "partial BCE, mean of each image", "partial ASL, ignore", "GCE", "GCE, half")
 
 
 def built(name, classes=CLASSES):
@@ -61,7 +61,7 @@ def test_gradient_of_the_learned_labels():
     close(module.estimates.grad, expected)
 
 
-@pytest.mark.parametrize("name", ["ROLE", "partial ASL, selective"])
+@pytest.mark.parametrize("name", ["ROLE", "partial ASL, selective", "GR, midway", "GPR"])
 def test_compiled_gradient_where_one_is_stopped(name):
     """Whose gradient the table of cases cannot compare with numbers."""
     torch._dynamo.reset()
@@ -109,19 +109,33 @@ def test_batches_of_one_kind_are_the_oracles(name, targets):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_saturated_logits(name, dtype):
-    """Finite, and what is confidently wrong keeps its gradient, which log(p + 1e-5) would not."""
+    """Finite, and what is confidently wrong keeps its gradient, which log(p + 1e-5) would not; but where it is doubted."""
     module, inputs = BASELINES[name].build(CLASSES), baseline_inputs(BATCH, CLASSES)
     inputs["logits"] = (1e4 * inputs["logits"].sign()).to(dtype)
     inputs["targets"][:2] = torch.tensor([[1.0, 0.0, -1.0, 1.0, -1.0]] * 2)
     inputs["logits"][0] = torch.tensor([-1e4, 1e4, 1e4, -1e4, -1e4])
     slope = gradient(name, module, inputs)
     assert torch.isfinite(call_baseline(module, inputs)) and torch.isfinite(slope).all()
+    if BASELINES[name].owner == "GCELoss":
+        assert torch.count_nonzero(slope[0]) == 0
+        return
     assert (slope[0, [0, 3]] < 0).all()
     assert slope[0, 1] > 0 or (module.margin > 0 and "ASL" in name)  # whose margin keeps 1 - q away from 0
 
 
 @pytest.mark.parametrize(
-    "loss", ["AssumeNegativeLoss", "WeakAssumeNegativeLoss", "EMLoss", "HillLoss", "SPLCLoss", "LargeLoss", "PartialBCELoss"]
+    "loss",
+    [
+        "AssumeNegativeLoss",
+        "WeakAssumeNegativeLoss",
+        "EMLoss",
+        "HillLoss",
+        "SPLCLoss",
+        "LargeLoss",
+        "PartialBCELoss",
+        "GRLoss",
+        "GCELoss",
+    ],
 )
 def test_no_class_costs_nothing(loss):
     logits = torch.zeros(4, 0, requires_grad=True)
@@ -163,7 +177,7 @@ def test_one_loop_runs_them_all(name):
 
 
 def test_state_keeps_its_precision():
-    for name in ("EM+APL", "large loss, reject", "partial ASL, selective", "VLPL"):
+    for name in ("EM+APL", "large loss, reject", "partial ASL, selective", "VLPL", "GPR"):
         module = BASELINES[name].build(CLASSES)
         before = {key: x.clone() for key, x in module.state_dict().items()}
         assert all(torch.equal(x, before[key]) for key, x in module.half().state_dict().items())
@@ -215,6 +229,66 @@ def test_ladder_of_known_cross_entropy():
     close(
         value(baselines.PartialBCELoss(), targets=y), value(baselines.PartialBCELoss(alpha=0.0, beta=1.0), targets=y)
     )  # g(1) = 1
+
+
+def test_ladder_of_gr():
+    """K = 0 and V = 1 leave the loss of absence, K = 1 that of presence; q from 0 to 1."""
+    sure = {"slope": (0.0, 0.0), "width": (math.inf, math.inf)}
+    absence, presence = ({**sure, "offset": (b, b)} for b in (-800.0, 800.0))
+    plain = value(baselines.AssumeNegativeLoss())
+    close(value(baselines.GRLoss(**absence, q_absent=0.0)), plain)
+    close(value(baselines.GRLoss(**absence, q_absent=1e-9)), plain)
+    inputs = baseline_inputs(BATCH, CLASSES)
+    x, unknown = inputs["logits"], inputs["targets"] == -1
+    known = value(baselines.EMLoss(alpha=0.0))
+    close(value(baselines.GRLoss(**absence)), known + float(torch.sigmoid(x)[unknown].sum()) / x.numel())
+    close(value(baselines.GRLoss(**presence, q_present=1.0)), known + float(torch.sigmoid(-x)[unknown].sum()) / x.numel())
+    present = torch.where(unknown, 1.0, inputs["targets"])
+    close(value(baselines.GRLoss(**presence, q_present=0.0)), value(baselines.AssumeNegativeLoss(), targets=present))
+    weightless = {**absence, "center": (9.0, 9.0), "width": (0.1, 0.1)}
+    close(value(baselines.GRLoss(**weightless)), known)
+
+
+@pytest.mark.parametrize("epoch", [0, 3, 7])
+def test_gpr_without_pseudo_labels_and_expectation_is_gr(epoch):
+    alone = {"negative_share": 0.0, "threshold": math.inf, "weight_expected": 0.0}
+    modules = baselines.GRLoss(), gpr(CLASSES, **alone)
+    for module in modules:
+        module.begin_epoch(epoch, 8)
+    close(*(value(module) for module in modules), rtol=1e-12)
+    close(*(gradient("GPR", module, baseline_inputs(BATCH, CLASSES)) for module in modules), rtol=1e-12)
+
+
+def test_gpr_where_pseudo_labels_are_all_there_is():
+    """Everything present by the teacher, at a weight of one: the cross-entropy of soft labels."""
+    module = gpr(CLASSES, float(CLASSES), threshold=0.0, weights=(1.0, 1.0), confidence=0.9, weight_expected=0.0)
+    y = baseline_inputs(BATCH, CLASSES)["targets"]
+    close(value(module), value(baselines.EMLoss(alpha=0.0), targets=torch.where(y == -1, 0.9, y)))
+    absent = gpr(CLASSES, threshold=math.inf, negative_share=1.0, width=(math.inf, math.inf), weight_expected=0.0)
+    close(value(absent), value(baselines.AssumeNegativeLoss()))
+
+
+def test_gpr_takes_the_most_likely_of_an_image():
+    """As many as are expected, rounded up, if they reach the threshold; the least likely are absent."""
+    scores = torch.tensor([[0.9, 0.8, 0.7, 0.2, 0.1], [0.6, 0.4, 0.3, 0.1, 0.2]])
+    module = baselines.GPRLoss(scores, 1.2, weight_expected=0.0)
+    found, absent = module._pseudo(scores, torch.tensor([[True] * 5, [True, True, True, False, True]]))
+    assert found.tolist() == [[True, True, False, False, False], [True, False, False, False, False]]
+    assert absent.tolist() == [[False] * 4 + [True], [False] * 5]  # whose least likely one is known
+
+
+@pytest.mark.parametrize("q", [0.1, 0.7, 1.0])
+def test_a_doubted_label_costs_less_than_cross_entropy_and_is_bounded(q):
+    x = torch.linspace(-60, 60, 241, dtype=torch.float64)[:, None].requires_grad_()
+    for target in (0.0, 1.0):
+        y = torch.full((1, 1), target)
+        doubted, plain = (torch.stack([loss(row[None], y) for row in x]) for loss in (baselines.GCELoss(q=q), baselines.EMLoss()))
+        assert (doubted <= plain * (1 + 1e-12)).all() and (doubted <= 1 / q).all()
+        ours, theirs = (torch.autograd.grad(part.sum(), x, retain_graph=True)[0] for part in (doubted, plain))
+        p = torch.sigmoid(x if target else -x)
+        close(ours, theirs * p**q)
+    close(value(baselines.GCELoss(q=0.0)), value(baselines.EMLoss(alpha=0.0)))
+    close(value(baselines.GCELoss(q=1e-9)), value(baselines.EMLoss(alpha=0.0)))
 
 
 def test_hill_has_no_slope_where_the_model_is_sure():
@@ -284,6 +358,17 @@ def test_permanent_corrections_stay():
             module.update(x, targets, ids=ids)
         close(module.flipped, (y == -1) & (current == 1))
     assert int(module.flipped.sum()) == 4  # one of fifteen in each batch, but none in the first epoch
+
+
+@pytest.mark.parametrize("epochs", [1, 8, 30])
+def test_ramps_of_gr(epochs):
+    """At the start before any epoch; of 8 epochs w and b are at (e - 1) / 8 in the published e-th, the others at e / 8."""
+    module = baselines.GRLoss()
+    assert module.ramps.tolist() == [0, 0]
+    for epoch in range(epochs):
+        module.begin_epoch(epoch, epochs)
+        close(module.ramps, [epoch / epochs, (epoch + 1) / epochs], rtol=1e-6)
+    close(module._now(module.width, 1, torch.zeros(())), 0.5)
 
 
 def test_splc_corrects_after_the_first_epoch():
@@ -419,7 +504,7 @@ def test_scores_of_vlpl_are_a_softmax_of_the_similarities():
 # Errors ------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["ROLE", "EM+APL", "large loss, correct permanently", "VLPL"])
+@pytest.mark.parametrize("name", ["ROLE", "EM+APL", "large loss, correct permanently", "VLPL", "GPR"])
 def test_ids_are_needed_and_checked(name):
     module, inputs = built(name), baseline_inputs(BATCH, CLASSES)
     owner = BASELINES[name].owner
@@ -476,6 +561,27 @@ SETTINGS = [
     (baselines.VLPLLoss, {"similarities": torch.full((3, 2), torch.inf)}, "similarities must be finite"),
     (lambda **k: baselines.VLPLLoss(torch.ones(3, 2), **k), {"temperature": 0.0}, "temperature must be above 0, got 0.0"),
     (lambda **k: baselines.VLPLLoss(torch.ones(3, 2), **k), {"negative_share": 1.5}, "negative_share must be at least 0"),
+    (baselines.GRLoss, {"offset": (0.0, float("nan"))}, "offset must be a number, got nan"),
+    (baselines.GRLoss, {"width": (1.0, 0.0)}, "width must be above 0, got 0.0"),
+    (baselines.GRLoss, {"q_present": -0.1}, "q_present must be at least 0, got -0.1"),
+    (lambda **k: baselines.GPRLoss(expected_positives=1.0, **k), {"scores": torch.ones(3)}, r"scores must have shape \(n, C\)"),
+    (lambda **k: baselines.GPRLoss(torch.ones(3, 2), **k), {"expected_positives": 0.0}, "expected_positives must be above 0"),
+    (
+        lambda **k: baselines.GPRLoss(torch.ones(3, 2), 1.0, **k),
+        {"weights": (0.7, 0.4)},
+        "weights must be at least 0 and at most 0.4",
+    ),
+    (
+        lambda **k: baselines.GPRLoss(torch.ones(3, 2), 1.0, **k),
+        {"weights": (0.4, 1.1)},
+        "weights must be at least 0 and at most 1",
+    ),
+    (
+        lambda **k: baselines.GPRLoss(torch.ones(3, 2), 1.0, **k),
+        {"confidence": 2.0},
+        "confidence must be at least 0 and at most 1",
+    ),
+    (baselines.GCELoss, {"q": 1.1}, "q must be at least 0 and at most 1, got 1.1"),
 ]
 
 

@@ -197,6 +197,71 @@ def test_gradients_by_function_transforms() -> None:
     close(torch.func.grad(loss)(r.detach()), expected)
 
 
+# Scores of tokens and of sets -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("alpha", [0.0, 1.0, 5.0])
+def test_boosted_logits_are_the_loops(alpha: float, padded: bool) -> None:
+    z, mask = normal(3, 6, 4), torch.zeros(3, 6, dtype=torch.bool)
+    if padded:
+        mask[0, 2:] = mask[1, 0] = mask[2] = True
+    expected = np.zeros((3, 4))
+    for b, c in np.ndindex(3, 4):
+        real = [float(z[b, n, c]) for n in range(6) if not mask[b, n]]
+        expected[b, c] = sum(alpha * v if v > 0 else v for v in real) / max(1, len(real))
+    spoilt = torch.where(mask[..., None], torch.nan, z)
+    close(TF.boost_logits(spoilt, alpha, key_padding_mask=mask if padded else None), expected)
+
+
+def test_logits_without_a_boost_are_the_plain_head() -> None:
+    """Pooling, then the layer; in value and gradient. Half precision is computed in float32."""
+    tokens, layer = normal(2, 6, 8).requires_grad_(), torch.nn.Linear(8, 4).double()
+    boosted, plain = TF.boost_logits(layer(tokens), 1.0), layer(tokens.mean(dim=1))
+    close(boosted, plain)
+    close(*(torch.autograd.grad(x.square().sum(), tokens)[0] for x in (boosted, plain)))
+    assert torch.autograd.gradcheck(lambda z: TF.boost_logits(z, 5.0), normal(2, 3, 4).requires_grad_())
+    assert TF.boost_logits(torch.full((1, 3000, 1), 6e4, dtype=torch.float16)).item() == pytest.approx(3e5, rel=1e-2)
+    assert TF.boost_logits(torch.zeros(2, 0, 3)).tolist() == [[0.0] * 3] * 2
+    with pytest.raises(ValueError, match="boost_logits: alpha must be at least 0, got -1"):
+        TF.boost_logits(torch.zeros(1, 2, 3), -1)
+    with pytest.raises(TypeError, match="key_padding_mask must be bool"):
+        TF.boost_logits(torch.zeros(1, 2, 3), key_padding_mask=torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize("images, classes", [(7, 5), (7, 1), (1, 5), (1, 1), (2, 2)])
+def test_standardised_scores_are_those_of_numpy(images: int, classes: int) -> None:
+    """Rows, then columns; an axis of one entry is left out."""
+    scores = 3 + 0.2 * normal(images, classes)
+    expected = scores.numpy()
+    for axis in (1, 0):
+        if expected.shape[axis] > 1:
+            centred = expected - expected.mean(axis=axis, keepdims=True)
+            expected = centred / expected.std(axis=axis, ddof=1, keepdims=True)
+    close(TF.standardise(scores), expected, rtol=1e-9)
+
+
+def test_standardised_scores_have_no_levels_left() -> None:
+    scores = normal(50, 9) + 10 * normal(50, 1, seed=1) + 10 * normal(1, 9, seed=2)
+    out = TF.standardise(scores)
+    close(out.mean(dim=0), np.zeros(9))
+    close(out.std(dim=0), np.ones(9))
+    close(TF.standardise(4 * scores + normal(50, 1, seed=3)), out, rtol=1e-8)  # the level and scale of all, the level of each
+    rows = TF.standardise(scores[:, :1]), TF.standardise(scores[:1])  # one class; one image
+    for row in rows:
+        close(row.mean(), 0)
+        close(row.std(), 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_equal_scores_become_zero(dtype: torch.dtype) -> None:
+    equal = torch.full((5, 7), 0.3, dtype=dtype)
+    assert torch.count_nonzero(TF.standardise(equal)) == 0
+    equal[:, 0] = 0.1  # the same in every image
+    assert torch.count_nonzero(TF.standardise(equal)) == 0
+    assert TF.standardise(equal).dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+
+
 # Attention ------------------------------------------------------------------------------------------------------------
 
 
@@ -211,6 +276,67 @@ def test_region_attention_rows_sum_to_one_and_are_the_loops(classes: int, heads:
     close(a.sum(dim=-1), np.ones((3, heads, classes)))
     state = {"query_weight": w_q, "key_weight": w_k, "log_attention_scale": math.log(1.3)}
     close(a.mean(dim=1), oracles.pool(state, k, q, heads)[2])
+
+
+# Transport -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes, tokens", [(5, 6), (1, 6), (5, 1), (1, 1)])
+@pytest.mark.parametrize("iterations", [1, 7, 100])
+def test_sinkhorn_is_the_loops(classes: int, tokens: int, iterations: int) -> None:
+    scores, mass = 2 * normal(3, classes, tokens), normal(3, tokens, seed=1).softmax(dim=-1)
+    mass[0, tokens // 2 + 1 :] = 0
+    mass = mass / mass.sum(dim=-1, keepdim=True)
+    actual = TF.sinkhorn_attention(scores, mass, iterations=iterations)
+    close(
+        actual,
+        np.stack([oracles.sinkhorn(*(oracles.array(x) for x in one), iterations) for one in zip(scores, mass, strict=True)]),
+    )
+    close(actual.sum(dim=-1), np.ones((3, classes)))
+    shifted = scores + 300 * normal(3, 1, tokens, seed=2)  # what the scores of a token have in common says nothing
+    close(TF.sinkhorn_attention(shifted, mass, iterations=iterations), actual, rtol=1e-9)
+
+
+def test_sinkhorn_with_free_columns_is_the_softmax() -> None:
+    scores = 3 * normal(2, 5, 6)
+    softmax = scores.softmax(dim=-1)
+    close(TF.sinkhorn_attention(scores, iterations=1), softmax)
+    # A mass that the softmax has anyway changes nothing.
+    close(TF.sinkhorn_attention(scores, softmax.mean(dim=1), iterations=500), softmax, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [8.0, 100.0])
+def test_transport_is_the_loops(scale: float) -> None:
+    cosines, mask = torch.tanh(normal(3, 5, 6)), torch.zeros(3, 6, dtype=torch.bool)
+    mask[0, 3:] = mask[2] = True
+    plan = TF.transport_attention(cosines, scale, key_padding_mask=mask)
+    for b in range(2):
+        real = ~mask[b]
+        close(plan[b][:, real], oracles.transport(oracles.array(cosines[b][:, real]), scale), rtol=1e-9)
+    assert torch.count_nonzero(plan.masked_select(mask[:, None])) == 0
+    close(TF.transport_attention(cosines, scale)[1], plan[1])
+    assert not TF.transport_attention(cosines.requires_grad_(), scale).requires_grad
+    more = TF.transport_attention(cosines, scale, key_padding_mask=mask, iterations=200)
+    close(more, plan, rtol=0, atol=1e-3)  # it has come to rest
+
+
+def test_classes_take_tokens_from_each_other() -> None:
+    """Both like the first token best; the second class, which likes the other one nearly as much, leaves it to the first."""
+    cosines = torch.tensor([[[0.9, 0.1], [0.85, 0.84]]])
+    assert cosines.softmax(dim=-1).argmax(dim=-1).tolist() == [[0, 0]]
+    assert TF.transport_attention(cosines).argmax(dim=-1).tolist() == [[0, 1]]
+
+
+def test_transport_refuses() -> None:
+    for settings, message in (
+        ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"smoothness": 0.01}, "smoothness must be at least 0.02"),
+        ({"iterations": 0}, "iterations must be at least 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            TF.transport_attention(torch.zeros(1, 2, 3), **settings)
+    with pytest.raises(ValueError, match=r"mass must have shape \(B, N\) = \(1, 3\)"):
+        TF.sinkhorn_attention(torch.zeros(1, 2, 3), torch.zeros(1, 2))
 
 
 # Distillation ---------------------------------------------------------------------------------------------------------

@@ -73,7 +73,12 @@ def test_thresholds_are_applied_as_they_are_written(trained):
     run, _ = trained
     classes = read_json(run / "model.json")["classes"]
     assert list(classes) == CLASSES and not classes["sheep"]["trained"] and classes["sheep"]["threshold"] == 0.5
-    assert {about["threshold_from"].split(":")[0] for about in classes.values()} <= {"hold-out", "default"}
+    sources = {about["threshold_from"].split(":")[0].split(",")[0] for about in classes.values()}
+    assert "hold-out" in sources and sources <= {"hold-out", "default"}
+    for about in classes.values():
+        promised = about["promised"]
+        assert (promised is None) == about["threshold_from"].startswith("default")
+        assert promised is None or 0 <= promised["low"] <= promised["value"] <= promised["high"] <= 1
     for row in read_csv(run / "scores.csv"):
         sure = {name for name in CLASSES if abs(float(row[name]) - classes[name]["threshold"]) > 1e-4}
         assert set(row["present"].split(";")) & sure == {n for n in sure if float(row[n]) > classes[n]["threshold"]}

@@ -14,7 +14,7 @@ from trm_pipeline.config import presets
 from trm_pipeline.config.losses import LOSSES
 from trm_pipeline.config.settings import override
 from trm_pipeline.features import cached as features
-from trm_pipeline.methods import grid, wrapped
+from trm_pipeline.methods import global_head, grid, wrapped
 from trm_pipeline.methods.global_head import of_grid
 from trm_pipeline.run import arguments, prepared
 from trm_pipeline.training import loop as training
@@ -54,6 +54,21 @@ PUBLISHED = {
         reduction="mean",
     ),
     "vlpl": lambda y, k, s: baselines.VLPLLoss(s, alpha=0.2, beta=0.7, temperature=0.1, threshold=0.3),
+    "gr": lambda y, k, s: baselines.GRLoss(
+        slope=(0, 2), offset=(-2, -2), center=(0.5, 0.8), width=(2, 0.5), q_present=0.01, q_absent=1
+    ),
+    "gpr": lambda y, k, s: baselines.GPRLoss(
+        (s / 0.1).softmax(dim=1),
+        k,
+        threshold=0.5,
+        negative_share=0.2,
+        weights=(0.4, 0.7),
+        confidence=0.9,
+        weight_expected=0.05,
+        q_present=0.01,
+        q_absent=1,
+    ),
+    "gce": lambda y, k, s: baselines.GCELoss(q=0.7),
 }
 
 
@@ -74,7 +89,7 @@ def test_the_table_has_every_loss_of_the_package():
     assert set(PUBLISHED) | set(grid.PEERS) == set(LOSSES)
     made = {type(make(labels(), 1.0, torch.rand(IMAGES, CLASSES))) for make in PUBLISHED.values()}
     assert {cls.__name__ for cls in made} == set(baselines.__all__)
-    assert len(grid.GRID) == 5 * 17 + 5 + 2 + 2
+    assert len(grid.GRID) == 5 * 20 + 5 + 2 + 2
 
 
 @pytest.mark.parametrize("name", [name for name in grid.GRID if name.partition("+")[2] in PUBLISHED])
@@ -113,7 +128,7 @@ def test_weak_negatives_join_losses_of_known_labels_alone(loss):
     batch = first_batch()
     method = grid.build_method(f"linear+{loss}", chosen)
     terms = method.loss(batch, method.prompts(), chosen.targets[batch.index], 0.3)
-    assert ("weak_negative" in terms) == (loss in ("partial-bce", "pasl-ignore"))
+    assert ("weak_negative" in terms) == (loss in ("partial-bce", "pasl-ignore", "gce"))
 
 
 def test_an_unknown_label_weighs_as_much_as_a_known_one():
@@ -128,6 +143,17 @@ def test_an_unknown_label_weighs_as_much_as_a_known_one():
     values.append(sum(plain.loss(batch, plain.prompts(), chosen.targets[batch.index], 1.0).values()))
     torch.testing.assert_close(values[0], values[1])
     torch.testing.assert_close(values[2], CLASSES * values[1])  # whose own mean is over the known entries
+
+
+def test_names_say_head_and_loss():
+    """Two pluses end the name of a head."""
+    names = {"trm": ("trm", ""), "linear+an-ls": ("linear", "an-ls"), "linear+role+global": ("linear", "role+global")}
+    names |= {"dual-coop++": ("dual-coop++", ""), "dual-coop+++global": ("dual-coop++", "global")}
+    assert {name: global_head.parts_of(name) for name in names} == names
+    assert [name for name in names if of_grid(name)] == ["linear+an-ls", "linear+role+global"]
+    assert type(grid.build_method("dual-coop++", setting())) is methods.DualCoOpPlus
+    assert grid.choose_methods(["dual-coop++", "dual-coop+++global"]) == ["dual-coop++", "dual-coop+++global"]
+    assert set(names) <= set(grid.NAMES)
 
 
 def test_a_head_keeps_its_start_rates_and_texts():

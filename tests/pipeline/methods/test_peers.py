@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from tests.helpers.oracles.numbers import cosine
+from tests.helpers.oracles.numbers import cosine, softmax
 from trm_losses.metrics import mean_average_precision
 from trm_pipeline import methods
 from trm_pipeline.config import presets
@@ -14,9 +14,11 @@ from trm_pipeline.config.settings import override
 from trm_pipeline.data.voc import VOC, class_prompt_names, eval_transform
 from trm_pipeline.drawn.devkit import write_drawn_voc
 from trm_pipeline.features import cached as features
+from trm_pipeline.methods import prompts
 from trm_pipeline.methods.base import score
 
-PEERS = ("text-image", "dual-coop", "text-pixel")
+PEERS = ("text-image", "dual-coop", "dual-coop++", "text-pixel")
+NUMBERS = {name: name.removesuffix("++") for name in PEERS}  # whose settings a method reads
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +57,17 @@ def slow_logits(name, method, b, text):
                 z = cosine(pooled[i], rows[c])
             else:
                 kappa = math.exp(float(method.log_sharpness.detach()))
-                weights = [math.exp(kappa * cosine(token, rows[c])) for token in tokens[i]]
+                guide = rows[2 * len(bias) + c] if name == "dual-coop++" else rows[c]
+                weights = [math.exp(kappa * cosine(token, guide)) for token in tokens[i]]
                 z = 0.0
                 for weight, token in zip(weights, tokens[i], strict=True):
-                    against = cosine(token, rows[len(bias) + c]) if name == "dual-coop" else 0.0
-                    z += weight / sum(weights) * (cosine(token, rows[c]) - against)
+                    against = cosine(token, rows[len(bias) + c]) if name.startswith("dual-coop") else 0.0
+                    favour = 1.0
+                    if name == "dual-coop++":
+                        against *= math.exp(float(method.log_ratio.detach()))
+                        own = [cosine(token, row) for row in rows[: len(bias)]]
+                        favour += softmax([200 * m * max(own) for m in own])[c]
+                    z += weight / sum(weights) * (favour * cosine(token, rows[c]) - against)
             logits[i, c] = scale * z - bias[c]
     return logits
 
@@ -69,6 +77,29 @@ def test_logits_equal_a_slow_loop(name):
     method = moved(methods.METHODS[name](setting()))
     b, text = batch(), method.prompts()
     torch.testing.assert_close(method.logits(b, text).double(), slow_logits(name, method, b, text), rtol=1e-4, atol=1e-4)
+
+
+def test_dual_coop_is_what_is_left_of_its_successor_without_evidence_and_competition(monkeypatch):
+    """In value, and in the gradient of what both have."""
+    plain, more = (moved(methods.METHODS[name](setting())) for name in ("dual-coop", "dual-coop++"))
+    more.load_state_dict({**more.state_dict(), **plain.state_dict(), "log_ratio": torch.zeros(())})
+    b, positive = batch(), plain.prompts()
+    text = torch.cat([positive, positive[:4]])
+    assert not torch.allclose(more.logits(b, text), plain.logits(b, positive))
+    monkeypatch.setattr(prompts, "winner_takes_all", torch.ones_like)
+    values = more.logits(b, text), plain.logits(b, positive)
+    torch.testing.assert_close(*values)
+    grads = [
+        torch.autograd.grad(x.square().sum(), [m.matching.bias, m.log_sharpness])
+        for x, m in zip(values, (more, plain), strict=True)
+    ]
+    torch.testing.assert_close(*grads)
+
+
+def test_the_winner_of_a_token_counts_twice():
+    m = torch.tensor([[[0.9, 0.1, -0.9], [0.3, 0.3, 0.0]]])
+    torch.testing.assert_close(prompts.winner_takes_all(m), torch.tensor([[[2.0, 1.0, 1.0], [1.5, 1.5, 1.0]]]), atol=1e-6, rtol=0)
+    assert prompts.winner_takes_all(torch.rand(2, 3, 1)).eq(2).all()
 
 
 @pytest.mark.parametrize("name", PEERS)
@@ -95,7 +126,7 @@ def test_unknown_entries_give_no_gradient(name):
     used = pooled if name == "text-image" else tokens
     assert used.grad[1].abs().sum() == 0 and used.grad[0].abs().sum() > 0
     grad = text.grad.unflatten(0, (-1, 4)).abs().sum(dim=(0, 2))
-    assert grad[2] == 0 and (grad[[0, 1, 3]] > 0).all()
+    assert (grad[2] == 0 or name == "dual-coop++") and (grad[[0, 1, 3]] > 0).all()  # where classes compete for tokens
     assert method.matching.bias.grad[2] == 0 and (method.matching.bias.grad[[0, 1, 3]] != 0).all()
     # A batch without any label is an ordinary batch.
     (loss,) = method.loss(b, text, torch.full((5, 4), -1.0)).values()
@@ -114,7 +145,7 @@ def test_calibrated_start_has_the_prior_as_its_mean_probability(name, prior):
 
 @pytest.mark.parametrize("name", PEERS)
 def test_every_parameter_is_trained_at_the_rate_of_the_preset(name):
-    chosen = setting(f"{name}.lr=0.123", f"{name}.scale=7")
+    chosen = setting(f"{NUMBERS[name]}.lr=0.123", f"{NUMBERS[name]}.scale=7")
     method = methods.METHODS[name](chosen)
     groups = method.groups(chosen.preset)
     assert {group["lr"] for group in groups} == {0.123} and {group["weight_decay"] for group in groups} == {0.0}
@@ -171,6 +202,11 @@ def test_dual_contexts_do_not_start_at_chance(mode, scenes, backbone, names):
         assert mean_ap(method.logits(b, text), targets) > 2.5 * 100 * float(targets.mean())
     grown = {name for name, _ in method.prompts.named_parameters()}
     assert grown == {"positive.context", "negative.context"}
+    third = methods.METHODS["dual-coop++"](start)
+    with torch.no_grad():
+        text = backbone.encode_prompts(third.prompts())
+        assert text.shape[0] == 60 and third.logits(b, text).shape == targets.shape
+        torch.testing.assert_close(text[40:], backbone.encode_prompts(third.prompts.evidence()), rtol=1e-4, atol=1e-5)
     assert method.prompts.negative.context.shape[:-1] == ((4,) if mode == "shared" else (20, 4))
 
 
@@ -187,7 +223,7 @@ def test_training_beats_a_random_start(scenes):
             yield b
 
     for name in PEERS:
-        method = methods.METHODS[name](setting(f"{name}.lr=0.01", text=text))
+        method = methods.METHODS[name](setting(f"{NUMBERS[name]}.lr=0.01", text=text))
         before = mean_ap(score(partial(method.logits, text=method.prompts()), Held(), 100), targets)
         optimizer = torch.optim.AdamW(method.groups(presets.EMBEDDED))
         for _ in range(30):

@@ -145,6 +145,11 @@ def test_traces_are_drawn_by_method_and_variants_beside_the_whole(tmp_path):
         "variants-known0.1": {*names[:2], *variants[:2]},
         "variants-single": {names[2], variants[2]},
     }
+    for file in tmp_path.iterdir():
+        file.rename(file.with_name(file.name.replace("-seed", "-wrong0.2-seed")))
+    groups = report._trace_groups(tmp_path)
+    assert set(groups) == {"trm", "trm-paper", "variants-known0.1-wrong0.2", "variants-single-wrong0.2"}
+    assert len(groups["variants-known0.1-wrong0.2"]) == 4
 
 
 def test_chosen_images_show_many_classes():

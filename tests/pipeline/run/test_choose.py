@@ -5,12 +5,26 @@ import torch
 
 from tests.helpers.runs import read_json
 from trm_losses.labels import keep_single_positive
+from trm_pipeline.config import losses
+from trm_pipeline.config.presets import EMBEDDED
+from trm_pipeline.config.settings import override
 from trm_pipeline.methods import global_head
 from trm_pipeline.run import choose
 
 
 def truth(images=400, classes=10):
     return (torch.rand(images, classes, generator=torch.Generator().manual_seed(0)) < 0.2).float()
+
+
+def test_every_loss_has_numbers_of_its_own_to_choose_from():
+    """With the five rates at most eight candidates."""
+    for loss, numbers in losses.CANDIDATES.items():
+        assert 0 < len(numbers) <= 3 and len({tuple(sorted(own.items())) for own in numbers}) == len(numbers)
+        for own in numbers:
+            assert set(own) <= set(losses.LOSSES[loss]) and own != {name: losses.LOSSES[loss][name] for name in own}
+            assert (
+                override(EMBEDDED, [f"{loss}.{name}={value}" for name, value in own.items()]).losses[loss].items() >= own.items()
+            )
 
 
 @pytest.mark.parametrize("single", [False, True])

@@ -5,7 +5,7 @@ import torch
 
 from tests.helpers.runs import COLUMNS, read_json
 from trm_losses import TRMHead
-from trm_losses.labels import hide_labels, keep_single_positive
+from trm_losses.labels import hide_labels, keep_single_positive, move_positives
 from trm_losses.metrics import mean_average_precision
 from trm_pipeline import methods
 from trm_pipeline.config import presets
@@ -107,6 +107,7 @@ def test_seed_one_hides_labels_by_the_published_procedure(devkit, run, monkeypat
         (["--known", "0.5", "--ablation-known", "0.1"], "must be among --known"),
         (["--known", "single", "--set", "expected_positives=none"], "needs expected_positives"),
         (["--unseen", "19"], "must leave two classes"),
+        (["--wrong", "20"], "--wrong must be a share from 0 to 1, got 20"),
         (["--unseen", "2", "--set", "pooler.query=free"], "queries that come from text"),
         (["--set", "single_negative_until=never"], "must be 'end' or 'warmup'"),
     ],
@@ -149,6 +150,50 @@ def test_single_positives_start_from_the_assumed_share(run, monkeypatch):
     monkeypatch.setattr(methods.LinearProbe, "calibrate", lambda self, *a: priors.append(a[2]) or original(self, *a))
     run("--methods", "linear", "--known", "single", "--set", "expected_positives=4")
     assert priors == [4 / 20]
+
+
+# Wrong labels
+
+
+def test_a_share_of_the_known_positives_is_wrong_for_every_method(run, devkit, tmp_path, monkeypatch, capsys):
+    """The same labels for all of them; files, rows and the record of the run tell it."""
+    seen = []
+    original = cells.train
+    monkeypatch.setattr(cells, "train", lambda *a, **k: seen.append((a[2], k["truth"])) or original(*a, **k))
+    fitted = prepared.Prepared.global_head
+    monkeypatch.setattr(prepared.Prepared, "global_head", lambda s, y, *a, **k: seen.append((y, None)) or fitted(s, y, *a, **k))
+    settings = ("--methods", "zero-shot-global", "linear", "trm", "global", "--known", "0.5", "single", "--wrong", "0.25")
+    rows = run(*settings)
+    full = VOC(devkit, 2007, "train").targets
+    left = hide_labels(full, 0.5, seed=0), keep_single_positive(full, seed=0)
+    wanted = [move_positives(labels, full, 0.25, seed=0) for labels in left]
+    assert all(any(torch.equal(found, labels) for found, _ in seen) for labels in wanted)
+    assert all(any(torch.equal(found, labels) for labels in wanted) for found, _ in seen)
+    assert all(truth is None or torch.equal(truth, full) for _, truth in seen)
+    assert {row["wrong"] for row in rows} == {0.25} and len(rows) == 8
+    out = tmp_path / "out"
+    assert {path.name for path in out.glob("*.pt")} == {f"trm-{known}-wrong0.25-seed1.pt" for known in ("known0.5", "single")}
+    assert "25% of the known present labels are wrong" in capsys.readouterr().out
+    assert "25% of the known present labels are wrong" in (out / "report.md").read_text(encoding="utf-8")
+    before = (out / "results.json").read_bytes()
+    seen.clear()
+    run(*settings, "--resume")
+    assert (out / "results.json").read_bytes() == before and not seen
+    for other in ([], ["--wrong", "0.5"]):
+        with pytest.raises(SystemExit, match="--resume: .* holds a run with other settings: .*wrong"):
+            run(*settings[:-2], *other, "--resume")
+
+
+def test_labels_out_of_a_file_are_not_made_wrong():
+    with pytest.raises(ValueError, match="--wrong moves labels that a run has hidden itself; leave it or --labels out"):
+        arguments.parse(["--wrong", "0.1", "--labels", "labels.npy"])
+
+
+def test_a_run_without_wrong_labels_says_nothing_of_them(run, tmp_path):
+    (row,) = run("--methods", "linear", "--wrong", "0")
+    assert "wrong" not in row and "wrong" not in read_json(tmp_path / "out" / "run.json")
+    assert prepared.Cell("linear", 0.5, 1).name == "linear-known0.5-seed1"
+    assert prepared.Cell("linear", "single", 2, 0.1).label == "linear, single, 10% wrong, seed 2"
 
 
 # Other methods' losses

@@ -1,0 +1,77 @@
+"""The benchmarks of questions and of calibration, on a tiny folder of features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.helpers.runs import read_json
+from trm_losses import write_features
+
+CLASSES, WIDTH = 4, 8
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tokens near the texts of what is present, in three splits."""
+    root = tmp_path_factory.mktemp("features")
+    text = torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(0))
+    for seed, (split, count) in enumerate((("train", 120), ("val", 40), ("test", 40))):
+        draw = torch.Generator().manual_seed(seed)
+        targets = (torch.rand(count, CLASSES, generator=draw) < 0.4).float()
+        tokens = 0.7 * targets[:, None] @ text + torch.randn(count, 6, WIDTH, generator=draw)
+        names = [f"class {c}" for c in range(CLASSES)]
+        batches = [(tokens, tokens.mean(dim=1))]
+        write_features(
+            root, split, batches, targets=targets, class_names=names, text=text, logit_scale=20, expected_positives=1.6
+        )
+    return root
+
+
+def test_answers_help_and_wrong_labels_are_found(
+    benchmark_script: Callable[[str], Any], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    benchmark = benchmark_script("asking")
+    small = ["--rounds", "2", "--count", "30", "--seeds", "1", "2", "--share", "0.1"]
+    benchmark.main(["--features", str(folder), *small, "--json", str(tmp_path / "figures.json")])
+    figures = read_json(tmp_path / "figures.json")
+    assert list(figures["curves"]) == ["ours", "nearest to one half", "random"]
+    starts = {rows[0] for found in figures["curves"].values() for rows in found[:1]}
+    assert len(starts) == 1  # all begin with the same labels
+    assert all(len(rows) == 3 and min(rows) > 0 and max(rows) <= 100 for found in figures["curves"].values() for rows in found)
+    # Moved positives are some 4 % of the labels; a random order would find them at that precision.
+    assert all(value > 15 for values in figures["suspects"].values() for value in values)
+    assert "finding the wrong labels" in capsys.readouterr().out
+
+
+def test_answers_are_those_of_the_truth_and_asked_once(benchmark_script: Callable[[str], Any]) -> None:
+    benchmark = benchmark_script("asking")
+    targets = torch.tensor([[1.0, -1.0, -1.0], [-1.0, 0.0, -1.0]])
+    scores = torch.tensor([[0.5, 0.4, 0.9], [0.1, 0.5, 0.52]])
+    for ask in benchmark.WAYS.values():
+        pairs = ask(scores, targets, 4, torch.Generator().manual_seed(0))
+        assert sorted(pairs) == [(0, 1), (0, 2), (1, 0), (1, 2)]
+    assert benchmark.WAYS["nearest to one half"](scores, targets, 2, torch.Generator())[:2] == [(1, 2), (0, 1)]
+
+
+def test_calibration_keeps_the_order(
+    benchmark_script: Callable[[str], Any], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    benchmark = benchmark_script("calibration")
+    small = ["--known", "0.8", "single", "--methods", "linear", "trm", "--seeds", "1", "--set", "epochs=2", "pooler.num_heads=2"]
+    benchmark.main(["--features", str(folder), *small, "--json", str(tmp_path / "figures.json")])
+    figures = read_json(tmp_path / "figures.json")
+    assert [(row["method"], row["known"]) for row in figures] == [
+        ("linear", 0.8),
+        ("trm", 0.8),
+        ("linear", "single"),
+        ("trm", "single"),
+    ]
+    for row in figures:
+        assert row["mAP after"] == pytest.approx(row["mAP before"], abs=1e-6)
+        assert 0 < row["floor"] < 100 and 0 < row["error after"] < 100 and row["error after"] != row["error before"]
+    assert "error of perfect scores" in capsys.readouterr().out
