@@ -40,6 +40,7 @@ _ITALIC = (*range(0x1D434, 0x1D468), *range(0x1D6E2, 0x1D71C), 0x210E)  # what a
 _SPACES = (
     (r"<mo>(max|min)</mo>", r"<mi>\1</mi>"),
     (r"(<mi>(?:log|exp|max|min|cos|tr)</mi>)(?=<m(?:i|n|frac|sub|sup|over|subsup)>)", r'\1<mspace width="0.17em" />'),
+    (r"(<msub><mi>(?:max|min)</mi>(?:(?!<msub>).)*?</msub>)", r'\1<mspace width="0.17em" />'),
     (r"(?<=<mo>&#x0003D;</mo>)<mo>&#x02212;</mo>", '<mo form="prefix" lspace="0" rspace="0">−</mo>'),  # a sign, not a difference
     (r"<mo>(?:/|&#x0002F;)</mo>", '<mo lspace="0" rspace="0">/</mo>'),
     (r"<mo>&#x0005E;</mo>", '<mo stretchy="false" class="hat">ˆ</mo>'),
