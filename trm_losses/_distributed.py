@@ -1,8 +1,8 @@
 """Sums and gathers over ranks, with gradients, so that DDP's average over ranks equals one process.
 
 A loss that is normalised by ``count_per_rank(count)`` and whose rows are local is, after DDP has averaged the gradients,
-the loss of one process over the joined batch. All communication is in the forward pass: a backward pass that one rank leaves
-out, or in which one of them has nothing to do, keeps no other waiting.
+the loss of one process over the joined batch. All communication is in the forward pass. A backward pass that one rank
+leaves out, or in which one of them has nothing to do, keeps no other waiting.
 """
 
 from __future__ import annotations

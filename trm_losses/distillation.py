@@ -37,8 +37,8 @@ class RegionDistillationLoss(nn.Module):
         >>> float(RegionDistillationLoss()(logits + 3.0, logits).abs()) < 1e-5  # a constant shift changes nothing
         True
 
-    Reference: region-level teaches query-level is TRM-ML's (patent); logits over classes at T = 4 follow a distillation
-    loss in the authors' other code, which sums over the batch; the mean is our choice.
+    Reference: region-level teaches query-level is TRM-ML's (patent). Logits over classes at T = 4 follow a distillation
+    loss in the authors' other code, which sums over the batch. The mean is our choice.
     """
 
     def __init__(

@@ -66,7 +66,7 @@ class TRMHead(PerClassState):
         >>> wider.predict(torch.randn(4, 49, 8)).shape
         torch.Size([4, 3])
 
-    Reference: which head scores at test time is not known of TRM-ML; the query head is our default, and so is the bias of
+    Reference: it is not known which head of TRM-ML scores at test time. The query head is our default. So is the bias of
     classes never trained, the mean of the others. Global and local logits merged at a rate of 0.5 are in the authors'
     configurations.
     """
@@ -125,10 +125,11 @@ class TRMHead(PerClassState):
     ) -> Tensor:
         """Logits (B, C); those of a padded image are those that it gets alone, whatever lies under the padding.
 
-        Where images times classes are many they go through in chunks of classes, so that memory does not grow with their
-        number times the width; the logits are the same. ``chunk`` is the number of classes taken at once. Where it is not given
-        it is chosen by :func:`trm_losses.regions.class_chunk`; compiled code, and training, which would compute the chunks
-        twice, take all. Chunks take the pooler apart: hooks on it, or a wrapper around it, see calls of all classes alone.
+        If images times classes are many they go through in chunks of classes, so that memory does not grow with their
+        number times the width. The logits are the same. ``chunk`` is the number of classes taken at once. Where it is not
+        given it is chosen by :func:`trm_losses.regions.class_chunk`; compiled code, and training, which would compute the
+        chunks twice, take all. Chunks take the pooler apart: hooks on it, or a wrapper around it, see calls of all classes
+        alone.
         """
         logits = self._local(tokens, key_padding_mask, chunk)
         if self.global_head is not None:

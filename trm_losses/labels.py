@@ -161,11 +161,11 @@ def hide_labels(targets: Tensor, known: float = 0.1, seed: int = 0) -> Tensor:
 
     .. math:: y'_{bc} = y_{bc} \;\text{if}\; u_{bc} < \text{known, else} -1, \qquad u \sim U[0, 1)^{B \times C}
 
-    This is the procedure behind the usual 10 % to 90 % results: *u* is what ``numpy.random.seed(seed);
-    numpy.random.uniform(0, 1, (B, C))`` gives, so the known entries are the same as in the published files,
-    number by number. Presences and absences are hidden alike. The masks are nested: what is known at 10 % is
-    known at every larger share. They depend on the order of the rows and columns and on B: the same images
-    sorted otherwise, or without those that have no annotation, get another mask.
+    This is the procedure behind the usual 10 % to 90 % results. *u* is what
+    ``numpy.random.seed(seed); numpy.random.uniform(0, 1, (B, C))`` gives, so the known entries are the same as in the
+    published files, number by number. Presences and absences are hidden alike. The masks are nested: what is known at 10 %
+    is known at every larger share. They depend on the order of the rows and columns and on B: the same images sorted
+    otherwise, or without those that have no annotation, get another mask.
 
     Args:
         targets: labels in this package's encoding, soft ones allowed; entries that are unknown stay unknown.

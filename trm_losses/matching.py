@@ -51,8 +51,8 @@ class TextRegionMatchingLoss(PerClassState):
         >>> regions.grad[1].abs().sum()  # nothing is known of the second image
         tensor(0.)
 
-    Reference: one-to-one matching is TRM-ML's (paper); the asymmetric loss with 1 / 2 / 0.05 is DualCoOp's and the
-    authors'; scale, bias and the mean over known entries are our choice.
+    Reference: one-to-one matching is TRM-ML's (paper). The asymmetric loss with 1 / 2 / 0.05 is DualCoOp's and the
+    authors'. Scale, bias and the mean over known entries are our choice.
     """
 
     max_scale = 100.0

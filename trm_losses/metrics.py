@@ -142,16 +142,16 @@ def f1_scores(
     CF1_per_class, the mean of F over classes, as in DualCoOp. SF1 is the mean over images of the F1 of their known entries.
 
     An entry is predicted present if its score is *above* the threshold (DualCoOp's rule; HCP-MLR-PL takes
-    "at or above"). With ``top_k`` it is if its class is among the highest scored of its image, at whatever level;
-    given both, it must pass both, which is the top-3 of ML-GCN's code. Of equal scores the class that comes first is
-    taken. Unknown entries are ranked too, and then left out.
+    "at or above"). With ``top_k`` it is if its class is among the highest scored of its image, at whatever level. Given
+    both, it must pass both, which is the top-3 of ML-GCN's code. Of equal scores the class that comes first is taken.
+    Unknown entries are ranked too, and then left out.
 
-    Where a denominator is zero: a class that is never predicted has precision 0 and F1 0, as in DualCoOp and
-    HCP-MLR-PL, and adds nothing to OP (HCP-MLR-PL counts one wrong prediction for it there); nothing predicted at all gives
-    OP = OF1 = 0. A class without a known positive is left out of CP, CR, CF1 and
-    CF1_per_class, as it is out of the mean average precision, but its false alarms count in OP (both of them
-    keep it: DualCoOp as 0, while HCP-MLR-PL's CR becomes NaN). Without any known positive OR, OF1 and the
-    class scores are NaN. An image without a known positive is left out of SF1 likewise; scikit-learn counts it as 0.
+    If a denominator is zero: a class that is never predicted has precision 0 and F1 0, as in DualCoOp and HCP-MLR-PL. It
+    adds nothing to OP (HCP-MLR-PL counts one wrong prediction for it there). Nothing predicted at all gives OP = OF1 = 0. A
+    class without a known positive is left out of CP, CR, CF1 and CF1_per_class, as it is out of the mean average precision.
+    But its false alarms count in OP. DualCoOp and HCP-MLR-PL keep such a class: DualCoOp as 0, while HCP-MLR-PL's CR
+    becomes NaN. Without any known positive OR, OF1 and the class scores are NaN. An image without a known positive is left
+    out of SF1 likewise; scikit-learn counts it as 0.
 
     Args:
         scores: logits or probabilities, higher means more likely present.

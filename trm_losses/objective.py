@@ -57,10 +57,10 @@ class TRMObjective(PerClassState):
         L = M(\ell^q; Y) + \lambda_r M(\ell^r; Y) + \lambda_{pl} [M(\ell^q; \tilde Y) + \lambda_r M(\ell^r; \tilde Y)]
             + \lambda_{kd} L_{kd} + \lambda_{con} L_{con}
 
-    M is the matching loss, over known labels Y scaled as C / #known, so that its size does not depend on their share; over
-    pseudo-labels :math:`\tilde Y` as C / #entries, so that a pseudo-label never weighs more than a known label (with
-    C / #unknown it would, at 90 % known labels, weigh nine times as much). It is not divided by the weights of the
-    pseudo-labels, which would cancel the ramp. Without a query head, or with a part left out, its terms are left out.
+    M is the matching loss. Over known labels Y it is scaled as C / #known, so that its size does not depend on their share.
+    Over pseudo-labels :math:`\tilde Y` it is scaled as C / #entries, so that a pseudo-label never weighs more than a known
+    label. With C / #unknown it would, at 90 % known labels, weigh nine times as much. It is not divided by the weights of
+    the pseudo-labels, which would cancel the ramp. Without a query head, or with a part left out, its terms are left out.
     Contrast, prototypes and pseudo-labels take the query-level features.
 
     A step::

@@ -35,9 +35,9 @@ class Regions(NamedTuple):
 class Prepared(NamedTuple):
     """What all classes share of a batch, made once for any number of chunks: see :meth:`RegionPooler.prepare`.
 
-    queries (C, D); unit tokens (B, N, D), which R pools; keys and values (B, N, D), or (B, H, N, D / H) where many classes make
-    it cheaper to project the tokens; values is None where nothing reads them, padding (B, N) where there is none. plan (B, C, N)
-    is of all classes, where tokens are shared out among them.
+    queries (C, D); unit tokens (B, N, D), which R pools. keys and values (B, N, D), or (B, H, N, D / H) if many classes
+    make it cheaper to project the tokens. values is None if nothing reads them, padding (B, N) if there is none. plan (B,
+    C, N) is of all classes, if tokens are shared out among them.
     """
 
     queries: Tensor
@@ -65,11 +65,11 @@ class RegionPooler(PerClassState):
         R &= A \hat V, \qquad O = \mathrm{concat}_i(A_i\, \mathrm{LN}(V) W^v_i)\, W^o, \qquad
         Z = R + \mathrm{MLP}(\mathrm{LN}(\mathrm{dropout}(O)))
 
-    The saliency map A pools the tokens into the region-level feature R, which has no learned projection and so stays in
-    the joint space; the MLP yields the query-level feature Z. Queries act through the attention alone: were they added
-    to Z, the class identity would be written into every feature and any test of "which class is this" would be passed
-    without looking at the image. At the start the projections of queries and keys are identities and the last layer of
-    the MLP is zero, so that Z = R and R is what the frozen model sees.
+    The saliency map A pools the tokens into the region-level feature R. R has no learned projection and so stays in the
+    joint space. The MLP yields the query-level feature Z. Queries act through the attention alone. If they were added to Z,
+    the class identity would be written into every feature. Any test of "which class is this" would then be passed without
+    looking at the image. At the start the projections of queries and keys are identities, and the last layer of the MLP is
+    zero. So Z = R, and R is what the frozen model sees.
 
     Only free queries belong to the classes of the training set. Tied ones are the text, so any number of class texts may be
     given, names that training never saw among them.
@@ -104,9 +104,9 @@ class RegionPooler(PerClassState):
         >>> regions.region.shape, regions.saliency.shape
         (torch.Size([2, 20, 64]), torch.Size([2, 20, 49]))
 
-    Reference: TRM-ML's saliency map, region-level and query-level features (paper and patent); one block of 4 heads
-    without self-attention follows the authors' other code; start, tie and learned :math:`\kappa` are our choice, and so is
-    what the MLP reads and is added to, which is not known of TRM-ML. Transport is that of RAM (Tan et al., CVPR 2025).
+    Reference: TRM-ML's saliency map, region-level and query-level features (paper and patent). One block of 4 heads without
+    self-attention follows the authors' other code. Start, tie and learned :math:`\kappa` are our choice. So is what the MLP
+    reads and is added to, which is not known of TRM-ML. Transport is that of RAM (Tan et al., CVPR 2025).
     """
 
     _class_axes = {"query": (0,)}

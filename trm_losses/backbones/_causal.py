@@ -116,8 +116,8 @@ def _heads(attn: nn.MultiheadAttention, x: Tensor) -> tuple[Tensor, ...]:
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, shared: KeysValues | None = None) -> Tensor:
     """Attention (C, I, W) of q (H, C, I, d) to the shared keys and to those of its own class (H, C, J, d).
 
-    One softmax over both. The shared keys are multiplied once and not copied for every class, which is most of what a
-    kernel for the whole of it would have to keep; the two parts of the scores are small.
+    One softmax over both. The shared keys are multiplied once and not copied for every class. Such copies are most of what
+    a kernel for the whole of it would have to keep. The two parts of the scores are small.
     """
     q = q.contiguous() * q.shape[-1] ** -0.5
     scores = q @ k.transpose(-2, -1)

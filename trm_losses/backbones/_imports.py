@@ -35,9 +35,9 @@ def import_transformers() -> Any:
 def _import(name: str) -> Any:
     """Import a module that needs torchvision.
 
-    open_clip and timm import torchvision at their top. A torchvision built for another torch, such as the usual
-    CUDA wheel beside a CPU-only torch, fails with a ``RuntimeError`` ("operator torchvision::nms does not exist")
-    on the first try and with other errors on the next, so every failure is caught here.
+    open_clip and timm import torchvision at their top. A torchvision built for another torch (such as the usual CUDA wheel
+    beside a CPU-only torch) fails with a ``RuntimeError`` ("operator torchvision::nms does not exist") on the first try and
+    with other errors on the next, so every failure is caught here.
     """
     try:
         return importlib.import_module(name)

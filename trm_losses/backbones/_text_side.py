@@ -47,8 +47,8 @@ class TextSide:
         Returns:
             ``PromptEmbeddings(embeddings, eot)``: (C, L, Dw), without positions, and the position (C,) whose state is the
             feature, or where the text ends in a tower that reads its first token. ``encode_prompts`` makes ``encode_text``
-            of it. A tower that is not causal and reads its last token (SigLIP) takes prompts of the full context length:
-            give it ids that are shorter by the number of contexts that come between.
+            of it. A tower that is not causal and reads its last token (SigLIP) takes prompts of the full context length.
+            Give it ids that are shorter by the number of contexts that come between.
         """
         ids = self._ids(texts)
         if not isinstance(texts, Tensor):
@@ -64,20 +64,21 @@ class TextSide:
         the tower is causal; mask and positions are then cut to fit. A plain tensor is taken for finished text features
         (C, D) and comes back as it is.
 
-        In a causal tower of its library's default blocks only what reaches a feature is computed: nothing after a prompt's
-        end, the leading tokens that are the same in all rows (``prompts.prefix``) once, the last block for the ends
-        alone. :class:`~trm_losses.PromptLearner` gives such prompts. The text is that of the whole tower up to rounding
-        (about 1e-6). Whole prompts without a gradient and without a prefix pass through the model's own modules and get
-        the bits of ``encode_text``; so do the prompts of any other tower, which costs what it costs.
+        A causal tower of its library's default blocks computes only what reaches a feature. It computes nothing after a
+        prompt's end, and the last block for the ends alone. Leading tokens that are the same in all rows
+        (``prompts.prefix``) are computed once. :class:`~trm_losses.PromptLearner` gives such prompts. The text is that of
+        the whole tower up to rounding (about 1e-6). Whole prompts without a gradient and without a prefix pass through the
+        model's own modules and get the bits of ``encode_text``. So do the prompts of any other tower, which costs what it
+        costs.
 
         Args:
             prompts: from :meth:`embed_prompts`, from a prompt learner, or finished text. A list, such as positive and
                 negative prompts with contexts of their own, gives the rows of its parts one after the other.
-            chunk_size: classes that pass through the tower at once. With more classes than that each chunk computes what
-                it shares for itself, and everything again in the backward pass: the same values and gradients, about
-                twice the time, and memory that hardly grows with C. Default: as many as keep about 2 GiB for the
-                backward pass, some 1500 names behind shared contexts in the tower of RN101; all in a tower whose
-                blocks are not its library's default ones.
+            chunk_size: classes that pass through the tower at once. With more classes each chunk computes what it shares
+                for itself, and everything again in the backward pass. Values and gradients are the same, the time is about
+                twice, and memory hardly grows with C. Default: as many as keep about 2 GiB for the backward pass, some 1500
+                names behind shared contexts in the tower of RN101. In a tower whose blocks are not its library's default
+                ones: all.
         """
         if isinstance(prompts, Tensor):
             return prompts

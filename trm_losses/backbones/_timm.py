@@ -28,8 +28,8 @@ def by_rows(call: Callable[[Tensor], Tensor], cells: Tensor) -> Tensor:
 def alone(block: Any, states: Tensor) -> Tensor:
     """Run a transformer block on every state of (B, N, W) as on a sequence of its own.
 
-    Attention that sees one key gives it the weight 1, so what it returns is the value and output projection of the
-    state itself, whatever its queries, keys and scales are: the value path. Residuals and MLP are those of the block.
+    Attention that sees one key gives it the weight 1. So it returns the value and output projection of the state itself,
+    whatever its queries, keys and scales are: the value path. Residuals and MLP are those of the block.
     """
     cells = by_rows(block, rearrange(states, "b n w -> (b n) 1 w"))
     return rearrange(cells, "(b n) 1 w -> b n w", b=states.shape[0])
@@ -38,18 +38,18 @@ def alone(block: Any, states: Tensor) -> Tensor:
 class TimmTower:
     """A timm model (``trunk``) and the projection behind it.
 
-    The token of a position is the model's own head as if the image had this position only: a map is cut into 1x1 maps,
-    and of a sequence (B, P + N, C') each token after the P prefix tokens stands in all places of a sequence of its own;
-    each goes through what follows the trunk (pool, norms, projection). Behind an average and a linear head the mean
-    of the tokens is the pooled feature; a head with a norm or an activation between pool and projection keeps them, per
-    token. An attention pool (SigLIP's "map") that sees one token returns its value and output projection and what
+    The token of a position is the model's own head as if the image had this position only. A map is cut into 1x1 maps. Of a
+    sequence (B, P + N, C') each token after the P prefix tokens stands in all places of a sequence of its own. Each goes
+    through what follows the trunk (pool, norms, projection). Behind an average and a linear head the mean of the tokens is
+    the pooled feature. A head with a norm or an activation between pool and projection keeps them, per token. An attention
+    pool (SigLIP's "map") that sees one token returns its value and output projection and what
     follows: :math:`v = W_o (W_v x + b_v) + b_o`, then :math:`v + MLP(LN(v))`.
 
     ``penultimate`` is what the projection reads, or the trunk's own classifier in its place; of a trunk that pools by
     attention, the mean of its patches.
 
     A ``VisionTransformer`` of timm whose input size is fixed is switched, in place, to the form that timm itself builds
-    with ``dynamic_img_size=True``: the positions are interpolated for each call, and no parameter changes.
+    with ``dynamic_img_size=True``. The positions are interpolated for each call, and no parameter changes.
     """
 
     def __init__(

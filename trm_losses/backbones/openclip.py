@@ -39,11 +39,11 @@ class OpenClipBackbone(TextSide, FrozenBackbone):
     .. math::
         u_n = (x_n W_v + b_v) W_o + b_o, \qquad V_n = u_n + \mathrm{MLP}(\mathrm{LN}(u_n))
 
-    TRM-ML names CLIP as its frozen encoder and leaves open how a token reaches the joint space: the form of the
-    ResNets is DualCoOp's, the others are our choice. Nothing is normalised. ``pooled`` is the model's own global
-    feature; at the native size it is what ``encode_image`` returns. At other sizes the positional tables are
-    interpolated bicubically for the call, the way open_clip does it when it loads weights, and no parameter changes.
-    A timm tower that cannot take another size says so. ``penultimate`` is what the tower has of the image before its
+    TRM-ML names CLIP as its frozen encoder and leaves open how a token reaches the joint space. The form of the ResNets is
+    DualCoOp's, the others are our choice. Nothing is normalised. ``pooled`` is the model's own global feature; at the
+    native size it is what ``encode_image`` returns. At other sizes the positional tables are interpolated bicubically for
+    the call, the way open_clip does it when it loads weights, and no parameter changes. A timm tower that cannot take
+    another size says so. ``penultimate`` is what the tower has of the image before its
     attention pool or its projection: of a ResNet the mean of its last map.
 
     With ``value_path`` the last block of a ViT gives every patch its own value projection instead of what its
@@ -56,12 +56,12 @@ class OpenClipBackbone(TextSide, FrozenBackbone):
     with the residuals and the MLP of that block, as MaskCLIP; ``pooled`` stays as it is. Tokens then say more about
     their place and less about the whole image.
 
-    Text side: :meth:`embed_prompts` looks words up, :meth:`encode_prompts` runs the tower on embeddings, so
-    that trained contexts can stand among them; the gradient flows through the frozen tower to the embeddings.
+    Text side: :meth:`embed_prompts` looks words up. :meth:`encode_prompts` runs the tower on embeddings, so that trained
+    contexts can stand among them. The gradient flows through the frozen tower to the embeddings.
 
-    Everything else is frozen: no parameter requires a gradient, images are encoded under ``torch.no_grad``,
-    and the model stays in eval mode whatever ``train()`` is told, since batch norm would otherwise drift. The
-    model given is frozen and turned to float32 in place. Autocast is the caller's to switch on.
+    Everything else is frozen. No parameter requires a gradient, and images are encoded under ``torch.no_grad``. The model
+    stays in eval mode whatever ``train()`` is told, since batch norm would otherwise drift. The model given is frozen and
+    turned to float32 in place. Autocast is the caller's to switch on.
 
     Args:
         model: a model built by open_clip (``CLIP`` or ``CustomTextCLIP``).

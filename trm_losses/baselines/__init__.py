@@ -10,13 +10,13 @@
             ...                                         # backward, step
             loss.update(logits, targets, ids=ids)
 
-``begin_epoch`` and ``update`` do nothing where a method has no schedule and no state, and ``ids``, the places of the images
-in the training set, are read where a method keeps something for each of them. Labels: 1 present, 0 absent, -1 unknown, values
-between are soft. Unless a class says otherwise a mean runs over all B * C entries, as it does in the published codes; an entry
-that gives nothing counts there too. Logarithms are taken from logits; most of the published codes take log(p + 1e-5), which
-stops the gradient of what is confidently wrong. Where a method was published for positive labels alone, known absent labels
-take the term of binary cross-entropy; each class says what is ours. With ``distributed`` means and sums over the batch, what is
-expected of it and ranked in it, and what ``update`` keeps, are those of the joined batch of all ranks.
+``begin_epoch`` and ``update`` do nothing if a method has no schedule and no state. ``ids`` are the places of the images in
+the training set, and are read if a method keeps something for each of them. Labels: 1 present, 0 absent, -1 unknown, values
+between are soft. Unless a class says otherwise a mean runs over all B * C entries, as it does in the published codes; an
+entry that gives nothing counts there too. Logarithms are taken from logits; most of the published codes take log(p + 1e-5),
+which stops the gradient of what is confidently wrong. Where a method was published for positive labels alone, known absent
+labels take the term of binary cross-entropy; each class says what is ours. ``distributed`` joins the batch of all ranks:
+for means and sums over it, for what is expected of it and ranked in it, and for what ``update`` keeps.
 """
 
 from __future__ import annotations

@@ -23,13 +23,13 @@ class PartialASLLoss(Baseline):
         + \sum_{bc:\,y = 0} \mathrm{sg}(q)^{\gamma_-} (-\log(1 - q))
         + \sum_{bc:\,y = -1} \Omega_{bc}\, \mathrm{sg}(q)^{\gamma_0} (-\log(1 - q)), \qquad q = \max(p - \delta, 0)
 
-    ``"ignore"`` has :math:`\Omega = 0`, ``"negative"`` 1, and ``"selective"`` 1 but for the unknown entries of classes
-    whose prior is above ``prior_threshold`` and for the ``likely * B`` most probable unknown entries of the batch, together over
-    all its images. The focusing factors have no gradient. Soft labels take plain cross-entropy.
+    ``"ignore"`` has :math:`\Omega = 0`, ``"negative"`` 1. ``"selective"`` has 1 but for two kinds of unknown entries: those
+    of classes whose prior is above ``prior_threshold``, and the ``likely * B`` most probable ones of the batch, together
+    over all its images. The focusing factors have no gradient. Soft labels take plain cross-entropy.
 
-    The prior of a class is its mean probability over the training of another model with ``"ignore"``, untrained steps included:
-    :meth:`update` keeps it, after each step, in ``prior``, which then goes into the selective loss. With
-    ``"selective"`` it stays as given; without one no class is left out as a whole.
+    The prior of a class is its mean probability over the training of another model with ``"ignore"``, untrained steps
+    included. :meth:`update` keeps it, after each step, in ``prior``, which then goes into the selective loss. With
+    ``"selective"`` it stays as given. Without one no class is left out as a whole.
 
     Args:
         num_classes: C.

@@ -1,8 +1,8 @@
 """Log-sum-exp of rows with all keys but themselves, and with classes, in memory linear in the number of rows.
 
-Written out, N anchors need several N x N matrices: similarities, mask, softmax and its gradient. Where rows and keys are the
-same, a block of rows is formed and dropped, and formed again for the gradient, at no cost: similarities are symmetric, so that
-only keys from the block on are needed, for the rows and, transposed, for the keys.
+Written out, N anchors need several N x N matrices: similarities, mask, softmax and its gradient. If rows and keys are the
+same, a block of rows is formed and dropped, and formed again for the gradient. That costs nothing, since similarities are
+symmetric: only keys from the block on are needed, for the rows and, transposed, for the keys.
 """
 
 from __future__ import annotations

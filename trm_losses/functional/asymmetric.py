@@ -1,8 +1,8 @@
 """The asymmetric loss, as it reads and in one pass: value and gradient together, one kept buffer instead of a dozen.
 
 The formula as it reads, :func:`_asymmetric_entries`, is bound by memory traffic: autograd keeps some thirteen copies of the
-logits. In one pass, on a CPU, the derivative is written out, every entry is first treated as absent, with a factor of 0 where
-it is not (a mask would cost as much as the rest together), and the few present and soft entries are overwritten after.
+logits. In one pass, on a CPU, the derivative is written out. Every entry is first treated as absent, with a factor of 0
+where it is not (a mask would cost as much as the rest together). The few present and soft entries are overwritten after.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ def region_attention(
 ) -> Tensor:
     r"""Attention of C queries over N tokens: :math:`A_i = \mathrm{softmax}_N(\kappa h\, q_i k_i^\top)`.
 
-    The queries are the same for every image, so query and key projections of a head fold into C vectors of width D
-    where that is cheaper than projecting every token.
+    The queries are the same for every image. So query and key projections of a head fold into C vectors of width D, if that
+    is cheaper than projecting every token.
 
     Args:
         queries: (C, D) unit vectors. keys: (B, N, D); or (B, H, N, D / H), projected already.

@@ -117,8 +117,8 @@ class PseudoLabeler(FullPrecisionState):
 
     @torch.no_grad()
     def with_classes(self, keep: Sequence[int | None]) -> PseudoLabeler:
-        """A labeler of its own for another set of classes, as :meth:`PrototypeBank.with_classes`: statistics of the classes that
-        stay, none of new ones; steps are counted on, and ``expected_positives`` stays what it was."""
+        """A labeler of its own for another set of classes, as :meth:`PrototypeBank.with_classes`: statistics of the classes
+        that stay, none of new ones. Steps are counted on, and ``expected_positives`` stays what it was."""
         return self._keep_classes(keep)
 
     @property
