@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: reproduce reproduce-full test nightly oldest lint bench trust clean
+.PHONY: reproduce reproduce-full test nightly nightly-tests processors oldest lint site dist bench bench-smoke trust clean
 
 ## Install, then TRM-ML and its peers on drawn VOC scenes: table, picture and heads in runs/voc
 reproduce: $(VENV)/.pipeline
@@ -20,8 +20,12 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --cov --cov-report=term
 
 ## The long runs that the quick suite leaves out, the suite under what stands for other processors, and with the oldest dependencies
-nightly: $(VENV)/.dev oldest
+nightly: nightly-tests processors oldest
+
+nightly-tests: $(VENV)/.dev
 	$(BIN)/python -m pytest -m nightly
+
+processors: $(VENV)/.dev
 	$(BIN)/python tests/processors.py
 
 ## Every test with the oldest version of each dependency that setup.cfg allows, torch among them, and Python 3.10 if it is there;
@@ -40,6 +44,16 @@ lint: $(VENV)/.dev
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
+## The pages of docs/ and the reference as a site in build/site; a link that leads nowhere is an error. Nothing is fetched
+site: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+## Sdist and wheel in dist/, the same bytes from the same commit, and whether an index would take them
+dist: $(VENV)/.dev
+	$(BIN)/python -m check_manifest --no-build-isolation
+	$(BIN)/python tools/make_dist.py dist
+	$(BIN)/python -m twine check --strict dist/*
+
 ## Time and peak memory of the parts and of a whole step beside their usual replacements: figures and tables in runs/bench;
 ## some 10 minutes on two quiet cores
 bench: $(VENV)/.dev
@@ -49,6 +63,12 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/prompts.py --json runs/bench/prompts.json
 	$(BIN)/python benchmarks/step.py --json runs/bench/step.json
 	$(BIN)/python benchmarks/tables.py runs/bench
+
+## Whether the benchmarks run: each at its smallest, two rounds; the figures mean nothing
+bench-smoke: $(VENV)/.dev
+	$(BIN)/python benchmarks/losses.py --rounds 2 --warmup 0 --only "asymmetric loss" prototypes
+	$(BIN)/python benchmarks/step.py --rounds 2 --warmup 0 --sizes tiny
+	$(BIN)/python benchmarks/trust.py --only Hill --without compiled ranks
 
 ## Every part against one process in float64: precisions, compiled, over ranks, saved; the table of docs/trust.md in runs/trust
 trust: $(VENV)/.dev

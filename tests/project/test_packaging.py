@@ -3,8 +3,8 @@
 import ast
 import configparser
 import importlib.util
+import os
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -13,6 +13,7 @@ import zipfile
 import pytest
 
 from tests.helpers import ROOT
+from tools import make_dist
 
 MODULES = {path.relative_to(ROOT).as_posix() for name in ("trm_losses", "trm_pipeline") for path in (ROOT / name).rglob("*.py")}
 OTHERS = {
@@ -49,7 +50,7 @@ def test_every_text_file_is_opened_with_its_encoding():
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """A folder with the sdist and the wheel, made from a copy: a build leaves files beside its sources."""
+    """A folder with the sdist and the wheel."""
     for name in ("build", "setuptools"):
         if importlib.util.find_spec(name) is None or importlib.util.find_spec(name).origin is None:
             pytest.skip(f"building needs the package {name}; pip install build setuptools")
@@ -57,15 +58,9 @@ def built(tmp_path_factory):
 
     if int(__version__.split(".")[0]) < 77:
         pytest.skip(f"building needs setuptools of at least 77, here is {__version__}")
-    source = tmp_path_factory.mktemp("source")
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff"):
-        shutil.copy(ROOT / name, source)
-    for name in ("trm_losses", "trm_pipeline", "tests", "examples", "docs"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(source / "dist"), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=source)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return source / "dist"
+    folder = tmp_path_factory.mktemp("dist")
+    make_dist.build(folder)
+    return folder
 
 
 def only(folder, pattern):
@@ -98,13 +93,34 @@ def test_wheel_asks_for_torch_and_einops_alone(built):
     required = [line.split(": ")[1] for line in lines if line.startswith("Requires-Dist") and "extra ==" not in line]
     assert sorted(requirement.split(">")[0] for requirement in required) == ["einops", "torch"]
     extras = {line.split(": ")[1] for line in lines if line.startswith("Provides-Extra")}
-    assert extras == {"backbones", "huggingface", "pipeline", "tensorboard", "dev"}
+    assert extras == {"backbones", "huggingface", "pipeline", "tensorboard", "docs", "dev"}
+    assert "License-Expression: MIT" in lines
 
 
 def test_sdist_holds_readme_and_licence(built):
     with tarfile.open(only(built, "*.tar.gz")) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
     assert names >= MODULES | {"trm_losses/py.typed", "LICENSE", "README.md", "setup.cfg", "pyproject.toml"}
+    assert names >= {"mkdocs.yml", "docs/method.md", "tests/conftest.py", "tools/make_dist.py", "examples/minimal_loop.py"}
+
+
+def test_a_second_build_has_the_same_bytes_whatever_the_umask(built, tmp_path):
+    """And the wheel stays small enough to be fetched without a thought."""
+    before = os.umask(0o077)
+    try:
+        again = make_dist.build(tmp_path)
+    finally:
+        os.umask(before)
+    for path in again:
+        assert path.read_bytes() == (built / path.name).read_bytes(), path.name
+    assert only(built, "*.whl").stat().st_size <= make_dist.MOST == 6_000_000
+
+
+def test_an_index_would_take_both(built):
+    pytest.importorskip("twine")
+    files = [str(path) for path in built.iterdir()]
+    done = subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *files], capture_output=True, text=True)
+    assert done.returncode == 0 and len(files) == 2, done.stdout + done.stderr
 
 
 def test_wheel_imports_and_works_with_torch_and_einops_alone(built, tmp_path):

@@ -11,7 +11,13 @@ import torch
 
 from tests.helpers import ROOT
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Those of docs/reference hold no snippets but the docstrings', which run with them.
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "SECURITY.md", "CODE_OF_CONDUCT.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs" / "howto").glob("*.md")),
+    *sorted((ROOT / "docs" / "reference").glob("*.md")),
+]
 
 
 def snippets(page):
@@ -33,7 +39,7 @@ def test_snippet_runs_and_is_short():
     assert scope["objective"].labeler.step == 3
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_snippets_of_a_page_run_one_after_the_other(page, tmp_path, monkeypatch):
     """In one scope, as a reader would type them; what they write lands in a folder of its own."""
     found = snippets(page)
@@ -48,7 +54,7 @@ def test_snippets_of_a_page_run_one_after_the_other(page, tmp_path, monkeypatch)
         run(page, snippet, scope)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_of_a_page_lead_to_files(page):
     for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         assert os.path.exists(page.parent / link), link
