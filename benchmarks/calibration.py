@@ -27,10 +27,9 @@ from trm_pipeline.data import given, voc
 from trm_pipeline.methods.base import score
 from trm_pipeline.report.markdown import markdown
 from trm_pipeline.run.arguments import known_argument, parse
-from trm_pipeline.run.choose import hold_out
+from trm_pipeline.run.choose import hold_out, trained
 from trm_pipeline.run.prepare import prepare
-from trm_pipeline.run.prepared import Cell, Prepared, build, known_labels
-from trm_pipeline.training.loop import train
+from trm_pipeline.run.prepared import Cell, Prepared, known_labels
 
 METHODS = ("linear", "dual-coop", "trm-query", "trm")
 
@@ -40,24 +39,11 @@ def measure(data: Prepared, cell: Cell) -> dict[str, float]:
     single = cell.known == "single"
     held = hold_out(known_labels(data, cell), single=single, seed=cell.seed)
     part = data.with_labels(held.kept)
-    method, targets = build(part, cell, method=cell.method, preset=data.preset)
-    trained = train(
-        method,
-        data.features,
-        targets,
-        None,
-        data.test_targets,
-        encode=data.encode,
-        preset=data.preset,
-        seed=cell.seed,
-        device=data.device,
-        label=cell.label,
-        single=single,
-    ).method
+    method = trained(part, cell, data.preset, label=cell.label)
     with torch.no_grad():
-        text = data.encode(trained.prompts())
+        text = data.encode(method.prompts())
         own, other = (
-            score(lambda batch: trained.logits(batch, text), features, data.preset.batch_size)
+            score(lambda batch: method.logits(batch, text), features, data.preset.batch_size)
             for features in (data.features, data.test_features)
         )
     if single:  # what is not known of an image that was held out stays unknown here

@@ -15,13 +15,13 @@ from trm_pipeline.config.losses import CANDIDATES
 from trm_pipeline.config.presets import VARIANTS, Preset
 from trm_pipeline.config.settings import override
 from trm_pipeline.files import read_json, write_json
-from trm_pipeline.methods.base import score
+from trm_pipeline.methods.base import Method, score
 from trm_pipeline.methods.global_head import FITTED, GLOBAL, Merged, parts_of
 from trm_pipeline.progress import say
 from trm_pipeline.run.prepared import Cell, Prepared, build, known_labels
 from trm_pipeline.training.loop import train
 
-__all__ = ["FACTORS", "LAYERS", "RATES", "Chosen", "HeldOut", "choose", "hold_out", "pooled_ap", "search"]
+__all__ = ["FACTORS", "LAYERS", "RATES", "Chosen", "HeldOut", "choose", "hold_out", "pooled_ap", "search", "trained"]
 
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
 """Of the learning rate of a method, of trm that of the texts: a training each. Losses of others then try their own numbers."""
@@ -149,23 +149,27 @@ class _Search:
 
     def _logits(self, changes: list[str]) -> Tensor:
         """Logits of the method without the whole image, trained with these settings; nothing is scored on the way."""
-        data, cell = self.data, self.cell
         preset = override(self.preset, [*self.changes, *changes])
-        method, targets = build(data, cell, method=cell.method, preset=preset)
-        trained = train(
-            method,
-            data.features,
-            targets,
-            None,
-            data.test_targets,
-            encode=data.encode,
-            preset=preset,
-            seed=cell.seed,
-            device=data.device,
-            label=f"choosing for {cell.label}",
-            single=cell.known == "single",
-        ).method
-        local = trained.inner if isinstance(trained, Merged) else trained
+        method = trained(self.data, self.cell, preset, label=f"choosing for {self.cell.label}")
+        local = method.inner if isinstance(method, Merged) else method
         with torch.no_grad():
-            text = data.encode(local.prompts())
-            return score(lambda batch: local.logits(batch, text), data.features, preset.batch_size)
+            text = self.data.encode(local.prompts())
+            return score(lambda batch: local.logits(batch, text), self.data.features, preset.batch_size)
+
+
+def trained(data: Prepared, cell: Cell, preset: Preset, *, label: str) -> Method:
+    """The averaged method of a cell, with nothing scored on the way and nothing kept."""
+    method, targets = build(data, cell, method=cell.method, preset=preset)
+    return train(
+        method,
+        data.features,
+        targets,
+        None,
+        data.test_targets,
+        encode=data.encode,
+        preset=preset,
+        seed=cell.seed,
+        device=data.device,
+        label=label,
+        single=cell.known == "single",
+    ).method
