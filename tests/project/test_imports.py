@@ -35,6 +35,7 @@ ROOMS = {
         "chunked",
         "head_file",
         "head",
+        "_feature_files",
         "features",
         "baselines",
         "backbones",
