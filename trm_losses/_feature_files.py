@@ -151,18 +151,18 @@ def grid_of_others(owner: str, root: Path, meta: dict[str, Any], text: Tensor) -
     """
     if not root.is_dir() or all(path.name.startswith(".") or not path.is_dir() for path in root.iterdir()):
         return None
+    if not (root / "meta.json").is_file():
+        raise ValueError(f"{owner}: {root} holds folders and no meta.json, so it is no features folder; write into another one")
     found = json.loads((root / "meta.json").read_text(encoding="utf-8"))
     grid = found.pop("grid", None)
-    different = [key for key in dict.fromkeys([*found, *meta]) if found.get(key) != meta.get(key) and key != "grid"]
+    different = [key for key in dict.fromkeys([*found, *meta]) if key != "grid" and found.get(key) != meta.get(key)]
     own = bytes(text.detach().float().cpu().contiguous().view(torch.uint8).flatten().tolist())
     if different := different or ["text"] * ((root / "text.npy").read_bytes()[-len(own) :] != own):
         raise ValueError(f"{owner}: {different[0]} must be what the other splits in {root} have; write into another folder")
     return None if grid is None else (grid[0], grid[1])
 
 
-def close_split(
-    made: Path, place: Path, meta: dict[str, Any], text: Tensor, targets: Tensor, ids: Sequence[str] | None
-) -> None:
+def close_split(made: Path, place: Path, meta: dict[str, Any], text: Tensor, targets: Tensor, ids: Sequence[str] | None) -> None:
     """Write what stands beside the features in the folder ``made``, and give it its name; the features folder is above."""
     root = place.parent
     save_array(made / "text.npy", text.float())
