@@ -98,7 +98,7 @@ def test_wheel_asks_for_torch_and_einops_alone(built):
     required = [line.split(": ")[1] for line in lines if line.startswith("Requires-Dist") and "extra ==" not in line]
     assert sorted(requirement.split(">")[0] for requirement in required) == ["einops", "torch"]
     extras = {line.split(": ")[1] for line in lines if line.startswith("Provides-Extra")}
-    assert extras == {"backbones", "huggingface", "pipeline", "tensorboard", "dev"}
+    assert extras == {"backbones", "huggingface", "pipeline", "export", "tensorboard", "dev"}
 
 
 def test_sdist_holds_readme_and_licence(built):

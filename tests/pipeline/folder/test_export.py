@@ -76,8 +76,8 @@ def test_images_are_resized_as_pillow_does(tall):
             assert np.abs(found - wanted).max() <= 40  # the order of the passes, on noise
 
 
-def test_fifteen_lines_without_torch(exported, trained, varied, tmp_path):
-    assert len([line for line in LINES.splitlines() if line.strip()]) == 15
+def test_the_lines_of_the_page_need_no_torch(exported, trained, varied, tmp_path):
+    assert len([line for line in LINES.splitlines() if line.strip()]) <= 15
     stub = tmp_path / "stub" / "torch"
     stub.mkdir(parents=True)
     (stub / "__init__.py").write_text("raise ImportError('torch must not be needed')", encoding="utf-8")
@@ -164,8 +164,11 @@ class Tower(torch.nn.Module):
 def test_what_cannot_be_exported_is_one_line(tmp_path):
     path = tmp_path / "model.onnx"
     for call, said in (
-        (torch.linalg.pinv, r"^tiny cannot be exported: ONNX has nothing for its operation aten\.\w+$"),
-        (lambda x: x * x.sum().item(), r"^tiny cannot be exported: \w+: .{1,200}$"),
+        (
+            lambda x: torch.linalg.pinv(x).transpose(1, 2),
+            r"^tiny cannot be exported: ONNX has nothing for its operation aten\.\w+$",
+        ),
+        (lambda x: x if x.sum() > 0 else -x, r"^tiny cannot be exported: \w+: .{1,200}$"),
     ):
         with pytest.raises(ValueError) as caught:
             export_onnx(*head(6), Tower(call), path)
@@ -175,7 +178,7 @@ def test_what_cannot_be_exported_is_one_line(tmp_path):
 
 def test_a_file_that_computes_something_else_is_not_written(tmp_path, monkeypatch):
     original = onnx_file._rounded
-    monkeypatch.setattr(onnx_file, "_rounded", lambda x: original(x) * (1 if torch.compiler.is_exporting() else 1.5))
+    monkeypatch.setattr(onnx_file, "_rounded", lambda x: original(x) + (0 if torch.compiler.is_compiling() else torch.arange(6)))
     with pytest.raises(ValueError, match="must give the probabilities of PyTorch, got a difference of"):
         export_onnx(*head(6), Tower(torch.exp), tmp_path / "model.onnx")
     assert not any(tmp_path.iterdir())
