@@ -11,7 +11,18 @@ from pathlib import Path
 from trm_pipeline.folder.arguments import add_commands, options_of
 from trm_pipeline.folder.convert import run_convert
 from trm_pipeline.folder.demo import run_demo
-from trm_pipeline.folder.options import ConvertOptions, PredictOptions, ReviewOptions, SuspectsOptions, TagOptions, TrainOptions
+from trm_pipeline.folder.export import run_export
+from trm_pipeline.folder.features import run_features
+from trm_pipeline.folder.options import (
+    ConvertOptions,
+    ExportOptions,
+    FeaturesOptions,
+    PredictOptions,
+    ReviewOptions,
+    SuspectsOptions,
+    TagOptions,
+    TrainOptions,
+)
 from trm_pipeline.folder.predict import run_predict
 from trm_pipeline.folder.review.run import run_review
 from trm_pipeline.folder.suspects import run_suspects
@@ -70,6 +81,10 @@ def _run(args: argparse.Namespace) -> None:
         run_tag(options_of(args, TagOptions))
     elif args.command == "predict":
         run_predict(options_of(args, PredictOptions))
+    elif args.command == "export":
+        run_export(options_of(args, ExportOptions))
+    elif args.command == "features":
+        run_features(options_of(args, FeaturesOptions))
     elif args.command == "review":
         run_review(options_of(args, ReviewOptions))
     elif args.command == "suspects":

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-__all__ = ["Scalars", "Sweep", "escape_output", "progress", "say", "warnings_said", "without_bars", "without_words"]
+__all__ = ["Pace", "Scalars", "Sweep", "escape_output", "progress", "say", "warnings_said", "without_bars", "without_words"]
 
 T = TypeVar("T")
 
@@ -57,6 +57,28 @@ def progress(items: Iterable[T], description: str, *, total: int | None = None) 
     if not bar and description:
         say(description)
     return tqdm(items, description, total=total, leave=False, disable=not bar, dynamic_ncols=True)
+
+
+class Pace:
+    """A line now and then where there is no bar: how many are done, how fast, and how long the others may take.
+
+    Args:
+        total: of this run. every: seconds between two lines.
+    """
+
+    def __init__(self, total: int, every: float = 60.0) -> None:
+        self.total, self.every, self.done = total, every, 0
+        self.started = self.told = time.monotonic()
+
+    def add(self, count: int) -> None:
+        """So many more are done."""
+        self.done += count
+        now = time.monotonic()
+        if now - self.told < self.every or (_bars and sys.stderr.isatty()):
+            return
+        self.told, gone = now, now - self.started
+        left = gone / self.done * (self.total - self.done)
+        say(f"{self.done} of {self.total}, {self.done / gone:.1f} a second, {_clock(left)} left")
 
 
 def say(line: str) -> None:

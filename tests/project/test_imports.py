@@ -36,6 +36,7 @@ ROOMS = {
         "chunked",
         "head_file",
         "head",
+        "_feature_files",
         "features",
         "baselines",
         "backbones",

@@ -93,7 +93,7 @@ def test_wheel_asks_for_torch_and_einops_alone(built):
     required = [line.split(": ")[1] for line in lines if line.startswith("Requires-Dist") and "extra ==" not in line]
     assert sorted(requirement.split(">")[0] for requirement in required) == ["einops", "torch"]
     extras = {line.split(": ")[1] for line in lines if line.startswith("Provides-Extra")}
-    assert extras == {"backbones", "huggingface", "pipeline", "tensorboard", "docs", "dev"}
+    assert extras == {"backbones", "huggingface", "pipeline", "export", "tensorboard", "docs", "dev"}
     assert "License-Expression: MIT" in lines
 
 

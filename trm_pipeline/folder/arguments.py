@@ -34,6 +34,8 @@ def add_commands(commands: Commands) -> None:
     train = commands.add_parser("train", help="train on images and a label file, score a hold-out, keep the model", **common)
     tag = commands.add_parser("tag", help="score images by the names of classes, without any label", **common)
     predict = commands.add_parser("predict", help="score images with a model of train or tag", **common)
+    export = commands.add_parser("export", help="a model of train or tag as one ONNX file, from image to probabilities", **common)
+    features = commands.add_parser("features", help="write what a frozen model makes of images, for reproduce features", **common)
     review = commands.add_parser("review", help="a page of questions about images, with a model of train or tag", **common)
     suspects = commands.add_parser("suspects", help="known labels that are probably wrong, as a list and a page", **common)
     convert = commands.add_parser("convert", help="labels and answers in a file for another tool", **common)
@@ -44,15 +46,17 @@ def add_commands(commands: Commands) -> None:
     _suspects(suspects)
     _tag(tag)
     _predict(predict)
+    _export(export)
+    _features(features)
     _review(review)
     _labels(convert, "+")
     convert.add_argument("--to", choices=tuple(FORMS), required=True, help="what the other tool reads")
     convert.add_argument("--output", type=Path, required=True, help="the file to write")
-    for command in (train, suspects, tag):
+    for command in (train, suspects, tag, features):
         _tower(command)
     for command in (train, suspects, tag, review):
         command.add_argument("--cache", type=folder_argument, default=CACHE, help="folder for frozen features")
-    for command in (train, suspects, tag, predict, review):
+    for command in (train, suspects, tag, predict, review, features):
         command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
         command.add_argument("--workers", type=int, default=min(8, cores()), help="processes that read images")
 
@@ -143,6 +147,27 @@ def _predict(p: argparse.ArgumentParser) -> None:
     p.add_argument("--output", type=Path, default=Path("scores.csv"), help="CSV file to write")
     p.add_argument("--add", nargs="+", default=[], metavar="NAME", help="further classes, by their names alone")
     p.add_argument("--pretrained", help="where the weights of the frozen model lie now, if not where they were in training")
+
+
+def _export(p: argparse.ArgumentParser) -> None:
+    p.add_argument("trained", type=Path, metavar="model", help="the folder that train or tag wrote")
+    p.add_argument("--output", type=Path, default=Path("model.onnx"), help="the .onnx file to write")
+    p.add_argument("--add", nargs="+", default=[], metavar="NAME", help="further classes, by their names alone")
+    p.add_argument("--pretrained", help="where the weights of the frozen model lie now, if not where they were in training")
+
+
+def _features(p: argparse.ArgumentParser) -> None:
+    _labels(p, "*")
+    p.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="features folder, for reproduce features")
+    p.add_argument("--classes", type=Path, metavar="FILE", help="names of the classes, one a line; default: those of LABELS")
+    p.add_argument(
+        "--split", metavar="NAME", help="train, val or test; default: as a column split of LABELS says (train and val), or train"
+    )
+    p.add_argument("--part", metavar="K/N", help="encode the K-th of N parts of the images, beside processes that do the others")
+    p.add_argument("--mirror", action="store_true", help="a second view of every image, mirrored")
+    p.add_argument("--token-pool", type=int, default=1, metavar="N", help="mean of N x N tokens in place of each of them")
+    p.add_argument("--expected-positives", type=float, metavar="K", help="mean number of present classes of an image, if known")
+    p.set_defaults(cache=Path())
 
 
 def _tower(p: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from trm_pipeline.data.voc import eval_transform
+from trm_pipeline.data.base import eval_transform, lines_of
 from trm_pipeline.features.backbone import Backbone, ImageTower, with_texts
 from trm_pipeline.features.cached import cache_features, weights_digest
 from trm_pipeline.features.towers import folder_of, found_anywhere
@@ -21,7 +21,19 @@ from trm_pipeline.folder.options import PlaceOptions, TowerOptions
 from trm_pipeline.folder.part import Part
 from trm_pipeline.progress import say
 
-__all__ = ["Encoded", "check_device", "check_encoding", "check_output", "encode", "features_of", "say_unreadable", "words_of"]
+__all__ = [
+    "Encoded",
+    "Opening",
+    "check_device",
+    "check_encoding",
+    "check_output",
+    "encode",
+    "features_of",
+    "open_encoder",
+    "read_names",
+    "say_unreadable",
+    "words_of",
+]
 
 
 class Encoded(NamedTuple):
@@ -45,10 +57,17 @@ class Encoded(NamedTuple):
         return SavedModel(self.model, self.pretrained, self.weights, size, self.token_pool, self.templates, **about)
 
 
-def encode(
-    options: TowerOptions, folder: Path, files: Sequence[str], class_names: Sequence[str], words: Mapping[str, str]
-) -> Encoded:
-    """Open the model, encode the words, and take the features of the images out of the cache or make them."""
+class Opening(NamedTuple):
+    """The frozen model and where its weights lie; texts (C, D) of the classes and their templates."""
+
+    backbone: Backbone
+    pretrained: str | None
+    text: Tensor
+    templates: tuple[str, ...]
+
+
+def open_encoder(options: TowerOptions, class_names: Sequence[str], words: Mapping[str, str]) -> Opening:
+    """Open the model and encode the words."""
     device = torch.device(options.device)
     file = weights_file(options.model, options.pretrained)
     if options.model == "embedded":
@@ -65,11 +84,19 @@ def encode(
             )
         say(f"class texts of {options.class_texts}, read in the order {', '.join(class_names)}")
     text, templates = class_texts(backbone, words, options.templates)
+    return Opening(backbone, file or options.pretrained, text, templates)
+
+
+def encode(
+    options: TowerOptions, folder: Path, files: Sequence[str], class_names: Sequence[str], words: Mapping[str, str]
+) -> Encoded:
+    """Open the model, encode the words, and take the features of the images out of the cache or make them."""
+    backbone, pretrained, text, templates = open_encoder(options, class_names, words)
     height, width = backbone.grid(backbone.image_size)
     pool = 2 if height >= 14 and width >= 14 and height % 2 == width % 2 == 0 else 1
     digest = weights_digest(backbone)
     features = features_of(backbone, digest, pool, folder, files, options, mirror=True)
-    return Encoded(found_anywhere(options.model), file or options.pretrained, backbone, digest, text, templates, pool, features)
+    return Encoded(found_anywhere(options.model), pretrained, backbone, digest, text, templates, pool, features)
 
 
 def features_of(
@@ -122,6 +149,19 @@ def check_device(device: str) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from error
+
+
+def read_names(path: Path) -> list[str]:
+    """Names of classes out of a file, one a line.
+
+    Raises:
+        FileNotFoundError: no such file. ValueError: no name in it, or one twice.
+    """
+    names = lines_of(path, "--classes", "wanted is a file with a name a line")
+    if not names or len(set(names)) < len(names):
+        got = f"{max(names, key=names.count)!r} twice" if names else "none"
+        raise ValueError(f"--classes: {path} must hold different names of classes, one a line, got {got}")
+    return names
 
 
 def words_of(class_names: Sequence[str], given: Sequence[str]) -> dict[str, str]:

@@ -8,6 +8,8 @@ from typing import Literal, TypeAlias
 
 __all__ = [
     "ConvertOptions",
+    "ExportOptions",
+    "FeaturesOptions",
     "LabelOptions",
     "LearnOptions",
     "Metric",
@@ -109,6 +111,29 @@ class PredictOptions:
     pretrained: str | None
     device: str
     workers: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Of ``export``."""
+
+    trained: Path
+    output: Path
+    add: tuple[str, ...]
+    pretrained: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturesOptions(TowerOptions, LabelOptions):
+    """Of ``features``; without a file of labels all are unknown."""
+
+    output: Path
+    classes: Path | None
+    split: str | None
+    part: str | None
+    mirror: bool
+    token_pool: int
+    expected_positives: float | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,7 @@ from torch import Tensor
 from trm_losses import GlobalHead, RegionPooler, TextRegionMatchingLoss, TRMHead
 from trm_losses.labels import UNKNOWN
 from trm_pipeline import ranks
-from trm_pipeline.data.base import lines_of
-from trm_pipeline.folder.encoded import Encoded, check_encoding, check_output, encode, words_of
+from trm_pipeline.folder.encoded import Encoded, check_encoding, check_output, encode, read_names, words_of
 from trm_pipeline.folder.image_files import find_images
 from trm_pipeline.folder.judgement import table
 from trm_pipeline.folder.learning import probabilities
@@ -37,10 +36,7 @@ def run_tag(options: TagOptions) -> None:
     if ranks.launched() > 1:
         raise ValueError(f"tag must run in one process, got {ranks.launched()} of torchrun; start it without")
     check_encoding(options, options.output)
-    names = lines_of(options.classes, "--classes", "wanted is a file with a name a line")
-    if not names or len(set(names)) < len(names):
-        got = f"{max(names, key=names.count)!r} twice" if names else "none"
-        raise ValueError(f"--classes: {options.classes} must hold different names of classes, one a line, got {got}")
+    names = read_names(options.classes)
     if not 0 < options.expected_positives <= len(names):
         raise ValueError(
             f"--expected-positives must be above 0 and at most the number of classes, {len(names)}; "

@@ -19,6 +19,7 @@ from trm_pipeline.features.cached import Batch, LiveFeatures
 from trm_pipeline.folder.encoded import check_device
 from trm_pipeline.folder.image_files import FolderImages, read_image, shown_as_rgb
 from trm_pipeline.folder.model import SavedModel, class_texts
+from trm_pipeline.folder.onnx_file import Exported, export_onnx
 
 __all__ = ["Tag", "Tagger"]
 
@@ -110,6 +111,18 @@ class Tagger:
     def images(self, paths: Sequence[Path]) -> FolderImages:
         """Files as the frozen model takes them."""
         return FolderImages(paths, self.tower.image_size, self._transform())
+
+    def export(self, path: str | os.PathLike[str]) -> Exported:
+        """Write an ONNX file that takes an image in bytes (H, W, 3) and gives the probabilities (C,) of this object.
+
+        Args:
+            path: a file that ends in ``.onnx``; one that is there is replaced.
+
+        Raises:
+            ImportError: onnx or onnxscript is missing.
+            ValueError: another suffix, an operation that ONNX does not have, or more than 2 GiB.
+        """
+        return export_onnx(self.saved, self.head, self.tower, Path(path))
 
     def _transform(self) -> Transform:
         made: Transform = eval_transform(self.tower.image_size, mean=self.tower.image_mean, std=self.tower.image_std)

@@ -1,0 +1,196 @@
+"""A split of a features folder that is written bit by bit: what a killed process has done is not done again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trm_losses._feature_files import RowFile, close_split
+from trm_pipeline.files import differences
+
+__all__ = ["ABOUT_FILE", "UNREADABLE_FILE", "UnfinishedSplit"]
+
+ABOUT_FILE = "made_with.json"
+UNREADABLE_FILE = "unreadable.txt"
+_IMAGES, _MARKS = "images.json", "marks"
+_LEFT, _DONE, _BROKEN = 0, 1, 2
+
+
+class UnfinishedSplit:
+    """Half-precision features of a list of images in ``.SPLIT.unfinished``, and for each image and view a mark.
+
+    Several processes may write, each its own images. An image is marked once its rows are on the disk.
+
+    Args:
+        folder: that :meth:`start` made.
+
+    Attributes:
+        images: n names, in the order of the rows; fixed at the start.
+        about: what the features depend on.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.about: dict[str, Any] = json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8"))
+        self.images = self.images_of(folder)
+        shapes: dict[str, list[int]] = self.about["shapes"]
+        count = len(self.images)
+        self._files = [
+            {kind: RowFile(folder / f"{kind}{view}.npy", torch.float16, (count, *shape)) for kind, shape in shapes.items()}
+            for view in range(self.about["views"])
+        ]
+        self._pending: list[tuple[int, int, bool]] = []
+
+    @property
+    def finishing(self) -> bool:
+        """Whether all is encoded, and a process that put it together was killed: nothing may be written any more."""
+        return self.folder.name.endswith(".finishing")
+
+    @staticmethod
+    def find(root: Path, split: str) -> Path | None:
+        """The folder of a split that was begun, or None."""
+        found = (root / f".{split}.{state}" for state in ("unfinished", "finishing"))
+        return next((path for path in found if path.is_dir()), None)
+
+    @staticmethod
+    def images_of(folder: Path) -> list[str]:
+        """The images that a split was begun with."""
+        names: list[str] = json.loads((folder / _IMAGES).read_text(encoding="utf-8"))
+        return names
+
+    @classmethod
+    def start(cls, root: Path, split: str, images: Sequence[str], about: Mapping[str, Any]) -> UnfinishedSplit:
+        """Begin a split, with room for all of it, or go on with the one that was begun.
+
+        Args:
+            root: the features folder, made where it is missing.
+            split: its name.
+            images: n names; of a split that was begun they stay what they were.
+            about: what the features depend on, as JSON has it; with ``views``, a number, and ``shapes`` of a row by kind.
+
+        Raises:
+            ValueError: what was begun is about something else.
+            OSError: there is no room.
+        """
+        if cls.find(root, split) is None:
+            root.mkdir(parents=True, exist_ok=True)
+            partial = Path(tempfile.mkdtemp(prefix=f".{split}.", dir=root))
+            try:
+                (partial / ABOUT_FILE).write_text(json.dumps(about, indent=1), encoding="utf-8")
+                (partial / _IMAGES).write_text(json.dumps(list(images)), encoding="utf-8")
+                (partial / _MARKS).write_bytes(bytes(len(images) * about["views"]))
+                cls(partial).close()
+                try:
+                    partial.rename(root / f".{split}.unfinished")
+                except OSError:
+                    if cls.find(root, split) is None:  # else another process was quicker
+                        raise
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+        folder = cls.find(root, split)
+        assert folder is not None
+        made = cls(folder)
+        if changed := differences(json.loads(json.dumps(about)), made.about):
+            raise ValueError(
+                f"{folder} holds unfinished features of something else ({'; '.join(changed)}); go on as it was begun, or "
+                "delete it"
+            )
+        return made
+
+    def marks(self) -> np.ndarray:
+        """(views, n) bytes: left, done or broken."""
+        return np.fromfile(self.folder / _MARKS, dtype=np.uint8).reshape(len(self._files), -1)
+
+    def left(self, view: int, part: tuple[int, int]) -> Tensor:
+        """The images (k,) of the part, one of so many, that have no features yet; broken ones are tried again."""
+        place, parts = part
+        count = len(self.images)
+        own = slice(count * place // parts, count * (place + 1) // parts)
+        return torch.from_numpy(np.flatnonzero(self.marks()[view, own] != _DONE)) + own.start
+
+    def write(self, view: int, rows: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        """Rows (k,) of a view; which of them (k,) are broken, since a value is not finite. :meth:`keep` marks them."""
+        half = {kind: value.half() for kind, value in values.items()}
+        broken = ~torch.stack([value.flatten(1).isfinite().all(dim=1) for value in half.values()]).all(dim=0).cpu()
+        start = 0
+        for end in range(1, len(rows) + 1):
+            if end == len(rows) or rows[end] != rows[end - 1] + 1:
+                for kind, file in self._files[view].items():
+                    file.write(int(rows[start]), half[kind][start:end])
+                start = end
+        self._pending += [(view, row, bad) for row, bad in zip(rows.tolist(), broken.tolist(), strict=True)]
+        return broken
+
+    def keep(self) -> None:
+        """Mark what was written, once it is on the disk."""
+        for view in {view for view, _, _ in self._pending}:
+            for file in self._files[view].values():
+                file.sync()
+        if self._pending:
+            with (self.folder / _MARKS).open("r+b", buffering=0) as marks:
+                for view, row, bad in self._pending:
+                    marks.seek(view * len(self.images) + row)
+                    marks.write(bytes([_BROKEN if bad else _DONE]))
+        self._pending = []
+
+    def broken(self) -> list[int]:
+        """Images that have no features in one of the views, in their order."""
+        return np.flatnonzero((self.marks() == _BROKEN).any(axis=0)).tolist()
+
+    def complete(self) -> bool:
+        """Whether nothing is left, in any part."""
+        return bool((self.marks() != _LEFT).all())
+
+    def finish(
+        self, place: Path, meta: dict[str, Any], text: Tensor, targets: Tensor, ids: Sequence[str], reasons: Mapping[int, str]
+    ) -> bool:
+        """Leave broken images out, and give the split its name; the last images take the places of the broken ones.
+
+        Args:
+            place: the folder of the split. meta: for ``meta.json``. text: (C, D).
+            targets: (n, C) labels and ids: n names, of all images.
+            reasons: of the broken ones, for ``unreadable.txt``.
+
+        Returns:
+            Whether this process did it; if not another one has.
+        """
+        finishing = self.folder.with_name(f".{place.name}.finishing")
+        if not self.finishing:
+            try:
+                self.folder.rename(finishing)
+            except FileNotFoundError:
+                return False
+            self.folder = finishing
+        rows = self._kept()
+        for files in self._files:
+            for file in files.values():
+                file.keep(rows)
+        self.close()
+        if reasons:
+            lines = "".join(f"{ids[row]}\t{reason}\n" for row, reason in reasons.items())
+            (finishing / UNREADABLE_FILE).write_text(lines, encoding="utf-8", errors="backslashreplace")
+        close_split(finishing, place, meta, text, targets[torch.tensor(rows)], [ids[row] for row in rows])
+        for name in (_IMAGES, _MARKS):
+            (place / name).unlink()
+        return True
+
+    def _kept(self) -> list[int]:
+        """The images that have features: those in their places, and the last ones in the places of those that have none."""
+        broken = set(self.broken())
+        count = len(self.images) - len(broken)
+        others = iter([row for row in range(count, len(self.images)) if row not in broken])
+        return [next(others) if row in broken else row for row in range(count)]
+
+    def close(self) -> None:
+        """No row can be written after this."""
+        for files in self._files:
+            for file in files.values():
+                file.close()
