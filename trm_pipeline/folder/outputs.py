@@ -12,17 +12,19 @@ from torch import Tensor
 
 from trm_losses import TRMHead
 from trm_pipeline.files import replacing
+from trm_pipeline.folder.card import model_card
 from trm_pipeline.folder.labels import Labels
 from trm_pipeline.folder.model import HEAD_FILE, MODEL_FILE, SavedModel
 from trm_pipeline.folder.review.page import Question, write_review
 
 __all__ = ["FILES", "REVIEW_FILE", "score_row", "write", "write_csv"]
 
-REVIEW_FILE = "review.html"
+CARD_FILE, REVIEW_FILE = "README.md", "review.html"
 
 FILES = {
     MODEL_FILE: "the model: classes, thresholds, templates, what it was trained on",
     HEAD_FILE: "the model: its trained weights",
+    CARD_FILE: "the model's card: data, figures, thresholds, what it is not for",
     "scores.csv": "scores of all images, those of training too",
     "split.csv": "which images were held out",
     REVIEW_FILE: "labels that are worth asking about: open it in a browser, and train again with the answers",
@@ -66,6 +68,7 @@ def write(
         write_csv(made / "scores.csv", ["image", "part", "present", *saved.classes], rows)
         if questions:
             write_review(made / REVIEW_FILE, questions, labels.class_names, images=images, title=f"Labels of {images.name}")
+        (made / CARD_FILE).write_text(model_card(saved, head, labels, held), encoding="utf-8")
         head.save(made / HEAD_FILE)
         saved.save(made)
         names = sorted((file.name for file in made.iterdir()), key=lambda name: name == MODEL_FILE)

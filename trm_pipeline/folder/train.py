@@ -8,13 +8,14 @@ import time
 import torch
 from torch import Tensor
 
+from trm_pipeline.folder.card import FRONT
 from trm_pipeline.folder.hold_out import hold_out
 from trm_pipeline.folder.judgement import judge
 from trm_pipeline.folder.labels import Labels
 from trm_pipeline.folder.learning import CALIBRATED, calibrate, learn, listed, probabilities
 from trm_pipeline.folder.opened import open_folder
 from trm_pipeline.folder.options import TrainOptions
-from trm_pipeline.folder.outputs import FILES, write
+from trm_pipeline.folder.outputs import CARD_FILE, FILES, write
 from trm_pipeline.folder.review.ask import contradicted, open_questions
 from trm_pipeline.methods import ZERO_SHOT
 from trm_pipeline.methods.base import score
@@ -28,6 +29,9 @@ def run_train(options: TrainOptions) -> None:
     started = time.perf_counter()
     if not 0 <= options.hold_out < 1:
         raise ValueError(f"--hold-out must be a share from 0 to below 1, got {options.hold_out:g} (20 % is 0.2)")
+    card = options.output / CARD_FILE
+    if card.is_file() and not card.read_bytes().startswith(FRONT.encode()):
+        raise ValueError(f"--output: {card} is there and was not written by train, which would replace it; give another folder")
     labels, words, frozen = open_folder(options, use_unlabelled=options.use_unlabelled)
     features = frozen.features
     held = _held(options, labels)

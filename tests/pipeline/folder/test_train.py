@@ -46,6 +46,26 @@ def test_a_training_says_what_it_does(trained):
     assert contradicted and all((question[3] == "present") == (question[2] < 0.5) for question in contradicted)
 
 
+def test_the_card_says_what_the_model_is(trained):
+    run, _ = trained
+    card, about = (run / "README.md").read_text(encoding="utf-8"), read_json(run / "model.json")
+    assert card.startswith("---\nlibrary_name: trm-losses\n") and card.count("\n---\n") == 1
+    assert f"**{about['scores']['mAP']:.1f} %**" in card and f"{about['scores']['images']} held out" in card
+    for name, own in about["classes"].items():
+        (line,) = [line for line in card.splitlines() if line.startswith(f"| {name} ")]
+        assert f"| {own['threshold']:.3f} " in line and own["threshold_from"] in line
+    assert "Relying on sheep: no present label was known" in card and "knows drawn scenes only" in card
+    assert ("Scores are calibrated" in card) == (TRMHead.load(run / "head.pt").calibration is not None)
+
+
+def test_a_readme_of_somebody_else_is_not_replaced(images, cache, tmp_path):
+    (tmp_path / "README.md").write_text("mine", encoding="utf-8")
+    labels = write_table(tmp_path / "labels.csv", images[1])
+    with pytest.raises(SystemExit, match="README.md is there and was not written by train"):
+        cli.main(["train", str(images[0]), str(labels), "--output", str(tmp_path), *cache])
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == "mine"
+
+
 def test_the_split_is_written_and_the_figures_are_of_it(trained, images):
     run, printed = trained
     _, rows = images

@@ -1,0 +1,90 @@
+"""The card of a model: what it knows, what it was trained on, how far it can be trusted, and what it is not for."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from trm_losses import TRMHead
+from trm_losses.labels import known_fraction
+from trm_pipeline.folder.labels import Labels
+from trm_pipeline.folder.model import SavedModel
+from trm_pipeline.report.markdown import markdown
+
+__all__ = ["FRONT", "model_card"]
+
+FRONT = """---
+library_name: trm-losses
+pipeline_tag: image-classification
+tags:
+- multi-label
+- missing-labels
+---
+"""
+
+
+def model_card(saved: SavedModel, head: TRMHead, labels: Labels, held: Tensor) -> str:
+    """Markdown with the front matter that model hubs read; the folder can be uploaded as it is.
+
+    Args:
+        saved, head: of the folder. labels: of the N images that could be read. held: (N,), those that training did not see.
+    """
+    weights = f"{saved.model} {saved.pretrained or ''}".strip()
+    parts = [
+        FRONT,
+        f"# {len(saved.classes)} classes on {weights}",
+        f"A head for images with any number of these classes, on the frozen model `{weights}` (weights {saved.weights}), which "
+        "does not lie here.",
+        "```\npip install 'trm-losses[pipeline]'\ntrm-losses predict THIS_FOLDER IMAGES\n```",
+        "## Data",
+        f"{int((~held).sum())} images for training, {int(held.sum())} held out. Of {labels.targets.numel()} labels "
+        f"{known_fraction(labels.targets):.0%} are known: {int((labels.targets == 1).sum())} present, "
+        f"{int((labels.targets == 0).sum())} absent.",
+        "## Figures",
+        _figures(saved),
+        _calibration(head),
+        markdown([("class", "words", "threshold", "where from", "promised on other images"), *_rows(saved)]),
+        "## Not for",
+        _not_for(saved),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _figures(saved: SavedModel) -> str:
+    scores = saved.scores
+    if scores.get("mAP") is None:
+        return "No label that was held out says how good it is."
+    before = max(scores["zero_shot"].values())
+    return (
+        f"mAP on {scores['images']} held-out images, over {scores['classes_scored']} classes: **{scores['mAP']:.1f} %**. The "
+        f"frozen model has {before:.1f} % by the class names."
+    )
+
+
+def _calibration(head: TRMHead) -> str:
+    if head.calibration is None:
+        return "Scores are not calibrated: 0.7 does not mean 70 %."
+    scale, shift = head.calibration.pooled.tolist()
+    return f"Scores are calibrated on the held-out labels, class by class; all together: scale {scale:.2f}, shift {shift:.2f}."
+
+
+def _rows(saved: SavedModel) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for name, about in saved.classes.items():
+        told = about.get("promised")
+        promise = "" if told is None else f"{told['metric']} {told['value']:.2f} ({told['low']:.2f} to {told['high']:.2f})"
+        rows.append((name, about["words"], f"{about['threshold']:.3f}", about["threshold_from"], promise))
+    return rows
+
+
+def _not_for(saved: SavedModel) -> str:
+    unlearned = [name for name, about in saved.classes.items() if not about["trained"]]
+    lines = [
+        "Images unlike those above: figures, scores and thresholds hold for images of the same kind alone.",
+        "Decisions about people, or any that nobody looks at again.",
+        "Classes that are not listed, and what the frozen model may not be used for.",
+    ]
+    if unlearned:
+        lines.append(f"Relying on {', '.join(unlearned)}: no present label was known, and names alone score them.")
+    if saved.model == "embedded":
+        lines.append("Photographs: the embedded model knows drawn scenes only.")
+    return "\n".join(f"- {line}" for line in lines)
