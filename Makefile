@@ -15,7 +15,7 @@ reproduce-full: $(VENV)/.pipeline
 	$(BIN)/python examples/reproduce_voc.py --known 0.1 0.2 0.3 0.4 0.5 0.6 0.7 0.8 0.9 single --seeds 1 2 3 \
 		--ablation --ablation-known 0.1 single --jobs 2 --resume --output runs/voc-full
 
-## Install, then every test with coverage of trm_losses, on all cores; under 10 minutes on two
+## Install, then every test with coverage of trm_losses, on all cores; some 12 minutes on two
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --cov --cov-report=term
 
