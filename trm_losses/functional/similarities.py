@@ -75,6 +75,11 @@ def prototype_similarities(
     check_shapes(
         "prototype_similarities", features=(features, "B c D"), visual=(visual, "C D"), text=(text, "C D"), seen=(seen, "C?")
     )
+    if not 0 <= first <= len(text) - features.shape[1]:
+        raise ValueError(
+            f"prototype_similarities: features must be of classes that have prototypes, {len(text)} of them; got "
+            f"{features.shape[1]} from class {first} on"
+        )
     with full_precision(text):
         z = upcast(features)
         every = torch.ones(len(text), dtype=torch.bool, device=text.device)
