@@ -715,8 +715,6 @@ def test_logits_pass_through_function_transforms() -> None:
 @pytest.mark.parametrize(("classes", "first"), [(4, 0), (2, 2), (2, -1)])
 def test_similarities_are_of_classes_that_have_prototypes(classes: int, first: int) -> None:
     prototypes = torch.eye(3)
-    with pytest.raises(
-        ValueError, match=f"of classes that have prototypes, 3 of them; got {classes} from class"
-    ):
+    with pytest.raises(ValueError, match=f"of classes that have prototypes, 3 of them; got {classes} from class"):
         TF.prototype_similarities(torch.ones(2, classes, 3), prototypes, prototypes, first=first)
     TF.prototype_similarities(torch.ones(2, 2, 3), prototypes, prototypes, first=1)
