@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from trm_pipeline.folder.arguments import add_commands, options_of
 from trm_pipeline.folder.convert import run_convert
@@ -31,10 +32,22 @@ from trm_pipeline.folder.train import run_train
 from trm_pipeline.progress import escape_output
 from trm_pipeline.run import experiment
 
-__all__ = ["SOURCES", "main", "parser"]
+__all__ = ["COMMANDS", "SOURCES", "main", "parser"]
 
 SOURCES = {"voc": "voc", "coco": "coco", "vg200": "vg200", "nus": "nus", "cub": "cub", "features": "given"}
 """Data sets of ``reproduce``, with the modules that know them."""
+
+COMMANDS: dict[str, tuple[Any, Callable[[Any], None]]] = {
+    "train": (TrainOptions, run_train),
+    "tag": (TagOptions, run_tag),
+    "predict": (PredictOptions, run_predict),
+    "review": (ReviewOptions, run_review),
+    "suspects": (SuspectsOptions, run_suspects),
+    "convert": (ConvertOptions, run_convert),
+    "features": (FeaturesOptions, run_features),
+    "export": (ExportOptions, run_export),
+}
+"""What each command for one's own images is asked for, and what does it."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -64,30 +77,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         experiment.main(args.arguments, source, prog=f"trm-losses reproduce {args.data}")
         return
     try:
-        _run(args)
+        if args.command == "demo":
+            run_demo(args.folder, args.images)
+        else:
+            kind, run = COMMANDS[args.command]
+            run(options_of(args, kind))
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"error: {error}") from error
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
         raise SystemExit(130) from None
-
-
-def _run(args: argparse.Namespace) -> None:
-    if args.command == "demo":
-        run_demo(args.folder, args.images)
-    elif args.command == "train":
-        run_train(options_of(args, TrainOptions))
-    elif args.command == "tag":
-        run_tag(options_of(args, TagOptions))
-    elif args.command == "predict":
-        run_predict(options_of(args, PredictOptions))
-    elif args.command == "export":
-        run_export(options_of(args, ExportOptions))
-    elif args.command == "features":
-        run_features(options_of(args, FeaturesOptions))
-    elif args.command == "review":
-        run_review(options_of(args, ReviewOptions))
-    elif args.command == "suspects":
-        run_suspects(options_of(args, SuspectsOptions))
-    elif args.command == "convert":
-        run_convert(options_of(args, ConvertOptions))

@@ -47,6 +47,8 @@ def add_commands(commands: Commands) -> None:
     _tag(tag)
     _predict(predict)
     _export(export)
+    for command in (predict, export):
+        command.add_argument("--add", nargs="+", default=[], metavar="NAME", help="further classes, by their names alone")
     _features(features)
     _review(review)
     _labels(convert, "+")
@@ -120,12 +122,17 @@ def _suspects(p: argparse.ArgumentParser) -> None:
     p.add_argument("--folds", type=int, default=5, metavar="K", help="parts of the images, each scored by a model of the others")
 
 
-def _review(p: argparse.ArgumentParser) -> None:
+def _trained(p: argparse.ArgumentParser) -> None:
+    """A model, and its frozen one."""
     p.add_argument("trained", type=Path, metavar="model", help="the folder that train or tag wrote")
+    p.add_argument("--pretrained", help="where the weights of the frozen model lie now, if not where they were in training")
+
+
+def _review(p: argparse.ArgumentParser) -> None:
+    _trained(p)
     _labels(p, "*")
     p.add_argument("--output", type=Path, default=Path("review.html"), help="the page to write")
     p.add_argument("--questions", type=int, default=200, metavar="N", help="at most")
-    p.add_argument("--pretrained", help="where the weights of the frozen model lie now, if not where they were in training")
 
 
 def _tag(p: argparse.ArgumentParser) -> None:
@@ -142,18 +149,14 @@ def _tag(p: argparse.ArgumentParser) -> None:
 
 
 def _predict(p: argparse.ArgumentParser) -> None:
-    p.add_argument("trained", type=Path, metavar="model", help="the folder that train or tag wrote")
+    _trained(p)
     p.add_argument("images", type=Path, help="folder of images, or one image")
     p.add_argument("--output", type=Path, default=Path("scores.csv"), help="CSV file to write")
-    p.add_argument("--add", nargs="+", default=[], metavar="NAME", help="further classes, by their names alone")
-    p.add_argument("--pretrained", help="where the weights of the frozen model lie now, if not where they were in training")
 
 
 def _export(p: argparse.ArgumentParser) -> None:
-    p.add_argument("trained", type=Path, metavar="model", help="the folder that train or tag wrote")
+    _trained(p)
     p.add_argument("--output", type=Path, default=Path("model.onnx"), help="the .onnx file to write")
-    p.add_argument("--add", nargs="+", default=[], metavar="NAME", help="further classes, by their names alone")
-    p.add_argument("--pretrained", help="where the weights of the frozen model lie now, if not where they were in training")
 
 
 def _features(p: argparse.ArgumentParser) -> None:

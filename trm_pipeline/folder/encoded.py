@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from trm_pipeline.data.base import eval_transform, lines_of
+from trm_pipeline.data.base import Transform, eval_transform, lines_of
 from trm_pipeline.features.backbone import Backbone, ImageTower, with_texts
 from trm_pipeline.features.cached import cache_features, weights_digest
 from trm_pipeline.features.towers import folder_of, found_anywhere
@@ -29,9 +29,11 @@ __all__ = [
     "check_output",
     "encode",
     "features_of",
+    "images_for",
     "open_encoder",
     "read_names",
     "say_unreadable",
+    "transform_for",
     "words_of",
 ]
 
@@ -99,13 +101,23 @@ def encode(
     return Encoded(found_anywhere(options.model), pretrained, backbone, digest, text, templates, pool, features)
 
 
+def transform_for(tower: ImageTower) -> Transform:
+    """From an image of Pillow's to what the frozen model takes."""
+    made: Transform = eval_transform(tower.image_size, mean=tower.image_mean, std=tower.image_std)
+    return made
+
+
+def images_for(tower: ImageTower, paths: Sequence[Path]) -> FolderImages:
+    """Files as the frozen model takes them."""
+    return FolderImages(paths, tower.image_size, transform_for(tower))
+
+
 def features_of(
     tower: ImageTower, weights: str, token_pool: int, folder: Path, files: Sequence[str], options: PlaceOptions, *, mirror: bool
 ) -> Part:
     """Features of the images that can be read, out of the cache or made now; the others are named."""
-    transform = eval_transform(tower.image_size, mean=tower.image_mean, std=tower.image_std)
     paths = [folder / file for file in files]
-    data = FolderImages(paths, tower.image_size, transform)
+    data = images_for(tower, paths)
     cached = cache_features(
         options.cache / "folder-features",
         data,

@@ -17,12 +17,20 @@ from torch import Tensor
 from trm_losses._feature_files import grid_of_others, meta_of
 from trm_losses.labels import UNKNOWN, known_fraction
 from trm_pipeline import ranks
-from trm_pipeline.data.base import eval_transform
 from trm_pipeline.features.cached import Batch, LiveFeatures, weights_digest
 from trm_pipeline.features.towers import found_anywhere
 from trm_pipeline.features.unfinished import ABOUT_FILE, UNREADABLE_FILE, UnfinishedSplit
 from trm_pipeline.files import differences
-from trm_pipeline.folder.encoded import Opening, check_encoding, check_output, open_encoder, read_names, say_unreadable, words_of
+from trm_pipeline.folder.encoded import (
+    Opening,
+    check_encoding,
+    check_output,
+    images_for,
+    open_encoder,
+    read_names,
+    say_unreadable,
+    words_of,
+)
 from trm_pipeline.folder.image_files import FolderImages, find_images
 from trm_pipeline.folder.known import read_known
 from trm_pipeline.folder.options import FeaturesOptions
@@ -164,7 +172,7 @@ def _about(options: FeaturesOptions, opened: Opening) -> tuple[dict[str, Any], L
     height, width = backbone.grid(backbone.image_size)
     if height % pool or width % pool:
         raise ValueError(f"--token-pool must divide the grid of tokens {height} x {width}, got {pool}")
-    live = LiveFeatures(FolderImages([], backbone.image_size, _transform(opened)), backbone, token_pool=pool, device=device)
+    live = LiveFeatures(images_for(backbone, []), backbone, token_pool=pool, device=device)
     shapes = {"tokens": [live.num_tokens, backbone.dim], "pooled": [backbone.dim]}
     if live.width is not None:
         shapes["penultimate"] = [live.width]
@@ -187,11 +195,6 @@ def _about(options: FeaturesOptions, opened: Opening) -> tuple[dict[str, Any], L
     return about, live
 
 
-def _transform(opened: Opening) -> Any:
-    backbone = opened.backbone
-    return eval_transform(backbone.image_size, mean=backbone.image_mean, std=backbone.image_std)
-
-
 def _encode(work: UnfinishedSplit, name: str, options: FeaturesOptions, live: LiveFeatures, part: tuple[int, int]) -> None:
     """Everything that this part still lacks; what is done when it ends, however it ends, is kept."""
     if work.finishing:
@@ -201,8 +204,7 @@ def _encode(work: UnfinishedSplit, name: str, options: FeaturesOptions, live: Li
         rows = work.left(view, part)
         if not len(rows):
             continue
-        images: Any = live.images
-        live.images = FolderImages([paths[row] for row in rows.tolist()], images.size, images.transform)
+        live.images = images_for(live.backbone, [paths[row] for row in rows.tolist()])
         live.mirror, live.workers = bool(view), options.workers if len(rows) > 64 else 0
         told = f"{name}: encoding {len(rows)} of {len(paths)} images{', mirrored' if view else ''}"
         pace, kept = Pace(len(rows)), time.monotonic()

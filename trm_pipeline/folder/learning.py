@@ -108,9 +108,8 @@ def calibrate(head: TRMHead, features: Features, targets: Tensor, expected_posit
     present, absent = int((targets == 1).sum()), int((targets == 0).sum())
     if present < CALIBRATED or (absent and absent < CALIBRATED) or (not absent and expected_positives is None):
         return False
-    logits = torch.logit(probabilities(head, features).double(), eps=1e-9)
     fitted = Calibration(len(head.class_names))
-    head.calibration = fitted.fit(logits, targets, expected_positives=None if absent else expected_positives)
+    head.calibration = fitted.fit(_logits(head, features), targets, expected_positives=None if absent else expected_positives)
     return True
 
 
@@ -233,7 +232,12 @@ def _standard(scores: Tensor) -> Tensor:
     return apart / apart.square().mean(dim=0).sqrt().clamp(min=1e-6)
 
 
-@torch.no_grad()
 def probabilities(head: TRMHead, features: Features) -> Tensor:
     """Probabilities (N, C)."""
-    return torch.cat([head.predict(batch.tokens, batch.penultimate).float().cpu() for batch in features.batches(64)])
+    return torch.sigmoid(_logits(head, features))
+
+
+@torch.no_grad()
+def _logits(head: TRMHead, features: Features) -> Tensor:
+    """Logits (N, C) of a head in eval mode."""
+    return torch.cat([head(batch.tokens, batch.penultimate).float().cpu() for batch in features.batches(64)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -64,7 +65,7 @@ class SavedModel:
     classes: dict[str, dict[str, Any]]
     scores: dict[str, Any]  # of the hold-out, for people
 
-    @property
+    @functools.cached_property
     def thresholds(self) -> Tensor:
         """(C,)."""
         return torch.tensor([about["threshold"] for about in self.classes.values()])

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 import trm_losses
 from trm_losses import TRMHead
-from trm_pipeline.data.base import eval_transform
 from trm_pipeline.features.backbone import ImageTower
 from trm_pipeline.features.cached import pool_tokens
 from trm_pipeline.files import check_writable, replacing
+from trm_pipeline.folder.encoded import transform_for
 from trm_pipeline.folder.model import SavedModel
 from trm_pipeline.folder.resize import pillow_is_tall_first, resized
 
@@ -196,7 +196,7 @@ def _difference(saved: SavedModel, head: TRMHead, tower: ImageTower, path: Path)
     except ImportError:
         return None
     session = runtime.InferenceSession(str(path))
-    transform = eval_transform(tower.image_size, mean=tower.image_mean, std=tower.image_std)
+    transform = transform_for(tower)
     draw, apart = np.random.default_rng(0), 0.0
     for height, width in ((60, 90), (700, 300), (1, 500)):
         image = draw.integers(0, 256, (height, width, 3), dtype=np.uint8)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from trm_pipeline.files import check_writable
-from trm_pipeline.folder.encoded import say_unreadable
+from trm_pipeline.folder.encoded import images_for, say_unreadable
 from trm_pipeline.folder.image_files import find_images
 from trm_pipeline.folder.judgement import table
 from trm_pipeline.folder.model import DEMONSTRATION
@@ -38,7 +38,6 @@ def run_predict(options: PredictOptions) -> None:
     folder, files = (options.images.parent, [options.images.name]) if one else (options.images, find_images(options.images))
     found = _Found(tagger, folder, files, options.workers if len(files) > 64 else 0)
     write_csv(options.output, ["image", "present", *tagger.class_names], found.rows())
-    say_unreadable(tagger.images([folder / file for file in files]), found.broken, files)
     rows = [("class", "images", "highest", "threshold")]
     chosen = True
     for c, (name, about) in enumerate(tagger.saved.classes.items()):
@@ -72,5 +71,4 @@ class _Found:
                 self.counts += row > saved.thresholds
                 self.highest = torch.maximum(self.highest, row)
                 yield score_row(saved, self.files[place], row)
-        if len(self.broken) == len(self.files):
-            raise ValueError("no image can be read")
+        say_unreadable(images_for(self.tagger.tower, paths), self.broken, self.files)  # if it is all of them, no file is written

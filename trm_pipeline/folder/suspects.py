@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 
 import torch
@@ -28,7 +27,7 @@ def run_suspects(options: SuspectsOptions) -> None:
     started = time.perf_counter()
     if options.folds < 2:
         raise ValueError(f"--folds must be at least 2, got {options.folds}")
-    opened = open_folder(dataclasses.replace(options, choose=False))
+    opened = open_folder(options)
     labels, features = opened.labels, opened.frozen.features
     fold = _folds(labels.files if labels.groups is None else labels.groups, options.folds, options.seed)
     scores = torch.full_like(labels.targets, torch.nan)

@@ -13,11 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from trm_losses import TRMHead
-from trm_pipeline.data.base import Transform, eval_transform
 from trm_pipeline.features.backbone import ImageTower, has_texts
 from trm_pipeline.features.cached import Batch, LiveFeatures
-from trm_pipeline.folder.encoded import check_device
-from trm_pipeline.folder.image_files import FolderImages, read_image, shown_as_rgb
+from trm_pipeline.folder.encoded import check_device, images_for, transform_for
+from trm_pipeline.folder.image_files import read_image, shown_as_rgb
 from trm_pipeline.folder.model import SavedModel, class_texts
 from trm_pipeline.folder.onnx_file import Exported, export_onnx
 
@@ -86,7 +85,7 @@ class Tagger:
         """All classes of an image, a path or an image of Pillow's, the most probable first."""
         size = self.tower.image_size
         shown = shown_as_rgb(image) if isinstance(image, Image.Image) else read_image(Path(image), size)
-        data = [(self._transform()(shown), torch.empty(0), 0)]
+        data = [(transform_for(self.tower)(shown), torch.empty(0), 0)]
         batch = _rounded(next(iter(self._live(data, 0).batches(1))))
         with torch.no_grad():
             probability = self.head.predict(batch.tokens, batch.penultimate)[0].cpu()
@@ -100,17 +99,13 @@ class Tagger:
 
     def stream(self, paths: Sequence[Path], *, workers: int = 0, batch_size: int = 50) -> Iterator[tuple[Tensor, Tensor]]:
         """Places (b,) among the paths, and probabilities (b, C) of the images there; NaN of an image that cannot be read."""
-        live = self._live(self.images(paths), workers)
+        live = self._live(images_for(self.tower, paths), workers)
         for batch in live.batches(batch_size):
             fine = batch.pooled.isfinite().all(dim=1)
             rounded = _rounded(batch)
             with torch.no_grad():
                 found = self.head.predict(rounded.tokens, rounded.penultimate)
             yield batch.index, torch.where(fine[:, None], found, torch.nan).cpu()
-
-    def images(self, paths: Sequence[Path]) -> FolderImages:
-        """Files as the frozen model takes them."""
-        return FolderImages(paths, self.tower.image_size, self._transform())
 
     def export(self, path: str | os.PathLike[str]) -> Exported:
         """Write an ONNX file that takes an image in bytes (H, W, 3) and gives the probabilities (C,) of this object.
@@ -123,10 +118,6 @@ class Tagger:
             ValueError: another suffix, an operation that ONNX does not have, or more than 2 GiB.
         """
         return export_onnx(self.saved, self.head, self.tower, Path(path))
-
-    def _transform(self) -> Transform:
-        made: Transform = eval_transform(self.tower.image_size, mean=self.tower.image_mean, std=self.tower.image_std)
-        return made
 
     def _live(self, data: Any, workers: int) -> LiveFeatures:
         return LiveFeatures(data, self.tower, token_pool=self.saved.token_pool, device=self.device, workers=workers)

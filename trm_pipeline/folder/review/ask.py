@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -18,14 +21,14 @@ __all__ = ["contradicted", "doubted", "open_questions"]
 def open_questions(labels: Labels, probabilities: Tensor, head: TRMHead, features: Part, count: int) -> list[Question]:
     """The unknown labels that are worth asking about, see :func:`.worth_asking`; at most ``count``."""
     pairs = worth_asking(probabilities, labels.targets, count)
-    return [_question(labels, probabilities, head, features, i, c) for i, c in pairs]
+    return _questions(labels, probabilities, head, features, pairs)
 
 
 def contradicted(labels: Labels, probabilities: Tensor, head: TRMHead, features: Part, count: int) -> list[Question]:
     """The known labels that probabilities contradict most, as far as these are on the other side; at most ``count``."""
     pairs = doubted(labels.targets, probabilities)[:count]
     pairs = [(i, c) for i, c in pairs if (labels.targets[i, c] - probabilities[i, c]).abs() > 0.5]
-    return [_question(labels, probabilities, head, features, i, c) for i, c in pairs]
+    return _questions(labels, probabilities, head, features, pairs)
 
 
 def doubted(targets: Tensor, probabilities: Tensor) -> list[tuple[int, int]]:
@@ -36,10 +39,24 @@ def doubted(targets: Tensor, probabilities: Tensor) -> list[tuple[int, int]]:
     return [divmod(int(place), targets.shape[1]) for place in order]
 
 
-def _question(labels: Labels, probabilities: Tensor, head: TRMHead, features: Part, i: int, c: int) -> Question:
-    said = {1.0: "present", 0.0: "absent"}.get(float(labels.targets[i, c]))
-    heat = _saliency(head, features.only(torch.tensor([i])))[c].numpy()
-    return Question(labels.files[i], labels.class_names[c], float(probabilities[i, c]), heat, said)
+def _questions(
+    labels: Labels, probabilities: Tensor, head: TRMHead, features: Part, pairs: Sequence[tuple[int, int]]
+) -> list[Question]:
+    """In the order of the pairs; each image passes through the head once."""
+    asked: dict[int, list[int]] = {}
+    for i, c in pairs:
+        asked.setdefault(i, []).append(c)
+    heat: dict[tuple[int, int], Any] = {}
+    for i, classes in asked.items():
+        maps = _saliency(head, features.only(torch.tensor([i])))
+        heat |= {(i, c): maps[c].clone().numpy() for c in classes}
+    said = {1.0: "present", 0.0: "absent"}
+    return [
+        Question(
+            labels.files[i], labels.class_names[c], float(probabilities[i, c]), heat[i, c], said.get(float(labels.targets[i, c]))
+        )
+        for i, c in pairs
+    ]
 
 
 @torch.no_grad()

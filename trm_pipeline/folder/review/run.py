@@ -7,7 +7,6 @@ import time
 import torch
 
 from trm_losses.labels import UNKNOWN
-from trm_pipeline.features.cached import weights_digest
 from trm_pipeline.files import check_writable
 from trm_pipeline.folder.encoded import features_of
 from trm_pipeline.folder.image_files import find_images
@@ -35,7 +34,7 @@ def run_review(options: ReviewOptions) -> None:
     images = find_images(options.images)
     labels = _labels(options, images, tagger.class_names)
     tower, saved = tagger.tower, tagger.saved
-    features = features_of(tower, weights_digest(tower), saved.token_pool, options.images, labels.files, options, mirror=False)
+    features = features_of(tower, saved.weights, saved.token_pool, options.images, labels.files, options, mirror=False)
     rows = features.rows.tolist()
     labels = labels._replace(files=[labels.files[i] for i in rows], targets=labels.targets[rows])
     scores = probabilities(tagger.head, features)
