@@ -75,3 +75,19 @@ def test_calibration_keeps_the_order(
         assert row["mAP after"] == pytest.approx(row["mAP before"], abs=1e-6)
         assert 0 < row["floor"] < 100 and 0 < row["error after"] < 100 and row["error after"] != row["error before"]
     assert "error of perfect scores" in capsys.readouterr().out
+
+
+def test_promises_are_held_against_the_truth(benchmark_script: Callable[[str], Any], capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark = benchmark_script("promises")
+    together, alone, shared = (
+        sum(values) for values in zip(*(benchmark.apart(20, 50, (0.3, 1.5), s) for s in range(8)), strict=True)
+    )
+    assert shared < together and shared < alone
+    for metric in benchmark.METRICS:
+        inside, width = benchmark.held("calibrated", metric, 60, 100, seed=1)
+        assert inside >= 85 and 0 < width < 1
+    benchmark.WORLDS["liar"] = lambda z: (z.sigmoid(), torch.where(torch.tensor(len(z) > 1000), 0.01, 0.9 * z.sigmoid()))
+    assert benchmark.held("liar", "precision", 60, 100, seed=1)[0] < 20  # another truth on fresh images
+    del benchmark.WORLDS["liar"]
+    benchmark.main(["--draws", "20", "--images", "40"])
+    assert "How often the interval holds" in capsys.readouterr().out

@@ -72,7 +72,8 @@ def _rows(saved: SavedModel) -> list[tuple[str, ...]]:
     for name, about in saved.classes.items():
         told = about.get("promised")
         promise = "" if told is None else f"{told['metric']} {told['value']:.2f} ({told['low']:.2f} to {told['high']:.2f})"
-        rows.append((name, about["words"], f"{about['threshold']:.3f}", about["threshold_from"], promise))
+        names = (word.replace("|", "\\|") for word in (name, about["words"]))  # which ends a cell
+        rows.append((*names, f"{about['threshold']:.3f}", about["threshold_from"], promise))
     return rows
 
 
