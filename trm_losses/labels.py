@@ -310,7 +310,7 @@ def class_weights(targets: Tensor, *, power: float = 1 / 6) -> Tensor:
         targets (B, C), the result (C,).
 
     Returns:
-        Weights in float32, for the ``weights`` of a loss.
+        Weights in float32. ``weights.expand_as(targets)`` of a batch is what :class:`TextRegionMatchingLoss` takes as weights.
 
     Raises:
         TypeError: ``targets`` is not a tensor of bools, integers or floats.
