@@ -10,34 +10,14 @@ import pytest
 import torch
 
 from tests.helpers.runs import read_json
-from trm_losses import write_features
-
-CLASSES, WIDTH = 4, 8
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tokens near the texts of what is present, in three splits."""
-    root = tmp_path_factory.mktemp("features")
-    text = torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(0))
-    for seed, (split, count) in enumerate((("train", 120), ("val", 40), ("test", 40))):
-        draw = torch.Generator().manual_seed(seed)
-        targets = (torch.rand(count, CLASSES, generator=draw) < 0.4).float()
-        tokens = 0.7 * targets[:, None] @ text + torch.randn(count, 6, WIDTH, generator=draw)
-        names = [f"class {c}" for c in range(CLASSES)]
-        batches = [(tokens, tokens.mean(dim=1))]
-        write_features(
-            root, split, batches, targets=targets, class_names=names, text=text, logit_scale=20, expected_positives=1.6
-        )
-    return root
 
 
 def test_answers_help_and_wrong_labels_are_found(
-    benchmark_script: Callable[[str], Any], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    benchmark_script: Callable[[str], Any], drawn_features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     benchmark = benchmark_script("asking")
     small = ["--rounds", "2", "--count", "30", "--seeds", "1", "2", "--share", "0.1"]
-    benchmark.main(["--features", str(folder), *small, "--json", str(tmp_path / "figures.json")])
+    benchmark.main(["--features", str(drawn_features), *small, "--json", str(tmp_path / "figures.json")])
     figures = read_json(tmp_path / "figures.json")
     assert list(figures["curves"]) == ["ours", "nearest to one half", "random"]
     starts = {rows[0] for found in figures["curves"].values() for rows in found[:1]}
@@ -59,11 +39,11 @@ def test_answers_are_those_of_the_truth_and_asked_once(benchmark_script: Callabl
 
 
 def test_calibration_keeps_the_order(
-    benchmark_script: Callable[[str], Any], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    benchmark_script: Callable[[str], Any], drawn_features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     benchmark = benchmark_script("calibration")
     small = ["--known", "0.8", "single", "--methods", "linear", "trm", "--seeds", "1", "--set", "epochs=2", "pooler.num_heads=2"]
-    benchmark.main(["--features", str(folder), *small, "--json", str(tmp_path / "figures.json")])
+    benchmark.main(["--features", str(drawn_features), *small, "--json", str(tmp_path / "figures.json")])
     figures = read_json(tmp_path / "figures.json")
     assert [(row["method"], row["known"]) for row in figures] == [
         ("linear", 0.8),

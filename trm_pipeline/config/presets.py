@@ -94,6 +94,7 @@ class Preset:
     text_image: dict[str, float] = _rates(lr=1e-3, scale=20.0)
     text_pixel: dict[str, float] = _rates(lr=1e-2, scale=20.0, sharpness=8.0)
     dual_coop: dict[str, float] = _rates(lr=3e-3, scale=20.0, sharpness=8.0)
+    teacher: str = "zero-shot-tokens"  # whose similarities vlpl and gpr are taught by; or another method without labels
     losses: dict[str, dict[str, float]] = field(default_factory=lambda: LOSSES)  # LOSS.NAME=VALUE on the command line
 
 

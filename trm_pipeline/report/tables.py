@@ -10,7 +10,18 @@ from trm_pipeline.methods.global_head import of_grid, parts_of
 from trm_pipeline.report.rows import NINE, Row, ablation_rows, average, by_seed, distinct, heading, less, settings
 from trm_pipeline.report.statistics import Paired, paired
 
-__all__ = ["Table", "ablation_table", "closest_table", "cost_table", "difference_table", "grid_tables", "mean_table"]
+__all__ = [
+    "Table",
+    "ablation_table",
+    "closest_table",
+    "cost_table",
+    "difference_table",
+    "grid_tables",
+    "interval",
+    "mean_sd",
+    "mean_table",
+    "signed",
+]
 
 Table = list[list[str]]
 """The header, then the other lines."""
@@ -22,9 +33,9 @@ def mean_table(rows: Sequence[Row], key: str = "mAP") -> Table:
     With all nine shares from 10 to 90 % a column averages them; single-positive runs come last.
     """
     methods, across = distinct(rows, "method"), settings(rows)
-    columns = [[heading(rows, known), *(_mean_sd(by_seed(rows, m, known, key).values()) for m in methods)] for known in across]
+    columns = [[heading(rows, known), *(mean_sd(by_seed(rows, m, known, key).values()) for m in methods)] for known in across]
     if set(NINE) <= set(across):
-        mean = ["mean 10–90%", *(_mean_sd(average(rows, method, key).values()) for method in methods)]
+        mean = ["mean 10–90%", *(mean_sd(average(rows, method, key).values()) for method in methods)]
         columns.insert(len(across) - ("single" in across), mean)
     return [list(line) for line in zip(["method", *methods], *columns, strict=True)]
 
@@ -36,8 +47,8 @@ def ablation_table(rows: Sequence[Row], reference: str = "trm", key: str = "mAP"
     across = [known for known in settings(rows) if any(by_seed(rows, variant, known, key) for variant in variants)]
     return [
         ["variant", *(heading(rows, known) for known in across)],
-        [reference, *(_mean_sd(by_seed(rows, reference, known, key).values()) for known in across)],
-        *([name, *(_mean_sd(less(rows, name, reference, known, key), "+.1f") for known in across)] for name in variants),
+        [reference, *(mean_sd(by_seed(rows, reference, known, key).values()) for known in across)],
+        *([name, *(mean_sd(less(rows, name, reference, known, key), "+.1f") for known in across)] for name in variants),
     ]
 
 
@@ -47,8 +58,8 @@ def grid_tables(rows: Sequence[Row], key: str = "mAP") -> list[tuple[str, Table]
     heads, losses = (list(dict.fromkeys(parts_of(row["method"])[side] for row in pairs)) for side in (0, 1))
     tables = []
     for known in settings(pairs):
-        body = [["its own", *(_mean_sd(by_seed(rows, head, known, key).values()) for head in heads)]]
-        body += [[loss, *(_mean_sd(by_seed(rows, f"{head}+{loss}", known, key).values()) for head in heads)] for loss in losses]
+        body = [["its own", *(mean_sd(by_seed(rows, head, known, key).values()) for head in heads)]]
+        body += [[loss, *(mean_sd(by_seed(rows, f"{head}+{loss}", known, key).values()) for head in heads)] for loss in losses]
         tables.append((heading(pairs, known), [["loss", *heads], *(line for line in body if any(line[1:]))]))
     return tables
 
@@ -69,7 +80,7 @@ def difference_table(rows: Sequence[Row], key: str = "mAP") -> Table:
         for known in settings(rows):
             if len(both := less(rows, name, other, known, key)) > 1:
                 found = paired(both)
-                said = [str(found.n), _signed(found.mean), _interval(found), f"{found.t_p:.3f}", f"{found.flip_p:.3f}"]
+                said = [str(found.n), signed(found.mean), interval(found), f"{found.t_p:.3f}", f"{found.flip_p:.3f}"]
                 table.append([name, other, heading(rows, known), *said])
     return table
 
@@ -77,16 +88,17 @@ def difference_table(rows: Sequence[Row], key: str = "mAP") -> Table:
 def closest_table(rows: Sequence[Row], key: str = "mAP", reference: str = "trm", count: int = 5) -> Table:
     """The ``count`` methods of each setting that come closest to ``reference`` or before it, with their paired differences.
 
-    Heads with any loss are among them; methods whose names begin as the reference's, and variants of it, are parts of it.
+    Heads with another's loss are among them; others whose names begin as the reference's are parts of it.
     """
-    peers = [name for name in distinct(rows, "method") if "+" in name or not (name.startswith(reference) or name in LABEL_FREE)]
+    names = distinct(rows, "method")
+    peers = [name for name in names if of_grid(name) or not (name.startswith(reference) or name in LABEL_FREE)]
     table = [["known", "method", key, f"less {reference}", "95% interval"]]
     for known in settings(rows):
         found = {name: both for name in peers if (both := less(rows, name, reference, known, key))}
         for name in sorted(found, key=lambda name: statistics.fmean(found[name]), reverse=True)[:count]:
-            mean, both = _mean_sd(by_seed(rows, name, known, key).values()), found[name]
-            interval = _interval(paired(both)) if len(both) > 1 else ""
-            table.append([heading(rows, known), name, mean, _signed(statistics.fmean(both)), interval])
+            mean, both = mean_sd(by_seed(rows, name, known, key).values()), found[name]
+            spread = interval(paired(both)) if len(both) > 1 else ""
+            table.append([heading(rows, known), name, mean, signed(statistics.fmean(both)), spread])
     return table
 
 
@@ -97,21 +109,24 @@ def cost_table(times: Sequence[Row]) -> Table:
         own = [row for row in times if row["method"] == method]
         peaks = [row["peak_mib"] for row in own if row.get("peak_mib") is not None]
         counts = sorted({row["parameters"] for row in own if row.get("parameters") is not None})
-        seconds, peak = _mean_sd([row["seconds"] for row in own]), f"{max(peaks):.0f}" if peaks else ""
+        seconds, peak = mean_sd([row["seconds"] for row in own]), f"{max(peaks):.0f}" if peaks else ""
         table.append([method, str(len(own)), seconds, peak, ", ".join(f"{count:,}" for count in counts)])
     return table
 
 
-def _mean_sd(values: Collection[float], form: str = ".1f") -> str:
+def mean_sd(values: Collection[float], form: str = ".1f") -> str:
+    """Mean ± standard deviation; nothing of no value, and no spread of one."""
     if not values:
         return ""
     mean = f"{round(statistics.fmean(values), 1) + 0.0:{form}}".replace("-", "−")  # + 0.0: no minus before a zero
     return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
-def _signed(value: float) -> str:
-    return _mean_sd([value], "+.1f")
+def signed(value: float) -> str:
+    """A difference."""
+    return mean_sd([value], "+.1f")
 
 
-def _interval(found: Paired) -> str:
-    return f"[{_signed(found.low)}, {_signed(found.high)}]"
+def interval(found: Paired) -> str:
+    """Its interval."""
+    return f"[{signed(found.low)}, {signed(found.high)}]"

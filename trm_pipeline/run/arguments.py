@@ -294,6 +294,8 @@ def check_options(options: RunOptions) -> None:
             build_method(f"text-pixel+{loss}", setting)
     if (until := preset.single_negative_until) not in ("end", "warmup", None):
         raise ValueError(f"single_negative_until must be 'end' or 'warmup', got {until!r}")
+    if preset.teacher not in LABEL_FREE:
+        raise ValueError(f"teacher must be one of {', '.join(LABEL_FREE)}, got {preset.teacher!r}")
     splits = options.splits
     if splits[0] == splits[1]:
         raise ValueError(f"training and test images must be different splits, got {splits[0]!r} for both")

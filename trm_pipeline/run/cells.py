@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from trm_losses.labels import known_fraction
 from trm_losses.metrics import evaluate
 from trm_pipeline import ranks
 from trm_pipeline.config.presets import VARIANTS, Preset
 from trm_pipeline.config.settings import override
-from trm_pipeline.features.cached import Batch, cores
+from trm_pipeline.features.cached import cores
 from trm_pipeline.files import Checkpoint, tensor_digest, write_json
-from trm_pipeline.methods import LABEL_FREE, ZERO_SHOT
+from trm_pipeline.methods import LABEL_FREE
 from trm_pipeline.methods.base import score
 from trm_pipeline.methods.global_head import FITTED, trm_head
 from trm_pipeline.progress import escape_output, say, without_bars
@@ -81,7 +80,7 @@ def _label_free(data: Prepared, method: str) -> tuple[dict[str, float | None], f
     """Metrics of a classifier that learns nothing of labels, and so is the same in every setting, and its seconds."""
     if method not in data.label_free:
         started = time.perf_counter()
-        logits = score(_label_free_scores(data, method), data.test_features, data.preset.batch_size)
+        logits = score(data.label_free_scores(method), data.test_features, data.preset.batch_size)
         metrics: dict[str, float | None] = dict(evaluate(logits, data.test_targets, threshold=0.0))
         # A cosine ranks images, but has no level above which a class counts as present.
         metrics |= dict.fromkeys(("OF1", "CF1", "CF1_per_class"), None)
@@ -89,13 +88,6 @@ def _label_free(data: Prepared, method: str) -> tuple[dict[str, float | None], f
         say(f"{method}: mAP {metrics['mAP']:.1f}")
         data.label_free[method] = metrics, time.perf_counter() - started
     return data.label_free[method]
-
-
-def _label_free_scores(data: Prepared, method: str) -> Callable[[Batch], Tensor]:
-    """Scores (B, C) of a batch."""
-    if method in ZERO_SHOT:
-        return lambda batch: ZERO_SHOT[method](batch, data.text)
-    return lambda batch: data.training_free(batch.tokens)
 
 
 def _preset(data: Prepared, cell: Cell, options: RunOptions) -> Preset:

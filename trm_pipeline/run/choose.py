@@ -14,7 +14,7 @@ from trm_pipeline import ranks
 from trm_pipeline.config.losses import CANDIDATES
 from trm_pipeline.config.presets import VARIANTS, Preset
 from trm_pipeline.config.settings import override
-from trm_pipeline.files import read_json, write_json
+from trm_pipeline.files import read_json, tensor_digest, write_json
 from trm_pipeline.methods.base import Method, score
 from trm_pipeline.methods.global_head import FITTED, GLOBAL, Merged, parts_of
 from trm_pipeline.progress import say
@@ -97,14 +97,15 @@ def search(data: Prepared, cell: Cell, preset: Preset) -> Chosen:
     method = VARIANTS.get(cell.method, (cell.method, ()))[0]
     single = cell.known == "single"
     held = hold_out(known_labels(data, cell), single=single, seed=cell.seed)
-    return _Search(data.with_labels(held.kept), cell._replace(method=method), preset, held.asked).found()
+    return _Search(data, cell._replace(method=method), preset, held).found()
 
 
 class _Search:
-    """The lists of one method, by the labels (N, C) that were held out."""
+    """The lists of one method, by the labels that were held out."""
 
-    def __init__(self, data: Prepared, cell: Cell, preset: Preset, asked: Tensor) -> None:
-        self.data, self.cell, self.preset, self.asked = data, cell, preset, asked
+    def __init__(self, data: Prepared, cell: Cell, preset: Preset, held: HeldOut) -> None:
+        self.data, self.cell, self.preset = data.with_labels(held.kept), cell, preset
+        self.kept, self.asked = held
         self.changes: list[str] = []
         self.scores: dict[str, float] = {}
 
@@ -133,19 +134,23 @@ class _Search:
     def _layer(self) -> Tensor | None:
         """Logits of the head of whole images; None if there is nothing for it to read."""
         prior = False if self.cell.method == "linear-penultimate" else None
-        found: dict[str, Tensor] = {}
-        for shrinkage, spread in LAYERS:
-            name = f"global-head.shrinkage={shrinkage:g} global-head.spread={spread:g}"
-            tried = override(self.preset, name.split())
-            head = self.data.global_head(self.data.labels, tried, single=self.cell.known == "single", prior=prior)  # type: ignore[arg-type]
-            if head is None:
-                return None
-            found[name] = score(
-                lambda batch, head=head: head(batch.tokens, batch.penultimate),  # type: ignore[misc]
-                self.data.features,
-                self.preset.batch_size,
-            )
-        return self._best(found)
+        single = self.cell.known == "single"
+        key = tensor_digest(self.kept), tensor_digest(self.asked), single, prior, repr(self.preset)
+        if key not in self.data.layers:  # one is kept: the methods of a setting and a seed follow each other
+            found: dict[str, Tensor] = {}
+            for shrinkage, spread in LAYERS:
+                name = f"global-head.shrinkage={shrinkage:g} global-head.spread={spread:g}"
+                tried = override(self.preset, name.split())
+                head = self.data.global_head(self.kept, tried, single=single, prior=prior)
+                if head is not None:
+                    found[name] = score(
+                        lambda batch, head=head: head(batch.tokens, batch.penultimate),  # type: ignore[misc]
+                        self.data.features,
+                        self.preset.batch_size,
+                    )
+            self.data.layers.clear()
+            self.data.layers[key] = found
+        return self._best(self.data.layers[key]) if self.data.layers[key] else None
 
     def _logits(self, changes: list[str]) -> Tensor:
         """Logits of the method without the whole image, trained with these settings; nothing is scored on the way."""

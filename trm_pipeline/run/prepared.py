@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -14,9 +15,10 @@ from torch import Tensor
 from trm_losses import GaussianDiscriminant, GlobalHead
 from trm_losses.labels import hide_labels, keep_single_positive, move_positives
 from trm_pipeline.config.presets import Known, Preset
+from trm_pipeline.features.cached import Batch
 from trm_pipeline.features.frozen import Frozen
 from trm_pipeline.files import tensor_digest
-from trm_pipeline.methods import Method, Setting, fit_training_free, zero_shot_tokens
+from trm_pipeline.methods import ZERO_SHOT, Method, Setting, fit_training_free
 from trm_pipeline.methods.base import score
 from trm_pipeline.methods.global_head import estimated, fit_global_head
 from trm_pipeline.methods.grid import build_method
@@ -64,18 +66,27 @@ class Prepared(Frozen):
     description: str
     labels: Tensor | None = None  # known labels out of a file, in place of those that a setting and a seed leave
     heads: dict[tuple[Any, ...], GlobalHead | None] = field(default_factory=dict)  # of whole images, once fitted
+    layers: dict[tuple[Any, ...], dict[str, Tensor]] = field(default_factory=dict)  # logits of such heads, to choose among
+    taught: dict[str, Tensor] = field(default_factory=dict)  # similarities, by teacher
     label_free: dict[str, tuple[dict[str, float | None], float]] = field(default_factory=dict)  # metrics and seconds, once found
-
-    @cached_property
-    def similarities(self) -> Tensor:
-        """The frozen model's cosines (N, C) of the training images, found where they are first asked for."""
-        with torch.random.fork_rng(devices=()):  # a loader draws a seed: a cell must not tell whether it is the first to ask
-            return score(partial(zero_shot_tokens, text=self.text), self.features, self.preset.batch_size)
 
     @cached_property
     def training_free(self) -> GaussianDiscriminant:
         """The classifier without labels, fitted where it is first asked for."""
         return fit_training_free(self.features, self.text, self.preset.batch_size, **self.preset.training_free)
+
+    def similarities(self, teacher: str) -> Tensor:
+        """Cosines (N, C) of the training images with the classes, of one of TEACHERS; found where they are first asked for."""
+        if teacher not in self.taught:
+            with torch.random.fork_rng(devices=()):  # a loader draws a seed: a cell must not tell whether it is the first to ask
+                self.taught[teacher] = score(self.label_free_scores(teacher), self.features, self.preset.batch_size)
+        return self.taught[teacher]
+
+    def label_free_scores(self, method: str) -> Callable[[Batch], Tensor]:
+        """Scores (B, C) of a batch, by a method that learns nothing of labels."""
+        if method in ZERO_SHOT:
+            return lambda batch: ZERO_SHOT[method](batch, self.text)
+        return lambda batch: self.training_free(batch.tokens)
 
     def with_labels(self, labels: Tensor) -> Prepared:
         """The same with these known labels (N, C), and with what was found without any."""
@@ -88,8 +99,10 @@ class Prepared(Frozen):
         prior = preset.global_prior if prior is None else prior
         expected = preset.expected_positives if single else None
         key = tensor_digest(targets), prior, preset.global_penultimate, expected, tuple(sorted(preset.global_head.items()))
-        if key not in self.heads:  # one is kept: cells and candidates with the same labels follow each other
-            self.heads.clear()
+        if key not in self.heads:
+            # Two are kept: methods with the same labels follow each other, each with a part of them and then with all.
+            for old in [*self.heads][:-1]:
+                del self.heads[old]
             self.heads[key] = fit_global_head(
                 self.features,
                 targets,
@@ -139,7 +152,7 @@ def build(data: Prepared, cell: Cell, *, method: str, preset: Preset) -> tuple[M
         single=single,
         num_samples=samples,
         targets=targets,
-        similarities=lambda: data.similarities,
+        similarities=lambda: data.similarities(preset.teacher),
         global_head=global_head,
         estimates=estimates,
     )

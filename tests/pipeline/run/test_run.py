@@ -47,6 +47,18 @@ def test_saved_heads_score_like_the_run(run, tmp_path, devkit, backbone):
         assert 100 * found == pytest.approx(row["mAP"], abs=0.5)
 
 
+def test_losses_are_taught_by_the_teacher_that_was_asked_for(run, monkeypatch):
+    seen, found = [], []
+    loss, prepare = grid.VLPLLoss, experiment.prepare
+    monkeypatch.setattr(grid, "VLPLLoss", lambda similarities, **options: seen.append(similarities) or loss(similarities))
+    monkeypatch.setattr(experiment, "prepare", lambda options: found.append(prepare(options)) or found[0])
+    run("--methods", "text-pixel+vlpl", "--set", "teacher=training-free")
+    (data,) = found
+    tokens = torch.cat([batch.tokens for batch in data.features.batches(100)])
+    torch.testing.assert_close(seen[-1], data.training_free(tokens))
+    assert not torch.allclose(seen[-1], data.similarities("zero-shot-tokens"), atol=1e-2)
+
+
 def test_the_same_command_gives_the_same_rows(run, tmp_path):
     first = run("--methods", "trm", "text-pixel", output=tmp_path / "a")
     second = run("--methods", "trm", "text-pixel", output=tmp_path / "b")
@@ -110,6 +122,7 @@ def test_seed_one_hides_labels_by_the_published_procedure(devkit, run, monkeypat
         (["--wrong", "20"], "--wrong must be a share from 0 to 1, got 20"),
         (["--unseen", "2", "--set", "pooler.query=free"], "queries that come from text"),
         (["--set", "single_negative_until=never"], "must be 'end' or 'warmup'"),
+        (["--set", "teacher=nobody"], "teacher must be one of zero-shot-global, zero-shot-tokens, training-free, got 'nobody'"),
     ],
 )
 def test_bad_input_is_one_clear_line(run, arguments, message):
