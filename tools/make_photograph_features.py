@@ -1,6 +1,7 @@
-"""Features of real photographs that anybody can make again: a VOCdevkit, a list of image ids and an ImageNet tower.
+"""Features of real photographs that anybody can make again: a VOCdevkit, COCO, a list of image ids and an ImageNet tower.
 
-    python tools/make_photograph_features.py VOCdevkit FEATURES --train TRAIN_IDS --val VAL_IDS --names-text TEXTS.npy
+    python tools/make_photograph_features.py VOCdevkit FEATURES --coco COCO \
+        --train docs/assets/photographs-train.txt --val docs/assets/photographs-val.txt
 
 No vision-language model is run on the images. The tower's own classifier is applied at each place of its last map, and the
 probabilities of the ImageNet classes are averaged over text embeddings of their names:
@@ -8,7 +9,8 @@ probabilities of the ImageNet classes are averaged over text embeddings of their
     token_n = sum_k softmax_k(classifier(F_n)) e_k - mean,   text_c = e_c - mean
 
 so that image and text share a space that nobody trained on these labels. ``penultimate`` is the map averaged over its places.
-It is not CLIP; confusions are as real as the images. Labels are read from the annotations of the devkit.
+It is not CLIP; confusions are as real as the images. Labels are read from the annotations of the devkit, and of COCO for the
+classes that it shares with VOC.
 
 Text embeddings come from an open_clip model (``--clip NAME --clip-pretrained TAG``, which downloads), or from a file with a row
 for each name: first the ImageNet classes, in their order, then the 20 VOC classes.
@@ -29,7 +31,8 @@ from torch import Tensor, nn
 from trm_losses import write_features
 from trm_losses.backbones import load_open_clip
 from trm_losses.backbones._imports import import_timm
-from trm_pipeline.data.base import lines_of
+from trm_pipeline.data.base import LabelledImages, lines_of
+from trm_pipeline.data.coco import COCO, COCO_CLASSES
 from trm_pipeline.data.voc import VOC, class_prompt_names, eval_transform
 from trm_pipeline.progress import progress, say
 
@@ -85,6 +88,26 @@ def name_texts(args: argparse.Namespace, imagenet: list[str]) -> tuple[Tensor, T
     return found[: len(imagenet)], found[len(imagenet) :]
 
 
+OTHER_NAMES = {"aeroplane": "airplane", "motorbike": "motorcycle", "sofa": "couch", "tvmonitor": "tv"}
+"""What COCO calls classes of VOC, where it is more than a blank."""
+
+
+def open_images(args: argparse.Namespace, transform: Any) -> LabelledImages:
+    """The images of the devkit, then those of COCO with the columns of VOC's classes."""
+    images = VOC(args.devkit, args.year, args.source, transform=transform)
+    name, ids = f"{args.source} of VOC{args.year}", [Path(path).stem for path in images.image_paths]
+    paths, targets = [*images.image_paths], [images.targets]
+    if args.coco is not None:
+        column = {name.replace(" ", ""): c for c, name in enumerate(COCO_CLASSES)}
+        columns = [column[OTHER_NAMES.get(name, name)] for name in images.class_names]
+        for part in (COCO(args.coco, split) for split in ("train", "val")):
+            paths += part.image_paths
+            targets.append(part.targets[:, columns])
+            ids += [f"coco{Path(path).stem[-12:]}" for path in part.image_paths]
+        name += " and COCO 2014"
+    return LabelledImages(name, images.class_names, paths, torch.cat(targets), ids=ids, transform=transform)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Entry point."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -92,8 +115,9 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("output", type=Path, metavar="FEATURES", help="folder to write")
     for split in ("train", "val", "test"):
         p.add_argument(
-            f"--{split}", type=Path, metavar="FILE", help=f"ids of the {split} images, one a line, such as 2008_000002"
+            f"--{split}", type=Path, metavar="FILE", help=f"ids of the {split} images, one a line, such as voc2012 2008_000002"
         )
+    p.add_argument("--coco", type=Path, help="COCO 2014, where ids such as coco000000493652 are in a list")
     p.add_argument("--year", type=int, default=2012)
     p.add_argument("--source", default="trainval", help="image set of the devkit that holds all ids")
     p.add_argument("--model", default="tf_efficientnet_lite2", help="a timm model with a linear classifier of ImageNet")
@@ -123,14 +147,15 @@ def _write(args: argparse.Namespace, chosen: dict[str, Path]) -> None:
     tower = Tower(network, names)
     statistics = timm.data.resolve_data_config(model=network)
     transform = eval_transform(args.image_size, mean=statistics["mean"], std=statistics["std"])
-    images = VOC(args.devkit, args.year, args.source, transform=transform)
-    places = {Path(path).stem: row for row, path in enumerate(images.image_paths)}
-    for split, path in chosen.items():
-        ids = lines_of(path, f"--{split}", "wanted is a file with an id a line")
+    images = open_images(args, transform)
+    places = {name: row for row, name in enumerate(images.ids)}
+    lists = {split: lines_of(path, f"--{split}", "wanted is a file with an id a line") for split, path in chosen.items()}
+    lists = {split: [line.split()[-1] for line in lines] for split, lines in lists.items()}
+    for split, ids in lists.items():
         if missing := [name for name in ids if name not in places]:
-            raise ValueError(
-                f"--{split}: {missing[0]} is not in {args.source} of VOC{args.year} ({len(missing)} of {len(ids)} are not)"
-            )
+            hint = "; give --coco" if missing[0].startswith("coco") and args.coco is None else ""
+            raise ValueError(f"--{split}: {missing[0]} is not in {images.name} ({len(missing)} of {len(ids)} are not){hint}")
+    for split, ids in lists.items():
         own = images.rows([places[name] for name in ids])
         views = [_batches(tower, own, args.batch_size, mirror=mirror) for mirror in (False, True)[: 1 + (split == "train")]]
         write_features(
@@ -143,7 +168,7 @@ def _write(args: argparse.Namespace, chosen: dict[str, Path]) -> None:
             logit_scale=20.0,
             ids=ids,
             expected_positives=1.5,
-            description=f"VOC{args.year} photographs; tokens of {args.model} as means of text embeddings of ImageNet names",
+            description=f"photographs of {images.name}; tokens of {args.model} as means of text embeddings of ImageNet names",
         )
         say(f"{split}: {len(ids)} images")
 

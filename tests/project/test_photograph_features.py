@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from tests.helpers import layouts
 from tests.helpers.runs import SIZES
 from trm_pipeline.data import given
+from trm_pipeline.data.coco import COCO_CLASSES
 from trm_pipeline.data.voc import VOC
 from trm_pipeline.drawn.devkit import write_drawn_voc
 
@@ -57,6 +59,26 @@ def test_tokens_are_means_of_the_texts_of_names(drawn, tmp_path):
     found = np.load(folder / "tokens0.npy")[0, 1]
     np.testing.assert_allclose(found, place.numpy(), atol=2e-3)
     np.testing.assert_allclose(np.load(folder / "penultimate0.npy")[0], feature.mean(dim=(2, 3))[0].numpy(), atol=2e-3, rtol=2e-3)
+
+
+def test_images_of_coco_have_the_labels_of_the_same_classes(drawn, tmp_path):
+    labels = torch.zeros(6, 80)
+    columns = {"airplane": 0, "dining table": 10, "tv": 19, "couch": 17, "motorcycle": 13, "potted plant": 15, "person": 14}
+    for row, name in enumerate(["airplane", "dining table", "tv", "couch", "motorcycle", "zebra"]):
+        labels[row, [COCO_CLASSES.index(name), COCO_CLASSES.index("person")]] = 1
+    layouts.write_coco(tmp_path / "coco", {"train": labels.numpy(), "val": labels.numpy()})
+    listed = [f"coco coco{name[-16:-4]}" for name in layouts.coco_names("train", 6)]
+    first = (drawn / "train.txt").read_text(encoding="utf-8").splitlines()[0]
+    (tmp_path / "ids.txt").write_text("\n".join([*listed, f"voc2007 {first}"]), encoding="utf-8")
+    more = ["--val", str(tmp_path / "ids.txt")]
+    with pytest.raises(SystemExit, match=r"--val: coco\d{12} is not in train of VOC2007 \(6 of 7 are not\); give --coco"):
+        command(drawn, tmp_path / "features", *more)
+    command(drawn, tmp_path / "features", *more, "--coco", str(tmp_path / "coco"))
+    targets = given.labels_of(tmp_path / "features", "val", given.read_meta(tmp_path / "features"))
+    wanted = torch.zeros(6, 20)
+    wanted[:, columns["person"]] = 1
+    wanted[range(5), [columns[name] for name in ("airplane", "dining table", "tv", "couch", "motorcycle")]] = 1
+    torch.testing.assert_close(targets, torch.cat([wanted, VOC(drawn, 2007, "train").targets[:1]]))
 
 
 def test_what_does_not_fit_is_one_line(drawn, tmp_path):
