@@ -67,7 +67,7 @@ class Prepared(Frozen):
     labels: Tensor | None = None  # known labels out of a file, in place of those that a setting and a seed leave
     heads: dict[tuple[Any, ...], GlobalHead | None] = field(default_factory=dict)  # of whole images, once fitted
     layers: dict[tuple[Any, ...], dict[str, Tensor]] = field(default_factory=dict)  # logits of such heads, to choose among
-    taught: dict[str, Tensor] = field(default_factory=dict)  # similarities, by teacher
+    taught: dict[tuple[str, str], Tensor] = field(default_factory=dict)  # similarities, by teacher and texts
     label_free: dict[str, tuple[dict[str, float | None], float]] = field(default_factory=dict)  # metrics and seconds, once found
 
     @cached_property
@@ -77,10 +77,11 @@ class Prepared(Frozen):
 
     def similarities(self, teacher: str) -> Tensor:
         """Cosines (N, C) of the training images with the classes, of one of TEACHERS; found where they are first asked for."""
-        if teacher not in self.taught:
+        key = teacher, tensor_digest(self.text)  # of other classes they are others
+        if key not in self.taught:
             with torch.random.fork_rng(devices=()):  # a loader draws a seed: a cell must not tell whether it is the first to ask
-                self.taught[teacher] = score(self.label_free_scores(teacher), self.features, self.preset.batch_size)
-        return self.taught[teacher]
+                self.taught[key] = score(self.label_free_scores(teacher), self.features, self.preset.batch_size)
+        return self.taught[key]
 
     def label_free_scores(self, method: str) -> Callable[[Batch], Tensor]:
         """Scores (B, C) of a batch, by a method that learns nothing of labels."""
