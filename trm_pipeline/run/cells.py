@@ -33,7 +33,15 @@ from trm_pipeline.run.prepared import Cell, Prepared, build, known_labels
 from trm_pipeline.training.cost import trained_parameters, watch_memory
 from trm_pipeline.training.loop import Trained, train
 
-__all__ = ["Finished", "checkpoint_path", "run_cell", "run_cells", "train_cell", "use_deterministic_algorithms"]
+__all__ = [
+    "Finished",
+    "checkpoint_path",
+    "end_with_parent",
+    "run_cell",
+    "run_cells",
+    "train_cell",
+    "use_deterministic_algorithms",
+]
 
 
 class Finished(NamedTuple):
@@ -201,7 +209,7 @@ def _start_worker(options: RunOptions, prepare: Callable[[RunOptions], Prepared]
     """What a process needs for its cells: features are mapped from the cache that the parent has filled."""
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(max(1, min(torch.get_num_threads(), cores() // options.jobs)))
     if options.deterministic:
         use_deterministic_algorithms()
@@ -217,7 +225,7 @@ def _work(cell: Cell) -> Finished:
     return run_cell(data, cell, options)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """A killed parent cannot end its workers, and they must not write beside the run that resumes it."""
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +10,6 @@ import torch
 from torch import Tensor
 
 from trm_losses.labels import UNKNOWN
-from trm_losses.metrics import average_precision
 from trm_pipeline import ranks
 from trm_pipeline.config.losses import CANDIDATES
 from trm_pipeline.config.presets import VARIANTS, Preset
@@ -21,7 +21,20 @@ from trm_pipeline.progress import say
 from trm_pipeline.run.prepared import Cell, Prepared, build, known_labels
 from trm_pipeline.training.loop import train
 
-__all__ = ["FACTORS", "LAYERS", "RATES", "Chosen", "HeldOut", "choose", "hold_out", "pooled_ap", "search", "trained"]
+__all__ = [
+    "FACTORS",
+    "LAYERS",
+    "RATES",
+    "Chosen",
+    "HeldOut",
+    "choose",
+    "clearest",
+    "hold_out",
+    "pooled_ap",
+    "precisions",
+    "search",
+    "trained",
+]
 
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
 """Of the learning rate of a method, of trm that of the texts: a training each. Losses of others then try their own numbers."""
@@ -56,17 +69,48 @@ def hold_out(targets: Tensor, *, single: bool, seed: int) -> HeldOut:
     return HeldOut(torch.where(taken, float(UNKNOWN), targets), torch.where(taken, targets, float(UNKNOWN)))
 
 
+def precisions(logits: Tensor, asked: Tensor) -> Tensor:
+    """Precision (%) at each present entry (P,) that was held out, in one ranking of all entries, whatever their class.
+
+    Of equal scores all count as ranked at the last of them, and NaN ranks last.
+    """
+    known = asked != UNKNOWN
+    scores, present = logits[known].double().nan_to_num(nan=-torch.inf), asked[known] == 1
+    order = scores.argsort(descending=True)
+    _, equal = torch.unique_consecutive(scores[order], return_counts=True)
+    last = (equal.cumsum(0) - 1).repeat_interleave(equal)
+    found = torch.empty_like(scores)
+    found[order] = 100 * present[order].cumsum(0)[last].double() / (last + 1)
+    return found[present]
+
+
 def pooled_ap(logits: Tensor, asked: Tensor) -> float:
     """Average precision (%) over all entries that were held out, as if they were of one class; 0 without a present one.
 
     Of few labels it ranks candidates where the mean over classes has nothing to say of most classes, and the log loss asks about
     the level of probabilities and not about order.
     """
-    known = asked != UNKNOWN
-    if not known.any():
-        return 0.0
-    found = average_precision(logits[known][:, None], asked[known][:, None])
-    return 100 * float(torch.nan_to_num(found)[0])
+    found = precisions(logits, asked)
+    return float(found.mean()) if len(found) else 0.0
+
+
+def clearest(candidates: Mapping[str, Tensor]) -> str:
+    """The candidate that gains most over the first, less one standard error of its gain; the first if none gains as much.
+
+    Few labels rank candidates badly, and the best of a list is often the luckiest. So it has to be better than the settings as
+    they are by more than what chance does to the difference. It is the one-standard-error rule of Breiman et al. (1984), here of
+    paired differences.
+
+    Args:
+        candidates: :func:`precisions` (P,) of each at the same entries; the first is of the settings as they are.
+    """
+    default = next(iter(candidates.values()))
+    return max(candidates, key=lambda name: _sure(candidates[name] - default))
+
+
+def _sure(gain: Tensor) -> float:
+    """Mean (P,) less its standard error; 0 of fewer than two, which have none."""
+    return float(gain.mean() - gain.std() / len(gain) ** 0.5) if len(gain) > 1 else 0.0
 
 
 class Chosen(NamedTuple):
@@ -77,7 +121,7 @@ class Chosen(NamedTuple):
 
 
 def choose(data: Prepared, cell: Cell, preset: Preset, path: Path) -> Preset:
-    """The preset with what suits a method best of the lists above, and a file that says what each candidate scored.
+    """The preset with what :func:`search` finds, and a file that says what each candidate scored.
 
     Every method has the same lists, of which the global head's are left out where there is none. What an earlier run chose is
     read again.
@@ -88,12 +132,15 @@ def choose(data: Prepared, cell: Cell, preset: Preset, path: Path) -> Preset:
             write_json(path, found._asdict())
     ranks.from_first(None)  # the file is there
     changes = read_json(path)["changes"]
-    say(f"{cell.label}: {' '.join(changes) or 'nothing to choose'}")
+    say(f"{cell.label}: {' '.join(changes) or 'as it is'}")
     return override(preset, changes)
 
 
 def search(data: Prepared, cell: Cell, preset: Preset) -> Chosen:
-    """What suits a method best of the lists above, each in turn with what the lists before it gave."""
+    """What suits a method best of the lists above, each in turn with what the lists before it gave.
+
+    A list changes nothing if none of it is clearly better than the settings as they are.
+    """
     method = VARIANTS.get(cell.method, (cell.method, ()))[0]
     single = cell.known == "single"
     held = hold_out(known_labels(data, cell), single=single, seed=cell.seed)
@@ -114,20 +161,24 @@ class _Search:
         method = self.cell.method
         whole = self._layer() if method in FITTED or method == "trm" or method.endswith(GLOBAL) else None
         if method not in FITTED:
-            logits = self._best({f"lr_factor={factor:g}": self._logits([f"lr_factor={factor:g}"]) for factor in FACTORS})
+            factors = [f"lr_factor={factor:g}" for factor in dict.fromkeys((self.preset.lr_factor, *FACTORS))]
+            logits = self._best({factor: self._logits([factor]) for factor in factors})
             loss = parts_of(method.removesuffix(GLOBAL))[1]
             if own := CANDIDATES.get(loss, ()):
                 names = [" ".join(f"{loss}.{name}={value:g}" for name, value in numbers.items()) for numbers in own]
                 logits = self._best({"": logits, **{name: self._logits(name.split()) for name in names}})
             if whole is not None:
-                self._best({f"merge_rate={rate:g}": (1 - rate) * logits + rate * whole for rate in RATES})
+                rates = dict.fromkeys((self.preset.merge_rate, *RATES))
+                self._best({f"merge_rate={rate:g}": (1 - rate) * logits + rate * whole for rate in rates})
         return Chosen(self.changes, self.scores)
 
     def _best(self, candidates: dict[str, Tensor]) -> Tensor:
-        """The logits (N, C) of the candidate that ranks best what was held out; its settings join the changes."""
-        found = {name: pooled_ap(logits, self.asked) for name, logits in candidates.items()}
-        self.scores |= {name: value for name, value in found.items() if name}
-        name = max(found, key=lambda name: found[name])
+        """The logits (N, C) of the candidate that clearly ranks best what was held out; its settings join the changes.
+
+        The first is of the settings as they are.
+        """
+        self.scores |= {name: pooled_ap(logits, self.asked) for name, logits in candidates.items() if name}
+        name = clearest({name: precisions(logits, self.asked) for name, logits in candidates.items()})
         self.changes += name.split()
         return candidates[name]
 
@@ -138,8 +189,8 @@ class _Search:
         key = tensor_digest(self.kept), tensor_digest(self.asked), single, prior, repr(self.preset)
         if key not in self.data.layers:  # one is kept: the methods of a setting and a seed follow each other
             found: dict[str, Tensor] = {}
-            for shrinkage, spread in LAYERS:
-                name = f"global-head.shrinkage={shrinkage:g} global-head.spread={spread:g}"
+            names = [f"global-head.shrinkage={shrinkage:g} global-head.spread={spread:g}" for shrinkage, spread in LAYERS]
+            for name in ("", *names):
                 tried = override(self.preset, name.split())
                 head = self.data.global_head(self.kept, tried, single=single, prior=prior)
                 if head is not None:
