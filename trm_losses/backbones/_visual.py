@@ -91,6 +91,8 @@ class ViTTower:
             )
         if patch_height != patch_width:
             raise ValueError(f"{_OWNER}: patches must be square, got {patch_height}x{patch_width}")
+        if not isinstance(visual.proj, Tensor):
+            raise ValueError(f"{_OWNER}: visual.proj must be a weight (W, D) into the space of the texts, got none")
         self.visual = visual
         self.value_path = value_path
         self.native: tuple[int, int] = tuple(visual.grid_size)

@@ -300,7 +300,9 @@ def _tokenizer(transformers: Any, place: str) -> Any:
     except Exception as error:  # files, or packages that it takes
         return MissingTokenizer(_OWNER, f"the tokenizer of {place} did not load ({_line(error)})")
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # made up for want of files
-        return MissingTokenizer(_OWNER, f"the tokenizer of {place} did not load (there are no files of its vocabulary)")
+        return MissingTokenizer(
+            _OWNER, f"the tokenizer of {place} did not load (there are no files of its vocabulary; save the tokenizer there too)"
+        )
     return tokenizer
 
 

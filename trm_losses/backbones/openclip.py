@@ -118,6 +118,11 @@ class OpenClipBackbone(TextSide, FrozenBackbone):
         value_path: bool = False,
     ) -> None:
         open_clip = import_open_clip()
+        if not hasattr(model, "visual") or not hasattr(model, "encode_text"):
+            raise ValueError(
+                "OpenClipBackbone: model must be a CLIP or CustomTextCLIP of open_clip with both towers, got "
+                f"{type(model).__name__}; give the whole model, or an image tower alone to TimmBackbone or HFBackbone"
+            )
         tower = visual_tower(open_clip, freeze(model).visual, value_path)
         super().__init__(model, tower, name=name, image_size=image_size)
         self.value_path = value_path

@@ -213,8 +213,27 @@ class LiveFeatures:
     @functools.cached_property
     def width(self) -> int | None:
         """W of penultimate features; None if the backbone gives none."""
-        one = self.backbone(torch.zeros(1, 3, *self.backbone.image_size, device=self.device)).penultimate
+        one = self._encoded(torch.zeros(1, 3, *self.backbone.image_size, device=self.device)).penultimate
         return None if one is None else one.shape[1]
+
+    @torch.no_grad()
+    def _encoded(self, pixels: Tensor) -> ImageFeatures:
+        """What the tower gives, which may be somebody's own.
+
+        Raises:
+            ValueError: it gives no tokens, or not one for each place of its grid.
+        """
+        found: Any = self.backbone(pixels)
+        tokens, (height, width) = getattr(found, "tokens", None), self.backbone.grid(self.backbone.image_size)
+        wanted = len(pixels), height * width, self.backbone.dim
+        got = tuple(tokens.shape) if isinstance(tokens, Tensor) else None
+        if got != wanted:
+            raise ValueError(
+                f"the tower {self.backbone.name} must give ImageFeatures with tokens (B, N, D) = {wanted}, one for each place "
+                f"of its grid {height} x {width}, got {got or 'none'}; a tower without tokens cannot be used here"
+            )
+        features: ImageFeatures = found
+        return features
 
     def __len__(self) -> int:
         return len(self.images)  # type: ignore[arg-type]
@@ -247,7 +266,7 @@ class LiveFeatures:
                 continue
             pixels = pixels.flip(3) if self.mirror else pixels
             with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
-                encoded = self.backbone(pixels.to(self.device, non_blocking=True))
+                encoded = self._encoded(pixels.to(self.device, non_blocking=True))
             features = pool_tokens(encoded, self.token_pool)
             further = None if features.penultimate is None else features.penultimate.float()
             yield Batch(features.tokens.float(), features.pooled.float(), index, further)

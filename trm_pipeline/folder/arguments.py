@@ -168,9 +168,13 @@ def _features(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--part", metavar="K/N", help="encode the K-th of N parts of the images, beside processes that do the others")
     p.add_argument("--mirror", action="store_true", help="a second view of every image, mirrored")
-    p.add_argument("--token-pool", type=int, default=1, metavar="N", help="mean of N x N tokens in place of each of them")
+    p.add_argument(
+        "--token-pool",
+        type=int,
+        metavar="N",
+        help="mean of N x N tokens in place of each of them; default: 2 on even grids of 14 x 14 and more, as in train, else 1",
+    )
     p.add_argument("--expected-positives", type=float, metavar="K", help="mean number of present classes of an image, if known")
-    p.set_defaults(cache=Path())
 
 
 def _tower(p: argparse.ArgumentParser) -> None:

@@ -17,7 +17,7 @@ from trm_pipeline.features.towers import folder_of, found_anywhere
 from trm_pipeline.files import check_writable
 from trm_pipeline.folder.image_files import FolderImages
 from trm_pipeline.folder.model import DEMONSTRATION, SavedModel, class_texts, open_backbone, weights_file
-from trm_pipeline.folder.options import PlaceOptions, TowerOptions
+from trm_pipeline.folder.options import CacheOptions, EncodeOptions, TowerOptions
 from trm_pipeline.folder.part import Part
 from trm_pipeline.progress import say
 
@@ -34,6 +34,7 @@ __all__ = [
     "read_names",
     "say_unreadable",
     "transform_for",
+    "usual_pool",
     "words_of",
 ]
 
@@ -90,15 +91,20 @@ def open_encoder(options: TowerOptions, class_names: Sequence[str], words: Mappi
 
 
 def encode(
-    options: TowerOptions, folder: Path, files: Sequence[str], class_names: Sequence[str], words: Mapping[str, str]
+    options: EncodeOptions, folder: Path, files: Sequence[str], class_names: Sequence[str], words: Mapping[str, str]
 ) -> Encoded:
     """Open the model, encode the words, and take the features of the images out of the cache or make them."""
     backbone, pretrained, text, templates = open_encoder(options, class_names, words)
-    height, width = backbone.grid(backbone.image_size)
-    pool = 2 if height >= 14 and width >= 14 and height % 2 == width % 2 == 0 else 1
+    pool = usual_pool(backbone)
     digest = weights_digest(backbone)
     features = features_of(backbone, digest, pool, folder, files, options, mirror=True)
     return Encoded(found_anywhere(options.model), pretrained, backbone, digest, text, templates, pool, features)
+
+
+def usual_pool(tower: ImageTower) -> int:
+    """How many tokens in either direction are averaged: 2 on an even grid of 14 x 14 or more, otherwise 1."""
+    height, width = tower.grid(tower.image_size)
+    return 2 if height >= 14 and width >= 14 and height % 2 == width % 2 == 0 else 1
 
 
 def transform_for(tower: ImageTower) -> Transform:
@@ -113,7 +119,7 @@ def images_for(tower: ImageTower, paths: Sequence[Path]) -> FolderImages:
 
 
 def features_of(
-    tower: ImageTower, weights: str, token_pool: int, folder: Path, files: Sequence[str], options: PlaceOptions, *, mirror: bool
+    tower: ImageTower, weights: str, token_pool: int, folder: Path, files: Sequence[str], options: CacheOptions, *, mirror: bool
 ) -> Part:
     """Features of the images that can be read, out of the cache or made now; the others are named."""
     paths = [folder / file for file in files]

@@ -29,6 +29,7 @@ from trm_pipeline.folder.encoded import (
     open_encoder,
     read_names,
     say_unreadable,
+    usual_pool,
     words_of,
 )
 from trm_pipeline.folder.image_files import FolderImages, find_images
@@ -66,8 +67,8 @@ def run_features(options: FeaturesOptions) -> None:
     if not left:
         return
     opened = open_encoder(options, class_names, words_of(class_names, options.names))
-    about, live = _about(options, opened)
-    pool = options.token_pool
+    pool = usual_pool(opened.backbone) if options.token_pool is None else options.token_pool
+    about, live = _about(options, opened, pool)
     height, width = opened.backbone.grid(opened.backbone.image_size)
     meta = meta_of(
         class_names,
@@ -101,7 +102,7 @@ def _check(options: FeaturesOptions) -> tuple[int, int]:
         )
     if options.split is not None and options.split not in _SPLITS:
         raise ValueError(f"--split must be one of {', '.join(_SPLITS)}, got {options.split!r}")
-    if options.token_pool < 1:
+    if options.token_pool is not None and options.token_pool < 1:
         raise ValueError(f"--token-pool must be at least 1, got {options.token_pool}")
     if options.expected_positives is not None and options.expected_positives <= 0:
         raise ValueError(f"--expected-positives must be above 0, got {options.expected_positives:g}")
@@ -162,13 +163,13 @@ def _resumed(options: FeaturesOptions, name: str, files: Sequence[str], targets:
     return _Split(name, before, torch.where((rows >= 0)[:, None], targets[rows], float(UNKNOWN)))
 
 
-def _about(options: FeaturesOptions, opened: Opening) -> tuple[dict[str, Any], LiveFeatures]:
+def _about(options: FeaturesOptions, opened: Opening, pool: int) -> tuple[dict[str, Any], LiveFeatures]:
     """What features depend on; and the encoder, which is given its images later.
 
     Raises:
         ValueError: tokens that cannot be pooled, or the splits that are there are of something else.
     """
-    backbone, pool, device = opened.backbone, options.token_pool, torch.device(options.device)
+    backbone, device = opened.backbone, torch.device(options.device)
     height, width = backbone.grid(backbone.image_size)
     if height % pool or width % pool:
         raise ValueError(f"--token-pool must divide the grid of tokens {height} x {width}, got {pool}")

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 __all__ = [
+    "CacheOptions",
     "ConvertOptions",
+    "EncodeOptions",
     "ExportOptions",
     "FeaturesOptions",
     "LabelOptions",
@@ -29,11 +31,17 @@ Metric: TypeAlias = Literal["f1", "precision", "recall", "cost"]
 
 @dataclass(frozen=True, kw_only=True)
 class PlaceOptions:
-    """Where it runs, and where features are kept."""
+    """Where it runs."""
 
-    cache: Path
     device: str
     workers: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheOptions(PlaceOptions):
+    """And where features are kept."""
+
+    cache: Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +57,11 @@ class TowerOptions(PlaceOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EncodeOptions(TowerOptions, CacheOptions):
+    """The frozen model, and where its features are kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LabelOptions:
     """A file of labels, files of answers after it, and how the first is read."""
 
@@ -61,7 +74,7 @@ class LabelOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearnOptions(TowerOptions, LabelOptions):
+class LearnOptions(EncodeOptions, LabelOptions):
     """What every training is asked for."""
 
     output: Path
@@ -91,7 +104,7 @@ class SuspectsOptions(LearnOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TagOptions(TowerOptions):
+class TagOptions(EncodeOptions):
     """Of ``tag``."""
 
     images: Path
@@ -101,7 +114,7 @@ class TagOptions(TowerOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictOptions:
+class PredictOptions(PlaceOptions):
     """Of ``predict``."""
 
     trained: Path
@@ -109,8 +122,6 @@ class PredictOptions:
     output: Path
     add: tuple[str, ...]
     pretrained: str | None
-    device: str
-    workers: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,12 +143,12 @@ class FeaturesOptions(TowerOptions, LabelOptions):
     split: str | None
     part: str | None
     mirror: bool
-    token_pool: int
+    token_pool: int | None
     expected_positives: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReviewOptions(PlaceOptions, LabelOptions):
+class ReviewOptions(CacheOptions, LabelOptions):
     """Of ``review``; without a file of labels nothing is known."""
 
     trained: Path

@@ -252,6 +252,11 @@ def test_towers_of_open_clip_that_cannot_give_tokens() -> None:
     model.visual.patch_size = (8, 4)
     with pytest.raises(ValueError, match="patches must be square, got 8x4"):
         OpenClipBackbone(model)
+    model.visual.patch_size, model.visual.proj = (8, 8), None
+    with pytest.raises(ValueError, match="visual.proj must be a weight .W, D. into the space of the texts, got none"):
+        OpenClipBackbone(model)
+    with pytest.raises(ValueError, match="with both towers, got VisionTransformer; give the whole model"):
+        OpenClipBackbone(model.visual)
     model.visual = nn.Identity()
     with pytest.raises(ValueError, match="visual tower Identity is not known"):
         OpenClipBackbone(model)

@@ -8,6 +8,7 @@ import types
 import pytest
 import torch
 
+from trm_losses.backbones import ImageFeatures
 from trm_pipeline.data.voc import VOC, eval_transform, train_transform
 from trm_pipeline.features import cached as features
 
@@ -51,6 +52,26 @@ def test_a_stale_cache_is_never_read(change, devkit, backbone, tmp_path):
         after = encode().tokens[0]
         assert (before != after[0]).any() and (after[0] == after[1]).all()
     assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+@pytest.mark.parametrize("given", [None, torch.zeros(2, 6), torch.zeros(2, 3, 6)])
+def test_a_tower_without_tokens_is_refused(given):
+    """One of somebody's own that gives pooled features alone, or fewer tokens than its grid has places."""
+
+    class Own:
+        name, dim, image_size = "own", 6, (8, 16)
+
+        def grid(self, size):
+            return 1, 2
+
+        def __call__(self, images):
+            pooled = torch.zeros(2, 6)
+            return pooled if given is None else ImageFeatures(given, pooled, (1, 2))
+
+    images = [(torch.zeros(3, 8, 16), torch.zeros(1), place) for place in range(2)]
+    live = features.LiveFeatures(images, Own(), token_pool=1, device=torch.device("cpu"), workers=0)
+    with pytest.raises(ValueError, match=r"own must give ImageFeatures with tokens \(B, N, D\) = \(2, 2, 6\), one for each"):
+        next(live.batches(2))
 
 
 def test_weights_digest_sees_a_changed_weight(backbone):
