@@ -88,7 +88,7 @@ def notebook(path: str, text: str) -> str:
     """A notebook in Markdown: its prose and its code."""
     cells = ((cell["cell_type"], "".join(cell["source"])) for cell in json.loads(text)["cells"])
     title, *parts = (f"```python\n{source}\n```" if kind == "code" else source for kind, source in cells)
-    note = f"This page is the notebook `{path}`. Run it to see its pictures."
+    note = f"This page is the notebook `{path}`. Run it to see what comes out."
     return "\n\n".join([title, note, *parts]) + "\n"
 
 

@@ -27,6 +27,7 @@ def found_in(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *asked: s
 
     monkeypatch.setenv("MPLCONFIGDIR", matplotlib.get_cachedir())
     monkeypatch.setenv("HOME", str(folder))  # caches of features
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]))
     book = nbformat.read(ROOT / "examples" / "notebooks" / f"{name}.ipynb", as_version=4)
     book.cells.append(nbformat.v4.new_code_cell(f"import json; print(json.dumps([{', '.join(asked)}]))"))
