@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.helpers import ROOT
+from tests.project.test_site import needs_mkdocs
 
 NOTEBOOKS = sorted((ROOT / "examples" / "notebooks").glob("*.ipynb"))
 
@@ -83,7 +84,11 @@ def test_a_notebook_is_stored_without_output_and_says_why(path: Path) -> None:
     assert cells(path)[0]["source"][0].startswith("# ")
 
 
-def test_there_are_three_and_the_site_has_them() -> None:
-    from tools.site_pages import PAGES
+@needs_mkdocs
+def test_the_site_has_all_three_as_prose_and_code() -> None:
+    from tools.site_pages import PAGES, notebook
 
     assert len(NOTEBOOKS) == 3 and {path.relative_to(ROOT).as_posix() for path in NOTEBOOKS} <= set(PAGES)
+    both = [{"cell_type": "markdown", "source": ["# A\n", "b"]}, {"cell_type": "code", "source": ["x = 1\n", "x"]}]
+    title, note, code = notebook("a.ipynb", json.dumps({"cells": both})).split("\n\n")
+    assert title == "# A\nb" and "`a.ipynb`" in note and code == "```python\nx = 1\nx\n```\n"
