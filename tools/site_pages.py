@@ -18,7 +18,7 @@ from fontTools import subset
 from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
 
-__all__ = ["linked_names", "mathml", "own_path", "parts", "sane_lists"]
+__all__ = ["linked_names", "mathml", "notebook", "own_path", "parts", "sane_lists"]
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -30,6 +30,7 @@ PAGES = {
     "CHANGELOG.md": "project/changelog.md",
     "SECURITY.md": "project/security.md",
     "CODE_OF_CONDUCT.md": "project/conduct.md",
+    **{f"examples/notebooks/{name}.ipynb": f"notebooks/{name}.md" for name in ("five_parts", "folder_with_gaps", "own_loss")},
 }
 _LINK = re.compile(r"(\[(?:[^\[\]]|\[[^\[\]]*\])*\]\()([^)\s:]+)\)")
 _LANGUAGES = {".py": "python", ".json": "json", ".cfg": "ini", ".toml": "toml", ".yml": "yaml"}
@@ -78,7 +79,17 @@ def _shown(path: str) -> str:
         names = sorted(child.name for child in place.iterdir() if child.suffix in _LANGUAGES)
         return f"{_HIDDEN}# {path}\n\n" + "\n".join(f"- [{name}]({posixpath.basename(path)}/{name})" for name in names)
     text = place.read_text(encoding="utf-8")
+    if place.suffix == ".ipynb":
+        return notebook(path, text)
     return text if place.suffix == ".md" else f"{_HIDDEN}# {path}\n\n````{_LANGUAGES.get(place.suffix, 'text')}\n{text}\n````\n"
+
+
+def notebook(path: str, text: str) -> str:
+    """A notebook in Markdown: its prose and its code."""
+    cells = ((cell["cell_type"], "".join(cell["source"])) for cell in json.loads(text)["cells"])
+    title, *parts = (f"```python\n{source}\n```" if kind == "code" else source for kind, source in cells)
+    note = f"This page is the notebook `{path}`. Run it to see what comes out."
+    return "\n\n".join([title, note, *parts]) + "\n"
 
 
 def on_files(files: Files, config: Any, **kwargs: Any) -> Files:
@@ -96,7 +107,7 @@ def on_files(files: Files, config: Any, **kwargs: Any) -> Files:
             files.append(File.generated(config, _uri(path), content=text))
         if (ROOT / path).is_dir() and not inside:
             waiting += [f"{path}/{child.name}" for child in (ROOT / path).iterdir() if child.suffix in _LANGUAGES]
-        elif path.endswith(".md"):
+        elif path.endswith((".md", ".ipynb")):
             waiting += _targets(path, text)
     return files
 

@@ -79,6 +79,19 @@ def test_commands_of_the_pages_are_understood(tmp_path, monkeypatch):
         arguments.parse(typed, source)
 
 
+def test_commands_for_ones_own_images_are_understood():
+    """Those of fenced code, by the parser alone; nothing is run."""
+    pytest.importorskip("open_clip")
+    pytest.importorskip("safetensors")
+    from trm_pipeline.command import COMMANDS, parser
+
+    lines = [line for page in PAGES for line in page.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()]
+    commands = [shlex.split(line.partition(" #")[0])[1:] for line in lines if line.startswith("trm-losses ")]
+    assert {words[0] for words in commands} == {*COMMANDS, "demo", "reproduce"}
+    for words in commands:
+        parser().parse_args(words)
+
+
 def test_pages_of_the_pipeline_name_every_argument():
     pytest.importorskip("open_clip")
     pytest.importorskip("safetensors")

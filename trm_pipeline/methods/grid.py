@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,7 +39,7 @@ from trm_pipeline.methods.peers.scpnet import SCPNet
 from trm_pipeline.methods.peers.sst import SST
 from trm_pipeline.methods.wrapped import Wrapped, class_prior, expected_positives
 
-__all__ = ["ALONE", "GRID", "HEADS", "NAMES", "PEERS", "WithLoss", "build_method", "choose_methods"]
+__all__ = ["ALONE", "GRID", "HEADS", "NAMES", "PEERS", "WithLoss", "add_loss", "build_method", "choose_methods"]
 
 HEADS = ("linear", "text-image", "text-pixel", "trm-region", "trm-query")
 """Methods of which each loss of labels can be had."""
@@ -161,6 +162,7 @@ _MAKE: dict[str, Callable[..., Any]] = {
     "gpr": _gpr,
     "gce": lambda setting, targets, **options: GCELoss(**options),
 }
+_PUBLISHED = tuple(LOSSES)
 _KNOWN_ALONE = ("partial-bce", "pasl-ignore", "gce")
 
 PEERS: dict[str, tuple[Callable[[Method, Setting], Method], Sequence[str]]] = {
@@ -174,13 +176,39 @@ PEERS: dict[str, tuple[Callable[[Method, Setting], Method], Sequence[str]]] = {
 ALONE: dict[str, Callable[[Setting], Method]] = {"positive-coop": PositiveCoOp}
 """Methods that have a head of their own and are trained where they are asked for."""
 
-GRID = tuple(f"{head}+{loss}" for head in HEADS for loss in LOSSES if loss in _MAKE or head in PEERS[loss][1])
+GRID = [f"{head}+{loss}" for head in HEADS for loss in LOSSES if loss in _MAKE or head in PEERS[loss][1]]
 """Every head with every loss but its own, which the head's name alone stands for."""
 
 TRAINED = (*METHODS, *ALONE, *GRID)
 
-NAMES = (*LABEL_FREE, *FITTED, *TRAINED, *VARIANTS, *(f"{name}{GLOBAL}" for name in TRAINED if name != "trm"))
+NAMES = [*LABEL_FREE, *FITTED, *TRAINED, *VARIANTS, *(f"{name}{GLOBAL}" for name in TRAINED if name != "trm")]
 """All that ``--methods`` knows."""
+
+
+def add_loss(name: str, loss: Callable[..., Any], **numbers: float) -> None:
+    """A loss of one's own under every head, as ``HEAD+name``; ``--set name.NUMBER=VALUE`` changes its numbers.
+
+    It is there for this process alone. A script calls it before ``main``, outside of ``if __name__ == "__main__"``, so that the
+    processes of ``--jobs`` have it too. A second call with the same name takes the place of the first.
+
+    Args:
+        name: letters, digits and dashes.
+        loss: a class with the signature of :mod:`trm_losses.baselines`; it is called with the numbers and ``distributed=True``.
+        numbers: its arguments.
+
+    Raises:
+        ValueError: a loss of the comparison has this name, or a name has other characters.
+    """
+    if name in _PUBLISHED or not re.fullmatch(r"[A-Za-z0-9-]+", name):
+        raise ValueError(
+            f"add_loss: name must be letters, digits and dashes, and none of {', '.join(_PUBLISHED)}; got {name!r}, "
+            f"likely {re.sub('[^A-Za-z0-9-]+', '-', f'my-{name}')!r} will do"
+        )
+    if name not in LOSSES:
+        pairs = [f"{head}+{name}" for head in HEADS]
+        GRID.extend(pairs)
+        NAMES.extend([*pairs, *(pair + GLOBAL for pair in pairs)])
+    LOSSES[name], _MAKE[name] = numbers, lambda setting, targets, **options: loss(**options)
 
 
 def build_method(name: str, setting: Setting) -> Method:

@@ -351,6 +351,38 @@ def test_one_class_one_image_and_one_kind_of_label(name, label):
     assert all(bool(p.grad.isfinite().all()) for p in method.parameters() if p.grad is not None)
 
 
+# A loss that is not part of the package
+
+
+def test_a_loss_of_ones_own_joins_under_every_head(monkeypatch):
+    for name in ("LOSSES", "_MAKE", "GRID", "NAMES"):  # what is added goes when the test ends
+        copied = type(getattr(grid, name))(getattr(grid, name))
+        monkeypatch.setattr(grid, name, copied)
+
+    class Mine(baselines.GCELoss):
+        pass
+
+    grid.add_loss("mine", Mine, q=0.3)
+    grid.add_loss("mine", Mine, q=0.4)  # as a cell of a notebook that is run again
+    assert grid.choose_methods(["*+mine", "linear+mine+global"]) == [
+        *(f"{head}+mine" for head in grid.HEADS),
+        "linear+mine+global",
+    ]
+    settings = override(dataclasses.replace(presets.EMBEDDED, losses=grid.LOSSES), ["mine.q=0.9"])
+    for losses, q in ((grid.LOSSES, 0.4), (settings.losses, 0.9)):
+        mine, published = (
+            grid.build_method(name, setting(losses={**losses, "gce": {"q": q}})) for name in ("text-pixel+mine", "text-pixel+gce")
+        )
+        assert type(mine.labels) is Mine and mine.labels.distributed is True
+        batch = first_batch()
+        targets = setting().targets[batch.index]
+        value, wanted = (method.loss(batch, method.prompts(), targets) for method in (mine, published))
+        torch.testing.assert_close(value["mine"], wanted["gce"])
+    for wrong in ("gce", "my_loss", "a+b", ""):
+        with pytest.raises(ValueError, match="add_loss: name must be letters, digits and dashes"):
+            grid.add_loss(wrong, Mine)
+
+
 # Names and numbers on the command line
 
 

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from tests.helpers import ROOT
+from tools import make_saliency_picture
 from trm_losses import RegionPooler, TextRegionMatchingLoss, TRMHead
 from trm_pipeline import files as checkpoint
 from trm_pipeline import methods, progress
@@ -207,6 +208,19 @@ def test_saliency_survives_a_file_and_is_drawn(maps, tmp_path):
     wide = png_size(tmp_path / "a.png")
     pictures.draw_saliency(tmp_path / "b.png", again, most_classes=1)
     assert png_size(tmp_path / "b.png")[0] < wide[0]
+
+
+def test_the_picture_of_the_readme_is_drawn_from_the_folder_of_a_run(maps, tmp_path):
+    picture = tmp_path / "picture.jpg"
+    with pytest.raises(SystemExit, match=r"no saliency-\*\.npz in .*run reproduce_voc\.py"):
+        make_saliency_picture.main([str(tmp_path)])
+    maps[0].save(tmp_path / "saliency-trm.npz")
+    sizes = []
+    for count in ("2", "3"):
+        make_saliency_picture.main([str(tmp_path), "--images", count, "--output", str(picture)])
+        sizes.append(Image.open(picture).size)
+    (wide, two), (same, three) = sizes
+    assert same == wide and three > 1.4 * two and picture.stat().st_size < 150_000
 
 
 class _Page(HTMLParser):
