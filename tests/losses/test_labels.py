@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from trm_losses import labels
 from trm_losses.labels import (
     UNKNOWN,
     class_weights,
@@ -18,6 +17,7 @@ from trm_losses.labels import (
     from_positive_only,
     from_ternary,
     hide_labels,
+    hiding,
     keep_single_positive,
     known_fraction,
     move_positives,
@@ -95,7 +95,7 @@ def test_known_fraction() -> None:
 
 @pytest.mark.parametrize("seed", [0, 1, 42, 1200, 2**31, 2**32 - 1])
 def test_uniforms_are_numpys_bit_for_bit(seed: int) -> None:
-    ours = labels._numpy_uniform("test", 3000, seed)  # more than four refills of the generator's 624 words
+    ours = hiding._numpy_uniform("test", 3000, seed)  # more than four refills of the generator's 624 words
     numpys = torch.from_numpy(np.random.RandomState(seed).uniform(0, 1, 3000))
     assert torch.equal(ours, numpys)
 

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from trm_pipeline.drawn.glyphs import GLYPHS, Points
+from trm_pipeline.drawn.glyphs import GLYPHS
+from trm_pipeline.drawn.shapes import Points
 
 __all__ = [
     "ALL_CLASSES",
