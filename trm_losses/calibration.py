@@ -130,9 +130,7 @@ class Calibration(FullPrecisionState):
         dims.check("targets", targets, "B C", floating=False)
         y = check_targets(name, signed(targets), soft=False).cpu().double()
         values = logits.cpu().double()
-        if not bool(torch.isfinite(values).all()):
-            bad = int((~torch.isfinite(values)).sum())
-            raise ValueError(f"{name}: logits must be finite, got {bad} NaN or infinite of {values.numel()} values")
+        check_finite(name, "logits", values, "")
         if expected_positives is not None:
             check_number(name, "expected_positives", expected_positives, 0, strict=True)
             if expected_positives >= self.num_classes:

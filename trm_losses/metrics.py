@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ._checks import check_number, check_scores
+from ._precision import upcast
 from .labels import UNKNOWN
 
 __all__ = ["F1Scores", "average_precision", "calibration_error", "evaluate", "f1_scores", "mean_average_precision"]
@@ -274,9 +275,7 @@ def calibration_error(scores: Tensor, targets: Tensor, *, bins: int = 15) -> Ten
     check_number("calibration_error", "bins", bins, 1)
     if bins != int(bins):
         raise ValueError(f"calibration_error: bins must be a whole number, got {bins}")
-    scores, targets = scores.detach().cpu(), targets.detach().cpu()
-    if scores.dtype not in (torch.float32, torch.float64):
-        scores = scores.float()
+    scores, targets = upcast(scores).detach().cpu(), targets.detach().cpu()
     ends = torch.linspace(0, 1, int(bins) + 1, dtype=scores.dtype)
     known, classes, width = targets != UNKNOWN, scores.shape[1], int(bins) + 1
     place = torch.bucketize(scores.contiguous(), ends, right=True) - 1 + width * torch.arange(classes)
@@ -323,9 +322,7 @@ def evaluate(scores: Tensor, targets: Tensor, *, threshold: float | Sequence[flo
 
 def _average_precisions(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Raw and interpolated average precision of each class, (C,) each, from one sort."""
-    scores, targets = scores.detach().cpu(), targets.cpu()
-    if scores.dtype not in (torch.float32, torch.float64):
-        scores = scores.float()
+    scores, targets = upcast(scores).detach().cpu(), targets.cpu()
     raw, interpolated = [], []
     for s, y in zip(torch.split(scores.T, _CHUNK), torch.split(targets.T, _CHUNK), strict=True):
         y = y.contiguous()

@@ -100,8 +100,7 @@ def choose_thresholds(
     """
     name = "choose_thresholds"
     check_choice(name, "metric", metric, ("f1", "precision", "recall", "cost"))
-    check_number(name, "at_least", at_least, 0, strict=True)
-    check_number(name, "at_least", at_least, 0, 1)
+    check_number(name, "at_least", at_least, 0, 1, strict=True)
     check_number(name, "false_alarm", false_alarm, 0, strict=True)
     check_number(name, "miss", miss, 0, strict=True)
     targets = check_scores(name, scores, targets, probabilities=True).cpu()

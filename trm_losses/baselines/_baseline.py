@@ -92,9 +92,9 @@ class Baseline(FullPrecisionState):
         count = count_per_rank(x.new_full((), x.numel()), self._group)
         return total / torch.where(count > 0, count, 1.0)
 
-    def _sum(self, total: Tensor) -> Tensor:
-        """A sum over entries as it is."""
-        return sum_per_rank(total, self._group)
+    def _reduced(self, total: Tensor, x: Tensor, reduction: str) -> Tensor:
+        """A sum over entries as it is, or the mean."""
+        return sum_per_rank(total, self._group) if reduction == "sum" else self._mean(total, x)
 
     def _rows(self, x: Tensor) -> int:
         """B; over ranks it waits for the device."""

@@ -16,7 +16,7 @@ Reduction = Literal["none", "mean", "sum"]
 
 
 # Arguments that are masks, and others that need not be floats.
-_MASKS = ("free", "known", "seen", "key_padding_mask")
+_MASKS = ("seen", "key_padding_mask")
 
 _COUNTED = ("targets", "count", *_MASKS)
 

@@ -47,27 +47,11 @@ __all__ = [
     "target_scene",
 ]
 
-VOC_CLASSES: tuple[str, ...] = (
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
+VOC_CLASSES: tuple[str, ...] = tuple(
+    (
+        "aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, diningtable, dog, horse, motorbike, person, "
+        "pottedplant, sheep, sofa, train, tvmonitor"
+    ).split(", ")
 )
 """The classes of PASCAL VOC in alphabetical order: column c of every label matrix is ``VOC_CLASSES[c]``."""
 
