@@ -12,8 +12,6 @@ from typing import Any, Literal
 from trm_pipeline.config.losses import LOSSES
 from trm_pipeline.drawn.captions import TEMPLATES
 
-__all__ = ["EMBEDDED", "HELD_OUT", "PRESETS", "PSEUDO_RULES", "VARIANTS", "VOC2007_RN101", "Known", "Options", "Preset"]
-
 HELD_OUT = "held-out"
 """The val split of a data set that has none of its own: a part of its training images."""
 

@@ -13,8 +13,6 @@ import torch
 from trm_pipeline.config.presets import Preset
 from trm_pipeline.data.base import LabelledImages, Place, Source, Transform, found_in, need_files
 
-__all__ = ["COCO", "COCO_CLASSES", "SOURCE"]
-
 COCO_CLASSES: tuple[str, ...] = tuple(
     (
         "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign, "

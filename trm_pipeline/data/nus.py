@@ -13,8 +13,6 @@ from trm_pipeline.config.presets import Preset
 from trm_pipeline.data.base import LabelledImages, Place, Source, Transform, lines_of, need_files
 from trm_pipeline.data.label_files import read_list
 
-__all__ = ["NUS", "NUS_CLASSES", "SOURCE", "VARIANTS"]
-
 NUS_CLASSES: tuple[str, ...] = tuple(
     (
         "airport, animal, beach, bear, birds, boats, book, bridge, buildings, cars, castle, cat, cityscape, clouds, "

@@ -11,10 +11,8 @@ import torch
 from torchvision.datasets import VOCDetection
 
 from trm_pipeline.config.presets import Preset
-from trm_pipeline.data.base import LabelledImages, Place, Source, Transform, eval_transform, found_in, need_files, train_transform
+from trm_pipeline.data.base import LabelledImages, Place, Source, Transform, found_in, need_files
 from trm_pipeline.drawn.scenes import VOC_CLASSES
-
-__all__ = ["SOURCE", "VOC", "VOC_CLASSES", "class_prompt_names", "eval_transform", "train_transform"]
 
 _SPLIT_WORDS = {"diningtable": "dining table", "pottedplant": "potted plant", "tvmonitor": "tv monitor"}
 

@@ -23,30 +23,6 @@ from PIL import Image, ImageDraw, ImageFilter
 from trm_pipeline.drawn.glyphs import GLYPHS
 from trm_pipeline.drawn.shapes import Points
 
-__all__ = [
-    "ALL_CLASSES",
-    "AnyColour",
-    "COLOURS",
-    "Colour",
-    "DEFAULT_SIZES",
-    "DrawnObject",
-    "OTHER_CLASSES",
-    "PRETRAINING",
-    "RECIPE_VERSION",
-    "STREAMS",
-    "STYLES",
-    "Scene",
-    "SceneRecipe",
-    "TARGET",
-    "TARGET_COUNTS",
-    "TARGET_DISTRACTORS",
-    "TARGET_POWER",
-    "VOC_CLASSES",
-    "draw_scene",
-    "pretraining_scene",
-    "target_scene",
-]
-
 VOC_CLASSES: tuple[str, ...] = tuple(
     (
         "aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, diningtable, dog, horse, motorbike, person, "

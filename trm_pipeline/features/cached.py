@@ -24,8 +24,6 @@ from trm_pipeline.features.backbone import ImageTower
 from trm_pipeline.files import check_writable
 from trm_pipeline.progress import progress, say
 
-__all__ = ["Batch", "CachedFeatures", "Features", "LiveFeatures", "cache_features", "cores", "drawn_rows", "weights_digest"]
-
 T = TypeVar("T")
 
 

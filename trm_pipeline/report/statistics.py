@@ -9,8 +9,6 @@ from typing import NamedTuple
 
 from scipy import stats
 
-__all__ = ["Paired", "paired", "sign_flip_p", "t_quantile", "t_two_sided_p"]
-
 
 class Paired(NamedTuple):
     """A mean difference over n seeds, its interval by Student's t, and two-sided p of t and of all sign flips."""

@@ -27,17 +27,6 @@ from trm_pipeline.methods.grid import HEADS, NAMES, PEERS, build_method, choose_
 from trm_pipeline.progress import Scalars
 from trm_pipeline.run.options import RunOptions
 
-__all__ = [
-    "DEFAULT_KNOWN",
-    "DEFAULT_METHODS",
-    "check_options",
-    "check_single",
-    "check_unseen",
-    "known_argument",
-    "parse",
-    "parser",
-]
-
 DEFAULT_METHODS = (
     *LABEL_FREE,
     "linear",

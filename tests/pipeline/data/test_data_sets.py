@@ -24,7 +24,8 @@ from tests.helpers.layouts import (
     write_vg,
 )
 from tests.helpers.runs import read_json
-from trm_pipeline.data.base import HELD_OUT, LabelledImages, held_out
+from trm_pipeline.config.presets import HELD_OUT
+from trm_pipeline.data.base import LabelledImages, held_out
 from trm_pipeline.data.coco import COCO, COCO_CLASSES
 from trm_pipeline.data.cub import CUB, attribute_phrase
 from trm_pipeline.data.nus import NUS, NUS_CLASSES

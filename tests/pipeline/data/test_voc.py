@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from trm_pipeline.data.voc import VOC, VOC_CLASSES, class_prompt_names, eval_transform, train_transform
+from trm_pipeline.data.base import eval_transform, train_transform
+from trm_pipeline.data.voc import VOC, VOC_CLASSES, class_prompt_names
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 

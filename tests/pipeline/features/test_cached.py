@@ -8,7 +8,8 @@ import types
 import pytest
 import torch
 
-from trm_pipeline.data.voc import VOC, eval_transform, train_transform
+from trm_pipeline.data.base import eval_transform, train_transform
+from trm_pipeline.data.voc import VOC
 from trm_pipeline.features import cached as features
 
 
