@@ -127,19 +127,10 @@ EMBEDDED = Preset(
 )
 # The drawn scenes of many classes, with the settings of the drawn VOC; like the real data they have no val split.
 # A quarter of the width in the MLP of the regions, which would take most of the time with so many classes.
-QUARTER = {"mlp_ratio": 1.0}
 EMBEDDED_CUB = dataclasses.replace(
-    EMBEDDED, name="embedded-cub", val_split=HELD_OUT, epochs=6, batch_size=32, pooler=QUARTER, expected_positives=30.0
+    EMBEDDED, name="embedded-cub", val_split=HELD_OUT, epochs=6, batch_size=32, pooler={"mlp_ratio": 1.0}, expected_positives=30.0
 )
-EMBEDDED_VG200 = dataclasses.replace(
-    EMBEDDED,
-    name="embedded-vg200",
-    val_split=HELD_OUT,
-    epochs=6,
-    batch_size=32,
-    pooler={"mlp_ratio": 1.0},
-    expected_positives=9.0,
-)
+EMBEDDED_VG200 = dataclasses.replace(EMBEDDED_CUB, name="embedded-vg200", expected_positives=9.0)
 
 VOC2007_RN101 = Preset(
     name="voc2007-rn101",
