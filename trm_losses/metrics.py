@@ -114,8 +114,7 @@ def mean_average_precision(scores: Tensor, targets: Tensor, *, interpolated: boo
         float64 scalar tensor on the CPU, from 0 to 1; NaN when no class has a known positive.
 
     Raises:
-        TypeError: as :func:`average_precision`.
-        ValueError: as :func:`average_precision`.
+        TypeError, ValueError: as :func:`average_precision`.
 
     Example:
         >>> scores = torch.tensor([[0.9, 0.1], [0.8, 0.3]])
@@ -300,8 +299,7 @@ def evaluate(scores: Tensor, targets: Tensor, *, threshold: float | Sequence[flo
         ``CF1_per_class`` (:func:`f1_scores`), from 0 to 100.
 
     Raises:
-        TypeError: as :func:`f1_scores`.
-        ValueError: as :func:`f1_scores`.
+        TypeError, ValueError: as :func:`f1_scores`.
 
     Example:
         >>> evaluate(torch.tensor([[2.0], [-1.0], [1.0], [-2.0]]), torch.tensor([[1], [1], [0], [0]]))["OF1"]

@@ -25,9 +25,6 @@ def from_ternary(labels: Tensor) -> Tensor:
     Shape:
         labels and the result (B, C), or any other shape.
 
-    Returns:
-        Tensor of the same shape with 1 present, 0 absent, -1 unknown.
-
     Raises:
         TypeError: ``labels`` is not a tensor of integers or floats.
         ValueError: another value than 1, -1 or 0.
@@ -55,9 +52,6 @@ def from_positive_only(labels: Tensor) -> Tensor:
 
     Shape:
         labels and the result (B, C), or any other shape.
-
-    Returns:
-        Tensor of the same shape with 1 present, -1 unknown.
 
     Raises:
         TypeError: ``labels`` is not a tensor of bools, integers or floats.
@@ -87,9 +81,6 @@ def from_nan(labels: Tensor) -> Tensor:
 
     Shape:
         labels and the result (B, C), or any other shape.
-
-    Returns:
-        Tensor of the same shape with -1 in place of NaN.
 
     Raises:
         TypeError: ``labels`` is not a tensor of bools, integers or floats.
@@ -191,10 +182,7 @@ def sample_classes(targets: Tensor, size: int, *, generator: torch.Generator | N
         generator: source of the draws, on any device. Default: the generator of torch for the device of ``targets``.
 
     Shape:
-        targets (B, C), the result (K,).
-
-    Returns:
-        Indices of the classes in ascending order.
+        targets (B, C), the result (K,), indices of the classes in ascending order.
 
     Raises:
         TypeError: ``targets`` is not a tensor of bools, integers or floats.

@@ -33,9 +33,6 @@ def hide_labels(targets: Tensor, known: float = 0.1, seed: int = 0) -> Tensor:
     Shape:
         targets and the result (B, C).
 
-    Returns:
-        Tensor (B, C) with -1 at the hidden entries.
-
     Raises:
         TypeError: ``targets`` is not a tensor of bools, integers or floats, or ``seed`` is not an integer.
         ValueError: wrong shape, a value outside the encoding, ``known`` or ``seed`` out of range.
@@ -70,9 +67,6 @@ def keep_single_positive(targets: Tensor, *, seed: int = 0) -> Tensor:
 
     Shape:
         targets and the result (B, C).
-
-    Returns:
-        Tensor (B, C) with the values 1 and -1, at most one 1 in a row.
 
     Raises:
         TypeError: ``targets`` is not a tensor of bools, integers or floats, or ``seed`` is not an integer.
@@ -112,10 +106,7 @@ def move_positives(targets: Tensor, truth: Tensor, share: float, seed: int = 0) 
         seed: seed of numpy's legacy generator, from 0 to 2**32 - 1; its draws are others than those of :func:`hide_labels`.
 
     Shape:
-        targets, truth and the result (B, C).
-
-    Returns:
-        Tensor (B, C) in the type of ``targets``.
+        targets, truth and the result (B, C), in the type of ``targets``.
 
     Raises:
         TypeError: not a tensor of bools, integers or floats, or ``seed`` is not an integer.
