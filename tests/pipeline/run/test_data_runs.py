@@ -164,13 +164,13 @@ def test_without_data_the_script_says_where_they_are_had(key: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("key", ["voc", *DATA])
-def test_every_script_has_a_preset_and_names_of_its_own(key: str) -> None:
+def test_every_data_set_has_a_preset_and_names_of_its_own(key: str) -> None:
     where = source(key)
     options = arguments.parse(["--data-root", "somewhere"], where)
     assert options.preset.name == where.preset and where.key == key and options.output == Path("runs") / key
     assert pickle.loads(pickle.dumps(options)) == options, "processes of --jobs are given it"
     script = ROOT / "examples" / f"reproduce_{key}.py"
-    assert f"reproduce_{key}.py" in script.read_text(encoding="utf-8")
+    assert not script.is_file() or f"reproduce_{key}.py" in script.read_text(encoding="utf-8")
 
 
 def test_voc2012_of_single_positives(shared_data: Path) -> None:
