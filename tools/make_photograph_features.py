@@ -33,8 +33,6 @@ from trm_pipeline.data.base import eval_transform, lines_of
 from trm_pipeline.data.voc import VOC, class_prompt_names
 from trm_pipeline.progress import progress, say
 
-__all__ = ["Tower", "main", "name_texts"]
-
 TEMPLATE = "a photo of a {}."
 
 

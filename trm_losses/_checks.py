@@ -5,19 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = [
-    "FLOATS",
-    "NUMBERS",
-    "Dims",
-    "check_choice",
-    "check_finite",
-    "check_ids",
-    "check_number",
-    "check_scores",
-    "check_targets",
-    "signed",
-]
-
 # Types that can be computed with: those of eight bits and complex ones cannot be compared or summed.
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 NUMBERS = (*FLOATS, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

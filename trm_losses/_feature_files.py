@@ -16,8 +16,6 @@ from torch import Tensor
 
 from ._checks import Dims, check_finite
 
-__all__ = ["RowFile", "check_about", "close_split", "grid_of_others", "meta_of", "save_array"]
-
 _TYPES = {torch.float16: "<f2", torch.float32: "<f4", torch.int8: "|i1"}
 _HEAD = 128  # bytes, whatever the shape is, so that it can be written again for fewer rows
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

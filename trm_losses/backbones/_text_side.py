@@ -14,8 +14,6 @@ from .._checks import Dims
 from ..prompts import PromptEmbeddings
 from ._text import TextTower
 
-__all__ = ["MissingTokenizer", "TextSide", "refuse_length"]
-
 
 class TextSide:
     """Texts of a frozen model; a family says how it tokenizes, how it encodes ids, and what its tower is made of."""

@@ -13,8 +13,6 @@ from .._distributed import Distributed, count_per_rank, gather_rows, resolve_gro
 from .._precision import full_precision, upcast
 from .._state import FullPrecisionState
 
-__all__ = ["Baseline", "cross_entropy", "entropy", "power_loss"]
-
 
 class Baseline(FullPrecisionState):
     """A loss of logits and labels; its equation is ``_loss``, its schedule ``_schedule``, and what it keeps comes by ``update``.

@@ -18,9 +18,6 @@ from torch.utils.checkpoint import checkpoint
 from .._fused import may_fuse
 from .._precision import full_precision
 
-__all__ = ["BLOCK", "MASKED", "SAFE_TEMPERATURE", "log_sum_of_others", "log_sum_over_classes", "rows_against_classes"]
-
-
 # Stands for minus infinity inside a softmax: exp() of it is 0, and a row of nothing else stays finite.
 MASKED = -1e9
 

@@ -9,9 +9,6 @@ from torch import Tensor
 
 from .._checks import Dims
 
-__all__ = ["Reduction", "broadcast", "check_shapes", "weighted_mean"]
-
-
 Reduction = Literal["none", "mean", "sum"]
 
 
