@@ -121,8 +121,8 @@ def main(argv: list[str] | None = None) -> None:
     print(markdown([("labels known", "found"), *((f"{k:.0%}", f"{statistics.mean(v):.1f}") for k, v in suspects.items())]))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        found = {"curves": curves, "suspects": {str(share): values for share, values in suspects.items()}}
-        args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        written = {"curves": curves, "suspects": {str(share): values for share, values in suspects.items()}}
+        args.json.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
 
 
 def _with_interval(apart: list[float]) -> str:

@@ -296,8 +296,8 @@ def sentence(rows: Sequence[Row]) -> str:
     own = whole(row for row in rows if row["data"] == "photographs")
     said = []
     for setting in SETTINGS[0], SETTINGS[1], SETTINGS[3]:
-        trm, best = (line[2] for line in [[0, 0, _value(own, "trm", setting)], closest_table(_of(own, setting), count=1)[1]])
-        said.append(f"{trm} against {best} ({setting.words})")
+        best = closest_table(_of(own, setting), count=1)[1][2]
+        said.append(f"{_value(own, 'trm', setting)} against {best} ({setting.words})")
     return "`trm` against the best of the others: " + ", ".join(said)
 
 

@@ -406,14 +406,14 @@ def peak_memory(work: Callable[[], object]) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
         work()
     held = peak = 0
-    events = trace.profiler.kineto_results.events()  # type: ignore[union-attr]
+    events = trace.profiler.kineto_results.events()
     for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
         held += event.nbytes()
         peak = max(peak, held)
     return peak
 
 
-def measure(pair: Pair, rounds: int, warmup: int) -> dict[str, object]:
+def measure(pair: Pair, rounds: int, warmup: int) -> dict[str, Any]:
     """Interleaved rounds; the ratio is taken within each round. First of all the two are compared."""
     apart = difference(pair)
     ours, theirs, ratios = [], [], []
@@ -517,7 +517,7 @@ def report(pairs: Iterable[Pair | None], args: argparse.Namespace, **more: Calla
             continue
         row = measure(pair, args.rounds, args.warmup)
         figures.append(row)
-        low, high = row["time_ratio_quartiles"]  # type: ignore[misc]
+        low, high = row["time_ratio_quartiles"]
         apart = "" if row["difference"] is None else f"{row['difference']:.0e}"
         print(
             f"{pair.name:58} {row['milliseconds']:8.2f}  {row['time_ratio']:5.2f} ({low:.2f}-{high:.2f})"

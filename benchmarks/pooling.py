@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -212,7 +212,7 @@ def sampled_pair(size: Size, number: int) -> Pair:
     draws = torch.Generator().manual_seed(0)
 
     def step(classes: int) -> Callable[[], object]:
-        bare = {"contrast": None, "labeler": None}  # they, and the bank, keep a row for each class
+        bare: dict[str, Any] = {"contrast": None, "labeler": None}  # they, and the bank, keep a row for each class
         module = ChunkedTRMObjective.from_text(text[:classes], total_steps=1000, recipe="paper", validate=False, **bare)
         module.class_chunk = class_chunk(size[0], classes, size[2], size[3])
 

@@ -87,11 +87,11 @@ def main(argv: list[str] | None = None) -> None:
     print(f"Mean squared error of the logits\n{markdown(rows)}\n")
     rows = [("known labels", *METRICS, "width, precision")]
     for images in args.images:
-        found = {
+        kept = {
             metric: [held(world, metric, images, args.draws, seed) for seed, world in enumerate(WORLDS)] for metric in METRICS
         }
-        widths = [width for _, width in found["precision"]]
-        least = (f"{min(share for share, _ in found[metric]):.0f} %" for metric in METRICS)
+        widths = [width for _, width in kept["precision"]]
+        least = (f"{min(share for share, _ in kept[metric]):.0f} %" for metric in METRICS)
         rows.append((f"{images:,}", *least, f"{min(widths):.2f} to {max(widths):.2f}"))
     print(f"How often the interval holds, the least of {len(WORLDS)} kinds of scores\n{markdown(rows)}")
 

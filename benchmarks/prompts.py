@@ -62,7 +62,8 @@ def every_token(model: Any, prompts: PromptLearner, names: Tensor) -> Tensor:
     context = prompts.context.expand(len(names), *prompts.context.shape[-2:])
     x = torch.cat([names[:, :1], context, names[:, 1:]], dim=1)[:, : names.shape[1]]
     x = model.ln_final(model.transformer(x + model.positional_embedding, attn_mask=model.attn_mask))
-    return x[torch.arange(len(x)), prompts.eot] @ model.text_projection
+    text: Tensor = x[torch.arange(len(x)), prompts.eot] @ model.text_projection
+    return text
 
 
 def distance(got: Tensor, wanted: Tensor) -> float:
@@ -70,7 +71,7 @@ def distance(got: Tensor, wanted: Tensor) -> float:
     return float((got - wanted).detach().abs().max() / wanted.detach().abs().max())
 
 
-def run(backbone: OpenClipBackbone, setting: Setting, rounds: int) -> list[dict[str, object]]:
+def run(backbone: OpenClipBackbone, setting: Setting, rounds: int) -> list[dict[str, Any]]:
     """Rows of figures, one for each way through the tower; every round times all of them."""
     torch.manual_seed(0)
     embedded = backbone.embed_prompts(whole_names(backbone, setting.classes))
@@ -92,7 +93,10 @@ def run(backbone: OpenClipBackbone, setting: Setting, rounds: int) -> list[dict[
             raise RuntimeError(f"{setting}: text or gradient is off by {errors[-1]:.2g} of the largest value")
     del wanted, got
 
-    works = [backward(lambda text=text: (text() * weights).sum(), prompts.context) for text in texts]
+    def learned(text: Callable[[], Tensor]) -> Callable[[], object]:
+        return backward(lambda: (text() * weights).sum(), prompts.context)
+
+    works = list(map(learned, texts))
     seconds: list[list[float]] = [[] for _ in works]
     for index in range(rounds):
         order = range(len(works))
@@ -102,7 +106,7 @@ def run(backbone: OpenClipBackbone, setting: Setting, rounds: int) -> list[dict[
             seconds[i].append(time.perf_counter() - start)
     peaks = [peak_memory(work) for work in works]
 
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     for chunk_size, error, times, peak in zip(setting.chunks, errors, seconds[1:], peaks[1:], strict=True):
         ratios = [a / b for a, b in zip(times, seconds[0], strict=True)]
         rows.append(
@@ -139,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             continue
         for row in run(backbone, setting, args.rounds):
             figures.append(row)
-            low, high = row["time_ratio_range"]  # type: ignore[misc]
+            low, high = row["time_ratio_range"]
             print(
                 f"{row['mode']:8} {row['classes']:7} {row['chunk_size'] or 'all':>6} {row['milliseconds']:8.1f}"
                 f"  {row['time_ratio']:.3f} ({low:.3f}-{high:.3f}){row['memory_ratio']:16.3f}  {row['relative_error']:.1e}",

@@ -95,7 +95,9 @@ def build(size: Size, backbone: OpenClipBackbone) -> tuple[Model, Tensor, Tensor
         text = backbone.encode_prompts(prompts())
     plain = {"gamma_pos": 0.0, "gamma_neg": 0.0, "margin": 0.0}  # a cross-entropy, on both sides
     objective = TRMObjective.from_text(text, total_steps=20, recipe="paper", matching=plain).to(text.dtype)
-    torch.nn.init.normal_(objective.pooler.mlp[-1].weight, std=1e-3)  # at 0, as it starts, nothing below has a gradient
+    torch.nn.init.normal_(
+        next(objective.pooler.mlp[-1].parameters()), std=1e-3
+    )  # at 0, as it starts, nothing below has a gradient
     with torch.no_grad():
         for step in range(12):  # statistics, prototypes, and past warm-up and ramp
             tokens, targets = draw(size, text, g)
@@ -120,7 +122,7 @@ def held_by_part(work: Callable[[], object]) -> dict[str, int]:
     """The most bytes that each part of ``work`` holds: what was allocated in its turns, less what was freed in them."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
         work()
-    events = sorted(trace.profiler.kineto_results.events(), key=lambda e: (e.start_ns(), -e.duration_ns()))  # type: ignore[union-attr]
+    events = sorted(trace.profiler.kineto_results.events(), key=lambda e: (e.start_ns(), -e.duration_ns()))
     held: dict[str, int] = defaultdict(int)
     most: dict[str, int] = defaultdict(int)
     inside: list[tuple[str, int]] = []
@@ -207,7 +209,7 @@ def usual_regions(pooler: RegionPooler, tokens: Tensor, text: Tensor) -> Regions
     """Attention with its projections of every token, and of the queries of every image."""
 
     def heads(x: Tensor) -> Tensor:
-        return x.unflatten(-1, (pooler.num_heads, -1)).transpose(1, 2)
+        return x.reshape(*x.shape[:-1], pooler.num_heads, -1).transpose(1, 2)
 
     unit_tokens = F.normalize(tokens, dim=-1)
     queries = F.normalize(text, dim=-1).expand(len(tokens), -1, -1)
@@ -268,7 +270,7 @@ def usual_pseudo_labels(labeler: PseudoLabeler, bank: PrototypeBank, features: T
     counted = known.sum(dim=0)
     prior = torch.where(counted > 0, known[1] / counted.clamp(min=1), known[1].sum() / counted.sum())
     for b in range(len(targets)):
-        room = int(max(2 * prior.sum() - (targets[b] == 1).sum(), 1))
+        room = max(int(2 * prior.sum() - (targets[b] == 1).sum()), 1)
         ranked = sorted(positive[b].nonzero().flatten().tolist(), key=lambda c: -float(scores[b, c]))
         positive[b, ranked[room:]] = False
     ramp = min(max((int(labeler.step) - labeler.warmup_steps) / labeler.ramp_steps, 0.0), 1.0)
@@ -333,12 +335,12 @@ def usual_update(
             weight = confidence[sure, c]
             mean = (weight[:, None] * z[sure, c]).sum(dim=0) / weight.sum()
             n = int(bank.count[c])
-            m = min(bank.momentum, n / (n + 1))
-            bank.visual[c] = F.normalize(m * bank.visual[c] + (1 - m) * mean.to(bank.visual), dim=-1)
+            kept = min(bank.momentum, n / (n + 1))
+            bank.visual[c] = F.normalize(kept * bank.visual[c] + (1 - kept) * mean.to(bank.visual), dim=-1)
             bank.count[c] += 1
     n = int(bank.text_count)
-    m = min(bank.text_momentum, n / (n + 1))
-    bank.text.copy_(F.normalize(m * bank.text + (1 - m) * F.normalize(text, dim=-1).to(bank.text), dim=-1))
+    kept = min(bank.text_momentum, n / (n + 1))
+    bank.text.copy_(F.normalize(kept * bank.text + (1 - kept) * F.normalize(text, dim=-1).to(bank.text), dim=-1))
     bank.text_count += 1
 
 

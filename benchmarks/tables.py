@@ -8,6 +8,7 @@ Reads every .json file of the folder and writes tables.md and, where scaling.jso
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import re
@@ -236,7 +237,8 @@ def plot(rows: Sequence[Row], folder: Path) -> list[Path]:
 
 
 def main(typed: Sequence[str] | None = None) -> None:
-    sys.stdout.reconfigure(errors="backslashreplace")  # dashes, into any encoding
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # dashes, into any encoding
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args(typed).folder
@@ -246,7 +248,7 @@ def main(typed: Sequence[str] | None = None) -> None:
     rows = [row for kind in ("pairs", "prompts") for file in found.values() for row in file.get(kind, [])]
     head = ["part", "size", "peer", "time / peer (quartiles)", "memory / peer", "ours"]
     written = [table(head, [[*described(row), *figures(row)] for row in rows])] if rows else []
-    rates = next((file["rates"] for file in found.values() if "rates" in file), {})
+    rates: dict[str, float] = next((file["rates"] for file in found.values() if "rates" in file), {})
     if targets := targets_table(rows, rates):
         written.append(targets)
     for file in found.values():

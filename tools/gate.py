@@ -22,7 +22,8 @@ from torch.nn import functional as F
 from trm_losses.metrics import mean_average_precision
 from trm_pipeline.data.base import LabelledImages
 from trm_pipeline.data.voc import VOC
-from trm_pipeline.embedded import CLASS_NAMES, TEMPLATES
+from trm_pipeline.drawn.captions import TEMPLATES
+from trm_pipeline.embedded import CLASS_NAMES
 
 
 def read_split(devkit: Path, split: str) -> tuple[NDArray[np.uint8], Tensor]:

@@ -17,8 +17,6 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-__all__ = ["MOST", "build", "epoch", "main", "repack", "sources"]
-
 ROOT = Path(__file__).resolve().parents[1]
 MOST = 6_000_000
 """Bytes of a wheel, at most."""

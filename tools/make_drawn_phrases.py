@@ -6,7 +6,8 @@ from __future__ import annotations
 import argparse
 import time
 
-from trm_pipeline.data.base import HELD_OUT, LabelledImages, held_out
+from trm_pipeline.config.presets import HELD_OUT
+from trm_pipeline.data.base import LabelledImages, held_out
 from trm_pipeline.data.cub import CUB
 from trm_pipeline.data.vg200 import VG200
 from trm_pipeline.drawn.phrases import PHRASE_SETS, write_drawn_phrases

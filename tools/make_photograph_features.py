@@ -31,12 +31,10 @@ from torch import Tensor, nn
 from trm_losses import write_features
 from trm_losses.backbones import load_open_clip
 from trm_losses.backbones._imports import import_timm
-from trm_pipeline.data.base import LabelledImages, lines_of
+from trm_pipeline.data.base import LabelledImages, eval_transform, lines_of
 from trm_pipeline.data.coco import COCO, COCO_CLASSES
-from trm_pipeline.data.voc import VOC, class_prompt_names, eval_transform
+from trm_pipeline.data.voc import VOC, class_prompt_names
 from trm_pipeline.progress import progress, say
-
-__all__ = ["Tower", "main", "name_texts"]
 
 TEMPLATE = "a photo of a {}."
 

@@ -8,8 +8,6 @@ from typing import Any
 
 import griffe
 
-__all__ = ["Docstrings", "markdown"]
-
 _ROLE = re.compile(r":(?:class|func|meth|mod|data|attr):`~?([^`]+)`")
 _MATH = re.compile(r":math:`([^`]+)`")
 _BLOCK = re.compile(r"^( *)\.\. math::(.*\n(?:\1 +.*\n?|\n)*)", re.MULTILINE)

@@ -18,8 +18,6 @@ from fontTools import subset
 from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
 
-__all__ = ["linked_names", "mathml", "notebook", "own_path", "parts", "sane_lists"]
-
 ROOT = Path(__file__).resolve().parents[1]
 
 # Pages that stand outside docs/ and have a place in the navigation.

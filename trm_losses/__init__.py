@@ -4,7 +4,7 @@ Labels everywhere: 1 present, 0 absent, values between are soft, -1 unknown.
 """
 
 from . import functional, labels, metrics
-from .calibration import Calibration, Thresholds, choose_thresholds
+from .calibration import Calibration
 from .chunked import ChunkedTRMObjective
 from .contrast import MultimodalContrastiveLoss
 from .distillation import RegionDistillationLoss
@@ -18,6 +18,7 @@ from .prompts import PromptEmbeddings, PromptLearner
 from .prototypes import PrototypeBank
 from .pseudo import PseudoLabeler, PseudoLabels
 from .regions import RegionPooler, Regions
+from .thresholds import Thresholds, choose_thresholds
 from .training_free import GaussianDiscriminant
 
 __version__ = "0.1.0"

@@ -5,19 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = [
-    "FLOATS",
-    "NUMBERS",
-    "Dims",
-    "check_choice",
-    "check_finite",
-    "check_ids",
-    "check_number",
-    "check_scores",
-    "check_targets",
-    "signed",
-]
-
 # Types that can be computed with: those of eight bits and complex ones cannot be compared or summed.
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 NUMBERS = (*FLOATS, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -62,24 +49,36 @@ class Dims:
         targets = signed(targets)
         return check_targets(self.owner, targets) if validate else targets
 
+    def without_padding(self, tokens: Tensor, padding: Tensor | None) -> Tensor:
+        """Tokens (B, N, D) with zeros under the padding: what lies there must not matter, not even NaN (0 * NaN is NaN)."""
+        if padding is None:
+            return tokens
+        self.check("key_padding_mask", padding, "B N", floating=False)
+        if padding.dtype != torch.bool:
+            raise TypeError(f"{self.owner}: key_padding_mask must be bool, True at padding, got {padding.dtype}")
+        return tokens.masked_fill(padding[..., None], 0.0)
+
 
 def signed(labels: Tensor) -> Tensor:
     """uint8 labels as int8, by the same bits: what was written as -1 is 255 in uint8."""
     return labels.view(torch.int8) if labels.dtype == torch.uint8 else labels
 
 
-def check_finite(owner: str, name: str, tensor: Tensor) -> None:
-    """Raise where ``tensor`` holds NaN or infinity. Waits for the device; skipped inside ``torch.compile``."""
+_OVERFLOW = "; look for half-precision overflow before this point (validate=False skips this check)"
+
+
+def check_finite(owner: str, name: str, tensor: Tensor, end: str = _OVERFLOW) -> None:
+    """Raise where ``tensor`` holds NaN or infinity, with this end of the line.
+
+    Waits for the device; skipped inside ``torch.compile``.
+    """
     if torch.compiler.is_compiling():
         return
     values = tensor.detach()
     # A sum is finite only where all of its terms are, and reads them once; one that overflows tells nothing.
     if not torch.isfinite(values.sum()) and not torch.isfinite(values).all():
         bad = int((~torch.isfinite(values)).sum())
-        raise ValueError(
-            f"{owner}: {name} must be finite, got {bad} NaN or infinite of {tensor.numel()} values; "
-            "look for half-precision overflow before this point (validate=False skips this check)"
-        )
+        raise ValueError(f"{owner}: {name} must be finite, got {bad} NaN or infinite of {tensor.numel()} values{end}")
 
 
 def check_targets(owner: str, targets: Tensor, *, name: str = "targets", soft: bool = True) -> Tensor:

@@ -14,19 +14,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = [
-    "Distributed",
-    "Joined",
-    "count_per_rank",
-    "gather_rows",
-    "joined_sum",
-    "resolve_group",
-    "sum_over_ranks",
-    "sum_per_rank",
-    "uncompiled",
-    "with_gradients_of_ranks",
-]
-
 P = ParamSpec("P")
 T = TypeVar("T")
 Distributed = Union[bool, "dist.ProcessGroup"]

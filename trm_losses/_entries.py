@@ -9,8 +9,6 @@ from torch import Tensor
 
 from ._checks import Dims, check_ids
 
-__all__ = ["Entries", "check_regions", "take"]
-
 
 class Entries(NamedTuple):
     """Regions at some entries (b, c) of a batch, in the order of their rows and classes: features (n, D), row and own (n,).

@@ -14,9 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import Dims
-
-__all__ = ["RowFile", "check_about", "check_finite_values", "close_split", "grid_of_others", "meta_of", "save_array"]
+from ._checks import Dims, check_finite
 
 _TYPES = {torch.float16: "<f2", torch.float32: "<f4", torch.int8: "|i1"}
 _HEAD = 128  # bytes, whatever the shape is, so that it can be written again for fewer rows
@@ -113,13 +111,6 @@ def save_array(path: Path, values: Tensor) -> None:
     file.close()
 
 
-def check_finite_values(owner: str, name: str, values: Tensor, where: str = "") -> None:
-    """Raise where there is NaN or infinity; ``where`` ends the message."""
-    if not bool(torch.isfinite(values).all()):
-        bad = int((~torch.isfinite(values)).sum())
-        raise ValueError(f"{owner}: {name} must be finite, got {bad} NaN or infinite of {values.numel()} values{where}")
-
-
 def check_about(owner: str, class_names: Sequence[str], text: Tensor, logit_scale: float) -> list[str]:
     """The names of the classes as a list.
 
@@ -133,7 +124,7 @@ def check_about(owner: str, class_names: Sequence[str], text: Tensor, logit_scal
     if not 0 < logit_scale < math.inf:
         raise ValueError(f"{owner}: logit_scale must be above 0, got {logit_scale!r}; take its exp where it is a logarithm")
     Dims(owner, C=len(names)).check("text", text, "C D")
-    check_finite_values(owner, "text", text)
+    check_finite(owner, "text", text, "")
     return names
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["may_fuse"]
-
 
 def may_fuse() -> bool:
     """Neither while ``torch.compile`` traces, which fuses by itself, nor inside ``torch.func``, which transforms operators."""

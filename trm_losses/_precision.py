@@ -7,8 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-__all__ = ["full_precision", "unit", "unit_rows", "upcast"]
-
 
 def full_precision(tensor: Tensor) -> AbstractContextManager[object]:
     """A context in which autocast is off on the tensor's device: exponents and sums lose too much in half precision.

@@ -11,8 +11,6 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FullPrecisionState", "PerClassState", "in_eval_mode"]
-
 Self = TypeVar("Self", bound="PerClassState")
 
 

@@ -12,8 +12,6 @@ from ._distributed import gather_rows
 from ._entries import Entries
 from ._precision import unit
 
-__all__ = ["TokenStream"]
-
 _BLOCK = 1 << 22  # elements of the similarities of some images, and of their tokens, taken at a time
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import Dims, check_targets
-from ._feature_files import RowFile, check_about, check_finite_values, close_split, grid_of_others, meta_of
+from ._checks import Dims, check_finite, check_targets
+from ._feature_files import RowFile, check_about, close_split, grid_of_others, meta_of
 
 __all__ = ["write_features"]
 
@@ -137,7 +137,7 @@ def _write_view(
             for name, part, file in zip(_NAMES, parts, files, strict=False):
                 values = part.detach().to(dtype)
                 where = f" from image {written} on in {str(dtype).removeprefix('torch.')}"
-                check_finite_values(_OWNER, name, values, where)
+                check_finite(_OWNER, name, values, where)
                 file.write(written, values)
             written += len(parts[0])
     if written != count:

@@ -136,8 +136,7 @@ class GlobalHead(FullPrecisionState):
         name = type(self).__name__
         check_number(name, "unknown_weight", unknown_weight, 0)
         if base_rate is not None:
-            check_number(name, "base_rate", base_rate, 0, strict=True)
-            check_number(name, "base_rate", base_rate, 0, 1)
+            check_number(name, "base_rate", base_rate, 0, 1, strict=True)
         group = resolve_group(self.distributed)
         device = self.bias.device
         with torch.inference_mode(False):  # whose tensors cannot be differentiated

@@ -92,10 +92,11 @@ class TRMHead(PerClassState):
         check_choice(name, "head", head, ("query", "region", "mean"))
         dims = Dims(name, C=pooler.num_classes, D=pooler.dim)
         dims.check("text", text, "C D")
-        if matching.num_classes != pooler.num_classes:
-            raise ValueError(
-                f"{name}: matching must have the pooler's num_classes = {pooler.num_classes}, got {matching.num_classes}"
-            )
+        for key, part in (("matching", matching), ("global_head", global_head), ("calibration", calibration)):
+            if part is not None and part.num_classes != pooler.num_classes:
+                raise ValueError(
+                    f"{name}: {key} must have the pooler's num_classes = {pooler.num_classes}, got {part.num_classes}"
+                )
         class_names = list(class_names)
         if len(class_names) != pooler.num_classes or len(set(class_names)) != len(class_names):
             raise ValueError(
@@ -103,14 +104,6 @@ class TRMHead(PerClassState):
                 f"({len(set(class_names))} different)"
             )
         check_number(name, "rate", rate, 0, 1)
-        if global_head is not None and global_head.num_classes != pooler.num_classes:
-            raise ValueError(
-                f"{name}: global_head must have the pooler's num_classes = {pooler.num_classes}, got {global_head.num_classes}"
-            )
-        if calibration is not None and calibration.num_classes != pooler.num_classes:
-            raise ValueError(
-                f"{name}: calibration must have the pooler's num_classes = {pooler.num_classes}, got {calibration.num_classes}"
-            )
         self.pooler, self.matching, self.class_names, self.head = pooler, matching, class_names, head
         self.global_head, self.rate, self.calibration = global_head, rate, calibration
         self.register_buffer("text", text.detach().clone())

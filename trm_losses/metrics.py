@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ._checks import check_number, check_scores
+from ._precision import upcast
 from .labels import UNKNOWN
 
 __all__ = ["F1Scores", "average_precision", "calibration_error", "evaluate", "f1_scores", "mean_average_precision"]
@@ -113,8 +114,7 @@ def mean_average_precision(scores: Tensor, targets: Tensor, *, interpolated: boo
         float64 scalar tensor on the CPU, from 0 to 1; NaN when no class has a known positive.
 
     Raises:
-        TypeError: as :func:`average_precision`.
-        ValueError: as :func:`average_precision`.
+        TypeError, ValueError: as :func:`average_precision`.
 
     Example:
         >>> scores = torch.tensor([[0.9, 0.1], [0.8, 0.3]])
@@ -274,9 +274,7 @@ def calibration_error(scores: Tensor, targets: Tensor, *, bins: int = 15) -> Ten
     check_number("calibration_error", "bins", bins, 1)
     if bins != int(bins):
         raise ValueError(f"calibration_error: bins must be a whole number, got {bins}")
-    scores, targets = scores.detach().cpu(), targets.detach().cpu()
-    if scores.dtype not in (torch.float32, torch.float64):
-        scores = scores.float()
+    scores, targets = upcast(scores).detach().cpu(), targets.detach().cpu()
     ends = torch.linspace(0, 1, int(bins) + 1, dtype=scores.dtype)
     known, classes, width = targets != UNKNOWN, scores.shape[1], int(bins) + 1
     place = torch.bucketize(scores.contiguous(), ends, right=True) - 1 + width * torch.arange(classes)
@@ -301,8 +299,7 @@ def evaluate(scores: Tensor, targets: Tensor, *, threshold: float | Sequence[flo
         ``CF1_per_class`` (:func:`f1_scores`), from 0 to 100.
 
     Raises:
-        TypeError: as :func:`f1_scores`.
-        ValueError: as :func:`f1_scores`.
+        TypeError, ValueError: as :func:`f1_scores`.
 
     Example:
         >>> evaluate(torch.tensor([[2.0], [-1.0], [1.0], [-2.0]]), torch.tensor([[1], [1], [0], [0]]))["OF1"]
@@ -323,9 +320,7 @@ def evaluate(scores: Tensor, targets: Tensor, *, threshold: float | Sequence[flo
 
 def _average_precisions(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Raw and interpolated average precision of each class, (C,) each, from one sort."""
-    scores, targets = scores.detach().cpu(), targets.cpu()
-    if scores.dtype not in (torch.float32, torch.float64):
-        scores = scores.float()
+    scores, targets = upcast(scores).detach().cpu(), targets.cpu()
     raw, interpolated = [], []
     for s, y in zip(torch.split(scores.T, _CHUNK), torch.split(targets.T, _CHUNK), strict=True):
         y = y.contiguous()

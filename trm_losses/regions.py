@@ -193,12 +193,7 @@ class RegionPooler(PerClassState):
                 raise ValueError(f"{name}: text must be given where query='tied'; pass text (C, D) or use query='free'")
             dims.check("text", text, "C D", hint="text and tokens share the width D of the joint space")
             queries = text
-        if key_padding_mask is not None:
-            dims.check("key_padding_mask", key_padding_mask, "B N", floating=False)
-            if key_padding_mask.dtype != torch.bool:
-                raise TypeError(f"{name}: key_padding_mask must be bool, True at padding, got {key_padding_mask.dtype}")
-            # What lies under the padding must not matter, not even NaN: 0 * NaN would reach the sums.
-            tokens = tokens.masked_fill(key_padding_mask[..., None], 0.0)
+        tokens = dims.without_padding(tokens, key_padding_mask)
         if self.validate:
             check_finite(name, "tokens", tokens)
             check_finite(name, "queries", queries)

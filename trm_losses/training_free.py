@@ -105,8 +105,7 @@ class GaussianDiscriminant(FullPrecisionState):
         check_number(name, "dim", dim, 1)
         check_number(name, "tokens_per_class", tokens_per_class, 1)
         check_number(name, "scale", scale, 0, strict=True)
-        check_number(name, "shrinkage", shrinkage, 0, strict=True)
-        check_number(name, "shrinkage", shrinkage, 0, 1)
+        check_number(name, "shrinkage", shrinkage, 0, 1, strict=True)
         check_number(name, "sharpness", sharpness, 0)
         check_number(name, "label_weight", label_weight, 0)
         self.num_classes, self.dim, self.tokens_per_class = num_classes, dim, tokens_per_class
@@ -155,7 +154,7 @@ class GaussianDiscriminant(FullPrecisionState):
         dims.device = device
         dims.check("tokens", tokens, "B N D", hint="batches is a list or stream of such tensors: pass [tokens] if there is one")
         assert tokens is not None
-        tokens = _without_padding(dims, tokens, padding)
+        tokens = dims.without_padding(tokens, padding)
         if targets is not None:
             targets = dims.targets(targets, "B C", validate=self.validate)
         if self.validate:
@@ -246,7 +245,7 @@ class GaussianDiscriminant(FullPrecisionState):
         """
         dims = Dims(type(self).__name__, D=self.dim)
         dims.check("tokens", tokens, "B N D")
-        tokens = _without_padding(dims, tokens, key_padding_mask)
+        tokens = dims.without_padding(tokens, key_padding_mask)
         if self.validate:
             check_finite(dims.owner, "tokens", tokens)
         if chunk is None:
@@ -274,16 +273,6 @@ class GaussianDiscriminant(FullPrecisionState):
             f"num_classes={self.num_classes}, dim={self.dim}, tokens_per_class={self.tokens_per_class}, "
             f"shrinkage={self.shrinkage}, sharpness={self.sharpness}"
         )
-
-
-def _without_padding(dims: Dims, tokens: Tensor, padding: Tensor | None) -> Tensor:
-    """Zeros under the padding: what lies there must not matter, not even NaN."""
-    if padding is None:
-        return tokens
-    dims.check("key_padding_mask", padding, "B N", floating=False)
-    if padding.dtype != torch.bool:
-        raise TypeError(f"{dims.owner}: key_padding_mask must be bool, True at padding, got {padding.dtype}")
-    return tokens.masked_fill(padding[..., None], 0.0)
 
 
 def _inverse_root(covariance: Tensor, shrinkage: float) -> Tensor:

@@ -32,8 +32,6 @@ from trm_pipeline.folder.train import run_train
 from trm_pipeline.progress import escape_output
 from trm_pipeline.run import experiment
 
-__all__ = ["COMMANDS", "SOURCES", "main", "parser"]
-
 SOURCES = {"voc": "voc", "coco": "coco", "vg200": "vg200", "nus": "nus", "cub": "cub", "features": "given"}
 """Data sets of ``reproduce``, with the modules that know them."""
 

@@ -16,18 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = [
-    "CACHE",
-    "Checkpoint",
-    "check_writable",
-    "differences",
-    "folder_argument",
-    "read_json",
-    "replacing",
-    "tensor_digest",
-    "write_json",
-]
-
 CACHE = "~/.cache/trm_losses"
 _FORMAT = 1
 

@@ -14,8 +14,6 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-__all__ = ["Pace", "Scalars", "Sweep", "escape_output", "progress", "say", "warnings_said", "without_bars", "without_words"]
-
 T = TypeVar("T")
 
 _bars = True

@@ -18,23 +18,6 @@ from torch import Tensor, nn
 from trm_pipeline.features.cached import Batch, Features
 from trm_pipeline.progress import without_bars, without_words
 
-__all__ = [
-    "average_gradients",
-    "batches",
-    "first",
-    "first_before_others",
-    "from_first",
-    "gather",
-    "group",
-    "launched",
-    "lost",
-    "rank",
-    "start",
-    "stop",
-    "total",
-    "world",
-]
-
 T = TypeVar("T")
 
 # Ranks do equal work between two messages, so that one which is waited for longer than this is taken for dead. Where one

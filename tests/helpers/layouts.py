@@ -181,3 +181,13 @@ def write_cub(
         path.parent.mkdir(parents=True, exist_ok=True)
         draw(path)
     return root
+
+
+def write_tiny(key: str, root: Path) -> Path:
+    """A dozen images for each of two splits, in the layout of a data set of ``trm-losses reproduce``."""
+    if key == "coco":
+        return write_coco(root, {split: draw_labels(12, 80, 0.3, seed) for seed, split in enumerate(("train", "val"))})
+    if key == "cub":
+        return write_cub(root, draw_labels(24, 312, 0.3), [row < 12 for row in range(24)], np.full((24, 312), 3))
+    write, classes = {"vg200": (write_vg, 200), "nus": (write_nus, 81)}[key]
+    return write(root, {split: draw_labels(12, classes, 0.3, seed) for seed, split in enumerate(("train", "test"))})

@@ -16,8 +16,9 @@ from tests.helpers import oracles
 from tests.helpers.cases.calibration import calibration, held_out, random_numbers
 from tests.helpers.oracles.calibration import listed_probability, minimum
 from tests.helpers.values import CLASSES, generator, normal
-from trm_losses.calibration import _LEAST, _SPLITS
+from trm_losses.calibration import LEAST
 from trm_losses.metrics import average_precision, calibration_error, f1_scores
+from trm_losses.thresholds import _SPLITS
 
 SCALE, SHIFT = 2.5, -0.8
 
@@ -104,7 +105,7 @@ def test_classes_borrow_from_each_other() -> None:
 @pytest.mark.parametrize("few", [0, 1])
 def test_a_class_with_few_labels_of_a_kind_takes_the_pooled_numbers(few: int) -> None:
     logits, _, labels = drawn(4, 80, 0)
-    for count, own in ((_LEAST - 1, False), (_LEAST, True)):
+    for count, own in ((LEAST - 1, False), (LEAST, True)):
         targets = labels.clone()
         rows = (targets[:, 2] == few).nonzero().flatten()
         targets[rows[count:], 2] = -1
@@ -328,7 +329,7 @@ def test_a_value_says_less_than_the_labels_that_chose() -> None:
 def test_few_labels_take_the_threshold_of_all_classes() -> None:
     scores, labels = rated(40, 3, 5)
     labels[:, 1] = -1
-    labels[(labels[:, 2] == 1).nonzero().flatten()[_LEAST - 1 :], 2] = -1
+    labels[(labels[:, 2] == 1).nonzero().flatten()[LEAST - 1 :], 2] = -1
     found = tl.choose_thresholds(scores, labels)
     known = labels != -1
     together = tl.choose_thresholds(scores[known][:, None], labels[known][:, None])
@@ -393,7 +394,7 @@ def test_what_is_no_probability_and_other_refusals() -> None:
     refused("targets must hold known present and known absent labels, got 0 present and 0 absent", y=torch.full((6, 2), -1))
     refused("targets must hold known present and known absent labels, got 12 present and 0 absent", y=torch.ones(6, 2))
     refused("metric must be one of 'f1', 'precision', 'recall', 'cost', got 'F1'", metric="F1")
-    refused("at_least must be at least 0 and at most 1, got 1.5", metric="recall", at_least=1.5)
+    refused("at_least must be above 0 and at most 1, got 1.5", metric="recall", at_least=1.5)
     refused("at_least must be above 0, got 0.0", metric="recall", at_least=0.0)
     refused("false_alarm must be above 0, got 0.0", metric="cost", false_alarm=0.0)
     refused("miss must be above 0, got -1", metric="cost", miss=-1)

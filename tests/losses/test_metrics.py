@@ -19,7 +19,6 @@ sklearn_metrics = pytest.importorskip("sklearn.metrics")
 torchmetrics_functional = pytest.importorskip("torchmetrics.functional.classification")
 average_precision_score = sklearn_metrics.average_precision_score
 precision_recall_fscore_support = sklearn_metrics.precision_recall_fscore_support
-multilabel_average_precision = torchmetrics_functional.multilabel_average_precision
 
 
 def scored(rows: int, columns: int, *, seed: int = 0, decimals: int | None = None, unknown: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -152,17 +151,6 @@ def test_average_precision_equals_scikit_learn(decimals: int | None) -> None:
     np.testing.assert_allclose(average_precision(scores, targets).numpy(), expected, rtol=0, atol=1e-12)
     mean = mean_average_precision(scores, targets)
     assert mean.shape == () and float(mean) == pytest.approx(np.mean(expected), abs=1e-12)
-
-
-@pytest.mark.parametrize("decimals", [None, 2])
-def test_average_precision_equals_torchmetrics(decimals: int | None) -> None:
-    scores, targets = scored(500, 20, decimals=decimals, unknown=0.2)
-    probabilities = scores.sigmoid()  # torchmetrics would squash logits itself, in float32 ties would differ
-    theirs = multilabel_average_precision(probabilities, targets, num_labels=20, average="none", ignore_index=-1)
-    ours = average_precision(probabilities, targets)
-    torch.testing.assert_close(ours, theirs.double(), rtol=0, atol=2e-6)
-    theirs = multilabel_average_precision(probabilities, targets, num_labels=20, average="macro", ignore_index=-1)
-    torch.testing.assert_close(mean_average_precision(probabilities, targets), theirs.double(), rtol=0, atol=2e-6)
 
 
 def test_classes_without_a_known_positive() -> None:

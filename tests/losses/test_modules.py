@@ -18,6 +18,9 @@ from tests.helpers.cases.contrast import call_contrast
 from tests.helpers.compare import agree, tensors
 from tests.helpers.values import BATCH, CLASSES, Inputs, region_text
 from trm_losses import pseudo
+from trm_losses._state import FullPrecisionState
+
+safetensors = pytest.importorskip("safetensors.torch")
 
 LOSSES = [case for case in CASES if case.is_loss]
 REFUSALS = [(case, key) for case in CASES for key in case.wrong]
@@ -129,11 +132,11 @@ def test_module_in_another_precision(case: Case, dtype: torch.dtype) -> None:
     for result in tensors(case.call(module, to(case.inputs(BATCH, CLASSES), dtype))):
         assert torch.isfinite(result).all()
     for part in module.modules():
-        if isinstance(part, (tl.PrototypeBank, tl.PseudoLabeler, tl.GaussianDiscriminant, tl.GlobalHead, tl.Calibration)):
-            assert {b.dtype for b in part.buffers()} <= {torch.float32, torch.int64}
-    if case.owner in ("PseudoLabeler", "PrototypeBank", "GaussianDiscriminant", "GlobalHead", "Calibration"):
-        state = module.state_dict()
-        assert all(torch.equal(state[key], x) for key, x in floats.items() if case.owner != "PrototypeBank" or key == "init")
+        if isinstance(part, FullPrecisionState):
+            assert {b.dtype for b in part.buffers()} <= {torch.float32, torch.int64, torch.bool}
+    if isinstance(module, FullPrecisionState):
+        kept = {key: x for key, x in module.named_buffers() if x.is_floating_point()}
+        assert all(torch.equal(x, floats[key]) for key, x in kept.items() if case.owner != "PrototypeBank" or key == "init")
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.compiles], ids=ids)
@@ -163,18 +166,19 @@ def test_copies_agree(case: Case, copied: Any) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=ids)
 def test_state(case: Case) -> None:
-    """Names are pinned; what is saved with weights_only goes into a fresh module and gives the same results."""
+    """Names are pinned; what is saved, with weights_only or as safetensors, gives a fresh module the same results."""
     module, inputs = built(case), case.inputs(BATCH, CLASSES)
     assert tuple(module.state_dict()) == case.state or set(module.state_dict()) == set(case.state)
     file = io.BytesIO()
     torch.save(module.state_dict(), file)
     file.seek(0)
-    torch.manual_seed(99)
-    fresh = case.build(CLASSES).double()
-    for tensor in fresh.state_dict().values():
-        tensor.zero_()
-    fresh.load_state_dict(torch.load(file, weights_only=True))
-    agree(case.call(fresh, inputs), case.call(module, inputs), rtol=2e-5, atol=1e-5)
+    for state in (torch.load(file, weights_only=True), safetensors.load(safetensors.save(module.state_dict()))):
+        torch.manual_seed(99)
+        fresh = case.build(CLASSES).double()
+        for tensor in fresh.state_dict().values():
+            tensor.zero_()
+        fresh.load_state_dict(state)
+        agree(case.call(fresh, inputs), case.call(module, inputs), rtol=2e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -17,7 +17,7 @@ from tests.helpers import compare, oracles
 from tests.helpers.cases.bank import filled_bank
 from tests.helpers.cases.contrast import weighted
 from tests.helpers.cases.objective import objective, objective_inputs, objective_terms
-from tests.helpers.values import CLASSES, TOKENS, WIDTH, labels, normal, shaken
+from tests.helpers.values import CLASSES, TOKENS, WIDTH, labels, named_right, normal, shaken
 from trm_losses import functional as TF
 from trm_losses.pseudo import Evidence, PrototypeRule, TeacherRule
 from trm_pipeline.config import presets
@@ -419,13 +419,6 @@ WRONG: list[tuple[Any, str]] = [
 def test_refuses_parts_that_do_not_fit(build: Any, message: str) -> None:
     with pytest.raises(ValueError, match=f"^TRMObjective: {message}"):
         build()
-
-
-def named_right(features: Tensor, text: Tensor) -> float:
-    """The share of (b, c) whose feature is closest to the text of class c."""
-    unit = torch.nn.functional.normalize
-    nearest = torch.einsum("bcd,kd->bck", unit(features, dim=-1), unit(text, dim=-1)).argmax(dim=-1)
-    return float((nearest == torch.arange(len(text))).float().mean())
 
 
 def test_no_class_identity_leaks_into_the_features() -> None:

@@ -27,16 +27,6 @@ from trm_losses import baselines, pseudo
 safetensors = pytest.importorskip("safetensors.torch")
 
 
-@pytest.mark.parametrize("case", CASES, ids=ids)
-def test_safetensors_hold_the_whole_state(case: Case) -> None:
-    module, inputs = built(case), case.inputs(BATCH, CLASSES)
-    fresh = built(case)
-    for tensor in fresh.state_dict().values():
-        tensor.zero_()
-    fresh.load_state_dict(safetensors.load(safetensors.save(module.state_dict())))
-    agree(case.call(fresh, inputs), case.call(module, inputs), rtol=2e-5, atol=1e-5)
-
-
 @pytest.mark.parametrize("case", [case for case in CASES if case.state], ids=ids)
 def test_a_state_can_be_called_with(case: Case) -> None:
     """``torch.func.functional_call``: with the state of another module the call is that module's."""

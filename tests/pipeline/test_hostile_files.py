@@ -21,6 +21,7 @@ import trm_losses as tl
 from tests.helpers import ROOT
 from tests.helpers.cases.objective import head
 from trm_losses import TRMHead
+from trm_losses._feature_files import RowFile
 from trm_pipeline import files as checkpoint
 from trm_pipeline.data.voc import VOC
 from trm_pipeline.features import cached as features
@@ -278,7 +279,7 @@ def test_a_write_that_fails_leaves_the_file_before(kind: str, tmp_path: Path, mo
 def test_a_cache_that_does_not_fit_is_an_error_and_no_killed_process(tiny: Path) -> None:
     """A map is made without its room: the first page that is written to would end the process by a signal."""
     with pytest.raises(OSError, match=r"No space left on device: '.*tokens0.npy'"):
-        features._created(tiny / "tokens0.npy", (100, 20, 100))
+        RowFile(tiny / "tokens0.npy", torch.float16, (100, 20, 100))
 
 
 # Images and annotations ---------------------------------------------------------------------------------------------------

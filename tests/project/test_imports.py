@@ -20,6 +20,7 @@ ROOMS = {
         "labels",
         "metrics",
         "calibration",
+        "thresholds",
         "functional",
         "regions",
         "prompts",

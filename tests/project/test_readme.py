@@ -64,17 +64,18 @@ def test_commands_of_the_pages_are_understood(tmp_path, monkeypatch):
     """Also their settings and combinations; nothing is run."""
     pytest.importorskip("open_clip")
     pytest.importorskip("safetensors")
-    from trm_pipeline.data import given
+    from trm_pipeline.command import SOURCES
     from trm_pipeline.run import arguments
 
     (tmp_path / "FEATURES").mkdir()
     (tmp_path / "FEATURES" / "meta.json").write_text('{"class_names": ["cat", "dog"], "logit_scale": 100}', encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     lines = [line for page in PAGES for line in page.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()]
-    commands = [found.groups() for line in lines if (found := re.match(r"\S*python examples/reproduce_(\w+)\.py([^`]*)", line))]
-    assert len(commands) >= 5 and {key for key, _ in commands} == {"voc", "coco", "vg200", "nus", "cub", "features"}
+    form = r"(?:\S*python examples/reproduce_|trm-losses reproduce )(\w+)(?:\.py)?([^`]*)"
+    commands = [found.groups() for line in lines if (found := re.match(form, line))]
+    assert len(commands) >= 5 and {key for key, _ in commands} == set(SOURCES)
     for key, command in commands:
-        source = given.SOURCE if key == "features" else importlib.import_module(f"trm_pipeline.data.{key}").SOURCE
+        source = importlib.import_module(f"trm_pipeline.data.{SOURCES[key]}").SOURCE
         typed = [word for word in shlex.split(command) if word != "--tensorboard"]  # which asks for its package
         arguments.parse(typed, source)
 
@@ -95,10 +96,11 @@ def test_commands_for_ones_own_images_are_understood():
 def test_pages_of_the_pipeline_name_every_argument():
     pytest.importorskip("open_clip")
     pytest.importorskip("safetensors")
+    from trm_pipeline.command import SOURCES
     from trm_pipeline.run import arguments
 
     page = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("pipeline.md", "datasets.md"))
-    sources = [importlib.import_module(f"trm_pipeline.data.{key}").SOURCE for key in ("voc", "coco", "vg200", "nus", "cub")]
+    sources = [importlib.import_module(f"trm_pipeline.data.{module}").SOURCE for module in SOURCES.values()]
     actions = [action for source in sources for action in arguments.parser(source)._actions]
     options = {option for action in actions for option in action.option_strings} - {"-h", "--help"}
     assert {option for option in options if f"`{option}" not in page} == set()

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["end_states", "is_causal", "is_known", "is_touched"]
-
 _PARTS = {"ln_1", "attn", "ls_1", "ln_2", "mlp", "ls_2"}
 
 KeysValues = tuple[Tensor, Tensor]

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from .._checks import Dims
 
-__all__ = ["FrozenBackbone", "ImageFeatures", "VisualTower", "freeze", "frozen_projection"]
-
 Backbone = TypeVar("Backbone", bound="FrozenBackbone")
 
 

@@ -15,8 +15,6 @@ from ..prompts import PromptEmbeddings
 from ._causal import is_touched
 from ._text import TextTower
 
-__all__ = ["clip_tower", "padded_tower", "siglip_tower"]
-
 _PARTS = {"self_attn", "layer_norm1", "mlp", "layer_norm2"}
 _LAYERS = {
     ("transformers.models.clip.modeling_clip", "CLIPEncoderLayer"),

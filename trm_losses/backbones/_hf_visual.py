@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 from ._timm import by_rows
 
-__all__ = ["AttentionPoolTower", "ClassTokenTower", "PatchedTower", "PlainTower", "SizedTower"]
-
 
 class SizedTower:
     """What all of them share: square patches, and the size that the weights were made for."""

@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 
-__all__ = ["import_open_clip", "import_timm", "import_transformers"]
-
 
 def import_open_clip() -> Any:
     """Return the module ``open_clip``, or raise an ``ImportError`` that says what to install."""

@@ -14,8 +14,6 @@ from .._checks import Dims, check_number
 from ..prompts import PromptEmbeddings
 from ._causal import end_states, is_causal, is_known
 
-__all__ = ["TextTower", "open_clip_tower"]
-
 _KEPT_BYTES = 2**31  # of activations, above which classes go through the tower in chunks
 
 

@@ -14,11 +14,22 @@ from .._checks import Dims
 from ..prompts import PromptEmbeddings
 from ._text import TextTower
 
-__all__ = ["MissingTokenizer", "TextSide", "refuse_length"]
-
 
 class TextSide:
     """Texts of a frozen model; a family says how it tokenizes, how it encodes ids, and what its tower is made of."""
+
+    model: Any
+
+    @property
+    def logit_scale(self) -> float:
+        """The scale that the model multiplies its cosines with: exp of its learned parameter."""
+        return float(self.model.logit_scale.exp())
+
+    @property
+    def logit_bias(self) -> float | None:
+        """What the model adds to its scaled cosines (SigLIP), or ``None``."""
+        bias = getattr(self.model, "logit_bias", None)
+        return None if bias is None else float(bias)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Turn texts into ids (C, L) on the model's device; a text that would be cut is refused."""

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from ._imports import import_timm
 
-__all__ = ["TimmTower", "alone"]
-
 # The pools whose answer to a single position is made of that position.
 _POOLS = {"avg", "fast", "fastavg", "token", "map", "prr"}
 

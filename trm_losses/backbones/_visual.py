@@ -17,8 +17,6 @@ from torch.nn import functional as F
 from ._frozen import VisualTower
 from ._timm import TimmTower, alone
 
-__all__ = ["visual_tower"]
-
 _OWNER = "OpenClipBackbone"
 
 

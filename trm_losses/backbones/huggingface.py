@@ -143,15 +143,9 @@ class HFBackbone(TextSide, FrozenBackbone):
 
     @property
     def logit_scale(self) -> float:
-        """The scale that the model multiplies its cosines with: exp of its learned parameter."""
+        """See :class:`OpenClipBackbone`; an error if there is no text tower."""
         self._text()
-        return float(self.model.logit_scale.exp())
-
-    @property
-    def logit_bias(self) -> float | None:
-        """What the model adds to its scaled cosines (SigLIP), or ``None``."""
-        bias = getattr(self.model, "logit_bias", None)
-        return None if bias is None else float(bias)
+        return super().logit_scale
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Turn texts into ids (C, L) on the model's device, padded as the tower wants them; too long a text is refused."""

@@ -134,17 +134,6 @@ class OpenClipBackbone(TextSide, FrozenBackbone):
         self.tokenizer = tokenizer
         self._causal: bool | None = None  # whether the text tower's mask is, once known
 
-    @property
-    def logit_scale(self) -> float:
-        """The scale that the model multiplies its cosines with: exp of its learned parameter."""
-        return float(self.model.logit_scale.exp())
-
-    @property
-    def logit_bias(self) -> float | None:
-        """What the model adds to its scaled cosines (SigLIP), or ``None``."""
-        bias = getattr(self.model, "logit_bias", None)
-        return None if bias is None else float(bias)
-
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Turn texts into ids (C, L) on the model's device; a text that would be cut is refused."""
         if self.tokenizer is None:

@@ -13,8 +13,6 @@ from .._distributed import Distributed, count_per_rank, gather_rows, resolve_gro
 from .._precision import full_precision, upcast
 from .._state import FullPrecisionState
 
-__all__ = ["Baseline", "cross_entropy", "entropy", "power_loss"]
-
 
 class Baseline(FullPrecisionState):
     """A loss of logits and labels; its equation is ``_loss``, its schedule ``_schedule``, and what it keeps comes by ``update``.
@@ -92,9 +90,9 @@ class Baseline(FullPrecisionState):
         count = count_per_rank(x.new_full((), x.numel()), self._group)
         return total / torch.where(count > 0, count, 1.0)
 
-    def _sum(self, total: Tensor) -> Tensor:
-        """A sum over entries as it is."""
-        return sum_per_rank(total, self._group)
+    def _reduced(self, total: Tensor, x: Tensor, reduction: str) -> Tensor:
+        """A sum over entries as it is, or the mean."""
+        return sum_per_rank(total, self._group) if reduction == "sum" else self._mean(total, x)
 
     def _rows(self, x: Tensor) -> int:
         """B; over ranks it waits for the device."""

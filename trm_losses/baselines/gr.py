@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -134,9 +135,7 @@ class GPRLoss(GRLoss):
             for CUB.
         confidence: :math:`\rho`, the soft label of a pseudo-positive.
         weight_expected: :math:`\beta`, 0.05 (VOC), 0.001 (COCO, NUS), 0.01 (CUB).
-        slope, offset, center, width, q_present, q_absent: as in :class:`GRLoss`.
-        distributed: False, True or a process group: the batch is then that of all ranks.
-        validate: check label values and ids, and look for NaN (waits for the device).
+        options: of :class:`GRLoss`; ``validate`` is of ids too.
 
     Shape:
         logits, targets (B, C), ids (B,) int64 -> scalar.
@@ -168,28 +167,12 @@ class GPRLoss(GRLoss):
         weights: Ramp = (0.4, 0.7),
         confidence: float = 0.9,
         weight_expected: float = 0.05,
-        slope: Ramp = (0.0, 2.0),
-        offset: Ramp = (-2.0, -2.0),
-        center: Ramp = (0.5, 0.8),
-        width: Ramp = (2.0, 0.5),
-        q_present: float = 0.01,
-        q_absent: float = 1.0,
-        distributed: Distributed = False,
-        validate: bool = True,
+        **options: Any,
     ) -> None:
         name = type(self).__name__
         Dims(name).check("scores", scores, "n C")
         check_finite(name, "scores", scores)
-        super().__init__(
-            slope=slope,
-            offset=offset,
-            center=center,
-            width=width,
-            q_present=q_present,
-            q_absent=q_absent,
-            distributed=distributed,
-            validate=validate,
-        )
+        super().__init__(**options)
         self.num_samples, self.num_classes = scores.shape
         check_number(name, "expected_positives", expected_positives, 0, strict=True)
         check_number(name, "threshold", threshold)

@@ -66,7 +66,7 @@ class HillLoss(Baseline):
         total = TF.asymmetric_loss(shifted, y, gamma_pos=self.gamma, gamma_neg=0.0, margin=0.0, reduction="sum")
         p = torch.sigmoid(x)
         total = total + torch.where(y == -1, (self.strength - p) * p * p, 0.0).sum()
-        return self._sum(total) if self.reduction == "sum" else self._mean(total, x)
+        return self._reduced(total, x, self.reduction)
 
     def extra_repr(self) -> str:
         return f"strength={self.strength}, margin={self.margin}, gamma={self.gamma}, reduction={self.reduction!r}"

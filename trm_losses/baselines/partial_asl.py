@@ -110,7 +110,7 @@ class PartialASLLoss(Baseline):
             if self.policy == "selective":
                 unknown = unknown & (self.prior <= self.prior_threshold) & ~self._likely(x, unknown)
             total = total + self._asymmetric(x, torch.where(unknown, 0.0, -1.0), self.gamma_unknown)
-        return self._sum(total) if self.reduction == "sum" else self._mean(total, x)
+        return self._reduced(total, x, self.reduction)
 
     def _asymmetric(self, x: Tensor, y: Tensor, gamma_neg: float) -> Tensor:
         return TF.asymmetric_loss(

@@ -85,7 +85,7 @@ class SPLCLoss(Baseline):
             margin=0.0,
             reduction="sum",
         )
-        return self._sum(total) if self.reduction == "sum" else self._mean(total, x)
+        return self._reduced(total, x, self.reduction)
 
     def _schedule(self, epoch: int, epochs: int) -> None:
         self.correcting.fill_(epoch >= self.start)

@@ -18,9 +18,6 @@ from torch.utils.checkpoint import checkpoint
 from .._fused import may_fuse
 from .._precision import full_precision
 
-__all__ = ["BLOCK", "MASKED", "SAFE_TEMPERATURE", "log_sum_of_others", "log_sum_over_classes", "rows_against_classes"]
-
-
 # Stands for minus infinity inside a softmax: exp() of it is 0, and a row of nothing else stays finite.
 MASKED = -1e9
 
@@ -141,7 +138,7 @@ def rows_against_classes(
 _TILE, _TILED = (512, 1024), 1 << 18
 
 
-def log_sum_over_classes(rows: Tensor, lengths: Tensor, keys: Tensor, allowed: Tensor | None, temperature: float) -> Tensor:
+def log_sum_over_classes(rows: Tensor, lengths: Tensor, keys: Tensor, allowed: Tensor, temperature: float) -> Tensor:
     """(n,) the log of the sum over the classes allowed of exp(row . key / (length temperature)), the cosines at most 1.
 
     Many pairs without gradient tile by tile, each formed in cache and dropped: what is left to pay is the product itself.
@@ -151,11 +148,10 @@ def log_sum_over_classes(rows: Tensor, lengths: Tensor, keys: Tensor, allowed: T
     if not may_fuse() or learned or temperature < SAFE_TEMPERATURE or len(rows) * len(keys) < _TILED:
 
         def plain(rows: Tensor, scale: Tensor) -> Tensor:
-            logits = rows @ keys.T / scale
-            return torch.logsumexp(logits if allowed is None else logits.masked_fill(~allowed, MASKED), dim=1)
+            return torch.logsumexp((rows @ keys.T / scale).masked_fill(~allowed, MASKED), dim=1)
 
         return _in_blocks(plain, len(keys), rows, scale)
-    keys = keys if allowed is None else keys[allowed]
+    keys = keys[allowed]
     sums = rows.new_zeros(len(rows))
     for total, part, by in zip(*(torch.split(x, _TILE[0]) for x in (sums, rows, scale)), strict=True):
         part = part / by

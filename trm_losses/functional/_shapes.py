@@ -9,14 +9,11 @@ from torch import Tensor
 
 from .._checks import Dims
 
-__all__ = ["Reduction", "broadcast", "check_shapes", "weighted_mean"]
-
-
 Reduction = Literal["none", "mean", "sum"]
 
 
 # Arguments that are masks, and others that need not be floats.
-_MASKS = ("free", "known", "seen", "key_padding_mask")
+_MASKS = ("seen", "key_padding_mask")
 
 _COUNTED = ("targets", "count", *_MASKS)
 

@@ -176,7 +176,7 @@ def _region_region(rows: _Anchors, keys: _Keys, temperature: float, group: Proce
 
     # The similarities with those of a class, summed over its anchors, are one product of two sums: no pair is listed.
     key_own, classes = keys.own, len(keys.mass)
-    if classes > len(key_own) and not torch.compiler.is_compiling():  # only the classes present
+    if classes > 2 * len(key_own) and not torch.compiler.is_compiling():  # only the classes present
         there, key_own = torch.unique(key_own, return_inverse=True)
         own, classes = key_own[keys.joined.first : keys.joined.first + len(own)], len(there)
     nothing = features.new_zeros(classes, features.shape[1])

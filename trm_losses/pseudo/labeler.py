@@ -263,12 +263,8 @@ class PseudoLabeler(FullPrecisionState):
         """Count a step and take the known entries of a batch into the statistics; before the bank's own update.
 
         Args:
-            regions: as in the call.
-            targets: as in the call.
-            bank: as in the call.
-            text: as in the call.
-            logits: as in the call, if the rule learns from them.
-            ids: as in the call, if the rule learns from them.
+            regions, targets, bank, text: as in the call.
+            logits, ids: as in the call, if the rule learns from them.
             scores: (B, C) of the call on this batch; None computes them again if the rule reads them.
         """
         self._need(regions=regions)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["CANDIDATES", "LOSSES"]
-
 GR: dict[str, float] = {
     "slope_start": 0.0,
     "slope_end": 2.0,

@@ -12,8 +12,6 @@ from typing import Any, Literal
 from trm_pipeline.config.losses import LOSSES
 from trm_pipeline.drawn.captions import TEMPLATES
 
-__all__ = ["EMBEDDED", "HELD_OUT", "PRESETS", "PSEUDO_RULES", "VARIANTS", "VOC2007_RN101", "Known", "Options", "Preset"]
-
 HELD_OUT = "held-out"
 """The val split of a data set that has none of its own: a part of its training images."""
 
@@ -130,19 +128,10 @@ EMBEDDED = Preset(
 )
 # The drawn scenes of many classes, with the settings of the drawn VOC; like the real data they have no val split.
 # A quarter of the width in the MLP of the regions, which would take most of the time with so many classes.
-QUARTER = {"mlp_ratio": 1.0}
 EMBEDDED_CUB = dataclasses.replace(
-    EMBEDDED, name="embedded-cub", val_split=HELD_OUT, epochs=6, batch_size=32, pooler=QUARTER, expected_positives=30.0
+    EMBEDDED, name="embedded-cub", val_split=HELD_OUT, epochs=6, batch_size=32, pooler={"mlp_ratio": 1.0}, expected_positives=30.0
 )
-EMBEDDED_VG200 = dataclasses.replace(
-    EMBEDDED,
-    name="embedded-vg200",
-    val_split=HELD_OUT,
-    epochs=6,
-    batch_size=32,
-    pooler={"mlp_ratio": 1.0},
-    expected_positives=9.0,
-)
+EMBEDDED_VG200 = dataclasses.replace(EMBEDDED_CUB, name="embedded-vg200", expected_positives=9.0)
 
 VOC2007_RN101 = Preset(
     name="voc2007-rn101",

@@ -27,8 +27,6 @@ from trm_losses import (
 from trm_losses.pseudo import PrototypeRule
 from trm_pipeline.config.presets import Preset
 
-__all__ = ["PARTS", "override", "part_options"]
-
 PARTS: dict[str, Callable[..., Any]] = {
     "pooler": RegionPooler,
     "matching": TextRegionMatchingLoss,

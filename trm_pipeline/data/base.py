@@ -24,20 +24,6 @@ from trm_pipeline.features.frozen import Frozen
 if TYPE_CHECKING:
     from typing import Self
 
-__all__ = [
-    "HELD_OUT",
-    "LabelledImages",
-    "Place",
-    "Source",
-    "Transform",
-    "eval_transform",
-    "found_in",
-    "held_out",
-    "lines_of",
-    "need_files",
-    "train_transform",
-]
-
 Transform = Callable[[Image.Image], Tensor]
 
 

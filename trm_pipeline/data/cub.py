@@ -12,8 +12,6 @@ from trm_pipeline.config.presets import Preset
 from trm_pipeline.data.base import LabelledImages, Place, Source, Transform, found_in, lines_of, need_files
 from trm_pipeline.drawn.phrases import write_drawn_phrases
 
-__all__ = ["CUB", "SOURCE", "attribute_phrase"]
-
 _COUNT = 312
 LAYOUT = (
     "CUB_200_2011 or the folder that holds it, as CUB_200_2011.tgz of https://data.caltech.edu/records/65de6-vp158 unpacks: "

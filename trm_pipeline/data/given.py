@@ -18,8 +18,6 @@ from trm_pipeline.features.backbone import finished_texts, needs_text_tower
 from trm_pipeline.features.cached import CachedFeatures
 from trm_pipeline.features.frozen import Frozen
 
-__all__ = ["SOURCE", "GivenFeatures", "labels_of", "open_split", "open_text", "read_meta", "scored_split"]
-
 _FLOATS = (np.dtype(np.float16), np.dtype(np.float32))
 _AT_A_TIME = 1 << 24  # values that are read together
 

@@ -23,8 +23,6 @@ from torch import Tensor
 from trm_losses.labels import UNKNOWN, from_positive_only, from_ternary, known_fraction
 from trm_pipeline.data.base import LabelledImages
 
-__all__ = ["ENCODINGS", "PublishedLabels", "read_labels", "read_list"]
-
 _VALUES: dict[str, tuple[int, ...]] = {"ternary": (1, -1, 0), "positive-only": (1, 0), "direct": (1, 0, -1), "mask": (1, 0)}
 ENCODINGS = (*_VALUES, "list")
 _TOLERATED = 0.1  # share of known labels that may differ from the data set's own: another order of rows differs in most

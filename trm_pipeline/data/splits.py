@@ -11,14 +11,13 @@ from torch import Tensor
 
 from trm_losses.backbones import OpenClipBackbone
 from trm_pipeline.config.presets import EMBEDDED
+from trm_pipeline.data.base import eval_transform
 from trm_pipeline.data.given import labels_of, open_split, open_text, read_meta, scored_split
-from trm_pipeline.data.voc import VOC, class_prompt_names, eval_transform
+from trm_pipeline.data.voc import VOC, class_prompt_names
 from trm_pipeline.drawn.devkit import write_drawn_voc
 from trm_pipeline.embedded import load_embedded
 from trm_pipeline.features.cached import CachedFeatures, cache_features, weights_digest
 from trm_pipeline.files import CACHE, folder_argument
-
-__all__ = ["Split", "open_splits"]
 
 
 class Split(NamedTuple):

@@ -13,8 +13,6 @@ from trm_pipeline.config.presets import Preset
 from trm_pipeline.data.base import LabelledImages, Place, Source, Transform, found_in, lines_of, need_files
 from trm_pipeline.drawn.phrases import write_drawn_phrases
 
-__all__ = ["SOURCE", "VG200"]
-
 _INDEX, _NAMES, _COUNT = "vg_category_200_labels_index.json", "vg_category_200.txt", 200
 LAYOUT = (
     f"a folder with VG_100K/ and VG_100K_2/ (images of Visual Genome 1.2, https://homes.cs.washington.edu/~ranjay/visualgenome, "

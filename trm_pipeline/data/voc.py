@@ -11,10 +11,8 @@ import torch
 from torchvision.datasets import VOCDetection
 
 from trm_pipeline.config.presets import Preset
-from trm_pipeline.data.base import LabelledImages, Place, Source, Transform, eval_transform, found_in, need_files, train_transform
+from trm_pipeline.data.base import LabelledImages, Place, Source, Transform, found_in, need_files
 from trm_pipeline.drawn.scenes import VOC_CLASSES
-
-__all__ = ["SOURCE", "VOC", "VOC_CLASSES", "class_prompt_names", "eval_transform", "train_transform"]
 
 _SPLIT_WORDS = {"diningtable": "dining table", "pottedplant": "potted plant", "tvmonitor": "tv monitor"}
 
@@ -41,8 +39,6 @@ class VOC(LabelledImages):
         split: a list in ``ImageSets/Main``: ``train``, ``val``, ``trainval``, and for 2007 ``test``.
         transform: from PIL image to tensor; without one, floats from 0 to 1 at the image's own size.
         download: fetch the archive when the split is not there yet.
-        cross_check: compare the labels with the class lists of ``ImageSets/Main`` (``aeroplane_train.txt``
-            and so on).
 
     Attributes:
         ids: image names in the order of the list, which is the order the label-hiding procedure needs.
@@ -50,10 +46,9 @@ class VOC(LabelledImages):
         image_paths: the JPEG files, in the same order.
 
     Raises:
-        FileNotFoundError: no VOC below ``root``, or a missing split, image, annotation or class list.
+        FileNotFoundError: no VOC below ``root``, or a missing split, image or annotation.
         ValueError: an unknown year or split, an empty split or one with an image twice, an annotation that cannot be read or
-            names a class outside :data:`VOC_CLASSES`, labels that differ from the class lists; an image that cannot
-            be read, when it is asked for.
+            names a class outside :data:`VOC_CLASSES`; an image that cannot be read, when it is asked for.
     """
 
     def __init__(
@@ -64,7 +59,6 @@ class VOC(LabelledImages):
         *,
         transform: Transform | None = None,
         download: bool = False,
-        cross_check: bool = False,
     ) -> None:
         if str(year) not in ("2007", "2012"):
             raise ValueError(f"VOC: year must be 2007 or 2012, got {year!r}")
@@ -72,8 +66,7 @@ class VOC(LabelledImages):
         if parent.name == "VOCdevkit":
             parent = parent.parent
         folder = parent / "VOCdevkit" / f"VOC{year}"
-        lists = folder / "ImageSets" / "Main"
-        listing = lists / f"{split}.txt"
+        listing = folder / "ImageSets" / "Main" / f"{split}.txt"
         download = download and not listing.is_file()
         if not download:
             _check_layout(Path(root), folder, listing)
@@ -84,27 +77,10 @@ class VOC(LabelledImages):
             need_files(paths, "VOC", listing)
         targets = torch.tensor([_image_labels(path) for path in files.annotations], dtype=torch.float32)
         super().__init__(f"VOC{year}", VOC_CLASSES, files.images, targets, transform=transform)
-        if cross_check:
-            self._cross_check(lists, split)
 
     def prompt_names(self, split_words: bool = True) -> list[str]:
         """See :func:`class_prompt_names`."""
         return class_prompt_names(split_words)
-
-    def _cross_check(self, lists: Path, split: str) -> None:
-        for column, name in enumerate(VOC_CLASSES):
-            path = lists / f"{name}_{split}.txt"
-            if not path.is_file():
-                raise FileNotFoundError(f"VOC: {path} is missing; pass cross_check=False to do without class lists")
-            # 1 present, -1 absent, 0 seen only as difficult, which is absent here.
-            rows = map(str.split, path.read_text(encoding="utf-8").splitlines())
-            listed = {row[0]: float(row[1] == "1") for row in rows if row}
-            for image, label in zip(self.ids, self.targets[:, column].tolist(), strict=True):
-                if listed.get(image) != label:
-                    raise ValueError(
-                        f"VOC: image {image} has label {label:g} for {name} in its annotation, but {path} says "
-                        f"{listed.get(image, 'nothing')}; one of the files was changed"
-                    )
 
 
 def _check_layout(root: Path, folder: Path, listing: Path) -> None:

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from trm_pipeline.drawn.scenes import ALL_CLASSES, COLOURS, PRETRAINING, STREAMS, DrawnObject, pretraining_scene
 from trm_pipeline.drawn.writing import in_parallel
 
-__all__ = ["CLASS_WORDS", "SUPERCLASSES", "TEMPLATES", "caption", "caption_words", "draw_pretraining", "scene_captions"]
-
 CLASS_WORDS: Mapping[str, str] = {
     **{name: name for name in ALL_CLASSES},
     "diningtable": "dining table",

@@ -24,8 +24,6 @@ from trm_pipeline.drawn.scenes import (
 )
 from trm_pipeline.drawn.writing import in_parallel, write_once
 
-__all__ = ["write_drawn_voc"]
-
 
 def _annotation(image_id: str, scene: Scene) -> str:
     height, width = scene.image.shape[:2]

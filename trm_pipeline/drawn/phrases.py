@@ -30,8 +30,6 @@ from trm_pipeline.drawn.captions import CLASS_WORDS, SUPERCLASSES
 from trm_pipeline.drawn.scenes import ALL_CLASSES, COLOURS, RECIPE_VERSION, Scene, SceneRecipe, draw_scene
 from trm_pipeline.drawn.writing import in_parallel, write_once
 
-__all__ = ["PHRASE_SETS", "PhraseSet", "class_phrases", "phrase_scene", "phrases_of", "write_drawn_phrases"]
-
 VERSION = 1  # raise it whenever a change of the code here moves a pixel or a label
 SCENES = SceneRecipe(
     size=224,

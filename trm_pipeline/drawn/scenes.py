@@ -20,53 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from trm_pipeline.drawn.glyphs import GLYPHS, Points
+from trm_pipeline.drawn.glyphs import GLYPHS
+from trm_pipeline.drawn.shapes import Points
 
-__all__ = [
-    "ALL_CLASSES",
-    "AnyColour",
-    "COLOURS",
-    "Colour",
-    "DEFAULT_SIZES",
-    "DrawnObject",
-    "OTHER_CLASSES",
-    "PRETRAINING",
-    "RECIPE_VERSION",
-    "STREAMS",
-    "STYLES",
-    "Scene",
-    "SceneRecipe",
-    "TARGET",
-    "TARGET_COUNTS",
-    "TARGET_DISTRACTORS",
-    "TARGET_POWER",
-    "VOC_CLASSES",
-    "draw_scene",
-    "pretraining_scene",
-    "target_scene",
-]
-
-VOC_CLASSES: tuple[str, ...] = (
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
+VOC_CLASSES: tuple[str, ...] = tuple(
+    (
+        "aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, diningtable, dog, horse, motorbike, person, "
+        "pottedplant, sheep, sofa, train, tvmonitor"
+    ).split(", ")
 )
 """The classes of PASCAL VOC in alphabetical order: column c of every label matrix is ``VOC_CLASSES[c]``."""
 

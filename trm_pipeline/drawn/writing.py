@@ -14,8 +14,6 @@ from typing import TypeVar
 
 from trm_pipeline.files import check_writable
 
-__all__ = ["in_parallel", "write_once"]
-
 T = TypeVar("T")
 
 

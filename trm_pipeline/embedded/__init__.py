@@ -18,20 +18,8 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from open_clip import CLIP
 
-from trm_pipeline.drawn.captions import CLASS_WORDS, TEMPLATES
+from trm_pipeline.drawn.captions import CLASS_WORDS
 from trm_pipeline.drawn.scenes import VOC_CLASSES
-
-__all__ = [
-    "CLASS_NAMES",
-    "CONFIG_FILE",
-    "MODEL_NAME",
-    "TEMPLATES",
-    "WEIGHTS_FILE",
-    "KnownWordsTokenizer",
-    "build_model",
-    "load_embedded",
-    "save_weights",
-]
 
 _FOLDER = Path(__file__).parent
 MODEL_NAME = "drawn-clip"

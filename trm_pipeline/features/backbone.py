@@ -13,8 +13,6 @@ from torch import Tensor
 from trm_losses import PromptEmbeddings
 from trm_losses.backbones import ImageFeatures
 
-__all__ = ["Backbone", "GivenTexts", "ImageTower", "finished_texts", "has_texts", "needs_text_tower", "read_texts", "with_texts"]
-
 CLIP_SCALE = 100.0
 """What CLIP multiplies its cosines with: the scale of texts of which none is known."""
 

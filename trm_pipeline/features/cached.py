@@ -19,12 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler, default_collate
 
+from trm_losses._feature_files import RowFile
 from trm_losses.backbones import ImageFeatures
 from trm_pipeline.features.backbone import ImageTower
 from trm_pipeline.files import check_writable
 from trm_pipeline.progress import progress, say
-
-__all__ = ["Batch", "CachedFeatures", "Features", "LiveFeatures", "cache_features", "cores", "drawn_rows", "weights_digest"]
 
 T = TypeVar("T")
 
@@ -382,23 +381,10 @@ def _write_view(folder: Path, view: int, live: LiveFeatures, batch_size: int) ->
     shapes: dict[str, tuple[int, ...]] = {"tokens": (live.num_tokens, dim), "pooled": (dim,)}
     if live.width is not None:
         shapes["penultimate"] = (live.width,)
-    files = {kind: _created(folder / f"{kind}{view}.npy", (count, *shape)) for kind, shape in shapes.items()}
+    files = {kind: RowFile(folder / f"{kind}{view}.npy", torch.float16, (count, *shape)) for kind, shape in shapes.items()}
     description = f"encoding {count} images{', mirrored' if view else ''}"
     for batch in progress(live.batches(batch_size), description, total=-(-count // batch_size)):
         for kind, file in files.items():
-            file[batch.index] = getattr(batch, kind).half().cpu().numpy()
+            file.write(int(batch.index[0]), getattr(batch, kind))
     for file in files.values():
-        file.flush()
-
-
-def _created(path: Path, shape: tuple[int, ...]) -> np.memmap:
-    """A map to write to. Its room is taken at once: on a full disk a page that is written later would kill the process."""
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
-    if hasattr(os, "posix_fallocate"):
-        with path.open("r+b") as file:
-            try:
-                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-            except OSError as error:
-                error.filename = str(path)
-                raise
-    return array
+        file.close()

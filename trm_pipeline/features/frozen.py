@@ -10,8 +10,6 @@ from torch import Tensor
 from trm_losses import PromptEmbeddings
 from trm_pipeline.features.cached import CachedFeatures, Features
 
-__all__ = ["Encode", "Frozen"]
-
 Encode = Callable[[Tensor | PromptEmbeddings | list[PromptEmbeddings]], Tensor]
 """The frozen text tower: what prompts give -> text (C, D)."""
 

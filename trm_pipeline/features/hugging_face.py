@@ -8,8 +8,6 @@ import torch
 
 from trm_losses.backbones import HFBackbone, load_hf
 
-__all__ = ["open_hf"]
-
 
 def open_hf(name: str, pretrained: str | None, image_size: int | tuple[int, int] | None, device: torch.device) -> HFBackbone:
     """A model with its tokenizer out of a folder that ``save_pretrained`` wrote, or by its id on the hub.

@@ -16,8 +16,6 @@ from trm_losses.backbones._imports import import_timm
 from trm_pipeline.features.backbone import ImageTower
 from trm_pipeline.features.hugging_face import open_hf
 
-__all__ = ["TOWERS", "folder_of", "found_anywhere", "open_tower"]
-
 Size = int | tuple[int, int] | None
 
 

@@ -16,8 +16,6 @@ from torch import Tensor
 from trm_losses._feature_files import RowFile, close_split
 from trm_pipeline.files import differences
 
-__all__ = ["ABOUT_FILE", "UNREADABLE_FILE", "UnfinishedSplit"]
-
 ABOUT_FILE = "made_with.json"
 UNREADABLE_FILE = "unreadable.txt"
 _IMAGES, _MARKS = "images.json", "marks"

@@ -16,8 +16,6 @@ from trm_pipeline.folder.learning import STEPS
 from trm_pipeline.folder.options import Metric
 from trm_pipeline.folder.review.formats import FORMS
 
-__all__ = ["add_commands", "options_of"]
-
 Commands = Any  # what add_subparsers returns, a class of argparse's own
 Options = TypeVar("Options")
 

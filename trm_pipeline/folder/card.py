@@ -10,8 +10,6 @@ from trm_pipeline.folder.labels import Labels
 from trm_pipeline.folder.model import SavedModel
 from trm_pipeline.report.markdown import markdown
 
-__all__ = ["FRONT", "model_card"]
-
 FRONT = """---
 library_name: trm-losses
 pipeline_tag: image-classification

@@ -9,8 +9,6 @@ from trm_pipeline.folder.options import ConvertOptions
 from trm_pipeline.folder.review.formats import write_labels_as
 from trm_pipeline.progress import say
 
-__all__ = ["run_convert"]
-
 
 def run_convert(options: ConvertOptions) -> None:
     """Everything ``convert`` does."""

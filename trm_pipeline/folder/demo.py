@@ -12,8 +12,6 @@ from trm_pipeline.drawn.scenes import TARGET, draw_scene
 from trm_pipeline.files import check_writable
 from trm_pipeline.progress import progress, say
 
-__all__ = ["CLASSES", "run_demo"]
-
 CLASSES = ("person", "car", "bus", "dog", "cow", "horse", "chair", "sofa")
 KNOWN = 0.5  # share of the labels that the file holds
 NEW = 12  # further images, of which it says nothing

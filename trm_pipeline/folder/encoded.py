@@ -21,23 +21,6 @@ from trm_pipeline.folder.options import CacheOptions, EncodeOptions, TowerOption
 from trm_pipeline.folder.part import Part
 from trm_pipeline.progress import say
 
-__all__ = [
-    "Encoded",
-    "Opening",
-    "check_device",
-    "check_encoding",
-    "check_output",
-    "encode",
-    "features_of",
-    "images_for",
-    "open_encoder",
-    "read_names",
-    "say_unreadable",
-    "transform_for",
-    "usual_pool",
-    "words_of",
-]
-
 
 class Encoded(NamedTuple):
     """The frozen model by its name, and the digest of its weights; texts (C, D) and their templates.

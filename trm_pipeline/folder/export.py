@@ -9,8 +9,6 @@ from trm_pipeline.folder.options import ExportOptions
 from trm_pipeline.folder.tagger import Tagger
 from trm_pipeline.progress import say
 
-__all__ = ["run_export"]
-
 
 def run_export(options: ExportOptions) -> None:
     """Everything ``export`` does."""

@@ -37,8 +37,6 @@ from trm_pipeline.folder.known import read_known
 from trm_pipeline.folder.options import FeaturesOptions
 from trm_pipeline.progress import Pace, progress, say
 
-__all__ = ["run_features"]
-
 BATCH = 50
 KEPT = 5.0
 """Seconds after which what was encoded is kept: as much is lost at most where a process is killed."""

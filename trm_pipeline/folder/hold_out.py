@@ -10,8 +10,6 @@ from torch import Tensor
 
 from trm_losses.labels import UNKNOWN
 
-__all__ = ["hold_out"]
-
 
 def hold_out(targets: Tensor, share: float, *, seed: int = 0, groups: Sequence[str] | None = None) -> Tensor:
     """Which images are kept from training, to score on: a share of them, of each class too as far as that can be.

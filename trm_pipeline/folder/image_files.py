@@ -15,10 +15,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from trm_pipeline.folder.labels import SHOWN
+from trm_pipeline.folder.image_names import SHOWN
 from trm_pipeline.progress import say
-
-__all__ = ["FolderImages", "find_images", "read_image", "shown_as_rgb", "to_bytes"]
 
 _PLUGINS = (".heic", ".heif", ".avif")  # images too, though Pillow may need a plug-in for them
 _SYSTEM = ("thumbs.db", "desktop.ini")

@@ -9,8 +9,6 @@ from difflib import get_close_matches
 from functools import lru_cache
 from typing import NamedTuple
 
-__all__ = ["ImageNames", "Mistakes", "Row", "SHOWN", "clean", "escaped", "match_rows"]
-
 SHOWN = 5  # mistakes of a file that are named; the others are counted
 
 

@@ -15,8 +15,6 @@ from trm_pipeline.folder.labels import Labels
 from trm_pipeline.folder.model import FROM_HOLD_OUT
 from trm_pipeline.folder.options import Metric
 
-__all__ = ["judge", "ranked", "table"]
-
 _METRICS = {"f1": "F1", "precision": "precision", "recall": "recall", "cost": "cost"}
 
 _WAYS = {"global": "the image as a whole", "tokens": "its parts"}

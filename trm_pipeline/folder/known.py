@@ -9,8 +9,6 @@ from trm_pipeline.folder.options import LabelOptions
 from trm_pipeline.folder.review.answers import joined, read_answers
 from trm_pipeline.folder.review.formats import read_labels_as
 
-__all__ = ["read_known"]
-
 
 def read_known(options: LabelOptions, images: Sequence[str], *, group: str | None = None) -> Labels:
     """Labels of the images out of the first file, with the answers of the others in their place.

@@ -18,10 +18,8 @@ import torch
 from torch import Tensor
 
 from trm_losses.labels import UNKNOWN
-from trm_pipeline.folder.image_names import SHOWN, Mistakes, Row, clean, escaped, match_rows
+from trm_pipeline.folder.image_names import Mistakes, Row, clean, match_rows
 from trm_pipeline.folder.list_cells import combined, split_cells
-
-__all__ = ["Labels", "SHOWN", "escaped", "read_labels"]
 
 _WORDS: Mapping[str, float] = {
     **dict.fromkeys(("1", "1.0", "yes", "y", "true", "present"), 1.0),

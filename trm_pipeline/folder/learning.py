@@ -23,8 +23,6 @@ from trm_pipeline.run.choose import pooled_ap, search
 from trm_pipeline.run.prepared import Cell, Prepared, build
 from trm_pipeline.training.loop import train
 
-__all__ = ["CALIBRATED", "CHOOSABLE", "ENOUGH", "STEPS", "calibrate", "learn", "listed", "probabilities", "whole_is_of_use"]
-
 CALIBRATED = 20
 """Known labels of each kind in the hold-out from which on scores are calibrated."""
 

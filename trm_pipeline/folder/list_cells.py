@@ -7,8 +7,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-__all__ = ["combined", "split_cells"]
-
 _SURE = ";|\t\n；"  # hardly ever part of a name
 _LIKELY = ",#$、，،"
 _DOUBTFUL = " /&+:"  # more often part of a name

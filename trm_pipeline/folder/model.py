@@ -19,23 +19,13 @@ from trm_losses import TRMHead
 from trm_losses.backbones import OpenClipBackbone, load_open_clip
 from trm_losses.backbones._imports import import_open_clip
 from trm_pipeline.config.presets import VOC2007_RN101
-from trm_pipeline.embedded import TEMPLATES, load_embedded
+from trm_pipeline.drawn.captions import TEMPLATES
+from trm_pipeline.embedded import load_embedded
 from trm_pipeline.features.backbone import Backbone, GivenTexts, ImageTower
 from trm_pipeline.features.cached import weights_digest
 from trm_pipeline.features.towers import open_tower
 from trm_pipeline.files import write_json
 from trm_pipeline.progress import warnings_said
-
-__all__ = [
-    "DEMONSTRATION",
-    "FROM_HOLD_OUT",
-    "HEAD_FILE",
-    "MODEL_FILE",
-    "SavedModel",
-    "class_texts",
-    "open_backbone",
-    "weights_file",
-]
 
 FORMAT = "trm_losses.folder/2"
 MODEL_FILE, HEAD_FILE = "model.json", "head.pt"

@@ -28,8 +28,6 @@ from trm_pipeline.folder.encoded import transform_for
 from trm_pipeline.folder.model import SavedModel
 from trm_pipeline.folder.resize import pillow_is_tall_first, resized
 
-__all__ = ["Exported", "export_onnx"]
-
 LARGEST = 2**31 - 1
 """Bytes that a file of ONNX can hold."""
 

@@ -18,8 +18,6 @@ from trm_pipeline.folder.labels import Labels
 from trm_pipeline.folder.options import LearnOptions
 from trm_pipeline.progress import say
 
-__all__ = ["Opened", "open_folder"]
-
 
 class Opened(NamedTuple):
     """Labels of the images that can be read, what each class is called in prompts, and what the frozen model gives."""

@@ -6,25 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-__all__ = [
-    "CacheOptions",
-    "ConvertOptions",
-    "EncodeOptions",
-    "ExportOptions",
-    "FeaturesOptions",
-    "LabelOptions",
-    "LearnOptions",
-    "Metric",
-    "PlaceOptions",
-    "PredictOptions",
-    "ReviewOptions",
-    "SuspectsOptions",
-    "TagOptions",
-    "TowerOptions",
-    "TrainOptions",
-]
-
-
 Metric: TypeAlias = Literal["f1", "precision", "recall", "cost"]
 """What thresholds are chosen by."""
 

@@ -17,8 +17,6 @@ from trm_pipeline.folder.labels import Labels
 from trm_pipeline.folder.model import HEAD_FILE, MODEL_FILE, SavedModel
 from trm_pipeline.folder.review.page import Question, write_review
 
-__all__ = ["FILES", "REVIEW_FILE", "score_row", "write", "write_csv"]
-
 CARD_FILE, REVIEW_FILE = "README.md", "review.html"
 
 FILES = {

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from trm_pipeline.features.cached import Batch, CachedFeatures, Features
 
-__all__ = ["Part"]
-
 
 class Part(Features):
     """Some images of cached features on a grid (h, w) of tokens, as if there were no others."""

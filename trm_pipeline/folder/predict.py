@@ -18,8 +18,6 @@ from trm_pipeline.folder.outputs import score_row, write_csv
 from trm_pipeline.folder.tagger import Tagger
 from trm_pipeline.progress import progress, say
 
-__all__ = ["run_predict"]
-
 
 def run_predict(options: PredictOptions) -> None:
     """Everything ``predict`` does: images pass through one batch after the other, and rows are written as they come."""

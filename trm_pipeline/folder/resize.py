@@ -7,8 +7,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-__all__ = ["pillow_is_tall_first", "resized"]
-
 _ONE = 2.0**22  # Pillow's weights are whole numbers, and this is 1
 
 

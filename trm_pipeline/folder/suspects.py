@@ -17,8 +17,6 @@ from trm_pipeline.folder.review.ask import contradicted, doubted
 from trm_pipeline.folder.review.page import write_review
 from trm_pipeline.progress import say
 
-__all__ = ["run_suspects"]
-
 LIST_FILE = "suspects.csv"
 
 

@@ -21,8 +21,6 @@ from trm_pipeline.folder.outputs import score_row, write_csv
 from trm_pipeline.methods import fit_training_free
 from trm_pipeline.progress import say
 
-__all__ = ["run_tag"]
-
 _FILES = {
     "model.json": "the model, for predict",
     HEAD_FILE: "its weights: the classifier that these images made",

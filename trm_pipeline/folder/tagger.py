@@ -20,8 +20,6 @@ from trm_pipeline.folder.image_files import read_image, shown_as_rgb
 from trm_pipeline.folder.model import SavedModel, class_texts
 from trm_pipeline.folder.onnx_file import Exported, export_onnx
 
-__all__ = ["Tag", "Tagger"]
-
 
 class Tag(NamedTuple):
     """A class of an image: its probability, whether that is above the threshold, and where it was looked for, (h, w)."""

@@ -21,8 +21,6 @@ from trm_pipeline.methods import ZERO_SHOT
 from trm_pipeline.methods.base import score
 from trm_pipeline.progress import say
 
-__all__ = ["run_train"]
-
 
 def run_train(options: TrainOptions) -> None:
     """Everything ``train`` does; the files of an earlier run stay until all new ones are there."""

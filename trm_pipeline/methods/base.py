@@ -17,8 +17,6 @@ from trm_pipeline.config.presets import Preset
 from trm_pipeline.features.cached import Batch, Features
 from trm_pipeline.features.frozen import Encode
 
-__all__ = ["Method", "Setting", "score", "weak_negatives"]
-
 
 class Setting:
     """What a method is built from: the preset, class texts of the frozen model, its scale, the numbers of steps and images."""

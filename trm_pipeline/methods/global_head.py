@@ -16,8 +16,6 @@ from trm_pipeline.methods.base import Method, Setting, score
 from trm_pipeline.methods.trm import TRM
 from trm_pipeline.methods.wrapped import Wrapped, unwrapped
 
-__all__ = ["FITTED", "GLOBAL", "Merged", "estimated", "fit_global_head", "merged", "of_grid", "parts_of", "shifted", "trm_head"]
-
 GLOBAL = "+global"
 """What a method's name ends with if its logits are merged with those of the whole image."""
 

@@ -39,8 +39,6 @@ from trm_pipeline.methods.peers.scpnet import SCPNet
 from trm_pipeline.methods.peers.sst import SST
 from trm_pipeline.methods.wrapped import Wrapped, class_prior, expected_positives
 
-__all__ = ["ALONE", "GRID", "HEADS", "NAMES", "PEERS", "WithLoss", "add_loss", "build_method", "choose_methods"]
-
 HEADS = ("linear", "text-image", "text-pixel", "trm-region", "trm-query")
 """Methods of which each loss of labels can be had."""
 

@@ -15,8 +15,6 @@ from trm_pipeline.config.presets import Preset
 from trm_pipeline.features.cached import Batch
 from trm_pipeline.methods.base import Method, Setting, weak_negatives
 
-__all__ = ["LinearProbe"]
-
 
 class LinearProbe(Method):
     """A linear layer on the pooled feature that starts as the zero-shot classifier.

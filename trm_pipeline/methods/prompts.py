@@ -16,18 +16,6 @@ from trm_pipeline.features.cached import Batch
 from trm_pipeline.methods.base import Method, Setting, weak_negatives
 from trm_pipeline.methods.zero_shot import zero_shot_global, zero_shot_tokens
 
-__all__ = [
-    "DualCoOp",
-    "DualCoOpPlus",
-    "PromptPair",
-    "PromptPeer",
-    "PromptTriple",
-    "TextImage",
-    "TextPixel",
-    "pair_cosines",
-    "winner_takes_all",
-]
-
 _COMPETITION = 200.0  # as published, of products of two cosines
 
 

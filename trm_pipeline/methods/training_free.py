@@ -11,8 +11,6 @@ from trm_losses import GaussianDiscriminant
 from trm_pipeline import ranks
 from trm_pipeline.features.cached import Features
 
-__all__ = ["TRAINING_FREE", "fit_training_free"]
-
 TRAINING_FREE = "training-free"
 
 

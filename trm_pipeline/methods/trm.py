@@ -13,8 +13,6 @@ from trm_pipeline.config.presets import PSEUDO_RULES, Preset
 from trm_pipeline.features.cached import Batch
 from trm_pipeline.methods.base import Method, Setting, weak_negatives
 
-__all__ = ["TRM"]
-
 
 def _rule(setting: Setting) -> Rule | None:
     """The rule for pseudo-labels that the preset names; None: there is nothing to teach by."""

@@ -13,8 +13,6 @@ from trm_pipeline.features.cached import Batch, Features
 from trm_pipeline.features.frozen import Encode
 from trm_pipeline.methods.base import Method, Setting
 
-__all__ = ["Wrapped", "class_prior", "expected_positives", "unwrapped"]
-
 
 class Wrapped(Method):
     """A method around another, whose texts, logits, start and own schedule stay as they are.

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from trm_pipeline.features.cached import Batch
 
-__all__ = ["ZERO_SHOT", "zero_shot_global", "zero_shot_tokens"]
-
 
 def zero_shot_global(batch: Batch, text: Tensor) -> Tensor:
     """CLIP's own classifier: the cosine of the pooled feature and the class text."""

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
-__all__ = ["markdown"]
-
 
 def markdown(table: Sequence[Sequence[str]]) -> str:
     """The header, then the other lines, each cell as it is."""

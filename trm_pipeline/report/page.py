@@ -22,8 +22,6 @@ from trm_pipeline.report.pictures import SaliencyMaps, draw_map_against_known, d
 from trm_pipeline.report.rows import Row, ablation_rows, distinct, main_rows
 from trm_pipeline.report.tables import Table, ablation_table, closest_table, cost_table, difference_table, grid_tables, mean_table
 
-__all__ = ["make_report"]
-
 _TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
     autoescape=True,

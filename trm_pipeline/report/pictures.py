@@ -18,16 +18,6 @@ from trm_losses import TRMHead
 from trm_pipeline.features.cached import Batch
 from trm_pipeline.methods import LABEL_FREE
 
-__all__ = [
-    "SaliencyMaps",
-    "choose_images",
-    "collect_saliency",
-    "draw_map_against_known",
-    "draw_pseudo_quality",
-    "draw_saliency",
-    "import_pyplot",
-]
-
 
 def import_pyplot() -> Any:
     """Matplotlib's pyplot, which draws into files here, on whatever machine."""

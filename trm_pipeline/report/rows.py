@@ -9,8 +9,6 @@ from typing import Any
 from trm_pipeline.config.presets import VARIANTS, Known
 from trm_pipeline.methods.global_head import of_grid
 
-__all__ = ["NINE", "Row", "ablation_rows", "average", "by_seed", "distinct", "heading", "less", "main_rows", "settings"]
-
 Row = dict[str, Any]
 """One run: method, known (share of labels, or "single"), seed, mAP, mAP_interpolated, OF1, CF1, CF1_per_class, best_epoch_mAP,
 expected_positives (a number for "single", else None), and wrong, the share of present labels that were moved, if there is one."""

@@ -9,11 +9,9 @@ from typing import NamedTuple
 
 from scipy import stats
 
-__all__ = ["Paired", "paired", "sign_flip_p", "t_quantile", "t_two_sided_p"]
-
 
 class Paired(NamedTuple):
-    """A mean difference over n seeds, its interval by Student's t, and two-sided p of t and of all sign flips."""
+    """A mean difference over n seeds, its 95 % interval by Student's t, and two-sided p of t and of all sign flips."""
 
     n: int
     mean: float
@@ -23,14 +21,14 @@ class Paired(NamedTuple):
     flip_p: float
 
 
-def paired(differences: Sequence[float], *, level: float = 0.95) -> Paired:
+def paired(differences: Sequence[float]) -> Paired:
     """Of differences between two methods on the same seeds, at least two of them."""
     n = len(differences)
     if n < 2:
         raise ValueError(f"a spread needs at least 2 seeds, got {n}")
     mean, error = statistics.fmean(differences), statistics.stdev(differences) / math.sqrt(n)
-    half = t_quantile(0.5 + level / 2, n - 1) * error
-    t_p = t_two_sided_p(mean / error, n - 1) if error else float(mean == 0)
+    half = float(stats.t.ppf(0.975, n - 1)) * error
+    t_p = float(2 * stats.t.sf(abs(mean / error), n - 1)) if error else float(mean == 0)
     return Paired(n, mean, mean - half, mean + half, t_p, sign_flip_p(differences))
 
 
@@ -47,13 +45,3 @@ def sign_flip_p(differences: Sequence[float]) -> float:
         n_resamples=2 ** len(differences),
     )
     return float(flips.pvalue)
-
-
-def t_two_sided_p(t: float, freedom: int) -> float:
-    """P(|T| >= |t|) of Student's t."""
-    return float(2 * stats.t.sf(abs(t), freedom))
-
-
-def t_quantile(share: float, freedom: int) -> float:
-    """The value below which T lies with this probability."""
-    return float(stats.t.ppf(share, freedom))

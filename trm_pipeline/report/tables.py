@@ -10,19 +10,6 @@ from trm_pipeline.methods.global_head import of_grid, parts_of
 from trm_pipeline.report.rows import NINE, Row, ablation_rows, average, by_seed, distinct, heading, less, settings
 from trm_pipeline.report.statistics import Paired, paired
 
-__all__ = [
-    "Table",
-    "ablation_table",
-    "closest_table",
-    "cost_table",
-    "difference_table",
-    "grid_tables",
-    "interval",
-    "mean_sd",
-    "mean_table",
-    "signed",
-]
-
 Table = list[list[str]]
 """The header, then the other lines."""
 

@@ -27,17 +27,6 @@ from trm_pipeline.methods.grid import HEADS, NAMES, PEERS, build_method, choose_
 from trm_pipeline.progress import Scalars
 from trm_pipeline.run.options import RunOptions
 
-__all__ = [
-    "DEFAULT_KNOWN",
-    "DEFAULT_METHODS",
-    "check_options",
-    "check_single",
-    "check_unseen",
-    "known_argument",
-    "parse",
-    "parser",
-]
-
 DEFAULT_METHODS = (
     *LABEL_FREE,
     "linear",
@@ -217,8 +206,6 @@ def parse(typed: Sequence[str], source: Source = voc.SOURCE, prog: str | None = 
     methods = args.methods or (LABEL_FREE if set(known) == {0} and not args.grid else DEFAULT_METHODS)
     told |= {"methods": tuple(choose_methods(methods, grid=args.grid))}
     options = RunOptions(source=source, place=place, typed=tuple(typed), **told)
-    if args.labels and args.known is not None:
-        raise ValueError("--labels is one setting of known labels: leave --known out, and give one of --seeds")
     check_options(options)
     return options
 
@@ -240,7 +227,7 @@ def check_options(options: RunOptions) -> None:
     preset, known, place = options.preset, options.known, options.place
     if place.root is None and options.source.drawn_preset is None:
         raise ValueError(f"--data-root is needed, {options.source.layout}")
-    if options.labels and len(set(options.seeds)) > 1:
+    if options.labels and (known or len(set(options.seeds)) > 1):
         raise ValueError("--labels is one setting of known labels: leave --known out, and give one of --seeds")
     if options.labels and options.tune:
         raise ValueError("--labels has the labels of the whole training split, of which --tune trains on a part; leave one out")

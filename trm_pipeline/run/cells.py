@@ -33,16 +33,6 @@ from trm_pipeline.run.prepared import Cell, Prepared, build, known_labels
 from trm_pipeline.training.cost import trained_parameters, watch_memory
 from trm_pipeline.training.loop import Trained, train
 
-__all__ = [
-    "Finished",
-    "checkpoint_path",
-    "end_with_parent",
-    "run_cell",
-    "run_cells",
-    "train_cell",
-    "use_deterministic_algorithms",
-]
-
 
 class Finished(NamedTuple):
     """A cell with its row of the table, the seconds its training took, the peak of memory (see

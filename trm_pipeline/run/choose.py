@@ -21,21 +21,6 @@ from trm_pipeline.progress import say
 from trm_pipeline.run.prepared import Cell, Prepared, build, known_labels
 from trm_pipeline.training.loop import train
 
-__all__ = [
-    "FACTORS",
-    "LAYERS",
-    "RATES",
-    "Chosen",
-    "HeldOut",
-    "choose",
-    "clearest",
-    "hold_out",
-    "pooled_ap",
-    "precisions",
-    "search",
-    "trained",
-]
-
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
 """Of the learning rate of a method, of trm that of the texts: a training each. Losses of others then try their own numbers."""
 

@@ -35,8 +35,6 @@ from trm_pipeline.run.prepared import Cell, Prepared
 from trm_pipeline.run.results import Results, plan
 from trm_pipeline.run.unseen import unseen_row, unseen_table
 
-__all__ = ["look_at_images", "main", "run"]
-
 
 def run(options: RunOptions) -> list[Row]:
     """Everything the command does; returns the rows it wrote."""

@@ -8,8 +8,6 @@ from pathlib import Path
 from trm_pipeline.config.presets import HELD_OUT, Known, Preset
 from trm_pipeline.data.base import Place, Source
 
-__all__ = ["RunOptions"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from trm_losses.backbones import OpenClipBackbone, load_open_clip
-from trm_pipeline.config.presets import Preset
-from trm_pipeline.data.base import HELD_OUT, LabelledImages, eval_transform, held_out, lines_of, train_transform
+from trm_pipeline.config.presets import HELD_OUT, Preset
+from trm_pipeline.data.base import LabelledImages, eval_transform, held_out, lines_of, train_transform
 from trm_pipeline.data.label_files import read_labels
 from trm_pipeline.embedded import load_embedded
 from trm_pipeline.features.backbone import Backbone, GivenTexts, needs_text_tower, with_texts
@@ -22,8 +22,6 @@ from trm_pipeline.progress import warnings_said
 from trm_pipeline.run.arguments import check_unseen
 from trm_pipeline.run.options import RunOptions
 from trm_pipeline.run.prepared import Prepared
-
-__all__ = ["counts", "encoded", "load_backbone", "open_splits", "prepare", "prompt_names"]
 
 
 def load_backbone(

@@ -23,8 +23,6 @@ from trm_pipeline.methods.base import score
 from trm_pipeline.methods.global_head import estimated, fit_global_head
 from trm_pipeline.methods.grid import build_method
 
-__all__ = ["Cell", "Prepared", "build", "known_labels"]
-
 
 class Cell(NamedTuple):
     """A method (or a variant of one) in a setting with a seed; ``wrong`` is the share of present labels that are moved."""

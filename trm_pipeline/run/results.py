@@ -16,8 +16,6 @@ from trm_pipeline.run.cells import Finished, checkpoint_path
 from trm_pipeline.run.options import RunOptions
 from trm_pipeline.run.prepared import Cell
 
-__all__ = ["Results", "plan"]
-
 
 def plan(options: RunOptions) -> list[Cell]:
     """All cells of the run, in the order of their rows."""

@@ -22,8 +22,6 @@ from trm_pipeline.run.cells import checkpoint_path, train_cell
 from trm_pipeline.run.options import RunOptions
 from trm_pipeline.run.prepared import Cell, Prepared
 
-__all__ = ["seen_part", "unseen_row", "unseen_table"]
-
 
 def seen_part(data: Prepared, unseen: int) -> Prepared:
     """The data as if the last ``unseen`` classes did not exist."""

@@ -8,8 +8,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-__all__ = ["trained_parameters", "watch_memory"]
-
 _PROC = Path("/proc/self")
 
 

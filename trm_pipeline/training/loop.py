@@ -25,8 +25,6 @@ from trm_pipeline.methods.base import score
 from trm_pipeline.progress import Scalars, progress, say
 from trm_pipeline.training.pseudo_trace import Point, PseudoTrace
 
-__all__ = ["Trained", "train"]
-
 
 class Trained(NamedTuple):
     """A run's averaged method at its last epoch, its scores on the test images, how long training took, and how right its

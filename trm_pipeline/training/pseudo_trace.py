@@ -9,8 +9,6 @@ from trm_losses import PseudoLabels
 from trm_losses.labels import UNKNOWN
 from trm_pipeline import ranks
 
-__all__ = ["Point", "PseudoTrace"]
-
 Point = dict[str, float | int | None]
 """step, positive_precision, positive_recall, negative_precision, negative_recall (None: nothing to divide by), decided."""
 

@@ -1,7 +1,6 @@
 """Baselines: gradients against the derivative of slow loops, schedules, state, and the limits in which one is another."""
 
 import copy
-import io
 import math
 from fractions import Fraction
 from functools import partial
@@ -146,41 +145,16 @@ def test_no_class_costs_nothing(loss):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_one_loop_runs_them_all(name):
-    """Half precision included; a run that is saved and loaded in the middle is the same run."""
-
-    def epochs(module, first, last):
-        parameters = list(module.parameters())
-        for epoch in range(first, last):
-            module.begin_epoch(epoch, 5)
-            for batch in torch.arange(SAMPLES).split(4):
-                logits = (2 * normal(SAMPLES, CLASSES, seed=70 + epoch))[batch].to(torch.bfloat16).requires_grad_()
-                loss = module(logits, targets[batch], ids=batch)
-                gradients.append(torch.autograd.grad(loss, [logits, *parameters])[0])
-                module.update(logits, targets[batch], ids=batch)
-                losses.append(loss.detach())
-        return module
-
-    targets, losses, gradients = labels(SAMPLES, CLASSES, seed=64), [], []
-    module = epochs(BASELINES[name].build(CLASSES), 0, 3)
-    file = io.BytesIO()
-    torch.save(module.state_dict(), file)
-    file.seek(0)
-    middle = len(losses)
-    whole = epochs(module, 3, 5)
-    expected, losses = losses[middle:], []
-    fresh = BASELINES[name].build(CLASSES)
-    fresh.load_state_dict(torch.load(file, weights_only=True))
-    resumed = epochs(fresh, 3, 5)
-    assert losses == expected and all(torch.isfinite(x) for x in losses) and {x.dtype for x in losses} == {torch.float32}
-    assert all(torch.isfinite(x).all() for x in gradients)
-    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True))
-
-
-def test_state_keeps_its_precision():
-    for name in ("EM+APL", "large loss, reject", "partial ASL, selective", "VLPL", "GPR"):
-        module = BASELINES[name].build(CLASSES)
-        before = {key: x.clone() for key, x in module.state_dict().items()}
-        assert all(torch.equal(x, before[key]) for key, x in module.half().state_dict().items())
+    """Half precision included."""
+    module, targets = BASELINES[name].build(CLASSES), labels(SAMPLES, CLASSES, seed=64)
+    for epoch in range(5):
+        module.begin_epoch(epoch, 5)
+        for batch in torch.arange(SAMPLES).split(4):
+            logits = (2 * normal(SAMPLES, CLASSES, seed=70 + epoch))[batch].to(torch.bfloat16).requires_grad_()
+            loss = module(logits, targets[batch], ids=batch)
+            gradients = torch.autograd.grad(loss, [logits, *module.parameters()])
+            module.update(logits, targets[batch], ids=batch)
+            assert loss.dtype == torch.float32 and torch.isfinite(loss) and all(torch.isfinite(x).all() for x in gradients)
 
 
 @pytest.mark.parametrize("logit", [0.0, 8.0, -30.0, 30.0])

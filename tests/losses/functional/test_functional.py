@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.helpers import oracles
 from tests.helpers.cases.contrast import SCENES, pseudo_positives
 from tests.helpers.compare import close
-from tests.helpers.values import generator, labels, normal
+from tests.helpers.values import labels, normal
 from trm_losses import MultimodalContrastiveLoss
 from trm_losses import functional as TF
 from trm_losses.functional import _log_sums
@@ -157,26 +157,6 @@ def test_asymmetric_loss_in_chunks(chunk: int, monkeypatch: pytest.MonkeyPatch) 
     close(TF.asymmetric_loss(turned, y, w, reduction="sum"), oracles.asymmetric(turned, y, w).sum())
 
 
-def test_the_mean_does_not_depend_on_how_much_is_unknown() -> None:
-    x, y = normal(4, 5), labels(4, 5)
-    more = torch.cat([y, torch.full_like(y, -1.0)])
-    close(TF.asymmetric_loss(torch.cat([x, x]), more), TF.asymmetric_loss(x, y))
-
-
-def test_weights_do_not_enter_the_count() -> None:
-    x, y = normal(4, 5), labels(4, 5)
-    close(TF.asymmetric_loss(x, y, torch.full_like(x, 0.25)), 0.25 * TF.asymmetric_loss(x, y))
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
-    x, y = (6 * normal(6, 7)).to(dtype), labels(6, 7)
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = TF.asymmetric_loss(x, y)
-    assert loss.dtype == torch.float32
-    close(loss, TF.asymmetric_loss(x.double(), y), 1e-6)
-
-
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_text_region_logits(with_bias: bool) -> None:
     r, t, b = normal(3, 4, 5), normal(4, 5, seed=1), normal(4, seed=2) if with_bias else None
@@ -186,11 +166,11 @@ def test_text_region_logits(with_bias: bool) -> None:
 
 
 def test_gradients_by_function_transforms() -> None:
-    """``torch.func.grad`` of logits, and of the contrast."""
+    """``torch.func.grad`` of logits, of their loss, and of the contrast."""
 
     def loss(r: Tensor) -> Tensor:
         contrast = TF.multimodal_contrastive(r, normal(4, 5, seed=1), y)
-        return TF.text_region_logits(r, normal(4, 5, seed=1), 7.0).square().sum() + sum(contrast.values())
+        return TF.asymmetric_loss(TF.text_region_logits(r, normal(4, 5, seed=1), 7.0), y) + sum(contrast.values())
 
     r, y = normal(3, 4, 5).requires_grad_(), torch.ones(3, 4)
     (expected,) = torch.autograd.grad(loss(r), r)
@@ -453,13 +433,16 @@ def test_multi_label_contrast_is_the_loops(weighted: bool, threshold: float) -> 
 
 
 def test_images_without_a_positive_label_take_no_part() -> None:
-    f, y = normal(6, 8).requires_grad_(), labels(6, 4, seed=3)
+    """Whatever they hold, and whatever weights their entries have: not even NaN reaches the others."""
+    f, y, w = normal(6, 8), labels(6, 4, seed=3), normal(6, 4, seed=1).abs()
     y[2] = -1
     y[4] = 0
-    TF.multi_label_contrastive(f, y).backward()
+    f[[2, 4]], w[y < 0.9] = torch.nan, torch.nan
+    f.requires_grad_()
+    TF.multi_label_contrastive(f, y, weights=w).backward()
     assert f.grad is not None and torch.count_nonzero(f.grad[[2, 4]]) == 0 and (f.grad[[0, 1]] != 0).all()
     rest = [0, 1, 3, 5]
-    close(TF.multi_label_contrastive(f, y), TF.multi_label_contrastive(f[rest], y[rest]))
+    close(TF.multi_label_contrastive(f, y, weights=w), TF.multi_label_contrastive(f[rest], y[rest], weights=w[rest]))
 
 
 @pytest.mark.parametrize("other", [0.0, -1.0])
@@ -619,7 +602,8 @@ def test_prototype_similarities(seen: Any, block: int, monkeypatch: pytest.Monke
             actual = TF.prototype_similarities(given, v, t, seen=mask, temperature_visual=0.3 * low, temperature_text=0.2 * low)
             for a, e in zip(actual, expected, strict=True):
                 close(a.detach(), e, 1e-9)
-    assert TF.prototype_similarities(f, v, t)._fields == ("intra_visual", "intra_text", "inter_visual", "inter_text")
+    for a, e in zip(TF.prototype_similarities(f, v, t), oracles.similarities(f, v, t, None), strict=True):
+        close(a, e, 1e-9)
 
 
 @pytest.mark.parametrize("temperature", [0.02, 0.07])
@@ -646,12 +630,6 @@ def test_saliency_map() -> None:
         TF.saliency_map(saliency, (2, 3))
 
 
-def test_default_temperatures_of_similarities() -> None:
-    f, v, t = normal(3, 4, 6), normal(4, 6, seed=1), normal(4, 6, seed=2)
-    for a, e in zip(TF.prototype_similarities(f, v, t), oracles.similarities(f, v, t, None), strict=True):
-        close(a, e, 1e-9)
-
-
 def test_calibrate() -> None:
     s, gap = normal(3, 2), torch.tensor([0.4, 0.2]).double()
     present, absent = torch.tensor([[0.5, 0.3], [0.1, 0.2]]).double()
@@ -660,25 +638,6 @@ def test_calibrate() -> None:
         middle = (float(present[c]) + float(absent[c])) / 2
         close(actual[b, c], oracles.sigmoid(5 * (float(s[b, c]) - middle) / float(gap[c])))
     close(TF.calibrate((present + absent)[None] / 2, present, absent, gap), np.full((1, 2), 0.5))
-
-
-def test_images_without_a_positive_label_hold_whatever_they_like() -> None:
-    """Not even NaN reaches the contrast of images by their labels, nor the gradient of the others."""
-    f, y = normal(6, 8), labels(6, 4, seed=2)
-    y[3] = -1
-    weights = torch.rand(6, 4, generator=generator(1), dtype=torch.float64)
-    found = []
-    for value in (0.0, float("nan")):
-        g, w = f.clone(), weights.clone()
-        g[3], w[y < 0.9] = value, value
-        g.requires_grad_()
-        loss = TF.multi_label_contrastive(g, y, weights=w)
-        loss.backward()
-        found.append((loss.detach(), g.grad))
-    for clean, dirty in zip(*found, strict=True):
-        close(dirty, clean)
-        assert clean.isfinite().all()
-    assert found[0][0] > 0
 
 
 @pytest.mark.parametrize("y, x", [(1.0, -math.inf), (0.3, math.inf), (0.3, -math.inf)])
@@ -696,14 +655,6 @@ def test_soft_targets_and_broadcast_weights_get_what_the_entries_get() -> None:
     hard = labels(4, 3)
     whole = TF.asymmetric_loss(x, hard, w.expand(4, 3), reduction="sum")
     torch.testing.assert_close(TF.asymmetric_loss(x, hard, w, reduction="sum"), whole)
-
-
-def test_the_loss_passes_through_function_transforms() -> None:
-    x, y = normal(4, 3), labels(4, 3)
-    slope = torch.func.grad(lambda x: TF.asymmetric_loss(x, y))(x)
-    twin = x.clone().requires_grad_()
-    TF.asymmetric_loss(twin, y).backward()
-    torch.testing.assert_close(slope, twin.grad)
 
 
 def test_logits_pass_through_function_transforms() -> None:

@@ -24,7 +24,8 @@ from tests.helpers.layouts import (
     write_vg,
 )
 from tests.helpers.runs import read_json
-from trm_pipeline.data.base import HELD_OUT, LabelledImages, held_out
+from trm_pipeline.config.presets import HELD_OUT
+from trm_pipeline.data.base import LabelledImages, held_out
 from trm_pipeline.data.coco import COCO, COCO_CLASSES
 from trm_pipeline.data.cub import CUB, attribute_phrase
 from trm_pipeline.data.nus import NUS, NUS_CLASSES
@@ -201,7 +202,11 @@ def test_nus_official(tmp_path: Path) -> None:
 def test_nus_official_says_what_is_wrong(tmp_path: Path) -> None:
     root = write_nus(tmp_path / "nus", {"train": draw_labels(4, 81, 0.03)})
     path = root / "Groundtruth" / "TrainTestLabels" / "Labels_zebra_Train.txt"
-    for lines, message in (("010", "each of 4 images of TrainImagelist.txt, got 3 labels"), ("0120", "got another character")):
+    for lines, message in (
+        ("010", "each of 4 images of TrainImagelist.txt, got 3 labels"),
+        ("0120", "got another character"),
+        ("01-0", "got another character"),
+    ):
         path.write_text("\n".join(lines), encoding="utf-8")
         with pytest.raises(ValueError, match=message):
             NUS(root)

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from trm_pipeline.data.voc import VOC, VOC_CLASSES, class_prompt_names, eval_transform, train_transform
+from trm_pipeline.data.base import eval_transform, train_transform
+from trm_pipeline.data.voc import VOC, VOC_CLASSES, class_prompt_names
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 
@@ -67,7 +68,7 @@ def test_classes() -> None:
 
 
 def test_tiny_devkit(devkit: Path) -> None:
-    data = VOC(devkit.parent, 2007, "trainval", cross_check=True)
+    data = VOC(devkit.parent, 2007, "trainval")
     assert data.ids == ["000005", "000007", "000001"], "the order of the list, not of the names"
     assert data.targets.dtype == torch.float32 and data.targets.shape == (3, 20)
     present = [[VOC_CLASSES[c] for c in row.nonzero().flatten().tolist()] for row in data.targets]
@@ -189,20 +190,6 @@ def test_bad_annotations(devkit: Path) -> None:
     path.write_text(text[:-5], encoding="utf-8")
     with pytest.raises(ValueError, match="000001.xml is not readable XML"):
         VOC(devkit.parent)
-
-
-def test_cross_check_finds_what_differs(devkit: Path) -> None:
-    path = devkit / "ImageSets" / "Main" / "dog_trainval.txt"
-    path.write_text(path.read_text(encoding="utf-8").replace("000005  1", "000005 -1"), encoding="utf-8")
-    assert VOC(devkit.parent).targets[0].sum() == 2, "the lists are read only when asked for"
-    with pytest.raises(ValueError, match="image 000005 has label 1 for dog .*dog_trainval.txt says 0"):
-        VOC(devkit.parent, cross_check=True)
-    path.write_text("", encoding="utf-8")
-    with pytest.raises(ValueError, match="image 000005 .* says nothing"):
-        VOC(devkit.parent, cross_check=True)
-    path.unlink()
-    with pytest.raises(FileNotFoundError, match="dog_trainval.txt is missing; pass cross_check=False"):
-        VOC(devkit.parent, cross_check=True)
 
 
 # --- real files ---

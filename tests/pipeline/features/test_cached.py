@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from trm_losses.backbones import ImageFeatures
-from trm_pipeline.data.voc import VOC, eval_transform, train_transform
+from trm_pipeline.data.base import eval_transform, train_transform
+from trm_pipeline.data.voc import VOC
 from trm_pipeline.features import cached as features
 
 
@@ -186,7 +187,9 @@ def test_what_is_cached_is_what_is_encoded(devkit, backbone, tmp_path):
     images = VOC(devkit, 2007, "test", transform=eval_transform(224, mean=backbone.image_mean, std=backbone.image_std))
     images.image_paths, images.targets, images.ids = images.image_paths[:3], images.targets[:3], images.ids[:3]
     options = {"token_pool": 2, "device": torch.device("cpu"), "workers": 0}
-    cached = features.cache_features(tmp_path, images, images.image_paths, backbone, weights="a", mirror=True, **options)
+    cached = features.cache_features(
+        tmp_path, images, images.image_paths, backbone, weights="a", mirror=True, batch_size=2, **options
+    )
     for view in (0, 1):
         live = next(features.LiveFeatures(images, backbone, mirror=bool(view), **options).batches(3))
         found = next(cached.batches(3, view=view))

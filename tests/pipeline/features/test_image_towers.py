@@ -21,7 +21,8 @@ from trm_losses import TRMHead
 from trm_losses.backbones import ImageFeatures, TimmBackbone
 from trm_losses.metrics import evaluate
 from trm_pipeline import command as cli
-from trm_pipeline.data.voc import VOC, eval_transform
+from trm_pipeline.data.base import eval_transform
+from trm_pipeline.data.voc import VOC
 from trm_pipeline.drawn.devkit import write_drawn_voc
 from trm_pipeline.drawn.scenes import TARGET, draw_scene
 from trm_pipeline.features import backbone as backbones

@@ -11,7 +11,8 @@ from trm_losses.metrics import mean_average_precision
 from trm_pipeline import methods
 from trm_pipeline.config import presets
 from trm_pipeline.config.settings import override
-from trm_pipeline.data.voc import VOC, class_prompt_names, eval_transform
+from trm_pipeline.data.base import eval_transform
+from trm_pipeline.data.voc import VOC, class_prompt_names
 from trm_pipeline.drawn.devkit import write_drawn_voc
 from trm_pipeline.features import cached as features
 from trm_pipeline.methods import prompts

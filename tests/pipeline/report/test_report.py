@@ -315,35 +315,6 @@ def test_every_method_has_a_look_of_its_own():
 # What a few seeds tell
 
 
-@pytest.mark.parametrize(
-    ("share", "freedom", "value"),
-    [
-        (0.975, 1, 12.7062),
-        (0.975, 2, 4.30265),
-        (0.975, 4, 2.77645),
-        (0.975, 9, 2.26216),
-        (0.95, 10, 1.81246),
-        (0.995, 30, 2.75000),
-        (0.9, 3, 1.63774),
-        (0.975, 1000, 1.96234),
-        (0.5, 7, 0.0),
-    ],
-)
-def test_quantiles_of_t_are_those_of_tables(share, freedom, value):
-    assert statistics_of_seeds.t_quantile(share, freedom) == pytest.approx(value, abs=6e-5)
-    assert statistics_of_seeds.t_quantile(1 - share, freedom) == pytest.approx(-value, abs=6e-5)
-    assert statistics_of_seeds.t_two_sided_p(-value, freedom) == pytest.approx(2 * (1 - share), abs=1e-5)
-
-
-def test_the_p_of_t_is_the_area_of_its_tails():
-    assert statistics_of_seeds.t_two_sided_p(1.0, 1) == pytest.approx(0.5)  # Cauchy's quartile
-    assert statistics_of_seeds.t_two_sided_p(0.0, 5) == pytest.approx(1.0)
-    for freedom, t in ((2, 0.7), (3, 2.5), (8, 1.1)):
-        constant = math.gamma((freedom + 1) / 2) / math.gamma(freedom / 2) / math.sqrt(freedom * math.pi)
-        middle = [constant * (1 + (t * (i + 0.5) / 4000) ** 2 / freedom) ** (-(freedom + 1) / 2) for i in range(4000)]
-        assert statistics_of_seeds.t_two_sided_p(t, freedom) == pytest.approx(1 - 2 * sum(middle) * t / 4000, abs=1e-6)
-
-
 def test_sign_flips_are_counted():
     assert statistics_of_seeds.sign_flip_p([1.0, 2.0, 0.5]) == 0.25  # three seeds say no more
     assert statistics_of_seeds.sign_flip_p([0.1] * 5) == 2 / 32  # equal sums, whatever their last digits

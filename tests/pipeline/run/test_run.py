@@ -9,7 +9,8 @@ from trm_losses.labels import hide_labels, keep_single_positive, move_positives
 from trm_losses.metrics import mean_average_precision
 from trm_pipeline import methods
 from trm_pipeline.config import presets
-from trm_pipeline.data.voc import VOC, class_prompt_names, eval_transform
+from trm_pipeline.data.base import eval_transform
+from trm_pipeline.data.voc import VOC, class_prompt_names
 from trm_pipeline.features import cached as features
 from trm_pipeline.methods import grid
 from trm_pipeline.run import arguments, cells, experiment, prepared, results

@@ -17,8 +17,6 @@ from trm_pipeline.folder.image_names import SHOWN, ImageNames, Mistakes, Row, cl
 from trm_pipeline.folder.labels import Labels
 from trm_pipeline.progress import say
 
-__all__ = ["Answers", "joined", "nearest", "read_answers", "voted"]
-
 _VALUES = {"present": 1.0, "absent": 0.0, "unsure": float(UNKNOWN)}
 _COLUMNS = ("image", "class", "answer", "annotator", "confidence")
 

@@ -15,8 +15,6 @@ from trm_pipeline.folder.part import Part
 from trm_pipeline.folder.review.choice import worth_asking
 from trm_pipeline.folder.review.page import Question
 
-__all__ = ["contradicted", "doubted", "open_questions"]
-
 
 def open_questions(labels: Labels, probabilities: Tensor, head: TRMHead, features: Part, count: int) -> list[Question]:
     """The unknown labels that are worth asking about, see :func:`.worth_asking`; at most ``count``."""

@@ -7,8 +7,6 @@ from torch import Tensor
 
 from trm_losses.labels import UNKNOWN
 
-__all__ = ["worth_asking"]
-
 POOL = 50  # pairs that are looked at for each one that is asked
 AGAIN = 0.7  # of the worth of an image, for each question about it
 ENOUGH = 10  # questions about a class after which the next is worth less

@@ -27,8 +27,6 @@ from trm_pipeline.folder.image_names import ImageNames, Mistakes, Row, clean, es
 from trm_pipeline.folder.labels import Labels, read_labels
 from trm_pipeline.folder.review.answers import nearest, voted
 
-__all__ = ["FORMS", "label_studio_config", "read_labels_as", "write_labels_as"]
-
 Targets = dict[str, float]  # of one image, by class name
 
 

@@ -21,8 +21,6 @@ from trm_pipeline.folder.image_files import FolderImages, read_image
 from trm_pipeline.folder.image_names import SHOWN, escaped
 from trm_pipeline.progress import progress, say
 
-__all__ = ["Question", "write_review"]
-
 _SIDES = (320, 240, 176, 128, 96)  # pixels of a picture's longer side, the first that fits the limit
 _HEAT = 32  # cells of a map's longer side at most
 _TEMPLATES = Environment(

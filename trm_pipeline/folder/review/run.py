@@ -19,8 +19,6 @@ from trm_pipeline.folder.review.page import write_review
 from trm_pipeline.folder.tagger import Tagger
 from trm_pipeline.progress import say
 
-__all__ = ["run_review"]
-
 
 def run_review(options: ReviewOptions) -> None:
     """Everything ``review`` does."""

@@ -10,8 +10,6 @@ from trm_losses._precision import full_precision, upcast
 from trm_pipeline.methods.base import Method, Setting
 from trm_pipeline.methods.wrapped import Wrapped
 
-__all__ = ["OfClassFeatures", "distances", "known_mean"]
-
 EPOCHS = 20
 """Published; everything below is told by its share of the training."""
 

@@ -13,8 +13,6 @@ from trm_pipeline.features.cached import Batch
 from trm_pipeline.methods.base import Setting
 from trm_pipeline.methods.prompts import PromptPeer, pair_cosines
 
-__all__ = ["PositiveCoOp"]
-
 
 class PositiveCoOp(PromptPeer):
     r"""DualCoOp with prompts for presence alone.

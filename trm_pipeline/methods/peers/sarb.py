@@ -10,8 +10,6 @@ from trm_pipeline.features.frozen import Encode
 from trm_pipeline.methods.base import Method, Setting
 from trm_pipeline.methods.peers._features import OfClassFeatures, distances, known_mean
 
-__all__ = ["SARB", "k_means"]
-
 
 def k_means(points: Tensor, count: int, *, rounds: int = 20) -> Tensor:
     """Centres (count, D) of points (n, D) by Lloyd's rounds from spread-out points; those of fewer points come round again."""

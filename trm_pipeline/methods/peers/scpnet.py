@@ -13,8 +13,6 @@ from trm_pipeline.features.frozen import Encode
 from trm_pipeline.methods.base import Method, Setting
 from trm_pipeline.methods.wrapped import Wrapped
 
-__all__ = ["SCPNet", "class_graph", "strong_view"]
-
 
 def class_graph(text: Tensor, *, kept: int, temperature: float) -> Tensor:
     r"""The prior graph R (C, C), rows summing to 1, from the cosines of the class texts (C, D).

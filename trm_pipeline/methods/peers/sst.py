@@ -11,8 +11,6 @@ from trm_pipeline.features.cached import Batch
 from trm_pipeline.methods.base import Method, Setting
 from trm_pipeline.methods.peers._features import EPOCHS, OfClassFeatures, distances, known_mean
 
-__all__ = ["SST"]
-
 
 class SST(OfClassFeatures):
     r"""Structured semantic transfer on the class features :math:`f_{bc}` of a head.
