@@ -2,7 +2,7 @@
 
     python benchmarks/field.py FEATURES --jobs 2      # train what is not in field.csv yet; interrupted, it goes on from there
     python benchmarks/field.py                        # the same without the photographs
-    python benchmarks/field.py --tables               # field.csv -> the tables of docs/field.md
+    python benchmarks/field.py --tables               # field.csv -> the tables of docs/field.md and README.md
 
 FEATURES are given features of the photographs (tools/make_photograph_features.py), scored on their val images; the drawn sets are
 scored on their test images, last epoch of the averaged weights. Settings of every method are chosen for each cell by known labels
@@ -51,7 +51,7 @@ from trm_pipeline.run.prepared import Cell, Prepared
 
 ROOT = Path(__file__).resolve().parents[1]
 STORE = Path(__file__).with_suffix(".csv")
-PAGE = ROOT / "docs" / "field.md"
+PAGE, README = ROOT / "docs" / "field.md", ROOT / "README.md"
 SEEDS = (11, 12, 13)
 PSEUDO_SEEDS = (11, 12, 13, 14, 15)
 """Of the two methods whose difference is what pseudo-labels are worth."""
@@ -63,6 +63,7 @@ LOCAL = ("linear", "text-image", "text-pixel", "dual-coop", "dual-coop++", "posi
 QUERY = "trm-query"
 UNDER = ("linear", "text-pixel", "trm-region")
 """Heads that every loss is tried under."""
+SHOWN = ("linear", "text-pixel", "dual-coop", "trm-region")
 
 FEW = ("an", "role", "em", "ll-r", "hill", "partial-bce", "vlpl", "gr", "gpr", "gce")
 """Losses that differ in their idea: first in the order of work."""
@@ -217,13 +218,13 @@ def study(key: str, stage: str, features: Path | None, store: Path, jobs: int, c
                 raise SystemExit("the time is over; the same command goes on from here")
 
 
-def head_table(rows: Sequence[Row]) -> Table:
+def head_table(rows: Sequence[Row], key: str = "mAP") -> Table:
     """Methods down, settings across; what needs no label has a value in the first column alone."""
     columns = [Setting(0.0), *SETTINGS]
     lines = [["method", "no label", *(setting.words for setting in SETTINGS)]]
     names = (*LABEL_FREE, *FITTED, *(name for local in (*LOCAL, QUERY) for name in (local, f"{local}{GLOBAL}")), "trm")
     for name in names:
-        line = [_value(rows, name, setting) for setting in columns]
+        line = [_value(rows, name, setting, key) for setting in columns]
         if any(line):
             lines.append([name, *line])
     return lines
@@ -256,8 +257,8 @@ def _of(rows: Sequence[Row], setting: Setting) -> list[Row]:
     return [row for row in rows if row["known"] == setting.known and row["wrong"] == setting.wrong]
 
 
-def _value(rows: Sequence[Row], method: str, setting: Setting) -> str:
-    return mean_sd(by_seed(_of(rows, setting), method, setting.known, "mAP").values())
+def _value(rows: Sequence[Row], method: str, setting: Setting, key: str = "mAP") -> str:
+    return mean_sd(by_seed(_of(rows, setting), method, setting.known, key).values())
 
 
 def page(rows: Sequence[Row]) -> str:
@@ -273,6 +274,7 @@ def page(rows: Sequence[Row]) -> str:
             found = closest_table(_of(own, setting), count=10)
             closest += [found[0]] * (not closest) + [[setting.words, *line[1:]] for line in found[1:]]
         parts += ["The ten that come closest to `trm`, or before it, on the same seeds:", markdown(closest)]
+        parts += ["OF1 (%) at probability 0.5:", markdown(head_table(own, "OF1"))]
         if len(table := pseudo_table(own)) > 1:
             parts += ["What pseudo-labels change, `trm` less `trm-region+global`:", markdown(table)]
         for setting in SETTINGS:
@@ -291,14 +293,16 @@ def whole(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if counts[row["method"], row["known"], row["wrong"]] >= len(SEEDS) or row["method"] in LABEL_FREE]
 
 
-def sentence(rows: Sequence[Row]) -> str:
-    """What README says of the study: trm on photographs, and the best of the others there."""
-    own = whole(row for row in rows if row["data"] == "photographs")
-    said = []
-    for setting in SETTINGS[0], SETTINGS[1], SETTINGS[3]:
-        best = closest_table(_of(own, setting), count=1)[1][2]
-        said.append(f"{_value(own, 'trm', setting)} against {best} ({setting.words})")
-    return "`trm` against the best of the others: " + ", ".join(said)
+def summary(rows: Sequence[Row]) -> str:
+    """The table of README: heads alone and merged, on the drawn VOC and on photographs."""
+    sets = {"drawn": "voc", "photographs": "photographs"}
+    columns = (Setting(0.0), *(setting for setting in SETTINGS if setting.losses and not setting.wrong))
+    own = {name: whole(row for row in rows if row["data"] == key) for name, key in sets.items()}
+    words = ["no label", *(setting.words for setting in columns[1:])]
+    lines = [["method", *(f"{name}, {word}" for name in sets for word in words)]]
+    for method in (*LABEL_FREE, *FITTED, *(f"{local}{end}" for local in SHOWN for end in ("", GLOBAL)), "trm"):
+        lines.append([method, *(_value(own[name], method, setting) for name in sets for setting in columns)])
+    return markdown(lines)
 
 
 BEGIN, END = "<!-- tables: python benchmarks/field.py --tables -->", "<!-- end of tables -->"
@@ -320,10 +324,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     p.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after so many")
     p.add_argument("--store", type=Path, default=STORE)
     p.add_argument("--set", nargs="+", default=[], help="settings of the preset, such as epochs=1, for a trial")
-    p.add_argument("--tables", action="store_true", help="train nothing: write the tables into docs/field.md")
+    p.add_argument("--tables", action="store_true", help="train nothing: write the tables into docs/field.md and README.md")
     args = p.parse_args(argv)
     if args.tables:
-        PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8"), page(read(args.store))), encoding="utf-8")
+        rows = read(args.store)
+        for path, tables in ((PAGE, page(rows)), (README, summary(rows))):
+            path.write_text(with_tables(path.read_text(encoding="utf-8"), tables), encoding="utf-8")
         return
     limit = time.monotonic() + 60 * args.minutes
     keys = args.data or [key for key, data in DATA.items() if args.features or not data.source.given]

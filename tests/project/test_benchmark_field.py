@@ -63,7 +63,18 @@ def test_tables_hold_what_every_seed_has(field: Any, tmp_path: Path) -> None:
     moved = [row("trm", seed, 30.0, 0.2) for seed in (4, 5)]
     field.append(tmp_path / "field.csv", [*whole, *moved, row("text-pixel", 4, 10.0, 0.2)])
     text = field.page(field.read(tmp_path / "field.csv"))
-    lines = {cells[0]: cells[1:] for line in text.splitlines() if (cells := [cell.strip() for cell in line.split("|")[1:-1]])}
+    listed = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    lines = {name: rest for name, *rest in reversed(listed)}  # of each name the first: mAP stands before OF1
     assert lines["trm"] == ["", "64.5 ± 0.7", "30.0 ± 0.0"]
     assert lines["40 %"] == ["text-pixel", "54.5 ± 0.7", "−10.0", "[−10.0, −10.0]"]
     assert lines["text-pixel"] == ["", "54.5 ± 0.7", ""]  # with a fifth wrong it has one seed alone
+
+
+def test_the_pages_show_what_is_stored(benchmark_script: Callable[[str], Any]) -> None:
+    field = benchmark_script("field")
+    rows = field.read(field.STORE)
+    for path, tables in ((field.PAGE, field.page(rows)), (field.README, field.summary(rows))):
+        text = path.read_text(encoding="utf-8")
+        assert "| trm " in tables and field.with_tables(text, tables) == text
+    keys = [tuple(row[name] for name in ("data", "method", "known", "wrong", "seed")) for row in rows]
+    assert len(keys) == len(set(keys))  # no cell twice
