@@ -63,7 +63,9 @@ LOCAL = ("linear", "text-image", "text-pixel", "dual-coop", "dual-coop++", "posi
 QUERY = "trm-query"
 UNDER = ("linear", "text-pixel", "trm-region")
 """Heads that every loss is tried under."""
+
 SHOWN = ("linear", "text-pixel", "dual-coop", "trm-region")
+"""Heads in the table of README."""
 
 FEW = ("an", "role", "em", "ll-r", "hill", "partial-bce", "vlpl", "gr", "gpr", "gce")
 """Losses that differ in their idea: first in the order of work."""
@@ -99,7 +101,6 @@ DATA = {
     "vg200": Data(vg200.SOURCE, "200 classes with a long tail"),
     "cub": Data(cub.SOURCE, "312 attributes"),
 }
-
 
 STAGES = ("heads", "pseudo", "few", "query", "many")
 """In the order of work, each over all data sets, so that a study in progress has its main tables early."""

@@ -395,6 +395,6 @@ def test_what_is_no_probability_and_other_refusals() -> None:
     refused("targets must hold known present and known absent labels, got 12 present and 0 absent", y=torch.ones(6, 2))
     refused("metric must be one of 'f1', 'precision', 'recall', 'cost', got 'F1'", metric="F1")
     refused("at_least must be above 0 and at most 1, got 1.5", metric="recall", at_least=1.5)
-    refused("at_least must be above 0, got 0.0", metric="recall", at_least=0.0)
+    refused("at_least must be above 0 and at most 1, got 0.0", metric="recall", at_least=0.0)
     refused("false_alarm must be above 0, got 0.0", metric="cost", false_alarm=0.0)
     refused("miss must be above 0, got -1", metric="cost", miss=-1)
