@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnxruntime
 import torch
-from tabulate import tabulate
 
 from trm_losses import RegionPooler, TextRegionMatchingLoss, TRMHead
 from trm_losses.backbones import HFBackbone, OpenClipBackbone, TimmBackbone, load_open_clip
@@ -28,6 +27,7 @@ from trm_pipeline.embedded import CLASS_NAMES, load_embedded
 from trm_pipeline.folder.encoded import usual_pool
 from trm_pipeline.folder.model import SavedModel
 from trm_pipeline.folder.onnx_file import export_onnx
+from trm_pipeline.report.markdown import markdown
 
 ROUNDS = 5
 
@@ -45,7 +45,13 @@ class Row(NamedTuple):
 def dinov2() -> Any:
     import transformers
 
-    sizes = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "patch_size": 14, "image_size": 224}
+    sizes: dict[str, Any] = {
+        "hidden_size": 384,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 6,
+        "patch_size": 14,
+        "image_size": 224,
+    }
     return HFBackbone(transformers.Dinov2Model(transformers.Dinov2Config(**sizes)))
 
 
@@ -101,8 +107,7 @@ def table(found: Iterable[Row]) -> str:
     cells = [
         (row.model, f"{row.megabytes:.0f}", f"{row.writing:.0f}", f"{row.image:.2f}", f"{row.difference:.0e}") for row in found
     ]
-    headers = ("model", "MB", "seconds to write", "seconds an image", "difference")
-    return tabulate(cells, headers, tablefmt="pipe", disable_numparse=True)
+    return markdown([("model", "MB", "seconds to write", "seconds an image", "difference"), *cells])
 
 
 def main() -> None:
