@@ -259,7 +259,8 @@ def _of(rows: Sequence[Row], setting: Setting) -> list[Row]:
 
 
 def _value(rows: Sequence[Row], method: str, setting: Setting, key: str = "mAP") -> str:
-    return mean_sd(by_seed(_of(rows, setting), method, setting.known, key).values())
+    found = by_seed(_of(rows, setting), method, setting.known, key)
+    return mean_sd([value for seed, value in found.items() if seed in SEEDS])
 
 
 def page(rows: Sequence[Row]) -> str:
