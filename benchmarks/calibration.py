@@ -24,10 +24,9 @@ from trm_losses import Calibration
 from trm_losses.metrics import calibration_error, evaluate
 from trm_pipeline.config.presets import Known
 from trm_pipeline.data import given, voc
-from trm_pipeline.methods.base import score
 from trm_pipeline.report.markdown import markdown
 from trm_pipeline.run.arguments import known_argument, parse
-from trm_pipeline.run.choose import hold_out, trained
+from trm_pipeline.run.choose import hold_out, logits_of, trained
 from trm_pipeline.run.prepare import prepare
 from trm_pipeline.run.prepared import Cell, Prepared, known_labels
 
@@ -40,12 +39,7 @@ def measure(data: Prepared, cell: Cell) -> dict[str, float]:
     held = hold_out(known_labels(data, cell), single=single, seed=cell.seed)
     part = data.with_labels(held.kept)
     method = trained(part, cell, data.preset, label=cell.label)
-    with torch.no_grad():
-        text = data.encode(method.prompts())
-        own, other = (
-            score(lambda batch: method.logits(batch, text), features, data.preset.batch_size)
-            for features in (data.features, data.test_features)
-        )
+    own, other = (logits_of(data, method, features) for features in (data.features, data.test_features))
     if single:  # what is not known of an image that was held out stays unknown here
         rows = (held.asked >= 0).any(dim=1)
         listed = torch.where(held.asked[rows] == 1, 1.0, -1.0)

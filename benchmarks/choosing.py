@@ -19,17 +19,15 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
 from scipy.stats import spearmanr
 
 from trm_losses.metrics import mean_average_precision
 from trm_pipeline.config.settings import override
 from trm_pipeline.data import cub, given, vg200, voc
-from trm_pipeline.methods.base import score
 from trm_pipeline.progress import say
 from trm_pipeline.report.markdown import markdown
 from trm_pipeline.run.arguments import known_argument, parse
-from trm_pipeline.run.choose import FACTORS, search, trained
+from trm_pipeline.run.choose import FACTORS, logits_of, search, trained
 from trm_pipeline.run.prepare import prepare
 from trm_pipeline.run.prepared import Cell, Prepared
 
@@ -59,9 +57,7 @@ def measure(data: Prepared, cell: Cell) -> Candidates:
     scored = []
     for name in names:
         method = trained(data, cell, override(data.preset, [name]), label=f"{cell.label}, {name}")
-        with torch.no_grad():
-            text = data.encode(method.prompts())
-            logits = score(lambda batch: method.logits(batch, text), data.test_features, data.preset.batch_size)  # noqa: B023
+        logits = logits_of(data, method, data.test_features)
         scored.append(100 * float(mean_average_precision(logits, data.test_targets)))
     return Candidates([found[name] for name in names], scored)
 

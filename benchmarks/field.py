@@ -18,7 +18,7 @@ import multiprocessing
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +34,6 @@ from trm_pipeline.config.settings import override
 from trm_pipeline.data import cub, given, vg200, voc
 from trm_pipeline.data.base import Source
 from trm_pipeline.methods import LABEL_FREE
-from trm_pipeline.methods.base import score
 from trm_pipeline.methods.global_head import FITTED, GLOBAL, Merged
 from trm_pipeline.methods.grid import GRID
 from trm_pipeline.progress import Sweep, say
@@ -44,7 +43,7 @@ from trm_pipeline.report.statistics import paired
 from trm_pipeline.report.tables import Table, closest_table, interval, mean_sd, signed
 from trm_pipeline.run.arguments import parse
 from trm_pipeline.run.cells import end_with_parent, run_cell
-from trm_pipeline.run.choose import search, trained
+from trm_pipeline.run.choose import logits_of, search, trained
 from trm_pipeline.run.options import RunOptions
 from trm_pipeline.run.prepare import prepare
 from trm_pipeline.run.prepared import Cell, Prepared
@@ -134,18 +133,14 @@ def measure(data: Prepared, options: RunOptions, cell: Cell) -> list[Row]:
         chosen = " ".join(found.changes)
         method = trained(data, whole, override(options.preset, found.changes), label=whole.label)
         assert isinstance(method, Merged)
-        with torch.no_grad():
-            text = data.encode(method.prompts())
-            views: dict[str, Callable[..., Any]] = {whole.method: method.logits}
-            if cell.method != "trm":
-                views = {cell.method: method.inner.logits, **views}
-            scored = {
-                name: score(lambda batch, logits=logits: logits(batch, text), data.test_features, data.preset.batch_size)  # type: ignore[misc]
-                for name, logits in views.items()
-            }
+        parts = {whole.method: method} if cell.method == "trm" else {cell.method: method.inner, whole.method: method}
         rows = [
-            {**cell._asdict(), "method": name, **evaluate(logits, data.test_targets, threshold=0.0)}
-            for name, logits in scored.items()
+            {
+                **cell._asdict(),
+                "method": name,
+                **evaluate(logits_of(data, part, data.test_features), data.test_targets, threshold=0.0),
+            }
+            for name, part in parts.items()
         ]
     seconds = time.process_time() - started  # in one row: there is one training
     return [{**row, "wrong": cell.wrong, "seconds": seconds * (row is rows[0]), "chosen": chosen} for row in rows]

@@ -85,10 +85,15 @@ def _with_mean_features(features: Features, batch_size: int, penultimate: bool) 
         yield seen[0]._replace(penultimate=torch.stack(found).mean(dim=0) if found else None)
 
 
+def global_logits(head: GlobalHead, features: Features, batch_size: int) -> Tensor:
+    """Logits (N, C) of images."""
+    return score(lambda batch: head(batch.tokens, batch.penultimate), features, batch_size)
+
+
 def estimated(head: GlobalHead, features: Features, batch_size: int, expected_positives: float | None) -> Tensor:
     """Probabilities (N, C) of images; with single positives, which cannot tell their level, at the level that is assumed."""
     with torch.random.fork_rng(devices=()):
-        logits = score(lambda batch: head(batch.tokens, batch.penultimate), features, batch_size)
+        logits = global_logits(head, features, batch_size)
     return torch.sigmoid(logits) if expected_positives is None else shifted(logits, expected_positives / logits.shape[1])
 
 

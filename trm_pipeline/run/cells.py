@@ -24,7 +24,7 @@ from trm_pipeline.features.cached import cores
 from trm_pipeline.files import Checkpoint, tensor_digest, write_json
 from trm_pipeline.methods import LABEL_FREE
 from trm_pipeline.methods.base import score
-from trm_pipeline.methods.global_head import FITTED, trm_head
+from trm_pipeline.methods.global_head import FITTED, global_logits, trm_head
 from trm_pipeline.progress import escape_output, say, without_bars
 from trm_pipeline.report.rows import Row
 from trm_pipeline.run.choose import choose
@@ -105,7 +105,7 @@ def _fitted(data: Prepared, cell: Cell, options: RunOptions) -> tuple[dict[str, 
     if head is None:
         raise ValueError(f"{cell.method} needs penultimate features, and there are none; leave it out of --methods")
     seconds = time.perf_counter() - started
-    logits = score(lambda batch: head(batch.tokens, batch.penultimate), data.test_features, data.preset.batch_size)
+    logits = global_logits(head, data.test_features, data.preset.batch_size)
     metrics = evaluate(logits, data.test_targets, threshold=0.0)
     say(f"{cell.label}: mAP {metrics['mAP']:.1f}  OF1 {metrics['OF1']:.1f}  {seconds:.0f} s")
     return {**metrics, "best_epoch_mAP": metrics["mAP"]}, seconds

@@ -14,9 +14,10 @@ from trm_pipeline import ranks
 from trm_pipeline.config.losses import CANDIDATES
 from trm_pipeline.config.presets import VARIANTS, Preset
 from trm_pipeline.config.settings import override
+from trm_pipeline.features.cached import Features
 from trm_pipeline.files import read_json, tensor_digest, write_json
 from trm_pipeline.methods.base import Method, score
-from trm_pipeline.methods.global_head import FITTED, GLOBAL, Merged, parts_of
+from trm_pipeline.methods.global_head import FITTED, GLOBAL, Merged, global_logits, parts_of
 from trm_pipeline.progress import say
 from trm_pipeline.run.prepared import Cell, Prepared, build, known_labels
 from trm_pipeline.training.loop import train
@@ -179,11 +180,7 @@ class _Search:
                 tried = override(self.preset, name.split())
                 head = self.data.global_head(self.kept, tried, single=single, prior=prior)
                 if head is not None:
-                    found[name] = score(
-                        lambda batch, head=head: head(batch.tokens, batch.penultimate),  # type: ignore[misc]
-                        self.data.features,
-                        self.preset.batch_size,
-                    )
+                    found[name] = global_logits(head, self.data.features, self.preset.batch_size)
             self.data.layers.clear()
             self.data.layers[key] = found
         return self._best(self.data.layers[key]) if self.data.layers[key] else None
@@ -193,9 +190,14 @@ class _Search:
         preset = override(self.preset, [*self.changes, *changes])
         method = trained(self.data, self.cell, preset, label=f"choosing for {self.cell.label}")
         local = method.inner if isinstance(method, Merged) else method
-        with torch.no_grad():
-            text = self.data.encode(local.prompts())
-            return score(lambda batch: local.logits(batch, text), self.data.features, preset.batch_size)
+        return logits_of(self.data, local, self.data.features)
+
+
+def logits_of(data: Prepared, method: Method, features: Features) -> Tensor:
+    """Logits (N, C) of a trained method."""
+    with torch.no_grad():
+        text = data.encode(method.prompts())
+        return score(lambda batch: method.logits(batch, text), features, data.preset.batch_size)
 
 
 def trained(data: Prepared, cell: Cell, preset: Preset, *, label: str) -> Method:
