@@ -33,16 +33,21 @@ class GlobalHead(FullPrecisionState):
     g are the scores of a :class:`GaussianDiscriminant` and f the penultimate features, each standardised over the training
     images; :math:`R_\rho = (1 - \rho) R + \rho I` is their correlation matrix, shrunk. V, with columns scaled so that
     :math:`v_c \cdot \hat f` has deviation 1, is a ridge regression of the prior on f: what the class texts say of the images,
-    seen by another view, without any label. The known labels then choose
+    seen by another view, without any label. The labels then choose
 
     .. math::
         \min_{w, b, \alpha, \eta} \sum_{bc} u_{bc}\, \mathrm{BCE}(\ell_{bc}, y_{bc})
         + \frac{\kappa}{2} \lVert w \rVert^2 + \sum_c \frac{(b_c - b_0)^2}{2 \tau^2} + \frac{(\alpha - 1)^2 + \eta^2}{2},
         \qquad \kappa = \frac{\mathrm{E} \lVert \hat f \rVert^2}{\tau^2}
 
-    u is 1 where a label is known and ``unknown_weight`` where it is not. So :math:`\tau` is how far the layer is expected to move
-    a logit, and with few labels the prior is left: without any the logits are :math:`\hat g + b_0`. The minimum is found by
-    L-BFGS on all images at once, in seconds for thousands of images; memory holds some 4 n W + 4 n C + 12 C W numbers.
+    u is 1 where a label is known and 0 where it is not. So :math:`\tau` is how far the layer is expected to move a logit, and
+    with few labels the prior is left: without any the logits are :math:`\hat g + b_0`.
+
+    If present labels alone are known, unknown ones join with u = ``unknown_weight``. First they count as absent. Then the
+    minimum is sought once more, with y what the first one makes of them, at the level that :meth:`fit` is told to expect.
+
+    The minimum is found by L-BFGS on all images at once, in seconds for thousands of images; memory holds some 4 n W + 4 n C +
+    12 C W numbers.
 
     It is no part of a training loop. :class:`TRMHead` merges it with the logits of a trained region head, and
     :class:`trm_losses.pseudo.TeacherRule` teaches one by its estimates of the unknown labels.
@@ -53,6 +58,7 @@ class GlobalHead(FullPrecisionState):
         prior: a fitted classifier of tokens without labels; None: there is none. It is kept, frozen.
         spread: :math:`\tau`, in logits.
         shrinkage: :math:`\rho` from 0 (whitened; above 0 where there are more features than images) to 1 (standardised alone).
+        unknown_weight: u of unknown labels, if present ones alone are known.
         distributed: False, True or a process group: :meth:`fit` takes the images of all ranks together.
         validate: check values for NaN and label values, and that :meth:`fit` came first (waits for the device).
 
@@ -96,6 +102,7 @@ class GlobalHead(FullPrecisionState):
         *,
         spread: float = 3.0,
         shrinkage: float = 1.0,
+        unknown_weight: float = 0.3,
         distributed: Distributed = False,
         validate: bool = True,
         device: torch.device | str | None = None,
@@ -111,8 +118,10 @@ class GlobalHead(FullPrecisionState):
             raise ValueError(f"{name}: prior must have num_classes = {num_classes}, got {prior.num_classes}")
         check_number(name, "spread", spread, 0, strict=True)
         check_number(name, "shrinkage", shrinkage, 0, 1)
+        check_number(name, "unknown_weight", unknown_weight, 0, 1)
         self.num_classes, self.width, self.prior = num_classes, width, prior
-        self.spread, self.shrinkage, self.distributed, self.validate = spread, shrinkage, distributed, validate
+        self.spread, self.shrinkage, self.unknown_weight = spread, shrinkage, unknown_weight
+        self.distributed, self.validate = distributed, validate
         self.register_buffer("scale", torch.zeros(num_classes, device=device))
         self.register_buffer("weight", torch.zeros(num_classes, width or 0, device=device))
         self.register_buffer("center", torch.zeros(width or 0, device=device))
@@ -120,23 +129,23 @@ class GlobalHead(FullPrecisionState):
         self.register_buffer("mix", torch.zeros(2, device=device))
         self.register_buffer("total", torch.zeros((), dtype=torch.int64, device=device))
 
-    def fit(self, batches: Iterable[Batch], *, base_rate: float | None = None, unknown_weight: float = 0.0) -> GlobalHead:
+    def fit(self, batches: Iterable[Batch], *, expected_positives: float | None = None) -> GlobalHead:
         r"""Find the weights anew from images and what is known of their labels; a refused call leaves the head as it was.
 
         Args:
             batches: (tokens, penultimate, targets), or with key_padding_mask as a fourth, read once. An image seen in several
                 ways, such as mirrored, is best given as the mean of its penultimate features.
-            base_rate: the share of present labels that :math:`b_0` stands for; None: that of the labels that count,
-                by their weights.
-            unknown_weight: weight of "absent" at unknown labels; single positives need one, such as 0.3.
+            expected_positives: mean number of present classes of an image, if nothing is known to be absent; probabilities
+                are then at this level. None: b_0 stands for the share of present labels among the known ones.
 
         Returns:
             The module itself.
         """
         name = type(self).__name__
-        check_number(name, "unknown_weight", unknown_weight, 0)
-        if base_rate is not None:
-            check_number(name, "base_rate", base_rate, 0, 1, strict=True)
+        rate = None
+        if expected_positives is not None:
+            check_number(name, "expected_positives", expected_positives, 0, strict=True)
+            rate = min(1 - 1e-4, expected_positives / self.num_classes)
         group = resolve_group(self.distributed)
         device = self.bias.device
         with torch.inference_mode(False):  # whose tensors cannot be differentiated
@@ -151,9 +160,20 @@ class GlobalHead(FullPrecisionState):
             root, energy = self._root(layer, count, group)
             x = layer.values if root is None else layer.values @ root
             carried = _carry(x, prior.values, count, group)
-            weight, bias, mix = self._minimum(prior.values, x, carried, energy, targets, base_rate, unknown_weight, group)
+            known = targets != UNKNOWN
+            wanted = torch.where(known, targets, 0.0)
+            present, asked = sum_over_ranks(torch.stack([wanted.sum(), known.sum()]), group).tolist()
+            positives_alone = rate is not None and present > 0
+            importance = torch.where(known, 1.0, self.unknown_weight if positives_alone else 0.0)
+            base, level = (present / asked if asked else 0.5) if rate is None else rate, 0.0
+            for _ in range(2 if positives_alone else 1):
+                found, bias, mix = self._minimum(prior.values, x, carried, energy, wanted, importance, base, group)
+                if rate is not None:
+                    logits = mix[0] * prior.values + x @ found.T + bias
+                    level = _shift(logits, rate, count, group)
+                    wanted = torch.where(known, targets, torch.sigmoid(logits + level))
+            bias = bias + level
         scale = mix[0] / prior.deviation
-        found = mix[1] * carried + weight
         found = (found if root is None else found @ root.T) / layer.deviation
         for buffer, value in (
             (self.scale, scale),
@@ -230,19 +250,13 @@ class GlobalHead(FullPrecisionState):
         x: Tensor,
         carried: Tensor,
         energy: Tensor,
-        targets: Tensor,
-        base_rate: float | None,
-        unknown_weight: float,
+        wanted: Tensor,
+        importance: Tensor,
+        rate: float,
         group: torch.distributed.ProcessGroup | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """w (C, W), b (C,) and the mix of the prior and what is carried over, by L-BFGS over the images of all ranks."""
-        known = targets != UNKNOWN
-        importance = torch.where(known, 1.0, unknown_weight)
-        target = torch.where(known, targets, 0.0)
-        if base_rate is None:
-            found = sum_over_ranks(torch.stack([(importance * target).sum(), importance.sum()]), group)
-            base_rate = float(found[0] / found[1]) if found[1] > 0 else 0.5
-        base = torch.logit(torch.tensor(base_rate), eps=1e-4).item()
+        """eta v + w (C, W), b (C,) and the mix (alpha, eta), by L-BFGS over the images of all ranks."""
+        base = torch.logit(torch.tensor(rate), eps=1e-4).item()
         h = x @ carried.T
         weight = torch.zeros_like(carried, requires_grad=True)
         bias = torch.full((self.num_classes,), base, device=x.device, requires_grad=True)
@@ -255,7 +269,7 @@ class GlobalHead(FullPrecisionState):
 
         def closure() -> Tensor:
             logits = mix[0] * g + mix[1] * h + x @ weight.T + bias
-            loss = F.binary_cross_entropy_with_logits(logits, target, importance, reduction="sum")
+            loss = F.binary_cross_entropy_with_logits(logits, wanted, importance, reduction="sum")
             apart = torch.stack([mix[0] - 1, mix[1]]).square().sum() / 2  # the penalty is the same on every rank
             penalty = decay / 2 * weight.square().sum() + (bias - base).square().sum() / (2 * self.spread**2) + apart
             gradients = (torch.autograd.grad(value, parameters) for value in (loss, penalty))
@@ -264,7 +278,7 @@ class GlobalHead(FullPrecisionState):
             return sum_over_ranks(loss.detach(), group) + penalty.detach()
 
         optimizer.step(closure)
-        return weight.detach(), bias.detach(), mix.detach()
+        return mix[1].detach() * carried + weight.detach(), bias.detach(), mix.detach()
 
     def forward(
         self, tokens: Tensor | None, penultimate: Tensor | None = None, *, key_padding_mask: Tensor | None = None
@@ -325,3 +339,13 @@ def _carry(x: Tensor, g: Tensor, count: float, group: torch.distributed.ProcessG
     carried = torch.linalg.solve(inner + torch.eye(x.shape[1], dtype=inner.dtype), cross.T).T
     size = ((carried @ inner) * carried).sum(dim=1, keepdim=True).sqrt()
     return torch.where(size > 1e-9, carried / size.clamp(min=1e-9), 0.0).to(x)
+
+
+def _shift(logits: Tensor, rate: float, count: float, group: torch.distributed.ProcessGroup | None) -> float:
+    """What makes the mean probability of logits (n, C) ``rate``, by bisection."""
+    low, high = -30.0, 30.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        total = sum_over_ranks(torch.sigmoid(logits + middle).sum(), group)
+        low, high = (middle, high) if float(total) < rate * count * logits.shape[1] else (low, middle)
+    return low

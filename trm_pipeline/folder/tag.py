@@ -78,7 +78,7 @@ def _head(frozen: Encoded, names: list[str], expected_positives: float) -> TRMHe
     prior = fit_training_free(features, text, 50)
     whole = GlobalHead(classes, prior=prior, device=text.device)
     batches = ((batch.tokens, None, _unknown(batch.tokens, classes)) for batch in features.batches(50))
-    whole.fit(batches, base_rate=min(0.5, expected_positives / classes))
+    whole.fit(batches, expected_positives=min(expected_positives, classes / 2))
     pooler = RegionPooler(classes, dim, num_heads=1, query_head=False, device=text.device)
     matching = TextRegionMatchingLoss(classes, device=text.device)
     return TRMHead(pooler, matching, text, names, head="region", global_head=whole, rate=1.0).eval()

@@ -58,23 +58,19 @@ def fit_global_head(
     Returns:
         None if there is neither a prior nor penultimate features.
     """
-    single = expected_positives is not None
-    base_rate = None if expected_positives is None else min(1.0, expected_positives / targets.shape[1])
-    with torch.random.fork_rng(devices=()):  # a loader draws a seed, and a cell must not tell what came before it
+    with torch.random.fork_rng(devices=()):
         stream = _with_mean_features(features, batch_size, penultimate)
         first = next(iter(features.batches(1)))
         width = None if first.penultimate is None or not penultimate else first.penultimate.shape[1]
         if width is None and prior is None:
             return None
-        # With single positives every unknown entry says something: less is left to the layer.
-        options = {"spread": 1.0 if single else 3.0, **options}
         head = GlobalHead(targets.shape[1], width, prior, distributed=True, device=first.tokens.device, **options)
         batches = (
             (batch.tokens, batch.penultimate, targets[batch.index].to(batch.tokens.device))
             for batch in stream
             if len(batch.index)
         )
-        return head.fit(batches, base_rate=base_rate, unknown_weight=0.3 if single else 0.0)
+        return head.fit(batches, expected_positives=expected_positives)
 
 
 def _with_mean_features(features: Features, batch_size: int, penultimate: bool) -> Iterator[Batch]:
@@ -87,23 +83,8 @@ def _with_mean_features(features: Features, batch_size: int, penultimate: bool) 
 
 def global_logits(head: GlobalHead, features: Features, batch_size: int) -> Tensor:
     """Logits (N, C) of images."""
-    return score(lambda batch: head(batch.tokens, batch.penultimate), features, batch_size)
-
-
-def estimated(head: GlobalHead, features: Features, batch_size: int, expected_positives: float | None) -> Tensor:
-    """Probabilities (N, C) of images; with single positives, which cannot tell their level, at the level that is assumed."""
-    with torch.random.fork_rng(devices=()):
-        logits = global_logits(head, features, batch_size)
-    return torch.sigmoid(logits) if expected_positives is None else shifted(logits, expected_positives / logits.shape[1])
-
-
-def shifted(logits: Tensor, rate: float) -> Tensor:
-    """Probabilities (N, C) of logits, all moved by as much as makes their mean ``rate``."""
-    low, high = -30.0, 30.0
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (middle, high) if torch.sigmoid(logits + middle).mean() < rate else (low, middle)
-    return torch.sigmoid(logits + low)
+    with torch.random.fork_rng(devices=()):  # a loader draws a seed, and a cell must not tell what came before it
+        return score(lambda batch: head(batch.tokens, batch.penultimate), features, batch_size)
 
 
 class Merged(Wrapped):

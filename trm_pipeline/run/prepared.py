@@ -20,7 +20,7 @@ from trm_pipeline.features.frozen import Frozen
 from trm_pipeline.files import tensor_digest
 from trm_pipeline.methods import ZERO_SHOT, Method, Setting, fit_training_free
 from trm_pipeline.methods.base import score
-from trm_pipeline.methods.global_head import estimated, fit_global_head
+from trm_pipeline.methods.global_head import fit_global_head, global_logits
 from trm_pipeline.methods.grid import build_method
 
 
@@ -139,8 +139,7 @@ def build(data: Prepared, cell: Cell, *, method: str, preset: Preset) -> tuple[M
 
     def estimates() -> Tensor | None:
         head = global_head()
-        expected = preset.expected_positives if single else None
-        return None if head is None else estimated(head, data.features, preset.batch_size, expected)
+        return None if head is None else torch.sigmoid(global_logits(head, data.features, preset.batch_size))
 
     setting = Setting(
         preset,

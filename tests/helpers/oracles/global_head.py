@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+from scipy.optimize import brentq
 
 from tests.helpers.oracles.numbers import Array, array
 
@@ -22,10 +23,10 @@ class GlobalHead:
         f: Any,
         targets: Any,
         *,
-        spread: float = 3.0,
-        shrinkage: float = 1.0,
-        base_rate: float | None = None,
-        unknown_weight: float = 0.0,
+        spread: float,
+        shrinkage: float,
+        unknown_weight: float,
+        expected_positives: float | None = None,
     ) -> None:
         y = array(targets)
         n, classes = y.shape
@@ -37,15 +38,30 @@ class GlobalHead:
         x, prior = x @ self.root, (array(g) - self.g_mean) / self.g_deviation
         self.v = np.linalg.inv(x.T @ x / n + np.eye(x.shape[1])) @ x.T @ prior / n
         self.v /= moments(x @ self.v)[1]
-        self.u, self.y = np.where(y == -1, unknown_weight, 1.0), np.where(y == -1, 0.0, y)
-        if base_rate is None:
-            base_rate = float((self.u * self.y).sum() / self.u.sum()) if self.u.any() else 0.5
-        base_rate = min(max(base_rate, 1e-4), 1 - 1e-4)
+        known = y != -1
+        rate = float(y[known].mean()) if known.any() else 0.5
+        if expected_positives is not None:
+            rate = expected_positives / classes
+        rate = min(max(rate, 1e-4), 1 - 1e-4)
+        base = math.log(rate / (1 - rate))
+        alone = expected_positives is not None and bool((y == 1).any())
+        self.u, self.y = np.where(known, 1.0, unknown_weight if alone else 0.0), np.where(known, y, 0.0)
         kappa = float((x * x).sum()) / n / spread**2
-        self.start = np.array([0.0] * x.shape[1] * classes + [math.log(base_rate / (1 - base_rate))] * classes + [1.0, 0.0])
+        self.start = np.array([0.0] * x.shape[1] * classes + [base] * classes + [1.0, 0.0])
         self.precision = np.array([kappa] * x.shape[1] * classes + [spread**-2] * classes + [1.0, 1.0])
         self.rows = self.design(g, f)
-        self.theta = self.minimum()
+        self.theta, self.shift = self.minimum(), 0.0
+        if expected_positives is not None:
+            self.shift = self.move(rate)
+        if alone:  # unknown labels are what the first minimum makes of them
+            self.y = np.where(known, y, 1 / (1 + np.exp(-self.rows @ self.theta - self.shift)))
+            self.theta = self.minimum()
+            self.shift = self.move(rate)
+
+    def move(self, rate: float) -> float:
+        """What makes the mean probability of the images ``rate``."""
+        found = self.rows @ self.theta
+        return float(brentq(lambda move: float((1 / (1 + np.exp(-found - move))).mean()) - rate, -60, 60))
 
     def design(self, g: Any, f: Any) -> Array:
         """What each number of theta adds to each logit: (n, C, P)."""
@@ -61,7 +77,7 @@ class GlobalHead:
         return rows
 
     def logits(self, g: Any, f: Any) -> Array:
-        return self.design(g, f) @ self.theta  # type: ignore[no-any-return]
+        return self.design(g, f) @ self.theta + self.shift  # type: ignore[no-any-return]
 
     def objective(self, theta: Array) -> float:
         logits = self.rows @ theta
