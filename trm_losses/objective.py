@@ -168,7 +168,7 @@ class TRMObjective(PerClassState):
             validate: of all parts.
 
         Raises:
-            ValueError, TypeError: of the parts, each by name; a rule beside ``labeler=None``.
+            ValueError, TypeError: of the parts, each by name; settings of a part that is left out.
 
         Reference: the recipe of the paper, as far as it is known; all numbers of the default are our choice.
         """
@@ -196,8 +196,14 @@ class TRMObjective(PerClassState):
         if pooler.get("query") == "free":
             pooler = {"query_init": text, **pooler}
         if not factors["lambda_contrast"]:
+            if contrast:
+                raise ValueError(f"{cls.__name__}: contrast needs a factor; give objective={{'lambda_contrast': 0.1}}, or leave it out")
             contrast = None
         if not factors.get("lambda_distillation", 1.0) or not pooler.get("query_head", True):
+            if distillation:
+                raise ValueError(
+                    f"{cls.__name__}: distillation needs a factor and two heads; give pooler={{'query_head': True}}, or leave it out"
+                )
             distillation = None
         return cls(
             RegionPooler(classes, dim, validate=validate, **pooler),

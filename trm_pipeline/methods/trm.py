@@ -57,8 +57,9 @@ class TRM(Method):
             logit_scale=setting.logit_scale,
             pooler=pooler,
             matching={} if paper else preset.matching,
-            distillation=preset.distillation,
-            contrast=preset.contrast,
+            # Settings of parts that this method leaves out are another method's.
+            distillation=preset.distillation if pooler.get("query_head", paper) else {},
+            contrast=preset.contrast if preset.objective.get("lambda_contrast", paper) else {},
             bank=preset.bank,
             labeler={**preset.labeler, **steps} if paper or rule is not None else None,
             objective=preset.objective,

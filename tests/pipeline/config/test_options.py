@@ -128,7 +128,7 @@ def test_every_option_of_a_part_is_a_setting(part):
 
 @pytest.mark.parametrize("name", [name for name in methods.METHODS if name.startswith("trm")])
 def test_options_of_parts_that_a_method_lacks_do_no_harm(name):
-    settings = ("objective.lambda_contrast=0",)
+    settings = ("objective.lambda_contrast=0", "contrast.temperature=0.2", "distillation.temperature=2")
     method = built(*settings, "pseudo_rule=prototype", name=name)
     text = method.prompts()
     assert sum(method.loss(drawn(), text, TARGETS).values()).isfinite()
