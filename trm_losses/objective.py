@@ -197,13 +197,11 @@ class TRMObjective(PerClassState):
             pooler = {"query_init": text, **pooler}
         if not factors["lambda_contrast"]:
             if contrast:
-                raise ValueError(f"{cls.__name__}: contrast needs a factor; give objective={{'lambda_contrast': 0.1}}, or leave it out")
+                raise ValueError(f"{cls.__name__}: contrast needs a factor, such as objective={{'lambda_contrast': 0.1}}")
             contrast = None
         if not factors.get("lambda_distillation", 1.0) or not pooler.get("query_head", True):
             if distillation:
-                raise ValueError(
-                    f"{cls.__name__}: distillation needs a factor and two heads; give pooler={{'query_head': True}}, or leave it out"
-                )
+                raise ValueError(f"{cls.__name__}: distillation needs a factor and two heads: pooler={{'query_head': True}}")
             distillation = None
         return cls(
             RegionPooler(classes, dim, validate=validate, **pooler),
