@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from trm_losses.labels import UNKNOWN
@@ -53,6 +54,14 @@ def hold_out(targets: Tensor, *, single: bool, seed: int) -> HeldOut:
         return HeldOut(torch.where(images, float(UNKNOWN), targets), asked)
     taken = (torch.rand(targets.shape, generator=draw) < SHARE) & (targets != UNKNOWN)
     return HeldOut(torch.where(taken, float(UNKNOWN), targets), torch.where(taken, targets, float(UNKNOWN)))
+
+
+def named(logits: Tensor) -> Tensor:
+    """Log-chance (N, C) of each class to be the label of its image, if one of the present classes is named at random.
+
+    Single positives tell this, not presence: of an image with many classes each is named less often.
+    """
+    return torch.log_softmax(F.logsigmoid(logits.double()), dim=1)
 
 
 def precisions(logits: Tensor, asked: Tensor) -> Tensor:
@@ -163,8 +172,9 @@ class _Search:
 
         The first is of the settings as they are.
         """
-        self.scores |= {name: pooled_ap(logits, self.asked) for name, logits in candidates.items() if name}
-        name = clearest({name: precisions(logits, self.asked) for name, logits in candidates.items()})
+        ranked = {name: named(logits) if self.cell.known == "single" else logits for name, logits in candidates.items()}
+        self.scores |= {name: pooled_ap(logits, self.asked) for name, logits in ranked.items() if name}
+        name = clearest({name: precisions(logits, self.asked) for name, logits in ranked.items()})
         self.changes += name.split()
         return candidates[name]
 
