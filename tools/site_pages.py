@@ -5,6 +5,8 @@ MkDocs calls the functions whose names begin with ``on_``.
 
 from __future__ import annotations
 
+import ast
+import fnmatch
 import html
 import importlib.util
 import json
@@ -111,7 +113,7 @@ def on_files(files: Files, config: Any, **kwargs: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
-    """Links to files of the repository become links to their pages."""
+    """Links to files of the repository become links to their pages; ``::: module.*`` stands for public names of a module."""
     uri = page.file.src_uri
     path, folder = own_path(uri), posixpath.dirname(uri)
 
@@ -126,7 +128,22 @@ def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
 
     if uri.startswith("source/") and not path.endswith(".md") and not (ROOT / path).is_dir():
         return markdown
+    markdown = re.sub(r"^::: (\S+)\.(\S*\*\S*)$", _matching, markdown, flags=re.MULTILINE)
     return sane_lists("\n".join(_LINK.sub(link, line) if code is None else line for line, code in _lines(markdown)))
+
+
+def _matching(found: re.Match[str]) -> str:
+    """A directive for each public name of a module that fits a pattern."""
+    return "\n\n".join(f"::: {found[1]}.{name}" for name in fnmatch.filter(public_names(found[1]), found[2]))
+
+
+def public_names(module: str) -> list[str]:
+    """``__all__`` of a module, which is not imported."""
+    place = ROOT / module.replace(".", "/")
+    file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+    (value,) = re.findall(r"^__all__ = (\[.*?\])$", file.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    names: list[str] = ast.literal_eval(value)
+    return names
 
 
 def _lines(text: str) -> Iterator[tuple[str, str | None]]:
@@ -188,8 +205,8 @@ def linked_names() -> dict[str, str]:
     """Public names, as text mentions them, and the objects of the reference."""
     pinned = json.loads((ROOT / "tests/project/public_names.json").read_text(encoding="utf-8"))
     names = {}
-    for module, members in pinned.items():
-        for name in members:
+    for module in pinned:
+        for name in public_names(module):
             if name.startswith("__") or (module == "trm_losses" and name in ("PseudoLabeler", "PseudoLabels")):
                 continue
             full = f"{module}.{name}"

@@ -43,6 +43,12 @@ class Dims:
         self.device = tensor.device
         self.sizes.update(zip(wanted, shape, strict=True))
 
+    def mask(self, name: str, mask: Tensor, letters: str, meaning: str = "") -> None:
+        """Check a mask of shape ``letters``, and say in an error what True means."""
+        self.check(name, mask, letters, floating=False)
+        if mask.dtype != torch.bool:
+            raise TypeError(f"{self.owner}: {name} must be bool{meaning}, got {mask.dtype}")
+
     def targets(self, targets: Tensor, letters: str, *, validate: bool, hint: str = "") -> Tensor:
         """Labels of shape ``letters`` in a type that has -1; with ``validate`` their values are checked too."""
         self.check("targets", targets, letters, floating=False, hint=hint)
@@ -53,9 +59,7 @@ class Dims:
         """Tokens (B, N, D) with zeros under the padding: what lies there must not matter, not even NaN (0 * NaN is NaN)."""
         if padding is None:
             return tokens
-        self.check("key_padding_mask", padding, "B N", floating=False)
-        if padding.dtype != torch.bool:
-            raise TypeError(f"{self.owner}: key_padding_mask must be bool, True at padding, got {padding.dtype}")
+        self.mask("key_padding_mask", padding, "B N", ", True at padding")
         return tokens.masked_fill(padding[..., None], 0.0)
 
 
@@ -145,14 +149,31 @@ def check_ids(owner: str, ids: Tensor, num_samples: int | None = None, *, name: 
 
 
 def check_number(
-    owner: str, name: str, value: float, low: float | None = None, high: float | None = None, *, strict: bool = False
+    owner: str,
+    name: str,
+    value: float,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    strict: bool = False,
+    whole: bool = False,
 ) -> None:
-    """Raise where a setting lies outside [low, high], or, with ``strict``, where it is not above ``low``."""
+    """Raise where a setting lies outside [low, high], where with ``strict`` it is not above ``low``, or is not ``whole``."""
     too_low = low is not None and (value <= low if strict else value < low)
     if too_low or (high is not None and value > high) or value != value:
         left = "" if low is None else f"{'above' if strict else 'at least'} {low:g}"
         right = "" if high is None else f"at most {high:g}"
         raise ValueError(f"{owner}: {name} must be {' and '.join(filter(None, (left, right))) or 'a number'}, got {value!r}")
+    if whole and value != int(value):
+        raise ValueError(f"{owner}: {name} must be a whole number, got {value}")
+
+
+def check_numbers(
+    owner: str, low: float | None = None, high: float | None = None, /, *, strict: bool = False, **values: float
+) -> None:
+    """:func:`check_number` of several settings with the same ends, by their names."""
+    for name, value in values.items():
+        check_number(owner, name, value, low, high, strict=strict)
 
 
 def check_choice(owner: str, name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -9,8 +9,6 @@ from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["deprecated"]
-
 Thing = TypeVar("Thing", bound=Callable[..., Any])
 
 

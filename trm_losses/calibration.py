@@ -14,8 +14,6 @@ from ._precision import full_precision, upcast
 from ._state import FullPrecisionState
 from .labels import UNKNOWN
 
-__all__ = ["Calibration"]
-
 # Known present and known absent labels that a class needs for numbers of its own.
 LEAST = 5
 

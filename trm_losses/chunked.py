@@ -14,8 +14,6 @@ from .objective import TRMObjective, TRMOutput
 from .pseudo import PseudoLabels
 from .regions import Prepared, RegionPooler, Regions, class_chunk
 
-__all__ = ["ChunkedTRMObjective"]
-
 
 class ChunkedTRMObjective(TRMObjective):
     """:class:`TRMObjective` with less memory and more time: no value of the size (B, C, D) is held.

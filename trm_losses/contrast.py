@@ -6,11 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from . import functional as TF
-from ._checks import Dims, check_finite, check_number
+from ._checks import Dims, check_finite, check_number, check_numbers
 from ._distributed import Distributed, resolve_group, uncompiled
 from ._entries import check_regions
-
-__all__ = ["MultimodalContrastiveLoss"]
 
 
 class MultimodalContrastiveLoss(nn.Module):
@@ -63,8 +61,7 @@ class MultimodalContrastiveLoss(nn.Module):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        check_number(name, "temperature", temperature, 0, strict=True)
-        check_number(name, "temperature_region", temperature_region, 0, strict=True)
+        check_numbers(name, 0, strict=True, temperature=temperature, temperature_region=temperature_region)
         check_number(name, "anchor_threshold", anchor_threshold, 0, 1, strict=True)
         self.alphas = {
             "region_region": region_region,
@@ -96,9 +93,7 @@ class MultimodalContrastiveLoss(nn.Module):
         if prototypes is not None:
             dims.check("prototypes", prototypes, "C D")
         if seen is not None:
-            dims.check("seen", seen, "C", floating=False)
-            if seen.dtype != torch.bool:
-                raise TypeError(f"{dims.owner}: seen must be bool, got {seen.dtype}")
+            dims.mask("seen", seen, "C")
         if weights is not None:
             dims.check("weights", weights, "B C")
         if self.validate:

@@ -8,8 +8,6 @@ from . import functional as TF
 from ._checks import Dims, check_choice, check_finite, check_number
 from ._distributed import Distributed, resolve_group
 
-__all__ = ["RegionDistillationLoss"]
-
 
 class RegionDistillationLoss(nn.Module):
     r"""The region head (teacher) teaches the query head (student) by their logits over the classes of an image.

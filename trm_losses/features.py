@@ -17,8 +17,6 @@ from torch import Tensor
 from ._checks import Dims, check_finite, check_targets
 from ._feature_files import RowFile, check_about, close_split, grid_of_others, meta_of
 
-__all__ = ["write_features"]
-
 _OWNER = "write_features"
 _NAMES = ("tokens", "pooled", "penultimate")
 _SHAPES = ("B N D", "B D", "B W")

@@ -17,8 +17,6 @@ from .global_head import GlobalHead
 from .matching import TextRegionMatchingLoss
 from .regions import RegionPooler, Regions, class_chunk
 
-__all__ = ["TRMHead", "param_groups"]
-
 
 def param_groups(*modules: nn.Module, lr: float | None = None, weight_decay: float = 1e-2) -> list[dict[str, Any]]:
     """Trainable parameters of modules in two groups for an optimiser: matrices with weight decay, the rest without.

@@ -15,8 +15,6 @@ from .matching import TextRegionMatchingLoss
 from .regions import RegionPooler
 from .training_free import GaussianDiscriminant
 
-__all__ = ["read", "write"]
-
 Head = TypeVar("Head", bound=nn.Module)
 
 _FORMAT = "trm_losses.TRMHead/5"

@@ -9,8 +9,6 @@ from . import functional as TF
 from ._checks import Dims, check_finite, check_number
 from ._distributed import Distributed, resolve_group, uncompiled
 
-__all__ = ["ImageContrastiveLoss"]
-
 
 class ImageContrastiveLoss(nn.Module):
     r"""Supervised contrast of images that carry any number of labels, from one feature each.

@@ -8,12 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from . import functional as TF
-from ._checks import Dims, check_choice, check_finite, check_number
+from ._checks import Dims, check_choice, check_finite, check_number, check_numbers
 from ._distributed import Distributed, resolve_group
 from ._precision import upcast
 from ._state import PerClassState
-
-__all__ = ["TextRegionMatchingLoss"]
 
 
 class TextRegionMatchingLoss(PerClassState):
@@ -77,8 +75,7 @@ class TextRegionMatchingLoss(PerClassState):
         super().__init__()
         name = type(self).__name__
         check_number(name, "num_classes", num_classes, 1)
-        check_number(name, "gamma_pos", gamma_pos, 0)
-        check_number(name, "gamma_neg", gamma_neg, 0)
+        check_numbers(name, 0, gamma_pos=gamma_pos, gamma_neg=gamma_neg)
         check_number(name, "margin", margin, 0, 0.99)
         check_number(name, "scale", scale, 0, self.max_scale, strict=True)
         check_number(name, "bias", bias)

@@ -189,9 +189,7 @@ def _predicted(
     """(B, C) bool: known entries predicted present."""
     predicted, classes = targets != UNKNOWN, scores.shape[1]
     if top_k is not None:
-        check_number(owner, "top_k", top_k, 1, classes)
-        if top_k != int(top_k):
-            raise ValueError(f"{owner}: top_k must be a whole number, got {top_k}")
+        check_number(owner, "top_k", top_k, 1, classes, whole=True)
         order = scores.argsort(dim=1, descending=True, stable=True)
         predicted = predicted & torch.zeros_like(predicted).scatter_(1, order[:, : int(top_k)], True)
         if threshold is None:
@@ -271,9 +269,7 @@ def calibration_error(scores: Tensor, targets: Tensor, *, bins: int = 15) -> Ten
         Naeini et al., AAAI 2015; Guo et al., ICML 2017; the bins are those of torchmetrics' ``BinaryCalibrationError``.
     """
     targets = check_scores("calibration_error", scores, targets, probabilities=True)
-    check_number("calibration_error", "bins", bins, 1)
-    if bins != int(bins):
-        raise ValueError(f"calibration_error: bins must be a whole number, got {bins}")
+    check_number("calibration_error", "bins", bins, 1, whole=True)
     scores, targets = upcast(scores).detach().cpu(), targets.detach().cpu()
     ends = torch.linspace(0, 1, int(bins) + 1, dtype=scores.dtype)
     known, classes, width = targets != UNKNOWN, scores.shape[1], int(bins) + 1

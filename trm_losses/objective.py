@@ -21,8 +21,6 @@ from .prototypes import PrototypeBank
 from .pseudo import PrototypeRule, PseudoLabeler, PseudoLabels, Rule
 from .regions import RegionPooler, Regions
 
-__all__ = ["TRMObjective", "TRMOutput"]
-
 Options = Mapping[str, Any]
 _AS_HERE: Options = MappingProxyType({})
 

@@ -11,8 +11,6 @@ from ._checks import Dims, check_choice, check_finite, check_number
 from ._precision import unit, upcast
 from ._state import PerClassState
 
-__all__ = ["PromptEmbeddings", "PromptLearner"]
-
 
 class PromptEmbeddings(NamedTuple):
     """What a frozen text tower takes in place of token ids.

@@ -9,13 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import functional as TF
-from ._checks import Dims, check_finite, check_number
+from ._checks import Dims, check_finite, check_numbers
 from ._distributed import Distributed, resolve_group, sum_over_ranks
 from ._entries import check_regions, take
 from ._precision import full_precision, unit
 from ._state import FullPrecisionState
-
-__all__ = ["PrototypeBank"]
 
 
 class PrototypeBank(FullPrecisionState):
@@ -75,10 +73,8 @@ class PrototypeBank(FullPrecisionState):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        check_number(name, "num_classes", num_classes, 1)
-        check_number(name, "dim", dim, 1)
-        check_number(name, "momentum", momentum, 0, 1)
-        check_number(name, "text_momentum", text_momentum, 0, 1)
+        check_numbers(name, 1, num_classes=num_classes, dim=dim)
+        check_numbers(name, 0, 1, momentum=momentum, text_momentum=text_momentum)
         self.num_classes, self.dim = num_classes, dim
         self.momentum, self.text_momentum = momentum, text_momentum
         self.distributed, self.validate = distributed, validate

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from . import functional as TF
-from ._checks import Dims, check_choice, check_finite, check_number
+from ._checks import Dims, check_choice, check_finite, check_number, check_numbers
 from ._precision import unit, upcast
 from ._state import PerClassState
 from .functional.attention import folds_keys, project_heads
@@ -130,9 +130,7 @@ class RegionPooler(PerClassState):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        check_number(name, "num_classes", num_classes, 1)
-        check_number(name, "dim", dim, 1)
-        check_number(name, "num_heads", num_heads, 1)
+        check_numbers(name, 1, num_classes=num_classes, dim=dim, num_heads=num_heads)
         check_number(name, "mlp_ratio", mlp_ratio, 0, strict=True)
         check_number(name, "dropout", dropout, 0, 1)
         check_number(name, "attention_scale", attention_scale, 0, strict=True)
@@ -305,9 +303,7 @@ class RegionPooler(PerClassState):
         One image after another, so that no token is copied for each of its entries; waits for the device.
         """
         dims = Dims(type(self).__name__, B=prepared.tokens.shape[0], C=prepared.queries.shape[0])
-        dims.check("mask", mask, "B C", floating=False)
-        if mask.dtype != torch.bool:
-            raise TypeError(f"{dims.owner}: mask must be bool, True at the entries that are read, got {mask.dtype}")
+        dims.mask("mask", mask, "B C", ", True at the entries that are read")
         row, own = mask.nonzero(as_tuple=True)
 
         def pooled(images: slice, queries: Tensor, classes: Tensor) -> Tensor:

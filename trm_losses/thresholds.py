@@ -9,11 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._checks import check_choice, check_number, check_scores
+from ._checks import check_choice, check_number, check_numbers, check_scores
 from .calibration import LEAST
 from .labels import UNKNOWN
-
-__all__ = ["Thresholds", "choose_thresholds"]
 
 # Times that the entries of a class are split into halves, to measure what a choice is worth.
 _SPLITS = 25
@@ -101,8 +99,7 @@ def choose_thresholds(
     name = "choose_thresholds"
     check_choice(name, "metric", metric, ("f1", "precision", "recall", "cost"))
     check_number(name, "at_least", at_least, 0, 1, strict=True)
-    check_number(name, "false_alarm", false_alarm, 0, strict=True)
-    check_number(name, "miss", miss, 0, strict=True)
+    check_numbers(name, 0, strict=True, false_alarm=false_alarm, miss=miss)
     targets = check_scores(name, scores, targets, probabilities=True).cpu()
     dtype, scores = scores.dtype, scores.detach().cpu().double()
     count = torch.stack([(targets == label).sum(dim=0) for label in (0, 1)])

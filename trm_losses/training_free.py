@@ -9,14 +9,12 @@ import torch
 from torch import Tensor
 
 from . import functional as TF
-from ._checks import Dims, check_finite, check_number
+from ._checks import Dims, check_finite, check_number, check_numbers
 from ._distributed import Distributed, resolve_group, sum_over_ranks
 from ._precision import full_precision, unit
 from ._state import FullPrecisionState
 from ._token_stream import TokenStream
 from .regions import class_chunk
-
-__all__ = ["GaussianDiscriminant"]
 
 Batch: TypeAlias = "Tensor | Sequence[Tensor | None]"
 """Tokens (B, N, D), or (tokens, targets) or (tokens, targets, key_padding_mask), of which the last two may be None."""
@@ -101,13 +99,10 @@ class GaussianDiscriminant(FullPrecisionState):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        check_number(name, "num_classes", num_classes, 1)
-        check_number(name, "dim", dim, 1)
-        check_number(name, "tokens_per_class", tokens_per_class, 1)
+        check_numbers(name, 1, num_classes=num_classes, dim=dim, tokens_per_class=tokens_per_class)
         check_number(name, "scale", scale, 0, strict=True)
         check_number(name, "shrinkage", shrinkage, 0, 1, strict=True)
-        check_number(name, "sharpness", sharpness, 0)
-        check_number(name, "label_weight", label_weight, 0)
+        check_numbers(name, 0, sharpness=sharpness, label_weight=label_weight)
         self.num_classes, self.dim, self.tokens_per_class = num_classes, dim, tokens_per_class
         self.scale, self.shrinkage, self.sharpness, self.label_weight = scale, shrinkage, sharpness, label_weight
         self.distributed, self.validate = distributed, validate

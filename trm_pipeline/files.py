@@ -7,7 +7,9 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +53,27 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def making_folder(folder: Path, there: Callable[[], bool]) -> Iterator[Path]:
+    """A folder to fill beside ``folder``, whose name it gets as a whole.
+
+    Nothing of it stays where filling it fails, or where another process was quicker, so that what is wanted is ``there``.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # A name of its own, whatever a killed process with the same number may have left behind.
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name.removeprefix('.')}.", dir=folder.parent))
+    try:
+        yield partial
+        partial.chmod(0o755)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not there():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _replace(path: Path, content: bytes) -> None:

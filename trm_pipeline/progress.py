@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 import warnings
@@ -47,6 +48,17 @@ def warnings_said() -> Iterator[None]:
         yield
     for line in dict.fromkeys(str(warning.message) for warning in caught):
         say(line)
+
+
+@contextmanager
+def without_logs(level: int) -> Iterator[None]:
+    """What libraries log up to this level is not shown."""
+    before = logging.root.manager.disable
+    logging.disable(level)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def progress(items: Iterable[T], description: str, *, total: int | None = None) -> tqdm[T]:

@@ -9,6 +9,7 @@ from tests.helpers.runs import SIZES, read_json, typed
 from trm_pipeline.config import presets
 from trm_pipeline.drawn.devkit import write_drawn_voc
 from trm_pipeline.embedded import load_embedded
+from trm_pipeline.features import towers
 from trm_pipeline.run import experiment, prepare
 
 
@@ -30,7 +31,7 @@ def embedded():
 @pytest.fixture
 def run(devkit, cache, tmp_path, monkeypatch):
     """The command with a small data set and a model that is built once; returns its rows."""
-    monkeypatch.setattr(prepare, "load_embedded", embedded)
+    monkeypatch.setattr(towers, "load_embedded", embedded)
 
     def command(*arguments, output=tmp_path / "out"):
         unless_said = {"--known": "0.5", "--device": "cpu"}

@@ -23,11 +23,15 @@ def import_transformers() -> Any:
     try:
         return importlib.import_module("transformers")
     except Exception as error:  # whatever it brings along may fail too
-        line = (str(error).splitlines() or [""])[0]
         raise ImportError(
-            f"trm_losses.backbones needs transformers for Hugging Face models, whose import failed ({type(error).__name__}: "
-            f'{line}). Install it with: pip install "trm-losses[huggingface]"'
+            f"trm_losses.backbones needs transformers for Hugging Face models, whose import failed ({said(error)}). "
+            'Install it with: pip install "trm-losses[huggingface]"'
         ) from error
+
+
+def said(error: BaseException) -> str:
+    """The kind of an error, and the first line of its message."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
 
 
 def _import(name: str) -> Any:

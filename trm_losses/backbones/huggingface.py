@@ -15,11 +15,9 @@ from torch import Tensor, nn
 from ._frozen import FrozenBackbone, freeze, frozen_projection
 from ._hf_text import PaddedTower, clip_tower, padded_tower, siglip_tower
 from ._hf_visual import AttentionPoolTower, ClassTokenTower, PatchedTower, PlainTower
-from ._imports import import_transformers
+from ._imports import import_transformers, said
 from ._text import TextTower
 from ._text_side import MissingTokenizer, TextSide, refuse_length
-
-__all__ = ["HFBackbone", "load_hf"]
 
 _OWNER = "HFBackbone"
 _CLIP, _HALF, _IMAGENET = "OPENAI_CLIP", "IMAGENET_STANDARD", "IMAGENET_DEFAULT"  # statistics, as transformers names them
@@ -237,7 +235,7 @@ def load_hf(
             else:
                 reason = "must be a folder, or the id of a model on the hub that can be fetched"
                 fix = "download it once where there is a network, and give the folder"
-            raise ValueError(f"load_hf: {place} {reason} ({_line(error)}); {fix}") from error
+            raise ValueError(f"load_hf: {place} {reason} ({said(error)}); {fix}") from error
         if kind not in _FAMILIES:
             raise ValueError(f"load_hf: {place} must hold {_wanted()}, got model_type {kind!r}; {_OTHERS}")
         family = _FAMILIES[kind]
@@ -246,7 +244,7 @@ def load_hf(
         except Exception as error:
             raise ValueError(
                 f"load_hf: {place} must hold the weights of the {family.model} in its config.json, which cannot be loaded "
-                f"({_line(error)}); fetch the folder again"
+                f"({said(error)}); fetch the folder again"
             ) from error
         if missing := sorted(report["missing_keys"]):
             raise ValueError(
@@ -270,10 +268,6 @@ def _wanted() -> str:
 _OTHERS = "TimmBackbone takes other image models, convolutional ones among them"
 
 
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
-
-
 def _channels(what: str, given: Sequence[float] | None, default: Sequence[float]) -> tuple[float, ...]:
     values = tuple(float(value) for value in (default if given is None else given))
     if len(values) != 3:
@@ -292,7 +286,7 @@ def _tokenizer(transformers: Any, place: str) -> Any:
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(place)
     except Exception as error:  # files, or packages that it takes
-        return MissingTokenizer(_OWNER, f"the tokenizer of {place} did not load ({_line(error)})")
+        return MissingTokenizer(_OWNER, f"the tokenizer of {place} did not load ({said(error)})")
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # made up for want of files
         return MissingTokenizer(
             _OWNER, f"the tokenizer of {place} did not load (there are no files of its vocabulary; save the tokenizer there too)"
@@ -308,7 +302,7 @@ def _processor(transformers: Any, place: str) -> dict[str, Any]:
         if isinstance(error, OSError) and not os.path.exists(os.path.join(place, "preprocessor_config.json")):
             return {}  # there need not be one
         raise ValueError(
-            f"load_hf: {place} must hold a preprocessor_config.json or none, got one that cannot be read ({_line(error)}); fetch "
+            f"load_hf: {place} must hold a preprocessor_config.json or none, got one that cannot be read ({said(error)}); fetch "
             "it again"
         ) from error
     if found.get("do_normalize") is False:

@@ -12,12 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ._frozen import FrozenBackbone, freeze
-from ._imports import import_open_clip
+from ._imports import import_open_clip, said
 from ._text import TextTower, open_clip_tower
 from ._text_side import MissingTokenizer, TextSide, refuse_length
 from ._visual import visual_tower
-
-__all__ = ["OpenClipBackbone", "load_open_clip"]
 
 _CLIP_VOCABULARY = 49408  # of the tokenizer that ships inside open_clip
 _ARCHIVE_EXTRAS = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # no weights
@@ -248,10 +246,7 @@ def _backbone(
         if isinstance(tokenizer, open_clip.SimpleTokenizer) and getattr(network, "vocab_size", 0) != _CLIP_VOCABULARY:
             tokenizer = None  # CLIP's, for want of another: its ids are not this model's
     except Exception as error:  # others live on the hub and need transformers; images and ids do without
-        line = str(error).split("\n")[0]
-        tokenizer = MissingTokenizer(
-            "OpenClipBackbone", f"the tokenizer of {model} did not load ({type(error).__name__}: {line})"
-        )
+        tokenizer = MissingTokenizer("OpenClipBackbone", f"the tokenizer of {model} did not load ({said(error)})")
     return OpenClipBackbone(network, tokenizer=tokenizer, name=model, image_size=image_size, value_path=value_path)
 
 
@@ -266,9 +261,8 @@ def _load_file(open_clip: Any, network: nn.Module, path: str, model: str) -> Non
         try:
             reason = _difference(_read_file(open_clip, path), network)
         except Exception as unreadable:
-            line = str(unreadable).split("\n")[0]
             raise ValueError(
-                f"load_open_clip: {path} cannot be read as weights ({type(unreadable).__name__}: {line}); "
+                f"load_open_clip: {path} cannot be read as weights ({said(unreadable)}); "
                 f"wanted a safetensors file or a torch checkpoint of {model}"
             ) from unreadable
         raise ValueError(

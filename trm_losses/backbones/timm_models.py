@@ -11,8 +11,6 @@ from ._frozen import FrozenBackbone, freeze, frozen_projection
 from ._imports import import_timm
 from ._timm import TimmTower
 
-__all__ = ["TimmBackbone"]
-
 _OWNER = "TimmBackbone"
 
 

@@ -8,8 +8,6 @@ from .._checks import check_number
 from .._distributed import Distributed
 from ._baseline import Baseline, cross_entropy
 
-__all__ = ["AssumeNegativeLoss"]
-
 
 class AssumeNegativeLoss(Baseline):
     r"""AN: binary cross-entropy with every unknown label taken for absent; with ``smoothing``, AN-LS.
@@ -45,6 +43,3 @@ class AssumeNegativeLoss(Baseline):
     def _loss(self, x: Tensor, y: Tensor, ids: Tensor | None) -> Tensor:
         y = y.clamp(min=0)
         return self._mean(cross_entropy(x, y + self.smoothing * (1 - 2 * y)), x)
-
-    def extra_repr(self) -> str:
-        return f"smoothing={self.smoothing}"

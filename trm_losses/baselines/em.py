@@ -9,8 +9,6 @@ from .._checks import check_number
 from .._distributed import Distributed
 from ._baseline import Baseline, cross_entropy, entropy
 
-__all__ = ["EMLoss"]
-
 
 class EMLoss(Baseline):
     r"""EM: the entropy H of unknown labels is made large, so that they teach neither presence nor absence.
@@ -47,6 +45,3 @@ class EMLoss(Baseline):
     def _loss(self, x: Tensor, y: Tensor, ids: Tensor | None) -> Tensor:
         undecided = torch.where(y == -1, entropy(x), 0.0).sum()
         return self._mean(cross_entropy(x, y) - self.alpha * undecided, x)
-
-    def extra_repr(self) -> str:
-        return f"alpha={self.alpha}"

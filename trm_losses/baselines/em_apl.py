@@ -7,11 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from .._checks import check_number
+from .._checks import check_number, check_numbers
 from .._distributed import Distributed
 from ._baseline import Baseline, cross_entropy, entropy
-
-__all__ = ["EMAPLLoss"]
 
 
 class EMAPLLoss(Baseline):
@@ -79,8 +77,7 @@ class EMAPLLoss(Baseline):
     ) -> None:
         super().__init__(num_samples=num_samples, num_classes=num_classes, distributed=distributed, validate=validate)
         name = type(self).__name__
-        check_number(name, "alpha", alpha, 0)
-        check_number(name, "beta", beta, 0)
+        check_numbers(name, 0, alpha=alpha, beta=beta)
         check_number(name, "label_share", label_share, 0, 1)
         check_number(name, "published_epochs", published_epochs, 2)
         check_number(name, "warmup", warmup, 1, published_epochs - 1)
@@ -129,9 +126,3 @@ class EMAPLLoss(Baseline):
             place = candidates[:, c].argsort(stable=True)[:take]
             self.labelled[place[candidates[place, c] < math.inf], c] = True
         self.passes += due
-
-    def extra_repr(self) -> str:
-        return (
-            f"num_samples={self.num_samples}, num_classes={self.num_classes}, alpha={self.alpha}, beta={self.beta}, "
-            f"label_share={self.label_share}, warmup={self.warmup}, published_epochs={self.published_epochs}"
-        )

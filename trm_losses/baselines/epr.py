@@ -10,8 +10,6 @@ from .._checks import check_number
 from .._distributed import Distributed, joined_sum, sum_over_ranks
 from ._baseline import Baseline, cross_entropy
 
-__all__ = ["EPRLoss"]
-
 
 def surplus(x: Tensor, expected: float, group: ProcessGroup | None) -> Tensor:
     """How far the expected number of present labels is from k, as a share of the classes, squared."""
@@ -54,6 +52,3 @@ class EPRLoss(Baseline):
 
     def _loss(self, x: Tensor, y: Tensor, ids: Tensor | None) -> Tensor:
         return self._mean(cross_entropy(x, y), x) + surplus(x, self.expected_positives, self._group)
-
-    def extra_repr(self) -> str:
-        return f"expected_positives={self.expected_positives}"

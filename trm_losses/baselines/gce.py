@@ -9,8 +9,6 @@ from .._checks import check_number
 from .._distributed import Distributed
 from ._baseline import Baseline, cross_entropy, power_loss
 
-__all__ = ["GCELoss"]
-
 
 class GCELoss(Baseline):
     r"""Generalised cross-entropy of each known label: it doubts a label that the model is sure against.
@@ -53,6 +51,3 @@ class GCELoss(Baseline):
         hard = (y == 0) | (y == 1)
         own = torch.where(hard, power_loss(torch.where(y == 1, x, -x), self.q), 0.0).sum()
         return self._mean(own + cross_entropy(x, y.masked_fill(hard, -1.0)), x)
-
-    def extra_repr(self) -> str:
-        return f"q={self.q}"

@@ -8,13 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import Dims, check_finite, check_number
+from .._checks import Dims, check_finite, check_number, check_numbers
 from .._distributed import Distributed
 from .._precision import upcast
 from ._baseline import Baseline, cross_entropy, power_loss
 from .epr import surplus
-
-__all__ = ["GPRLoss", "GRLoss"]
 
 Ramp = tuple[float, float]
 """A number at the start and at the end of the training."""
@@ -77,8 +75,7 @@ class GRLoss(Baseline):
                 check_number(name, ramp, value)
         for value in width:
             check_number(name, "width", value, 0, strict=True)
-        check_number(name, "q_present", q_present, 0)
-        check_number(name, "q_absent", q_absent, 0)
+        check_numbers(name, 0, q_present=q_present, q_absent=q_absent)
         self.slope, self.offset, self.center, self.width = slope, offset, center, width
         self.q_present, self.q_absent = q_present, q_absent
         self.register_buffer("ramps", torch.zeros(2))  # the way that K and that V have gone
@@ -106,12 +103,6 @@ class GRLoss(Baseline):
 
     def _schedule(self, epoch: int, epochs: int) -> None:
         self.ramps.copy_(torch.tensor([epoch / epochs, (epoch + 1) / epochs]))
-
-    def extra_repr(self) -> str:
-        return (
-            f"slope={self.slope}, offset={self.offset}, center={self.center}, width={self.width}, "
-            f"q_present={self.q_present}, q_absent={self.q_absent}"
-        )
 
 
 class GPRLoss(GRLoss):
@@ -202,10 +193,3 @@ class GPRLoss(GRLoss):
         low = scores.topk(int(self.negative_share * classes + 1e-6), largest=False).indices
         found = torch.zeros_like(unknown).scatter(1, top, True) & (scores >= self.threshold) & unknown
         return found, torch.zeros_like(unknown).scatter(1, low, True) & unknown & ~found
-
-    def extra_repr(self) -> str:
-        return (
-            f"num_samples={self.num_samples}, num_classes={self.num_classes}, expected_positives={self.expected_positives}, "
-            f"threshold={self.threshold}, negative_share={self.negative_share}, weights={self.weights}, "
-            f"confidence={self.confidence}, weight_expected={self.weight_expected}, {super().extra_repr()}"
-        )

@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 
 from .. import functional as TF
-from .._checks import check_choice, check_number
+from .._checks import check_choice, check_numbers
 from .._distributed import Distributed
 from ._baseline import Baseline
-
-__all__ = ["HillLoss"]
 
 
 class HillLoss(Baseline):
@@ -55,9 +53,7 @@ class HillLoss(Baseline):
     ) -> None:
         super().__init__(distributed=distributed, validate=validate)
         name = type(self).__name__
-        check_number(name, "strength", strength, 0)
-        check_number(name, "margin", margin, 0)
-        check_number(name, "gamma", gamma, 0)
+        check_numbers(name, 0, strength=strength, margin=margin, gamma=gamma)
         check_choice(name, "reduction", reduction, ("mean", "sum"))
         self.strength, self.margin, self.gamma, self.reduction = strength, margin, gamma, reduction
 
@@ -67,6 +63,3 @@ class HillLoss(Baseline):
         p = torch.sigmoid(x)
         total = total + torch.where(y == -1, (self.strength - p) * p * p, 0.0).sum()
         return self._reduced(total, x, self.reduction)
-
-    def extra_repr(self) -> str:
-        return f"strength={self.strength}, margin={self.margin}, gamma={self.gamma}, reduction={self.reduction!r}"

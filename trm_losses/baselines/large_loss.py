@@ -12,8 +12,6 @@ from .._checks import check_choice, check_number
 from .._distributed import Distributed
 from ._baseline import Baseline, cross_entropy
 
-__all__ = ["LargeLoss"]
-
 # The authors' best share in one epoch on COCO.
 _DELTA = {"reject": 0.004, "correct": 0.002, "correct_permanently": 0.002}
 

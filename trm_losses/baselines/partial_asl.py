@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 
 from .. import functional as TF
-from .._checks import Dims, check_choice, check_number
+from .._checks import Dims, check_choice, check_number, check_numbers
 from .._distributed import Distributed, gather_rows, sum_over_ranks
 from ._baseline import Baseline
-
-__all__ = ["PartialASLLoss"]
 
 
 class PartialASLLoss(Baseline):
@@ -86,9 +84,7 @@ class PartialASLLoss(Baseline):
         super().__init__(num_classes=num_classes, distributed=distributed, validate=validate)
         name = type(self).__name__
         check_choice(name, "policy", policy, ("ignore", "negative", "selective"))
-        check_number(name, "gamma_pos", gamma_pos, 0)
-        check_number(name, "gamma_neg", gamma_neg, 0)
-        check_number(name, "gamma_unknown", gamma_unknown, 0)
+        check_numbers(name, 0, gamma_pos=gamma_pos, gamma_neg=gamma_neg, gamma_unknown=gamma_unknown)
         check_number(name, "margin", margin, 0, 0.99)
         check_number(name, "prior_threshold", prior_threshold, 0, 1)
         check_number(name, "likely", likely, 0)
@@ -136,10 +132,3 @@ class PartialASLLoss(Baseline):
             self.prior_steps += 1
             mean = sum_over_ranks(torch.sigmoid(x).sum(dim=0), self._group) / rows
             self.prior.lerp_(mean.to(self.prior.dtype), 1 / self.prior_steps.to(self.prior.dtype))
-
-    def extra_repr(self) -> str:
-        return (
-            f"num_classes={self.num_classes}, policy={self.policy!r}, gamma_pos={self.gamma_pos}, gamma_neg={self.gamma_neg}, "
-            f"gamma_unknown={self.gamma_unknown}, margin={self.margin}, prior_threshold={self.prior_threshold}, "
-            f"likely={self.likely}, reduction={self.reduction!r}"
-        )

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .._checks import check_number
+from .._checks import check_numbers
 from .._distributed import Distributed
 from ._baseline import Baseline, cross_entropy
-
-__all__ = ["PartialBCELoss"]
 
 
 class PartialBCELoss(Baseline):
@@ -49,8 +47,7 @@ class PartialBCELoss(Baseline):
         validate: bool = True,
     ) -> None:
         super().__init__(distributed=distributed, validate=validate)
-        for name, value in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
-            check_number(type(self).__name__, name, value)
+        check_numbers(type(self).__name__, alpha=alpha, beta=beta, gamma=gamma)
         self.alpha, self.beta, self.gamma = alpha, beta, gamma
 
     def _loss(self, x: Tensor, y: Tensor, ids: Tensor | None) -> Tensor:
@@ -58,6 +55,3 @@ class PartialBCELoss(Baseline):
         share = (y >= 0).to(x.dtype).mean(dim=1, keepdim=True).clamp(min=1 / max(1, x.shape[1]))
         weights = self.alpha * share**self.gamma + self.beta
         return self._mean(cross_entropy(x, y, weights.expand_as(x)), x)
-
-    def extra_repr(self) -> str:
-        return f"alpha={self.alpha}, beta={self.beta}, gamma={self.gamma}"

@@ -14,8 +14,6 @@ from .._precision import upcast
 from ._baseline import Baseline, cross_entropy
 from .epr import surplus
 
-__all__ = ["ROLELoss"]
-
 
 class ROLELoss(Baseline):
     r"""ROLE: a label of every training image and class is learned beside the model, and each of the two teaches the other.
@@ -93,6 +91,3 @@ class ROLELoss(Baseline):
     def _half(self, x: Tensor, y: Tensor, teacher: Tensor) -> Tensor:
         total = cross_entropy(x, y) + cross_entropy(x, torch.sigmoid(teacher.detach()))
         return self._mean(total, x) + surplus(x, self.expected_positives, self._group)
-
-    def extra_repr(self) -> str:
-        return f"num_samples={self.num_samples}, num_classes={self.num_classes}, expected_positives={self.expected_positives}"

@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 
 from .. import functional as TF
-from .._checks import check_choice, check_number
+from .._checks import check_choice, check_number, check_numbers
 from .._distributed import Distributed
 from ._baseline import Baseline
-
-__all__ = ["SPLCLoss"]
 
 
 class SPLCLoss(Baseline):
@@ -68,9 +66,7 @@ class SPLCLoss(Baseline):
         super().__init__(distributed=distributed, validate=validate)
         name = type(self).__name__
         check_number(name, "threshold", threshold, 0, 1)
-        check_number(name, "margin", margin, 0)
-        check_number(name, "gamma", gamma, 0)
-        check_number(name, "start", start, 0)
+        check_numbers(name, 0, margin=margin, gamma=gamma, start=start)
         check_choice(name, "reduction", reduction, ("mean", "sum"))
         self.threshold, self.margin, self.gamma, self.start, self.reduction = threshold, margin, gamma, start, reduction
         self.register_buffer("correcting", torch.tensor(start == 0))
@@ -89,9 +85,3 @@ class SPLCLoss(Baseline):
 
     def _schedule(self, epoch: int, epochs: int) -> None:
         self.correcting.fill_(epoch >= self.start)
-
-    def extra_repr(self) -> str:
-        return (
-            f"threshold={self.threshold}, margin={self.margin}, gamma={self.gamma}, start={self.start}, "
-            f"reduction={self.reduction!r}"
-        )

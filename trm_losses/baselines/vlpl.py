@@ -5,12 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._checks import Dims, check_finite, check_number
+from .._checks import Dims, check_finite, check_number, check_numbers
 from .._distributed import Distributed
 from .._precision import upcast
 from ._baseline import Baseline, cross_entropy, entropy
-
-__all__ = ["VLPLLoss"]
 
 
 class VLPLLoss(Baseline):
@@ -70,11 +68,9 @@ class VLPLLoss(Baseline):
         check_finite(name, "similarities", similarities)
         samples, classes = similarities.shape
         super().__init__(num_samples=samples, num_classes=classes, distributed=distributed, validate=validate)
-        check_number(name, "alpha", alpha, 0)
-        check_number(name, "beta", beta, 0)
+        check_numbers(name, 0, alpha=alpha, beta=beta)
         check_number(name, "temperature", temperature, 0, strict=True)
-        check_number(name, "threshold", threshold, 0, 1)
-        check_number(name, "negative_share", negative_share, 0, 1)
+        check_numbers(name, 0, 1, threshold=threshold, negative_share=negative_share)
         self.alpha, self.beta, self.temperature = alpha, beta, temperature
         self.threshold, self.negative_share = threshold, negative_share
         self.register_buffer("scores", (upcast(similarities.detach()) / temperature).softmax(dim=1).float())
@@ -87,9 +83,3 @@ class VLPLLoss(Baseline):
         weights = torch.ones_like(x).masked_fill(found, self.beta)
         taught = cross_entropy(x, y.masked_fill(found, 0.9), weights)
         return self._mean(taught - self.alpha * torch.where(undecided, entropy(x), 0.0).sum(), x)
-
-    def extra_repr(self) -> str:
-        return (
-            f"num_samples={self.num_samples}, num_classes={self.num_classes}, alpha={self.alpha}, beta={self.beta}, "
-            f"temperature={self.temperature}, threshold={self.threshold}, negative_share={self.negative_share}"
-        )

@@ -7,8 +7,6 @@ from torch import Tensor
 
 from ._baseline import Baseline, cross_entropy
 
-__all__ = ["WeakAssumeNegativeLoss"]
-
 
 class WeakAssumeNegativeLoss(Baseline):
     r"""WAN: as AN, with unknown labels at the weight that one positive label of an image has against its others.

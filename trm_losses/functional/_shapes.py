@@ -11,11 +11,8 @@ from .._checks import Dims
 
 Reduction = Literal["none", "mean", "sum"]
 
-
 # Arguments that are masks, and others that need not be floats.
-_MASKS = ("seen", "key_padding_mask")
-
-_COUNTED = ("targets", "count", *_MASKS)
+_MASKS, _COUNTED = ("seen", "key_padding_mask"), ("targets", "count")
 
 
 def check_shapes(owner: str, **given: tuple[Tensor | None, str]) -> None:
@@ -27,9 +24,11 @@ def check_shapes(owner: str, **given: tuple[Tensor | None, str]) -> None:
         if letters == "..." and isinstance(tensor, Tensor):
             shape = " ".join(f"n{i}" for i in range(tensor.ndim)) if shape is None else shape
             letters = shape
-        dims.check(name, tensor, letters.removesuffix("?"), floating=name not in _COUNTED)
-        if name in _MASKS and tensor is not None and tensor.dtype != torch.bool:
-            raise TypeError(f"{owner}: {name} must be bool, got {tensor.dtype}")
+        letters = letters.removesuffix("?")
+        if name in _MASKS and tensor is not None:
+            dims.mask(name, tensor, letters)
+        else:
+            dims.check(name, tensor, letters, floating=name not in _COUNTED)
 
 
 def broadcast(owner: str, weights: Tensor, x: Tensor) -> Tensor:

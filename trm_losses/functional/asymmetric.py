@@ -21,8 +21,6 @@ from .._fused import may_fuse
 from .._precision import full_precision, upcast
 from ._shapes import Reduction, broadcast, check_shapes
 
-__all__ = ["Focus", "asymmetric_loss"]
-
 # Elements handled at once for each thread: at least 32,768, or the operators run on one thread.
 _CHUNK = 1 << 17
 

@@ -10,8 +10,6 @@ from .._precision import upcast
 from ._log_sums import MASKED
 from ._shapes import check_shapes
 
-__all__ = ["folds_keys", "project_heads", "region_attention", "saliency_map"]
-
 
 def region_attention(
     queries: Tensor,

@@ -16,9 +16,6 @@ from .._precision import full_precision, unit_rows, upcast
 from ._log_sums import MASKED, log_sum_of_others, rows_against_classes
 from ._shapes import check_shapes, weighted_mean
 
-__all__ = ["multimodal_contrastive"]
-
-
 _CONTRASTS = ("region_region", "region_text", "text_region", "region_prototype", "text_prototype")
 
 

@@ -11,8 +11,6 @@ from .._distributed import count_per_rank, sum_per_rank
 from .._precision import full_precision, upcast
 from ._shapes import Reduction, check_shapes
 
-__all__ = ["region_distillation"]
-
 
 def region_distillation(
     student_logits: Tensor,

@@ -12,8 +12,6 @@ from .._precision import full_precision, unit, upcast
 from ._log_sums import log_sum_of_others
 from ._shapes import check_shapes, weighted_mean
 
-__all__ = ["multi_label_contrastive"]
-
 
 def multi_label_contrastive(
     features: Tensor,

@@ -9,8 +9,6 @@ from .._checks import check_number
 from .._precision import full_precision, unit, upcast
 from ._shapes import check_shapes
 
-__all__ = ["boost_logits", "text_region_logits"]
-
 
 def text_region_logits(regions: Tensor, text: Tensor, scale: Tensor | float, bias: Tensor | None = None) -> Tensor:
     r"""One logit for each class from its one region and its one text: :math:`s\, r_{bc}\cdot\hat t_c - \beta_c`.

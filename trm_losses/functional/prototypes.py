@@ -10,8 +10,6 @@ from .._entries import Entries, take
 from .._precision import unit, upcast
 from ._shapes import check_shapes
 
-__all__ = ["class_sums", "update_prototypes"]
-
 
 def class_sums(features: Tensor | Entries, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Weighted sums of unit features by class: (B, C, D) and (B, C) -> sums (C, D) and mass (C,).

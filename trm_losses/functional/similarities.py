@@ -11,8 +11,6 @@ from .._precision import full_precision, unit, upcast
 from ._log_sums import log_sum_over_classes
 from ._shapes import check_shapes
 
-__all__ = ["Similarities", "calibrate", "intra_similarities", "prototype_similarities", "standardise"]
-
 
 class Similarities(NamedTuple):
     """How each region relates to the prototypes, all (B, C): intra-class and inter-class, same and cross modality."""

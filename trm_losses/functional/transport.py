@@ -10,8 +10,6 @@ from .._precision import full_precision, upcast
 from ._log_sums import MASKED
 from ._shapes import check_shapes
 
-__all__ = ["sinkhorn_attention", "transport_attention"]
-
 _LEAST = 1e-30  # of a sum that is divided by: an image of padding alone has none
 
 

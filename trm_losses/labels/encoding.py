@@ -38,7 +38,7 @@ def from_ternary(labels: Tensor) -> Tensor:
     """
     labels = numeric("from_ternary", "labels", labels)
     ok = (labels == 1) | (labels == -1) | (labels == 0)
-    _require("from_ternary", "labels", labels, ok, "1 (present), -1 (absent) or 0 (unknown)", "the file has other codes")
+    _require("from_ternary", labels, ok, "1 (present), -1 (absent) or 0 (unknown)", "the file has other codes")
     return torch.where(labels == 1, labels, -labels - 1)  # -1 becomes 0, and 0 becomes -1
 
 
@@ -67,7 +67,7 @@ def from_positive_only(labels: Tensor) -> Tensor:
     labels = numeric("from_positive_only", "labels", labels)
     ok = (labels == 1) | (labels == 0)
     fix = "labels with known absences go through from_ternary"
-    _require("from_positive_only", "labels", labels, ok, "1 (present) or 0 (not observed)", fix)
+    _require("from_positive_only", labels, ok, "1 (present) or 0 (not observed)", fix)
     return torch.where(labels == 1, labels, UNKNOWN)
 
 
@@ -197,9 +197,7 @@ def sample_classes(targets: Tensor, size: int, *, generator: torch.Generator | N
         Our choice; sampled softmax draws the classes of a step in this way.
     """
     targets = matrix("sample_classes", targets)
-    check_number("sample_classes", "size", size, 1)
-    if size != int(size):
-        raise ValueError(f"sample_classes: size must be a whole number, got {size}")
+    check_number("sample_classes", "size", size, 1, whole=True)
     draws = torch.rand(targets.shape[1], generator=generator, device=generator.device if generator else targets.device)
     draws = draws.to(targets.device) + (targets > 0).any(dim=0)
     return draws.topk(min(size, len(draws))).indices.sort().values
@@ -223,7 +221,7 @@ def matrix(owner: str, targets: Tensor) -> Tensor:
     return targets
 
 
-def _require(owner: str, name: str, x: Tensor, ok: Tensor, wanted: str, fix: str) -> None:
-    """Raise with the first value of ``x`` that is not ``ok``."""
+def _require(owner: str, labels: Tensor, ok: Tensor, wanted: str, fix: str) -> None:
+    """Raise with the first label that is not ``ok``."""
     if not bool(ok.all()):
-        raise ValueError(f"{owner}: {name} must be {wanted}, got {x[~ok][0].item()}; {fix}")
+        raise ValueError(f"{owner}: labels must be {wanted}, got {labels[~ok][0].item()}; {fix}")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import functional as TF
-from .._checks import Dims, check_finite, check_ids, check_number
+from .._checks import Dims, check_finite, check_ids, check_number, check_numbers
 from .._distributed import Distributed, resolve_group, sum_over_ranks
 from .._precision import full_precision, upcast
 from .._state import FullPrecisionState
@@ -17,8 +17,6 @@ from ..labels import UNKNOWN
 from ..prototypes import PrototypeBank
 from .prototype import PrototypeRule
 from .rule import Evidence, PseudoLabels, Rule, label_prior
-
-__all__ = ["PseudoLabeler"]
 
 
 class PseudoLabeler(FullPrecisionState):
@@ -89,13 +87,7 @@ class PseudoLabeler(FullPrecisionState):
         if getattr(rule, "num_classes", num_classes) != num_classes:
             raise ValueError(f"{name}: rule must have num_classes = {num_classes}, got {rule.num_classes}")
         weight_neg = (1.0 if rule.soft else 0.5) if weight_neg is None else weight_neg
-        for key, value in (
-            ("weight_pos", weight_pos),
-            ("weight_neg", weight_neg),
-            ("warmup_steps", warmup_steps),
-            ("ramp_steps", ramp_steps),
-        ):
-            check_number(name, key, value, 0)
+        check_numbers(name, 0, weight_pos=weight_pos, weight_neg=weight_neg, warmup_steps=warmup_steps, ramp_steps=ramp_steps)
         if expected_positives is not None:
             check_number(name, "expected_positives", expected_positives, 0, strict=True)
         self.num_classes, self.rule = num_classes, rule

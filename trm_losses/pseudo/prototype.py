@@ -6,14 +6,12 @@ import torch
 from torch import Tensor
 
 from .. import functional as TF
-from .._checks import check_number
+from .._checks import check_number, check_numbers
 from .._distributed import sum_over_ranks
 from ..functional.similarities import intra_similarities
 from ..labels import UNKNOWN
 from ..prototypes import PrototypeBank
 from .rule import Decision, Evidence, Rule
-
-__all__ = ["PrototypeRule"]
 
 _STEEPNESS = 6.0  # of the calibrated similarities
 _LEAST_GAP = 0.02  # between the mean similarities of present and absent entries
@@ -67,8 +65,7 @@ class PrototypeRule(Rule):
         super().__init__()
         name = type(self).__name__
         check_number(name, "num_classes", num_classes, 1)
-        check_number(name, "temperature_visual", temperature_visual, 0, strict=True)
-        check_number(name, "temperature_text", temperature_text, 0, strict=True)
+        check_numbers(name, 0, strict=True, temperature_visual=temperature_visual, temperature_text=temperature_text)
         check_number(name, "momentum", momentum, 0, 1)
         check_number(name, "positive", positive, 0.5, 1)
         check_number(name, "negative", negative, 0, 1)

@@ -14,8 +14,6 @@ from .._state import FullPrecisionState
 from ..labels import UNKNOWN
 from ..prototypes import PrototypeBank
 
-__all__ = ["Decision", "Evidence", "PseudoLabels", "Rule", "label_prior"]
-
 
 class PseudoLabels(NamedTuple):
     """Decisions over unknown entries, all (B, C): targets (-1 where known or undecided), loss weights, scores in [0, 1]."""

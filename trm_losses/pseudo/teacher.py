@@ -11,8 +11,6 @@ from .._checks import Dims, check_finite, check_ids
 from ..labels import UNKNOWN
 from .rule import Decision, Evidence, Rule
 
-__all__ = ["TeacherRule"]
-
 
 class TeacherRule(Rule):
     """Soft labels that another classifier gave before training, for every entry of the training set.

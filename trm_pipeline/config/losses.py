@@ -1,6 +1,48 @@
-"""Numbers of the losses of other methods: what was published, and what may be chosen in its place."""
+"""Losses of other methods by the names of the grid: their classes, what was published, and what may be chosen in its place."""
 
 from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any
+
+from trm_losses import baselines
+
+_NAMED: dict[str, Callable[..., Any]] = {
+    "an": baselines.AssumeNegativeLoss,
+    "an-ls": baselines.AssumeNegativeLoss,
+    "wan": baselines.WeakAssumeNegativeLoss,
+    "epr": baselines.EPRLoss,
+    "role": baselines.ROLELoss,
+    "em": baselines.EMLoss,
+    "em-apl": baselines.EMAPLLoss,
+    "ll-r": baselines.LargeLoss,
+    "ll-ct": baselines.LargeLoss,
+    "ll-cp": baselines.LargeLoss,
+    "splc": baselines.SPLCLoss,
+    "hill": baselines.HillLoss,
+    "partial-bce": baselines.PartialBCELoss,
+    "pasl-ignore": baselines.PartialASLLoss,
+    "pasl-negative": baselines.PartialASLLoss,
+    "pasl-selective": baselines.PartialASLLoss,
+    "vlpl": baselines.VLPLLoss,
+    "gr": baselines.GRLoss,
+    "gpr": baselines.GPRLoss,
+}
+# Any other loss is called as its class is, GCELoss gce, and has the numbers that its constructor has.
+_OTHERS: dict[str, Callable[..., Any]] = {
+    re.sub("(?<=[a-z])(?=[A-Z])", "-", name.removesuffix("Loss")).lower(): getattr(baselines, name)
+    for name in baselines.__all__
+    if getattr(baselines, name) not in _NAMED.values()
+}
+MADE_BY = {**_NAMED, **_OTHERS}
+
+
+def _numbers(loss: Callable[..., Any]) -> dict[str, float]:
+    given = {parameter.name: parameter.default for parameter in inspect.signature(loss).parameters.values()}
+    return {name: value for name, value in given.items() if type(value) in (int, float)}
+
 
 GR: dict[str, float] = {
     "slope_start": 0.0,
@@ -15,7 +57,7 @@ GR: dict[str, float] = {
     "q_absent": 1.0,
 }
 
-# Losses of other methods, by the names of the grid: what was published, for VOC where it depends on the data.
+# What was published, for VOC where it depends on the data.
 LOSSES: dict[str, dict[str, float]] = {
     "an": {},
     "an-ls": {"smoothing": 0.1},
@@ -53,7 +95,7 @@ LOSSES: dict[str, dict[str, float]] = {
         "confidence": 0.9,
         "weight_expected": 0.05,
     },
-    "gce": {"q": 0.7},
+    **{name: _numbers(loss) for name, loss in _OTHERS.items()},
     # Methods that are more than a loss. SCPNet reads splc too; the share of tokens that its strong view lacks is ours.
     "scpnet": {"top": 5, "weight": 0.125, "balance": 2.0, "temperature": 0.3, "neighbours": 20, "drop": 0.5},
     "sst": {"threshold": 0.95, "fall": 0.025, "floor": 0.75, "memory": 100, "weight_pairs": 10.0, "weight_distance": 0.05},

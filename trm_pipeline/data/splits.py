@@ -9,14 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trm_losses.backbones import OpenClipBackbone
 from trm_pipeline.config.presets import EMBEDDED
 from trm_pipeline.data.base import eval_transform
 from trm_pipeline.data.given import labels_of, open_split, open_text, read_meta, scored_split
 from trm_pipeline.data.voc import VOC, class_prompt_names
 from trm_pipeline.drawn.devkit import write_drawn_voc
-from trm_pipeline.embedded import load_embedded
 from trm_pipeline.features.cached import CachedFeatures, cache_features, weights_digest
+from trm_pipeline.features.towers import open_open_clip
 from trm_pipeline.files import CACHE, folder_argument
 
 
@@ -60,8 +59,7 @@ def _given(root: Path, split: str, device: str) -> Split:
 
 
 def _drawn(cache: Path, device: str) -> tuple[Split, Split]:
-    model, tokenizer = load_embedded()
-    backbone = OpenClipBackbone(model, tokenizer=tokenizer, name="embedded", image_size=EMBEDDED.image_size).to(device)
+    backbone = open_open_clip("embedded", None, EMBEDDED.image_size, torch.device(device))
     transform = eval_transform(EMBEDDED.image_size, mean=backbone.image_mean, std=backbone.image_std)
     text = backbone.template_text(class_prompt_names(EMBEDDED.split_words), EMBEDDED.templates)
     root, weights = write_drawn_voc(cache), weights_digest(backbone)

@@ -6,13 +6,12 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
 
-from trm_pipeline.files import check_writable
+from trm_pipeline.files import check_writable, making_folder
 
 T = TypeVar("T")
 
@@ -29,31 +28,18 @@ def in_parallel(work: Callable[[range], T], count: int, workers: int | None, chu
 
 
 def write_once(root: str | os.PathLike[str], name: str, stamp: Mapping[str, object], write: Callable[[Path], None]) -> Path:
-    """The folder of a data set below ``root``, named after its ``stamp``, and written by ``write`` unless it is there.
-
-    It is written into a temporary folder and renamed as a whole when it is complete.
-    """
+    """The folder of a data set below ``root``, named after its ``stamp``, and written by ``write`` unless it is there."""
     stamp = json.loads(json.dumps(stamp))  # as it will be read back: no tuples
     digest = hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()[:12]
     final = Path(root) / f"{name}-{digest}"
     if _has_stamp(final, stamp):
         return final
     check_writable(final.parent, "--cache")
-    final.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=final.parent))
-    try:
+    with making_folder(final, lambda: _has_stamp(final, stamp)) as scratch:
         write(scratch)
         (scratch / "stamp.json").write_text(json.dumps(stamp, indent=2) + "\n", encoding="utf-8")
-        scratch.chmod(0o755)
         if final.exists() and not _has_stamp(final, stamp):
             shutil.rmtree(final)
-        try:
-            scratch.rename(final)
-        except OSError:
-            if not _has_stamp(final, stamp):  # else somebody else finished the very same data set in the meantime
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return final
 
 

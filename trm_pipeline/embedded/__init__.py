@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 from trm_pipeline.drawn.captions import CLASS_WORDS
 from trm_pipeline.drawn.scenes import VOC_CLASSES
+from trm_pipeline.progress import without_logs
 
 _FOLDER = Path(__file__).parent
 MODEL_NAME = "drawn-clip"
@@ -85,12 +86,8 @@ def build_model() -> tuple[CLIP, Any]:
 
     if MODEL_NAME not in open_clip.list_models():
         open_clip.add_model_config(CONFIG_FILE)
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # open_clip warns of random weights, which is what is asked for here
-    try:
+    with without_logs(logging.WARNING):  # open_clip warns of random weights, which is what is asked for here
         model = open_clip.create_model(MODEL_NAME, pretrained=None)
-    finally:
-        logging.disable(disabled)
     return model, open_clip.get_tokenizer(MODEL_NAME)
 
 

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -22,7 +21,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 from trm_losses._feature_files import RowFile
 from trm_losses.backbones import ImageFeatures
 from trm_pipeline.features.backbone import ImageTower
-from trm_pipeline.files import check_writable
+from trm_pipeline.files import check_writable, making_folder
 from trm_pipeline.progress import progress, say
 
 T = TypeVar("T")
@@ -353,22 +352,11 @@ def cache_features(
     folder = root / f"{shown}-{backbone.image_size[0]}-{name}"
     if not folder.is_dir():
         check_writable(root, "--cache")
-        root.mkdir(parents=True, exist_ok=True)
-        # A name of its own, whatever a killed process with the same number may have left behind.
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=root))
-        partial.chmod(0o755)
-        try:
+        with making_folder(folder, folder.is_dir) as partial:
             for view in range(views):
                 live = LiveFeatures(images, backbone, token_pool=token_pool, device=device, mirror=bool(view), workers=workers)
                 _write_view(partial, view, live, batch_size)
             (partial / "key.json").write_text(json.dumps(key), encoding="utf-8")
-            try:
-                partial.rename(folder)
-            except OSError:
-                if not folder.is_dir():  # else another process was quicker with the same features
-                    raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
     cached = CachedFeatures(folder, views, device)
     if len(cached) != len(files):
         raise ValueError(f"{folder} must hold the features of {len(files)} images, got {len(cached)}; delete it")

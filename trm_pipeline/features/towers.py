@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trm_losses.backbones import TimmBackbone
-from trm_losses.backbones._imports import import_timm
+from trm_losses.backbones import OpenClipBackbone, TimmBackbone, load_open_clip
+from trm_losses.backbones._imports import import_timm, said
+from trm_pipeline.embedded import load_embedded
 from trm_pipeline.features.backbone import ImageTower
 from trm_pipeline.features.hugging_face import open_hf
+from trm_pipeline.progress import without_logs
 
 Size = int | tuple[int, int] | None
 
@@ -33,18 +35,14 @@ def open_timm(name: str, pretrained: str | None, image_size: Size, device: torch
         raise ValueError(
             f"--pretrained must be a weights file of timm:{name}, got {pretrained!r}; without it timm's own are fetched"
         )
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)  # every try of a download, several times over
     try:
-        network = timm.create_model(name, pretrained=pretrained is None, num_classes=0)
+        with without_logs(logging.ERROR):  # every try of a download, several times over
+            network = timm.create_model(name, pretrained=pretrained is None, num_classes=0)
     except Exception as error:
-        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
         raise ValueError(
-            f"the weights of timm:{name} are not here and could not be fetched ({reason}). They are downloaded once, which "
+            f"the weights of timm:{name} are not here and could not be fetched ({said(error)}). They are downloaded once, which "
             "takes a network and a folder to keep them in (HF_HOME); or give a file of them: --pretrained WEIGHTS.safetensors"
         ) from error
-    finally:
-        logging.disable(before)
     if pretrained is not None:
         _load(timm, network, name, pretrained)
     tower = TimmBackbone(network, image_size=image_size)
@@ -62,10 +60,9 @@ def _load(timm: Any, network: Any, name: str, path: str) -> None:
         weights = {key: value for key, value in weights.items() if key in own or not key.startswith(heads)}
         shapes = {key: tuple(value.shape) for key, value in weights.items()}
     except Exception as error:  # whatever bytes may lead to
-        line = (str(error).splitlines() or [""])[0]
         raise ValueError(
             f"--pretrained: {path} must be a safetensors file or a torch checkpoint of timm:{name}, and cannot be read as "
-            f"weights ({type(error).__name__}: {line})"
+            f"weights ({said(error)})"
         ) from error
     wanted = {key: tuple(value.shape) for key, value in own.items()}
     if bad := [key for key in {**wanted, **shapes} if shapes.get(key) != wanted.get(key)]:
@@ -89,6 +86,19 @@ def open_tower(model: str, pretrained: str | None, image_size: Size, device: tor
     """The tower of ``FAMILY:NAME``; none if the family is not one of :data:`TOWERS`."""
     family, colon, name = model.partition(":")
     return TOWERS[family](name, pretrained, image_size, device) if colon and family in TOWERS else None
+
+
+def open_open_clip(
+    model: str, pretrained: str | None, image_size: Size, device: torch.device, *, value_path: bool = False
+) -> OpenClipBackbone:
+    """The embedded model, or one of open_clip with a tag or a file of weights."""
+    if model == "embedded":
+        network, tokenizer = load_embedded()
+        made = OpenClipBackbone(network, tokenizer=tokenizer, name=model, image_size=image_size, value_path=value_path)
+        return made.to(device)
+    if pretrained is None and ":" not in model:
+        raise ValueError(f"--model {model} needs --pretrained: a tag of open_clip such as 'openai', or a weights file")
+    return load_open_clip(model, pretrained, image_size=image_size, value_path=value_path, device=device)
 
 
 def folder_of(model: str) -> str | None:

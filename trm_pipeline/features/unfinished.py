@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trm_losses._feature_files import RowFile, close_split
-from trm_pipeline.files import differences
+from trm_pipeline.files import differences, making_folder
 
 ABOUT_FILE = "made_with.json"
 UNREADABLE_FILE = "unreadable.txt"
@@ -79,20 +77,11 @@ class UnfinishedSplit:
             OSError: there is no room.
         """
         if cls.find(root, split) is None:
-            root.mkdir(parents=True, exist_ok=True)
-            partial = Path(tempfile.mkdtemp(prefix=f".{split}.", dir=root))
-            try:
+            with making_folder(root / f".{split}.unfinished", lambda: cls.find(root, split) is not None) as partial:
                 (partial / ABOUT_FILE).write_text(json.dumps(about, indent=1), encoding="utf-8")
                 (partial / _IMAGES).write_text(json.dumps(list(images)), encoding="utf-8")
                 (partial / _MARKS).write_bytes(bytes(len(images) * about["views"]))
                 cls(partial).close()
-                try:
-                    partial.rename(root / f".{split}.unfinished")
-                except OSError:
-                    if cls.find(root, split) is None:  # else another process was quicker
-                        raise
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
         folder = cls.find(root, split)
         assert folder is not None
         made = cls(folder)

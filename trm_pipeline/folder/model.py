@@ -16,16 +16,14 @@ import torch
 from torch import Tensor
 
 from trm_losses import TRMHead
-from trm_losses.backbones import OpenClipBackbone, load_open_clip
-from trm_losses.backbones._imports import import_open_clip
+from trm_losses.backbones._imports import import_open_clip, said
 from trm_pipeline.config.presets import VOC2007_RN101
 from trm_pipeline.drawn.captions import TEMPLATES
-from trm_pipeline.embedded import load_embedded
 from trm_pipeline.features.backbone import Backbone, GivenTexts, ImageTower
 from trm_pipeline.features.cached import weights_digest
-from trm_pipeline.features.towers import open_tower
+from trm_pipeline.features.towers import open_open_clip, open_tower
 from trm_pipeline.files import write_json
-from trm_pipeline.progress import warnings_said
+from trm_pipeline.progress import warnings_said, without_logs
 
 FORMAT = "trm_losses.folder/2"
 MODEL_FILE, HEAD_FILE = "model.json", "head.pt"
@@ -117,30 +115,21 @@ def open_backbone(
     """The embedded model, one of open_clip, or a tower such as timm:NAME or hf:FOLDER, at a size or at its own."""
     if (tower := open_tower(model, pretrained, image_size, device)) is not None:
         return tower
-    if model == "embedded":
-        if pretrained is not None:
-            raise ValueError(f"--pretrained {pretrained} is of another model; name it: --model ViT-B-32, for instance")
-        network, tokenizer = load_embedded()
-        return OpenClipBackbone(network, tokenizer=tokenizer, name="embedded", image_size=image_size).to(device)
-    if pretrained is None and ":" not in model:
-        raise ValueError(f"--model {model} needs --pretrained: a tag of open_clip such as 'openai', or a weights file")
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)  # every try of a download, several times over
+    if model == "embedded" and pretrained is not None:
+        raise ValueError(f"--pretrained {pretrained} is of another model; name it: --model ViT-B-32, for instance")
     try:
-        return load_open_clip(model, pretrained, image_size=image_size, device=device)
+        with without_logs(logging.ERROR):  # every try of a download, several times over
+            return open_open_clip(model, pretrained, image_size, device)
     except Exception as error:
-        own = str(error).startswith(("load_open_clip", "OpenClipBackbone", "trm_losses"))
+        own = str(error).startswith(("--model", "load_", "OpenClipBackbone", "trm_losses"))
         if own or weights_file(model, pretrained):
             raise
-        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
         raise ValueError(
-            f"the weights {pretrained or ''} of {model} are not here and could not be fetched ({reason}). They are downloaded "
-            "once, which takes a network and a folder to keep them in (HF_HOME); or fetch the file elsewhere and give its "
-            "path: --pretrained WEIGHTS.safetensors"
+            f"the weights {pretrained or ''} of {model} are not here and could not be fetched ({said(error)}). They are "
+            "downloaded once, which takes a network and a folder to keep them in (HF_HOME); or fetch the file elsewhere and give "
+            "its path: --pretrained WEIGHTS.safetensors"
             f"{' (with OpenAI weights: --model ' + model + '-quickgelu)' if pretrained == 'openai' else ''}"
         ) from error
-    finally:
-        logging.disable(before)
 
 
 def class_texts(backbone: Backbone, words: Mapping[str, str], templates: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:

@@ -21,12 +21,14 @@ from torch import Tensor, nn
 
 import trm_losses
 from trm_losses import TRMHead
+from trm_losses.backbones._imports import said
 from trm_pipeline.features.backbone import ImageTower
 from trm_pipeline.features.cached import pool_tokens
 from trm_pipeline.files import check_writable, replacing
 from trm_pipeline.folder.encoded import transform_for
 from trm_pipeline.folder.model import SavedModel
 from trm_pipeline.folder.resize import pillow_is_tall_first, resized
+from trm_pipeline.progress import without_logs
 
 LARGEST = 2**31 - 1
 """Bytes that a file of ONNX can hold."""
@@ -150,10 +152,8 @@ def _about(saved: SavedModel, opset: int) -> dict[str, str]:
 def _program(model: nn.Module, name: str) -> Any:
     """The graph of a model, for images of any size."""
     dynamic = torch.export.Dim.DYNAMIC
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), warnings.catch_warnings(), without_logs(logging.WARNING):
             warnings.simplefilter("ignore")
             return torch.onnx.export(
                 model,
@@ -167,8 +167,6 @@ def _program(model: nn.Module, name: str) -> Any:
             )
     except Exception as error:  # every layer of the exporter has its own
         raise ValueError(f"{name} cannot be exported: {_reason(error)}") from error
-    finally:
-        logging.disable(before)
 
 
 def _is_all_true(mask: Any) -> Any:
@@ -184,7 +182,7 @@ def _reason(error: BaseException) -> str:
         return f"ONNX has nothing for its operation {found[1]}"
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+    return said(error)
 
 
 def _difference(saved: SavedModel, head: TRMHead, tower: ImageTower, path: Path) -> float | None:

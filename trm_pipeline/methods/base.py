@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
@@ -18,33 +19,29 @@ from trm_pipeline.features.cached import Batch, Features
 from trm_pipeline.features.frozen import Encode
 
 
+@dataclass(eq=False)
 class Setting:
     """What a method is built from: the preset, class texts of the frozen model, its scale, the numbers of steps and images."""
 
-    def __init__(
-        self,
-        preset: Preset,
-        text: Tensor,
-        names: PromptEmbeddings | None,
-        logit_scale: float,
-        total_steps: int,
-        *,
-        single: bool = False,
-        num_samples: int = 1,
-        targets: Tensor | None = None,
-        similarities: Callable[[], Tensor] | None = None,
-        global_head: Callable[[], GlobalHead | None] | None = None,
-        estimates: Callable[[], Tensor | None] | None = None,
-    ) -> None:
-        self.num_samples = num_samples
-        # Labels (N, C) that are left, and the frozen model's cosines (N, C) with the training images, for losses of the grid.
-        self.targets, self.similarities = targets, similarities
-        # The fitted head of whole images, and what it makes of the training images: probabilities (N, C), for a teacher.
-        self.global_head, self.estimates = global_head, estimates
-        self.preset, self.text, self.names = preset, text, names
-        self.logit_scale, self.total_steps = logit_scale, total_steps
-        # With labels hidden at random the known ones tell it; with single positives they cannot.
-        self.single, self.expected_positives = single, preset.expected_positives if single else None
+    preset: Preset
+    text: Tensor
+    names: PromptEmbeddings | None
+    logit_scale: float
+    total_steps: int
+    _: KW_ONLY
+    single: bool = False
+    num_samples: int = 1
+    # Labels (N, C) that are left, and the frozen model's cosines (N, C) with the training images, for losses of the grid.
+    targets: Tensor | None = None
+    similarities: Callable[[], Tensor] | None = None
+    # The fitted head of whole images, and what it makes of the training images: probabilities (N, C), for a teacher.
+    global_head: Callable[[], GlobalHead | None] | None = None
+    estimates: Callable[[], Tensor | None] | None = None
+
+    @property
+    def expected_positives(self) -> float | None:
+        """Present labels of an image, as assumed with single positives; labels hidden at random tell it."""
+        return self.preset.expected_positives if self.single else None
 
     @property
     def num_classes(self) -> int:

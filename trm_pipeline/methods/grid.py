@@ -10,24 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from trm_losses.baselines import (
-    AssumeNegativeLoss,
-    EMAPLLoss,
-    EMLoss,
-    EPRLoss,
-    GCELoss,
-    GPRLoss,
-    GRLoss,
-    HillLoss,
-    LargeLoss,
-    PartialASLLoss,
-    PartialBCELoss,
-    ROLELoss,
-    SPLCLoss,
-    VLPLLoss,
-    WeakAssumeNegativeLoss,
-)
-from trm_pipeline.config.losses import LOSSES
+from trm_losses.baselines import ROLELoss
+from trm_pipeline.config.losses import LOSSES, MADE_BY
 from trm_pipeline.config.presets import VARIANTS, Preset
 from trm_pipeline.features.cached import Batch, Features
 from trm_pipeline.features.frozen import Encode
@@ -38,6 +22,8 @@ from trm_pipeline.methods.peers.sarb import SARB
 from trm_pipeline.methods.peers.scpnet import SCPNet
 from trm_pipeline.methods.peers.sst import SST
 from trm_pipeline.methods.wrapped import Wrapped, class_prior, expected_positives
+
+Numbers = dict[str, float]
 
 HEADS = ("linear", "text-image", "text-pixel", "trm-region", "trm-query")
 """Methods of which each loss of labels can be had."""
@@ -98,17 +84,12 @@ def _epoch_of(share: float, epochs: int) -> int:
     return math.ceil(share * epochs - 1e-9)
 
 
-def _splc(setting: Setting, targets: Tensor, start: float, **options: Any) -> SPLCLoss:
-    return SPLCLoss(start=_epoch_of(start, setting.preset.epochs), reduction="mean", **options)
+def _splc(setting: Setting, targets: Tensor, numbers: Numbers) -> dict[str, Any]:
+    return {"start": _epoch_of(numbers["start"], setting.preset.epochs), "reduction": "mean"}
 
 
-def _partial_asl(policy: Any) -> Callable[..., PartialASLLoss]:
-    def make(setting: Setting, targets: Tensor, **options: Any) -> PartialASLLoss:
-        if policy == "selective":
-            options["prior"] = class_prior(setting, targets)
-        return PartialASLLoss(setting.num_classes, policy=policy, reduction="mean", **options)
-
-    return make
+def _partial_asl(setting: Setting, policy: str) -> dict[str, Any]:
+    return {"num_classes": setting.num_classes, "policy": policy, "reduction": "mean"}
 
 
 def _similarities(loss: str, setting: Setting, temperature: float) -> tuple[Tensor, float]:
@@ -118,48 +99,50 @@ def _similarities(loss: str, setting: Setting, temperature: float) -> tuple[Tens
     return setting.similarities(), 100 * temperature / setting.logit_scale
 
 
-def _vlpl(setting: Setting, targets: Tensor, temperature: float, **options: Any) -> VLPLLoss:
-    similarities, temperature = _similarities("vlpl", setting, temperature)
-    return VLPLLoss(similarities, temperature=temperature, **options)
+def _vlpl(setting: Setting, targets: Tensor, numbers: Numbers) -> dict[str, Any]:
+    similarities, temperature = _similarities("vlpl", setting, numbers["temperature"])
+    return {"similarities": similarities, "temperature": temperature}
 
 
-def _gpr(setting: Setting, targets: Tensor, temperature: float, weight_low: float, weight_high: float, **options: Any) -> GPRLoss:
-    similarities, temperature = _similarities("gpr", setting, temperature)
-    scores = (similarities / temperature).softmax(dim=1)
-    return GPRLoss(scores, expected_positives(setting, targets), weights=(weight_low, weight_high), **_pairs(options))
+def _gpr(setting: Setting, targets: Tensor, numbers: Numbers) -> dict[str, Any]:
+    similarities, temperature = _similarities("gpr", setting, numbers.pop("temperature"))
+    return {
+        "scores": (similarities / temperature).softmax(dim=1),
+        "expected_positives": expected_positives(setting, targets),
+        "weights": (numbers.pop("weight_low"), numbers.pop("weight_high")),
+        **_pairs(numbers),
+    }
 
 
-def _pairs(options: dict[str, Any]) -> dict[str, Any]:
+def _pairs(numbers: Numbers) -> dict[str, Any]:
     """Numbers NAME_start and NAME_end as one pair each."""
-    starts = [name.removesuffix("_start") for name in options if name.endswith("_start")]
-    pairs = {name: (options.pop(f"{name}_start"), options.pop(f"{name}_end")) for name in starts}
-    return {**options, **pairs}
+    starts = [name.removesuffix("_start") for name in numbers if name.endswith("_start")]
+    return {name: (numbers.pop(f"{name}_start"), numbers.pop(f"{name}_end")) for name in starts}
 
 
-_MAKE: dict[str, Callable[..., Any]] = {
-    "an": lambda setting, targets, **options: AssumeNegativeLoss(**options),
-    "an-ls": lambda setting, targets, **options: AssumeNegativeLoss(**options),
-    "wan": lambda setting, targets, **options: WeakAssumeNegativeLoss(**options),
-    "epr": lambda setting, targets, **options: EPRLoss(expected_positives(setting, targets), **options),
-    "role": lambda setting, targets, **options: ROLELoss(targets, expected_positives(setting, targets), **options),
-    "em": lambda setting, targets, **options: EMLoss(**options),
-    "em-apl": lambda setting, targets, **options: EMAPLLoss(len(targets), setting.num_classes, **options),
-    "ll-r": lambda setting, targets, **options: LargeLoss(scheme="reject", **options),
-    "ll-ct": lambda setting, targets, **options: LargeLoss(scheme="correct", **options),
-    "ll-cp": lambda setting, targets, **options: LargeLoss(
-        scheme="correct_permanently", num_samples=len(targets), num_classes=setting.num_classes, **options
-    ),
+def _kept(setting: Setting, targets: Tensor) -> dict[str, Any]:
+    """Sizes of what is kept of the training images."""
+    return {"num_samples": len(targets), "num_classes": setting.num_classes}
+
+
+_FURTHER: dict[str, Callable[[Setting, Tensor, Numbers], dict[str, Any]]] = {
+    "epr": lambda setting, targets, _: {"expected_positives": expected_positives(setting, targets)},
+    "role": lambda setting, targets, _: {"targets": targets, "expected_positives": expected_positives(setting, targets)},
+    "em-apl": lambda setting, targets, _: _kept(setting, targets),
+    "ll-r": lambda *_: {"scheme": "reject"},
+    "ll-ct": lambda *_: {"scheme": "correct"},
+    "ll-cp": lambda setting, targets, _: {"scheme": "correct_permanently", **_kept(setting, targets)},
     "splc": _splc,
-    "hill": lambda setting, targets, **options: HillLoss(reduction="mean", **options),
-    "partial-bce": lambda setting, targets, **options: PartialBCELoss(**options),
-    "pasl-ignore": _partial_asl("ignore"),
-    "pasl-negative": _partial_asl("negative"),
-    "pasl-selective": _partial_asl("selective"),
+    "hill": lambda *_: {"reduction": "mean"},
+    "pasl-ignore": lambda setting, *_: _partial_asl(setting, "ignore"),
+    "pasl-negative": lambda setting, *_: _partial_asl(setting, "negative"),
+    "pasl-selective": lambda setting, targets, _: {**_partial_asl(setting, "selective"), "prior": class_prior(setting, targets)},
     "vlpl": _vlpl,
-    "gr": lambda setting, targets, **options: GRLoss(**_pairs(options)),
+    "gr": lambda setting, targets, numbers: _pairs(numbers),
     "gpr": _gpr,
-    "gce": lambda setting, targets, **options: GCELoss(**options),
 }
+"""What the constructor of a loss takes beside its numbers, or in place of some, which are taken out of them."""
+
 _PUBLISHED = tuple(LOSSES)
 _KNOWN_ALONE = ("partial-bce", "pasl-ignore", "gce")
 
@@ -174,7 +157,7 @@ PEERS: dict[str, tuple[Callable[[Method, Setting], Method], Sequence[str]]] = {
 ALONE: dict[str, Callable[[Setting], Method]] = {"positive-coop": PositiveCoOp}
 """Methods that have a head of their own and are trained where they are asked for."""
 
-GRID = [f"{head}+{loss}" for head in HEADS for loss in LOSSES if loss in _MAKE or head in PEERS[loss][1]]
+GRID = [f"{head}+{loss}" for head in HEADS for loss in LOSSES if loss in MADE_BY or head in PEERS[loss][1]]
 """Every head with every loss but its own, which the head's name alone stands for."""
 
 TRAINED = (*METHODS, *ALONE, *GRID)
@@ -206,7 +189,7 @@ def add_loss(name: str, loss: Callable[..., Any], **numbers: float) -> None:
         pairs = [f"{head}+{name}" for head in HEADS]
         GRID.extend(pairs)
         NAMES.extend([*pairs, *(pair + GLOBAL for pair in pairs)])
-    LOSSES[name], _MAKE[name] = numbers, lambda setting, targets, **options: loss(**options)
+    LOSSES[name], MADE_BY[name] = numbers, loss
 
 
 def build_method(name: str, setting: Setting) -> Method:
@@ -225,9 +208,10 @@ def build_method(name: str, setting: Setting) -> Method:
         return PEERS[loss][0](inner, setting)
     if setting.targets is None:
         raise ValueError(f"{name} needs the labels of the training images")
-    options = dict(setting.preset.losses[loss])
-    rates = {"rate": options.pop("rate")} if "rate" in options else {}
-    made = _MAKE[loss](setting, setting.targets, distributed=True, **options)
+    numbers = dict(setting.preset.losses[loss])
+    rates = {"rate": numbers.pop("rate")} if "rate" in numbers else {}
+    further = _FURTHER[loss](setting, setting.targets, numbers) if loss in _FURTHER else {}
+    made = MADE_BY[loss](**{**numbers, **further}, distributed=True)
     return WithLoss(inner, loss, made, setting.preset.epochs, weak=loss in _KNOWN_ALONE, **rates)
 
 

@@ -100,19 +100,18 @@ class TextPixel(PromptPeer):
         return self.matching.scale * (features * F.normalize(text, dim=-1)).sum(dim=-1) - self.matching.bias
 
 
-class PromptPair(nn.Module):
-    """Positive and negative prompts of every class."""
+class Prompts(nn.Module):
+    """Prompts of several kinds for every class."""
 
-    def __init__(self, positive: PromptLearner, negative: PromptLearner) -> None:
+    def __init__(self, **kinds: PromptLearner) -> None:
         super().__init__()
-        self.positive, self.negative = positive, negative
+        for name, kind in kinds.items():
+            self.add_module(name, kind)
 
     def forward(self) -> Tensor | list[PromptEmbeddings]:
-        """The C positive rows, then the C negative ones; as a list where each goes through the tower with its own contexts."""
-        positive, negative = self.positive(), self.negative()
-        if isinstance(positive, Tensor) or isinstance(negative, Tensor):
-            return torch.cat([positive, negative])
-        return [positive, negative]
+        """C rows of each kind, in their order; as a list where each goes through the tower with its own contexts."""
+        found = [kind() for kind in self.children()]
+        return torch.cat(found) if isinstance(found[0], Tensor) else found
 
 
 class DualCoOp(PromptPeer):
@@ -126,24 +125,11 @@ class DualCoOp(PromptPeer):
 
     def __init__(self, setting: Setting) -> None:
         preset = setting.preset
-        prompts = PromptPair(setting.prompts(preset.prompts), setting.negative_prompts(preset.prompts))
+        prompts = Prompts(positive=setting.prompts(preset.prompts), negative=setting.negative_prompts(preset.prompts))
         super().__init__(setting, prompts, preset.dual_coop)
 
     def cosines(self, batch: Batch, text: Tensor) -> Tensor:
         return pair_cosines(batch, text, self.log_sharpness.exp())
-
-
-class PromptTriple(PromptPair):
-    """Positive and negative prompts of every class, and prompts for where to look."""
-
-    def __init__(self, positive: PromptLearner, negative: PromptLearner, evidence: PromptLearner) -> None:
-        super().__init__(positive, negative)
-        self.evidence = evidence
-
-    def forward(self) -> Tensor | list[PromptEmbeddings]:
-        """C rows of each, in this order; as a list where each goes through the tower with its own contexts."""
-        pair, evidence = super().forward(), self.evidence()
-        return [*pair, evidence] if isinstance(pair, list) else torch.cat([pair, evidence])
 
 
 def winner_takes_all(positive: Tensor) -> Tensor:
@@ -169,8 +155,8 @@ class DualCoOpPlus(PromptPeer):
 
     def __init__(self, setting: Setting) -> None:
         mode = setting.preset.prompts
-        prompts = PromptTriple(setting.prompts(mode), setting.negative_prompts(mode), setting.prompts(mode))
-        super().__init__(setting, prompts, setting.preset.dual_coop)
+        kinds = {"positive": setting.prompts(mode), "negative": setting.negative_prompts(mode), "evidence": setting.prompts(mode)}
+        super().__init__(setting, Prompts(**kinds), setting.preset.dual_coop)
         self.log_ratio = nn.Parameter(torch.zeros(()))
 
     def cosines(self, batch: Batch, text: Tensor) -> Tensor:

@@ -11,24 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from trm_losses import __version__
 from trm_pipeline.config.presets import VARIANTS
 from trm_pipeline.files import read_json, replacing, write_json
 from trm_pipeline.methods.global_head import of_grid, parts_of
-from trm_pipeline.report.markdown import markdown
+from trm_pipeline.report.markdown import markdown, rendered
 from trm_pipeline.report.pictures import SaliencyMaps, draw_map_against_known, draw_pseudo_quality, draw_saliency
 from trm_pipeline.report.rows import Row, ablation_rows, distinct, main_rows
 from trm_pipeline.report.tables import Table, ablation_table, closest_table, cost_table, difference_table, grid_tables, mean_table
-
-_TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
 
 
 def _versions() -> str:
@@ -119,7 +109,7 @@ def _write(output: Path, sections: Mapping[str, Sequence[_Block]], **texts: Any)
     plain = [f"# {texts['title']}", *texts["notes"], "## Command", f"```\n{texts['command']}\n```", texts["versions"]]
     for heading, blocks in sections.items():
         plain += [f"## {heading}", *map(str, blocks)]
-    page = _TEMPLATES.get_template("page.html.j2").render(sections=sections, **texts)
+    page = rendered(Path(__file__).with_name("page.html.j2"), sections=sections, **texts)
     for name, content in (("report.md", "\n\n".join(plain)), ("report.html", page)):
         with replacing(output / name) as temporary:
             temporary.write_text(f"{content}\n", encoding="utf-8", errors="backslashreplace")

@@ -8,15 +8,13 @@ from pathlib import Path
 
 import torch
 
-from trm_losses.backbones import OpenClipBackbone, load_open_clip
 from trm_pipeline.config.presets import HELD_OUT, Preset
 from trm_pipeline.data.base import LabelledImages, eval_transform, held_out, lines_of, train_transform
 from trm_pipeline.data.label_files import read_labels
-from trm_pipeline.embedded import load_embedded
 from trm_pipeline.features.backbone import Backbone, GivenTexts, needs_text_tower, with_texts
 from trm_pipeline.features.cached import CachedFeatures, Features, LiveFeatures, cache_features, weights_digest
 from trm_pipeline.features.frozen import Frozen
-from trm_pipeline.features.towers import open_tower
+from trm_pipeline.features.towers import open_open_clip, open_tower
 from trm_pipeline.files import tensor_digest
 from trm_pipeline.progress import warnings_said
 from trm_pipeline.run.arguments import check_unseen
@@ -30,27 +28,13 @@ def load_backbone(
     """The frozen model a preset names, with the texts of the classes in a file if it has no text tower."""
     tower = open_tower(preset.model, preset.pretrained, preset.image_size, device)
     if tower is None:
-        tower = _load_open_clip(preset, device)
+        tower = open_open_clip(preset.model, preset.pretrained, preset.image_size, device, value_path=preset.value_path)
     elif preset.value_path:
         raise ValueError(f"value_path is for ViTs of open_clip, and --model {preset.model} is none; leave it out")
     backbone = with_texts(tower, preset.model, class_texts, class_names, device)
     if isinstance(backbone, GivenTexts):
         needs_text_tower(preset.prompts, f"given texts of {preset.model}")
     return backbone
-
-
-def _load_open_clip(preset: Preset, device: torch.device) -> OpenClipBackbone:
-    if preset.model == "embedded":
-        model, tokenizer = load_embedded()
-        backbone = OpenClipBackbone(
-            model, tokenizer=tokenizer, name="embedded", image_size=preset.image_size, value_path=preset.value_path
-        )
-        return backbone.to(device)
-    if preset.pretrained is None and ":" not in preset.model:
-        raise ValueError(f"--model {preset.model} needs --pretrained: a tag of open_clip such as 'openai', or a weights file")
-    return load_open_clip(
-        preset.model, preset.pretrained, image_size=preset.image_size, value_path=preset.value_path, device=device
-    )
 
 
 def prepare(options: RunOptions) -> Prepared:

@@ -10,6 +10,7 @@ from trm_pipeline import methods
 from trm_pipeline.config import presets
 from trm_pipeline.config.settings import PARTS, override, part_options
 from trm_pipeline.features import cached as features
+from trm_pipeline.features import towers
 from trm_pipeline.run import prepare
 
 # A value that is not the default, with what else it needs after it, and the attribute of the objective where it ends up.
@@ -235,7 +236,7 @@ def test_options_that_do_not_fit_are_one_clear_line(settings, message, run, tmp_
 
 def test_the_value_path_reaches_the_backbone_and_the_name_of_the_cache(monkeypatch, tmp_path):
     asked, backbone = [], prepare.load_backbone(presets.EMBEDDED, torch.device("cpu"))
-    monkeypatch.setattr(prepare, "load_open_clip", lambda *a, **k: asked.append(k["value_path"]) or backbone)
+    monkeypatch.setattr(towers, "load_open_clip", lambda *a, **k: asked.append(k["value_path"]) or backbone)
     for value in ("true", "false"):
         preset = override(presets.VOC2007_RN101, [f"value_path={value}"])
         prepare.load_backbone(preset, torch.device("cpu"))

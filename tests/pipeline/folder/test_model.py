@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from trm_pipeline.features import towers
 from trm_pipeline.folder import model as folder_model
 
 
@@ -22,7 +23,7 @@ def test_weights_that_cannot_be_fetched_say_what_to_do(monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("no network")
 
-    monkeypatch.setattr(folder_model, "load_open_clip", fail)
+    monkeypatch.setattr(towers, "load_open_clip", fail)
     with pytest.raises(ValueError, match="could not be fetched .*no network.*--pretrained WEIGHTS.*ViT-B-32-quickgelu"):
         folder_model.open_backbone("ViT-B-32", "openai", None, torch.device("cpu"))
     with pytest.raises(ValueError, match="needs --pretrained"):

@@ -20,6 +20,7 @@ from tests.helpers.runs import read_json
 from trm_losses import TRMHead
 from trm_pipeline import command as cli
 from trm_pipeline import methods
+from trm_pipeline.features import towers
 from trm_pipeline.folder import learning, outputs
 from trm_pipeline.folder import model as folder_model
 from trm_pipeline.folder.image_files import find_images
@@ -156,9 +157,9 @@ def test_a_model_of_open_clip_from_a_weights_file(images, cache, tmp_path, capsy
     for file in files:
         torch.save(open_clip.create_model("folder-vit").state_dict(), file)
     monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "folder-vit", {"openai": {}})
-    fetch = folder_model.load_open_clip
+    fetch = towers.load_open_clip
     fetched = {"openai": str(files[0])}
-    monkeypatch.setattr(folder_model, "load_open_clip", lambda name, source, **kw: fetch(name, fetched.get(source, source), **kw))
+    monkeypatch.setattr(towers, "load_open_clip", lambda name, source, **kw: fetch(name, fetched.get(source, source), **kw))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "openai").mkdir()  # and the tag is meant
     rows = dict(list(images[1].items())[:6])

@@ -13,23 +13,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from trm_pipeline.files import replacing
 from trm_pipeline.folder.image_files import FolderImages, read_image
 from trm_pipeline.folder.image_names import SHOWN, escaped
 from trm_pipeline.progress import progress, say
+from trm_pipeline.report.markdown import rendered
 
 _SIDES = (320, 240, 176, 128, 96)  # pixels of a picture's longer side, the first that fits the limit
 _HEAT = 32  # cells of a map's longer side at most
-_TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
 
 
 class Question(NamedTuple):
@@ -108,7 +101,8 @@ def write_review(
             for q in questions
         ],
     }
-    html = _TEMPLATES.get_template("review.html.j2").render(title=escaped(title), note=escaped(note), data=_script_json(data))
+    template = Path(__file__).with_name("review.html.j2")
+    html = rendered(template, title=escaped(title), note=escaped(note), data=_script_json(data))
     with replacing(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
     return identity

@@ -68,12 +68,8 @@ class SCPNet(Wrapped):
     def __init__(self, inner: Method, setting: Setting) -> None:
         options = setting.preset.losses["scpnet"]
         super().__init__(inner)
-        self.top, self.weight, self.balance, self.drop = (
-            int(options["top"]),
-            options["weight"],
-            options["balance"],
-            options["drop"],
-        )
+        self.top, self.weight = int(options["top"]), options["weight"]
+        self.balance, self.drop = options["balance"], options["drop"]
         self.epochs = setting.preset.epochs
         splc = setting.preset.losses["splc"]
         self.splc = SPLCLoss(threshold=splc["threshold"], margin=splc["margin"], gamma=splc["gamma"], start=1, reduction="sum")
