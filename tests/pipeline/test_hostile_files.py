@@ -287,7 +287,8 @@ def test_a_cache_that_does_not_fit_is_an_error_and_no_killed_process(tiny: Path)
 
 def test_a_broken_image_ends_a_run_in_one_line_whoever_read_it(devkit: Path, tmp_path: Path) -> None:
     root = shutil.copytree(devkit, tmp_path / "VOCdevkit")
-    path = next((root / "VOC2007" / "JPEGImages").iterdir())
+    first = (root / "VOC2007" / "ImageSets" / "Main" / "train.txt").read_text(encoding="utf-8").split()[0]
+    path = root / "VOC2007" / "JPEGImages" / f"{first}.jpg"
     path.write_bytes(path.read_bytes()[:500])
     arguments = ["--data-root", str(root), "--preset", "embedded", "--device", "cpu"]
     for workers in ("0", "1"):
