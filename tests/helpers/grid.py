@@ -43,6 +43,13 @@ def preset(**changes):
     return dataclasses.replace(presets.EMBEDDED, **{**small, **changes})
 
 
+def train(method, chosen, **more):
+    """The loop on features in memory."""
+    data = Held(1), chosen.targets, Held(2), labels(3).clamp(min=0)
+    fixed = {"preset": chosen.preset, "single": chosen.single, "seed": 1, "device": torch.device("cpu"), "label": ""}
+    return training.train(method, *data, encode=lambda text: text, **{**fixed, **more})
+
+
 def setting(*, targets=None, single=False, **changes):
     torch.manual_seed(0)
     text, chosen = torch.randn(CLASSES, DIM), preset(**changes)

@@ -65,17 +65,11 @@ class Part(NamedTuple):
 
 
 # A rounding may turn a decision over, and with it the value.
-DECIDE = (
-    "PseudoLabeler",
-    "TRMObjective",
-    "ChunkedTRMObjective",
-    "LargeLoss",
-    "EMAPLLoss",
-    "SPLCLoss",
-    "VLPLLoss",
-    "GPRLoss",
-    "PartialASLLoss",
-    "PrototypeBank",
+DECIDE = tuple(
+    """
+    PseudoLabeler TRMObjective ChunkedTRMObjective LargeLoss EMAPLLoss SPLCLoss VLPLLoss GPRLoss PartialASLLoss
+    PrototypeBank
+    """.split()
 )
 PARTS = {
     case.name: Part(case.owner, case.build, case.inputs, case.call, not case.owner.startswith(DECIDE))

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.helpers import oracles
@@ -385,40 +383,6 @@ def test_evaluate_is_in_per_cent() -> None:
     assert list(row) == list(expected)
     assert all(type(value) is float for value in row.values())
     assert row == pytest.approx({name: 100 * float(value) for name, value in expected.items()}, rel=1e-12)
-
-
-cases = st.tuples(st.integers(1, 30), st.integers(1, 20), st.integers(0, 10**6), st.sampled_from([None, 1, 0]))
-
-
-@settings(max_examples=60, deadline=None)
-@given(case=cases)
-def test_order_scale_and_unknown_scores_do_not_matter(case: tuple[int, int, int, int | None]) -> None:
-    rows, columns, seed, decimals = case
-    scores, targets = scored(rows, columns, seed=seed, decimals=decimals, unknown=0.3)
-    generator = torch.Generator().manual_seed(seed)
-    row_order = torch.randperm(rows, generator=generator)
-    column_order = torch.randperm(columns, generator=generator)
-    noise = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
-    moved = torch.where(targets == -1, noise, scores)
-    for interpolated in (False, True):
-        expected = average_precision(scores, targets, interpolated=interpolated)
-
-        def same(ours: Tensor, expected: Tensor = expected) -> None:
-            torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12, equal_nan=True)
-
-        same(average_precision(scores[row_order], targets[row_order], interpolated=interpolated))
-        same(average_precision(moved, targets, interpolated=interpolated))
-        same(average_precision(8 * scores - 16, targets, interpolated=interpolated))
-        shuffled = average_precision(scores[:, column_order], targets[:, column_order], interpolated=interpolated)
-        same(shuffled, expected[column_order])
-        one_by_one = [
-            average_precision(scores[:, c : c + 1], targets[:, c : c + 1], interpolated=interpolated) for c in range(columns)
-        ]
-        same(torch.cat(one_by_one))
-    assert bool((average_precision(scores, targets, interpolated=True) + 1e-12 < average_precision(scores, targets)).sum() == 0)
-    expected_f1 = as_floats(f1_scores(scores, targets, threshold=0.0))
-    both = (row_order[:, None], column_order)
-    assert as_floats(f1_scores(moved[both], targets[both], threshold=0.0)) == pytest.approx(expected_f1, abs=1e-12, nan_ok=True)
 
 
 FUNCTIONS = [average_precision, mean_average_precision, f1_scores, evaluate, calibration_error]

@@ -1,5 +1,5 @@
-"""What must hold for any input: order does not matter, unknown labels do not count, lengths do not where directions are compared,
-prototypes are unit vectors."""
+"""What must hold for any input: order does not matter, unknown labels do not count, lengths do not where directions are
+compared."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.helpers.cases.bank import filled_bank
 from tests.helpers.cases.labeler import filled_labeler
 from tests.helpers.cases.objective import objective
 from tests.helpers.values import WIDTH, normal, shaken
-from trm_losses import PrototypeBank, PseudoLabeler, RegionPooler, TextRegionMatchingLoss, TRMHead
+from trm_losses import PrototypeBank, PseudoLabeler, RegionPooler, TextRegionMatchingLoss
 from trm_losses import functional as TF
 
 few = settings(max_examples=25, deadline=None, derandomize=True)
@@ -50,77 +50,6 @@ def agree(one: Any, two: Any, tolerance: float = 1e-9) -> None:
         torch.testing.assert_close(x, z, rtol=tolerance, atol=tolerance)
 
 
-@few
-@given(seeds, sizes, sizes, st.data())
-def test_losses_do_not_depend_on_the_order_of_samples_or_classes(seed: int, batch: int, classes: int, data: Any) -> None:
-    f, t, y = scene(seed, batch, classes)
-    prototypes, seen = normal(classes, 6, seed=seed + 2), normal(classes, seed=seed + 3) > -0.5
-    weights = normal(batch, classes, seed=seed + 4).abs()
-    b, c = orders(data, batch, classes)
-
-    def results(f: Tensor, t: Tensor, y: Tensor, p: Tensor, seen: Tensor, w: Tensor) -> list[Tensor]:
-        logits = TF.text_region_logits(f, t, 3.0)
-        terms = TF.multimodal_contrastive(f, t, y, prototypes=p, seen=seen, weights=w)
-        images = TF.multi_label_contrastive(f.mean(dim=1), y, weights=w)
-        return [TF.asymmetric_loss(logits, y, w), TF.region_distillation(logits, 2 * logits.square()), images, *terms.values()]
-
-    one = results(f, t, y, prototypes, seen, weights)
-    agree(one, results(f[b][:, c], t[c], y[b][:, c], prototypes[c], seen[c], weights[b][:, c]))
-
-
-@few
-@given(seeds, sizes, sizes, st.data())
-def test_poolers_and_similarities_follow_the_order(seed: int, batch: int, classes: int, data: Any) -> None:
-    tokens, t = normal(batch, 7, 6, seed=seed), normal(classes, 6, seed=seed + 1)
-    b, c = orders(data, batch, classes)
-    torch.manual_seed(0)
-    pooler = shaken(RegionPooler(classes, 6, num_heads=2)).double()
-    agree([x[b][:, c] for x in pooler(tokens, t)], pooler(tokens[b], t[c]))
-    f, v, seen = normal(batch, classes, 6, seed=seed), normal(classes, 6, seed=seed + 2), normal(classes, seed=seed) > 0
-    similar = TF.prototype_similarities(f, v, t, seen=seen)
-    agree([x[b][:, c] for x in similar], TF.prototype_similarities(f[b][:, c], v[c], t[c], seen=seen[c]))
-
-
-@few
-@given(seeds, gammas, gammas, margins, st.floats(-1e6, 1e6))
-def test_an_unknown_logit_may_be_anything(seed: int, gamma_pos: float, gamma_neg: float, margin: float, value: float) -> None:
-    f, t, y = scene(seed, 4, 3)
-    y[1, 2] = -1
-    options: dict[str, Any] = {"gamma_pos": gamma_pos, "gamma_neg": gamma_neg, "margin": margin}
-    logits = TF.text_region_logits(f, t, 3.0)
-    moved = logits.clone()
-    moved[1, 2] = value
-    torch.testing.assert_close(TF.asymmetric_loss(moved, y, **options), TF.asymmetric_loss(logits, y, **options))
-    other = f.clone()
-    other[1, 2] += value
-    for a, b in zip(TF.multimodal_contrastive(other, t, y).values(), TF.multimodal_contrastive(f, t, y).values(), strict=True):
-        torch.testing.assert_close(a, b)
-
-
-@few
-@given(st.floats(-30, 30), st.floats(0, 10), gammas, gammas, margins)
-def test_a_rising_logit_never_hurts_a_present_label_nor_helps_an_absent_one(
-    logit: float, rise: float, gamma_pos: float, gamma_neg: float, margin: float
-) -> None:
-    """True whatever the settings: both (1 - p)^g (-log p) falls and q^g (-log(1 - q)) rises with p, for every g >= 0."""
-    x = torch.tensor([logit, logit + rise], dtype=torch.float64)
-    options: dict[str, Any] = {"gamma_pos": gamma_pos, "gamma_neg": gamma_neg, "margin": margin, "reduction": "none"}
-    present = TF.asymmetric_loss(x, torch.ones(2), **options)
-    absent = TF.asymmetric_loss(x, torch.zeros(2), **options)
-    assert present[1] <= present[0] * (1 + 1e-12) and absent[0] <= absent[1] * (1 + 1e-9) + 1e-15
-
-
-@few
-@given(st.lists(seeds, min_size=1, max_size=6), st.floats(0, 1), st.floats(1e-3, 1e3))
-def test_prototypes_stay_unit_vectors(seen: list[int], momentum: float, size: float) -> None:
-    bank = PrototypeBank(3, 6, init=normal(3, 6), momentum=momentum, text_momentum=momentum)
-    for seed in seen:
-        f, t, y = scene(seed, 4, 3)
-        bank.update(size * f, y, weights=normal(4, 3, seed=seed).abs(), text=size * t)
-        torch.testing.assert_close(bank.visual.norm(dim=-1), torch.ones(3))
-        torch.testing.assert_close(bank.text.norm(dim=-1), torch.ones(3))
-
-
 @fewer
 @given(seeds, st.data())
 def test_the_whole_step_follows_the_order(seed: int, data: Any) -> None:
@@ -138,17 +67,6 @@ def test_the_whole_step_follows_the_order(seed: int, data: Any) -> None:
     agree(one.buffers(), two.buffers(), 1e-5)
 
 
-@fewer
-@given(seeds, st.data())
-def test_a_head_for_the_same_names_in_another_order_gives_the_same_scores(seed: int, data: Any) -> None:
-    tokens, t = normal(3, 7, WIDTH, seed=seed), normal(5, WIDTH, seed=seed + 1)
-    _, c = orders(data, 3, 5)
-    torch.manual_seed(0)
-    head = TRMHead(shaken(RegionPooler(5, WIDTH)), shaken(TextRegionMatchingLoss(5)), t, list("abcde")).double()  # type: ignore[arg-type]
-    other = head.with_classes(t[c], ["abcde"[i] for i in c])
-    agree([head.predict(tokens)[:, c]], [other.predict(tokens)])
-
-
 @few
 @given(seeds, st.floats(-100, 100))
 def test_an_unknown_region_moves_no_supervised_term_and_no_state(seed: int, value: float) -> None:
@@ -160,6 +78,7 @@ def test_an_unknown_region_moves_no_supervised_term_and_no_state(seed: int, valu
     matching = TextRegionMatchingLoss(5).double()
     agree([matching(f, t, y)], [matching(moved, t, y)])
     agree([TF.multi_label_contrastive(f[:, 2], y[:, 2:3])], [TF.multi_label_contrastive(moved[:, 2], y[:, 2:3])])
+    agree(TF.multimodal_contrastive(f, t, y).values(), TF.multimodal_contrastive(moved, t, y).values())
     bank = filled_bank()
     states = []
     for features in (f, moved):

@@ -52,14 +52,6 @@ def test_fit_is_the_equation(labels: bool, padded: bool, k: int) -> None:
     close(module(x), expected, atol=1e-5)
 
 
-def test_covariance_of_whitened_tokens() -> None:
-    """Whitened by the same tokens that the covariance is of, they have the identity for a covariance, but for the shrinkage."""
-    x = normal(300, 1, WIDTH)
-    module = made(tokens_per_class=1000, shrinkage=1e-6).fit([x], TEXT)
-    apart = module.whiten(x).flatten(0, 1) - module.whitened_text[(x[:, 0] @ unit_rows(TEXT).T).argmax(dim=1)]
-    close(apart.T @ apart / len(x), np.eye(WIDTH), atol=1e-3)
-
-
 def unit_rows(x: Tensor) -> Tensor:
     return torch.nn.functional.normalize(x, dim=-1)
 

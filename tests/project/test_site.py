@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import ROOT
-from tests.project.test_imports import ROOMS
 
 PINNED = json.loads((ROOT / "tests" / "project" / "public_names.json").read_text(encoding="utf-8"))
 REFERENCE = sorted((ROOT / "docs" / "reference").glob("*.md"))
@@ -53,19 +52,6 @@ def test_every_public_name_has_a_place_in_the_reference() -> None:
     wanted = [place(f"{module}.{name}") for module in PINNED for name in public(module)]
     assert [name for name in wanted if name not in found] == []
     assert len(found) == len({id(thing) if callable(thing) else repr(thing) for thing in found})
-
-
-def rooms_of(text: str, package: str) -> list[str]:
-    """The rooms in the first column of a package's table."""
-    part = re.search(rf"^## {package}$(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
-    assert part is not None
-    rows = [line.split("|")[1] for line in part[1].splitlines() if line.startswith("| `")]
-    return [name for row in rows for name in re.findall(r"`(\w+)/?`", row)]
-
-
-@pytest.mark.parametrize("package", ROOMS)
-def test_the_page_of_the_architecture_has_every_room_in_its_order(package: str) -> None:
-    assert rooms_of((ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8"), package) == ROOMS[package]
 
 
 def test_files_named_to_contributors_are_there() -> None:

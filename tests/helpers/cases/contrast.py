@@ -106,7 +106,7 @@ CASES = [
             "seen: integers": (change("seen", lambda s: s.long()), TypeError, "seen must be bool, got torch.int64"),
         },
         state=(),
-        finite=("regions", "text"),
+        finite=("regions", "text", "weights", "prototypes"),
     ),
     Case(
         name="contrast of images",
@@ -124,7 +124,7 @@ CASES = [
             "features: size": (change("features", lambda x: x[1:]), ValueError, r"targets must have shape \(B, C\) = \(3, C\)"),
         },
         state=(),
-        finite=("features",),
+        finite=("features", "weights"),
         shows=("temperature=0.1", "anchor_threshold=0.9"),
     ),
     Case(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import trm_losses as tl
@@ -44,47 +45,36 @@ matching_refuses = {
 }
 
 
+matching = partial(
+    Case,
+    owner="TextRegionMatchingLoss",
+    call=call_matching,
+    oracle=matching_oracle,
+    twin=matching_twin,
+    learns=("regions", "text"),
+    state=MATCHING_STATE,
+    is_loss=True,
+    finite=("regions", "text"),
+)
+
 CASES = [
-    Case(
+    matching(
         name="matching",
-        owner="TextRegionMatchingLoss",
         build=lambda c: shaken(tl.TextRegionMatchingLoss(c, scale=5.0)),
         inputs=with_weights,
-        call=call_matching,
-        oracle=matching_oracle,
-        twin=matching_twin,
-        learns=("regions", "text"),
         wrong=matching_refuses,
-        state=MATCHING_STATE,
-        is_loss=True,
-        finite=("regions", "text"),
+        finite=("regions", "text", "weights"),
         shows=("num_classes=5", "gamma_neg=2.0", "margin=0.05", "mean"),
     ),
-    Case(
+    matching(
         name="matching, sum",
-        owner="TextRegionMatchingLoss",
         build=lambda c: shaken(tl.TextRegionMatchingLoss(c, scale=5.0, gamma_neg=0.5, margin=0.1, reduction="sum")),
         inputs=region_text,
-        call=call_matching,
-        oracle=matching_oracle,
-        twin=matching_twin,
-        learns=("regions", "text"),
-        state=MATCHING_STATE,
-        is_loss=True,
-        finite=("regions", "text"),
     ),
-    Case(
+    matching(
         name="matching, without margin, none",
-        owner="TextRegionMatchingLoss",
         build=lambda c: shaken(tl.TextRegionMatchingLoss(c, gamma_pos=0.5, gamma_neg=3.0, margin=0.0, reduction="none")),
         inputs=with_weights,
-        call=call_matching,
-        oracle=matching_oracle,
-        twin=matching_twin,
-        learns=("regions", "text"),
-        state=MATCHING_STATE,
-        is_loss=True,
-        finite=("regions", "text"),
     ),
     Case(
         name="distillation",
@@ -104,7 +94,7 @@ CASES = [
             **integers("student_logits", "teacher_logits", "weights"),
         },
         state=(),
-        finite=("student_logits", "teacher_logits"),
+        finite=("student_logits", "teacher_logits", "weights"),
         shows=("temperature=3.0", "mean"),
     ),
     Case(

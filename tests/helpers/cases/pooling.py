@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import trm_losses as tl
@@ -25,21 +26,11 @@ def pooler_oracle(module: tl.RegionPooler, x: Inputs) -> Any:
     )
 
 
-POOLER_STATE = (
-    "query_weight",
-    "key_weight",
-    "log_attention_scale",
-    "value_norm.weight",
-    "value_norm.bias",
-    "value_weight",
-    "output.weight",
-    "output.bias",
-    "mlp.0.weight",
-    "mlp.0.bias",
-    "mlp.1.weight",
-    "mlp.1.bias",
-    "mlp.4.weight",
-    "mlp.4.bias",
+POOLER_STATE = tuple(
+    """
+    query_weight key_weight log_attention_scale value_norm.weight value_norm.bias value_weight output.weight output.bias
+    mlp.0.weight mlp.0.bias mlp.1.weight mlp.1.bias mlp.4.weight mlp.4.bias
+    """.split()
 )
 
 pooler_refuses = {
@@ -49,27 +40,28 @@ pooler_refuses = {
 }
 
 
+pooler = partial(
+    Case,
+    owner="RegionPooler",
+    call=call_pooler,
+    oracle=pooler_oracle,
+    inputs=with_padding,
+    wrong=pooler_refuses,
+    state=POOLER_STATE,
+    finite=("tokens", "text"),
+)
+
 CASES = [
-    Case(
+    pooler(
         name="pooler",
-        owner="RegionPooler",
         build=lambda c: shaken(tl.RegionPooler(c, WIDTH, num_heads=2)),
         inputs=token_text,
-        call=call_pooler,
-        oracle=pooler_oracle,
         learns=("tokens", "text"),
-        wrong=pooler_refuses,
-        state=POOLER_STATE,
-        finite=("tokens", "text"),
         shows=("num_classes=5", "num_heads=2", "tied"),
     ),
-    Case(
+    pooler(
         name="pooler, free queries, padding",
-        owner="RegionPooler",
         build=lambda c: shaken(tl.RegionPooler(c, WIDTH, num_heads=4, query="free", mlp_ratio=1.5)),
-        inputs=with_padding,
-        call=call_pooler,
-        oracle=pooler_oracle,
         learns=("tokens",),
         wrong={
             **refused(tokens="B N D", key_padding_mask="B N"),
@@ -79,29 +71,16 @@ CASES = [
         finite=("tokens",),
         shows=("free",),
     ),
-    Case(
+    pooler(
         name="pooler, region only",
-        owner="RegionPooler",
         build=lambda c: shaken(tl.RegionPooler(c, WIDTH, num_heads=1, query_head=False)),
-        inputs=with_padding,
-        call=call_pooler,
-        oracle=pooler_oracle,
         learns=("tokens", "text"),
-        wrong=pooler_refuses,
         state=("query_weight", "key_weight", "log_attention_scale"),
-        finite=("tokens", "text"),
         shows=("query_head=False",),
     ),
-    Case(
+    pooler(
         name="pooler, transport, padding",
-        owner="RegionPooler",
         build=lambda c: shaken(tl.RegionPooler(c, WIDTH, num_heads=2, assignment="transport")),
-        inputs=with_padding,
-        call=call_pooler,
-        oracle=pooler_oracle,
-        wrong=pooler_refuses,
-        state=POOLER_STATE,
-        finite=("tokens", "text"),
         shows=("assignment='transport'",),
     ),
 ]

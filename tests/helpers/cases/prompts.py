@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,15 @@ def prompts_oracle(module: tl.PromptLearner, x: Inputs) -> Any:
     return np.stack(rows), oracles.array(eot) + context.shape[-2], prefix
 
 
+prompts = partial(
+    Case,
+    owner="PromptLearner",
+    inputs=lambda b, c: {},
+    call=lambda m, x: tuple(m()),
+    oracle=prompts_oracle,
+    state=("start", "rest", "eot", "context"),
+)
+
 CASES = [
     Case(
         name="prompts, residual",
@@ -46,25 +56,12 @@ CASES = [
         state=("reference", "delta"),
         shows=("residual", "num_classes=5"),
     ),
-    Case(
+    prompts(
         name="prompts, shared",
-        owner="PromptLearner",
         build=lambda c: shaken(tl.PromptLearner("shared", names=names(c), num_context=3)),
-        inputs=lambda b, c: {},
-        call=lambda m, x: tuple(m()),
-        oracle=prompts_oracle,
-        state=("start", "rest", "eot", "context"),
         shows=("shared",),
     ),
-    Case(
-        name="prompts, csc",
-        owner="PromptLearner",
-        build=lambda c: shaken(tl.PromptLearner("csc", names=names(c), num_context=2)),
-        inputs=lambda b, c: {},
-        call=lambda m, x: tuple(m()),
-        oracle=prompts_oracle,
-        state=("start", "rest", "eot", "context"),
-    ),
+    prompts(name="prompts, csc", build=lambda c: shaken(tl.PromptLearner("csc", names=names(c), num_context=2))),
     Case(
         name="prompts, some classes",
         owner="PromptLearner",

@@ -71,17 +71,6 @@ def contrast(
     return mean
 
 
-def sup_con(features: Any, labels: Any, temperature: float) -> float:
-    """Supervised contrast of one label a row (Khosla et al., the sum outside the logarithm), rows without a partner out."""
-    f, rows = [unit(row) for row in array(features)], []
-    for i in range(len(f)):
-        partners = [j for j in range(len(f)) if j != i and int(labels[j]) == int(labels[i])]
-        others = [float(f[i] @ f[j]) / temperature for j in range(len(f)) if j != i]
-        if partners:
-            rows.append(log_sum_exp(others) - sum(float(f[i] @ f[j]) / temperature for j in partners) / len(partners))
-    return sum(rows) / len(rows)
-
-
 def multi_label(
     features: Any, targets: Any, weights: Any = None, temperature: float = 0.1, anchor_threshold: float = 0.9
 ) -> float:

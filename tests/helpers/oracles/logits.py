@@ -54,16 +54,6 @@ def asymmetric_gradient(
     return slope
 
 
-def focal(logits: Any, targets: Any, gamma: float) -> Array:
-    """Focal loss (Lin et al.): -(1 - p_t)^gamma log p_t."""
-    x, y = array(logits), array(targets)
-    loss = np.zeros_like(x)
-    for i in np.ndindex(*x.shape):
-        p_t = sigmoid(x[i]) if y[i] == 1 else 1 - sigmoid(x[i])
-        loss[i] = -((1 - p_t) ** gamma) * math.log(p_t)
-    return loss
-
-
 def matching_logits(regions: Any, text: Any, scale: float, bias: Any = None) -> Array:
     """s r.t - beta, with the region as it is."""
     r, t = array(regions), array(text)

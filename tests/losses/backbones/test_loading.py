@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.abc
 import io
 import json
@@ -16,23 +17,59 @@ from torch import nn
 
 import trm_losses.backbones
 from tests.helpers import ROOT
-from tests.helpers.towers import RESNET, TEXT, VIT, assert_near, images, tiny
+from tests.helpers.towers import RESNET, TEXT, VIT, assert_near, images, stir, tiny
+from tests.losses.backbones.conftest import FAMILIES
 from trm_losses.backbones import OpenClipBackbone, TimmBackbone, load_open_clip
 
 
-def test_load_weights_files(tiny_names: Path) -> None:
-    safetensors = pytest.importorskip("safetensors.torch")
-    model = tiny(RESNET)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_files_of_every_family(tiny_names: Path, name: str) -> None:
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    torch.manual_seed(0)
+    model = stir(open_clip.create_model(name))
     state = model.state_dict()
-    torch.save(state, tiny_names / "resnet.pt")
+    torch.save(state, tiny_names / "plain.pt")
     torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3}, tiny_names / "trained.pt")
-    safetensors.save_file(state, tiny_names / "resnet.safetensors")
-    for name in ("resnet.pt", "trained.pt", "resnet.safetensors"):
-        backbone = load_open_clip("tiny-resnet", str(tiny_names / name), image_size=96)
-        assert backbone.name == "tiny-resnet" and backbone.image_size == (96, 96) and backbone.context_length == 12
+    save_file(state, tiny_names / "weights.safetensors")
+    x = images(64, 64)
+    ids = torch.arange(24).reshape(2, 12) % 100
+    with torch.no_grad():
+        wanted = model.encode_text(ids)
+    for file in ("plain.pt", "trained.pt", "weights.safetensors"):
+        torch.manual_seed(1)
+        backbone = load_open_clip(name, tiny_names / file)
         loaded = backbone.model.state_dict()
         assert loaded.keys() == state.keys() and all(torch.equal(loaded[k], state[k]) for k in state)
-        assert_near(backbone(images(64, 64)).pooled, OpenClipBackbone(model)(images(64, 64)).pooled)
+        assert_near(backbone.encode_text(ids), wanted)
+        assert_near(backbone.encode_prompts(backbone.embed_prompts(ids)), wanted)
+        assert (backbone.logit_bias is not None) == (name == "tiny-sig")
+        assert backbone(x).tokens.shape[0] == 1 and backbone.name == name and backbone.context_length == 12
+    assert load_open_clip(name, str(tiny_names / "plain.pt"), image_size=96).image_size == (96, 96)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_files_of_another_family_are_refused(tiny_names: Path, name: str) -> None:
+    torch.manual_seed(0)
+    for other in FAMILIES:
+        if {name, other} != {"tiny-vit", "tiny-custom"} and name != other:
+            path = tiny_names / f"{other}.pt"
+            torch.save(open_clip.create_model(other).state_dict(), path)
+            with pytest.raises(ValueError, match=rf"load_open_clip: .*{other}\.pt are not those of {name}: of \d+ entries "):
+                load_open_clip(name, path)
+
+
+def test_a_tokenizer_that_does_not_load_is_named_where_it_is_needed(tiny_names: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="tokenizer must be given for a vocabulary of 100"):
+        load_open_clip("tiny-sig").tokenize(["a cat"])  # not CLIP's ids, which this table does not have
+
+    def offline(name: str) -> None:
+        raise OSError(f"cannot reach the tokenizer of {name}")
+
+    monkeypatch.setattr(open_clip, "get_tokenizer", offline)
+    backbone = copy.deepcopy(load_open_clip("tiny-sig"))
+    assert backbone.encode_text(torch.full((2, 12), 1)).shape == (2, 32)
+    with pytest.raises(ValueError, match=r"the tokenizer of tiny-sig did not load \(OSError: cannot .*\); give texts as ids"):
+        backbone.embed_prompts(["a cat"])
 
 
 @pytest.mark.filterwarnings("ignore")  # TorchScript announces its end; the files that are out there remain

@@ -32,31 +32,6 @@ def test_prompts_of_whole_words_are_encode_text(rn50: OpenClipBackbone, vit_b_32
         assert not torch.equal(wanted[0], wanted[1])
 
 
-@pytest.mark.parametrize("custom", [False, True], ids=["CLIP", "CustomTextCLIP"])
-@pytest.mark.parametrize(
-    "text",
-    [
-        {},
-        {"pool_type": "eos", "eos_id": 49407},
-        {"pool_type": "last"},
-        {"proj_bias": True},
-        {"proj_type": "none"},
-        {"no_causal_mask": True},
-        {"ls_init_value": 0.5},
-        {"qk_norm": True},
-    ],
-    ids=lambda text: next(iter(text), "plain"),
-)
-def test_prompts_are_encode_text_in_every_supported_tower(custom: bool, text: dict[str, Any]) -> None:
-    backbone = OpenClipBackbone(tiny(VIT, custom=custom, text=text))
-    wanted = backbone.model.encode_text(backbone.tokenize(TEXTS))
-    prompts = backbone.embed_prompts(TEXTS)
-    assert_near(backbone.encode_prompts(prompts), wanted)
-    assert len({tuple(row) for row in wanted.tolist()}) == len(TEXTS)
-    trained = PromptEmbeddings(prompts.embeddings.requires_grad_(), prompts.eot)
-    assert_near(backbone.encode_prompts(trained), wanted, 1e-5)  # torch may choose another kernel with gradients
-
-
 def test_prompts_cut_after_their_end_give_the_same_features(rn50: OpenClipBackbone) -> None:
     backbones = [rn50, OpenClipBackbone(tiny(VIT, custom=True))]
     for backbone in backbones:
@@ -75,31 +50,6 @@ def test_learned_contexts_that_spell_words_give_the_features_of_these_words(rn50
             length = backbone.context_length
             learner = PromptLearner(mode, names=names, num_context=4, context_init=words, context_length=length)
             assert_near(backbone.encode_prompts(learner()), wanted, 1e-5)
-
-
-def test_gradient_reaches_embeddings_and_nothing_frozen(rn50: OpenClipBackbone) -> None:
-    embeddings, eot, _ = rn50.embed_prompts(TEXTS)
-    assert not embeddings.requires_grad
-    embeddings.requires_grad_()
-    rn50.encode_prompts(PromptEmbeddings(embeddings, eot)).square().sum().backward()
-    assert embeddings.grad is not None
-    size = embeddings.grad.abs().amax(dim=2)
-    for c, end in enumerate(eot.tolist()):
-        assert (size[c, : end + 1] > 0).all()
-        assert (size[c, end + 1 :] == 0).all()  # the tower is causal
-    assert all(p.grad is None for p in rn50.parameters())
-
-
-def test_gradient_is_right() -> None:
-    backbone = OpenClipBackbone(tiny(VIT, custom=True)).double()
-    embeddings, eot, _ = backbone.embed_prompts(["a cat", "dog"])
-    cut = embeddings[:, : int(eot.max()) + 1].clone().requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: backbone.encode_prompts(PromptEmbeddings(x, eot)), (cut,))
-
-
-def test_finished_text_passes_through(rn50: OpenClipBackbone) -> None:
-    text = torch.randn(3, 1024)
-    assert rn50.encode_prompts(text) is text
 
 
 def test_prompt_errors() -> None:

@@ -106,6 +106,7 @@ class Rows:
 def test_text_and_gradient_are_those_of_the_whole_tower(name: str, custom: bool, mode: Mode) -> None:
     backbone = tower(custom=custom, **TOWERS[name])
     assert backbone._text().known == (name != "custom blocks")
+    assert_near(backbone.encode_prompts(backbone.embed_prompts(ids(backbone))), backbone.model.encode_text(ids(backbone)), 1e-10)
     for classes in (4, 1):
         prompts = learner(backbone, mode, classes)
         wanted = text_and_slope(whole_tower(backbone, prompts()), prompts.context)
@@ -282,7 +283,8 @@ def test_a_tower_that_is_not_known_is_run_as_it_is(how: str) -> None:
 
 def test_a_tower_that_is_not_causal_ignores_the_prefix() -> None:
     backbone = tower(no_causal_mask=True)
-    embeddings, eot, _ = backbone.embed_prompts(ids(backbone))
+    embeddings, eot, _ = plain = backbone.embed_prompts(ids(backbone))
+    assert_near(backbone.encode_prompts(plain), backbone.model.encode_text(ids(backbone)), 1e-10)
     embeddings = torch.cat([embeddings[:1, :4].expand(4, -1, -1), embeddings[:, 4:]], dim=1).requires_grad_()
     wanted = text_and_slope(backbone.encode_prompts(PromptEmbeddings(embeddings, eot)), embeddings)
     got = text_and_slope(backbone.encode_prompts(PromptEmbeddings(embeddings, eot, 3)), embeddings)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -15,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from tests.helpers.oracles.towers import attention_oracle, linear, norm_oracle, scaled, table_oracle
-from tests.helpers.towers import RESNET, SIGLIP_TEXT, SIGLIP_VISION, TEXT, VIT, assert_near, images, siglip, stir
+from tests.helpers.towers import TEXT, VIT, assert_near, images, siglip, stir
 from trm_losses import PromptEmbeddings, PromptLearner
-from trm_losses.backbones import OpenClipBackbone, TimmBackbone, load_open_clip
+from trm_losses.backbones import OpenClipBackbone, TimmBackbone
 
 SIZES = [(32, 32), (48, 24), (16, 40)]  # the native one, and two that are not square
 
@@ -202,21 +200,6 @@ def test_a_vit_whose_patches_are_not_square_is_refused() -> None:
 IDS = torch.tensor([[5, 9, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1], [5, 17, 23, 1, 1, 1, 1, 1, 1, 1, 1, 1]])
 
 
-def test_siglip_images() -> None:
-    model = siglip()
-    assert type(model.visual.trunk.attn_pool).__name__ == "AttentionPoolLatent"
-    backbone = OpenClipBackbone(model)
-    for size in SIZES:
-        x = images(*size)
-        got, (tokens, pooled, penultimate) = backbone(x), timm_vit_oracle(model.visual.trunk, x[0])
-        assert_near(got.penultimate[0], penultimate, 1e-4)  # type: ignore[index]
-        assert got.tokens.shape == (1, size[0] * size[1] // 64, 32)
-        assert_near(got.tokens[0], tokens, 1e-4)
-        assert_near(got.pooled[0], pooled, 1e-4)
-    x = images(32, 32, batch=2)
-    assert_near(backbone(x).pooled, model.encode_image(x))
-
-
 def test_scale_and_bias_of_the_logits() -> None:
     model = siglip()
     backbone = OpenClipBackbone(model)
@@ -388,126 +371,3 @@ def test_models_that_cannot_be_wrapped() -> None:
         TimmBackbone(vit(), image_size=33)
     with pytest.raises(ValueError, match=r"TimmBackbone: images must have shape \(B, C, H, W\)"):
         TimmBackbone(vit())(torch.zeros(3, 32, 32))
-
-
-# Frozen for good, in half precision too
-
-
-def resnet() -> Any:
-    return timm.create_model("test_resnet")
-
-
-@pytest.mark.parametrize("build", [vit, swin, resnet, siglip])
-def test_frozen_in_every_sense(build: Any) -> None:
-    model = build().train()
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    is_siglip = hasattr(model, "visual")
-    projection = None if is_siglip else nn.Linear(model.num_features, 6)
-    backbone = OpenClipBackbone(model) if is_siglip else TimmBackbone(model, projection)
-    side = backbone.image_size[0]
-    x = images(side, side, batch=2).requires_grad_()
-    wanted = backbone(x)
-    assert not wanted.tokens.requires_grad and not wanted.pooled.requires_grad
-    assert not any(p.requires_grad for p in backbone.parameters())
-    backbone.train()
-    assert not any(part.training for part in backbone.modules())
-    assert_near(backbone(x).tokens, wanted.tokens)
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-
-    other = copy.deepcopy(backbone)
-    with torch.no_grad():
-        for parameter in backbone.parameters():
-            parameter.zero_()
-    assert_near(other(x).tokens, wanted.tokens)
-    assert_near(other(x).pooled, wanted.pooled)
-    assert not torch.equal(backbone(x).tokens, wanted.tokens)
-
-
-@pytest.mark.parametrize("value_path", [False, True])
-def test_autocast_and_half_weights_are_near_float32(value_path: bool) -> None:
-    for x in (images(32, 32), images(48, 24)):
-        backbone = OpenClipBackbone(siglip(), value_path=value_path)
-        wanted = backbone(x)
-        with torch.autocast("cpu", torch.bfloat16):
-            got = backbone(x)
-        assert got.tokens.dtype == torch.bfloat16
-        assert_near(got.tokens, wanted.tokens, 0.1)
-        assert_near(got.pooled, wanted.pooled, 0.1)
-    half = TimmBackbone(vit().half(), torch.eye(32).half())
-    assert {p.dtype for p in half.parameters()} == {torch.float32}
-    assert_near(half(images(32, 32)).tokens, TimmBackbone(vit())(images(32, 32)).tokens, 0.02)
-
-
-# Loading: files as open_clip's training writes them, of one small model a family
-
-
-FAMILIES: dict[str, dict[str, Any]] = {
-    "small-rn": {"embed_dim": 16, "vision_cfg": RESNET, "text_cfg": TEXT},
-    "small-vit": {"embed_dim": 16, "vision_cfg": VIT, "text_cfg": TEXT},
-    "small-custom": {"embed_dim": 16, "vision_cfg": VIT, "text_cfg": {**TEXT, "proj_bias": True}, "custom_text": True},
-    "small-sig": {
-        "embed_dim": 32,
-        "init_logit_bias": -10,
-        "custom_text": True,
-        "vision_cfg": SIGLIP_VISION,
-        "text_cfg": SIGLIP_TEXT,
-    },
-}
-
-
-@pytest.fixture(scope="module")
-def families(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("families")
-    for name, config in FAMILIES.items():
-        (folder / f"{name}.json").write_text(json.dumps(config), encoding="utf-8")
-    open_clip.add_model_config(folder)
-    return folder
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_files_of_every_family(families: Path, name: str) -> None:
-    save_file = pytest.importorskip("safetensors.torch").save_file
-    torch.manual_seed(0)
-    model = stir(open_clip.create_model(name))
-    state = model.state_dict()
-    torch.save(state, families / "plain.pt")
-    torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3}, families / "trained.pt")
-    save_file(state, families / "weights.safetensors")
-    x = images(64, 64)
-    ids = torch.arange(24).reshape(2, 12) % 100
-    with torch.no_grad():
-        wanted = model.encode_text(ids)
-    for file in ("plain.pt", "trained.pt", "weights.safetensors"):
-        torch.manual_seed(1)
-        backbone = load_open_clip(name, families / file)
-        loaded = backbone.model.state_dict()
-        assert loaded.keys() == state.keys() and all(torch.equal(loaded[k], state[k]) for k in state)
-        assert_near(backbone.encode_text(ids), wanted)
-        assert_near(backbone.encode_prompts(backbone.embed_prompts(ids)), wanted)
-        assert (backbone.logit_bias is not None) == (name == "small-sig")
-        assert backbone(x).tokens.shape[0] == 1
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_files_of_another_family_are_refused(families: Path, name: str) -> None:
-    torch.manual_seed(0)
-    for other in FAMILIES:
-        if {name, other} != {"small-vit", "small-custom"} and name != other:
-            path = families / f"{other}.pt"
-            torch.save(open_clip.create_model(other).state_dict(), path)
-            with pytest.raises(ValueError, match=rf"load_open_clip: .*{other}\.pt are not those of {name}: of \d+ entries "):
-                load_open_clip(name, path)
-
-
-def test_a_tokenizer_that_does_not_load_is_named_where_it_is_needed(families: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="tokenizer must be given for a vocabulary of 100"):
-        load_open_clip("small-sig").tokenize(["a cat"])  # not CLIP's ids, which this table does not have
-
-    def offline(name: str) -> None:
-        raise OSError(f"cannot reach the tokenizer of {name}")
-
-    monkeypatch.setattr(open_clip, "get_tokenizer", offline)
-    backbone = copy.deepcopy(load_open_clip("small-sig"))
-    assert backbone.encode_text(IDS).shape == (2, 32)
-    with pytest.raises(ValueError, match=r"the tokenizer of small-sig did not load \(OSError: cannot .*\); give texts as ids"):
-        backbone.embed_prompts(["a cat"])

@@ -1,6 +1,5 @@
 """Baselines: gradients against the derivative of slow loops, schedules, state, and the limits in which one is another."""
 
-import copy
 import math
 from fractions import Fraction
 from functools import partial
@@ -122,39 +121,12 @@ def test_saturated_logits(name, dtype):
     assert slope[0, 1] > 0 or (module.margin > 0 and "ASL" in name)  # whose margin keeps 1 - q away from 0
 
 
-@pytest.mark.parametrize(
-    "loss",
-    [
-        "AssumeNegativeLoss",
-        "WeakAssumeNegativeLoss",
-        "EMLoss",
-        "HillLoss",
-        "SPLCLoss",
-        "LargeLoss",
-        "PartialBCELoss",
-        "GRLoss",
-        "GCELoss",
-    ],
-)
+@pytest.mark.parametrize("loss", "AssumeNegative WeakAssumeNegative EM Hill SPLC Large PartialBCE GR GCE".split())
 def test_no_class_costs_nothing(loss):
     logits = torch.zeros(4, 0, requires_grad=True)
-    value = getattr(baselines, loss)()(logits, torch.zeros(4, 0))
+    value = getattr(baselines, f"{loss}Loss")()(logits, torch.zeros(4, 0))
     value.backward()
     assert value == 0 and logits.grad.shape == (4, 0)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_one_loop_runs_them_all(name):
-    """Half precision included."""
-    module, targets = BASELINES[name].build(CLASSES), labels(SAMPLES, CLASSES, seed=64)
-    for epoch in range(5):
-        module.begin_epoch(epoch, 5)
-        for batch in torch.arange(SAMPLES).split(4):
-            logits = (2 * normal(SAMPLES, CLASSES, seed=70 + epoch))[batch].to(torch.bfloat16).requires_grad_()
-            loss = module(logits, targets[batch], ids=batch)
-            gradients = torch.autograd.grad(loss, [logits, *module.parameters()])
-            module.update(logits, targets[batch], ids=batch)
-            assert loss.dtype == torch.float32 and torch.isfinite(loss) and all(torch.isfinite(x).all() for x in gradients)
 
 
 @pytest.mark.parametrize("logit", [0.0, 8.0, -30.0, 30.0])
@@ -492,14 +464,13 @@ def test_ids_are_needed_and_checked(name):
         module(inputs["logits"][:, :4], inputs["targets"][:, :4], ids=inputs["ids"])
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_epochs_are_checked(name):
-    module = copy.deepcopy(BASELINES[name].build(CLASSES))
-    owner = BASELINES[name].owner
-    with pytest.raises(ValueError, match=f"{owner}: epoch must be at least 0 and at most 9, got 10"):
-        module.begin_epoch(10, 10)
-    with pytest.raises(ValueError, match=f"{owner}: epochs must be at least 1, got 0"):
-        module.begin_epoch(0, 0)
+def test_epochs_are_checked():
+    for loss in (baselines.EMLoss(), baselines.LargeLoss()):  # without a schedule, and with one
+        owner = type(loss).__name__
+        with pytest.raises(ValueError, match=f"{owner}: epoch must be at least 0 and at most 9, got 10"):
+            loss.begin_epoch(10, 10)
+        with pytest.raises(ValueError, match=f"{owner}: epochs must be at least 1, got 0"):
+            loss.begin_epoch(0, 0)
 
 
 SETTINGS = [

@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers import oracles
-from tests.helpers.cases.contrast import SCENES, pseudo_positives
 from tests.helpers.compare import close
-from tests.helpers.values import labels, normal
+from tests.helpers.values import normal
 from trm_losses import _precision
 from trm_losses import functional as TF
 from trm_losses._precision import unit_rows
@@ -133,13 +132,6 @@ def test_a_row_of_zeros_stays_zero_and_gets_no_gradient() -> None:
     assert unit_rows(torch.zeros(0, 3)).shape == (0, 3)
 
 
-@pytest.mark.parametrize("scene", SCENES, ids=lambda name: name.replace(" ", "-"))
-def test_five_contrasts_in_blocks_are_the_loops(block: int, scene: str) -> None:
-    f, t, y, given = normal(6, 4, 8).requires_grad_(), normal(4, 8, seed=1), pseudo_positives(), SCENES[scene]
-    for key, value in oracles.contrast(f, t, y, **given).items():
-        close(TF.multimodal_contrastive(f, t, y, **given)[key], value)
-
-
 def test_more_classes_than_anchors(block: int) -> None:
     """Texts and sums of the classes present alone, and rows against all classes in blocks; value and gradient."""
     y = torch.full((3, 9), -1.0)
@@ -158,24 +150,6 @@ def test_more_classes_than_anchors(block: int) -> None:
     assert torch.autograd.gradcheck(total, (f, t), fast_mode=True)
     y[:] = -1
     close(total(f, t), sum(oracles.contrast(f, t, y, **given).values()))
-
-
-@pytest.mark.parametrize("scene", SCENES, ids=lambda name: name.replace(" ", "-"))
-def test_gradients_in_blocks_are_those_at_once(scene: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    slopes = []
-    for rows in (3, 100):
-        monkeypatch.setattr(_log_sums, "_ROWS", rows)
-        f, t = normal(6, 4, 8).requires_grad_(), normal(4, 8, seed=1).requires_grad_()
-        sum(TF.multimodal_contrastive(f, t, pseudo_positives(), **SCENES[scene]).values()).backward()
-        slopes.append((f.grad, t.grad))
-    for blocks, at_once in zip(*slopes, strict=True):
-        close(blocks, at_once)
-
-
-def test_images_by_their_labels_in_blocks_are_the_loops(block: int) -> None:
-    f, y = normal(9, 8).requires_grad_(), labels(9, 4, seed=3)
-    y[3], y[5] = -1, 0  # images without a positive label are no keys
-    close(TF.multi_label_contrastive(f, y, temperature=0.2), oracles.multi_label(f, y, None, 0.2, 0.9))
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.1])

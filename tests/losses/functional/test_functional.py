@@ -59,22 +59,6 @@ def test_without_focus_it_is_binary_cross_entropy() -> None:
     close(TF.asymmetric_loss(x, y, **off), F.binary_cross_entropy_with_logits(x[known], y[known]))
 
 
-@pytest.mark.parametrize("gamma", [0.5, 2.0])
-def test_equal_gammas_without_margin_are_focal_loss(gamma: float) -> None:
-    x, y = 4 * normal(6, 7), labels(6, 7, soft=False)
-    y = torch.where(y == -1, 0.0, y)
-    actual = TF.asymmetric_loss(x, y, gamma_pos=gamma, gamma_neg=gamma, margin=0.0, reduction="none")
-    close(actual, oracles.focal(x, y, gamma))
-
-
-def test_soft_labels_have_their_minimum_at_the_label() -> None:
-    """With focus, the minimum for 0.1 would lie at 0.39."""
-    p = torch.tensor([0.1, 0.39], dtype=torch.float64)
-    slope = torch.logit(p).requires_grad_()
-    TF.asymmetric_loss(slope, torch.tensor([0.1, 0.39], dtype=torch.float64), reduction="sum").backward()
-    assert slope.grad is not None and slope.grad.abs().max() < 1e-12
-
-
 def test_logits_of_any_size_stay_finite_and_a_wrong_positive_keeps_its_gradient() -> None:
     for y in (0.0, 1.0, 0.5):
         x = torch.tensor([-1e4, -200.0, -20.0, 0.0, 20.0, 200.0, 1e4], requires_grad=True)
@@ -358,16 +342,6 @@ def test_no_image_at_all() -> None:
     assert all(term.item() == 0 for term in terms.values())
 
 
-@pytest.mark.parametrize("scene", SCENES, ids=lambda name: name.replace(" ", "-"))
-def test_five_contrasts_are_the_loops(scene: str) -> None:
-    f, t, y, given = normal(6, 4, 8), normal(4, 8, seed=1), pseudo_positives(), SCENES[scene]
-    actual, expected = TF.multimodal_contrastive(f, t, y, **given), oracles.contrast(f, t, y, **given)
-    assert list(actual) == ["region_region", "region_text", "text_region", "region_prototype", "text_prototype"]
-    for key, value in expected.items():
-        close(actual[key], value)
-        assert value != 0 or (key.endswith("prototype") and ("prototypes" not in given or scene == "none seen"))
-
-
 @pytest.mark.parametrize(
     "only", [[], ["region_region"], ["text_region"], ["region_text", "text_prototype"], ["region_prototype"]], ids=str
 )
@@ -401,16 +375,19 @@ def test_a_term_that_is_switched_off_costs_nothing() -> None:
 
 @pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize("scene", SCENES, ids=lambda name: name.replace(" ", "-"))
-def test_rows_against_classes_in_blocks_are_the_loops(learned: bool, scene: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In blocks of rows, computed again for the gradient."""
+def test_five_contrasts_are_the_loops(learned: bool, scene: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In blocks of rows, computed again for the gradient, and at once."""
     y, given, slopes = pseudo_positives(), SCENES[scene], []
     for blocks in (True, False):
         if blocks:
             monkeypatch.setattr(_log_sums, "BLOCK", 5)
+            monkeypatch.setattr(_log_sums, "_ROWS", 3)
         f, t = (x.requires_grad_(learned) for x in (normal(6, 4, 8), normal(4, 8, seed=1)))
         actual = TF.multimodal_contrastive(f, t, y, **given)
+        assert list(actual) == ["region_region", "region_text", "text_region", "region_prototype", "text_prototype"]
         for key, value in oracles.contrast(f, t, y, **given).items():
             close(actual[key].detach(), value)
+            assert value != 0 or (key.endswith("prototype") and ("prototypes" not in given or scene == "none seen"))
         if learned:
             slopes.append(torch.autograd.grad(sum(actual.values()), (f, t)))
         monkeypatch.undo()
@@ -421,10 +398,14 @@ def test_rows_against_classes_in_blocks_are_the_loops(learned: bool, scene: str,
 # Images by their labels -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("rows", [1, 3, 100])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("threshold", [0.9, 0.3])
-def test_multi_label_contrast_is_the_loops(weighted: bool, threshold: float) -> None:
-    f, y = normal(9, 8), labels(9, 4, seed=3)
+def test_multi_label_contrast_is_the_loops(rows: int, weighted: bool, threshold: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once and in blocks of rows."""
+    monkeypatch.setattr(_log_sums, "_ROWS", rows)
+    monkeypatch.setattr(_log_sums, "BLOCK", 11 * rows)
+    f, y = normal(9, 8).requires_grad_(), labels(9, 4, seed=3)
     y[3], y[5] = -1, 0  # images without a positive label take no part
     w = normal(9, 4, seed=5).clamp(min=0) if weighted else None
     actual = TF.multi_label_contrastive(f, y, weights=w, temperature=0.2, anchor_threshold=threshold)
@@ -443,13 +424,6 @@ def test_images_without_a_positive_label_take_no_part() -> None:
     assert f.grad is not None and torch.count_nonzero(f.grad[[2, 4]]) == 0 and (f.grad[[0, 1]] != 0).all()
     rest = [0, 1, 3, 5]
     close(TF.multi_label_contrastive(f, y, weights=w), TF.multi_label_contrastive(f[rest], y[rest], weights=w[rest]))
-
-
-@pytest.mark.parametrize("other", [0.0, -1.0])
-def test_one_label_an_image_is_sup_con(other: float) -> None:
-    f, label, _ = one_label_a_row(9, 4)
-    y = torch.full((9, 4), other).scatter(1, label[:, None], 1.0)
-    close(TF.multi_label_contrastive(f, y), oracles.sup_con(f, label, 0.1))
 
 
 def test_one_label_an_image_is_sup_con_of_pytorch_metric_learning() -> None:
@@ -511,14 +485,6 @@ def one_label_a_row(rows: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
     return f, label, torch.where(y[..., None] == 1, f[:, None], normal(rows, classes, 8, seed=1))
 
 
-def test_region_region_is_sup_con() -> None:
-    f, label, regions = one_label_a_row(9, 4)
-    assert (torch.bincount(label) == 1).any(), "an anchor without a partner belongs into this test"
-    y = torch.full((9, 4), -1.0).scatter(1, label[:, None], 1.0)
-    actual = TF.multimodal_contrastive(regions, normal(4, 8, seed=3), y)["region_region"]
-    close(actual, oracles.sup_con(f, label, 0.1))
-
-
 def test_region_region_is_sup_con_of_pytorch_metric_learning() -> None:
     losses = pytest.importorskip("pytorch_metric_learning.losses")
     f, label, regions = one_label_a_row(9, 4)
@@ -560,17 +526,6 @@ def test_prototypes_get_no_gradient() -> None:
 
 
 # Prototypes and similarities ------------------------------------------------------------------------------------------
-
-
-def test_class_sums() -> None:
-    f, w = normal(5, 3, 4), normal(5, 3, seed=1).clamp(min=0)
-    expected = np.zeros((3, 4))
-    for b, c in np.ndindex(5, 3):
-        expected[c] += float(w[b, c]) * oracles.unit(oracles.array(f[b, c]))
-    f[w == 0] = float("nan")  # what does not enter may hold anything
-    sums, mass = TF.class_sums(f, w)
-    close(sums, expected)
-    close(mass, oracles.array(w).sum(axis=0))
 
 
 def test_update_prototypes() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from functools import partial
 from typing import Any
 
@@ -112,20 +111,6 @@ def test_a_soft_rule_is_not_capped_and_weighs_both_kinds_alike() -> None:
     own = PseudoLabeler(3, TeacherRule(estimates), expected_positives=0.5, cap=True, weight_neg=0.2)
     assert (own.cap, own.weight_neg) == (True, 0.2)
     close(own(None, y, bank, ids=torch.arange(2)).weights, [[1, 0, 0.2], [1, 0, 0]])
-
-
-def test_resumed_equals_unbroken() -> None:
-    settings = {"warmup_steps": 1, "ramp_steps": 9, "temperature_text": 0.3}
-    unbroken, resumed, bank = filled_labeler(**settings), filled_labeler(**settings), filled_bank()
-    resumed.reset()
-    assert all(torch.count_nonzero(b) == 0 for b in resumed.buffers())
-    resumed.load_state_dict(copy.deepcopy(unbroken.state_dict()))
-    assert all(torch.count_nonzero(b) for b in unbroken.buffers())
-    z, y = normal(8, 5, 8, seed=3) + bank.visual, labels(8, 5, seed=3)
-    for labeler in (unbroken, resumed):
-        labeler.update(z, y, bank)
-    for a, b in zip(unbroken(z, y, bank), resumed(z, y, bank), strict=True):
-        assert torch.equal(a, b)
 
 
 def test_a_rule_learns_from_all_that_was_given_and_no_gradient_passes() -> None:

@@ -62,6 +62,8 @@ def test_several_updates_are_the_loops(scene: str, targets: str, classes: int) -
     assert labeler.known_count.T.tolist() == slow.known and own == {True, False}
     assert int(labeler.step) == 4
     close(labeler.prior.sum() if labeler.expected_positives is None else labeler.expected_positives, slow.expected_positives)
+    labeler.reset()
+    assert all(torch.count_nonzero(buffer) == 0 for buffer in labeler.buffers())
 
 
 def test_unseen_classes_take_no_visual_term() -> None:

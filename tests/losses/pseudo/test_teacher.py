@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
@@ -11,8 +10,7 @@ import torch
 import trm_losses as tl
 from tests.helpers.cases.bank import filled_bank
 from tests.helpers.cases.labeler import ESTIMATES, taught_labeler
-from tests.helpers.cases.objective import objective
-from tests.helpers.values import BATCH, CLASSES, SAMPLES, TOKENS, WIDTH, labels, normal
+from tests.helpers.values import BATCH, CLASSES, labels
 from trm_losses.pseudo import TeacherRule
 
 
@@ -83,30 +81,3 @@ def test_a_reset_forgets_steps_and_no_estimate() -> None:
     assert made.step == 0 and not made.known_count.any()
     for one, two in zip(made(*args, ids=torch.arange(BATCH)), before, strict=True):
         assert torch.equal(one, two)
-
-
-def test_a_state_brings_its_estimates() -> None:
-    made, fresh = taught_labeler(CLASSES), tl.PseudoLabeler(CLASSES, TeacherRule(torch.zeros(SAMPLES, CLASSES)))
-    fresh.load_state_dict(copy.deepcopy(made.state_dict()))
-    assert torch.equal(fresh.get_buffer("rule.estimates"), made.get_buffer("rule.estimates"))
-    with pytest.raises(RuntimeError, match="estimates must be of 4 classes, got a state of 5; build it for 5 classes"):
-        taught_labeler(4).load_state_dict(made.state_dict())
-    with pytest.raises(ValueError, match="PseudoLabeler: rule must have num_classes = 4, got 5"):
-        tl.PseudoLabeler(4, TeacherRule(ESTIMATES))
-
-
-def test_an_objective_takes_it_whole_and_in_chunks_of_classes() -> None:
-    y, ids, outputs = labels(BATCH, CLASSES), torch.tensor([5, 0, 3, 3]), []
-    for settings in ({}, {"class_chunk": 2}):
-        module = objective(**settings).double()
-        module.labeler = taught_labeler(CLASSES)
-        for seed in (1, 2):
-            output = module(normal(BATCH, TOKENS, WIDTH, seed=seed), normal(CLASSES, WIDTH, seed=7), y, ids=ids)
-            output.loss.backward()
-            module.update(output)
-        assert output.pseudo is not None and output.terms["pseudo_query"] > 0
-        said = ESTIMATES[ids].nan_to_num(-1.0)
-        torch.testing.assert_close(output.pseudo.targets.float(), torch.where(y == -1, said, -1.0).float())
-        outputs.append([*output.terms.values(), *output.pseudo, *module.labeler.buffers()])
-    for a, e in zip(*outputs, strict=True):
-        torch.testing.assert_close(a, e, rtol=1e-5, atol=1e-6)

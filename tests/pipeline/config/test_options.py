@@ -90,31 +90,12 @@ def test_options_without_an_attribute_of_their_own_reach_their_part():
 
 
 # Not settings: what a method decides, tensors and parts, and what no run has a use for.
-APART = {
-    "num_classes",
-    "num_samples",
-    "dim",
-    "device",
-    "dtype",
-    "distributed",
-    "validate",
-    "reduction",
-    "init",
-    "query_init",
-    "bias",
-    "pooler",
-    "matching",
-    "distillation",
-    "contrast",
-    "bank",
-    "labeler",
-    "rule",
-    "prior",
-    "width",
-    "expected_positives",
-    "warmup_steps",
-    "ramp_steps",
-}
+APART = set(
+    """
+    num_classes num_samples dim device dtype distributed validate reduction init query_init bias pooler matching
+    distillation contrast bank labeler rule prior width expected_positives warmup_steps ramp_steps
+    """.split()
+)
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -85,7 +85,7 @@ def test_tiny_devkit(devkit: Path) -> None:
 def test_root_is_the_devkit_or_its_parent(devkit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parent = devkit.parents[1]
     expected = VOC(parent, "2007", "test")
-    assert expected.ids == ["000009", "000005"]
+    assert expected.ids == ["000009", "000005"] and not expected.targets[0].any(), "an image without objects"
     monkeypatch.chdir(devkit.parent)
     for root in (str(devkit.parent), parent, ".", ".."):
         assert torch.equal(VOC(root, 2007, "test").targets, expected.targets)
@@ -181,15 +181,32 @@ def test_missing_files(devkit: Path) -> None:
         VOC(devkit.parent)
 
 
-def test_bad_annotations(devkit: Path) -> None:
-    path = devkit / "Annotations" / "000001.xml"
-    text = path.read_text(encoding="utf-8")
-    path.write_text(text.replace("tvmonitor", "zebra"), encoding="utf-8")
-    with pytest.raises(ValueError, match="000001.xml names the class 'zebra', not one of the 20 VOC_CLASSES; correct"):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<annotation><object><name>zebra</name></object></annotation>", "names the class 'zebra', not one of .*; correct"),
+        ("<annotation><object/></annotation>", "names the class '', not one of"),
+        ("", "is not readable XML"),
+        ("<annotation><object><name>dog</na", "is not readable XML"),
+        ('<?xml version="1.0" encoding="none-such"?><annotation/>', "is not readable XML"),
+        ("<html><body>404</body></html>", "must hold an <annotation>, got <html>; restore the file"),
+    ],
+    ids=["class", "no name", "empty", "cut", "encoding", "another page"],
+)
+def test_bad_annotations(devkit: Path, text: str, message: str) -> None:
+    (devkit / "Annotations" / "000001.xml").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=f"000001.xml {message}"):
         VOC(devkit.parent)
-    path.write_text(text[:-5], encoding="utf-8")
-    with pytest.raises(ValueError, match="000001.xml is not readable XML"):
-        VOC(devkit.parent)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 0.9])
+def test_an_image_cut_short_is_named(devkit: Path, share: float) -> None:
+    path = devkit / "JPEGImages" / "000005.jpg"
+    Image.effect_noise((64, 64), 99).convert("RGB").save(path)
+    assert VOC(devkit.parent)[0][0].shape == (3, 64, 64)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(ValueError, match=r"VOC: .*000005.jpg is not a readable image \(.*\); restore the file"):
+        VOC(devkit.parent)[0]
 
 
 # --- real files ---

@@ -124,21 +124,10 @@ def tiff16(path, values, order, compressed):
     data, kind = values.astype(f"{order}u2").tobytes(), 8 if compressed else 1
     data = zlib.compress(data) if compressed else data
     height, width, bands = values.shape
-    tags = [
-        (256, width),
-        (257, height),
-        (258, None),
-        (259, kind),
-        (262, 2),
-        (273, None),
-        (274, 3),
-        (277, bands),
-        (278, height),
-        (279, len(data)),
-    ]
+    tags = {256: width, 257: height, 258: None, 259: kind, 262: 2, 273: None, 274: 3, 277: bands, 278: height, 279: len(data)}
     end = 8 + 2 + 12 * len(tags) + 4
     out = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}IH", 8, len(tags))
-    for tag, value in tags:
+    for tag, value in tags.items():
         out += struct.pack(f"{order}HHII", tag, *((3, bands, end) if tag == 258 else (4, 1, value or end + 6)))
     path.write_bytes(out + bytes(4) + struct.pack(f"{order}3H", 16, 16, 16) + data)
 

@@ -287,22 +287,8 @@ def test_no_name_ends_a_run(images, cache, tmp_path, monkeypatch):
     rows = {"caf\\udce9.png": [1, 1, 1], "2.png": [1, 0, 0], "4.png": [0, 1, ""], "6.png": [0, 0, 1]}
     labels = write_table(tmp_path / "labels.csv", rows, classes=["σκύλος", "car", "person"])
     printed = ascii_output(monkeypatch)
-    cli.main(
-        [
-            "train",
-            str(folder),
-            str(labels),
-            "--output",
-            str(run),
-            "--names",
-            "σκύλος=dog",
-            "--hold-out",
-            "0",
-            "--epochs",
-            "1",
-            *cache,
-        ]
-    )
+    words = ["--names", "σκύλος=dog", "--hold-out", "0", "--epochs", "1", *cache]
+    cli.main(["train", str(folder), str(labels), "--output", str(run), *words])
     cli.main(["predict", str(run), str(folder), "--output", str(tmp_path / "s.csv"), "--workers", "0", "--device", "cpu"])
     assert "\\u03c3\\u03ba" in printed()
     for file in (run / "scores.csv", run / "split.csv", tmp_path / "s.csv"):

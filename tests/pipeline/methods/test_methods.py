@@ -93,18 +93,8 @@ def test_weak_negatives_last_until_pseudo_labels_take_their_place(run, monkeypat
     kind = methods.LinearProbe if method == "linear" else methods.TRM
     original = kind.loss
     monkeypatch.setattr(kind, "loss", lambda self, *a: weights.append(a[3]) or original(self, *a))
-    run(
-        "--methods",
-        method,
-        "--known",
-        "single",
-        "0.5",
-        "--set",
-        "batch_size=4",
-        f"single_negative_until={until}",
-        "single_negative=0.2",
-        "pseudo_warmup=0.2",
-    )
+    settings = ["batch_size=4", f"single_negative_until={until}", "single_negative=0.2", "pseudo_warmup=0.2"]
+    run("--methods", method, "--known", "single", "0.5", "--set", *settings)
     assert weights[:20] == [0.2] * steps + [0.0] * (20 - steps)
     assert weights[20:] == [0.0] * 20
 

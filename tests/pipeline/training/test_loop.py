@@ -7,7 +7,7 @@ import types
 import pytest
 import torch
 
-from tests.helpers.grid import Held, labels, setting
+from tests.helpers.grid import setting, train
 from tests.helpers.runs import read_json
 from trm_losses import PseudoLabels, TRMHead
 from trm_pipeline import methods
@@ -178,17 +178,5 @@ def test_unknown_labels_count_as_absent_for_as_long_as_the_method_says(single, w
     monkeypatch.setattr(methods.LinearProbe, "loss", loss)
     monkeypatch.setattr(methods.LinearProbe, "weak_negative_steps", lambda self, preset, total: 3)
     chosen = setting(single=single)
-    training.train(
-        methods.METHODS["linear"](chosen),
-        Held(1),
-        chosen.targets,
-        Held(2),
-        labels(3).clamp(min=0),
-        encode=lambda text: text,
-        preset=chosen.preset,
-        seed=1,
-        device=torch.device("cpu"),
-        label="",
-        single=single,
-    )
+    train(methods.METHODS["linear"](chosen), chosen)
     assert given == wanted
