@@ -9,6 +9,7 @@ from trm_losses.labels import hide_labels, keep_single_positive, move_positives
 from trm_losses.metrics import mean_average_precision
 from trm_pipeline import methods
 from trm_pipeline.config import presets
+from trm_pipeline.config.losses import MADE_BY
 from trm_pipeline.data.base import eval_transform
 from trm_pipeline.data.voc import VOC, class_prompt_names
 from trm_pipeline.features import cached as features
@@ -50,8 +51,8 @@ def test_saved_heads_score_like_the_run(run, tmp_path, devkit, backbone):
 
 def test_losses_are_taught_by_the_teacher_that_was_asked_for(run, monkeypatch):
     seen, found = [], []
-    loss, prepare = grid.VLPLLoss, experiment.prepare
-    monkeypatch.setattr(grid, "VLPLLoss", lambda similarities, **options: seen.append(similarities) or loss(similarities))
+    loss, prepare = MADE_BY["vlpl"], experiment.prepare
+    monkeypatch.setitem(MADE_BY, "vlpl", lambda similarities, **options: seen.append(similarities) or loss(similarities))
     monkeypatch.setattr(experiment, "prepare", lambda options: found.append(prepare(options)) or found[0])
     run("--methods", "text-pixel+vlpl", "--set", "teacher=training-free")
     (data,) = found
