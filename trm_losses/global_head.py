@@ -46,7 +46,7 @@ class GlobalHead(FullPrecisionState):
     If present labels alone are known, unknown ones join with u = ``unknown_weight``. First they count as absent. Then the
     minimum is sought once more, with y what the first one makes of them, at the level that :meth:`fit` is told to expect.
 
-    The minimum is found by L-BFGS on all images at once, in seconds for thousands of images; memory holds some 4 n W + 4 n C +
+    The minimum is found by L-BFGS on all images at once, in seconds for thousands of images; memory holds some 4 n W + 8 n C +
     12 C W numbers.
 
     It is no part of a training loop. :class:`TRMHead` merges it with the logits of a trained region head, and
