@@ -9,7 +9,10 @@ from torch import Tensor
 
 
 def full_precision(tensor: Tensor) -> AbstractContextManager[object]:
-    """A context in which autocast is off on the tensor's device; one that autocast does not know refuses even that."""
+    """A context in which autocast is off on the tensor's device: exponents and sums lose too much in half precision.
+
+    A device that autocast does not know refuses even to have it switched off.
+    """
     device_type = tensor.device.type
     # torch 2.7 cannot trace the question.
     known = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device_type)

@@ -85,7 +85,10 @@ def pooled_ap(logits: Tensor, asked: Tensor) -> float:
     Of few labels it ranks candidates where the mean over classes has nothing to say of most classes, and the log loss asks about
     the level of probabilities and not about order.
     """
-    found = precisions(logits, asked)
+    return _mean(precisions(logits, asked))
+
+
+def _mean(found: Tensor) -> float:
     return float(found.mean()) if len(found) else 0.0
 
 
@@ -172,9 +175,10 @@ class _Search:
 
         The first is of the settings as they are.
         """
-        ranked = {name: named(logits) if self.cell.known == "single" else logits for name, logits in candidates.items()}
-        self.scores |= {name: pooled_ap(logits, self.asked) for name, logits in ranked.items() if name}
-        name = clearest({name: precisions(logits, self.asked) for name, logits in ranked.items()})
+        scored = named if self.cell.known == "single" else lambda logits: logits
+        found = {name: precisions(scored(logits), self.asked) for name, logits in candidates.items()}
+        self.scores |= {name: _mean(values) for name, values in found.items() if name}
+        name = clearest(found)
         self.changes += name.split()
         return candidates[name]
 

@@ -77,7 +77,8 @@ class GlobalHead:
         return rows
 
     def logits(self, g: Any, f: Any) -> Array:
-        return self.design(g, f) @ self.theta + self.shift  # type: ignore[no-any-return]
+        found: Array = self.design(g, f) @ self.theta + self.shift
+        return found
 
     def objective(self, theta: Array) -> float:
         logits = self.rows @ theta
