@@ -29,11 +29,11 @@ import torch
 
 from trm_losses.metrics import evaluate
 from trm_pipeline.config.losses import LOSSES
-from trm_pipeline.config.presets import Known
+from trm_pipeline.config.presets import Known, Preset
 from trm_pipeline.config.settings import override
 from trm_pipeline.data import cub, given, vg200, voc
 from trm_pipeline.data.base import Source
-from trm_pipeline.methods import LABEL_FREE
+from trm_pipeline.methods import LABEL_FREE, Method
 from trm_pipeline.methods.global_head import FITTED, GLOBAL, Merged
 from trm_pipeline.methods.grid import GRID
 from trm_pipeline.progress import Sweep, say
@@ -46,14 +46,14 @@ from trm_pipeline.run.cells import end_with_parent, run_cell
 from trm_pipeline.run.choose import logits_of, search, trained
 from trm_pipeline.run.options import RunOptions
 from trm_pipeline.run.prepare import prepare
-from trm_pipeline.run.prepared import Cell, Prepared
+from trm_pipeline.run.prepared import Cell, Prepared, known_labels
 
 ROOT = Path(__file__).resolve().parents[1]
 STORE = Path(__file__).with_suffix(".csv")
 PAGE, README = ROOT / "docs" / "field.md", ROOT / "README.md"
 SEEDS = (11, 12, 13)
 PSEUDO_SEEDS = (11, 12, 13, 14, 15)
-"""Of the two methods whose difference is what pseudo-labels are worth."""
+"""Of the method whose pseudo-labels are asked for their worth."""
 
 WRONG = 0.1
 
@@ -108,8 +108,8 @@ STAGES = ("heads", "pseudo", "few", "query", "many")
 def cells(stage: str) -> Iterator[Cell]:
     """What a stage trains on each data set; losses with 50 % known, where they differ little, are left to the last one."""
     methods = {
-        "heads": (*FITTED, *LOCAL, "trm"),
-        "pseudo": ("trm-region", "trm"),
+        "heads": (*FITTED, *LOCAL),
+        "pseudo": ("trm-region",),
         "few": tuple(f"{head}+{loss}" for loss in FEW for head in UNDER),
         "query": (QUERY,),
         "many": tuple(f"{head}+{loss}" for loss in LOSSES for head in UNDER if f"{head}+{loss}" in GRID),
@@ -121,29 +121,43 @@ def cells(stage: str) -> Iterator[Cell]:
             yield from (Cell(method, setting.known, seed, setting.wrong) for method in methods)
 
 
+def whole_of(local: str) -> str:
+    """The method that a head alone becomes once it is merged with the image as a whole."""
+    return "trm" if local == "trm-region" else f"{local}{GLOBAL}"
+
+
 def measure(data: Prepared, options: RunOptions, cell: Cell) -> list[Row]:
-    """The rows of a cell: of the method, and of the method merged with the whole image."""
+    """The rows of a cell: of the method, and of the method merged with the whole image; of ``trm`` without pseudo-labels too."""
     started = time.process_time()
     if cell.method in ALONE:
         rows = [run_cell(data, cell, dataclasses.replace(options, choose=cell.method not in LABEL_FREE)).row]
         chosen = ""
     else:
-        whole = cell if cell.method == "trm" else cell._replace(method=f"{cell.method}{GLOBAL}")
+        whole = cell._replace(method=whole_of(cell.method))
         found = search(data, whole, options.preset)
         chosen = " ".join(found.changes)
-        method = trained(data, whole, override(options.preset, found.changes), label=whole.label)
-        assert isinstance(method, Merged)
-        parts = {whole.method: method} if cell.method == "trm" else {cell.method: method.inner, whole.method: method}
-        rows = [
-            {
-                **cell._asdict(),
-                "method": name,
-                **evaluate(logits_of(data, part, data.test_features), data.test_targets, threshold=0.0),
-            }
-            for name, part in parts.items()
-        ]
+        rows = both(data, cell, whole, override(options.preset, found.changes))
     seconds = time.process_time() - started  # in one row: there is one training
     return [{**row, "wrong": cell.wrong, "seconds": seconds * (row is rows[0]), "chosen": chosen} for row in rows]
+
+
+def both(data: Prepared, cell: Cell, whole: Cell, preset: Preset) -> list[Row]:
+    """The rows of one training."""
+
+    def row(name: str, method: Method) -> Row:
+        logits = logits_of(data, method, data.test_features)
+        return {**cell._asdict(), "method": name, **evaluate(logits, data.test_targets, threshold=0.0)}
+
+    method = trained(data, whole, preset, label=whole.label, finish=False)
+    assert isinstance(method, Merged)
+    rows = [row(cell.method, method.inner)]
+    with torch.no_grad():
+        text = data.encode(method.prompts())
+    for name in ("trm-no-pseudo", "trm") if whole.method == "trm" else (whole.method,):
+        method.teaches = name == whole.method
+        method.finish(data.features, known_labels(data, cell), text, preset.batch_size)
+        rows.append(row(name, method))
+    return rows
 
 
 FIELDS = ("data", "method", "known", "wrong", "seed", "mAP", "OF1", "seconds", "chosen")
@@ -218,7 +232,7 @@ def head_table(rows: Sequence[Row], key: str = "mAP") -> Table:
     """Methods down, settings across; what needs no label has a value in the first column alone."""
     columns = [Setting(0.0), *SETTINGS]
     lines = [["method", "no label", *(setting.words for setting in SETTINGS)]]
-    names = (*LABEL_FREE, *FITTED, *(name for local in (*LOCAL, QUERY) for name in (local, f"{local}{GLOBAL}")), "trm")
+    names = (*LABEL_FREE, *FITTED, *(name for local in (*LOCAL, QUERY) for name in (local, whole_of(local))))
     for name in names:
         line = [_value(rows, name, setting, key) for setting in columns]
         if any(line):
@@ -229,8 +243,8 @@ def head_table(rows: Sequence[Row], key: str = "mAP") -> Table:
 def loss_table(rows: Sequence[Row], setting: Setting) -> Table:
     """Losses down, heads across, each alone and merged with the whole image; "its own" is what the head's name alone means."""
     heads = [(head, end) for end in ("", GLOBAL) for head in UNDER]
-    lines = [["loss", *(f"{head}{end}" for head, end in heads)]]
-    lines.append(["its own", *(_value(rows, f"{head}{end}", setting) for head, end in heads)])
+    names = [whole_of(head) if end else head for head, end in heads]
+    lines = [["loss", *names], ["its own", *(_value(rows, name, setting) for name in names)]]
     for loss in LOSSES:
         line = [_value(rows, f"{head}+{loss}{end}", setting) for head, end in heads]
         if any(line):
@@ -242,7 +256,7 @@ def pseudo_table(rows: Sequence[Row]) -> Table:
     """What pseudo-labels change: trm less the same without them, on the same seeds."""
     lines = [["known", "seeds", "mAP", "95% interval", "OF1 at 0.5", "95% interval"]]
     for setting in SETTINGS:
-        differences = [less(_of(rows, setting), "trm", f"trm-region{GLOBAL}", setting.known, key) for key in ("mAP", "OF1")]
+        differences = [less(_of(rows, setting), "trm", "trm-no-pseudo", setting.known, key) for key in ("mAP", "OF1")]
         if len(differences[0]) == len(PSEUDO_SEEDS):
             both = [cell for values in map(paired, differences) for cell in (signed(values.mean), interval(values))]
             lines.append([setting.words, str(len(PSEUDO_SEEDS)), *both])
@@ -273,7 +287,7 @@ def page(rows: Sequence[Row]) -> str:
         parts += ["The ten that come closest to `trm`, or before it, on the same seeds:", markdown(closest)]
         parts += ["OF1 (%) at probability 0.5:", markdown(head_table(own, "OF1"))]
         if len(table := pseudo_table(own)) > 1:
-            parts += ["What pseudo-labels change, `trm` less `trm-region+global`:", markdown(table)]
+            parts += ["What pseudo-labels change, `trm` less `trm-no-pseudo`:", markdown(table)]
         for setting in SETTINGS:
             if len(table := loss_table(own, setting)) > 2:
                 parts += [f"### {data.title}: losses, {setting.words}", markdown(table)]
@@ -297,7 +311,7 @@ def summary(rows: Sequence[Row]) -> str:
     own = {name: whole(row for row in rows if row["data"] == key) for name, key in sets.items()}
     words = ["no label", *(setting.words for setting in columns[1:])]
     lines = [["method", *(f"{name}, {word}" for name in sets for word in words)]]
-    for method in (*LABEL_FREE, *FITTED, *(f"{local}{end}" for local in SHOWN for end in ("", GLOBAL)), "trm"):
+    for method in (*LABEL_FREE, *FITTED, *(name for local in SHOWN for name in (local, whole_of(local)))):
         lines.append([method, *(_value(own[name], method, setting) for name in sets for setting in columns)])
     return markdown(lines)
 

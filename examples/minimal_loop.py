@@ -3,7 +3,6 @@
 import torch
 
 from trm_losses import GaussianDiscriminant, GlobalHead, PromptLearner, TRMHead, TRMObjective, param_groups
-from trm_losses.pseudo import TeacherRule
 
 torch.manual_seed(0)
 images, classes, num_tokens, dim, epochs = 256, 5, 16, 64, 15
@@ -20,28 +19,29 @@ for image, present in enumerate(truth):
 penultimate = tokens.mean(dim=1) @ torch.randn(dim, 32)  # what the tower has before its projection; an own width
 targets = torch.where(torch.rand(images, classes) < 0.5, truth, -1.0)  # half of the labels are unknown
 
-# The image as a whole: prototypes that need no labels, and a layer that the known labels choose. It teaches the regions.
+# The image as a whole: prototypes that need no labels, and a layer that the known labels choose.
 prior = GaussianDiscriminant(classes, dim).fit([tokens], text)
 whole = GlobalHead(classes, 32, prior).fit([(tokens, penultimate, targets)])
-teacher = TeacherRule(torch.sigmoid(whole(tokens, penultimate)))
 
 prompts = PromptLearner("residual", text=text)
-objective = TRMObjective.from_text(text, total_steps=4 * epochs, rule=teacher)
+objective = TRMObjective.from_text(text, total_steps=4 * epochs)
 # Where presence is rare every class would start far too probable; the known labels say how rare.
 regions = objective.pooler(tokens, prompts()).region
 objective.matching.calibrate_bias(regions, prompts(), prior=float((targets == 1).sum() / (targets >= 0).sum()))
 optimizer = torch.optim.AdamW(param_groups(objective, lr=1e-4) + param_groups(prompts, lr=1e-3))
 for epoch in range(epochs):
     for ids in torch.randperm(images).split(64):
-        output = objective(tokens[ids], prompts(), targets[ids], ids=ids)
+        output = objective(tokens[ids], prompts(), targets[ids])
         optimizer.zero_grad()
         output.loss.backward()
         optimizer.step()
-        objective.update(output)  # after the step: no sample votes for itself
+        objective.update(output)  # after the step: with a rule for pseudo-labels no sample votes for itself
     if epoch % 5 == 4:
         print(f"epoch {epoch + 1}:", ", ".join(f"{name} {term.item():.3f}" for name, term in output.terms.items()))
 
 head = TRMHead(objective.pooler, objective.matching, prompts().detach(), class_names, global_head=whole)
+# Scores become probabilities, and both views together teach the whole image what the unknown labels may be.
+head.finish([(tokens, penultimate, targets)])
 scores = head.predict(tokens, penultimate)
 hidden = targets == -1
 print(f"hidden labels found at probability 0.5: {((scores > 0.5) == (truth > 0.5))[hidden].float().mean():.0%}")

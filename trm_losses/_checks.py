@@ -114,6 +114,16 @@ def _outside(targets: Tensor, soft: bool) -> Tensor:
     return ~(known | (targets == -1))
 
 
+def check_estimates(owner: str, estimates: Tensor) -> Tensor:
+    """Probabilities of unknown labels in float32, with -1 where there is none (given as NaN or -1); waits for the device."""
+    estimates = torch.where(estimates.isnan(), -1.0, estimates.detach().float())
+    check_finite(owner, "estimates", estimates)
+    if bool((bad := _outside(estimates, soft=True)).any()):
+        worst = float(estimates[bad][0])
+        raise ValueError(f"{owner}: estimates must be probabilities, NaN or -1, got {worst:g}; take their sigmoid")
+    return estimates
+
+
 def check_scores(owner: str, scores: Tensor, targets: Tensor, *, probabilities: bool = False) -> Tensor:
     """The targets of what measures scores, once both are checked; with ``probabilities`` scores must lie from 0 to 1."""
     for name, x in (("scores", scores), ("targets", targets)):

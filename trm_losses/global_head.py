@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._checks import Dims, check_finite, check_number
+from ._checks import Dims, check_estimates, check_finite, check_number
 from ._distributed import Distributed, resolve_group, sum_over_ranks
 from ._precision import full_precision, upcast
 from ._state import FullPrecisionState
@@ -19,7 +19,7 @@ from .training_free import GaussianDiscriminant
 __all__ = ["GlobalHead"]
 
 Batch: TypeAlias = "Sequence[Tensor | None]"
-"""(tokens (B, N, D), penultimate (B, W), targets (B, C)), and key_padding_mask (B, N) as a fourth."""
+"""(tokens (B, N, D), penultimate (B, W), targets (B, C)), key_padding_mask (B, N) as a fourth, estimates (B, C) as a fifth."""
 
 
 class GlobalHead(FullPrecisionState):
@@ -45,12 +45,13 @@ class GlobalHead(FullPrecisionState):
 
     If present labels alone are known, unknown ones join with u = ``unknown_weight``. First they count as absent. Then the
     minimum is sought once more, with y what the first one makes of them, at the level that :meth:`fit` is told to expect.
+    Estimates of another view can be given: then unknown labels join with these, and one minimum is enough.
 
     The minimum is found by L-BFGS on all images at once, in seconds for thousands of images; memory holds some 4 n W + 8 n C +
     12 C W numbers.
 
-    It is no part of a training loop. :class:`TRMHead` merges it with the logits of a trained region head, and
-    :class:`trm_losses.pseudo.TeacherRule` teaches one by its estimates of the unknown labels.
+    It is no part of a training loop. :class:`TRMHead` merges it with the logits of a trained region head, and its
+    :meth:`~TRMHead.finish` gives the estimates. :class:`trm_losses.pseudo.TeacherRule` is the other way round.
 
     Args:
         num_classes: C.
@@ -58,7 +59,7 @@ class GlobalHead(FullPrecisionState):
         prior: a fitted classifier of tokens without labels; None: there is none. It is kept, frozen.
         spread: :math:`\tau`, in logits.
         shrinkage: :math:`\rho` from 0 (whitened; above 0 where there are more features than images) to 1 (standardised alone).
-        unknown_weight: u of unknown labels, if present ones alone are known.
+        unknown_weight: u of unknown labels, if present ones alone are known or estimates are given.
         distributed: False, True or a process group: :meth:`fit` takes the images of all ranks together.
         validate: check values for NaN and label values, and that :meth:`fit` came first (waits for the device).
 
@@ -133,8 +134,9 @@ class GlobalHead(FullPrecisionState):
         r"""Find the weights anew from images and what is known of their labels; a refused call leaves the head as it was.
 
         Args:
-            batches: (tokens, penultimate, targets), or with key_padding_mask as a fourth, read once. An image seen in several
-                ways, such as mirrored, is best given as the mean of its penultimate features.
+            batches: (tokens, penultimate, targets), or with key_padding_mask as a fourth, or with estimates as a fifth, read
+                once. An image seen in several ways, such as mirrored, is best given as the mean of its penultimate features.
+                Estimates (B, C) are probabilities of the unknown labels; NaN or -1: none, and the entry is left out.
             expected_positives: mean number of present classes of an image, if nothing is known to be absent; probabilities
                 are then at this level. None: b_0 stands for the share of present labels among the known ones.
 
@@ -149,7 +151,7 @@ class GlobalHead(FullPrecisionState):
         group = resolve_group(self.distributed)
         device = self.bias.device
         with torch.inference_mode(False):  # whose tensors cannot be differentiated
-            g, f, targets = self._read(batches)
+            g, f, targets, estimates = self._read(batches)
         count = float(sum_over_ranks(torch.tensor(float(len(targets)), device=device), group))
         if not count:
             raise ValueError(f"{name}: batches must hold at least one image, got none; a generator is read once")
@@ -160,18 +162,21 @@ class GlobalHead(FullPrecisionState):
             root, energy = self._root(layer, count, group)
             x = layer.values if root is None else layer.values @ root
             carried = _carry(x, prior.values, count, group)
-            known = targets != UNKNOWN
-            wanted = torch.where(known, targets, 0.0)
-            present, asked = sum_over_ranks(torch.stack([wanted.sum(), known.sum()]), group).tolist()
-            positives_alone = rate is not None and present > 0
-            importance = torch.where(known, 1.0, self.unknown_weight if positives_alone else 0.0)
+            known, told = targets != UNKNOWN, estimates != UNKNOWN
+            counts = torch.stack([torch.where(known, targets, 0.0).sum(), known.sum(), told.sum()])
+            present, asked, estimated = sum_over_ranks(counts, group).tolist()
+            own_estimates = rate is not None and present > 0 and not estimated
+            joins = told | torch.tensor(own_estimates, device=device)
+            importance = torch.where(known, 1.0, torch.where(joins, self.unknown_weight, 0.0))
+            wanted = torch.where(known, targets, torch.where(told, estimates, 0.0))
             base, level = (present / asked if asked else 0.5) if rate is None else rate, 0.0
-            for _ in range(2 if positives_alone else 1):
+            for _ in range(2 if own_estimates else 1):
                 found, bias, mix = self._minimum(prior.values, x, carried, energy, wanted, importance, base, group)
                 if rate is not None:
                     logits = mix[0] * prior.values + x @ found.T + bias
                     level = _shift(logits, rate, count, group)
-                    wanted = torch.where(known, targets, torch.sigmoid(logits + level))
+                    if own_estimates:
+                        wanted = torch.where(known, targets, torch.sigmoid(logits + level))
             bias = bias + level
         scale = mix[0] / prior.deviation
         found = (found if root is None else found @ root.T) / layer.deviation
@@ -187,26 +192,32 @@ class GlobalHead(FullPrecisionState):
         return self
 
     @torch.no_grad()
-    def _read(self, batches: Iterable[Batch]) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores of the prior (n, C), features (n, W) and targets (n, C) of a stream; without a view it is zeros."""
+    def _read(self, batches: Iterable[Batch]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Scores of the prior (n, C), features (n, W), targets and estimates (n, C) of a stream; without a view it is zeros."""
         name, parts = type(self).__name__, []
         for batch in batches:
-            if not isinstance(batch, tuple | list) or len(batch) not in (3, 4):
+            if not isinstance(batch, tuple | list) or len(batch) not in (3, 4, 5):
                 got = f"{len(batch)} parts" if isinstance(batch, tuple | list) else type(batch).__name__
                 raise ValueError(
-                    f"{name}: a batch must be (tokens, penultimate, targets), or with key_padding_mask as a fourth, got {got}"
+                    f"{name}: a batch must be (tokens, penultimate, targets), or with key_padding_mask as a fourth, "
+                    f"or with estimates as a fifth, got {got}"
                 )
-            tokens, penultimate, targets, padding = (*batch, None)[:4]
+            tokens, penultimate, targets, padding, estimates = (*batch, None, None)[:5]
             dims = Dims(name, C=self.num_classes)
             dims.check("targets", targets, "B C", floating=False)
             assert targets is not None
             targets = dims.targets(targets, "B C", validate=self.validate).float()
-            parts.append((*self._views(dims, tokens, penultimate, padding), targets))
+            if estimates is None:
+                estimates = torch.full_like(targets, float(UNKNOWN))
+            else:
+                dims.check("estimates", estimates, "B C")
+                estimates = check_estimates(name, estimates)
+            parts.append((*self._views(dims, tokens, penultimate, padding), targets, estimates))
         if not parts:
             none = self.bias.new_zeros(0, self.num_classes)
-            parts.append((none, none.new_zeros(0, self.width or 0), none))
-        g, f, targets = map(torch.cat, zip(*parts, strict=True))
-        return g, f, targets
+            parts.append((none, none.new_zeros(0, self.width or 0), none, none))
+        g, f, targets, estimates = map(torch.cat, zip(*parts, strict=True))
+        return g, f, targets, estimates
 
     def _views(
         self, dims: Dims, tokens: Tensor | None, penultimate: Tensor | None, padding: Tensor | None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Collection, Iterator
 from typing import Any, Literal
 
 import torch
@@ -13,7 +14,7 @@ from . import head_file
 from ._checks import Dims, check_choice, check_number
 from ._state import PerClassState, in_eval_mode
 from .calibration import Calibration
-from .global_head import GlobalHead
+from .global_head import Batch, GlobalHead
 from .matching import TextRegionMatchingLoss
 from .regions import RegionPooler, Regions, class_chunk
 
@@ -165,6 +166,50 @@ class TRMHead(PerClassState):
         """Probabilities (B, C), in eval mode whatever mode the module is in; the arguments are those of :meth:`forward`."""
         with in_eval_mode(self):
             return torch.sigmoid(self(tokens, penultimate, key_padding_mask=key_padding_mask, chunk=chunk))
+
+    @torch.no_grad()
+    def finish(self, batches: Collection[Batch], *, expected_positives: float | None = None) -> TRMHead:
+        """After training: make the scores probabilities, and teach the global head what they say of the unknown labels.
+
+        Regions and whole image err in their own ways, so the two together know more of an unknown label than the global head
+        does. It is fitted once more, with the calibrated scores as estimates. Then the scores are calibrated again. A
+        :class:`Calibration` on images that training did not see can take the place of this one.
+
+        Args:
+            batches: of all training images, as :meth:`GlobalHead.fit` takes them; they are read three times.
+            expected_positives: mean number of present classes of an image, if nothing is known to be absent.
+
+        Returns:
+            The module itself.
+
+        Raises:
+            ValueError: a generator, which can be read once; what :meth:`Calibration.fit` and :meth:`GlobalHead.fit` refuse.
+        """
+        if isinstance(batches, Iterator):
+            raise ValueError(f"{type(self).__name__}: batches must be read three times, got a generator; give a list")
+        before = self.calibration
+        try:
+            scores = self._calibrate(batches, expected_positives)
+            if self.global_head is not None and 0 < self.rate < 1:
+                told = [(*batch, None)[:4] for batch in batches]
+                self.global_head.fit(
+                    ((*batch, x) for batch, x in zip(told, scores, strict=True)), expected_positives=expected_positives
+                )
+                self._calibrate(batches, expected_positives)
+        except BaseException:
+            self.calibration = before
+            raise
+        return self
+
+    def _calibrate(self, batches: Collection[Batch], expected_positives: float | None) -> list[Tensor]:
+        """A calibration by the labels of these images, and their probabilities, batch by batch."""
+        self.calibration = None
+        with in_eval_mode(self):
+            logits = [self(batch[0], batch[1], key_padding_mask=(*batch, None)[3]) for batch in batches]
+        targets = torch.cat([batch[2] for batch in batches])  # type: ignore[misc]
+        made = Calibration(len(self.class_names), device=targets.device)
+        self.calibration = made.fit(torch.cat(logits), targets, expected_positives=expected_positives)
+        return [torch.sigmoid(made(part)) for part in logits]
 
     def with_classes(self, text: Tensor, class_names: list[str] | tuple[str, ...]) -> TRMHead:
         """A head of its own for another set of classes, found by name: some of these, in any order, and any number of new ones.

@@ -153,10 +153,11 @@ class TRMObjective(PerClassState):
         Args:
             text: (C, D) class texts of the frozen model.
             total_steps: optimizer steps of the whole run, of which warm-up and ramp of the pseudo-labels are shares.
-            rule: how unknown labels are estimated. With the default recipe, best a :class:`trm_losses.pseudo.TeacherRule` with
-                the estimates of a :class:`trm_losses.GlobalHead`; None: there are no pseudo-labels.
-            recipe: ``"default"``: the README's table, a region head that a teacher helps. ``"paper"``: all that is known of
-                TRM-ML: query head, distillation, contrast, and, without another rule, pseudo-labels from prototypes.
+            rule: how unknown labels are estimated for the regions; None: they are not. Regions that stay alone gain by a
+                :class:`trm_losses.pseudo.TeacherRule`; those merged with a :class:`trm_losses.GlobalHead` do not, and
+                :meth:`trm_losses.TRMHead.finish` gives that one pseudo-labels.
+            recipe: ``"default"``: the README's table, a region head. ``"paper"``: all that is known of TRM-ML: query head,
+                distillation, contrast, and, without another rule, pseudo-labels from prototypes.
             expected_positives: mean number of present classes of an image, if nothing is known to be absent.
             logit_scale: of the frozen model (CLIP's is 100); sets the temperature of text similarities, 2 / logit_scale.
             pooler, matching, distillation, contrast, bank, labeler, objective: what a part takes in place of the settings

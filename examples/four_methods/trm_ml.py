@@ -1,9 +1,10 @@
-"""TRM-ML: text-region matching, with pseudo-labels for what is unknown.
+"""TRM-ML: text-region matching, and the image as a whole, with pseudo-labels for what is unknown.
 
 Each class pools a region of its own out of the tokens: its text asks, and the tokens that look like it answer. Regions are
 matched with texts by the known labels. Beside them stands a head of the whole image: prototypes that were found without any
-label, carried over to what the tower has before its projection, and a layer on that. It is fitted in a second, teaches the
-regions what the unknown labels may be, and its logits are merged with theirs::
+label, carried over to what the tower has before its projection, and a layer on that. It is fitted in a second, and its logits
+are merged with those of the regions. At the end the scores are calibrated. What they say of the unknown labels, where both views
+have a say, teaches the head of the whole image once more::
 
     python examples/four_methods/trm_ml.py FEATURES --known 0.1
 
@@ -22,7 +23,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from trm_losses import GaussianDiscriminant, GlobalHead, PromptLearner, TRMHead, TRMObjective, param_groups
 from trm_losses.labels import hide_labels, known_fraction
 from trm_losses.metrics import mean_average_precision
-from trm_losses.pseudo import TeacherRule
 from trm_pipeline.data.splits import open_splits
 
 parser = argparse.ArgumentParser(description="TRM-ML on given features.")
@@ -49,11 +49,10 @@ prior.fit((batch.tokens for batch in train.features.batches(64)), train.text)
 seen = [(b.tokens, b.penultimate, targets[b.index].to(args.device)) for b in train.features.batches(64)]
 width = None if seen[0][1] is None else seen[0][1].shape[1]
 whole = GlobalHead(classes, width, prior, device=args.device).fit(seen)
-estimates = torch.cat([torch.sigmoid(whole(tokens, penultimate)) for tokens, penultimate, _ in seen])
 
 steps = -(-images // 64)
 prompts = PromptLearner("residual", text=train.text).to(args.device)
-objective = TRMObjective.from_text(train.text, total_steps=args.epochs * steps, rule=TeacherRule(estimates)).to(args.device)
+objective = TRMObjective.from_text(train.text, total_steps=args.epochs * steps).to(args.device)
 model = nn.ModuleDict({"objective": objective, "prompts": prompts})
 
 share = (targets == 1).sum() / (targets >= 0).sum()  # of present labels among the known ones
@@ -73,19 +72,19 @@ schedule = torch.optim.lr_scheduler.OneCycleLR(
 for epoch in range(args.epochs):
     model.train()
     for batch in train.features.batches(64, order):
-        index = batch.index.to(args.device)
-        output = objective(batch.tokens, prompts(), targets[batch.index].to(args.device), ids=index)
+        output = objective(batch.tokens, prompts(), targets[batch.index].to(args.device))
         optimizer.zero_grad()
         output.loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         average.update_parameters(model)
-        objective.update(output)  # prototypes and statistics, after the step: no image votes for itself
 
     terms = ", ".join(f"{name} {term.item():.3f}" for name, term in output.terms.items())
     with torch.no_grad():
         found = averaged["objective"]
         head = TRMHead(found.pooler, found.matching, averaged["prompts"](), train.class_names, global_head=whole).eval()
+        if epoch == args.epochs - 1:
+            head.finish(seen)
         scores = torch.cat([head(batch.tokens, batch.penultimate) for batch in test.features.batches(64)])
     print(f"TRM-ML, epoch {epoch + 1}: {terms}, mAP {100 * mean_average_precision(scores, test.targets):.1f}")

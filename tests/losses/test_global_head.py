@@ -76,6 +76,21 @@ def test_fit_is_the_minimum_of_the_equation(views: str, settings: Any, change: A
 
 
 @pytest.mark.parametrize("views", VIEWS)
+@pytest.mark.parametrize("expected, change", [(None, lambda y: y), (1.2, single_positives)], ids=["some", "single positives"])
+def test_estimates_stand_for_unknown_labels(views: str, expected: float | None, change: Callable[[Tensor], Tensor]) -> None:
+    images = relabelled(change)
+    draw = torch.Generator().manual_seed(5)
+    given = [torch.rand(y.shape, generator=draw) for _, _, y, _ in images]
+    given = [torch.where(torch.rand(x.shape, generator=draw) < 0.3, float("nan"), x) for x in given]  # some are not estimated
+    told = [(*image, x) for image, x in zip(images, given, strict=True)]
+    module = unfitted(views=views, unknown_weight=0.4).fit(told, expected_positives=expected)
+    slow = slow_head(module, images, expected, torch.cat(given).nan_to_num(-1.0))
+    close(scores(module), expected_scores(module, slow))
+    without = unfitted(views=views, unknown_weight=0.4).fit(images, expected_positives=expected)
+    assert (scores(module) - scores(without)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("views", VIEWS)
 @pytest.mark.parametrize("expected", [None, 1.0])
 def test_without_a_known_label_the_prior_is_left(views: str, expected: float | None) -> None:
     """At a level of 0, or at that of what is expected."""
@@ -181,7 +196,7 @@ def test_what_lies_under_the_padding_does_not_matter() -> None:
 
 X, P, Y = normal(2, 3, WIDTH), normal(2, FEATURES), torch.ones(2, CLASSES)
 REFUSED: list[tuple[Any, type[Exception], str]] = [
-    ((X, P), ValueError, r"a batch must be \(tokens, penultimate, targets\), or .* as a fourth, got 2 parts"),
+    ((X, P), ValueError, r"a batch must be \(tokens, penultimate, targets\), or .* as a fifth, got 2 parts"),
     ({"tokens": X}, ValueError, "a batch must be .*, got dict"),
     ((None, P, Y), ValueError, "tokens must be given where there is a prior, got None"),
     ((X, None, Y), ValueError, "penultimate must be given where there is a width, got None; backbones give it, and so do feat"),
@@ -195,6 +210,9 @@ REFUSED: list[tuple[Any, type[Exception], str]] = [
     ((X[..., 1:], P, Y), ValueError, r"tokens must have shape .*, got \(2, 3, 7\)"),
     ((X.log(), P, Y), ValueError, "tokens must be finite, got .* NaN"),
     ((X, P, Y, torch.ones(2, 3)), TypeError, "key_padding_mask must be bool"),
+    ((X, P, Y, None, 2.0 * Y), ValueError, "estimates must be probabilities, NaN or -1, got 2; take their sigmoid"),
+    ((X, P, Y, None, Y[:, 1:]), ValueError, r"estimates must have shape \(B, C\) = \(2, 5\), got \(2, 4\)"),
+    ((X, P, Y, None, Y, Y), ValueError, "a batch must be .*, or with estimates as a fifth, got 6 parts"),
     ((X[:0], P[:0], Y[:0]), ValueError, "batches must hold at least one image, got none; a generator is read once"),
 ]
 
@@ -272,23 +290,32 @@ SIZES = {2: (20, 2), 3: (9, 0, 13)}
 
 
 def fitted(rank: int, world: int, views: str) -> dict[str, Tensor]:
-    """On the images of a rank, in batches of its own size; one rank may have no image."""
+    """On the images of a rank, in batches of its own size; one rank may have no image. The first ones alone have estimates."""
     first = sum(SIZES[world][:rank])
-    x, f, y = (part[first : first + SIZES[world][rank]] for part in joined())
+    x, f, y, estimates = (part[first : first + SIZES[world][rank]] for part in joined())
     module = unfitted(views=views, shrinkage=0.5, distributed=group_of(world))
-    return module.fit(zip(*(part.split(2 + rank) for part in (x, f, y)), strict=True)).state_dict()
+    batches = zip(*(part.split(2 + rank) for part in (x, f, y, estimates)), strict=True)
+    return module.fit(told(*batch) if rank == 0 else batch[:3] for batch in batches).state_dict()
+
+
+def told(x: Tensor, f: Tensor, y: Tensor, estimates: Tensor) -> tuple[Tensor | None, ...]:
+    return x, f, y, None, estimates
 
 
 def joined() -> list[Tensor]:
-    return [torch.cat(part).float() for part in zip(*((x[:, :3], f, y) for x, f, y, _ in labelled_images()), strict=True)]
+    """All images, with estimates of those of the first rank."""
+    x, f, y = (torch.cat(part).float() for part in zip(*((x[:, :3], f, y) for x, f, y, _ in labelled_images()), strict=True))
+    return [x, f, y, (normal(len(y), CLASSES, seed=7) > 0).float()]
 
 
 @pytest.mark.parametrize("views", VIEWS)
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_ranks_equal_one_process(pools: Callable[[int], Pool], world: int, views: str) -> None:
-    whole = unfitted(views=views, shrinkage=0.5, distributed=True).fit([joined()])
+    images = joined()
+    images[3][SIZES[world][0] if world > 1 else len(images[3]) :] = -1
+    whole = unfitted(views=views, shrinkage=0.5, distributed=True).fit([told(*images)])
     if world == 1:
-        return close(scores(whole), scores(unfitted(views=views, shrinkage=0.5).fit([joined()])), atol=1e-6)
+        return close(scores(whole), scores(unfitted(views=views, shrinkage=0.5).fit([told(*images)])), atol=1e-6)
     states = pools(world).run(fitted, world, views, world=world)
     for state in states:
         assert all(torch.equal(value, states[0][key]) for key, value in state.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -396,6 +397,72 @@ def test_a_global_head_is_not_trained_and_stays_in_single_precision() -> None:
         got = other(TOKENS.to(dtype), PENULTIMATE.to(dtype))
         assert got.dtype == head().to(dtype)(TOKENS.to(dtype)).dtype
         torch.testing.assert_close(got.float(), expected, rtol=2e-2, atol=2e-2)
+
+
+# Once training is over ------------------------------------------------------------------------------------------------------
+
+
+def labelled(single: bool) -> list[tuple[Any, ...]]:
+    """Batches of training images; of one there is padding."""
+    known = torch.rand(40, 3, generator=torch.Generator().manual_seed(3)) < 0.6
+    y = torch.where(known, (normal(40, 3, seed=8) > 0).float(), -1.0)
+    y = torch.where(y == 1, 1.0, -1.0) if single else y
+    x, f = normal(40, 6, 8, seed=6, dtype=torch.float32), normal(40, 4, seed=7, dtype=torch.float32)
+    mask = torch.arange(6).expand(5, 6) >= 5
+    return [*zip(x[5:].split(15), f[5:].split(15), y[5:].split(15), strict=True), (x[:5], f[:5], y[:5], mask)]
+
+
+def scores(made: Any, batches: list[tuple[Any, ...]]) -> list[Tensor]:
+    with torch.no_grad():
+        return [made(x, f, key_padding_mask=(*mask, None)[0]) for x, f, _, *mask in batches]
+
+
+@pytest.mark.parametrize("single", [False, True])
+@pytest.mark.parametrize("views", VIEWS)
+def test_finish_teaches_the_global_head_by_both_views(views: str, single: bool) -> None:
+    """Step by step: calibrated scores of both stand for the unknown labels, and the scores are calibrated again."""
+    batches, expected = labelled(single), 1.2 if single else None
+    y, untaught = torch.cat([batch[2] for batch in batches]), merged(views)
+    estimates = torch.sigmoid(Calibration(3).fit(z := torch.cat(scores(untaught, batches)), y, expected_positives=expected)(z))
+    told = [(x, f, t, (*mask, None)[0]) for x, f, t, *mask in batches]
+    sizes = [len(batch[0]) for batch in batches]
+    taught = merged(views)
+    assert taught.global_head is not None
+    taught.global_head.fit(
+        [(*batch, part) for batch, part in zip(told, estimates.split(sizes), strict=True)], expected_positives=expected
+    )
+    again = Calibration(3).fit(torch.cat(scores(taught, batches)), y, expected_positives=expected)
+
+    made = merged(views).train()
+    made.calibration = Calibration(3)
+    made.calibration.shift.fill_(7.0)  # of an earlier call, which must not matter
+    assert made.finish(batches, expected_positives=expected) is made and made.training
+    torch.testing.assert_close(made.eval()(TOKENS, PENULTIMATE), again(taught(TOKENS, PENULTIMATE)), rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(taught(TOKENS, PENULTIMATE), untaught(TOKENS, PENULTIMATE), atol=1e-2)
+
+
+def test_finish_without_two_views_calibrates_alone() -> None:
+    batches = labelled(False)
+    y = torch.cat([batch[2] for batch in batches])
+    for made in (head(), merged(rate=0.0), merged(rate=1.0)):
+        if made.global_head is None:
+            batches = [(x, None, *rest) for x, _, *rest in labelled(False)]
+        whole = copy.deepcopy(made.global_head)
+        expected = Calibration(3).fit(torch.cat(scores(made, batches)), y)
+        assert made.finish(batches).calibration is not None
+        torch.testing.assert_close(made.calibration.state_dict(), expected.state_dict())  # type: ignore[union-attr]
+        assert whole is None or whole.weight.equal(made.global_head.weight)  # type: ignore[union-attr]
+        batches = labelled(False)
+
+
+def test_a_refused_finish_says_why_and_changes_nothing() -> None:
+    made, batches = merged(), labelled(False)
+    made.calibration = calibration = Calibration(3)
+    with pytest.raises(ValueError, match="TRMHead: batches must be read three times, got a generator; give a list"):
+        made.finish(iter(batches))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="Calibration: targets must hold known absent labels"):
+        made.finish(labelled(True))
+    assert made.calibration is calibration
 
 
 # With a calibration ---------------------------------------------------------------------------------------------------------

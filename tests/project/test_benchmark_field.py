@@ -19,7 +19,7 @@ def field(benchmark_script: Callable[[str], Any], monkeypatch: pytest.MonkeyPatc
     script = benchmark_script("field")
     monkeypatch.setattr(script, "SEEDS", (4, 5))
     monkeypatch.setattr(script, "PSEUDO_SEEDS", (4, 5))
-    monkeypatch.setattr(script, "LOCAL", ("text-pixel",))
+    monkeypatch.setattr(script, "LOCAL", ("text-pixel", "trm-region"))
     monkeypatch.setattr(script, "UNDER", ("text-pixel",))
     monkeypatch.setattr(script, "FEW", ("an",))
     monkeypatch.setattr(script, "STAGES", ("heads", "few"))
@@ -41,13 +41,14 @@ def test_an_interrupted_study_goes_on_and_its_rows_are_those_of_the_pipeline(
     rows = field.read(store)
     assert rows[:1] == begun
     cells = [(row["method"], row["known"], row["wrong"], row["seed"]) for row in rows]
-    trained = ("global", "text-pixel", "text-pixel+global", "trm", "text-pixel+an", "text-pixel+an+global")
+    regions = ("trm-region", "trm-no-pseudo", "trm")
+    trained = ("global", "text-pixel", "text-pixel+global", *regions, "text-pixel+an", "text-pixel+an+global")
     assert sorted(cells) == sorted(
         [(method, 0.0, 0.0, 4) for method in ("zero-shot-global", "zero-shot-tokens", "training-free")]
         + [(method, 0.4, wrong, seed) for method in trained for wrong in (0.0, 0.2) for seed in (4, 5)]
     )
     for row in rows:  # the same again, by the settings that were chosen
-        if row["seed"] == 5 and row["method"] in ("text-pixel+an", "text-pixel+an+global", "trm"):
+        if row["seed"] == 5 and row["method"] in ("text-pixel+an", "text-pixel+an+global", *regions):
             cell = ["--methods", row["method"], "--seeds", "5", "--known", "0.4", "--wrong", str(row["wrong"])]
             settings = ["--set", "epochs=1", "batch_size=40", *row["chosen"].split()]
             experiment.main([str(drawn_features), "--output", str(tmp_path / "again"), *cell, *settings], given.SOURCE)
@@ -59,7 +60,8 @@ def test_tables_hold_what_every_seed_has(field: Any, tmp_path: Path) -> None:
     def row(method: str, seed: int, value: float, wrong: float = 0.0) -> dict[str, Any]:
         return {"data": "photographs", "method": method, "known": 0.4, "wrong": wrong, "seed": seed, "mAP": value, "OF1": 1.0}
 
-    whole = [row(name, seed, value + seed) for name, value in (("trm", 60.0), ("text-pixel", 50.0)) for seed in (4, 5)]
+    means = {"trm": 60.0, "text-pixel": 50.0, "trm-no-pseudo": 59.0}
+    whole = [row(name, seed, value + seed) for name, value in means.items() for seed in (4, 5)]
     moved = [row("trm", seed, 30.0, 0.2) for seed in (4, 5)]
     field.append(tmp_path / "field.csv", [*whole, *moved, row("text-pixel", 4, 10.0, 0.2)])
     text = field.page(field.read(tmp_path / "field.csv"))
@@ -68,6 +70,7 @@ def test_tables_hold_what_every_seed_has(field: Any, tmp_path: Path) -> None:
     assert lines["trm"] == ["", "64.5 ± 0.7", "30.0 ± 0.0"]
     assert lines["40 %"] == ["text-pixel", "54.5 ± 0.7", "−10.0", "[−10.0, −10.0]"]
     assert lines["text-pixel"] == ["", "54.5 ± 0.7", ""]  # with a fifth wrong it has one seed alone
+    assert "| 40 %    | 2       | +1.0  | [+1.0, +1.0]   | +0.0         | [+0.0, +0.0]   |" in text
 
 
 def test_the_pages_show_what_is_stored(benchmark_script: Callable[[str], Any]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._checks import Dims, check_finite, check_ids
+from .._checks import Dims, check_estimates, check_ids
 from ..labels import UNKNOWN
 from .rule import Decision, Evidence, Rule
 
@@ -38,12 +38,7 @@ class TeacherRule(Rule):
         name = type(self).__name__
         dims = Dims(name)
         dims.check("estimates", estimates, "N C")
-        estimates = torch.where(estimates.isnan(), float(UNKNOWN), estimates.detach().float())
-        check_finite(name, "estimates", estimates)
-        bad = (estimates != UNKNOWN) & ((estimates < 0) | (estimates > 1))
-        if bool(bad.any()):
-            worst = float(estimates[bad][0])
-            raise ValueError(f"{name}: estimates must be probabilities, NaN or -1, got {worst:g}; take their sigmoid")
+        estimates = check_estimates(name, estimates)
         self.num_classes = estimates.shape[1]
         self.register_buffer("estimates", estimates)
 

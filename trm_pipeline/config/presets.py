@@ -21,7 +21,9 @@ Known = float | Literal["single"]
 Options = dict[str, Any]
 """What a part of the library takes, by the names of its constructor."""
 
-PSEUDO_RULES = ("teacher", "prototype")
+PSEUDO_RULES = ("merged", "teacher", "prototype", "none")
+"""Who estimates unknown labels: both views merged, after training, for that of the whole image; for the regions that of the whole
+image before training, or prototypes; nobody."""
 
 
 def _rates(**numbers: float) -> Any:
@@ -72,8 +74,8 @@ class Preset:
     bank: Options = field(default_factory=dict)
     labeler: Options = field(default_factory=dict)
     objective: Options = field(default_factory=dict)
-    # Pseudo-labels (of the methods that have them): one of PSEUDO_RULES, and what each takes
-    pseudo_rule: str = "teacher"
+    # Pseudo-labels (of the methods that have them): one of PSEUDO_RULES, and what the rules for regions take
+    pseudo_rule: str = "merged"
     prototype: Options = field(default_factory=dict)
     pseudo_warmup: float | None = None  # shares of all steps; none: what suits the rule
     pseudo_ramp: float | None = None
@@ -199,10 +201,10 @@ PRESETS = {
 
 VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "trm-no-region": ("trm", ("region_learning=false",)),
-    "trm-no-global": ("trm", ("merge_rate=0",)),
     "trm-no-prior": ("trm", ("global_prior=false",)),
     "trm-no-penultimate": ("trm", ("global_penultimate=false",)),
-    "trm-no-pseudo": ("trm-region+global", ()),
+    "trm-no-pseudo": ("trm", ("pseudo_rule=none",)),
+    "trm-rule-teacher": ("trm", ("pseudo_rule=teacher",)),
     "trm-rule-prototype": ("trm", ("pseudo_rule=prototype",)),
     "trm-contrast": ("trm", ("objective.lambda_contrast=0.3",)),
     "trm-query-head": ("trm", ("pooler.query_head=true",)),

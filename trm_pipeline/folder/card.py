@@ -39,7 +39,7 @@ def model_card(saved: SavedModel, head: TRMHead, labels: Labels, held: Tensor) -
         f"{int((labels.targets == 0).sum())} absent.",
         "## Figures",
         _figures(saved),
-        _calibration(head),
+        _calibration(saved, head),
         markdown([("class", "words", "threshold", "where from", "promised on other images"), *_rows(saved)]),
         "## Not for",
         _not_for(saved),
@@ -58,11 +58,12 @@ def _figures(saved: SavedModel) -> str:
     )
 
 
-def _calibration(head: TRMHead) -> str:
+def _calibration(saved: SavedModel, head: TRMHead) -> str:
     if head.calibration is None:
         return "Scores are not calibrated: 0.7 does not mean 70 %."
     scale, shift = head.calibration.pooled.tolist()
-    return f"Scores are calibrated on the held-out labels, class by class; all together: scale {scale:.2f}, shift {shift:.2f}."
+    on = saved.scores["calibrated_on"]
+    return f"Scores are calibrated on the {on}, class by class; all together: scale {scale:.2f}, shift {shift:.2f}."
 
 
 def _rows(saved: SavedModel) -> list[tuple[str, ...]]:

@@ -101,11 +101,13 @@ def learn(
 def calibrate(head: TRMHead, features: Features, targets: Tensor, expected_positives: float | None) -> bool:
     """Make scores of the head probabilities, by labels (N, C) of images that training has not seen; whether there are enough.
 
-    ``expected_positives`` takes the place of absent labels if none is known.
+    If there are not, the head keeps what it has of its training images. ``expected_positives`` takes the place of absent labels
+    if none is known.
     """
     present, absent = int((targets == 1).sum()), int((targets == 0).sum())
     if present < CALIBRATED or (absent and absent < CALIBRATED) or (not absent and expected_positives is None):
         return False
+    head.calibration = None
     fitted = Calibration(len(head.class_names))
     head.calibration = fitted.fit(_logits(head, features), targets, expected_positives=None if absent else expected_positives)
     return True

@@ -39,14 +39,19 @@ def run_train(options: TrainOptions) -> None:
         say(f"no label is present of {shown}: nothing to learn from, scored by name alone (zero-shot)")
     head = learn(options, frozen, labels.class_names, labels.targets, held, trained)
     expected = options.expected_positives or listed(labels.targets[~held])
-    if held.any() and not calibrate(head, features.only(held), labels.targets[held], expected):
-        say(f"scores are not calibrated: fewer than {CALIBRATED} present or absent labels in the hold-out")
+    calibrated_on = None if head.calibration is None else "training images"
+    if held.any() and calibrate(head, features.only(held), labels.targets[held], expected):
+        calibrated_on = "held-out labels"
+    elif held.any():
+        few = f"fewer than {CALIBRATED} present or absent labels in the hold-out"
+        say(f"scores are {'not calibrated' if calibrated_on is None else f'calibrated on the {calibrated_on}'}: {few}")
     scores = probabilities(head, features)
     zero_shot = {
         name.removeprefix("zero-shot-"): score(lambda b, f=f: f(b, frozen.text), features, 64)  # type: ignore[misc]
         for name, f in ZERO_SHOT.items()
     }
     about, lines = judge(labels, held, trained, scores, zero_shot, words, metric=options.metric, at_least=options.at_least)
+    about["scores"]["calibrated_on"] = calibrated_on
     saved = frozen.saved(**about)
     # What training has seen it does not contradict.
     slips = labels._replace(targets=torch.where(held[:, None], labels.targets, -1.0)) if held.any() else labels

@@ -110,6 +110,9 @@ class Method(nn.Module, ABC):
     def after_step(self) -> None:
         """What follows the optimiser's step."""
 
+    def finish(self, features: Features, targets: Tensor, text: Tensor, batch_size: int) -> None:
+        """What follows the last epoch over training features with labels (N, C), of the average and its text."""
+
 
 def weak_negatives(targets: Tensor, weight: float, *heads: tuple[float, Tensor]) -> dict[str, Tensor]:
     r"""Every unknown entry taken for an absent one, at a weight w, for each head's factor f and logits (B, C).

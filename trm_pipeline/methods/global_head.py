@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trm_losses import GaussianDiscriminant, GlobalHead, TRMHead
+from trm_losses import Calibration, GaussianDiscriminant, GlobalHead, TRMHead
+from trm_losses.labels import UNKNOWN
 from trm_pipeline import ranks
 from trm_pipeline.config.presets import Preset
 from trm_pipeline.features.cached import Batch, Features
@@ -59,26 +60,35 @@ def fit_global_head(
         None if there is neither a prior nor penultimate features.
     """
     with torch.random.fork_rng(devices=()):
-        stream = _with_mean_features(features, batch_size, penultimate)
         first = next(iter(features.batches(1)))
         width = None if first.penultimate is None or not penultimate else first.penultimate.shape[1]
         if width is None and prior is None:
             return None
         head = GlobalHead(targets.shape[1], width, prior, distributed=True, device=first.tokens.device, **options)
-        batches = (
-            (batch.tokens, batch.penultimate, targets[batch.index].to(batch.tokens.device))
-            for batch in stream
-            if len(batch.index)
-        )
-        return head.fit(batches, expected_positives=expected_positives)
+        return _fit(head, features, targets, batch_size, expected_positives)
 
 
-def _with_mean_features(features: Features, batch_size: int, penultimate: bool) -> Iterator[Batch]:
-    """Batches of the first view, with penultimate features that are the mean of all views."""
-    views = range(features.views if penultimate else 1)
-    for seen in zip(*(ranks.batches(features, batch_size, view=view) for view in views), strict=True):
-        found = [batch.penultimate for batch in seen if batch.penultimate is not None]
-        yield seen[0]._replace(penultimate=torch.stack(found).mean(dim=0) if found else None)
+def _fit(
+    head: GlobalHead,
+    features: Features,
+    targets: Tensor,
+    batch_size: int,
+    expected_positives: float | None,
+    estimates: Tensor | None = None,
+) -> GlobalHead:
+    """The head fitted to images with labels (N, C), and where there are any with estimates (N, C) of the unknown ones."""
+
+    def stream() -> Iterator[tuple[Tensor | None, ...]]:
+        views = range(features.views if head.width is not None else 1)
+        for seen in zip(*(ranks.batches(features, batch_size, view=view) for view in views), strict=True):
+            tokens, index = seen[0].tokens, seen[0].index
+            if len(index):
+                found = [batch.penultimate for batch in seen if batch.penultimate is not None]
+                penultimate = torch.stack(found).mean(dim=0) if found else None
+                told = None if estimates is None else estimates[index].to(tokens.device)
+                yield tokens, penultimate, targets[index].to(tokens.device), None, told
+
+    return head.fit(stream(), expected_positives=expected_positives)
 
 
 def global_logits(head: GlobalHead, features: Features, batch_size: int) -> Tensor:
@@ -93,15 +103,51 @@ class Merged(Wrapped):
     .. math:: \ell = (1 - r)\, \ell^{local} + r\, \ell^{global}
 
     It learns as it would without: the two see different things, and make their mistakes apart.
+
+    Args:
+        inner, head: the two. rate: r.
+        expected_positives: present labels of an image, if nothing is known to be absent.
+        teaches: whether :meth:`finish` teaches the head of the whole image.
     """
 
-    def __init__(self, inner: Method, head: GlobalHead, rate: float) -> None:
+    def __init__(
+        self, inner: Method, head: GlobalHead, rate: float, *, expected_positives: float | None = None, teaches: bool = True
+    ) -> None:
         super().__init__(inner)
         self.head, self.rate = head, rate
+        self.expected_positives, self.teaches = expected_positives, teaches
+        self.calibration = Calibration(head.num_classes)
 
     def logits(self, batch: Batch, text: Tensor) -> Tensor:
+        calibrated: Tensor = self.calibration(self._merged(batch, text))
+        return calibrated
+
+    def _merged(self, batch: Batch, text: Tensor) -> Tensor:
         whole: Tensor = self.head(batch.tokens, batch.penultimate)
         return (1 - self.rate) * self.inner.logits(batch, text) + self.rate * whole
+
+    def finish(self, features: Features, targets: Tensor, text: Tensor, batch_size: int) -> None:
+        """Make the scores probabilities by the known labels, and teach the head of the whole image what they say of the others.
+
+        Each view errs in its own way, so the two together know more of an unknown label than the head does. Estimates that are
+        not calibrated are too near to one half to teach anything.
+        """
+        present, absent = (bool((targets == label).any()) for label in (1, 0))
+        expected = None if absent else self.expected_positives
+        if not present or not absent and (expected is None or expected >= self.head.num_classes):
+            return
+
+        def calibrated() -> Tensor:
+            with torch.random.fork_rng(devices=()):
+                logits = score(lambda batch: self._merged(batch, text), features, batch_size).to(text.device)
+            found: Tensor = self.calibration.fit(logits, targets, expected_positives=expected)(logits)
+            return found
+
+        estimates = torch.sigmoid(calibrated())
+        if self.teaches and 0 < self.rate < 1 and bool((targets == UNKNOWN).any()):
+            with torch.random.fork_rng(devices=()):
+                _fit(self.head, features, targets, batch_size, expected, estimates)
+            calibrated()
 
     def loss(self, batch: Batch, text: Tensor, targets: Tensor, weak_negative: float = 0.0) -> dict[str, Tensor]:
         return self.inner.loss(batch, text, targets, weak_negative)
@@ -116,11 +162,16 @@ class Merged(Wrapped):
 def merged(method: Method, setting: Setting) -> Method:
     """The method with the whole image beside it; as it is where there is neither a prior nor a penultimate feature."""
     whole = None if setting.global_head is None else setting.global_head()
-    return method if whole is None else Merged(method, whole, setting.preset.merge_rate)
+    if whole is None:
+        return method
+    teaches = setting.preset.pseudo_rule == "merged"
+    return Merged(method, whole, setting.preset.merge_rate, expected_positives=setting.expected_positives, teaches=teaches)
 
 
 def trm_head(method: Method, text: Tensor, class_names: list[str]) -> TRMHead | None:
     """What inference needs of a trained TRM, merged or not; None of another method."""
-    whole: dict[str, Any] = {"global_head": method.head, "rate": method.rate} if isinstance(method, Merged) else {}
+    whole: dict[str, Any] = {}
+    if isinstance(method, Merged):
+        whole = {"global_head": method.head, "rate": method.rate, "calibration": method.calibration}
     inner = unwrapped(method)
     return inner.head(text, class_names, **whole) if isinstance(inner, TRM) else None

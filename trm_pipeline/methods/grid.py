@@ -162,8 +162,8 @@ GRID = [f"{head}+{loss}" for head in HEADS for loss in LOSSES if loss in MADE_BY
 
 TRAINED = (*METHODS, *ALONE, *GRID)
 
-NAMES = [*LABEL_FREE, *FITTED, *TRAINED, *VARIANTS, *(f"{name}{GLOBAL}" for name in TRAINED if name != "trm")]
-"""All that ``--methods`` knows."""
+NAMES = [*LABEL_FREE, *FITTED, *TRAINED, *VARIANTS, *(f"{name}{GLOBAL}" for name in TRAINED if name not in ("trm", "trm-region"))]
+"""All that ``--methods`` knows; ``trm`` is the region head merged with the image as a whole."""
 
 
 def add_loss(name: str, loss: Callable[..., Any], **numbers: float) -> None:

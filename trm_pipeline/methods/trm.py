@@ -15,10 +15,12 @@ from trm_pipeline.methods.base import Method, Setting, weak_negatives
 
 
 def _rule(setting: Setting) -> Rule | None:
-    """The rule for pseudo-labels that the preset names; None: there is nothing to teach by."""
+    """The rule for pseudo-labels of regions that the preset names; None: there is nothing to teach by."""
     preset, classes = setting.preset, setting.num_classes
     if preset.pseudo_rule not in PSEUDO_RULES:
         raise ValueError(f"pseudo_rule must be one of {', '.join(PSEUDO_RULES)}, got {preset.pseudo_rule!r}")
+    if preset.pseudo_rule in ("merged", "none"):
+        return None
     if preset.pseudo_rule == "teacher":
         if setting.estimates is None:
             raise ValueError("pseudo_rule=teacher needs what a head of whole images makes of the training images")
@@ -130,5 +132,5 @@ class TRM(Method):
         self.objective.matching.calibrate_bias(self.class_features(batch, text), text, prior)
 
     def head(self, text: Tensor, class_names: list[str], **whole: Any) -> TRMHead:
-        """What inference needs of it; ``whole`` are global_head and rate, where it is merged with one."""
+        """What inference needs of it; ``whole`` are global_head, rate and calibration, where it is merged with one."""
         return TRMHead(self.objective.pooler, self.objective.matching, text, class_names, head=self.scored, **whole)  # type: ignore[arg-type]

@@ -202,7 +202,7 @@ class _Search:
     def _logits(self, changes: list[str]) -> Tensor:
         """Logits of the method without the whole image, trained with these settings; nothing is scored on the way."""
         preset = override(self.preset, [*self.changes, *changes])
-        method = trained(self.data, self.cell, preset, label=f"choosing for {self.cell.label}")
+        method = trained(self.data, self.cell, preset, label=f"choosing for {self.cell.label}", finish=False)
         local = method.inner if isinstance(method, Merged) else method
         return logits_of(self.data, local, self.data.features)
 
@@ -214,8 +214,8 @@ def logits_of(data: Prepared, method: Method, features: Features) -> Tensor:
         return score(lambda batch: method.logits(batch, text), features, data.preset.batch_size)
 
 
-def trained(data: Prepared, cell: Cell, preset: Preset, *, label: str) -> Method:
-    """The averaged method of a cell, with nothing scored on the way and nothing kept."""
+def trained(data: Prepared, cell: Cell, preset: Preset, *, label: str, finish: bool = True) -> Method:
+    """The averaged method of a cell, with nothing scored on the way and nothing kept; ``finish`` is that of :func:`train`."""
     method, targets = build(data, cell, method=cell.method, preset=preset)
     return train(
         method,
@@ -229,4 +229,5 @@ def trained(data: Prepared, cell: Cell, preset: Preset, *, label: str) -> Method
         device=data.device,
         label=label,
         single=cell.known == "single",
+        finish=finish,
     ).method

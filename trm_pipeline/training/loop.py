@@ -83,6 +83,7 @@ def train(
     amp: bool = False,
     log: Path | None = None,
     profile: Path | None = None,
+    finish: bool = True,
 ) -> Trained:
     """Train on partial labels (N, C), -1 where unknown, and score the averaged weights on the test images.
 
@@ -100,6 +101,7 @@ def train(
             are always computed in full precision.
         log: folder for TensorBoard.
         profile: file for the profiler's table of some steps of the last epoch.
+        finish: whether :meth:`Method.finish` follows the last epoch.
     """
     method.to(device)
     generator = torch.Generator().manual_seed(seed)
@@ -183,6 +185,8 @@ def train(
         averaged.eval()
         with torch.no_grad():
             text = encode(averaged.prompts())
+            if finish and epoch == preset.epochs - 1:
+                averaged.finish(features, targets, text, preset.batch_size)
         if test_features is not None:
             logits = score(partial(averaged.logits, text=text), test_features, preset.batch_size)
             metrics = evaluate(logits, test_targets, threshold=0.0)

@@ -34,12 +34,16 @@ def global_head(classes: int = CLASSES, views: str = "both", **settings: Any) ->
     return unfitted(classes, views, **settings).fit(labelled_images(classes))
 
 
-def slow_head(module: tl.GlobalHead, images: Images, expected_positives: float | None = None) -> oracles.GlobalHead:
+def slow_head(
+    module: tl.GlobalHead, images: Images, expected_positives: float | None = None, estimates: Any = None
+) -> oracles.GlobalHead:
     """The oracle, of what the module's prior says of these images."""
     g, f = zip(*(seen(module, x, penultimate, mask) for x, penultimate, _, mask in images), strict=True)
     y = np.concatenate([oracles.array(batch[2]) for batch in images])
     settings = {key: getattr(module, key) for key in ("spread", "shrinkage", "unknown_weight")}
-    return oracles.GlobalHead(np.concatenate(g), np.concatenate(f), y, expected_positives=expected_positives, **settings)
+    return oracles.GlobalHead(
+        np.concatenate(g), np.concatenate(f), y, expected_positives=expected_positives, estimates=estimates, **settings
+    )
 
 
 def seen(module: tl.GlobalHead, tokens: Any, penultimate: Any, mask: Any = None) -> tuple[Any, Any]:

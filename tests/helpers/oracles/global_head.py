@@ -27,6 +27,7 @@ class GlobalHead:
         shrinkage: float,
         unknown_weight: float,
         expected_positives: float | None = None,
+        estimates: Any = None,
     ) -> None:
         y = array(targets)
         n, classes = y.shape
@@ -44,8 +45,11 @@ class GlobalHead:
             rate = expected_positives / classes
         rate = min(max(rate, 1e-4), 1 - 1e-4)
         base = math.log(rate / (1 - rate))
-        alone = expected_positives is not None and bool((y == 1).any())
-        self.u, self.y = np.where(known, 1.0, unknown_weight if alone else 0.0), np.where(known, y, 0.0)
+        theta = np.full(y.shape, -1.0) if estimates is None else array(estimates)
+        told = theta >= 0
+        alone = expected_positives is not None and bool((y == 1).any()) and not told.any()
+        self.u = np.where(known, 1.0, np.where(told | alone, unknown_weight, 0.0))
+        self.y = np.where(known, y, np.where(told, theta, 0.0))
         kappa = float((x * x).sum()) / n / spread**2
         self.start = np.array([0.0] * x.shape[1] * classes + [base] * classes + [1.0, 0.0])
         self.precision = np.array([kappa] * x.shape[1] * classes + [spread**-2] * classes + [1.0, 1.0])

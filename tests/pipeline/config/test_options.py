@@ -36,12 +36,12 @@ OPTIONS = [
     ("bank.text_momentum=0.5", "bank.text_momentum"),
     ("prototype.positive=0.7 pseudo_rule=prototype", "labeler.rule.positive"),
     ("prototype.negative=0.2 pseudo_rule=prototype", "labeler.rule.negative"),
-    ("labeler.weight_pos=0.7", "labeler.weight_pos"),
-    ("labeler.weight_neg=0.7", "labeler.weight_neg"),
+    ("labeler.weight_pos=0.7 pseudo_rule=teacher", "labeler.weight_pos"),
+    ("labeler.weight_neg=0.7 pseudo_rule=teacher", "labeler.weight_neg"),
     ("prototype.temperature_visual=0.2 pseudo_rule=prototype", "labeler.rule.temperature_visual"),
     ("prototype.temperature_text=0.2 pseudo_rule=prototype", "labeler.rule.temperature_text"),
     ("prototype.momentum=0.5 pseudo_rule=prototype", "labeler.rule.momentum"),
-    ("labeler.cap=true", "labeler.cap"),
+    ("labeler.cap=true pseudo_rule=teacher", "labeler.cap"),
 ]
 
 
@@ -121,7 +121,7 @@ def test_options_of_parts_that_a_method_lacks_do_no_harm(name):
 # What an option means to the method
 
 
-@pytest.mark.parametrize("rule", presets.PSEUDO_RULES)
+@pytest.mark.parametrize("rule", ["teacher", "prototype"])
 def test_settings_go_before_the_schedule_that_suits_the_rule(rule):
     suited, own = (
         built(f"pseudo_rule={rule}", *more, total=40).objective for more in ((), ("objective.lambda_pseudo=0", "pseudo_ramp=0.5"))
@@ -143,6 +143,9 @@ def test_unknown_labels_of_single_positives_count_as_absent_until_a_soft_rule_sp
     ):
         chosen = [f"pseudo_rule={rule}", f"single_negative_until={until}"]
         assert built(*chosen, total=100).weak_negative_steps(override(presets.EMBEDDED, chosen), 100) == steps
+    for rule in ("merged", "none"):  # nobody says anything while the regions learn
+        assert built(f"pseudo_rule={rule}", total=100).objective.labeler is None
+        assert built(f"pseudo_rule={rule}", total=100).weak_negative_steps(presets.EMBEDDED, 100) == 100
     assert built("single_negative_until=warmup", name="trm-query").weak_negative_steps(presets.EMBEDDED, 100) == 100
 
 
@@ -205,6 +208,7 @@ def test_every_method_is_told_of_every_epoch(run, monkeypatch):
     [
         ("pooler.query=both", "query must be one of"),
         ("head=both", "head must be 'query', 'region' or 'mean', got 'both'"),
+        ("pseudo_rule=both", "pseudo_rule must be one of merged, teacher, prototype, none, got 'both'"),
         ("pseudo_rule=prototype prototype.positive=0.3", "PrototypeRule: positive must be at least 0.5"),
         ("value_path=true", "no value path to take"),
     ],

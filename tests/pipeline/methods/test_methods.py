@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from trm_losses import GaussianDiscriminant, GlobalHead, TRMObjective
+from trm_losses import Calibration, GaussianDiscriminant, GlobalHead, TRMObjective
 from trm_losses.metrics import mean_average_precision
 from trm_pipeline import methods
 from trm_pipeline.config import presets
@@ -38,7 +38,8 @@ def test_regions_beat_the_global_feature_before_training(tmp_path_factory, backb
 @pytest.mark.parametrize("single", [False, True])
 def test_the_labeller_is_told_what_single_positives_cannot_tell(single):
     text, estimates = torch.randn(20, 8), lambda: torch.rand(3, 20)
-    setting = methods.Setting(presets.EMBEDDED, text, None, 100.0, 10, single=single, num_samples=3, estimates=estimates)
+    preset = override(presets.EMBEDDED, ["pseudo_rule=teacher"])
+    setting = methods.Setting(preset, text, None, 100.0, 10, single=single, num_samples=3, estimates=estimates)
     labeler = methods.METHODS["trm"](setting).objective.labeler
     assert labeler.expected_positives == (2.4 if single else None)
 
@@ -81,8 +82,9 @@ def test_every_method_takes_unknown_labels_for_weak_negatives(method):
 @pytest.mark.parametrize(
     ("method", "until", "steps"),
     [
-        ("trm", "end", 20),
-        ("trm", "warmup", 4),
+        ("trm", "warmup", 20),
+        ("trm-rule-teacher", "end", 20),
+        ("trm-rule-teacher", "warmup", 4),
         ("trm-paper", "warmup", 4),
         ("trm-region", "warmup", 20),
         ("linear", "warmup", 20),
@@ -121,18 +123,19 @@ def test_variants_lack_the_part_that_their_names_say():
     text = torch.randn(4, 8)
     batch = features.Batch(torch.randn(3, 5, 8), torch.randn(3, 8), torch.arange(3), torch.randn(3, 6))
     targets = torch.tensor([[1, -1, 0, -1], [-1, 1, -1, 0], [0, -1, -1, -1.0]])
-    whole = {"matching_query", "pseudo_query"}
     for name, terms in (
-        ("trm", whole),
-        ("trm-no-pseudo", {"matching_query"}),
-        ("trm-contrast", {*whole, "contrast"}),
-        ("trm-query-head", {*whole, "matching_region", "pseudo_region", "distillation"}),
-        ("trm-paper", {*whole, "matching_region", "pseudo_region", "distillation", "contrast"}),
+        ("trm", ()),
+        ("trm-no-pseudo", ()),
+        ("trm-rule-teacher", ("pseudo_query",)),
+        ("trm-rule-prototype", ("pseudo_query",)),
+        ("trm-contrast", ("contrast",)),
+        ("trm-query-head", ("matching_region", "distillation")),
+        ("trm-paper", ("pseudo_query", "matching_region", "pseudo_region", "distillation", "contrast")),
     ):
-        assert set(variant(name, text).loss(batch, text, targets)) == terms
+        made = variant(name, text)
+        assert set(made.loss(batch, text, targets)) == {"matching_query", *terms}
+        assert name == "trm-paper" or made.teaches == (terms[:1] != ("pseudo_query",) and name != "trm-no-pseudo")
     assert (variant("trm-no-prior", text).head.prior, variant("trm-no-penultimate", text).head.width) == (None, None)
-    local = variant("trm-no-global", text)
-    torch.testing.assert_close(local.logits(batch, text), local.inner.logits(batch, text))
     merged = variant("trm", text)
     expected = (merged.inner.logits(batch, text) + merged.head(batch.tokens, batch.penultimate)) / 2
     torch.testing.assert_close(merged.logits(batch, text), expected)
@@ -143,3 +146,62 @@ def test_variants_lack_the_part_that_their_names_say():
     torch.testing.assert_close(without._last.features, pooled[:, None].expand(-1, 4, -1))
     other = batch._replace(tokens=torch.randn(3, 5, 8))
     torch.testing.assert_close(without.logits(batch, text), without.logits(other, text))
+
+
+class Views:
+    """Images of two views, as a cache of features gives them."""
+
+    views = 2
+
+    def __init__(self, tokens, penultimate):
+        self.tokens, self.penultimate = tokens, penultimate
+        self.first = next(self.batches(tokens.shape[1]))
+
+    def batches(self, batch_size, generator=None, *, view=0):
+        for index in torch.arange(self.tokens.shape[1]).split(batch_size):
+            tokens = self.tokens[view, index]
+            yield features.Batch(tokens, tokens.mean(dim=1), index, self.penultimate[view, index])
+
+
+@pytest.mark.parametrize("known", ["some", "present alone", "all", "none"])
+@pytest.mark.parametrize("teaches", [True, False])
+def test_finish_calibrates_and_teaches_the_whole_image_by_both_views(known, teaches):
+    """As :meth:`trm_losses.TRMHead.finish` does for a head of regions, here for any method and with the mean of the views."""
+    torch.manual_seed(0)
+    text, truth = torch.randn(4, 8), (torch.rand(40, 4) < 0.4).float()
+    tokens, penultimate = torch.randn(2, 40, 5, 8), torch.randn(2, 40, 6) + truth.repeat(1, 2)[:, :6]
+    hidden = {"some": torch.rand(40, 4) < 0.4, "present alone": truth == 0, "all": truth < 0, "none": truth >= 0}[known]
+    targets = truth.masked_fill(hidden, -1.0)
+    images = Views(tokens, penultimate)
+    expected = 1.6 if known == "present alone" else None
+    prior = GaussianDiscriminant(4, 8).fit([tokens[0]], text)
+
+    def fitted(estimates=None):
+        batch = (tokens[0], penultimate.mean(dim=0), targets, None, estimates)
+        return GlobalHead(4, 6, prior).fit([batch], expected_positives=expected)
+
+    preset = override(presets.EMBEDDED, ["expected_positives=1.6", f"pseudo_rule={'merged' if teaches else 'none'}"])
+    single = known == "present alone"
+    made = grid.build_method(
+        "text-pixel+global", methods.Setting(preset, text, None, 100.0, 10, single=single, num_samples=40, global_head=fitted)
+    )
+    before = made.logits(images.first, text).detach()
+    made.finish(images, targets, text, 16)
+    got = made.logits(images.first, text).detach()
+    if known == "none":
+        torch.testing.assert_close(got, before)  # nothing is known to calibrate by
+        return
+    head, local = fitted(), made.inner.logits(images.first, text).detach()
+    calibration = Calibration(4)
+
+    def merged():
+        logits = (local + head(tokens[0], penultimate[0])) / 2
+        return calibration.fit(logits, targets, expected_positives=expected)(logits)
+
+    wanted = merged()
+    if teaches and known != "all":
+        head = fitted(torch.sigmoid(wanted))
+        assert (merged() - wanted).abs().max() > 1e-2
+        wanted = merged()
+    torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3)
+    assert made.head.total == 40

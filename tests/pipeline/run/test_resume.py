@@ -21,7 +21,7 @@ from trm_pipeline import files as checkpoint
 from trm_pipeline import methods
 from trm_pipeline.run import cells, experiment, results
 
-SMALL = ("--methods", "trm", "linear", "--known", "0.5", "single", "--epochs", "3", "--set", "batch_size=16")
+SMALL = ("--methods", "trm", "trm-rule-teacher", "linear", "--known", "0.5", "single", "--epochs", "3", "--set", "batch_size=16")
 
 
 def die_at(moment, arguments):
@@ -134,7 +134,7 @@ def test_a_checkpoint_is_gone_on_from_at_its_epoch(command, unbroken, tmp_path, 
     with pytest.raises(SystemExit, match="--resume goes on"):
         experiment.main(arguments)
     experiment.main([*arguments, "--resume"])
-    assert epochs == [1, 2, 3, *3 * [1, 2, 3]]
+    assert epochs == 6 * [1, 2, 3]
     assert_same_run(tmp_path, unbroken)
 
 
@@ -143,7 +143,7 @@ def test_a_finished_run_has_nothing_to_resume(command, unbroken, monkeypatch, ca
     monkeypatch.setattr(cells, "train", None)
     experiment.main([*command, "--output", str(unbroken), "--resume"])
     assert before == ((unbroken / "results.json").read_bytes(), (unbroken / "times.json").read_bytes())
-    assert "4 of 4 rows are there already" in capsys.readouterr().out
+    assert "6 of 6 rows are there already" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_a_checkpoint_of_other_labels_is_refused(tmp_path):
 
 
 def test_without_resume_a_folder_is_begun_afresh(run, tmp_path):
-    run("--methods", "trm", "linear")
+    run("--methods", "trm-rule-teacher", "linear")
     (tmp_path / "out" / "checkpoints").mkdir(exist_ok=True)
     (tmp_path / "out" / "checkpoints" / "linear-known0.5-seed1.pt").write_bytes(b"of another run")
     rows = run("--methods", "linear")

@@ -51,21 +51,21 @@ def test_pseudo_labels_are_counted_as_loops_count_them():
 
 
 def test_a_run_leaves_the_trace_of_its_pseudo_labels(run, tmp_path):
-    run("--methods", "trm", "linear", "--set", "batch_size=4", "pseudo_warmup=0")
+    run("--methods", "trm-rule-teacher", "trm", "linear", "--set", "batch_size=4", "pseudo_warmup=0")
     (path,) = (tmp_path / "out" / "pseudo").iterdir()
     points = read_json(path)
-    assert path.name == "trm-known0.5-seed1.json"
+    assert path.name == "trm-rule-teacher-known0.5-seed1.json"
     assert [point["step"] for point in points] == [3, 5, 8, 10, 13, 15, 18, 20]
     assert points[-1]["decided"] > 0
 
 
 def test_the_hidden_truth_changes_nothing_but_the_trace(run, tmp_path, monkeypatch):
-    settings = ("--methods", "trm", "--set", "batch_size=8", "pseudo_warmup=0")
+    settings = ("--methods", "trm-rule-teacher", "--set", "batch_size=8", "pseudo_warmup=0")
     first = run(*settings, output=tmp_path / "a")
     original = cells.train
     monkeypatch.setattr(cells, "train", lambda *a, truth, **k: original(*a, truth=1 - truth, **k))
     assert run(*settings, output=tmp_path / "b") == first
-    traces = [read_json(tmp_path / name / "pseudo" / "trm-known0.5-seed1.json") for name in "ab"]
+    traces = [read_json(tmp_path / name / "pseudo" / "trm-rule-teacher-known0.5-seed1.json") for name in "ab"]
     assert traces[0] != traces[1]
 
 
@@ -119,10 +119,10 @@ def test_deterministic_runs_write_the_same_bytes(run, tmp_path, monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     try:
         for output in (tmp_path / "a", tmp_path / "b"):
-            run("--methods", "trm", "linear", "--deterministic", output=output)
+            run("--methods", "trm", "trm-rule-teacher", "linear", "--deterministic", output=output)
     finally:
         torch.use_deterministic_algorithms(False)
-    for name in ("results.json", "run.json", "pseudo/trm-known0.5-seed1.json"):
+    for name in ("results.json", "run.json", "pseudo/trm-rule-teacher-known0.5-seed1.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
