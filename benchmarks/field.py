@@ -121,7 +121,7 @@ def cells(stage: str) -> Iterator[Cell]:
             yield from (Cell(method, setting.known, seed, setting.wrong) for method in methods)
 
 
-def whole_of(local: str) -> str:
+def merged_name(local: str) -> str:
     """The method that a head alone becomes once it is merged with the image as a whole."""
     return "trm" if local == "trm-region" else f"{local}{GLOBAL}"
 
@@ -133,15 +133,15 @@ def measure(data: Prepared, options: RunOptions, cell: Cell) -> list[Row]:
         rows = [run_cell(data, cell, dataclasses.replace(options, choose=cell.method not in LABEL_FREE)).row]
         chosen = ""
     else:
-        whole = cell._replace(method=whole_of(cell.method))
+        whole = cell._replace(method=merged_name(cell.method))
         found = search(data, whole, options.preset)
         chosen = " ".join(found.changes)
-        rows = both(data, cell, whole, override(options.preset, found.changes))
+        rows = rows_of_training(data, cell, whole, override(options.preset, found.changes))
     seconds = time.process_time() - started  # in one row: there is one training
     return [{**row, "wrong": cell.wrong, "seconds": seconds * (row is rows[0]), "chosen": chosen} for row in rows]
 
 
-def both(data: Prepared, cell: Cell, whole: Cell, preset: Preset) -> list[Row]:
+def rows_of_training(data: Prepared, cell: Cell, whole: Cell, preset: Preset) -> list[Row]:
     """The rows of one training."""
 
     def row(name: str, method: Method) -> Row:
@@ -232,7 +232,7 @@ def head_table(rows: Sequence[Row], key: str = "mAP") -> Table:
     """Methods down, settings across; what needs no label has a value in the first column alone."""
     columns = [Setting(0.0), *SETTINGS]
     lines = [["method", "no label", *(setting.words for setting in SETTINGS)]]
-    names = (*LABEL_FREE, *FITTED, *(name for local in (*LOCAL, QUERY) for name in (local, whole_of(local))))
+    names = (*LABEL_FREE, *FITTED, *(name for local in (*LOCAL, QUERY) for name in (local, merged_name(local))))
     for name in names:
         line = [_value(rows, name, setting, key) for setting in columns]
         if any(line):
@@ -243,7 +243,7 @@ def head_table(rows: Sequence[Row], key: str = "mAP") -> Table:
 def loss_table(rows: Sequence[Row], setting: Setting) -> Table:
     """Losses down, heads across, each alone and merged with the whole image; "its own" is what the head's name alone means."""
     heads = [(head, end) for end in ("", GLOBAL) for head in UNDER]
-    names = [whole_of(head) if end else head for head, end in heads]
+    names = [merged_name(head) if end else head for head, end in heads]
     lines = [["loss", *names], ["its own", *(_value(rows, name, setting) for name in names)]]
     for loss in LOSSES:
         line = [_value(rows, f"{head}+{loss}{end}", setting) for head, end in heads]
@@ -311,7 +311,7 @@ def summary(rows: Sequence[Row]) -> str:
     own = {name: whole(row for row in rows if row["data"] == key) for name, key in sets.items()}
     words = ["no label", *(setting.words for setting in columns[1:])]
     lines = [["method", *(f"{name}, {word}" for name in sets for word in words)]]
-    for method in (*LABEL_FREE, *FITTED, *(name for local in SHOWN for name in (local, whole_of(local)))):
+    for method in (*LABEL_FREE, *FITTED, *(name for local in SHOWN for name in (local, merged_name(local)))):
         lines.append([method, *(_value(own[name], method, setting) for name in sets for setting in columns)])
     return markdown(lines)
 

@@ -114,10 +114,17 @@ def _outside(targets: Tensor, soft: bool) -> Tensor:
     return ~(known | (targets == -1))
 
 
-def check_estimates(owner: str, estimates: Tensor) -> Tensor:
-    """Probabilities of unknown labels in float32, with -1 where there is none (given as NaN or -1); waits for the device."""
+def check_estimates(owner: str, estimates: Tensor, *, validate: bool = True) -> Tensor:
+    """Probabilities of unknown labels in float32, with -1 where there is none (given as NaN or -1).
+
+    With ``validate`` their values are checked, which waits for the device; a rounding step outside of [0, 1] is taken to its end.
+    """
     estimates = torch.where(estimates.isnan(), -1.0, estimates.detach().float())
+    if not validate:
+        return estimates
     check_finite(owner, "estimates", estimates)
+    inside = estimates.clamp(0, 1)
+    estimates = torch.where((estimates - inside).abs() <= torch.finfo(estimates.dtype).eps, inside, estimates)
     if bool((bad := _outside(estimates, soft=True)).any()):
         worst = float(estimates[bad][0])
         raise ValueError(f"{owner}: estimates must be probabilities, NaN or -1, got {worst:g}; take their sigmoid")

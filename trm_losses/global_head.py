@@ -47,7 +47,7 @@ class GlobalHead(FullPrecisionState):
     minimum is sought once more, with y what the first one makes of them, at the level that :meth:`fit` is told to expect.
     Estimates of another view can be given: then unknown labels join with these, and one minimum is enough.
 
-    The minimum is found by L-BFGS on all images at once, in seconds for thousands of images; memory holds some 4 n W + 8 n C +
+    The minimum is found by L-BFGS on all images at once, in seconds for thousands of images; memory holds some 4 n W + 9 n C +
     12 C W numbers.
 
     It is no part of a training loop. :class:`TRMHead` merges it with the logits of a trained region head, and its
@@ -162,7 +162,8 @@ class GlobalHead(FullPrecisionState):
             root, energy = self._root(layer, count, group)
             x = layer.values if root is None else layer.values @ root
             carried = _carry(x, prior.values, count, group)
-            known, told = targets != UNKNOWN, estimates != UNKNOWN
+            known = targets != UNKNOWN
+            told = (estimates != UNKNOWN) & ~known
             counts = torch.stack([torch.where(known, targets, 0.0).sum(), known.sum(), told.sum()])
             present, asked, estimated = sum_over_ranks(counts, group).tolist()
             own_estimates = rate is not None and present > 0 and not estimated
@@ -211,7 +212,7 @@ class GlobalHead(FullPrecisionState):
                 estimates = torch.full_like(targets, float(UNKNOWN))
             else:
                 dims.check("estimates", estimates, "B C")
-                estimates = check_estimates(name, estimates)
+                estimates = check_estimates(name, estimates, validate=self.validate)
             parts.append((*self._views(dims, tokens, penultimate, padding), targets, estimates))
         if not parts:
             none = self.bias.new_zeros(0, self.num_classes)

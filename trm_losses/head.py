@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from . import head_file
 from ._checks import Dims, check_choice, check_number
+from ._distributed import resolve_group
 from ._state import PerClassState, in_eval_mode
 from .calibration import Calibration
 from .global_head import Batch, GlobalHead
+from .labels import UNKNOWN
 from .matching import TextRegionMatchingLoss
 from .regions import RegionPooler, Regions, class_chunk
 
@@ -42,6 +44,8 @@ def param_groups(*modules: nn.Module, lr: float | None = None, weight_decay: flo
 
 class TRMHead(PerClassState):
     """Scores of classes from image tokens: a trained pooler and matching with the texts they were trained to.
+
+    :meth:`finish` follows training: it calibrates the scores, and gives the global head pseudo-labels.
 
     Args:
         pooler, matching: trained, or fresh ones to train with a loss of your own.
@@ -168,47 +172,63 @@ class TRMHead(PerClassState):
             return torch.sigmoid(self(tokens, penultimate, key_padding_mask=key_padding_mask, chunk=chunk))
 
     @torch.no_grad()
-    def finish(self, batches: Collection[Batch], *, expected_positives: float | None = None) -> TRMHead:
+    def finish(self, batches: Iterable[Batch], *, expected_positives: float | None = None) -> TRMHead:
         """After training: make the scores probabilities, and teach the global head what they say of the unknown labels.
 
         Regions and whole image err in their own ways, so the two together know more of an unknown label than the global head
-        does. It is fitted once more, with the calibrated scores as estimates. Then the scores are calibrated again. A
-        :class:`Calibration` on images that training did not see can take the place of this one.
+        does. It is fitted once more, with the calibrated scores as estimates. Then the scores are calibrated again.
+
+        Labels that training saw make scores a little too sure. Where there are others, set ``calibration`` to None and to a
+        :class:`Calibration` that is fitted to logits of their images.
 
         Args:
-            batches: of all training images, as :meth:`GlobalHead.fit` takes them; they are read three times.
+            batches: of all training images, as :meth:`GlobalHead.fit` takes them without estimates; all are held at once. Soft
+                labels do not calibrate.
             expected_positives: mean number of present classes of an image, if nothing is known to be absent.
 
         Returns:
             The module itself.
 
         Raises:
-            ValueError: a generator, which can be read once; what :meth:`Calibration.fit` and :meth:`GlobalHead.fit` refuse.
+            ValueError, TypeError: batches that are none; what :meth:`Calibration.fit` and :meth:`GlobalHead.fit` refuse; several
+                processes. The head is then as it was.
         """
-        if isinstance(batches, Iterator):
-            raise ValueError(f"{type(self).__name__}: batches must be read three times, got a generator; give a list")
-        before = self.calibration
+        name, whole, before = type(self).__name__, self.global_head, self.calibration
+        if whole is not None and resolve_group(whole.distributed) is not None:
+            raise ValueError(f"{name}: finish must see all images in one process, got several; use a head with distributed=False")
+        seen = [(*batch, None)[:4] for batch in batches]
+        if not seen or any(len(batch) < 4 for batch in seen):
+            raise ValueError(
+                f"{name}: batches must be (tokens, penultimate, targets), or with key_padding_mask as a fourth, got "
+                f"{'none; a generator is read once' if not seen else 'fewer parts'}"
+            )
+        dims = [Dims(name, C=len(self.class_names)) for _ in seen]
+        targets = [own.targets(batch[2], "B C", validate=True).float() for own, batch in zip(dims, seen, strict=True)]  # type: ignore[arg-type]
+        kept = None if whole is None else {key: value.clone() for key, value in whole.state_dict().items()}
         try:
-            scores = self._calibrate(batches, expected_positives)
-            if self.global_head is not None and 0 < self.rate < 1:
-                told = [(*batch, None)[:4] for batch in batches]
-                self.global_head.fit(
-                    ((*batch, x) for batch, x in zip(told, scores, strict=True)), expected_positives=expected_positives
-                )
-                self._calibrate(batches, expected_positives)
+            scores = self._calibrate(seen, targets, expected_positives)
+            if whole is not None and 0 < self.rate < 1 and any(bool((y == UNKNOWN).any()) for y in targets):
+                told = ((*batch, part) for batch, part in zip(seen, scores, strict=True))
+                whole.fit(told, expected_positives=expected_positives)
+                self._calibrate(seen, targets, expected_positives)
         except BaseException:
             self.calibration = before
+            if whole is not None and kept is not None:
+                whole.load_state_dict(kept)
             raise
         return self
 
-    def _calibrate(self, batches: Collection[Batch], expected_positives: float | None) -> list[Tensor]:
+    def _calibrate(
+        self, seen: list[tuple[Tensor | None, ...]], targets: list[Tensor], expected_positives: float | None
+    ) -> list[Tensor]:
         """A calibration by the labels of these images, and their probabilities, batch by batch."""
         self.calibration = None
         with in_eval_mode(self):
-            logits = [self(batch[0], batch[1], key_padding_mask=(*batch, None)[3]) for batch in batches]
-        targets = torch.cat([batch[2] for batch in batches])  # type: ignore[misc]
-        made = Calibration(len(self.class_names), device=targets.device)
-        self.calibration = made.fit(torch.cat(logits), targets, expected_positives=expected_positives)
+            logits = [self(tokens, penultimate, key_padding_mask=mask) for tokens, penultimate, _, mask in seen]
+        known = torch.cat(targets)
+        known = torch.where((known == 0) | (known == 1), known, float(UNKNOWN))
+        made = Calibration(len(self.class_names), device=known.device)
+        self.calibration = made.fit(torch.cat(logits), known, expected_positives=expected_positives)
         return [torch.sigmoid(made(part)) for part in logits]
 
     def with_classes(self, text: Tensor, class_names: list[str] | tuple[str, ...]) -> TRMHead:

@@ -88,6 +88,10 @@ def test_estimates_stand_for_unknown_labels(views: str, expected: float | None, 
     close(scores(module), expected_scores(module, slow))
     without = unfitted(views=views, unknown_weight=0.4).fit(images, expected_positives=expected)
     assert (scores(module) - scores(without)).abs().max() > 0.1
+    # Of known labels an estimate says nothing, nor does one that is not there.
+    empty = [(*image, torch.where(image[2] == -1, torch.nan, 0.5)) for image in images]
+    same = unfitted(views=views, unknown_weight=0.4).fit(empty, expected_positives=expected)
+    assert torch.equal(scores(same), scores(without))
 
 
 @pytest.mark.parametrize("views", VIEWS)

@@ -455,14 +455,68 @@ def test_finish_without_two_views_calibrates_alone() -> None:
         batches = labelled(False)
 
 
-def test_a_refused_finish_says_why_and_changes_nothing() -> None:
-    made, batches = merged(), labelled(False)
-    made.calibration = calibration = Calibration(3)
-    with pytest.raises(ValueError, match="TRMHead: batches must be read three times, got a generator; give a list"):
-        made.finish(iter(batches))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="Calibration: targets must hold known absent labels"):
-        made.finish(labelled(True))
-    assert made.calibration is calibration
+def test_finish_reads_its_batches_once() -> None:
+    """So a generator will do, and a loader that shuffles at each reading."""
+    made, again = merged(), merged()
+    made.finish(labelled(False))
+    again.finish(batch for batch in labelled(False))
+    torch.testing.assert_close(made.state_dict(), again.state_dict())
+
+
+def test_finish_is_refused_in_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trm_losses.head.resolve_group", lambda distributed: object() if distributed else None)
+    made = merged()
+    made.global_head.distributed = True  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="TRMHead: finish must see all images in one process, got several; use a head with"):
+        made.finish(labelled(False))
+
+
+def test_finish_takes_what_training_takes() -> None:
+    """Soft labels do not calibrate, integers are labels too, and where all is known nobody is taught."""
+    soft = [(x, f, torch.where(y == 1, 0.75, y.double()), *mask) for x, f, y, *mask in labelled(False)]
+    with pytest.raises(ValueError, match="Calibration: targets must hold known present labels"):
+        merged().finish(soft)
+    whole = merged().finish([(x, f, y.to(torch.int8), *mask) for x, f, y, *mask in labelled(False)])
+    torch.testing.assert_close(whole.state_dict(), merged().finish(labelled(False)).state_dict())
+    known = merged().finish([(x, f, y.clamp(min=0), *mask) for x, f, y, *mask in labelled(False)])
+    assert known.global_head is not None and known.global_head.weight.equal(global_head().weight)
+
+
+REFUSED: list[tuple[Any, type[Exception], str]] = [
+    (lambda: [], ValueError, "TRMHead: batches must be .*, got none; a generator is read once"),
+    (lambda: [(TOKENS, PENULTIMATE)], ValueError, "TRMHead: batches must be .*, got fewer parts"),
+    (lambda: [(TOKENS, PENULTIMATE, None)], TypeError, "TRMHead: targets must be a torch.Tensor, got NoneType"),
+    (lambda: [(TOKENS, PENULTIMATE, torch.full((2, 3), 2))], ValueError, "TRMHead: targets must be 1 .*, got 2"),
+    (lambda: labelled(True), ValueError, "Calibration: targets must hold known absent labels"),
+    (lambda: [(x, f * torch.nan, y) for x, f, y, *_ in labelled(False)], ValueError, "GlobalHead: penultimate must be finite"),
+]
+
+
+@pytest.mark.parametrize("batches, error, message", REFUSED, ids=["none", "two parts", "no labels", "labels", "single", "NaN"])
+def test_a_refused_finish_says_why_and_changes_nothing(batches: Any, error: type[Exception], message: str) -> None:
+    made = merged()
+    made.calibration = Calibration(3)
+    before = copy.deepcopy(made.state_dict())
+    with pytest.raises(error, match=f"^{message}"):
+        made.finish(batches())
+    torch.testing.assert_close(made.state_dict(), before)
+
+
+def test_a_finish_that_is_broken_off_leaves_the_head_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = merged()
+    before, calibrate, calls = copy.deepcopy(made.state_dict()), TRMHead._calibrate, []
+
+    def broken(self: TRMHead, *rest: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return calibrate(self, *rest)
+
+    monkeypatch.setattr(TRMHead, "_calibrate", broken)
+    with pytest.raises(KeyboardInterrupt):
+        made.finish(labelled(False))
+    torch.testing.assert_close(made.state_dict(), before)
+    assert made.calibration is None
 
 
 # With a calibration ---------------------------------------------------------------------------------------------------------

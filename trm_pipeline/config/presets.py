@@ -22,8 +22,8 @@ Options = dict[str, Any]
 """What a part of the library takes, by the names of its constructor."""
 
 PSEUDO_RULES = ("merged", "teacher", "prototype", "none")
-"""Who estimates unknown labels: both views merged, after training, for that of the whole image; for the regions that of the whole
-image before training, or prototypes; nobody."""
+"""Who estimates unknown labels. merged: both views together, after training, for the head of the whole image. teacher: that head,
+before training, for the regions. prototype: prototypes, while the regions learn. none: nobody."""
 
 
 def _rates(**numbers: float) -> Any:

@@ -63,7 +63,7 @@ def _calibration(saved: SavedModel, head: TRMHead) -> str:
         return "Scores are not calibrated: 0.7 does not mean 70 %."
     scale, shift = head.calibration.pooled.tolist()
     on = saved.scores["calibrated_on"]
-    return f"Scores are calibrated on the {on}, class by class; all together: scale {scale:.2f}, shift {shift:.2f}."
+    return f"Scores are calibrated on the {on}; all classes together: scale {scale:.2f}, shift {shift:.2f}."
 
 
 def _rows(saved: SavedModel) -> list[tuple[str, ...]]:

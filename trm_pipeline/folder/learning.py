@@ -19,7 +19,7 @@ from trm_pipeline.methods import fit_training_free, zero_shot_tokens
 from trm_pipeline.methods.base import score
 from trm_pipeline.methods.global_head import fit_global_head, trm_head
 from trm_pipeline.progress import say
-from trm_pipeline.run.choose import pooled_ap, search
+from trm_pipeline.run.choose import pooled_ap, search, standard
 from trm_pipeline.run.prepared import Cell, Prepared, build
 from trm_pipeline.training.loop import train
 
@@ -91,6 +91,8 @@ def learn(
         learned = data.encode(result.method.prompts())
     head = trm_head(result.method, learned, chosen)
     assert head is not None
+    if head.calibration is None:  # regions alone
+        calibrate(head.eval(), own, known, expected)
     if len(chosen) < len(class_names):
         texts = frozen.text.clone()
         texts[trained] = learned
@@ -108,7 +110,7 @@ def calibrate(head: TRMHead, features: Features, targets: Tensor, expected_posit
     if present < CALIBRATED or (absent and absent < CALIBRATED) or (not absent and expected_positives is None):
         return False
     head.calibration = None
-    fitted = Calibration(len(head.class_names))
+    fitted = Calibration(len(head.class_names), device=head.text.device)
     head.calibration = fitted.fit(_logits(head, features), targets, expected_positives=None if absent else expected_positives)
     return True
 
@@ -133,7 +135,7 @@ def _preset(options: LearnOptions, targets: Tensor) -> Preset:
         epochs=epochs,
         lr=slower * EMBEDDED.lr,
         text_lr=slower * EMBEDDED.text_lr,
-        expected_positives=min(expected, 0.9 * targets.shape[1]),
+        expected_positives=min(expected, 0.9 * learned),
         single_negative=0.3 / learned,
         single_negative_until="end",
     )
@@ -194,7 +196,7 @@ def whole_is_of_use(own: Part, known: Tensor, text: Tensor, preset: Preset, expe
     """Whether the head of whole images ranks images that are held out from it as well as the class names do, if they are few.
 
     Its prior is made of the images themselves, and of a few of them it is worse than the class names: on drawn scenes of 8
-    images 59 mAP where zero-shot has 79, of 120 images 75. It then neither teaches nor has a share in the scores.
+    images 59 mAP where zero-shot has 79, of 120 images 75. It then has no share in the scores.
     """
     size = preset.batch_size
     if len(own) >= ENOUGH:
@@ -207,14 +209,14 @@ def whole_is_of_use(own: Part, known: Tensor, text: Tensor, preset: Preset, expe
         return made
 
     found: dict[str, list[float]] = {"whole images": [], "class names": []}
-    names = _standard(score(lambda batch: zero_shot_tokens(batch, text), own, size))
+    names = standard(score(lambda batch: zero_shot_tokens(batch, text), own, size))
     draw = torch.Generator().manual_seed(seed)
     for _ in range(DRAWS):
         asked = torch.rand(len(own), generator=draw) < 0.2
         if not (known[asked] == 1).any() or not (known[~asked] == 1).any():
             continue
         head = fitted(own.only(~asked), known[~asked])
-        whole = _standard(score(lambda batch, head=head: head(batch.tokens, batch.penultimate), own, size))  # type: ignore[misc]
+        whole = standard(score(lambda batch, head=head: head(batch.tokens, batch.penultimate), own, size))  # type: ignore[misc]
         # Without a known absence what is not listed counts as absent.
         labels = known[asked].clamp(min=0) if expected is not None else known[asked]
         found["whole images"].append(pooled_ap(whole[asked], labels))
@@ -224,12 +226,6 @@ def whole_is_of_use(own: Part, known: Tensor, text: Tensor, preset: Preset, expe
     shown = ", ".join(f"{word} {sum(values) / max(1, len(values)):.0f}" for word, values in found.items())
     say(f"the image as a whole is left out; average precision (%) on training images held out from it: {shown}")
     return False
-
-
-def _standard(scores: Tensor) -> Tensor:
-    """Of mean 0 and deviation 1 in each class: how often a class is present must not tell, which the names cannot know."""
-    apart = scores - scores.mean(dim=0)
-    return apart / apart.square().mean(dim=0).sqrt().clamp(min=1e-6)
 
 
 def probabilities(head: TRMHead, features: Features) -> Tensor:

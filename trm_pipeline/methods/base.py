@@ -34,7 +34,7 @@ class Setting:
     # Labels (N, C) that are left, and the frozen model's cosines (N, C) with the training images, for losses of the grid.
     targets: Tensor | None = None
     similarities: Callable[[], Tensor] | None = None
-    # The fitted head of whole images, and what it makes of the training images: probabilities (N, C), for a teacher.
+    # The fitted head of whole images, and what it makes of the training images: probabilities (N, C), for pseudo_rule=teacher.
     global_head: Callable[[], GlobalHead | None] | None = None
     estimates: Callable[[], Tensor | None] | None = None
 

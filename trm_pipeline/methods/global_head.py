@@ -110,6 +110,8 @@ class Merged(Wrapped):
         teaches: whether :meth:`finish` teaches the head of the whole image.
     """
 
+    finished: Tensor
+
     def __init__(
         self, inner: Method, head: GlobalHead, rate: float, *, expected_positives: float | None = None, teaches: bool = True
     ) -> None:
@@ -117,6 +119,7 @@ class Merged(Wrapped):
         self.head, self.rate = head, rate
         self.expected_positives, self.teaches = expected_positives, teaches
         self.calibration = Calibration(head.num_classes)
+        self.register_buffer("finished", torch.zeros((), dtype=torch.bool))  # whether the calibration was fitted
 
     def logits(self, batch: Batch, text: Tensor) -> Tensor:
         calibrated: Tensor = self.calibration(self._merged(batch, text))
@@ -132,15 +135,16 @@ class Merged(Wrapped):
         Each view errs in its own way, so the two together know more of an unknown label than the head does. Estimates that are
         not calibrated are too near to one half to teach anything.
         """
-        present, absent = (bool((targets == label).any()) for label in (1, 0))
+        sure = torch.where((targets == 0) | (targets == 1), targets, float(UNKNOWN))  # a soft label does not calibrate
+        present, absent = (bool((sure == label).any()) for label in (1, 0))
         expected = None if absent else self.expected_positives
         if not present or not absent and (expected is None or expected >= self.head.num_classes):
             return
 
         def calibrated() -> Tensor:
             with torch.random.fork_rng(devices=()):
-                logits = score(lambda batch: self._merged(batch, text), features, batch_size).to(text.device)
-            found: Tensor = self.calibration.fit(logits, targets, expected_positives=expected)(logits)
+                logits = score(lambda batch: self._merged(batch, text), features, batch_size)  # on the CPU, as the labels
+            found: Tensor = self.calibration.fit(logits, sure, expected_positives=expected)(logits.to(text.device))
             return found
 
         estimates = torch.sigmoid(calibrated())
@@ -148,6 +152,7 @@ class Merged(Wrapped):
             with torch.random.fork_rng(devices=()):
                 _fit(self.head, features, targets, batch_size, expected, estimates)
             calibrated()
+        self.finished.fill_(True)
 
     def loss(self, batch: Batch, text: Tensor, targets: Tensor, weak_negative: float = 0.0) -> dict[str, Tensor]:
         return self.inner.loss(batch, text, targets, weak_negative)
@@ -172,6 +177,7 @@ def trm_head(method: Method, text: Tensor, class_names: list[str]) -> TRMHead | 
     """What inference needs of a trained TRM, merged or not; None of another method."""
     whole: dict[str, Any] = {}
     if isinstance(method, Merged):
-        whole = {"global_head": method.head, "rate": method.rate, "calibration": method.calibration}
+        calibration = method.calibration if method.finished else None
+        whole = {"global_head": method.head, "rate": method.rate, "calibration": calibration}
     inner = unwrapped(method)
     return inner.head(text, class_names, **whole) if isinstance(inner, TRM) else None

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from trm_losses.labels import UNKNOWN
@@ -56,12 +55,24 @@ def hold_out(targets: Tensor, *, single: bool, seed: int) -> HeldOut:
     return HeldOut(torch.where(taken, float(UNKNOWN), targets), torch.where(taken, targets, float(UNKNOWN)))
 
 
-def named(logits: Tensor) -> Tensor:
-    """Log-chance (N, C) of each class to be the label of its image, if one of the present classes is named at random.
+def standard(scores: Tensor) -> Tensor:
+    """Scores (N, C) of mean 0 and deviation 1 in each class, so that the levels of classes do not tell."""
+    apart = scores - scores.mean(dim=0)
+    return apart / apart.square().mean(dim=0).sqrt().clamp(min=1e-6)
 
-    Single positives tell this, not presence: of an image with many classes each is named less often.
+
+def levelled(logits: Tensor, labels: Tensor) -> Tensor:
+    """Logits (N, C) that are standardised in each class, above the log-odds of how often labels (N, C) name the class.
+
+    Single positives do not tell levels: of an image with many classes each is named less often. A candidate that learns how often
+    each class is named would rank well by that alone. Here all candidates have the same levels, and the order of images in a
+    class is what tells them apart.
     """
-    return torch.log_softmax(F.logsigmoid(logits.double()), dim=1)
+    named = (labels == 1).sum(dim=0).double()
+    images = (labels == 1).any(dim=1).sum()
+    # Five images at the mean rate more: a class that nobody named has a level too.
+    rate = (named + 5 * named.mean() / images.clamp(min=1)) / (images + 5)
+    return standard(logits.double()) + torch.logit(rate, eps=1e-4)
 
 
 def precisions(logits: Tensor, asked: Tensor) -> Tensor:
@@ -175,8 +186,9 @@ class _Search:
 
         The first is of the settings as they are.
         """
-        scored = named if self.cell.known == "single" else lambda logits: logits
-        found = {name: precisions(scored(logits), self.asked) for name, logits in candidates.items()}
+        single = self.cell.known == "single"
+        scored = {name: levelled(logits, self.kept) if single else logits for name, logits in candidates.items()}
+        found = {name: precisions(logits, self.asked) for name, logits in scored.items()}
         self.scores |= {name: _mean(values) for name, values in found.items() if name}
         name = clearest(found)
         self.changes += name.split()

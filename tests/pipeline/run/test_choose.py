@@ -1,5 +1,7 @@
 """Settings chosen by known labels that were held out."""
 
+import math
+
 import pytest
 import torch
 
@@ -73,18 +75,23 @@ def test_precisions_are_those_of_one_ranking_of_all_entries():
     assert choose.precisions(logits, asked).tolist() == pytest.approx(wanted)
 
 
-def test_single_positives_are_ranked_by_the_chance_to_be_named():
-    """Of four present classes each is named less often than the only one, however sure all of them are."""
-    logits = 3 * torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
-    found = choose.named(logits)
-    for row, chances in zip(logits.double().tolist(), found.exp().tolist(), strict=True):
-        present = [1 / (1 + 2.718281828459045**-z) for z in row]
-        assert chances == pytest.approx([p / sum(present) for p in present])
-    crowded, alone = torch.full((1, 4), 3.0), torch.tensor([[2.0, -9.0, -9.0, -9.0]])
-    first = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
-    logits, asked = torch.cat([crowded, alone]), torch.cat([first, first])
-    assert choose.pooled_ap(choose.named(logits), asked) > choose.pooled_ap(logits, asked)
-    assert choose.named(torch.full((1, 4), -1e4)).isfinite().all()
+def test_single_positives_rank_images_in_a_class_and_not_levels():
+    """Levels are those of the labels, whatever a candidate has learned of them, and its scale does not matter."""
+    draw = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(30, 4, generator=draw), torch.full((30, 4), -1.0)
+    labels[torch.arange(20), torch.randint(4, (20,), generator=draw) // 2] = 1.0  # the last two classes are never named
+    found = choose.levelled(logits, labels)
+    counts = [int((labels[:, c] == 1).sum()) for c in range(4)]
+    for c, count in enumerate(counts):
+        column = logits[:, c].double().tolist()
+        mean = sum(column) / 30
+        deviation = (sum((x - mean) ** 2 for x in column) / 30) ** 0.5
+        rate = (count + 5 * (20 / 4) / 20) / 25
+        wanted = [(x - mean) / deviation + math.log(rate / (1 - rate)) for x in column]
+        assert found[:, c].tolist() == pytest.approx(wanted, rel=1e-5)
+    moved = logits * torch.tensor([2.0, 0.5, 1.0, 9.0]) + torch.tensor([5.0, -7.0, 0.0, 1.0])
+    torch.testing.assert_close(choose.levelled(moved, labels), found, rtol=1e-4, atol=1e-4)
+    assert choose.levelled(torch.ones(3, 4), torch.full((3, 4), -1.0)).isfinite().all()
 
 
 def test_a_candidate_has_to_gain_more_than_one_standard_error():
@@ -109,6 +116,7 @@ def test_the_best_of_each_list_is_trained_on_everything(run, tmp_path, monkeypat
     original = global_head.fit_global_head
     monkeypatch.setattr("trm_pipeline.run.prepared.fit_global_head", lambda *a, **k: fits.append(a[1]) or original(*a, **k))
     typed = ("--choose", "--methods", "linear", "linear+hill", "global", "trm", "--known", "0.5", "single")
+    typed += ("--set", "global-head.spread=0.0001")  # a bad start, which the list mends
     rows = run(*typed)
     assert [(row["method"], row["known"]) for row in rows] == [
         (m, k) for k in (0.5, "single") for m in ("linear", "linear+hill", "global", "trm")
@@ -116,8 +124,8 @@ def test_the_best_of_each_list_is_trained_on_everything(run, tmp_path, monkeypat
     for cell, kinds in (
         ("linear-known0.5", ["lr_factor"]),
         ("linear+hill-known0.5", ["lr_factor"]),
-        ("global-single", ["global-head.shrinkage", "global-head.spread"]),
-        ("trm-known0.5", ["lr_factor", "merge_rate"]),  # of layers that of the preset is best
+        ("global-known0.5", ["global-head.shrinkage", "global-head.spread"]),
+        ("trm-known0.5", ["global-head.shrinkage", "global-head.spread", "lr_factor", "merge_rate"]),
     ):
         found = read_json(tmp_path / "out" / "chosen" / f"{cell}-seed1.json")
         own = [name for name in found["scores"] if name.startswith("hill")]

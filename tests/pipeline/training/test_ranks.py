@@ -33,8 +33,9 @@ from trm_pipeline.config import presets
 from trm_pipeline.config.losses import LOSSES
 from trm_pipeline.drawn.devkit import write_drawn_voc
 from trm_pipeline.features import cached as features
-from trm_pipeline.methods import grid
+from trm_pipeline.methods import fit_training_free, grid
 from trm_pipeline.methods.base import score
+from trm_pipeline.methods.global_head import fit_global_head
 from trm_pipeline.run import arguments, cells, experiment, prepared
 from trm_pipeline.training import loop as training
 from trm_pipeline.training import pseudo_trace
@@ -43,6 +44,7 @@ COMMAND = ROOT / "examples" / "reproduce_voc.py"
 IMAGES, TEST, CLASSES, WIDTH, TOKENS = 50, 23, 5, 8, 6
 SIZES = {"train": 40, "val": 30, "test": 31}
 PROTOTYPES = {"pseudo_rule": "prototype", "prototype": {"positive": 0.6, "negative": 0.4}}
+MERGED = "trm, merged with the whole image"
 # The quick suite takes the first four; "single" stands for single positives.
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "linear": ("linear", {"single": True}),
@@ -50,6 +52,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "trm, prototypes": ("trm", PROTOTYPES),
     "text-pixel+role": ("text-pixel+role", {}),
     "trm, single positives": ("trm", {**PROTOTYPES, "single": True}),
+    MERGED: ("trm", {}),
     **{name: (name, {}) for name in methods.METHODS if name not in ("linear", "trm")},
     "positive-coop": ("positive-coop", {}),
     **{f"text-pixel+{loss}": (f"text-pixel+{loss}", {}) for loss in LOSSES if loss not in grid.PEERS},
@@ -102,6 +105,9 @@ def trained(rank: int | None, run: str, folder: str | None = None, stop: bool = 
     setting = methods.Setting(preset, text.float(), None, 100.0, steps, single=single, num_samples=IMAGES, targets=known)
     setting.similarities = lambda: score(partial(methods.zero_shot_tokens, text=text), train, preset.batch_size)
     setting.estimates = lambda: labels(IMAGES, CLASSES, seed=10, soft=True).clamp(min=0)
+    if run == MERGED:
+        prior = fit_training_free(train, text, 4)
+        setting.global_head = lambda: fit_global_head(train, known, prior, 4, penultimate=False, expected_positives=None)
     built = grid.build_method(method, setting).double()
     if stop:
         original = built.before_epoch
@@ -143,10 +149,23 @@ def same(found: list[dict[str, Any]], one: dict[str, Any]) -> None:
         assert rank["metrics"] == pytest.approx(one["metrics"], abs=1e-3) and rank["trace"] == one["trace"]
 
 
-@pytest.mark.parametrize("run", [*list(RUNS)[:4], *(pytest.param(name, marks=pytest.mark.nightly) for name in list(RUNS)[4:])])
+NIGHTLY = [pytest.param(name, marks=pytest.mark.nightly) for name in list(RUNS)[4:] if name != MERGED]
+
+
+@pytest.mark.parametrize("run", [*list(RUNS)[:4], *NIGHTLY])
 def test_two_processes_follow_one(pools: Callable[[int], Pool], run: str) -> None:
     same(pools(2).run(trained, run), one := trained(None, run))
     assert bool(one["trace"]) == (run in ("trm", "trm-paper") or run.startswith("trm, "))
+
+
+def test_two_processes_finish_as_one(pools: Callable[[int], Pool]) -> None:
+    """The whole image is taught by the scores of all images; its fit ends as near to the minimum as single precision finds it."""
+    found, one = pools(2).run(trained, MERGED), trained(None, MERGED)
+    assert one["state"]["finished"] and one["state"]["head.total"] == IMAGES
+    for key, value in one["state"].items():
+        assert torch.equal(found[0]["state"][key], found[1]["state"][key]), key
+        torch.testing.assert_close(found[0]["state"][key], value, rtol=2e-2, atol=2e-2, msg=lambda m, key=key: f"{key}: {m}")
+    assert found[0]["metrics"] == found[1]["metrics"] == pytest.approx(one["metrics"], abs=1)
 
 
 @pytest.mark.nightly
