@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from trm_losses.labels import UNKNOWN
@@ -55,6 +57,15 @@ def hold_out(targets: Tensor, *, single: bool, seed: int) -> HeldOut:
     return HeldOut(torch.where(taken, float(UNKNOWN), targets), torch.where(taken, targets, float(UNKNOWN)))
 
 
+def named(logits: Tensor) -> Tensor:
+    """Log-chance (N, C) of each class to be the label of its image, if one of the present classes is named at random.
+
+    Single positives tell this, not presence: of an image with many classes each is named less often. It is for scores whose level
+    is right, such as those of global heads.
+    """
+    return torch.log_softmax(F.logsigmoid(logits.double()), dim=1)
+
+
 def standard(scores: Tensor) -> Tensor:
     """Scores (N, C) of mean 0 and deviation 1 in each class, so that the levels of classes do not tell."""
     apart = scores - scores.mean(dim=0)
@@ -64,9 +75,8 @@ def standard(scores: Tensor) -> Tensor:
 def levelled(logits: Tensor, labels: Tensor) -> Tensor:
     """Logits (N, C) that are standardised in each class, above the log-odds of how often labels (N, C) name the class.
 
-    Single positives do not tell levels: of an image with many classes each is named less often. A candidate that learns how often
-    each class is named would rank well by that alone. Here all candidates have the same levels, and the order of images in a
-    class is what tells them apart.
+    A method that reads unknown labels of single positives as absent learns how often each class is named, and would rank well by
+    that alone. Here all candidates have the same levels, and the order of images in a class is what tells them apart.
     """
     named = (labels == 1).sum(dim=0).double()
     images = (labels == 1).any(dim=1).sum()
@@ -181,14 +191,14 @@ class _Search:
                 self._best({f"merge_rate={rate:g}": (1 - rate) * logits + rate * whole for rate in rates})
         return Chosen(self.changes, self.scores)
 
-    def _best(self, candidates: dict[str, Tensor]) -> Tensor:
+    def _best(self, candidates: dict[str, Tensor], ranked: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """The logits (N, C) of the candidate that clearly ranks best what was held out; its settings join the changes.
 
-        The first is of the settings as they are.
+        The first is of the settings as they are. With single positives what is ranked is what ``ranked`` makes of the logits,
+        :func:`levelled` ones by default.
         """
-        single = self.cell.known == "single"
-        scored = {name: levelled(logits, self.kept) if single else logits for name, logits in candidates.items()}
-        found = {name: precisions(logits, self.asked) for name, logits in scored.items()}
+        single, ranked = self.cell.known == "single", ranked or partial(levelled, labels=self.kept)
+        found = {name: precisions(ranked(logits) if single else logits, self.asked) for name, logits in candidates.items()}
         self.scores |= {name: _mean(values) for name, values in found.items() if name}
         name = clearest(found)
         self.changes += name.split()
@@ -209,7 +219,7 @@ class _Search:
                     found[name] = global_logits(head, self.data.features, self.preset.batch_size)
             self.data.layers.clear()
             self.data.layers[key] = found
-        return self._best(self.data.layers[key]) if self.data.layers[key] else None
+        return self._best(self.data.layers[key], named) if self.data.layers[key] else None
 
     def _logits(self, changes: list[str]) -> Tensor:
         """Logits of the method without the whole image, trained with these settings; nothing is scored on the way."""

@@ -75,7 +75,21 @@ def test_precisions_are_those_of_one_ranking_of_all_entries():
     assert choose.precisions(logits, asked).tolist() == pytest.approx(wanted)
 
 
-def test_single_positives_rank_images_in_a_class_and_not_levels():
+def test_global_heads_are_ranked_by_the_chance_to_be_named():
+    """Of four present classes each is named less often than the only one, however sure all of them are."""
+    logits = 3 * torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    found = choose.named(logits)
+    for row, chances in zip(logits.double().tolist(), found.exp().tolist(), strict=True):
+        present = [1 / (1 + 2.718281828459045**-z) for z in row]
+        assert chances == pytest.approx([p / sum(present) for p in present])
+    crowded, alone = torch.full((1, 4), 3.0), torch.tensor([[2.0, -9.0, -9.0, -9.0]])
+    first = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
+    logits, asked = torch.cat([crowded, alone]), torch.cat([first, first])
+    assert choose.pooled_ap(choose.named(logits), asked) > choose.pooled_ap(logits, asked)
+    assert choose.named(torch.full((1, 4), -1e4)).isfinite().all()
+
+
+def test_trained_methods_are_ranked_by_the_order_of_images_in_a_class():
     """Levels are those of the labels, whatever a candidate has learned of them, and its scale does not matter."""
     draw = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(30, 4, generator=draw), torch.full((30, 4), -1.0)
