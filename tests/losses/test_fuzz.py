@@ -138,6 +138,12 @@ def fitted(module: tl.GlobalHead, x: Inputs) -> tuple[Tensor, ...]:
     return tuple(buffer.clone() for buffer in module.fit([batch]).buffers(recurse=False))
 
 
+def finished(module: tl.TRMHead, x: Inputs) -> tuple[Tensor, ...]:
+    module.finish([(x["tokens"], None, x["targets"], x["key_padding_mask"])])
+    assert module.calibration is not None
+    return module.calibration.scale, module.calibration.shift
+
+
 PARTS |= {
     "from_ternary": function("from_ternary", labels.from_ternary, lambda b, c: {"labels": hard(b, c)}),
     "from_positive_only": function(
@@ -222,6 +228,7 @@ PARTS |= {
         lambda b, c: {**token_text(b, c), "mask": hard(b, c) == 1},
         lambda m, x: m.entries(m.prepare(x["tokens"], x["text"]), x["mask"]).features,
     ),
+    "head, finish": Part("TRMHead", head, lambda b, c: {**with_padding(b, c), "targets": hard(b, c)}, finished, smooth=False),
     "head, predict": Part(
         "TRMHead",
         head,
