@@ -126,7 +126,8 @@ def with_compiled(name: str, loss: Loss, peer: Loss, peer_name: str, given: tupl
 
 def matching_pairs(batch: int, classes: int, dim: int, *, compiled: bool = False) -> list[Pair]:
     g = torch.Generator().manual_seed(0)
-    regions = torch.randn(batch, classes, dim, generator=g).requires_grad_()
+    # Of unit length, as regions are: longer ones meet the clamp of the published formula, which has no gradient there.
+    regions = F.normalize(torch.randn(batch, classes, dim, generator=g), dim=-1).requires_grad_()
     text = torch.randn(classes, dim, generator=g).requires_grad_()
     y = labels(batch, classes, g)
     loss = TextRegionMatchingLoss(classes, validate=False)
