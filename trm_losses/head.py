@@ -202,8 +202,12 @@ class TRMHead(PerClassState):
                 f"{name}: batches must be (tokens, penultimate, targets), or with key_padding_mask as a fourth, got "
                 f"{'none; a generator is read once' if not seen else 'fewer parts'}"
             )
-        dims = [Dims(name, C=len(self.class_names)) for _ in seen]
-        targets = [own.targets(batch[2], "B C", validate=True).float() for own, batch in zip(dims, seen, strict=True)]  # type: ignore[arg-type]
+        targets = []
+        for _, _, labels, _ in seen:
+            dims = Dims(name, C=len(self.class_names))
+            dims.check("targets", labels, "B C", floating=False)
+            assert labels is not None
+            targets.append(dims.targets(labels, "B C", validate=True).float())
         kept = None if whole is None else {key: value.clone() for key, value in whole.state_dict().items()}
         try:
             scores = self._calibrate(seen, targets, expected_positives)

@@ -449,9 +449,10 @@ def test_finish_without_two_views_calibrates_alone() -> None:
             batches = [(x, None, *rest) for x, _, *rest in labelled(False)]
         whole = copy.deepcopy(made.global_head)
         expected = Calibration(3).fit(torch.cat(scores(made, batches)), y)
-        assert made.finish(batches).calibration is not None
-        torch.testing.assert_close(made.calibration.state_dict(), expected.state_dict())  # type: ignore[union-attr]
-        assert whole is None or whole.weight.equal(made.global_head.weight)  # type: ignore[union-attr]
+        found = made.finish(batches)
+        assert found.calibration is not None
+        torch.testing.assert_close(found.calibration.state_dict(), expected.state_dict())
+        assert whole is None or (found.global_head is not None and whole.weight.equal(found.global_head.weight))
         batches = labelled(False)
 
 
@@ -466,7 +467,8 @@ def test_finish_reads_its_batches_once() -> None:
 def test_finish_is_refused_in_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trm_losses.head.resolve_group", lambda distributed: object() if distributed else None)
     made = merged()
-    made.global_head.distributed = True  # type: ignore[union-attr]
+    assert made.global_head is not None
+    made.global_head.distributed = True
     with pytest.raises(ValueError, match="TRMHead: finish must see all images in one process, got several; use a head with"):
         made.finish(labelled(False))
 
