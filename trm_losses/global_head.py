@@ -72,8 +72,8 @@ class GlobalHead(FullPrecisionState):
         reads may be None.
 
     Raises:
-        ValueError, TypeError: shapes, devices, dtypes, NaN, settings, each by name; neither view. RuntimeError: logits before
-            :meth:`fit`.
+        ValueError, TypeError: shapes, devices, dtypes, NaN, settings, each by name; neither view; present labels alone without
+            what is expected of them. RuntimeError: logits before :meth:`fit`.
 
     Example:
         >>> import torch
@@ -166,6 +166,11 @@ class GlobalHead(FullPrecisionState):
             told = (estimates != UNKNOWN) & ~known
             counts = torch.stack([torch.where(known, targets, 0.0).sum(), known.sum(), told.sum()])
             present, asked, estimated = sum_over_ranks(counts, group).tolist()
+            if rate is None and 0 < asked == present and not estimated and asked < count * self.num_classes:
+                raise ValueError(
+                    f"{name}: targets must hold known absent labels, got {asked:.0f} present and 0 absent; give "
+                    f"expected_positives, the mean number of present classes of an image"
+                )
             own_estimates = rate is not None and present > 0 and not estimated
             joins = told | torch.tensor(own_estimates, device=device)
             importance = torch.where(known, 1.0, torch.where(joins, self.unknown_weight, 0.0))

@@ -265,6 +265,11 @@ def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
         tl.GlobalHead(**{"num_classes": 2, "width": 3, **settings})
 
 
+def test_present_labels_alone_need_what_is_expected() -> None:
+    with pytest.raises(ValueError, match="^GlobalHead: targets must hold known absent labels, got 3 present .*give expected_pos"):
+        unfitted().fit([(X, P, torch.tensor([[1, -1, -1, -1, 1], [-1, -1, 1, -1, -1]]))])
+
+
 def test_expected_positives_are_checked() -> None:
     with pytest.raises(ValueError, match="^GlobalHead: expected_positives must be above 0, got 0.0"):
         unfitted().fit(labelled_images(), expected_positives=0.0)
