@@ -474,28 +474,6 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def rates() -> dict[str, float]:
-    """What this machine reaches: a product of matrices, a copy of what no cache holds, and functions of what one does hold."""
-    square, large, row = torch.rand(1024, 1024), torch.rand(1 << 25), torch.rand(1 << 15)
-    copy, out = torch.empty_like(large), torch.empty_like(row)
-
-    def best(work: Callable[[], object]) -> float:
-        seconds = []
-        for _ in range(7):
-            start = time.perf_counter()
-            work()
-            seconds.append(time.perf_counter() - start)
-        return min(seconds)
-
-    found = {
-        "gemm_gflops": 2e-9 * 1024**3 / best(lambda: square @ square),
-        "stream_gbs": 8e-9 * large.numel() / best(lambda: copy.copy_(large)),  # read and written
-    }
-    for name, function in {"sigmoid": torch.sigmoid, "log": torch.log, "exp": torch.exp}.items():
-        found[f"{name}_ns"] = 1e9 / row.numel() * best(lambda function=function: function(row, out=out))  # type: ignore[misc]
-    return found
-
-
 def main(typed: Sequence[str] | None = None) -> None:
     parser = arguments(__doc__)
     parser.add_argument("--sizes", choices=["small", "full"], default="small", help="full takes some ten minutes")
@@ -503,7 +481,7 @@ def main(typed: Sequence[str] | None = None) -> None:
     args = parser.parse_args(typed)
     torch.manual_seed(0)
     sizes = SIZES["compiled" if args.compiled else args.sizes]
-    report((pair for build, size in sizes for pair in build(*size)), args, rates=rates)
+    report((pair for build, size in sizes for pair in build(*size)), args)
 
 
 def report(pairs: Iterable[Pair | None], args: argparse.Namespace, **more: Callable[[], object]) -> None:

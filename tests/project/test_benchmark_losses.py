@@ -54,7 +54,6 @@ def test_figures_of_every_pair(losses: ModuleType, tmp_path: Path, monkeypatch: 
     assert {"asymmetric", "matching", "contrast", "pooler", "prototypes", "pseudo-labels", "relations", "average"} <= parts
     peers = {row["peer"] for row in found["pairs"]}
     assert {"timm AsymmetricLossMultiLabel", "open_clip ClipLoss", "torchmetrics", "scikit-learn, a loop"} <= peers
-    assert all(value > 0 for value in found["rates"].values()) and {"gemm_gflops", "stream_gbs"} <= set(found["rates"])
     for row in found["pairs"]:
         low, high = row["time_ratio_quartiles"]
         assert low <= row["time_ratio"] <= high and row["milliseconds"] > 0 and row["peak_mib"] > 0

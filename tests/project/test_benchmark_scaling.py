@@ -96,44 +96,6 @@ def test_tables_say_what_was_measured(tables: ModuleType, tmp_path: Path, capsys
         tables.main([str(tmp_path / "nothing")])
 
 
-def test_targets_met_and_missed_and_what_the_machine_could_do(tables: ModuleType) -> None:
-    measured = {"milliseconds": 4.0, "peak_mib": 1.0, "time_ratio_quartiles": [0.1, 0.2]}
-
-    def line(pair: str, peer: str, time: float, memory: float) -> list[str]:
-        row = {"pair": pair, "peer": peer, "time_ratio": time, "memory_ratio": memory, **measured}
-        rates = {"stream_gbs": 10.0, "gemm_gflops": 100.0, "sigmoid_ns": 1.0, "log_ns": 1.0, "exp_ns": 1.0}
-        made = tables.targets_table([row], rates)
-        return [cell.strip() for cell in made.splitlines()[-1].strip("|").split("|")] if made else []
-
-    found = line("asymmetric loss 128x9605", "published formula", 0.2, 0.1)
-    limit = 128 * 9605 * (20 / 10e9 + 2e-9)  # bytes by bytes a second, and two functions of 1 ns
-    assert found == [
-        *("asymmetric loss", "128x9605", "published formula", "0.25", "0.2 (0.1–0.2)", "0.12", "0.1", "yes", "4.0 ms"),
-        f"{1e3 * limit:.1f} ms",
-    ]
-    assert line("asymmetric loss 128x9605", "published formula", 0.3, 0.1)[7] == "memory only"
-    assert line("asymmetric loss 128x9605", "published formula", 0.2, 0.2)[7] == "time only"
-    assert line("asymmetric loss 128x9605", "published formula", 0.3, 0.2)[7] == "no"
-    assert line("asymmetric loss 128x9605, compiled", "published formula", 0.2, 0.1) == []
-    products = f"{4096**2 * (2048e-8 + 1e-6):.0f} ms"
-    assert line("contrast 64x64x512 (4096 anchors)", "published N x N formula", 0.2, 0.1)[9] == products
-    by_floats = line("prototypes 64x80x512 (371 entries)", "loop over classes", 0.05, 30.0)
-    assert by_floats[5:8] == [f"{451 * 512 * 4 / 2**20:.2g} MiB", "1 MiB", "time only"]
-    assert tables.significant(float("nan")) == "–"
-
-
-@beside_timm
-def test_every_target_has_a_row_in_the_benchmarks(tables: ModuleType, benchmark_script: Callable[[str], ModuleType]) -> None:
-    """Of the parts in losses.py: the names are those of the sizes."""
-    losses = benchmark_script("losses")
-    wanted = [target for target in tables.TARGETS if target.pair.startswith(("asymmetric", "contrast", "average"))]
-    builds = {losses.asl_pairs, losses.contrast_pairs, losses.class_contrast_pairs, losses.metric_pairs}
-    given = [(build, size) for build, size in losses.SIZES["full"] if build in builds]
-    made = {(pair.name, pair.peer_name) for build, size in given for pair in build(*size)}
-    for target in wanted:
-        assert any(tables.fnmatchcase(name, target.pair) and peer == target.peer for name, peer in made), target
-
-
 def test_commands_name_benchmarks_and_their_options(
     benchmark_script: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

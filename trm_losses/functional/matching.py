@@ -28,7 +28,7 @@ def text_region_logits(regions: Tensor, text: Tensor, scale: Tensor | float, bia
     check_shapes("text_region_logits", regions=(regions, "B C D"), text=(text, "C D"), bias=(bias, "C?"))
     with full_precision(text):
         r = upcast(regions)
-        logits = scale * torch.linalg.vecdot(r, unit(text).to(r.dtype))
+        logits: Tensor = scale * torch.linalg.vecdot(r, unit(text).to(r.dtype))
         return logits if bias is None else logits - bias
 
 
