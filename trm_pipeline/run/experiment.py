@@ -74,6 +74,7 @@ def run(options: RunOptions) -> list[Row]:
             "device": data.device.type,
             "preset": dataclasses.asdict(options.preset),
             "weights": data.weights,
+            "classes": data.class_names,
             "labels": [tensor_digest(data.targets), tensor_digest(data.test_targets)],
             "known_labels": None if data.labels is None else tensor_digest(data.labels),
             **({"wrong": options.wrong} if options.wrong else {}),
@@ -111,7 +112,10 @@ def run(options: RunOptions) -> list[Row]:
         say(f"\nmAP (%) with {', '.join(unseen[0]['unseen'])} never labelled in training:\n{unseen_table(unseen)}")
     look_at_images(data, cells, options.output)
     page = make_report(
-        options.output, command=shlex.join([f"reproduce_{options.source.key}.py", *options.typed]), data=where, notes=notes
+        options.output,
+        command=shlex.join(["trm-losses", "reproduce", options.source.key, *options.typed]),
+        data=where,
+        notes=notes,
     )
     say(f"\n{options.output / 'results.json'}, {page}; {time.perf_counter() - started:.0f} s")
     return rows

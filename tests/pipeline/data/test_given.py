@@ -225,7 +225,7 @@ def test_every_kind_of_method_runs_and_a_trained_head_scores_tokens(
     metrics = evaluate(torch.logit(head.predict(tokens.half().float())), targets)
     assert row["mAP"] == pytest.approx(metrics["mAP"], abs=1e-3) and row["OF1"] == pytest.approx(metrics["OF1"], abs=1e-3)
     assert not list((tmp_path / "out").glob("saliency*")), "there are no images"
-    assert "reproduce_features.py" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "trm-losses reproduce features" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
     before = (tmp_path / "out" / "results.json").read_bytes()
     (tmp_path / "out" / "results.json").write_text(json.dumps(rows[:-3]), encoding="utf-8")

@@ -154,4 +154,6 @@ def test_the_best_of_each_list_is_trained_on_everything(run, tmp_path, monkeypat
     assert len({int((targets >= 0).sum()) for targets in fits}) == 4
     monkeypatch.setattr(choose, "search", None)
     (tmp_path / "out" / "results.json").unlink()
-    assert run(*typed) == rows
+    assert run(*typed, "--resume") == rows  # what was chosen is read again
+    with pytest.raises(TypeError, match="NoneType"):
+        run(*typed)

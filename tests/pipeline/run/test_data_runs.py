@@ -71,7 +71,7 @@ def test_a_dozen_images_become_a_row(
     assert f"averaged weights; {source(key).title}" in out
     names = (tmp_path / "names.txt").read_text(encoding="utf-8").split("\n")
     assert list(TRMHead.load(tmp_path / "out" / "trm-known0.5-seed1.pt").class_names) == names
-    command = f"reproduce_{key}.py --preset embedded"
+    command = f"trm-losses reproduce {key} --preset embedded"
     assert any(command in page.read_text(encoding="utf-8") for page in (tmp_path / "out").glob("*.html"))
 
 

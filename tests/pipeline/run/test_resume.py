@@ -19,6 +19,7 @@ from tests.helpers.runs import COLUMNS, read_json
 from trm_losses import TRMHead
 from trm_pipeline import files as checkpoint
 from trm_pipeline import methods
+from trm_pipeline.data.voc import class_prompt_names
 from trm_pipeline.run import cells, experiment, results
 
 SMALL = ("--methods", "trm", "trm-rule-teacher", "linear", "--known", "0.5", "single", "--epochs", "3", "--set", "batch_size=16")
@@ -161,6 +162,13 @@ def test_resume_refuses_other_settings_by_name(command, unbroken, change, messag
     assert before == (unbroken / "results.json").read_bytes()
 
 
+def test_resume_refuses_other_names_of_the_classes(command, unbroken, tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(reversed(class_prompt_names())), encoding="utf-8")
+    with pytest.raises(SystemExit, match="classes was .*, now "):
+        experiment.main([*command, "--output", str(unbroken), "--resume", "--class-names", str(names)])
+
+
 def test_a_checkpoint_of_other_labels_is_refused(tmp_path):
     path = tmp_path / "cell.pt"
     checkpoint.Checkpoint(path, {"labels": "a"}).save({"epoch": 1})
@@ -176,10 +184,11 @@ def test_without_resume_a_folder_is_begun_afresh(run, tmp_path):
     run("--methods", "trm-rule-teacher", "linear")
     (tmp_path / "out" / "checkpoints").mkdir(exist_ok=True)
     (tmp_path / "out" / "checkpoints" / "linear-known0.5-seed1.pt").write_bytes(b"of another run")
+    (tmp_path / "out" / "trm-known0.5-seed1.pt").write_bytes(b"of another run")
     rows = run("--methods", "linear")
     assert [row["method"] for row in rows] == ["linear"]
     assert run("--methods", "linear", "--resume", output=tmp_path / "nothing yet") == rows
-    assert not list((tmp_path / "out" / "pseudo").iterdir())
+    assert not list((tmp_path / "out" / "pseudo").iterdir()) and not list((tmp_path / "out").glob("trm-*.pt"))
     assert read_json(tmp_path / "out" / "run.json")["methods"] == ["linear"]
 
 
