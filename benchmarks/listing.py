@@ -16,7 +16,8 @@ import json
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,77 +27,41 @@ import repository  # noqa: F401
 Row = dict[str, Any]
 
 
-class DataSet(NamedTuple):
-    """Published numbers of a data set: images of each split, classes, labels an image."""
-
-    splits: dict[str, int]
-    classes: int
-    labels: float
-    write: Callable[[Path, dict[str, np.ndarray]], object]
-    read: Callable[[Path, str], Any]
-
-
 def blank(path: Path) -> None:
     """An image that is never opened."""
     path.touch()
 
 
-def write_coco(root: Path, labels: dict[str, np.ndarray]) -> object:
-    from tests.helpers import layouts
+class DataSet(NamedTuple):
+    """Published numbers of a data set: images of each split, classes, labels an image; the names of its layout and its reader."""
 
-    # The real file has 605,000 objects for 241,000 labels in some 450 MB, most of which is outlines.
-    return layouts.write_coco(root, labels, draw=blank, copies=3, corners=28)
+    splits: dict[str, int]
+    classes: int
+    labels: float
+    layout: str
+    reader: str
 
+    def write(self, root: Path, labels: dict[str, np.ndarray]) -> None:
+        from tests.helpers import layouts
 
-def read_coco(root: Path, split: str) -> Any:
-    from trm_pipeline.data.coco import COCO
+        write = getattr(layouts, f"write_{self.layout}")
+        if self.layout == "cub":  # one table, which says of each image where it belongs
+            table = np.concatenate(list(labels.values()))
+            write(root, table, [row < len(labels["train"]) for row in range(len(table))], np.full(table.shape, 3), draw=blank)
+            return
+        # The real file of COCO has 605,000 objects for 241,000 labels in some 450 MB, most of which is outlines.
+        write(root, labels, draw=blank, **({"copies": 3, "corners": 28} if self.layout == "coco" else {}))
 
-    return COCO(root, split)
-
-
-def write_vg(root: Path, labels: dict[str, np.ndarray]) -> object:
-    from tests.helpers import layouts
-
-    return layouts.write_vg(root, labels, draw=blank)
-
-
-def read_vg(root: Path, split: str) -> Any:
-    from trm_pipeline.data.vg200 import VG200
-
-    return VG200(root, split)
-
-
-def write_nus(root: Path, labels: dict[str, np.ndarray]) -> object:
-    from tests.helpers import layouts
-
-    return layouts.write_nus(root, labels, draw=blank)
-
-
-def read_nus(root: Path, split: str) -> Any:
-    from trm_pipeline.data.nus import NUS
-
-    return NUS(root, split)
-
-
-def write_cub(root: Path, labels: dict[str, np.ndarray]) -> object:
-    from tests.helpers import layouts
-
-    table = np.concatenate(list(labels.values()))
-    train = [row < len(labels["train"]) for row in range(len(table))]
-    return layouts.write_cub(root, table, train, np.full(table.shape, 3), draw=blank)
-
-
-def read_cub(root: Path, split: str) -> Any:
-    from trm_pipeline.data.cub import CUB
-
-    return CUB(root, split)
+    def read(self, root: Path, split: str) -> Any:
+        module, name = self.reader.split(".")
+        return getattr(import_module(f"trm_pipeline.data.{module}"), name)(root, split)
 
 
 DATA = {
-    "coco": DataSet({"train": 82783, "val": 40504}, 80, 2.9, write_coco, read_coco),
-    "vg200": DataSet({"train": 98249, "test": 10000}, 200, 10.0, write_vg, read_vg),
-    "nus": DataSet({"train": 161789, "test": 107859}, 81, 1.9, write_nus, read_nus),
-    "cub": DataSet({"train": 5994, "test": 5794}, 312, 31.4, write_cub, read_cub),
+    "coco": DataSet({"train": 82783, "val": 40504}, 80, 2.9, "coco", "coco.COCO"),
+    "vg200": DataSet({"train": 98249, "test": 10000}, 200, 10.0, "vg", "vg200.VG200"),
+    "nus": DataSet({"train": 161789, "test": 107859}, 81, 1.9, "nus", "nus.NUS"),
+    "cub": DataSet({"train": 5994, "test": 5794}, 312, 31.4, "cub", "cub.CUB"),
 }
 
 

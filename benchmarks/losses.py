@@ -288,7 +288,7 @@ def pseudo_label_pairs(batch: int, classes: int, dim: int, *, relations: bool = 
     visual, text, rule = bank.visual, bank.text, PrototypeRule(classes)
 
     def ours() -> tuple[Tensor, ...]:
-        return rule.similarities(regions, bank, text) if relations else intra_similarities(regions, visual, text)
+        return rule.similarities(regions, bank) if relations else intra_similarities(regions, visual, text)
 
     def loop() -> tuple[Tensor, ...]:
         found = torch.empty(4 if relations else 2, batch, classes)

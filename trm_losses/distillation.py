@@ -24,7 +24,7 @@ class RegionDistillationLoss(nn.Module):
         validate: look for NaN and infinity (waits for the device).
 
     Shape:
-        student_logits, teacher_logits (B, C), weights (B,) -> scalar, or (B,) with ``reduction="none"``.
+        student_logits, teacher_logits (B, C) -> scalar, or (B,) with ``reduction="none"``.
 
     Raises:
         ValueError: shapes, devices, option words, NaN or infinity, each by name. TypeError: not a floating-point tensor.
@@ -53,22 +53,17 @@ class RegionDistillationLoss(nn.Module):
         self.temperature, self.reduction = temperature, reduction
         self.distributed, self.validate = distributed, validate
 
-    def forward(self, student_logits: Tensor, teacher_logits: Tensor, weights: Tensor | None = None) -> Tensor:
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         """How far the student's logits (B, C) are from the teacher's; see the class."""
         dims = Dims(type(self).__name__)
         dims.check("student_logits", student_logits, "B C")
         dims.check("teacher_logits", teacher_logits, "B C")
-        if weights is not None:
-            dims.check("weights", weights, "B", hint="one factor for each image")
         if self.validate:
             check_finite(dims.owner, "student_logits", student_logits)
             check_finite(dims.owner, "teacher_logits", teacher_logits)
-            if weights is not None:
-                check_finite(dims.owner, "weights", weights)
         return TF.region_distillation(
             student_logits,
             teacher_logits,
-            weights,
             temperature=self.temperature,
             reduction=self.reduction,
             group=resolve_group(self.distributed),

@@ -190,18 +190,21 @@ class TRMHead(PerClassState):
             The module itself.
 
         Raises:
-            ValueError, TypeError: batches that are none; what :meth:`Calibration.fit` and :meth:`GlobalHead.fit` refuse; several
-                processes. The head is then as it was.
+            ValueError, TypeError: batches that are none; what :meth:`Calibration.fit` and :meth:`GlobalHead.fit` refuse; a
+                distributed global head, in several processes: each process calibrates by its own batches. The head is then
+                as it was.
         """
         name, whole, before = type(self).__name__, self.global_head, self.calibration
         if whole is not None and resolve_group(whole.distributed) is not None:
             raise ValueError(f"{name}: finish must see all images in one process, got several; use a head with distributed=False")
-        seen = [(*batch, None)[:4] for batch in batches]
-        if not seen or any(len(batch) < 4 for batch in seen):
+        given = [tuple(batch) for batch in batches]
+        wrong = {len(batch) for batch in given} - {3, 4}
+        if wrong or not given:
             raise ValueError(
                 f"{name}: batches must be (tokens, penultimate, targets), or with key_padding_mask as a fourth, got "
-                f"{'none; a generator is read once' if not seen else 'fewer parts'}"
+                f"{f'{min(wrong)} parts' if wrong else 'none; a generator is read once'}"
             )
+        seen = [(*batch, None)[:4] for batch in given]
         targets = []
         for _, _, labels, _ in seen:
             dims = Dims(name, C=len(self.class_names))
@@ -282,10 +285,6 @@ class TRMHead(PerClassState):
         )
         made.training = self.training
         return made
-
-    def param_groups(self, *, lr: float | None = None, weight_decay: float = 1e-2) -> list[dict[str, Any]]:
-        """For an optimiser: matrices with weight decay; scale, bias and norms without."""
-        return param_groups(self, lr=lr, weight_decay=weight_decay)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything :meth:`load` needs into one file (tensors and plain values, no code); not ``distributed``."""

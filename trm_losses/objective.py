@@ -202,12 +202,15 @@ class TRMObjective(PerClassState):
             if distillation:
                 raise ValueError(f"{cls.__name__}: distillation needs a factor and two heads: pooler={{'query_head': True}}")
             distillation = None
+        banked = contrast is not None or labeler is not None
+        if bank and not banked:
+            raise ValueError(f"{cls.__name__}: bank needs contrast or a labeler to read it; give contrast a factor, or a rule")
         return cls(
             RegionPooler(classes, dim, validate=validate, **pooler),
             TextRegionMatchingLoss(classes, **matching, **same),
             distillation=None if distillation is None else RegionDistillationLoss(**distillation, **same),
             contrast=None if contrast is None else MultimodalContrastiveLoss(**contrast, **same),
-            bank=None if contrast is None and labeler is None else PrototypeBank(classes, dim, init=text, **bank, **same),
+            bank=PrototypeBank(classes, dim, init=text, **bank, **same) if banked else None,
             labeler=None
             if labeler is None
             else PseudoLabeler(

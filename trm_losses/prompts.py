@@ -99,7 +99,7 @@ class PromptLearner(PerClassState):
         if names is None:
             raise ValueError(f"{name}: mode={mode!r} needs names, as backbone.embed_prompts(['dog.', ...]) gives them")
         check_number(name, "num_context", num_context, 1)
-        embeddings, eot, _ = names
+        embeddings, eot, *_ = names  # a plain pair will do
         dims.check("names.embeddings", embeddings, "C T Dw")
         dims.check("names.eot", eot, "C", floating=False)
         classes, _, width = embeddings.shape

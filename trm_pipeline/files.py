@@ -91,7 +91,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} must be JSON that a run wrote, and cannot be read ({error}); start without --resume") from error
+        raise ValueError(f"{path} must be JSON that a run wrote, and cannot be read ({error}); start the run afresh") from error
 
 
 def tensor_digest(tensor: Tensor) -> str:

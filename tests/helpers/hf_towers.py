@@ -112,7 +112,6 @@ def own_image_features(model: Any, family: str, images: Tensor, projection: Any 
         found = model(images).pooler_output
         return found if projection is None else found @ projection.T
     if family == "siglip2":
-        # from here on as its processor, which cuts single images
         patches = torch.stack([cut(image) for image in images])
         shape = torch.tensor([[images.shape[2] // 8, images.shape[3] // 8]]).repeat(len(images), 1)
         mask = torch.ones(patches.shape[:2], dtype=torch.int32)
@@ -128,10 +127,14 @@ def own_text_features(model: Any, **inputs: Any) -> Tensor:
 
 
 def cut(image: Tensor, step: int = 8) -> Tensor:
-    """Patches (N, P P 3) of an image (3, H, W), by hand: rows of pixels, with the channels of a pixel side by side."""
-    rows = range(0, image.shape[1], step)
-    columns = range(0, image.shape[2], step)
-    return torch.stack([image[:, i : i + step, j : j + step].permute(1, 2, 0).flatten() for i in rows for j in columns])
+    """Patches (N, P P 3) of an image (3, H, W), as the processor cuts it, which took (H, W, 3) before version 5."""
+    from transformers.models.siglip2.image_processing_siglip2 import convert_image_to_patches
+
+    try:
+        found = convert_image_to_patches(image, step)
+    except (ValueError, RuntimeError, TypeError):
+        found = convert_image_to_patches(image.permute(1, 2, 0).numpy(), step)
+    return torch.as_tensor(found).reshape(-1, 3 * step * step)
 
 
 # Weights of open_clip under the names of transformers

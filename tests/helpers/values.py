@@ -31,12 +31,12 @@ def labels(batch: int = BATCH, classes: int = CLASSES, seed: int = 0, soft: bool
     return y
 
 
-def shaken(module: nn.Module, seed: int = 7) -> nn.Module:
+def shaken(module: nn.Module, seed: int = 7, size: float = 0.2) -> nn.Module:
     """Parameters moved off their start, so that no zero or identity hides a term; without dropout."""
     source = generator(seed)
     with torch.no_grad():
         for p in module.parameters():
-            p.add_(0.2 * torch.randn(p.shape, generator=source))
+            p.add_(size * torch.randn(p.shape, generator=source))
     for part in module.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
@@ -82,11 +82,7 @@ def with_padding(batch: int, classes: int) -> Inputs:
 
 
 def two_logits(batch: int, classes: int) -> Inputs:
-    return {
-        "student_logits": 3 * normal(batch, classes, seed=8),
-        "teacher_logits": 3 * normal(batch, classes, seed=9),
-        "weights": torch.rand(batch, generator=generator(10), dtype=torch.float64),
-    }
+    return {"student_logits": 3 * normal(batch, classes, seed=8), "teacher_logits": 3 * normal(batch, classes, seed=9)}
 
 
 def named_right(features: Tensor, text: Tensor) -> float:

@@ -14,7 +14,7 @@ from torch import Tensor
 import trm_losses as tl
 from tests.helpers import oracles
 from tests.helpers.cases.calibration import calibration, held_out, random_numbers
-from tests.helpers.oracles.calibration import listed_probability, minimum
+from tests.helpers.oracles.calibration import minimum
 from tests.helpers.values import CLASSES, generator, normal
 from trm_losses.calibration import LEAST
 from trm_losses.metrics import average_precision, calibration_error, f1_scores
@@ -167,15 +167,6 @@ def test_other_classes() -> None:
 
 
 # Single positives -----------------------------------------------------------------------------------------------------------
-
-
-def test_the_probability_of_the_listed_class_by_drawing() -> None:
-    """The oracle's, against what is drawn: three classes, each present by itself, one of the present ones listed."""
-    p = torch.tensor([0.7, 0.2, 0.4], dtype=torch.float64)
-    present = random_numbers(200_000, 3, seed=1) < p
-    listed = (random_numbers(200_000, 3, seed=2) * present).argmax(dim=1)[present.any(dim=1)]
-    share = torch.bincount(listed) / len(listed)
-    assert share.tolist() == pytest.approx([listed_probability(p.tolist(), k) for k in range(3)], abs=0.005)
 
 
 @pytest.mark.parametrize("classes, positives", [(20, 1.5), (20, 5.0), (5, 2.0)])

@@ -1,4 +1,4 @@
-"""Compiled for any batch size, over ranks, and while steps are counted; exported, and run by another runtime."""
+"""Compiled for any batch size, and while steps are counted; exported, and run by another runtime."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from torch import Tensor, nn
 import trm_losses as tl
 from tests.helpers import trust
 from tests.helpers.cases.objective import objective
-from tests.helpers.ranks import Pool
 from tests.helpers.values import CLASSES, TOKENS, WIDTH, labels, normal
 
 # One of each way through the code: the others share theirs, and compile for one batch size in test_modules.py.
-DYNAMIC = ("matching", "contrast, weights and prototypes", "pseudo-labels", "large loss")
+DYNAMIC = ("matching", "contrast, weights and prototypes", "pseudo-labels", "large loss, correct", "ROLE", "GPR")
 
 
 @contextlib.contextmanager
@@ -75,39 +74,6 @@ def test_steps_of_the_objective_are_one_graph(labelled: bool) -> None:
     for key, value in twin.state_dict().items():
         torch.testing.assert_close(made.state_dict()[key], value, rtol=1e-4, atol=1e-5, msg=key)
     assert not labelled or (weights[:2] == [0.0, 0.0] and weights[3] > weights[2] >= 0)
-
-
-def over_two(rank: int, fullgraph: bool) -> tuple[float, Tensor] | str:
-    """The contrast of this rank's rows, compiled."""
-    torch._dynamo.reset()
-    part = trust.named("contrast")
-    inputs = {key: x if key == "text" else x[5 * rank : 5 + 3 * rank] for key, x in part.inputs(8, part.setting).items()}
-    module = part.build(part.setting)
-    module.distributed = True  # type: ignore[assignment]
-    whole = torch.compile(trust.Caller(part, module), fullgraph=fullgraph, backend="eager")
-    inputs["regions"].requires_grad_()
-    try:
-        value = whole(inputs)
-    except Exception as error:
-        return str(error)
-    value.backward()
-    assert inputs["regions"].grad is not None
-    return float(value), inputs["regions"].grad
-
-
-def test_compiled_contrast_over_ranks() -> None:
-    """It runs as it is between compiled parts, and refuses to be part of a whole graph; never wrong."""
-    pool = Pool(2)
-    part = trust.named("contrast")
-    inputs = part.inputs(8, part.setting)
-    inputs["regions"].requires_grad_()
-    expected = part.call(part.build(part.setting), inputs)
-    expected.backward()
-    ranks = pool.run(over_two, False)
-    assert sum(value for value, _ in ranks) / 2 == pytest.approx(float(expected.detach()), rel=1e-9)
-    torch.testing.assert_close(torch.cat([g for _, g in ranks]) / 2, inputs["regions"].grad)
-    assert all(isinstance(said, str) and "torch.compiler.disable" in said for said in pool.run(over_two, True))
-    pool.close()
 
 
 def head(query: Any, which: Any) -> tl.TRMHead:

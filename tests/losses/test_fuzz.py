@@ -102,17 +102,6 @@ def scored(b: int, c: int) -> Inputs:
     return {"scores": normal(b, c, seed=1), "targets": hard(b, c)}
 
 
-def pseudo(c: int) -> tl.PseudoLabels:
-    return tl.PseudoLabels(given_labels(8, c, seed=5), torch.ones(8, c), torch.ones(8, c))
-
-
-def merged(labels: tl.PseudoLabels, x: Inputs) -> Tensor:
-    """The pseudo-labels of as many images as there are targets."""
-    targets = x["targets"]
-    rows = len(targets) if isinstance(targets, Tensor) and targets.ndim else 8
-    return tl.PseudoLabels(*(part[:rows] for part in labels)).merge(targets)
-
-
 def logits(b: int, c: int) -> Tensor:
     return 2 * normal(b, c, seed=1)
 
@@ -188,7 +177,6 @@ PARTS |= {
         smooth=False,
         nan=True,
     ),
-    "pseudo-labels, merge": Part("PseudoLabels", pseudo, lambda b, c: {"targets": given_labels(b, c, seed=3)}, merged, pure=True),
     "ROLE, start": function(
         "ROLELoss",
         lambda targets: baselines.ROLELoss(targets, 1.5, generator=generator()).estimates.detach(),

@@ -486,7 +486,8 @@ def test_finish_takes_what_training_takes() -> None:
 
 REFUSED: list[tuple[Any, type[Exception], str]] = [
     (lambda: [], ValueError, "TRMHead: batches must be .*, got none; a generator is read once"),
-    (lambda: [(TOKENS, PENULTIMATE)], ValueError, "TRMHead: batches must be .*, got fewer parts"),
+    (lambda: [(TOKENS, PENULTIMATE)], ValueError, "TRMHead: batches must be .*, got 2 parts"),
+    (lambda: [(TOKENS, PENULTIMATE, *[torch.ones(2, 3)] * 3)], ValueError, "TRMHead: batches must be .*, got 5 parts"),
     (lambda: [(TOKENS, PENULTIMATE, None)], TypeError, "TRMHead: targets must be a torch.Tensor, got NoneType"),
     (lambda: [(TOKENS, PENULTIMATE, torch.full((2, 3), 2))], ValueError, "TRMHead: targets must be 1 .*, got 2"),
     (lambda: labelled(True), ValueError, "Calibration: targets must hold known absent labels"),
@@ -494,7 +495,9 @@ REFUSED: list[tuple[Any, type[Exception], str]] = [
 ]
 
 
-@pytest.mark.parametrize("batches, error, message", REFUSED, ids=["none", "two parts", "no labels", "labels", "single", "NaN"])
+@pytest.mark.parametrize(
+    "batches, error, message", REFUSED, ids=["none", "two parts", "five parts", "no labels", "labels", "single", "NaN"]
+)
 def test_a_refused_finish_says_why_and_changes_nothing(batches: Any, error: type[Exception], message: str) -> None:
     made = merged()
     made.calibration = Calibration(3)
@@ -586,7 +589,7 @@ def test_a_calibrated_head_keeps_its_precision_and_compiles() -> None:
 def test_param_groups_cover_everything_once(kind: Any) -> None:
     made = head(query=kind)
     made.pooler.key_weight.requires_grad_(False)
-    decayed, rest = made.param_groups(weight_decay=0.3)
+    decayed, rest = param_groups(made, weight_decay=0.3)
     assert (decayed["weight_decay"], rest["weight_decay"]) == (0.3, 0.0) and "lr" not in decayed
     names = {id(p): name for name, p in made.named_parameters()}
     named = [{names[id(p)] for p in group["params"]} for group in (decayed, rest)]
@@ -595,7 +598,7 @@ def test_param_groups_cover_everything_once(kind: Any) -> None:
     assert named[0] | named[1] == {name for name, p in made.named_parameters() if p.requires_grad}
     assert not named[0] & named[1] and sum(len(g["params"]) for g in (decayed, rest)) == len(named[0] | named[1])
     assert {"matching.log_scale", "matching.bias", "pooler.log_attention_scale", "pooler.mlp.0.weight"} <= named[1]
-    torch.optim.AdamW(made.param_groups(lr=0.1))
+    torch.optim.AdamW(param_groups(made, lr=0.1))
 
 
 def test_param_groups_of_several_modules() -> None:

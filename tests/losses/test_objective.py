@@ -334,6 +334,7 @@ def test_from_text_adds_to_one_recipe_what_the_other_has() -> None:
             for rule, recipe in ((TeacherRule(ESTIMATES), "default"), (PrototypeRule(3), "paper"))
         ),
         ({"contrast": {"temperature": 0.2}}, "contrast needs a factor, such as objective="),
+        ({"bank": {"momentum": 0.9}}, "bank needs contrast or a labeler to read it"),
         ({"distillation": {"temperature": 2.0}}, "distillation needs a factor and two heads: pooler="),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",

@@ -52,6 +52,11 @@ def test_contexts_stand_between_start_and_name(mode: Any, shape: tuple[int, ...]
     assert torch.equal(learner.context.grad, torch.full(shape, 5.0 if mode == "shared" else 1.0))
 
 
+def test_a_plain_pair_of_names_will_do() -> None:
+    learner = PromptLearner("shared", names=names(5)[:2], num_context=3)  # type: ignore[arg-type]
+    assert torch.equal(learner.eot, names(5).eot + 3)
+
+
 def test_contexts_start_small_or_where_told() -> None:
     torch.manual_seed(0)
     start = PromptLearner("csc", names=names(50), num_context=16).context

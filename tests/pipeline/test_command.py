@@ -1,6 +1,7 @@
 """The command trm-losses: a folder to try it on, data sets by name, and what it says where the pipeline is not installed."""
 
 import builtins
+import itertools
 import sys
 
 import pytest
@@ -26,6 +27,19 @@ def test_a_demo_is_a_folder_with_gaps_in_its_labels(tmp_path, capsys):
         command.main(["demo", str(tmp_path / "demo")])
     with pytest.raises(SystemExit, match="--images must be at least 2"):
         command.main(["demo", str(tmp_path / "other"), "--images", "1"])
+
+
+def test_an_interrupted_demo_leaves_nothing(tmp_path, monkeypatch, capsys):
+    def scene(rng, *_):
+        if next(count) == 3:
+            raise KeyboardInterrupt
+        return draw_scene(rng, *_)
+
+    count, draw_scene = itertools.count(), demo.draw_scene
+    monkeypatch.setattr(demo, "draw_scene", scene)
+    with pytest.raises(SystemExit):
+        command.main(["demo", str(tmp_path)])
+    assert "nothing was written" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("data", command.SOURCES)

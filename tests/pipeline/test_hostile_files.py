@@ -301,6 +301,6 @@ def test_a_broken_record_of_a_run_is_one_clear_line(name: str, tmp_path: Path) -
     run = results.Results(tmp_path, [])
     run.start({"a": 1}, resume=False)
     (tmp_path / name).write_text('{"a": ', encoding="utf-8")
-    with pytest.raises(ValueError, match=f"{name} must be JSON that a run wrote, and cannot be read .*; start without --resume"):
+    with pytest.raises(ValueError, match=f"{name} must be JSON that a run wrote, and cannot be read .*; start the run afresh"):
         run.start({"a": 1}, resume=True)
     assert checkpoint.read_json(ROOT / "tests" / "project" / "public_names.json")

@@ -16,7 +16,9 @@ between are soft. Unless a class says otherwise a mean runs over all B * C entri
 entry that gives nothing counts there too. Logarithms are taken from logits; most of the published codes take log(p + 1e-5),
 which stops the gradient of what is confidently wrong. Where a method was published for positive labels alone, known absent
 labels take the term of binary cross-entropy; each class says what is ours. ``distributed`` joins the batch of all ranks:
-for means and sums over it, for what is expected of it and ranked in it, and for what ``update`` keeps.
+for means and sums over it, for what is expected of it and ranked in it, and for what ``update`` keeps. ``validate`` checks
+label values and ids, and looks for NaN; that waits for the device. All refuse by name: a ValueError for shapes, devices and
+values, a TypeError for what is no tensor or not floating point.
 """
 
 from __future__ import annotations

@@ -18,14 +18,9 @@ class AssumeNegativeLoss(Baseline):
     Args:
         smoothing: :math:`\eta`, 0 for AN; 0.1 is published for AN-LS: labels of 0.9 and 0.1, not the halves of classic
             smoothing.
-        distributed: False, True or a process group: the batch is then that of all ranks.
-        validate: check label values and look for NaN (waits for the device).
 
     Shape:
         logits, targets (B, C) -> scalar.
-
-    Raises:
-        ValueError: shapes, devices, label values or NaN, each by name. TypeError: not a tensor, not floating point.
 
     Example:
         >>> import torch

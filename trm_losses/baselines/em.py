@@ -20,14 +20,9 @@ class EMLoss(Baseline):
 
     Args:
         alpha: :math:`\alpha`; published are 0.2 (VOC), 0.1 (COCO, NUS) and 0.01 (CUB).
-        distributed: False, True or a process group: the batch is then that of all ranks.
-        validate: check label values and look for NaN (waits for the device).
 
     Shape:
         logits, targets (B, C) -> scalar.
-
-    Raises:
-        ValueError: shapes, devices, label values or NaN, each by name. TypeError: not a tensor, not floating point.
 
     Example:
         >>> EMLoss(alpha=0.2)(torch.zeros(1, 2), torch.tensor([[1., -1.]]))  # (1 - 0.2) log 2 / 2

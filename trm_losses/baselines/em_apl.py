@@ -35,15 +35,12 @@ class EMAPLLoss(Baseline):
         label_share: :math:`\theta`.
         warmup: w; published are 5 (VOC, COCO), 4 (NUS) and 3 (CUB).
         published_epochs: T.
-        distributed: False, True or a process group: the batch is then that of all ranks.
-        validate: check label values and ids, and look for NaN (waits for the device).
 
     Shape:
         logits, targets (B, C), ids (B,) int64 -> scalar.
 
     Raises:
-        ValueError: shapes, devices, label values, ids or NaN, each by name; a pass before the first :meth:`update`.
-        TypeError: not a tensor, not floating point.
+        ValueError: a pass before the first :meth:`update`.
 
     Example:
         >>> loss = EMAPLLoss(2, 1, label_share=0.5, warmup=1, published_epochs=2)

@@ -29,14 +29,9 @@ class EPRLoss(Baseline):
     Args:
         expected_positives: k, the mean number of present labels of an image; published are the true means of 1.5 (VOC),
             2.9 (COCO), 1.9 (NUS) and 31.4 (CUB), which single positives cannot tell.
-        distributed: False, True or a process group: the batch is then that of all ranks.
-        validate: check label values and look for NaN (waits for the device).
 
     Shape:
         logits, targets (B, C) -> scalar.
-
-    Raises:
-        ValueError: shapes, devices, label values or NaN, each by name. TypeError: not a tensor, not floating point.
 
     Example:
         >>> EPRLoss(1.0)(torch.zeros(1, 2), torch.tensor([[1., -1.]]))  # one of two is expected as it is

@@ -23,14 +23,9 @@ class GCELoss(Baseline):
 
     Args:
         q: from 0, cross-entropy, to 1, mean absolute error; the more labels are wrong, the larger.
-        distributed: False, True or a process group: the batch is then that of all ranks.
-        validate: check label values and look for NaN (waits for the device).
 
     Shape:
         logits, targets (B, C) -> scalar.
-
-    Raises:
-        ValueError: shapes, devices, label values or NaN, each by name. TypeError: not a tensor, not floating point.
 
     Example:
         >>> loss = GCELoss(q=0.5)

@@ -36,14 +36,9 @@ class GRLoss(Baseline):
         center, width: :math:`\mu` and :math:`\varsigma` likewise.
         q_present, q_absent: :math:`q_+` and :math:`q_-`, from 0 (cross-entropy) to 1 (mean absolute error) and above;
             the second is 1.5 for CUB.
-        distributed: False, True or a process group: the batch is then that of all ranks.
-        validate: check label values and look for NaN (waits for the device).
 
     Shape:
         logits, targets (B, C) -> scalar.
-
-    Raises:
-        ValueError: shapes, devices, label values or NaN, each by name. TypeError: not a tensor, not floating point.
 
     Example:
         >>> loss = GRLoss(slope=(0, 0), offset=(-99, -99), width=(math.inf, math.inf))  # K = 0 and V = 1
@@ -126,13 +121,10 @@ class GPRLoss(GRLoss):
             for CUB.
         confidence: :math:`\rho`, the soft label of a pseudo-positive.
         weight_expected: :math:`\beta`, 0.05 (VOC), 0.001 (COCO, NUS), 0.01 (CUB).
-        options: of :class:`GRLoss`; ``validate`` is of ids too.
+        options: of :class:`GRLoss`.
 
     Shape:
         logits, targets (B, C), ids (B,) int64 -> scalar.
-
-    Raises:
-        ValueError: shapes, devices, label values, ids or NaN, each by name. TypeError: not a tensor, not floating point.
 
     Example:
         >>> loss = GPRLoss(torch.tensor([[0.6, 0.3, 0.1]]), 1.0, negative_share=0.4, weight_expected=0.0)

@@ -24,14 +24,9 @@ class HillLoss(Baseline):
         margin: m; 0.5 to 1 is advised.
         gamma: :math:`\gamma`.
         reduction: ``"sum"``, as published: then the learning rate goes with B * C; or ``"mean"`` over B * C.
-        distributed: False, True or a process group: the batch is then that of all ranks.
-        validate: check label values and look for NaN (waits for the device).
 
     Shape:
         logits, targets (B, C) -> scalar.
-
-    Raises:
-        ValueError: shapes, devices, label values or NaN, each by name. TypeError: not a tensor, not floating point.
 
     Example:
         >>> HillLoss()(torch.zeros(1, 1), torch.tensor([[-1.]]))

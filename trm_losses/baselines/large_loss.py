@@ -40,14 +40,9 @@ class LargeLoss(Baseline):
             (COCO, NUS), 0.4 / 0.4 / 0.2 (CUB). Default: that of COCO.
         num_samples, num_classes: n, C of the training set, for ``"correct_permanently"``.
         published_epochs: T.
-        distributed: False, True or a process group: the batch is then that of all ranks.
-        validate: check label values and ids, and look for NaN (waits for the device).
 
     Shape:
         logits, targets (B, C), ids (B,) int64, where the scheme keeps labels -> scalar.
-
-    Raises:
-        ValueError: shapes, devices, label values, ids or NaN, each by name. TypeError: not a tensor, not floating point.
 
     Example:
         >>> loss = LargeLoss(scheme="reject", delta=0.5)

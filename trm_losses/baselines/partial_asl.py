@@ -39,14 +39,9 @@ class PartialASLLoss(Baseline):
         prior_threshold: share of images above which a class is left out where unknown.
         likely: entries an image, on average, that are left out as likely present.
         reduction: ``"sum"``, as published: then the learning rate goes with B * C; or ``"mean"`` over B * C.
-        distributed: False, True or a process group: the batch is then that of all ranks.
-        validate: check label values and look for NaN (waits for the device).
 
     Shape:
         logits, targets (B, C) -> scalar.
-
-    Raises:
-        ValueError: shapes, devices, label values or NaN, each by name. TypeError: not a tensor, not floating point.
 
     Example:
         >>> logits, targets = torch.tensor([[0., 2.]]), torch.tensor([[1., -1.]])

@@ -20,14 +20,9 @@ class PartialBCELoss(Baseline):
 
     Args:
         alpha, beta, gamma: of g. 1, 0 and -1 give the mean over the known labels of each image.
-        distributed: False, True or a process group: the batch is then that of all ranks.
-        validate: check label values and look for NaN (waits for the device).
 
     Shape:
         logits, targets (B, C) -> scalar.
-
-    Raises:
-        ValueError: shapes, devices, label values or NaN, each by name. TypeError: not a tensor, not floating point.
 
     Example:
         >>> import torch

@@ -33,14 +33,9 @@ class ROLELoss(Baseline):
             where unknown.
         expected_positives: k of :class:`EPRLoss`.
         generator: of the start of unknown labels.
-        distributed: False, True or a process group: the batch is then that of all ranks.
-        validate: check label values and ids, and look for NaN (waits for the device).
 
     Shape:
         logits, targets (B, C), ids (B,) int64 -> scalar.
-
-    Raises:
-        ValueError: shapes, devices, label values, ids or NaN, each by name. TypeError: not a tensor, not floating point.
 
     Example:
         >>> _ = torch.manual_seed(0)

@@ -30,14 +30,9 @@ class SPLCLoss(Baseline):
         margin: m. gamma: :math:`\gamma`.
         start: the first epoch, counted from 0, that corrects.
         reduction: ``"sum"``, as published: then the learning rate goes with B * C; or ``"mean"`` over B * C.
-        distributed: False, True or a process group: the batch is then that of all ranks.
-        validate: check label values and look for NaN (waits for the device).
 
     Shape:
         logits, targets (B, C) -> scalar.
-
-    Raises:
-        ValueError: shapes, devices, label values or NaN, each by name. TypeError: not a tensor, not floating point.
 
     Example:
         >>> loss, logits, targets = SPLCLoss(), torch.tensor([[2.]]), torch.tensor([[-1.]])

@@ -29,14 +29,9 @@ class VLPLLoss(Baseline):
         alpha: :math:`\alpha`, 0.2 (VOC), 0.1 (COCO, NUS), 0.01 (CUB). beta: :math:`\beta`.
         temperature: :math:`\tau`. threshold: :math:`\theta`.
         negative_share: :math:`\delta`.
-        distributed: False, True or a process group: the batch is then that of all ranks.
-        validate: check label values and ids, and look for NaN (waits for the device).
 
     Shape:
         logits, targets (B, C), ids (B,) int64 -> scalar.
-
-    Raises:
-        ValueError: shapes, devices, label values, ids or NaN, each by name. TypeError: not a tensor, not floating point.
 
     Example:
         >>> loss = VLPLLoss(torch.tensor([[0.3, 0.2, 0.2]]))

@@ -14,15 +14,8 @@ class WeakAssumeNegativeLoss(Baseline):
     .. math:: L = \frac{1}{BC} \Big[ \sum_{bc:\,y \ge 0} \mathrm{BCE}(y_{bc}, p_{bc})
         + \frac{1}{C-1} \sum_{bc:\,y = -1} -\log(1 - p_{bc}) \Big]
 
-    Args:
-        distributed: False, True or a process group: the batch is then that of all ranks.
-        validate: check label values and look for NaN (waits for the device).
-
     Shape:
         logits, targets (B, C) -> scalar.
-
-    Raises:
-        ValueError: shapes, devices, label values or NaN, each by name. TypeError: not a tensor, not floating point.
 
     Example:
         >>> WeakAssumeNegativeLoss()(torch.zeros(1, 3), torch.tensor([[1., -1., -1.]]))  # (1 + 1 / 2 + 1 / 2) log 2 / 3

@@ -15,7 +15,6 @@ from ._shapes import Reduction, check_shapes
 def region_distillation(
     student_logits: Tensor,
     teacher_logits: Tensor,
-    weights: Tensor | None = None,
     *,
     temperature: float = 4.0,
     reduction: Reduction = "mean",
@@ -27,25 +26,17 @@ def region_distillation(
 
     Args:
         student_logits, teacher_logits: (B, C), without the bias of the classes. The teacher gets no gradient.
-        weights: (B,) a factor for each image.
         temperature: T.
         reduction: ``"mean"`` over images, ``"sum"``, or ``"none"`` -> (B,).
         group: process group over which ``"mean"`` counts the images, and whose average ``"sum"`` makes a sum.
 
     Reference: region teaches query is the patent's; the form over classes is what the authors' other code suggests.
     """
-    check_shapes(
-        "region_distillation",
-        student_logits=(student_logits, "B C"),
-        teacher_logits=(teacher_logits, "B C"),
-        weights=(weights, "B?"),
-    )
+    check_shapes("region_distillation", student_logits=(student_logits, "B C"), teacher_logits=(teacher_logits, "B C"))
     with full_precision(student_logits):
         student, teacher = upcast(student_logits) / temperature, upcast(teacher_logits.detach()) / temperature
         divergence = F.kl_div(F.log_softmax(student, dim=-1), F.log_softmax(teacher, dim=-1), log_target=True, reduction="none")
         loss = temperature**2 * divergence.sum(dim=-1)
-        if weights is not None:
-            loss = loss * upcast(weights)
         if reduction == "none":
             return loss
         if reduction == "sum":

@@ -16,7 +16,7 @@ from .._state import FullPrecisionState
 from ..labels import UNKNOWN
 from ..prototypes import PrototypeBank
 from .prototype import PrototypeRule
-from .rule import Evidence, PseudoLabels, Rule, label_prior
+from .rule import Evidence, PseudoLabels, Rule
 
 
 class PseudoLabeler(FullPrecisionState):
@@ -37,10 +37,10 @@ class PseudoLabeler(FullPrecisionState):
         warmup_steps: updates without pseudo-labels; 10 % of training is a good start.
         ramp_steps: updates in which their weights grow.
         distributed: False, True or a process group: statistics are over all ranks. Every rank must then ask when one does.
-        validate: check label values and look for NaN (waits for the device).
+        validate: check label values and ids, and look for NaN (waits for the device).
 
     Shape:
-        regions (B, C, D), targets (B, C), text (C, D), logits (B, C), ids (B,) -> :class:`PseudoLabels` of (B, C).
+        regions (B, C, D), targets (B, C), logits (B, C), ids (B,) -> :class:`PseudoLabels` of (B, C).
 
     Raises:
         ValueError, TypeError: shapes, devices, label values, settings, each by name; what the rule needs and was not given.
@@ -123,14 +123,16 @@ class PseudoLabeler(FullPrecisionState):
     @property
     def prior(self) -> Tensor:
         """(C,) share of present among the known labels so far; pooled over classes for classes without any."""
-        return label_prior(self.known_count)
+        absent, present = self.known_count.float()
+        known = absent + present
+        pooled = present.sum() / known.sum().clamp(min=1)
+        return torch.where(known > 0, present / known.clamp(min=1), pooled)
 
     def _evidence(
         self,
         regions: Tensor | TF.Similarities | None,
         targets: Tensor,
         bank: PrototypeBank,
-        text: Tensor | None,
         logits: Tensor | None,
         ids: Tensor | None,
     ) -> Evidence:
@@ -146,16 +148,12 @@ class PseudoLabeler(FullPrecisionState):
             looked_at = [regions]
         dims.check("bank.visual", bank.visual, "C D", hint="regions and bank share classes and width")
         targets = dims.targets(targets, "B C", validate=self.validate)
-        if text is not None:
-            dims.check("text", text, "C D")
         if logits is not None:
             dims.check("logits", logits, "B C")
         if ids is not None:
             dims.check("ids", ids, "B", floating=False)
-            check_ids(dims.owner, ids)
+            check_ids(dims.owner, ids, getattr(self.rule, "num_samples", None) if self.validate else None)
         if self.validate:
-            if text is not None:
-                check_finite(dims.owner, "text", text)
             for value in looked_at:
                 check_finite(dims.owner, "regions", value)
             if logits is not None and "logits" in self.rule.needs:
@@ -164,7 +162,6 @@ class PseudoLabeler(FullPrecisionState):
             regions=regions,
             targets=targets,
             bank=bank,
-            text=bank.text if text is None else text,
             logits=None if logits is None else upcast(logits),
             ids=ids,
             known_count=self.known_count,
@@ -187,7 +184,6 @@ class PseudoLabeler(FullPrecisionState):
         targets: Tensor,
         bank: PrototypeBank,
         *,
-        text: Tensor | None = None,
         logits: Tensor | None = None,
         ids: Tensor | None = None,
     ) -> PseudoLabels:
@@ -197,12 +193,11 @@ class PseudoLabeler(FullPrecisionState):
             regions: (B, C, D) features of the kind that the bank holds; or the :meth:`similarities` of all classes.
             targets: (B, C); entries other than -1 are left alone.
             bank: prototypes.
-            text: (C, D) in place of the bank's text prototypes.
             logits: (B, C) of the model.
             ids: (B,) int64, places of the images in the training set.
         """
         self._need(regions=regions, logits=logits, ids=ids)
-        evidence = self._evidence(regions, targets, bank, text, logits, ids)
+        evidence = self._evidence(regions, targets, bank, logits, ids)
         targets = evidence.targets
         with full_precision(targets):
             labels, scores = self.rule.decide(evidence)
@@ -227,18 +222,15 @@ class PseudoLabeler(FullPrecisionState):
         return torch.empty_like(order).scatter_(1, order, places) < room
 
     @torch.no_grad()
-    def similarities(
-        self, regions: Tensor, bank: PrototypeBank, *, text: Tensor | None = None, first: int = 0
-    ) -> TF.Similarities | None:
+    def similarities(self, regions: Tensor, bank: PrototypeBank, *, first: int = 0) -> TF.Similarities | None:
         """What the rule reads of regions, and takes in their place once joined from chunks of the classes; None: nothing.
 
         Args:
             regions: (B, c, D) of the c classes from ``first`` on.
             bank: prototypes.
-            text: (C, D) in place of the bank's text prototypes.
             first: the first class of the chunk.
         """
-        return self.rule.similarities(regions, bank, bank.text if text is None else text, first)
+        return self.rule.similarities(regions, bank, first)
 
     @torch.no_grad()
     def update(
@@ -247,7 +239,6 @@ class PseudoLabeler(FullPrecisionState):
         targets: Tensor,
         bank: PrototypeBank,
         *,
-        text: Tensor | None = None,
         logits: Tensor | None = None,
         ids: Tensor | None = None,
         scores: Tensor | None = None,
@@ -255,12 +246,12 @@ class PseudoLabeler(FullPrecisionState):
         """Count a step and take the known entries of a batch into the statistics; before the bank's own update.
 
         Args:
-            regions, targets, bank, text: as in the call.
+            regions, targets, bank: as in the call.
             logits, ids: as in the call, if the rule learns from them.
             scores: (B, C) of the call on this batch; None computes them again if the rule reads them.
         """
         self._need(regions=regions)
-        evidence = self._evidence(regions, targets, bank, text, logits, ids)
+        evidence = self._evidence(regions, targets, bank, logits, ids)
         targets = evidence.targets
         if scores is not None:
             owner = type(self).__name__

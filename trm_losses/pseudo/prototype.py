@@ -83,11 +83,11 @@ class PrototypeRule(Rule):
         unsure = torch.where(scores <= self.negative, 0.0, float(UNKNOWN))
         return Decision(torch.where(scores >= self.positive, scores, unsure), scores)
 
-    def similarities(self, regions: Tensor, bank: PrototypeBank, text: Tensor, first: int = 0) -> TF.Similarities:
+    def similarities(self, regions: Tensor, bank: PrototypeBank, first: int = 0) -> TF.Similarities:
         return TF.prototype_similarities(
             regions,
             bank.visual,
-            text,
+            bank.text,
             seen=bank.seen,
             temperature_visual=self.temperature_visual,
             temperature_text=self.temperature_text,
@@ -96,12 +96,12 @@ class PrototypeRule(Rule):
 
     def scores(self, evidence: Evidence) -> Tensor:
         """q (B, C) of every entry, known ones included; one half where every term abstains."""
-        bank, text, regions = evidence.bank, evidence.text, evidence.regions
+        bank, regions = evidence.bank, evidence.regions
         assert regions is not None
-        sim = regions if isinstance(regions, TF.Similarities) else self.similarities(regions, bank, text)
+        sim = regions if isinstance(regions, TF.Similarities) else self.similarities(regions, bank)
         seen = bank.seen
         many = torch.tensor(self.num_classes > 1, device=seen.device)
-        has_text = torch.linalg.vector_norm(text.float(), dim=-1) > 0
+        has_text = torch.linalg.vector_norm(bank.text.float(), dim=-1) > 0
         parts: list[tuple[Tensor, Tensor]] = []  # probability (B, C) and weight (C,) of each term
         for index, (intra, inter, usable, comparable) in enumerate(
             (
@@ -139,13 +139,13 @@ class PrototypeRule(Rule):
 
     @torch.no_grad()
     def update(self, evidence: Evidence, scores: Tensor | None) -> None:
-        regions, targets, bank, text = evidence.regions, evidence.targets, evidence.bank, evidence.text
+        regions, targets, bank = evidence.regions, evidence.targets, evidence.bank
         assert regions is not None
         known = torch.stack([targets == 0, targets == 1]).float()  # (absent, present) x B x C
         if isinstance(regions, TF.Similarities):
             intra = regions.intra_visual, regions.intra_text
         else:
-            intra = intra_similarities(regions, bank.visual, text)
+            intra = intra_similarities(regions, bank.visual, bank.text)
         similarities = torch.where(targets == UNKNOWN, 0.0, torch.stack(intra).float())
         sums = torch.einsum("xbc,mbc->xmc", similarities, known)
         mass = known.sum(dim=1).expand(2, -1, -1).clone()

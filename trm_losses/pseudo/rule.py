@@ -9,9 +9,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from .. import functional as TF
-from .._checks import Dims
 from .._state import FullPrecisionState
-from ..labels import UNKNOWN
 from ..prototypes import PrototypeBank
 
 
@@ -22,13 +20,6 @@ class PseudoLabels(NamedTuple):
     weights: Tensor
     scores: Tensor
 
-    def merge(self, targets: Tensor) -> Tensor:
-        """Known labels as they are, and the pseudo-labels at unknown entries."""
-        dims = Dims(type(self).__name__)
-        dims.check("targets of PseudoLabels", self.targets, "B C")
-        targets = dims.targets(targets, "B C", validate=False)
-        return torch.where(targets == UNKNOWN, self.targets, targets.to(self.targets.dtype))
-
 
 class Evidence(NamedTuple):
     """What a rule decides from: what the labeler was given, checked, and the known labels that it has met.
@@ -37,7 +28,6 @@ class Evidence(NamedTuple):
         regions: (B, C, D); or their similarities, or None, if the classes are taken in chunks.
         targets: (B, C).
         bank: prototypes.
-        text: (C, D) class texts.
         logits: (B, C) of the model, or None.
         ids: (B,) int64 places of the images in the training set, or None.
         known_count: (2, C) known absent and known present labels so far.
@@ -48,7 +38,6 @@ class Evidence(NamedTuple):
     regions: Tensor | TF.Similarities | None
     targets: Tensor
     bank: PrototypeBank
-    text: Tensor
     logits: Tensor | None
     ids: Tensor | None
     known_count: Tensor
@@ -105,14 +94,6 @@ class Rule(FullPrecisionState):
     def update(self, evidence: Evidence, scores: Tensor | None) -> None:
         """Take the known entries of a batch into statistics; ``scores`` are those of :meth:`decide`, if they are at hand."""
 
-    def similarities(self, regions: Tensor, bank: PrototypeBank, text: Tensor, first: int = 0) -> TF.Similarities | None:
+    def similarities(self, regions: Tensor, bank: PrototypeBank, first: int = 0) -> TF.Similarities | None:
         """What the rule reads of the regions (B, c, D) of c classes from ``first`` on; None: nothing."""
         return None
-
-
-def label_prior(known_count: Tensor) -> Tensor:
-    """(C,) share of present among the known labels (2, C); pooled over classes for classes without any."""
-    absent, present = known_count.float()
-    known = absent + present
-    pooled = present.sum() / known.sum().clamp(min=1)
-    return torch.where(known > 0, present / known.clamp(min=1), pooled)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._checks import Dims, check_estimates, check_ids
+from .._checks import Dims, check_estimates
 from ..labels import UNKNOWN
 from .rule import Decision, Evidence, Rule
 
@@ -39,7 +39,7 @@ class TeacherRule(Rule):
         dims = Dims(name)
         dims.check("estimates", estimates, "N C")
         estimates = check_estimates(name, estimates)
-        self.num_classes = estimates.shape[1]
+        self.num_samples, self.num_classes = estimates.shape
         self.register_buffer("estimates", estimates)
 
     @torch.no_grad()
@@ -53,9 +53,8 @@ class TeacherRule(Rule):
 
     def decide(self, evidence: Evidence) -> Decision:
         assert evidence.ids is not None
-        check_ids(type(self).__name__, evidence.ids, len(self.estimates))
         estimates = self.estimates[evidence.ids]
         return Decision(estimates, torch.where(estimates >= 0, estimates, 0.5))
 
     def extra_repr(self) -> str:
-        return f"num_samples={len(self.estimates)}, num_classes={self.num_classes}"
+        return f"num_samples={self.num_samples}, num_classes={self.num_classes}"

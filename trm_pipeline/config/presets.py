@@ -44,7 +44,6 @@ class Preset:
     val_split: str
     test_split: str
     templates: tuple[str, ...]
-    split_words: bool  # "dining table" instead of "diningtable" in prompts
     augment: bool  # random crops with the tower in the loop; False: tokens are computed once and cached
     mirror: bool  # cache the mirrored images as well, one of both is drawn at each visit
     token_pool: int  # tokens averaged over squares of this side
@@ -108,7 +107,6 @@ EMBEDDED = Preset(
     val_split="val",
     test_split="test",
     templates=TEMPLATES,
-    split_words=True,
     augment=False,
     mirror=True,
     token_pool=2,
@@ -155,7 +153,6 @@ VOC2007_RN101 = Preset(
         "there is a {} in the scene.",
         "this is a {} in the scene.",
     ),
-    split_words=True,
     augment=True,
     mirror=False,
     token_pool=1,

@@ -70,7 +70,7 @@ class LabelledImages(Dataset[tuple[Tensor, Tensor, int]]):
             raise ValueError(f"{type(self).__name__}: {path} is not a readable image ({error}); restore the file") from error
         return self.transform(pixels), self.targets[index], index
 
-    def prompt_names(self, split_words: bool = True) -> list[str]:
+    def prompt_names(self) -> list[str]:
         """Class names as prompts have them, in column order."""
         return list(self.class_names)
 

@@ -66,9 +66,9 @@ class CUB(LabelledImages):
         rows = targets[[int(image) - 1 for image in ids]].float()
         super().__init__(f"CUB-200-2011 attributes{certain}", names, paths, rows, transform=transform)
 
-    def prompt_names(self, split_words: bool = True) -> list[str]:
-        """The attributes as phrases, see :func:`attribute_phrase`; ``split_words=False`` leaves them as the file has them."""
-        return [attribute_phrase(name) if split_words else name for name in self.class_names]
+    def prompt_names(self) -> list[str]:
+        """The attributes as phrases, see :func:`attribute_phrase`."""
+        return [attribute_phrase(name) for name in self.class_names]
 
 
 def attribute_phrase(name: str) -> str:

@@ -61,7 +61,7 @@ def _given(root: Path, split: str, device: str) -> Split:
 def _drawn(cache: Path, device: str) -> tuple[Split, Split]:
     backbone = open_open_clip("embedded", None, EMBEDDED.image_size, torch.device(device))
     transform = eval_transform(EMBEDDED.image_size, mean=backbone.image_mean, std=backbone.image_std)
-    text = backbone.template_text(class_prompt_names(EMBEDDED.split_words), EMBEDDED.templates)
+    text = backbone.template_text(class_prompt_names(), EMBEDDED.templates)
     root, weights = write_drawn_voc(cache), weights_digest(backbone)
 
     def split(name: str) -> Split:

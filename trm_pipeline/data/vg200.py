@@ -70,14 +70,14 @@ class VG200(LabelledImages):
                 raise ValueError(f"VG200: {lists / _NAMES} must name {_COUNT} classes, one a line, got {len(names)}")
         super().__init__("VG-200 (list_500)", names, paths, targets, transform=transform)
 
-    def prompt_names(self, split_words: bool = True) -> list[str]:
+    def prompt_names(self) -> list[str]:
         """The names of the list; numbers are refused."""
         if self.class_names[0] == "class 0":
             raise ValueError(
                 f"VG200: the label index holds numbers alone; put the {_COUNT} names, one a line in their order, into {_NAMES} "
                 "beside it or give them with --class-names"
             )
-        return super().prompt_names(split_words)
+        return super().prompt_names()
 
 
 def _once(index: Path, pairs: list[tuple[str, list[int]]]) -> dict[str, list[int]]:

@@ -12,18 +12,14 @@ from torchvision.datasets import VOCDetection
 
 from trm_pipeline.config.presets import Preset
 from trm_pipeline.data.base import LabelledImages, Place, Source, Transform, found_in, need_files
+from trm_pipeline.drawn.captions import CLASS_WORDS
+from trm_pipeline.drawn.devkit import write_drawn_voc
 from trm_pipeline.drawn.scenes import VOC_CLASSES
-
-_SPLIT_WORDS = {"diningtable": "dining table", "pottedplant": "potted plant", "tvmonitor": "tv monitor"}
 
 
 def class_prompt_names(split_words: bool = True) -> list[str]:
-    """Class names for prompts, in column order; ``split_words`` writes "dining table" for "diningtable", and so on.
-
-    A text tower has hardly seen the joined words, so splitting them changes zero-shot scores: say which was
-    used.
-    """
-    return [_SPLIT_WORDS.get(name, name) if split_words else name for name in VOC_CLASSES]
+    """Class names for prompts, in column order; ``split_words``: "dining table", since text towers hardly know "diningtable"."""
+    return [CLASS_WORDS[name] if split_words else name for name in VOC_CLASSES]
 
 
 class VOC(LabelledImages):
@@ -78,9 +74,9 @@ class VOC(LabelledImages):
         targets = torch.tensor([_image_labels(path) for path in files.annotations], dtype=torch.float32)
         super().__init__(f"VOC{year}", VOC_CLASSES, files.images, targets, transform=transform)
 
-    def prompt_names(self, split_words: bool = True) -> list[str]:
+    def prompt_names(self) -> list[str]:
         """See :func:`class_prompt_names`."""
-        return class_prompt_names(split_words)
+        return class_prompt_names()
 
 
 def _check_layout(root: Path, folder: Path, listing: Path) -> None:
@@ -117,11 +113,7 @@ def _image_labels(annotation: str) -> list[int]:
 
 
 def _read(place: Place, preset: Preset, split: str) -> LabelledImages:
-    root = place.root
-    if root is None:
-        from trm_pipeline.drawn.devkit import write_drawn_voc  # which needs the classes from here
-
-        root = write_drawn_voc(place.cache)
+    root = write_drawn_voc(place.cache) if place.root is None else place.root
     images = VOC(root, preset.year, split, download=place.own["download"])
     if place.root is None:
         images.name = "drawn scenes"

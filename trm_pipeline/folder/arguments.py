@@ -14,7 +14,7 @@ from trm_pipeline.features.cached import cores
 from trm_pipeline.files import CACHE, folder_argument
 from trm_pipeline.folder.learning import STEPS
 from trm_pipeline.folder.options import Metric
-from trm_pipeline.folder.review.formats import FORMS
+from trm_pipeline.folder.review.formats import FORMS, OTHERS
 
 Commands = Any  # what add_subparsers returns, a class of argparse's own
 Options = TypeVar("Options")
@@ -50,7 +50,7 @@ def add_commands(commands: Commands) -> None:
     _features(features)
     _review(review)
     _labels(convert, "+")
-    convert.add_argument("--to", choices=tuple(FORMS), required=True, help="what the other tool reads")
+    convert.add_argument("--to", choices=FORMS, required=True, help="what the other tool reads")
     convert.add_argument("--output", type=Path, required=True, help="the file to write")
     for command in (train, suspects, tag, features):
         _tower(command)
@@ -70,7 +70,7 @@ def _labels(p: argparse.ArgumentParser, count: str) -> None:
         nargs=count,
         help="CSV or JSON-lines file: a column for each class, or image,labels with lists; after it files of answers",
     )
-    p.add_argument("--form", choices=tuple(FORMS), help="what the label file is; default: as its suffix says, csv or jsonl")
+    p.add_argument("--form", choices=OTHERS, help="the tool that wrote LABELS; default: CSV or JSON lines, as its suffix says")
     p.add_argument("--minus-one", choices=("unknown", "absent"), help="what -1 means; with 'absent' 0 is unknown")
     p.add_argument("--separator", metavar="TEXT", help="of lists: what stands between names; default: found in the file")
     p.add_argument("--unlisted", choices=("unknown", "absent"), default="unknown", help="of lists: what is not in them")

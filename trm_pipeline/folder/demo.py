@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +30,24 @@ def run_demo(folder: Path, count: int) -> None:
     check_writable(folder, "FOLDER")
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} must be empty or not there, so that nothing is lost; give another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=".", dir=folder))
+    try:
+        _draw(made, count)
+        for path in made.iterdir():
+            path.rename(folder / path.name)
+    finally:
+        shutil.rmtree(made)
+    say(
+        f"{folder}:\n  photos      {count} drawn scenes\n  labels.csv  half of their labels\n  truth.csv   all of them\n"
+        f"  new         {NEW} more scenes"
+    )
+    say(f"train on them: trm-losses train {folder / 'photos'} {folder / 'labels.csv'}")
+
+
+def _draw(folder: Path, count: int) -> None:
     for name in ("photos", "new"):
-        (folder / name).mkdir(parents=True)
+        (folder / name).mkdir()
     header = ["image", *CLASSES]
     with (
         (folder / "labels.csv").open("w", encoding="utf-8", newline="") as known,
@@ -48,8 +66,3 @@ def run_demo(folder: Path, count: int) -> None:
                 row = [int(own in present) for own in CLASSES]
                 tables[1].writerow([name, *row])
                 tables[0].writerow([name, *(value if rng.random() < KNOWN else "" for value in row)])
-    say(
-        f"{folder}:\n  photos      {count} drawn scenes\n  labels.csv  half of their labels\n  truth.csv   all of them\n"
-        f"  new         {NEW} more scenes"
-    )
-    say(f"train on them: trm-losses train {folder / 'photos'} {folder / 'labels.csv'}")

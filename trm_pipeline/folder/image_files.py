@@ -128,16 +128,17 @@ def read_image(path: str | Path, size: tuple[int, int]) -> Image.Image:
             image.draft(None, (side, side))
             tiles = list(image.tile)  # before they are read
             image.load()
-            if image.mode.startswith(("I", "F")):
-                shown = Image.fromarray(to_bytes(np.asarray(image)))
-            elif (low := _low_bytes(path, image, tiles)) is not None:
-                shown = _joined(image, low)
-            else:
-                shown = image
-            return shown_as_rgb(_upright(image, shown))
+            low = _low_bytes(path, image, tiles)
+            return shown_upright(image) if low is None else _as_rgb(_upright(image, _joined(image, low)))
 
 
-def shown_as_rgb(image: Image.Image) -> Image.Image:
+def shown_upright(image: Image.Image) -> Image.Image:
+    """An image of Pillow's in RGB, as :func:`read_image` shows it: upright, on white, and gray beyond 8 bits scaled."""
+    beyond = image.mode.startswith(("I", "F"))
+    return _as_rgb(_upright(image, Image.fromarray(to_bytes(np.asarray(image))) if beyond else image))
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
     """In RGB, on white where it is transparent."""
     if image.mode.endswith(("A", "a")) or "transparency" in image.info:
         rgba = image.convert("RGBA")

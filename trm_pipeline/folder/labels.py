@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import posixpath
 import re
@@ -20,6 +18,7 @@ from torch import Tensor
 from trm_losses.labels import UNKNOWN
 from trm_pipeline.folder.image_names import Mistakes, Row, clean, match_rows
 from trm_pipeline.folder.list_cells import combined, split_cells
+from trm_pipeline.folder.tables import csv_rows, text_of
 
 _WORDS: Mapping[str, float] = {
     **dict.fromkeys(("1", "1.0", "yes", "y", "true", "present"), 1.0),
@@ -84,16 +83,10 @@ def read_labels(
         ValueError: with file, line and column: words that are no label, images that are not there, two rows for an image, a
             missing or doubtful header, another encoding than UTF-8, and so on; the first few of them together.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"the label file {path} {'is a folder' if path.is_dir() else 'does not exist'}")
     suffix = path.suffix.lower()
-    if suffix not in (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json"):
+    if suffix not in (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json") and not path.is_dir():
         raise ValueError(f"{path.name}: labels must be .csv, .tsv, .txt or .jsonl; save a spreadsheet as 'CSV UTF-8'")
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path.name}, line {line}: not UTF-8; save it as 'CSV UTF-8'") from None
+    text = text_of(path, "label file")
     if not text.strip():
         raise ValueError(f"{path.name} is empty; its first line must be a header such as image,cat,dog")
     mistakes = Mistakes()
@@ -189,53 +182,44 @@ class _Content:
 
 
 def _read_csv(text: str, content: _Content) -> None:
-    """Rows of a table or of lists; the separator of columns is the one that makes most of the header."""
+    """Rows of a table or of lists."""
     file = content.file
-    first = next(line for line in text.splitlines() if line.strip())
-    delimiter = max(",;\t", key=lambda d: len(next(csv.reader([first], delimiter=d))))  # the comma where they are equal
-    reader = csv.reader(io.StringIO(text, newline=None), delimiter=delimiter, skipinitialspace=True)
     header: list[str] = []
     classes: list[int] = []
     columns: dict[str, int] = {}
     names: list[str] = []
     listed: list[str] = []
     places: list[str] = []
-    try:
-        for cells in reader:
-            if not any(map(str.strip, cells)):
-                continue
-            where = f"{file}, line {reader.line_num}"
-            if not header:
-                header = [clean(cell) for cell in cells]
-                columns = _columns(where, header, content.group)
-                classes = [i for i in range(1, len(header)) if i not in columns.values()]
-                names = [header[i] for i in classes]
-                content.lists = len(names) == 1 and _LISTS.fullmatch(names[0]) is not None
-                continue
-            if len(cells) != len(header):
-                quote = '; put the list in quotes, "cat,dog", or separate it by |' if content.lists else ""
-                shown = ", ".join(header[:4])
-                content.mistakes.add(f"{where}: {len(cells)} cells, but the header has {len(header)} ({shown} …){quote}")
-                continue
-            if content.lists:
-                listed.append(cells[classes[0]])
-                places.append(f"{where}, column {names[0]}")
-                content.rows.append(Row(where, cells[0]))
-            else:
-                own = [cells[i] for i in classes] if columns else cells[1:]
-                content.add(Row(where, cells[0]), names, content.labels(where, "column", names, own))
-            if "split" in columns:
-                content.side(where, cells[columns["split"]])
-            if "group" in columns:
-                content.together(where, cells[columns["group"]])
-    except csv.Error as error:
-        raise ValueError(f"{file}, line {reader.line_num}: {error}; a quote that is never closed, perhaps") from None
+    for where, cells in csv_rows(text, file):
+        if not header:
+            header = [clean(cell) for cell in cells]
+            columns = _columns(where, header, content.group)
+            classes = [i for i in range(1, len(header)) if i not in columns.values()]
+            names = [header[i] for i in classes]
+            content.lists = len(names) == 1 and _LISTS.fullmatch(names[0]) is not None
+            continue
+        if len(cells) != len(header):
+            quote = '; put the list in quotes, "cat,dog", or separate it by |' if content.lists else ""
+            shown = ", ".join(header[:4])
+            content.mistakes.add(f"{where}: {len(cells)} cells, but the header has {len(header)} ({shown} …){quote}")
+            continue
+        if content.lists:
+            listed.append(cells[classes[0]])
+            places.append(f"{where}, column {names[0]}")
+            content.rows.append(Row(where, cells[0]))
+        else:
+            own = [cells[i] for i in classes] if columns else cells[1:]
+            content.add(Row(where, cells[0]), names, content.labels(where, "column", names, own))
+        if "split" in columns:
+            content.side(where, cells[columns["split"]])
+        if "group" in columns:
+            content.together(where, cells[columns["group"]])
     if content.lists:
         rows, content.rows = content.rows, []
         found, content.separator = split_cells(listed, content.separator, places)
         for row, some in zip(rows, found, strict=True):
             content.add(row, map(clean, some), [1.0] * len(some))
-    elif content.separator is not None and not content.lists:
+    elif content.separator is not None:
         raise ValueError(f"{file}: --separator is for a column of lists such as image,labels, and this is a table")
 
 

@@ -202,11 +202,9 @@ def whole_is_of_use(own: Part, known: Tensor, text: Tensor, preset: Preset, expe
     if len(own) >= ENOUGH:
         return True
 
-    def fitted(part: Part, targets: Tensor) -> GlobalHead:
+    def fitted(part: Part, targets: Tensor) -> GlobalHead | None:
         prior = fit_training_free(part, text, size)
-        made = fit_global_head(part, targets, prior, size, penultimate=True, expected_positives=expected)
-        assert made is not None
-        return made
+        return fit_global_head(part, targets, prior, size, penultimate=True, expected_positives=expected)
 
     found: dict[str, list[float]] = {"whole images": [], "class names": []}
     names = standard(score(lambda batch: zero_shot_tokens(batch, text), own, size))
@@ -216,6 +214,8 @@ def whole_is_of_use(own: Part, known: Tensor, text: Tensor, preset: Preset, expe
         if not (known[asked] == 1).any() or not (known[~asked] == 1).any():
             continue
         head = fitted(own.only(~asked), known[~asked])
+        if head is None:
+            continue
         whole = standard(score(lambda batch, head=head: head(batch.tokens, batch.penultimate), own, size))  # type: ignore[misc]
         # Without a known absence what is not listed counts as absent.
         labels = known[asked].clamp(min=0) if expected is not None else known[asked]
@@ -233,7 +233,6 @@ def probabilities(head: TRMHead, features: Features) -> Tensor:
     return torch.sigmoid(_logits(head, features))
 
 
-@torch.no_grad()
 def _logits(head: TRMHead, features: Features) -> Tensor:
     """Logits (N, C) of a head in eval mode."""
-    return torch.cat([head(batch.tokens, batch.penultimate).float().cpu() for batch in features.batches(64)])
+    return score(lambda batch: head(batch.tokens, batch.penultimate), features, 64)

@@ -26,7 +26,7 @@ def resized(pixels: Tensor, size: tuple[int, int], *, tall_first: bool) -> Tenso
     """
     (height, width), (h, w) = pixels.shape[:2], size
     x = pixels.permute(2, 0, 1).double()
-    down, across = _weights(height, h), _weights(width, w).T
+    down, across = _weights(height, h, 1), _weights(width, w, 0)
     if not tall_first:
         return _across_first(x, down, across)
     tall = height - h > 2 * torch.sym_max(0, width - w)
@@ -46,18 +46,22 @@ def _bytes(sums: Tensor) -> Tensor:
     return (sums / _ONE + 0.5).floor().clamp(0, 255)
 
 
-def _weights(old: int, new: int) -> Tensor:
-    """(new, old) weights in whole numbers: a cubic (a = -0.5) as wide as a new pixel, cut at the border and summing to 1."""
+def _weights(old: int, new: int, axis: int) -> Tensor:
+    """Weights in whole numbers, of old pixels along ``axis`` for new ones along the other of two.
+
+    A cubic (a = -0.5) as wide as a new pixel, cut at the border and summing to 1. Made as they are multiplied: a transposed
+    matrix would be fused with the product in an exported graph, which onnxruntime cannot do in float64 (1.20 to 1.24).
+    """
     scale = torch.full((), old, dtype=torch.float64) / new  # a tensor: an exporter makes float32 of plain numbers
     wide = scale.clamp(min=1)
-    centers = (torch.arange(new, dtype=torch.float64) + 0.5)[:, None] * scale
-    places = torch.arange(old, dtype=torch.float64)[None]
+    centers = (torch.arange(new, dtype=torch.float64) + 0.5).unsqueeze(axis) * scale
+    places = torch.arange(old, dtype=torch.float64).unsqueeze(1 - axis)
     first, end = ((centers + side * wide + 0.5).trunc() for side in (-2.0, 2.0))
     x = ((places - centers + 0.5) / wide).abs()
     near, far = (1.5 * x - 2.5) * x * x + 1, (((x - 5) * x + 8) * x - 4) * -0.5
     weight = torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
     weight = torch.where((places >= first) & (places < end), weight, 0.0)
-    share = weight / weight.sum(dim=1, keepdim=True) * _ONE
+    share = weight / weight.sum(dim=axis, keepdim=True) * _ONE
     return torch.where(share < 0, (share - 0.5).ceil(), (share + 0.5).floor())
 
 

@@ -15,14 +15,14 @@ from trm_pipeline.folder.encoded import Encoded, check_encoding, check_output, e
 from trm_pipeline.folder.image_files import find_images
 from trm_pipeline.folder.judgement import table
 from trm_pipeline.folder.learning import probabilities
-from trm_pipeline.folder.model import HEAD_FILE
+from trm_pipeline.folder.model import HEAD_FILE, MODEL_FILE
 from trm_pipeline.folder.options import TagOptions
-from trm_pipeline.folder.outputs import score_row, write_csv
+from trm_pipeline.folder.outputs import CARD_FILE, score_row, write_csv
 from trm_pipeline.methods import fit_training_free
 from trm_pipeline.progress import say
 
 _FILES = {
-    "model.json": "the model, for predict",
+    MODEL_FILE: "the model, for predict",
     HEAD_FILE: "its weights: the classifier that these images made",
     "scores.csv": "scores of all images",
 }
@@ -42,6 +42,8 @@ def run_tag(options: TagOptions) -> None:
         )
     images = find_images(options.images)
     check_output(options.output, options.images, images)
+    if (options.output / CARD_FILE).is_file():
+        raise ValueError(f"--output: {options.output} holds a trained model (or another {CARD_FILE}); give another folder")
     words = words_of(names, options.names)
     frozen = encode(options, options.images, images, names, words)
     files = [images[i] for i in frozen.features.rows.tolist()]
@@ -52,6 +54,7 @@ def run_tag(options: TagOptions) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     rows = (score_row(saved, file, row) for file, row in zip(files, scores, strict=True))
     write_csv(options.output / "scores.csv", ["image", "present", *names], rows)
+    (options.output / MODEL_FILE).unlink(missing_ok=True)  # of an earlier call: with another head it would be another model
     head.save(options.output / HEAD_FILE)
     saved.save(options.output)
     assert head.global_head is not None and head.global_head.prior is not None

@@ -16,7 +16,7 @@ from trm_losses import TRMHead
 from trm_pipeline.features.backbone import ImageTower, has_texts
 from trm_pipeline.features.cached import Batch, LiveFeatures
 from trm_pipeline.folder.encoded import check_device, images_for, transform_for
-from trm_pipeline.folder.image_files import read_image, shown_as_rgb
+from trm_pipeline.folder.image_files import read_image, shown_upright
 from trm_pipeline.folder.model import SavedModel, class_texts
 from trm_pipeline.folder.onnx_file import Exported, export_onnx
 
@@ -82,7 +82,7 @@ class Tagger:
     def __call__(self, image: str | os.PathLike[str] | Image.Image) -> list[Tag]:
         """All classes of an image, a path or an image of Pillow's, the most probable first."""
         size = self.tower.image_size
-        shown = shown_as_rgb(image) if isinstance(image, Image.Image) else read_image(Path(image), size)
+        shown = shown_upright(image) if isinstance(image, Image.Image) else read_image(Path(image), size)
         data = [(transform_for(self.tower)(shown), torch.empty(0), 0)]
         batch = _rounded(next(iter(self._live(data, 0).batches(1))))
         with torch.no_grad():

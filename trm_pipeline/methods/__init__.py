@@ -35,8 +35,7 @@ LABEL_FREE = (*ZERO_SHOT, TRAINING_FREE)
 """Methods that learn nothing of labels, and so are the same in every setting."""
 
 METHODS: dict[str, Callable[[Setting], Method]] = {
-    "linear": lambda setting: LinearProbe(setting, assume_negative=False),
-    "linear-assume-negative": lambda setting: LinearProbe(setting, assume_negative=True),
+    "linear": LinearProbe,
     "text-image": TextImage,
     "dual-coop": DualCoOp,
     "dual-coop++": DualCoOpPlus,

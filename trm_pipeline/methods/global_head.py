@@ -57,8 +57,11 @@ def fit_global_head(
         options: of the constructor.
 
     Returns:
-        None if there is neither a prior nor penultimate features.
+        None if there is neither a prior nor penultimate features, or if of few labels no absent one is known and nothing is
+        expected: there is no level to learn.
     """
+    if expected_positives is None and bool((targets == 1).any()) and not bool(((targets >= 0) & (targets < 1)).any()):
+        return None
     with torch.random.fork_rng(devices=()):
         first = next(iter(features.batches(1)))
         width = None if first.penultimate is None or not penultimate else first.penultimate.shape[1]

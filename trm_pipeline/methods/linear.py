@@ -27,12 +27,11 @@ class LinearProbe(Method):
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, setting: Setting, *, assume_negative: bool) -> None:
+    def __init__(self, setting: Setting) -> None:
         super().__init__()
         self.prompts = setting.prompts("fixed")
         self.linear = nn.Linear(setting.text.shape[1], setting.num_classes)
         self.scale = setting.preset.linear["scale"]
-        self.assume_negative = assume_negative
         self.register_buffer("mean", torch.zeros(setting.text.shape[1]))
         self.register_buffer("deviation", torch.ones(setting.text.shape[1]))
 
@@ -52,10 +51,8 @@ class LinearProbe(Method):
         return linear
 
     def loss(self, batch: Batch, text: Tensor, targets: Tensor, weak_negative: float = 0.0) -> dict[str, Tensor]:
-        targets = targets.clamp(min=0) if self.assume_negative else targets
         logits = self.logits(batch, text)
         loss = asymmetric_loss(logits, targets, gamma_pos=0, gamma_neg=0, margin=0, group=ranks.group())
-        # Where absent is assumed nothing is unknown, and the weak term is 0.
         return {"bce": targets.shape[1] * loss, **weak_negatives(targets, weak_negative, (1.0, logits))}
 
     def groups(self, preset: Preset) -> list[dict[str, Any]]:

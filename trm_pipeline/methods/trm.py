@@ -50,6 +50,7 @@ class TRM(Method):
         shares = {"warmup_steps": preset.pseudo_warmup, "ramp_steps": preset.pseudo_ramp}
         steps = {name: round(share * setting.total_steps) for name, share in shares.items() if share is not None}
         rule = _rule(setting) if pseudo_labels and not paper else None
+        contrasted, labelled = preset.objective.get("lambda_contrast", paper), paper or rule is not None
         self.objective = TRMObjective.from_text(
             setting.text,
             total_steps=setting.total_steps,
@@ -61,9 +62,9 @@ class TRM(Method):
             matching={} if paper else preset.matching,
             # Settings of parts that this method leaves out are another method's.
             distillation=preset.distillation if pooler.get("query_head", paper) else {},
-            contrast=preset.contrast if preset.objective.get("lambda_contrast", paper) else {},
-            bank=preset.bank,
-            labeler={**preset.labeler, **steps} if paper or rule is not None else None,
+            contrast=preset.contrast if contrasted else {},
+            bank=preset.bank if contrasted or labelled else {},
+            labeler={**preset.labeler, **steps} if labelled else None,
             objective=preset.objective,
             distributed=True,
         )

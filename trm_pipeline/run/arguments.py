@@ -145,7 +145,7 @@ def parser(source: Source = voc.SOURCE, prog: str | None = None) -> argparse.Arg
         type=int,
         default=0,
         metavar="N",
-        help="also trm trained without the last N classes, and all scored by their names",
+        help="also trm trained without the last N classes, by the settings as they are, and all scored by their names",
     )
     p.add_argument("--seeds", type=int, nargs="+", default=[1], help="of training; seed s hides labels with seed s - 1")
     p.add_argument(
@@ -172,9 +172,6 @@ def parser(source: Source = voc.SOURCE, prog: str | None = None) -> argparse.Arg
     p.add_argument("--amp", action="store_true", help="mixed precision: float16 on cuda, bfloat16 elsewhere")
     p.add_argument("--deterministic", action="store_true", help="the same bits again on an accelerator, a little slower")
     p.add_argument("--tensorboard", action="store_true", help="curves of losses and test mAP (needs the tensorboard package)")
-    p.add_argument(
-        "--profile", action="store_true", help="also a table of torch's profiler, of ten steps in the last epoch of each training"
-    )
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument(
         "--tune", action="store_true", help="score on the val split and train on the train split: for choosing settings"

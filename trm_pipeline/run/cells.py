@@ -156,7 +156,6 @@ def train_cell(data: Prepared, cell: Cell, options: RunOptions, *, method: str, 
         checkpoint=Checkpoint(checkpoint_path(options.output, cell), made_with),
         amp=options.amp,
         log=options.output / "tensorboard" / cell.name if options.tensorboard else None,
-        profile=options.output / "profile" / f"{cell.name}.txt" if options.profile and ranks.first() else None,
     )
 
 

@@ -74,6 +74,7 @@ def run(options: RunOptions) -> list[Row]:
             "device": data.device.type,
             "preset": dataclasses.asdict(options.preset),
             "weights": data.weights,
+            "class_names": options.class_names is not None,  # a file may spell names as the data do, and prompts do not
             "classes": data.class_names,
             "labels": [tensor_digest(data.targets), tensor_digest(data.test_targets)],
             "known_labels": None if data.labels is None else tensor_digest(data.labels),

@@ -41,7 +41,6 @@ class RunOptions:
     amp: bool
     deterministic: bool
     tensorboard: bool
-    profile: bool
     typed: tuple[str, ...]
 
     @property

@@ -134,7 +134,7 @@ def open_splits(options: RunOptions) -> dict[str, LabelledImages]:
 def prompt_names(options: RunOptions, images: LabelledImages) -> list[str]:
     """Names of the classes as prompts have them."""
     if options.class_names is None:
-        return images.prompt_names(options.preset.split_words)
+        return images.prompt_names()
     names = lines_of(options.class_names, "--class-names", "wanted is a file with a name a line")
     if len(names) != len(images.class_names):
         raise ValueError(f"--class-names: {options.class_names} must name {len(images.class_names)} classes, got {len(names)}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -52,19 +51,6 @@ def take_step(
     return scaler.get_scale() >= before
 
 
-def _profiler(path: Path | None) -> AbstractContextManager[torch.profiler.profile | None]:
-    """torch's profiler around ten steps after the first, whose table goes to ``path``; None: nothing."""
-    if path is None:
-        return nullcontext()
-
-    def write(profiler: torch.profiler.profile) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(profiler.key_averages().table(sort_by="cpu_time_total", row_limit=-1), encoding="utf-8")
-
-    steps = torch.profiler.schedule(wait=0, warmup=1, active=10, repeat=1)
-    return torch.profiler.profile(schedule=steps, profile_memory=True, on_trace_ready=write)
-
-
 def train(
     method: Method,
     features: Features,
@@ -82,7 +68,6 @@ def train(
     checkpoint: Checkpoint | None = None,
     amp: bool = False,
     log: Path | None = None,
-    profile: Path | None = None,
     finish: bool = True,
 ) -> Trained:
     """Train on partial labels (N, C), -1 where unknown, and score the averaged weights on the test images.
@@ -100,7 +85,6 @@ def train(
         amp: autocast the trained part, to float16 with a scaler on cuda and to bfloat16 elsewhere. Scores for the table
             are always computed in full precision.
         log: folder for TensorBoard.
-        profile: file for the profiler's table of some steps of the last epoch.
         finish: whether :meth:`Method.finish` follows the last epoch.
     """
     method.to(device)
@@ -154,33 +138,30 @@ def train(
         method.before_epoch(epoch, features, targets, averaged, encode)
         method.train()
         sums: dict[str, Tensor] = {}
-        with _profiler(profile if epoch == preset.epochs - 1 else None) as profiler:
-            for number, batch in enumerate(ranks.batches(features, preset.batch_size, generator), start=1):
-                step = epoch * steps + number
-                known = targets[batch.index].to(device)
-                weak = preset.single_negative if single and step <= weak_until else 0.0
-                with autocast():
-                    with record_function("text"):
-                        text = encode(method.prompts())
-                    with record_function("loss"):
-                        terms = method.loss(batch, text, known, weak)
-                        loss = torch.stack(list(terms.values())).sum()
-                pseudo = method.pseudo_labels()
-                if trace is not None and pseudo is not None:
-                    trace.add(pseudo, known, batch.index)
-                    if 4 * number // steps > 4 * (number - 1) // steps:
-                        trace.point(step)
-                with record_function("backward and optimizer"):
-                    taken = take_step(loss, optimizer, scaler, method.parameters(), preset.clip_norm)
-                if taken:
-                    schedule.step()
-                    with record_function("average"):
-                        average.update_parameters(method)
-                    with record_function("update"):
-                        method.after_step()
-                sums = {name: sums.get(name, 0.0) + value.detach() for name, value in terms.items()}
-                if profiler is not None:
-                    profiler.step()
+        for number, batch in enumerate(ranks.batches(features, preset.batch_size, generator), start=1):
+            step = epoch * steps + number
+            known = targets[batch.index].to(device)
+            weak = preset.single_negative if single and step <= weak_until else 0.0
+            with autocast():
+                with record_function("text"):
+                    text = encode(method.prompts())
+                with record_function("loss"):
+                    terms = method.loss(batch, text, known, weak)
+                    loss = torch.stack(list(terms.values())).sum()
+            pseudo = method.pseudo_labels()
+            if trace is not None and pseudo is not None:
+                trace.add(pseudo, known, batch.index)
+                if 4 * number // steps > 4 * (number - 1) // steps:
+                    trace.point(step)
+            with record_function("backward and optimizer"):
+                taken = take_step(loss, optimizer, scaler, method.parameters(), preset.clip_norm)
+            if taken:
+                schedule.step()
+                with record_function("average"):
+                    average.update_parameters(method)
+                with record_function("update"):
+                    method.after_step()
+            sums = {name: sums.get(name, 0.0) + value.detach() for name, value in terms.items()}
         seconds += time.perf_counter() - started
         averaged.eval()
         with torch.no_grad():

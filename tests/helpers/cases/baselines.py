@@ -240,11 +240,11 @@ BASELINES = {
     ),
     "GPR": BaselineCase(
         "GPRLoss",
-        lambda c: begun(gpr(c, negative_share=0.4), 6, 8),
+        lambda c: begun(gpr(c, negative_share=0.4, threshold=0.65), 6, 8),
         lambda m, x, y, held, ids: baseline_oracles.gpr(m, x, y, held, oracles.array(m.scores)[ids]),
         state=("ramps", "scores"),
         smooth=False,
-        shows=("num_samples=6", "threshold=0.5", "weights=(0.4, 0.7)", "q_present=0.01"),
+        shows=("num_samples=6", "threshold=0.65", "weights=(0.4, 0.7)", "q_present=0.01"),
     ),
     "GCE": BaselineCase("GCELoss", lambda c: baselines.GCELoss(), lambda m, x, y, held, ids: baseline_oracles.gce(x, y, 0.7)),
     "GCE, half": BaselineCase(

@@ -50,7 +50,7 @@ LABELER_BANKS = {classes: filled_bank(classes) for classes in (1, 2, 3, CLASSES)
 
 def call_labeler(module: tl.PseudoLabeler, x: Inputs) -> Result:
     bank = LABELER_BANKS[module.num_classes]
-    return tuple(module(x["regions"], x["targets"], bank, **{key: x.get(key) for key in ("text", "logits", "ids")}))
+    return tuple(module(x["regions"], x["targets"], bank, **{key: x.get(key) for key in ("logits", "ids")}))
 
 
 def labeler_inputs(batch: int, classes: int) -> Inputs:

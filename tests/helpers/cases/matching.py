@@ -81,20 +81,13 @@ CASES = [
         owner="RegionDistillationLoss",
         build=lambda c: tl.RegionDistillationLoss(temperature=3.0),
         inputs=two_logits,
-        call=lambda m, x: m(x["student_logits"], x["teacher_logits"], x["weights"]),
-        oracle=lambda m, x: (
-            oracles.distillation(x["student_logits"], x["teacher_logits"], m.temperature, x["weights"]).sum() / len(x["weights"])
-        ),
-        twin=lambda m, x: TF.region_distillation(
-            x["student_logits"], x["teacher_logits"], x["weights"], temperature=m.temperature
-        ),
+        call=lambda m, x: m(x["student_logits"], x["teacher_logits"]),
+        oracle=lambda m, x: oracles.distillation(x["student_logits"], x["teacher_logits"], m.temperature).mean(),
+        twin=lambda m, x: TF.region_distillation(x["student_logits"], x["teacher_logits"], temperature=m.temperature),
         learns=("student_logits",),
-        wrong={
-            **refused(student_logits="B C", teacher_logits="B C", weights="B"),
-            **integers("student_logits", "teacher_logits", "weights"),
-        },
+        wrong={**refused(student_logits="B C", teacher_logits="B C"), **integers("student_logits", "teacher_logits")},
         state=(),
-        finite=("student_logits", "teacher_logits", "weights"),
+        finite=("student_logits", "teacher_logits"),
         shows=("temperature=3.0", "mean"),
     ),
     Case(

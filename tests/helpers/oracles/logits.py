@@ -66,7 +66,7 @@ def matching_logits(regions: Any, text: Any, scale: float, bias: Any = None) -> 
 # Distillation ---------------------------------------------------------------------------------------------------------
 
 
-def distillation(student: Any, teacher: Any, temperature: float, weights: Any = None) -> Array:
+def distillation(student: Any, teacher: Any, temperature: float) -> Array:
     """T^2 KL(teacher || student) of each image."""
     s, t = array(student), array(teacher)
     out = np.zeros(len(s))
@@ -74,5 +74,4 @@ def distillation(student: Any, teacher: Any, temperature: float, weights: Any = 
         p = softmax([x / temperature for x in t[b]])
         q = softmax([x / temperature for x in s[b]])
         out[b] = temperature**2 * sum(i * math.log(i / j) for i, j in zip(p, q, strict=True))
-        out[b] *= 1.0 if weights is None else array(weights)[b]
     return out

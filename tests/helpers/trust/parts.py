@@ -11,11 +11,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import trm_losses as tl
-from trm_losses import baselines
+from tests.helpers.cases.baselines import BASELINES, BaselineCase, call_baseline
+from tests.helpers.cases.contrast import call_contrast
+from tests.helpers.values import SAMPLES, Inputs, shaken
 from trm_losses import functional as TF
 from trm_losses.pseudo import PrototypeRule
 
-Inputs = dict[str, Tensor]
 Setting = dict[str, Any]
 Row = dict[str, Any]
 
@@ -108,11 +109,6 @@ def contrasted(batch: int, s: Setting) -> Inputs:
     }
 
 
-def call_contrast(module: Any, x: Inputs) -> Tensor:
-    options = {key: x[key] for key in ("weights", "prototypes") if key in x}
-    return module(x["regions"], x["text"], x["targets"], **options)  # type: ignore[no-any-return]
-
-
 def images(batch: int, s: Setting) -> Inputs:
     return {"features": normal(batch, WIDTH, seed=1, magnitude=s["magnitude"]), "targets": labels(batch, s)}
 
@@ -124,7 +120,7 @@ def two_logits(batch: int, s: Setting) -> Inputs:
 
 def logits(batch: int, s: Setting) -> Inputs:
     x = normal(batch, s["classes"], seed=1, magnitude=s["magnitude"])
-    return {"logits": x, "targets": labels(batch, s), "ids": torch.arange(batch)}
+    return {"logits": x, "targets": labels(batch, s), "ids": torch.arange(batch) % SAMPLES}
 
 
 def tokens(batch: int, s: Setting) -> Inputs:
@@ -135,18 +131,9 @@ def tokens(batch: int, s: Setting) -> Inputs:
     }
 
 
-def shaken(module: nn.Module) -> nn.Module:
-    """Parameters off their start, so that no zero or identity hides a term; without dropout."""
-    g = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for p in module.parameters():
-            p.add_(0.1 * torch.randn(p.shape, generator=g))
-    return module
-
-
 def pooler(s: Setting) -> tl.RegionPooler:
     torch.manual_seed(0)
-    return shaken(tl.RegionPooler(s["classes"], WIDTH, num_heads=2, dropout=0.0))  # type: ignore[return-value]
+    return shaken(tl.RegionPooler(s["classes"], WIDTH, num_heads=2), size=0.1)  # type: ignore[return-value]
 
 
 def bank(s: Setting) -> tl.PrototypeBank:
@@ -202,18 +189,10 @@ def head(s: Setting) -> tl.TRMHead:
     return tl.TRMHead(pooler(s), tl.TextRegionMatchingLoss(s["classes"]), normal(s["classes"], WIDTH, seed=2), names)
 
 
-def baseline(name: str, build: Callable[[Setting], nn.Module]) -> Part:
-    def begun(s: Setting) -> nn.Module:
-        module = build(s)
-        module.begin_epoch(1, 10)  # type: ignore[operator]
-        x = logits(BATCH, {**s, "magnitude": 2.0})
-        module.update(x["logits"].float(), torch.full_like(x["targets"], -1.0), ids=x["ids"])  # type: ignore[operator]
-        module.begin_epoch(9, 10)  # type: ignore[operator]
-        return module
-
+def baseline(name: str, case: BaselineCase) -> Part:
     grid = {"classes": (20, 1), "magnitude": (1.0, 30.0, 1e4), "unknown": (0.5, 0.0, 1.0)}
     more = ({"classes": 20000},)
-    return Part(name, begun, logits, lambda m, x: m(x["logits"], x["targets"], ids=x["ids"]), ("logits",), grid, more)
+    return Part(name, lambda s: case.build(s["classes"]), logits, call_baseline, ("logits",), grid, more)
 
 
 _FOCUS = ((1.0, 2.0, 0.05), (0.0, 0.0, 0.0), (0.5, 0.5, 0.05), (0.5, 0.3, 0.0), (4.0, 1.0, 0.05))
@@ -323,16 +302,5 @@ PARTS = [
         },
         products=True,
     ),
-    baseline("assume negative", lambda s: baselines.AssumeNegativeLoss(smoothing=0.1)),
-    baseline("weak assume negative", lambda s: baselines.WeakAssumeNegativeLoss()),
-    baseline("EM", lambda s: baselines.EMLoss()),
-    baseline("EM+APL", lambda s: baselines.EMAPLLoss(BATCH, s["classes"], label_share=0.5)),
-    baseline("EPR", lambda s: baselines.EPRLoss(1.5)),
-    baseline("ROLE", lambda s: baselines.ROLELoss(labels(BATCH, s, 65), 1.5, generator=torch.Generator().manual_seed(66))),
-    baseline("large loss", lambda s: baselines.LargeLoss(scheme="correct", delta=0.01)),
-    baseline("partial BCE", lambda s: baselines.PartialBCELoss()),
-    baseline("partial ASL", lambda s: baselines.PartialASLLoss(s["classes"], margin=0.05, reduction="mean")),
-    baseline("SPLC", lambda s: baselines.SPLCLoss(reduction="mean")),
-    baseline("Hill", lambda s: baselines.HillLoss(reduction="mean")),
-    baseline("VLPL", lambda s: baselines.VLPLLoss(0.03 * normal(BATCH, s["classes"], seed=67))),
+    *(baseline(name, case) for name, case in BASELINES.items()),
 ]

@@ -36,14 +36,6 @@ def rn50() -> OpenClipBackbone:
 
 
 @pytest.fixture(scope="session")
-def vit_b_32() -> OpenClipBackbone:
-    torch.manual_seed(0)
-    backbone = load_open_clip("ViT-B-32")
-    shake(backbone)
-    return backbone
-
-
-@pytest.fixture(scope="session")
 def tiny_names(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a small model of each family known to open_clip; returns a folder to write in."""
     folder = tmp_path_factory.mktemp("configs")

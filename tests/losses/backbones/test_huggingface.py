@@ -134,18 +134,6 @@ def test_tokens_are_the_attention_pool_on_one_position(family: str) -> None:
     assert_near(got.penultimate, states.mean(dim=1), 1e-5)  # type: ignore[arg-type]
 
 
-def test_siglip2_sees_what_its_processor_cuts() -> None:
-    """Patches in the order of pixels, channels last; by the function of transformers where torchvision is there."""
-    from transformers.models.siglip2.image_processing_siglip2 import convert_image_to_patches  # type: ignore[import-untyped]
-
-    image = images(48, 24)[0]
-    try:
-        found = torch.as_tensor(convert_image_to_patches(image, 8))  # a tensor (3, H, W) from transformers 5 on
-    except (ValueError, RuntimeError, TypeError):
-        found = torch.as_tensor(convert_image_to_patches(image.permute(1, 2, 0).numpy(), 8))
-    assert torch.equal(found.reshape(18, -1), hf_towers.cut(image))
-
-
 @pytest.mark.parametrize("family", IMAGES_ALONE)
 def test_dino_tokens_go_through_the_projection_that_is_given(family: str) -> None:
     weight = torch.randn(6, 32, generator=torch.Generator().manual_seed(0))
@@ -206,27 +194,6 @@ def test_templates_are_averaged(family: str) -> None:
         backbone.template_text(["cat", "cat"], ["{}"])
     with pytest.raises(ValueError, match="HFBackbone: templates must be a list of texts"):
         backbone.template_text(["cat"], ["a photo"])
-
-
-@pytest.mark.parametrize("mode", ["shared", "csc"])
-@pytest.mark.parametrize("family", WITH_TEXT)
-def test_contexts_that_spell_words(family: str, mode: Any) -> None:
-    """Prompts whose contexts are the embeddings of words are texts with these words; the gradient is theirs alone."""
-    backbone = backbone_of(family)
-    end = 99 if family == "clip" else END
-    rows = [[START, 14, end], [START, 18, 16, end], [START, 15, 14, 11, end]]
-    length = 9 if "siglip" in family else 5  # SigLIP reads its last token
-    names = torch.tensor([row + [PAD] * (length - len(row)) for row in rows])
-    context = backbone.embed_prompts(torch.tensor([[10, 11, 12] + [PAD] * 9])).embeddings[0, :3]
-    learner = PromptLearner(mode, names=backbone.embed_prompts(names), num_context=3, context_init=context, context_length=12)
-    spelled = torch.cat([names[:, :1], torch.tensor([[10, 11, 12]]).expand(3, -1), names[:, 1:]], dim=1)
-    got = backbone.encode_prompts(learner())
-    assert_near(got, backbone.encode_text(spelled), 1e-5)
-    got.square().sum().backward()
-    assert learner.context.grad is not None and (learner.context.grad.abs().amax(dim=-1) > 0).all()
-    assert all(parameter.grad is None for parameter in backbone.parameters())
-    some = backbone.encode_prompts(learner(torch.tensor([2, 0])))
-    assert_near(some, got[[2, 0]].detach(), 1e-5)
 
 
 @pytest.mark.parametrize("family", ["clip", "metaclip_2"])

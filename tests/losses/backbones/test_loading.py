@@ -115,11 +115,6 @@ def test_a_tag_brings_its_activation(tiny_names: Path, monkeypatch: pytest.Monke
     assert backbone.image_mean == (0.5,) * 3 and backbone.image_std == (0.25,) * 3
 
 
-def test_tags_of_openai_are_known_to_need_quickgelu() -> None:
-    assert open_clip.get_pretrained_cfg("RN101", "openai")["quick_gelu"]
-    assert not open_clip.get_model_config("RN101").get("quick_gelu", False)  # open_clip would load it with a warning
-
-
 def test_a_file_of_another_model_is_refused(tiny_names: Path) -> None:
     other = tiny_names / "other.pt"
     torch.save(tiny({**VIT, "width": 48}).state_dict(), other)

@@ -96,28 +96,37 @@ FIRST_BLOCKS = (
 )
 
 
+@pytest.mark.parametrize("mode", ["shared", "csc"])
 @pytest.mark.parametrize("name", TOWERS)
-def test_prompts(name: str) -> None:
-    """A gradient to the contexts alone; "shared once" if fewer tokens pass than the rows of prompts have."""
+def test_prompts(name: str, mode: Any) -> None:
+    """Contexts that spell words give the text of these words; the gradient is theirs alone.
+
+    "Shared once" if fewer tokens pass than the rows of prompts have.
+    """
     backbone = TOWERS[name]()
     if not getattr(backbone, "has_text", hasattr(backbone, "embed_prompts")):
         assert TABLE[name][3] == "class texts are given"
         return
     end = END if isinstance(backbone, HFBackbone) and "CLIPModel" not in name.split("`") else 99
-    length = 8 if "siglip" in name.lower() else 12  # SigLIP reads its last token
-    names = torch.full((3, length), PAD)
-    names[:, 0], names[:, 1], names[:, 2] = START, torch.tensor([14, 15, 16]), end
-    learner = PromptLearner("shared", names=backbone.embed_prompts(names), num_context=4)
+    length = 9 if "siglip" in name.lower() else 12  # SigLIP reads its last token
+    rows = [[START, 14, end], [START, 18, 16, end], [START, 15, 14, 11, end]]
+    names, words = (torch.tensor([row + [PAD] * (length - len(row)) for row in part]) for part in (rows, [[20, 21, 22]]))
+    context = backbone.embed_prompts(words).embeddings[0, :3]
+    learner = PromptLearner(mode, names=backbone.embed_prompts(names), num_context=3, context_init=context, context_length=12)
+    wanted = backbone.encode_text(torch.cat([names[:, :1], words[:, :3].expand(3, -1), names[:, 1:]], dim=1)[:, :12])
     seen: list[int] = []
     parts = dict(backbone.model.named_modules())
     first = next(part for part in FIRST_BLOCKS if part in parts)
     parts[first].register_forward_pre_hook(lambda _, x: seen.append(x[0].numel() // x[0].shape[-1]))
     prompts = learner()
-    backbone.encode_prompts(prompts).square().sum().backward()
-    assert learner.context.grad is not None and (learner.context.grad.abs().amax(dim=1) > 0).all()
-    assert all(parameter.grad is None for parameter in backbone.parameters())
+    got = backbone.encode_prompts(prompts)
     once = seen[0] < prompts.embeddings.shape[:2].numel()  # type: ignore[union-attr]
     assert TABLE[name][3] == ("shared once" if once else "whole tower")
+    assert_near(got, wanted, 1e-5)
+    assert_near(backbone.encode_prompts(learner(torch.tensor([2, 0]))), wanted[[2, 0]], 1e-5)
+    got.square().sum().backward()
+    assert learner.context.grad is not None and (learner.context.grad.abs().amax(dim=-1) > 0).all()
+    assert all(parameter.grad is None for parameter in backbone.parameters())
 
 
 @pytest.mark.parametrize("name", TOWERS)

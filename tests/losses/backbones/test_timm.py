@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from tests.helpers.oracles.towers import attention_oracle, linear, norm_oracle, scaled, table_oracle
 from tests.helpers.towers import TEXT, VIT, assert_near, images, siglip, stir
-from trm_losses import PromptEmbeddings, PromptLearner
 from trm_losses.backbones import OpenClipBackbone, TimmBackbone
 
 SIZES = [(32, 32), (48, 24), (16, 40)]  # the native one, and two that are not square
@@ -226,25 +225,6 @@ def test_siglip_text_takes_ids_and_names_the_missing_tokenizer() -> None:
         backbone.encode_text(["a cat"])
     own = OpenClipBackbone(siglip(), tokenizer=lambda texts: IDS[: len(texts)])
     assert_near(own.encode_text(["one", "two"]), wanted)
-
-
-@pytest.mark.parametrize("mode", ["shared", "csc"])
-def test_siglip_learned_contexts_that_spell_words(mode: Any) -> None:
-    """Names in ids shorter by the contexts; whole prompts then have the tower's one length."""
-    backbone = OpenClipBackbone(siglip())
-    names = backbone.embed_prompts(torch.tensor([[5, 9, 1, 1, 1, 1, 1, 1], [5, 17, 23, 1, 1, 1, 1, 1]]))
-    context = backbone.embed_prompts(torch.tensor([[30, 31, 32, 33]])).embeddings[0]
-    learner = PromptLearner(mode, names=names, num_context=4, context_init=context, context_length=12)
-    spelled = torch.tensor([[5, 30, 31, 32, 33, 9, 1, 1, 1, 1, 1, 1], [5, 30, 31, 32, 33, 17, 23, 1, 1, 1, 1, 1]])
-    got = backbone.encode_prompts(learner())
-    assert_near(got, backbone.encode_text(spelled), 1e-5)
-    got.square().sum().backward()
-    assert learner.context.grad is not None and (learner.context.grad.abs().amax(dim=-1) > 0).all()
-    assert all(p.grad is None for p in backbone.parameters())
-    with pytest.raises(ValueError, match="not causal exactly 12 tokens long, got 8"):
-        backbone.encode_prompts(names)
-    finished = PromptEmbeddings(names.embeddings.repeat(1, 2, 1)[:, :12], names.eot)
-    assert backbone.encode_prompts(finished).shape == (2, 32)
 
 
 # On their own

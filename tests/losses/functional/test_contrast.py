@@ -200,17 +200,3 @@ def test_blocks_pass_through_function_transforms() -> None:
     log_sum_of_others(fast, fast, None, 0, 0.1).sum().backward()
     slope = torch.func.grad(lambda x: log_sum_of_others(x, x, None, 0, 0.1).sum())(rows)
     torch.testing.assert_close(slope, fast.grad)
-
-
-def test_two_views_that_are_a_class_of_their_own_give_ntxent() -> None:
-    """SimCLR's loss, as loops over its equation; docs/howto/own_loop.md says so."""
-    images, features = 5, normal(10, 7, seed=3)
-    rows = [[value / math.sqrt(sum(v * v for v in row)) for value in row] for row in features.tolist()]
-    cosines = [[sum(a * b for a, b in zip(x, y, strict=True)) / 0.3 for y in rows] for x in rows]
-    wanted = 0.0
-    for i in range(2 * images):
-        others = sum(math.exp(cosines[i][k]) for k in range(2 * images) if k != i)
-        wanted -= math.log(math.exp(cosines[i][(i + images) % (2 * images)]) / others) / (2 * images)
-    own = torch.eye(images, dtype=torch.float64).repeat(2, 1)
-    found = TF.multi_label_contrastive(features, own, temperature=0.3)
-    torch.testing.assert_close(found.item(), wanted, rtol=1e-12, atol=0)

@@ -52,13 +52,6 @@ def test_asymmetric_gradient_is_the_formula(
     close(x.grad, oracles.asymmetric_gradient(x, y, gamma_pos, gamma_neg, margin, detach_focus))
 
 
-def test_without_focus_it_is_binary_cross_entropy() -> None:
-    x, y = 4 * normal(6, 7), labels(6, 7)
-    known = y >= 0
-    off: dict[str, Any] = {"gamma_pos": 0.0, "gamma_neg": 0.0, "margin": 0.0}
-    close(TF.asymmetric_loss(x, y, **off), F.binary_cross_entropy_with_logits(x[known], y[known]))
-
-
 def test_logits_of_any_size_stay_finite_and_a_wrong_positive_keeps_its_gradient() -> None:
     for y in (0.0, 1.0, 0.5):
         x = torch.tensor([-1e4, -200.0, -20.0, 0.0, 20.0, 200.0, 1e4], requires_grad=True)
@@ -281,7 +274,7 @@ def test_transport_is_the_loops(scale: float) -> None:
     close(TF.transport_attention(cosines, scale)[1], plan[1])
     assert not TF.transport_attention(cosines.requires_grad_(), scale).requires_grad
     more = TF.transport_attention(cosines, scale, key_padding_mask=mask, iterations=200)
-    close(more, plan, rtol=0, atol=1e-3)  # it has come to rest
+    close(more, plan, rtol=0, atol=1e-4)  # it has come to rest
 
 
 def test_classes_take_tokens_from_each_other() -> None:
@@ -452,30 +445,6 @@ def test_multi_label_contrast_at_the_edges(positives: str) -> None:
     loss.backward()
     assert f.grad is not None and torch.isfinite(f.grad).all()
     assert (loss > 0) == (positives in ("one class", "all")) and torch.isfinite(loss)
-
-
-def test_compiled_contrast_keeps_every_entry_and_agrees() -> None:
-    torch._dynamo.reset()
-    given = SCENES["everything"]
-    run = torch.compile(TF.multimodal_contrastive, fullgraph=True, backend="aot_eager")
-    for y in (pseudo_positives(), torch.full((6, 4), -1.0, dtype=torch.float64)):
-        ours, twins = (normal(6, 4, 8).requires_grad_() for _ in range(2))
-        actual = run(ours, normal(4, 8, seed=1), y, **given)
-        expected = TF.multimodal_contrastive(twins, normal(4, 8, seed=1), y, **given)
-        for key in expected:
-            close(actual[key], expected[key])
-        sum(actual.values()).backward()
-        sum(expected.values()).backward()
-        close(ours.grad, twins.grad)
-
-
-def test_region_text_is_info_nce() -> None:
-    f, t = normal(5, 5, 8), normal(5, 8, seed=1)
-    y = torch.where(torch.eye(5, dtype=torch.bool), 1.0, -1.0)
-    logits = F.normalize(f.diagonal().T, dim=-1) @ F.normalize(t, dim=-1).T / 0.07
-    terms = TF.multimodal_contrastive(f, t, y)
-    close(terms["region_text"], F.cross_entropy(logits, torch.arange(5)))
-    close(terms["text_region"], F.cross_entropy(logits.T, torch.arange(5)))  # one anchor a class: CLIP's two directions
 
 
 def one_label_a_row(rows: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -94,7 +94,7 @@ def test_a_single_seen_class_is_not_compared_with_itself() -> None:
 def test_positives_are_soft_and_negatives_hard() -> None:
     """At a threshold a score is decided, between them it is not."""
     scores, bank = torch.tensor([[0.8, 0.79, 0.11, 0.1, 1.0]]), PrototypeBank(5, 8)
-    evidence = Evidence(None, torch.full((1, 5), -1.0), bank, bank.text, None, None, torch.zeros(2, 5), None, None)
+    evidence = Evidence(None, torch.full((1, 5), -1.0), bank, None, None, torch.zeros(2, 5), None, None)
     with mock.patch.object(PrototypeRule, "scores", return_value=scores):
         default, own = (rule.decide(evidence) for rule in (PrototypeRule(5), PrototypeRule(5, positive=0.79, negative=0.05)))
     close(default.labels, [[0.8, -1, -1, 0, 1]])
@@ -124,19 +124,6 @@ def test_a_class_whose_present_entries_are_less_similar_abstains() -> None:
     s_v, unknown = oracles.similarities(z, bank.visual, bank.text, None)[0], np.full((20, 2), True)
     assert slow.calibrated(s_v, unknown, 0, 0, 0) is None and slow.calibrated(s_v, unknown, 0, 0, 1) is not None
     close(labeler(z, y, bank).scores, slow.scores(z, y, bank))
-
-
-def test_text_may_stand_for_the_bank_s() -> None:
-    bank, other = filled_bank(), filled_bank()
-    text = normal(5, 8, seed=77, dtype=torch.float32)
-    other.text.copy_(torch.nn.functional.normalize(text, dim=-1))
-    one, two = PseudoLabeler(5), PseudoLabeler(5)
-    z, y = batch(0, bank, 5)
-    one.update(z, y, bank, text=text)
-    two.update(z, y, other)
-    close(one.get_buffer("rule.similarity_sum"), two.get_buffer("rule.similarity_sum"))
-    close(one(z, y, bank, text=text).scores, two(z, y, other).scores)
-    assert not torch.allclose(one(z, y, bank).scores, two(z, y, other).scores)
 
 
 @pytest.mark.parametrize(

@@ -273,7 +273,6 @@ def test_cub_has_the_official_split_and_the_flag(cub: tuple[Path, NDArray[np.int
         assert some.name.endswith("certainty 3 and more") and (wanted == -1).any()
     assert data.class_names[17] == cub_attribute(17)
     assert data.prompt_names()[17] == "bird whose part 2 color is shade 1 (light)"
-    assert data.prompt_names(split_words=False) == list(data.class_names)
     assert attribute_phrase("has_bill_shape::curved_(up_or_down)") == "bird whose bill shape is curved (up or down)"
     assert attribute_phrase("red_dining_table") == "red dining table"
 

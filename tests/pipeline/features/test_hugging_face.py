@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,28 +9,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from tests.helpers.hf_towers import WORDS, config, tiny_hf, tokenizer, transformers
+from tests.helpers.own_folder import read_csv
 from tests.helpers.runs import read_json, typed
 from tests.helpers.towers import stir
 from trm_losses.backbones import HFBackbone
 from trm_pipeline import command
-from trm_pipeline.drawn.devkit import write_drawn_voc
-from trm_pipeline.drawn.scenes import TARGET, draw_scene
 from trm_pipeline.embedded import CLASS_NAMES
 from trm_pipeline.features import towers
 from trm_pipeline.features.cached import weights_digest
 from trm_pipeline.run import experiment
 
-CLASSES = ["dog", "car", "cow"]
 CPU = torch.device("cpu")
 PROCESSOR = '{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25], "image_processor_type": "CLIPImageProcessor"}'
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CLIP that reads the words of VOC, and a DINOv2 with texts of the 20 classes and of three."""
+    """A CLIP that reads the words of VOC, and a DINOv2 with texts of three classes."""
     root = tmp_path_factory.mktemp("hf")
     made = config("clip")
     made.text_config.max_position_embeddings = 32
@@ -41,29 +37,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer(99, words=words, length=32).save_pretrained(root / "clip")
     (root / "clip" / "preprocessor_config.json").write_text(PROCESSOR, encoding="utf-8")
     tiny_hf("dinov2").save_pretrained(root / "dino")
-    texts = np.random.default_rng(0).normal(size=(20, 32))
-    np.save(root / "texts.npy", texts)
-    np.save(root / "three.npy", texts[:3])
-    return root
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 drawn images and their labels beside the folder."""
-    root = tmp_path_factory.mktemp("photos")
-    (root / "images").mkdir()
-    lines = ["image," + ",".join(CLASSES)]
-    for number in range(24):
-        present = [name for place, name in enumerate(CLASSES) if (number >> place) & 1] or ["chair"]
-        Image.fromarray(draw_scene(np.random.default_rng(number), TARGET, present).image).save(root / f"images/{number}.png")
-        lines.append(f"{number}.png," + ",".join("1" if name in present else "0" for name in CLASSES))
-    (root / "labels.csv").write_text("\n".join(lines), encoding="utf-8")
+    np.save(root / "texts.npy", np.random.default_rng(0).normal(size=(3, 32)))
     return root
 
 
 def scores(path: Path) -> dict[str, float]:
-    with path.open(encoding="utf-8") as file:
-        return {row["image"]: float(row["dog"]) for row in csv.DictReader(file)}
+    return {row["image"]: float(row["dog"]) for row in read_csv(path)}
 
 
 def train(photos: Path, out: Path, *words: str) -> None:
@@ -119,13 +98,8 @@ def test_images_alone_with_texts_that_are_given(folders: Path, photos: Path, tmp
     model = ["--model", f"hf:{folders / 'dino'}"]
     with pytest.raises(SystemExit, match=r"has no text tower: --class-texts must be a .* of shape \(3, 32\), got none"):
         train(photos, tmp_path, *model)
-    train(photos, tmp_path, *model, "--class-texts", str(folders / "three.npy"))
+    train(photos, tmp_path, *model, "--class-texts", str(folders / "texts.npy"))
     assert read_json(tmp_path / "run" / "model.json")["templates"] == []
-
-
-@pytest.fixture(scope="module")
-def devkit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_drawn_voc(tmp_path_factory.mktemp("drawn"), sizes={"train": 24, "val": 10, "test": 16}, workers=1)
 
 
 def compare(devkit: Path, out: Path, model: str, *words: str) -> list[dict[str, Any]]:
@@ -142,26 +116,17 @@ def test_reproduce_with_a_text_tower(prompts: str, devkit: Path, folders: Path, 
     assert {row["method"] for row in rows} == {"zero-shot-global", "trm"} and all(0 < row["mAP"] <= 100 for row in rows)
 
 
-def test_reproduce_with_texts_that_are_given(devkit: Path, folders: Path, tmp_path: Path) -> None:
-    texts = ["--class-texts", str(folders / "texts.npy")]
-    rows = compare(devkit, tmp_path, f"hf:{folders / 'dino'}", *texts, "--methods", "zero-shot-tokens", "trm")
-    assert {row["method"] for row in rows} == {"zero-shot-tokens", "trm"}
-
-
 @pytest.mark.parametrize(
     ("model", "words", "message"),
     [
         ("hf:", [], "--model hf:FOLDER must name a folder of a model or its id on the hub, got nothing behind hf:"),
         ("hf:{}/gone", [], "load_hf: .*gone must be a folder, or the id of a model on the hub that can be fetched"),
         ("hf:{}", [], "load_hf: .* must hold the config.json of a model"),
-        ("hf:{}/dino", [], r"hf:.*dino has no text tower: --class-texts must be .* of shape \(20, 32\), got none"),
-        ("hf:{}/clip", ["--class-texts", "x.npy"], "--class-texts is for a model without a text tower, and --model hf:"),
         (
             "hf:{}/clip",
             ["--pretrained", "x.pt"],
             "--pretrained must be the folder where hf:.*clip lies now, got 'x.pt'; leave it",
         ),
-        ("hf:{}/clip", ["--set", "value_path=true"], "value_path is for ViTs of open_clip, and --model hf:.* is none"),
     ],
 )
 def test_what_does_not_fit_is_one_line(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,10 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tests.helpers.own_folder import read_csv
 from tests.helpers.runs import Run, read_json, typed
 from trm_losses import TRMHead
 from trm_losses.backbones import ImageFeatures, TimmBackbone
@@ -23,19 +22,12 @@ from trm_losses.metrics import evaluate
 from trm_pipeline import command as cli
 from trm_pipeline.data.base import eval_transform
 from trm_pipeline.data.voc import VOC
-from trm_pipeline.drawn.devkit import write_drawn_voc
-from trm_pipeline.drawn.scenes import TARGET, draw_scene
 from trm_pipeline.features import backbone as backbones
 from trm_pipeline.features import towers
 from trm_pipeline.run import experiment
 
 WIDTH, SIDE = 64, 96  # of test_vit, with patches of 16
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def devkit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_drawn_voc(tmp_path_factory.mktemp("drawn"), sizes={"train": 24, "val": 10, "test": 16}, workers=1)
 
 
 @pytest.fixture(scope="module")
@@ -249,21 +241,14 @@ def test_given_texts_are_a_backbone_without_a_text_tower(files: Path) -> None:
         backbone.encode_prompts([])
 
 
-def test_a_folder_of_images_with_a_timm_model(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    photos, classes = tmp_path / "photos", ["dog", "car", "cow"]
-    photos.mkdir()
-    lines = ["image," + ",".join(classes)]
-    for number in range(24):
-        present = [name for place, name in enumerate(classes) if (number >> place) & 1] or ["chair"]
-        scene = draw_scene(np.random.default_rng(number), TARGET, present)
-        Image.fromarray(scene.image).save(photos / f"{number}.png")
-        lines.append(f"{number}.png," + ",".join("1" if name in present else "0" for name in classes))
-    (tmp_path / "labels.csv").write_text("\n".join(lines), encoding="utf-8")
+def test_a_folder_of_images_with_a_timm_model(
+    files: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     np.save(tmp_path / "texts.npy", np.random.default_rng(0).normal(size=(3, WIDTH)))
     model = ["--model", "timm:test_vit", "--pretrained", str(files / "weights.pt"), "--image-size", str(SIDE)]
     texts = ["--class-texts", str(tmp_path / "texts.npy")]
     rest = ["--epochs", "1", "--device", "cpu", "--cache", str(tmp_path / "cache"), "--output", str(tmp_path / "run")]
-    train = ["train", str(photos), str(tmp_path / "labels.csv"), *model, *rest]
+    train = ["train", str(photos / "images"), str(photos / "labels.csv"), *model, *rest]
     for words, message in (
         ([], r"timm:test_vit has no text tower: --class-texts must be a .* of shape \(3, 64\), got none"),
         (
@@ -279,14 +264,13 @@ def test_a_folder_of_images_with_a_timm_model(files: Path, tmp_path: Path, capsy
     saved = read_json(tmp_path / "run" / "model.json")
     assert (saved["model"], saved["templates"], saved["image_size"]) == ("timm:test_vit", [], [SIDE, SIDE])
 
-    predict = ["predict", str(tmp_path / "run"), str(photos), "--output", str(tmp_path / "scores.csv"), "--device", "cpu"]
+    predict = ["predict", str(tmp_path / "run"), str(photos / "images"), *typed(output=tmp_path / "scores.csv", device="cpu")]
     cli.main(predict)  # without the texts, which the head has
 
-    def scores(path: Path) -> dict[str, float]:
-        with path.open(encoding="utf-8") as file:
-            return {row["image"]: float(row["dog"]) for row in csv.DictReader(file)}
-
-    assert scores(tmp_path / "scores.csv") == pytest.approx(scores(tmp_path / "run" / "scores.csv"), abs=2e-4)
+    found, wanted = (
+        {row["image"]: float(row["dog"]) for row in read_csv(folder / "scores.csv")} for folder in (tmp_path, tmp_path / "run")
+    )
+    assert found == pytest.approx(wanted, abs=2e-4)
     torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "other.pt")
     with pytest.raises(SystemExit, match="features of timm:test_vit with other weights"):
         cli.main([*predict, "--pretrained", str(tmp_path / "other.pt")])

@@ -54,3 +54,11 @@ def test_tags_that_cannot_be_given_are_refused(names, change, said, images, cach
     with pytest.raises(SystemExit, match=f"^error: .*{said}"):
         cli.main(["tag", str(images[0]), "--classes", str(path), "--output", str(tmp_path / "tags"), *cache, *change])
     assert not (tmp_path / "tags").exists()
+
+
+def test_a_trained_model_is_not_tagged_over(trained, images, cache, tmp_path):
+    (tmp_path / "names.txt").write_text("cat\n", encoding="utf-8")
+    before = (trained[0] / "model.json").read_bytes()
+    with pytest.raises(SystemExit, match="^error: --output: .* holds a trained model"):
+        cli.main(["tag", str(images[0]), "--classes", str(tmp_path / "names.txt"), "--output", str(trained[0]), *cache])
+    assert before == (trained[0] / "model.json").read_bytes()

@@ -1,5 +1,6 @@
 """A trained model as one object."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -27,6 +28,19 @@ def test_one_image_is_scored_as_in_training(tagger, trained, images):
         again = tagger(picture.convert("RGBA"))
     assert [tag.name for tag in again] == [tag.name for tag in tags]
     assert [tag.probability for tag in again] == pytest.approx([tag.probability for tag in tags], abs=1e-5)
+
+
+def test_an_image_of_pillow_is_shown_as_its_file_is(tagger, tmp_path):
+    """Turned as a camera says, and gray of 16 bits scaled."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    shade = np.linspace(0, 4095, 60 * 90).reshape(60, 90)
+    Image.fromarray((shade / 16).astype(np.uint8)).save(tmp_path / "turned.png", exif=exif)
+    Image.fromarray(shade.astype(np.uint16)).save(tmp_path / "deep.png")
+    for name in ("turned.png", "deep.png"):
+        wanted = {tag.name: tag.probability for tag in tagger(tmp_path / name)}
+        with Image.open(tmp_path / name) as picture:
+            assert {tag.name: tag.probability for tag in tagger(picture)} == pytest.approx(wanted, abs=1e-6)
 
 
 def test_what_cannot_be_read_is_marked_in_a_stream_and_an_error_alone(tagger, images):

@@ -231,6 +231,7 @@ def test_an_unknown_label_hardly_counts_as_absent(classes):
 def test_next_to_nothing_is_enough(rows, classes, options, printed, images, cache, tmp_path, capsys):
     labels = write_table(tmp_path / "labels.csv", rows, classes=classes)
     run = tmp_path / "run"
+    (run / f".{os.getpid()}.tmp").mkdir(parents=True)  # of a process that was killed: in a container the next has its number
     cli.main(["train", str(images[0]), str(labels), "--output", str(run), "--epochs", "2", *options, *cache])
     assert printed in capsys.readouterr().out
     head = TRMHead.load(run / "head.pt")

@@ -22,7 +22,7 @@ def test_regions_beat_the_global_feature_before_training(tmp_path_factory, backb
     root = write_drawn_voc(tmp_path_factory.mktemp("gate"), sizes={"train": 1, "val": 200, "test": 1}, workers=1)
     images = VOC(root, 2007, "val", transform=eval_transform(224, mean=backbone.image_mean, std=backbone.image_std))
     live = features.LiveFeatures(images, backbone, token_pool=2, device=torch.device("cpu"), workers=0)
-    text = backbone.template_text(class_prompt_names(presets.EMBEDDED.split_words), presets.EMBEDDED.templates)
+    text = backbone.template_text(class_prompt_names(), presets.EMBEDDED.templates)
     objective = TRMObjective.from_text(text, total_steps=1)
     with torch.no_grad():
         parts = [
@@ -62,7 +62,7 @@ def test_weak_negatives_follow_their_equation():
     assert methods.weak_negatives(targets, 0.0, (1.0, query)) == {}
 
 
-@pytest.mark.parametrize("method", ["linear", "linear-assume-negative", "text-pixel", "trm-region", "trm-paper"])
+@pytest.mark.parametrize("method", ["linear", "text-pixel", "trm-region", "trm-paper"])
 def test_every_method_takes_unknown_labels_for_weak_negatives(method):
     torch.manual_seed(0)
     text = torch.randn(4, 8)
@@ -72,7 +72,7 @@ def test_every_method_takes_unknown_labels_for_weak_negatives(method):
     targets = torch.tensor([[1, -1, -1, -1], [-1, 1, -1, -1], [0, -1, -1, -1.0]])
     plain, weak = (trained.loss(batch, text, targets, weight) for weight in (0.0, 0.3))
     assert set(weak) - set(plain) == {"weak_negative"}
-    assert (float(weak["weak_negative"].detach()) == 0) == (method == "linear-assume-negative")
+    assert float(weak["weak_negative"].detach()) > 0
     if method == "trm-paper":
         output = trained._last
         both = torch.nn.functional.softplus(output.logits) + torch.nn.functional.softplus(output.region_logits)

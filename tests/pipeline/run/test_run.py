@@ -247,7 +247,7 @@ def test_unseen_classes_are_scored_by_name(run, tmp_path, devkit, backbone, monk
     plain = eval_transform(224, mean=backbone.image_mean, std=backbone.image_std)
     images = VOC(devkit, 2007, "test", transform=plain)
     live = features.LiveFeatures(images, backbone, token_pool=2, device=torch.device("cpu"), workers=0)
-    text = backbone.template_text(class_prompt_names(True), presets.EMBEDDED.templates)
+    text = backbone.template_text(class_prompt_names(), presets.EMBEDDED.templates)
     scores = torch.cat([methods.zero_shot_tokens(batch, text) for batch in live.batches(16)])
     for part, columns in (("seen", slice(0, 16)), ("unseen", slice(16, 20))):
         expected = 100 * float(mean_average_precision(scores[:, columns], images.targets[:, columns]))

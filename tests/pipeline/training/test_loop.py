@@ -1,4 +1,4 @@
-"""The loop: steps that are skipped, precision, repeatability, the trace of pseudo-labels, curves and profiles."""
+"""The loop: steps that are skipped, precision, repeatability, the trace of pseudo-labels, curves."""
 
 import os
 import sys
@@ -152,19 +152,6 @@ def test_tensorboard_says_what_to_install(run, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="pip install tensorboard"):
         run("--methods", "text-pixel", "--tensorboard")
     assert not (tmp_path / "out").exists()
-
-
-# Where a step's time goes
-
-
-def test_a_profile_changes_nothing_and_names_the_parts_of_a_step(run, tmp_path):
-    settings = ("--methods", "trm", "zero-shot-global", "--set", "batch_size=8", "pseudo_warmup=0")
-    assert run(*settings, "--profile", output=tmp_path / "a") == run(*settings, output=tmp_path / "b")
-    assert not (tmp_path / "b" / "profile").exists()
-    (path,) = (tmp_path / "a" / "profile").iterdir()
-    table = path.read_text(encoding="utf-8")
-    assert path.name == "trm-known0.5-seed1.txt"
-    assert all(f" {part} " in table for part in ("text", "loss", "backward and optimizer", "average", "update"))
 
 
 @pytest.mark.parametrize(("single", "wanted"), [(True, [1.0] * 3 + [0.0] * 7), (False, [0.0] * 10)])

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 
 from trm_losses.labels import UNKNOWN
 from trm_pipeline.folder.image_names import SHOWN, ImageNames, Mistakes, Row, clean, escaped
 from trm_pipeline.folder.labels import Labels
+from trm_pipeline.folder.tables import csv_rows, text_of
 from trm_pipeline.progress import say
 
 _VALUES = {"present": 1.0, "absent": 0.0, "unsure": float(UNKNOWN)}
 _COLUMNS = ("image", "class", "answer", "annotator", "confidence")
 
 
-class Answers(NamedTuple):
-    """A label of 1, 0 or -1 (unsure, or a tie) for each pair (file, class name); ``conflicts`` tells who disagrees, and where."""
-
-    values: dict[tuple[str, str], float]
-    conflicts: list[str]
+Answers: TypeAlias = dict[tuple[str, str], float]
+"""A label of 1, 0 or -1 (unsure, or a tie) for each pair (file, class name)."""
 
 
 class _Vote(NamedTuple):
@@ -69,14 +65,14 @@ def read_answers(paths: Sequence[Path], class_names: Sequence[str], images: Sequ
     for pair, own in votes.items():
         values[pair] = voted((vote.value, vote.confidence) for vote in own.values())
         if {0.0, 1.0} <= {vote.value for vote in own.values()}:
-            result = next(word for word, value in _VALUES.items() if value == values[pair]).replace("unsure", "unknown, a tie")
+            result = _word(values[pair]).replace("unsure", "unknown, a tie")
             told = ", ".join(f"{vote.annotator or 'no name'} {_word(vote.value)} ({vote.where})" for vote in own.values())
             conflicts.append(f"{pair[1]} in {escaped(pair[0])}: {told}; taken as {result}")
     if conflicts:
         more = f"\n  and {len(conflicts) - SHOWN} more" if len(conflicts) > SHOWN else ""
         lines = "\n  ".join(conflicts[:SHOWN])
         say(f"annotators disagree about {len(conflicts)} of {len(values)} questions:\n  {lines}{more}")
-    return Answers(values, conflicts)
+    return values
 
 
 def voted(votes: Iterable[tuple[float, float]]) -> float:
@@ -96,7 +92,7 @@ def joined(labels: Labels, answers: Answers) -> Labels:
     """
     files, rows = list(labels.files), {file: i for i, file in enumerate(labels.files)}
     columns = {name: c for c, name in enumerate(labels.class_names)}
-    for file, name in answers.values:
+    for file, name in answers:
         if name not in columns:
             raise ValueError(f"the answers are about {name!r}, and the labels have no such class{nearest(name, columns)}")
         if file not in rows:
@@ -105,7 +101,7 @@ def joined(labels: Labels, answers: Answers) -> Labels:
     others = files[len(labels.files) :]
     targets = torch.cat([labels.targets, labels.targets.new_full((len(others), len(columns)), UNKNOWN)])
     before = targets.clone()
-    for (file, name), value in answers.values.items():
+    for (file, name), value in answers.items():
         targets[rows[file], columns[name]] = value
     changed = targets != before
     parts = {
@@ -115,7 +111,7 @@ def joined(labels: Labels, answers: Answers) -> Labels:
     }
     told = ", ".join(f"{int(mask.sum())} {word}" for word, mask in parts.items())
     more = f"; {len(others)} images had no row" if others else ""
-    say(f"{len(answers.values)} answers change {int(changed.sum())} labels: {told}{more}")
+    say(f"{len(answers)} answers change {int(changed.sum())} labels: {told}{more}")
     held = None if labels.held is None else torch.cat([labels.held, labels.held.new_zeros(len(others))])
     groups = labels.groups
     if groups is not None:
@@ -137,31 +133,15 @@ def _word(value: float) -> str:
 
 def _rows(path: Path, mistakes: Mistakes) -> Iterator[tuple[str, Mapping[str, str]]]:
     """Cells of each row by column, and where the row stands."""
-    if not path.is_file():
-        raise FileNotFoundError(f"the file of answers {path} {'is a folder' if path.is_dir() else 'does not exist'}")
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise ValueError(f"{path.name}: not UTF-8; save it as 'CSV UTF-8'") from None
-    first = next((line for line in text.splitlines() if line.strip()), "")
-    delimiter = max(",;\t", key=first.count)  # the comma where they are equal
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
     header: list[str] = []
-    start = 1
-    try:
-        for cells in reader:
-            where, start = f"{path.name}, line {start}", reader.line_num + 1
-            if not any(map(str.strip, cells)):
-                continue
-            if not header:
-                header = [clean(cell).lower() for cell in cells]
-                _check_header(where, header)
-            elif len(cells) != len(header):
-                mistakes.add(f"{where}: {len(cells)} cells, but the header has {len(header)} ({', '.join(header)})")
-            else:
-                yield where, dict(zip(header, cells, strict=True))
-    except csv.Error as error:
-        raise ValueError(f"{path.name}, line {reader.line_num}: {error}; a quote that is never closed, perhaps") from None
+    for where, cells in csv_rows(text_of(path, "file of answers"), path.name):
+        if not header:
+            header = [clean(cell).lower() for cell in cells]
+            _check_header(where, header)
+        elif len(cells) != len(header):
+            mistakes.add(f"{where}: {len(cells)} cells, but the header has {len(header)} ({', '.join(header)})")
+        else:
+            yield where, dict(zip(header, cells, strict=True))
     if not header:
         raise ValueError(f"{path.name} is empty; its first line must be a header such as {','.join(_COLUMNS[:3])}")
 

@@ -2,8 +2,8 @@
 
 What each form calls absent, since most of them know only what is present:
 
-- ``csv``, ``jsonl``: the project's own table and JSON lines, see :func:`.labels.read_labels`.
-- ``label-studio``: a second set of choices named ``absent``; :func:`label_studio_config` is the configuration of such a project.
+- ``csv``, ``jsonl``: the project's own table and JSON lines, which :func:`.labels.read_labels` reads.
+- ``label-studio``: a second set of choices named ``absent``.
 - ``coco``: ``neg_category_ids`` of an image, as in LVIS. An annotation needs no box: it says that its category is there.
 - ``fiftyone``: the samples of an export with a field ``present`` and a field ``absent``, both Classifications.
 """
@@ -17,15 +17,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
-from xml.sax.saxutils import quoteattr
 
 import torch
+from torch import Tensor
 
 from trm_losses.labels import UNKNOWN
 from trm_pipeline.files import replacing
 from trm_pipeline.folder.image_names import ImageNames, Mistakes, Row, clean, escaped, match_rows
-from trm_pipeline.folder.labels import Labels, read_labels
+from trm_pipeline.folder.labels import Labels
 from trm_pipeline.folder.review.answers import nearest, voted
+from trm_pipeline.folder.tables import text_of
 
 Targets = dict[str, float]  # of one image, by class name
 
@@ -47,7 +48,6 @@ class _Wrong(ValueError):
 
 def write_labels_as(form: str, path: Path, labels: Labels) -> None:
     """Write files, class names and targets; ``form`` is one of :data:`FORMS`."""
-    _form(form)
     rows = [
         (i, escaped(file), dict(zip(labels.class_names, own, strict=True)))
         for i, (file, own) in enumerate(zip(labels.files, labels.targets.tolist(), strict=True), start=1)
@@ -66,35 +66,19 @@ def write_labels_as(form: str, path: Path, labels: Labels) -> None:
             json.dump(write(rows, labels.class_names), file, indent=1, ensure_ascii=False)
 
 
-def read_labels_as(
-    form: str, path: Path, images: Sequence[str], class_names: Sequence[str] | None = None, *, unlisted_absent: bool = False
-) -> Labels:
-    """Labels out of a file of one of :data:`FORMS`.
+def read_labels_as(form: str, path: Path, images: Sequence[str], *, unlisted_absent: bool = False) -> Labels:
+    """Labels out of a file of one of :data:`OTHERS`; classes are those that it lists or, if it lists none, that occur, sorted.
 
     Args:
         images: files of the folder, from :func:`.image_files.find_images`. Of a longer path or an address the end counts.
-        class_names: the classes in their order. By default those that the file lists or, if it lists none, those that occur,
-            by the alphabet.
         unlisted_absent: what is not said to be present is absent, not unknown.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: in a line: the file, the place, what is wanted there and what was found.
     """
-    _form(form)
-    if form in ("csv", "jsonl"):
-        labels = read_labels(path, images, unlisted_absent=unlisted_absent)
-        own = {
-            Row(f"{path.name}, {file}", file): dict(zip(labels.class_names, row, strict=True))
-            for file, row in zip(labels.files, labels.targets.tolist(), strict=True)
-        }
-        return labels if class_names is None else labels._replace(**_arranged(own.items(), class_names, path.name))
-    if not path.is_file():
-        raise FileNotFoundError(f"the label file {path} does not exist, or is a folder")
     try:
-        value = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        raise ValueError(f"{path.name}: not UTF-8") from None
+        value = json.loads(text_of(path, "label file"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path.name}, line {error.lineno}, column {error.colno}: not JSON ({error.msg})") from None
     content = _READERS[form](value, path.name)
@@ -103,29 +87,14 @@ def read_labels_as(
     mistakes, names = Mistakes(), ImageNames(images)
     files = match_rows([Row(row.where, _tail(row.image, names)) for row, _ in content.rows], images, mistakes)
     mistakes.tell()
-    found = sorted({name for _, own in content.rows for name in own})
-    arranged = _arranged(content.rows, class_names or content.class_names or found, path.name)
+    class_names = content.class_names or sorted({name for _, own in content.rows for name in own})
+    targets = _arranged(content.rows, class_names, path.name)
     if unlisted_absent:
-        arranged["targets"].clamp_(min=0.0)  # unknown is -1
-    return Labels(files, lists=not (arranged["targets"] == 0).any(), **arranged)
+        targets.clamp_(min=0.0)  # unknown is -1
+    return Labels(files, class_names, targets, lists=not (targets == 0).any())
 
 
-def label_studio_config(class_names: Sequence[str]) -> str:
-    """The labeling configuration of a Label Studio project: what is present, what is absent, and nothing said of the others."""
-    choices = "\n".join(f"    <Choice value={quoteattr(name)}/>" for name in class_names)
-    blocks = (
-        f'  <Header value="{kind}"/>\n  <Choices name="{kind}" toName="image" choice="multiple">\n{choices}\n  </Choices>'
-        for kind in ("present", "absent")
-    )
-    return '<View>\n  <Image name="image" value="$image"/>\n' + "\n".join(blocks) + "\n</View>\n"
-
-
-def _form(form: str) -> None:
-    if form not in FORMS:
-        raise ValueError(f"the form of a label file must be one of {', '.join(FORMS)}, got {form!r}")
-
-
-def _arranged(rows: Iterable[tuple[Row, Targets]], class_names: Sequence[str], file: str) -> dict[str, Any]:
+def _arranged(rows: Iterable[tuple[Row, Targets]], class_names: Sequence[str], file: str) -> Tensor:
     """Targets (N, C) in the order of the classes; others than these are refused."""
     places = list(map(clean, class_names))
     if not places:
@@ -135,7 +104,7 @@ def _arranged(rows: Iterable[tuple[Row, Targets]], class_names: Sequence[str], f
         if wrong := sorted(own.keys() - set(places)):
             raise ValueError(f"{row.where}: {wrong[0]!r} is none of the {len(places)} classes{nearest(wrong[0], places)}")
         targets.append([own.get(name, float(UNKNOWN)) for name in places])
-    return {"class_names": list(class_names), "targets": torch.tensor(targets)}
+    return torch.tensor(targets)
 
 
 def _tail(image: str, names: ImageNames) -> str:
@@ -293,4 +262,7 @@ def _texts(values: Sequence[Any], where: str) -> list[str]:
 
 
 _READERS = {"label-studio": _from_label_studio, "coco": _from_coco, "fiftyone": _from_fiftyone}
-FORMS = ("csv", "jsonl", *_READERS)
+OTHERS = tuple(_READERS)
+"""Forms of other tools."""
+
+FORMS = ("csv", "jsonl", *OTHERS)

@@ -59,7 +59,6 @@ def write_review(
     *,
     images: Path,
     title: str = "Is it in the picture?",
-    note: str = "",
     limit: float = 60e6,
 ) -> str:
     """Write the page, and return its id.
@@ -72,7 +71,7 @@ def write_review(
         questions: in the order in which they are asked.
         class_names: of the model; the filter lists those that are asked about, in this order.
         images: the folder. A picture that cannot be read is replaced by the reason.
-        title: of the page. note: a sentence below it.
+        title: of the page.
         limit: bytes that all pictures together may take on the page; they become smaller until they fit.
 
     Raises:
@@ -102,7 +101,7 @@ def write_review(
         ],
     }
     template = Path(__file__).with_name("review.html.j2")
-    html = rendered(template, title=escaped(title), note=escaped(note), data=_script_json(data))
+    html = rendered(template, title=escaped(title), data=_script_json(data))
     with replacing(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
     return identity

@@ -50,7 +50,7 @@ def tab(browser):
 
 @pytest.fixture
 def path(folder, questions, tmp_path):
-    write_review(tmp_path / "review.html", questions, CLASSES, images=folder, title="Doubtful labels", note="Please look.")
+    write_review(tmp_path / "review.html", questions, CLASSES, images=folder, title="Doubtful labels")
     return tmp_path / "review.html"
 
 
@@ -68,7 +68,7 @@ def saved(page, tmp_path):
         page.keyboard.press("s")
     assert download.value.suggested_filename == "answers.csv"
     download.value.save_as(tmp_path / "answers.csv")
-    return read_answers([tmp_path / "answers.csv"], CLASSES, FILES).values
+    return read_answers([tmp_path / "answers.csv"], CLASSES, FILES)
 
 
 def test_answers_by_key_and_by_mouse_are_kept_and_saved(tab, path, tmp_path):

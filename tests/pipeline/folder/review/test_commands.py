@@ -118,6 +118,12 @@ def test_a_model_asks_about_what_is_not_known(scenes, model, rest, tmp_path):
             command.main([*review, *wrong, *([] if "--output" in wrong else ["--output", str(page)]), *rest])
 
 
+def test_a_table_is_known_by_its_suffix_alone(capsys):
+    with pytest.raises(SystemExit):
+        command.main(["convert", "photos", "labels.txt", "--form", "jsonl", "--to", "csv", "--output", "labels.csv"])
+    assert "--form: invalid choice: 'jsonl'" in capsys.readouterr().err
+
+
 def test_answers_take_the_place_of_labels(scenes, rest, tmp_path, capsys):
     base, rows = scenes
     first = next(name for name, row in rows.items() if row[1] == 0)

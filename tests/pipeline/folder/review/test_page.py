@@ -47,7 +47,7 @@ def test_maps_are_bytes_of_which_the_highest_is_255(folder, questions, tmp_path)
 
 
 def test_names_are_escaped_and_nothing_is_fetched(folder, questions, tmp_path):
-    write_review(path := tmp_path / "review.html", questions, CLASSES, images=folder, title="</title><b>", note='"<i>')
+    write_review(path := tmp_path / "review.html", questions, CLASSES, images=folder, title='</title><b>"<i>')
     html = path.read_text(encoding="utf-8")
     assert html.count("</script>") == 2 and "<b>" not in html and "<i>" not in html and "<!--" not in html
     assert not re.findall(r"https?:|src=|<link|@import|url\(", html)

@@ -1,0 +1,39 @@
+"""Text files that people saved, and the rows of tables in them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def text_of(path: Path, what: str) -> str:
+    """The text of a file; ``what`` names its kind in a message.
+
+    Raises:
+        FileNotFoundError: no such file. ValueError: another encoding than UTF-8.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"the {what} {path} {'is a folder' if path.is_dir() else 'does not exist'}")
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path.name}, line {line}: not UTF-8; save it as UTF-8, a spreadsheet as 'CSV UTF-8'") from None
+
+
+def csv_rows(text: str, file: str) -> Iterator[tuple[str, list[str]]]:
+    """Where each row starts, and its cells; blank rows are left out. What makes most columns of the first row separates them."""
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    delimiter = max(",;\t", key=lambda d: len(next(csv.reader([first], delimiter=d))))  # the comma where they are equal
+    reader = csv.reader(io.StringIO(text, newline=None), delimiter=delimiter, skipinitialspace=True)
+    start = 1
+    try:
+        for cells in reader:
+            where, start = f"{file}, line {start}", reader.line_num + 1
+            if any(map(str.strip, cells)):
+                yield where, cells
+    except csv.Error as error:
+        raise ValueError(f"{file}, line {start}: {error}; a quote that is never closed, perhaps") from None
