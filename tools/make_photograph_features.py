@@ -73,7 +73,7 @@ class Tower(nn.Module):
 
 def name_texts(args: argparse.Namespace, imagenet: list[str]) -> tuple[Tensor, Tensor]:
     """Unit embeddings of the names of the tower's classes (K, D) and of the VOC classes (20, D), less the mean of the former."""
-    names = [*imagenet, *class_prompt_names(True)]
+    names = [*imagenet, *class_prompt_names()]
     if args.names_text is not None:
         found = torch.from_numpy(np.load(args.names_text, allow_pickle=False)).float()
         if found.ndim != 2 or len(found) != len(names):

@@ -17,9 +17,9 @@ from trm_pipeline.drawn.devkit import write_drawn_voc
 from trm_pipeline.drawn.scenes import VOC_CLASSES
 
 
-def class_prompt_names(split_words: bool = True) -> list[str]:
-    """Class names for prompts, in column order; ``split_words``: "dining table", since text towers hardly know "diningtable"."""
-    return [CLASS_WORDS[name] if split_words else name for name in VOC_CLASSES]
+def class_prompt_names() -> list[str]:
+    """Class names for prompts, in column order: "dining table", since text towers hardly know "diningtable"."""
+    return [CLASS_WORDS[name] for name in VOC_CLASSES]
 
 
 class VOC(LabelledImages):

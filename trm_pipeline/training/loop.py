@@ -92,8 +92,10 @@ def train(
     steps = -(-len(features) // preset.batch_size)
     total = steps * preset.epochs
     optimizer = torch.optim.AdamW(method.groups(preset))
+    # A warm-up of one step is none, and torch would divide by its length less one.
+    warmup = 0.0 if preset.warmup_share * total == 1 else preset.warmup_share
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=[group["lr"] for group in optimizer.param_groups], total_steps=total, pct_start=preset.warmup_share
+        optimizer, max_lr=[group["lr"] for group in optimizer.param_groups], total_steps=total, pct_start=warmup
     )
     on_cuda = device.type == "cuda"
     autocast = partial(torch.autocast, device.type, torch.float16 if on_cuda else torch.bfloat16, enabled=amp)

@@ -167,3 +167,10 @@ def test_unknown_labels_count_as_absent_for_as_long_as_the_method_says(single, w
     chosen = setting(single=single)
     train(methods.METHODS["linear"](chosen), chosen)
     assert given == wanted
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 5])
+def test_a_run_of_few_steps_has_a_schedule(epochs):
+    """Of two steps an epoch, with a warm-up of one step in all."""
+    chosen = setting(epochs=epochs, warmup_share=0.5 / epochs)
+    assert train(methods.METHODS["linear"](chosen), chosen).metrics["mAP"] > 0
