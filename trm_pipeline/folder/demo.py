@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
-import tempfile
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -30,14 +30,14 @@ def run_demo(folder: Path, count: int) -> None:
     check_writable(folder, "FOLDER")
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} must be empty or not there, so that nothing is lost; give another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=".", dir=folder))
+    made = folder / f".{uuid.uuid4().hex}.tmp"
+    made.mkdir(parents=True)
     try:
         _draw(made, count)
         for path in made.iterdir():
             path.rename(folder / path.name)
     finally:
-        shutil.rmtree(made)
+        shutil.rmtree(made, ignore_errors=True)
     say(
         f"{folder}:\n  photos      {count} drawn scenes\n  labels.csv  half of their labels\n  truth.csv   all of them\n"
         f"  new         {NEW} more scenes"

@@ -223,8 +223,9 @@ def whole_is_of_use(own: Part, known: Tensor, text: Tensor, preset: Preset, expe
         found["class names"].append(pooled_ap(names[asked], labels))
     if sum(found["whole images"]) > sum(found["class names"]):
         return True
-    shown = ", ".join(f"{word} {sum(values) / max(1, len(values)):.0f}" for word, values in found.items())
-    say(f"the image as a whole is left out; average precision (%) on training images held out from it: {shown}")
+    shown = ", ".join(f"{word} {sum(values) / len(values):.0f}" for word, values in found.items() if values)
+    why = f"average precision (%) on training images held out from it: {shown}" if shown else "too few labels to judge it by"
+    say(f"the image as a whole is left out; {why}")
     return False
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -58,7 +58,8 @@ def write(
     """All files in a folder of their own first, then in their places, the one that makes it a model last; their names."""
     output.mkdir(parents=True, exist_ok=True)
     # Not named after the process: one that was killed leaves its folder, and in a container the next has the same number.
-    made = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=output))
+    made = output / f".{uuid.uuid4().hex}.tmp"
+    made.mkdir()
     try:
         part = ["hold-out" if own else "training" for own in held.tolist()]
         write_csv(made / "split.csv", ["image", "part"], zip(labels.files, part, strict=True))

@@ -16,6 +16,7 @@ from trm_pipeline.features.cached import Batch, Features
 from trm_pipeline.methods.base import Method, Setting, score
 from trm_pipeline.methods.trm import TRM
 from trm_pipeline.methods.wrapped import Wrapped, unwrapped
+from trm_pipeline.progress import say
 
 GLOBAL = "+global"
 """What a method's name ends with if its logits are merged with those of the whole image."""
@@ -57,10 +58,12 @@ def fit_global_head(
         options: of the constructor.
 
     Returns:
-        None if there is neither a prior nor penultimate features, or if of few labels no absent one is known and nothing is
-        expected: there is no level to learn.
+        None if there is neither a prior nor penultimate features, or if no absent label is known and nothing is expected: there
+        is no level to learn.
     """
-    if expected_positives is None and bool((targets == 1).any()) and not bool(((targets >= 0) & (targets < 1)).any()):
+    known = targets[targets != UNKNOWN]
+    if expected_positives is None and 0 < len(known) < targets.numel() and bool((known == 1).all()):
+        say("no label is known to be absent: the image as a whole is left out")
         return None
     with torch.random.fork_rng(devices=()):
         first = next(iter(features.batches(1)))

@@ -103,7 +103,9 @@ def _fitted(data: Prepared, cell: Cell, options: RunOptions) -> tuple[dict[str, 
     prior = preset.global_prior and cell.method == "global"
     head = data.global_head(targets, preset, single=cell.known == "single", prior=prior)
     if head is None:
-        raise ValueError(f"{cell.method} needs penultimate features, and there are none; leave it out of --methods")
+        raise ValueError(
+            f"{cell.method} needs penultimate features, and labels that are known to be absent; leave it out of --methods"
+        )
     seconds = time.perf_counter() - started
     logits = global_logits(head, data.test_features, data.preset.batch_size)
     metrics = evaluate(logits, data.test_targets, threshold=0.0)

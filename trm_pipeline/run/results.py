@@ -69,7 +69,7 @@ class Results:
                 checkpoint_path(self.output, cell).unlink(missing_ok=True)
             return
         # Without the record nothing that is still there can be taken for a part of another run.
-        made = ("checkpoints/*.pt*", "chosen/*.json", "pseudo/*.json", "unseen/*.json", "saliency*.npz", "*-seed*.pt")
+        made = ("checkpoints/*.pt*", "chosen/*.json", "pseudo/*.json", "unseen/*.json", "saliency*.npz", "trm*-seed*.pt")
         for pattern in ("run.json", "results.json", "times.json", *made):
             for path in self.output.glob(pattern):
                 path.unlink(missing_ok=True)
