@@ -17,9 +17,17 @@ from trm_pipeline.drawn.devkit import write_drawn_voc
 from trm_pipeline.run import experiment
 
 KILLS = int(os.environ.get("TRM_LOSSES_KILLS", "50"))
-ARGUMENTS = typed(preset="embedded", methods=("trm", "linear"), known=0.5, epochs=2, set="batch_size=8", device="cpu", workers=0)
+ARGUMENTS = typed(
+    preset="embedded",
+    methods=("trm", "trm-rule-teacher", "linear"),
+    known=0.5,
+    epochs=2,
+    set="batch_size=8",
+    device="cpu",
+    workers=0,
+)
 SIZES = {"train": 48, "val": 8, "test": 32}
-LEFT = ("results.json", "run.json", "pseudo/trm-known0.5-seed1.json")
+LEFT = ("results.json", "run.json", "pseudo/trm-rule-teacher-known0.5-seed1.json")
 
 
 def _run(cache: Path, output: Path, said: Path) -> None:
