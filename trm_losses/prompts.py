@@ -77,7 +77,7 @@ class PromptLearner(PerClassState):
         mode: Literal["fixed", "residual", "shared", "csc"],
         *,
         text: Tensor | None = None,
-        names: PromptEmbeddings | None = None,
+        names: PromptEmbeddings | tuple[Tensor, Tensor] | None = None,
         num_context: int = 16,
         context_init: Tensor | None = None,
         context_length: int | None = None,

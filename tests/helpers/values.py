@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,10 @@ def labels(batch: int = BATCH, classes: int = CLASSES, seed: int = 0, soft: bool
     return y
 
 
-def shaken(module: nn.Module, seed: int = 7, size: float = 0.2) -> nn.Module:
+M = TypeVar("M", bound=nn.Module)
+
+
+def shaken(module: M, seed: int = 7, size: float = 0.2) -> M:
     """Parameters moved off their start, so that no zero or identity hides a term; without dropout."""
     source = generator(seed)
     with torch.no_grad():

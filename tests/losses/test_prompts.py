@@ -53,7 +53,7 @@ def test_contexts_stand_between_start_and_name(mode: Any, shape: tuple[int, ...]
 
 
 def test_a_plain_pair_of_names_will_do() -> None:
-    learner = PromptLearner("shared", names=names(5)[:2], num_context=3)  # type: ignore[arg-type]
+    learner = PromptLearner("shared", names=names(5)[:2], num_context=3)
     assert torch.equal(learner.eot, names(5).eot + 3)
 
 

@@ -74,8 +74,7 @@ def run(options: RunOptions) -> list[Row]:
             "device": data.device.type,
             "preset": dataclasses.asdict(options.preset),
             "weights": data.weights,
-            "class_names": options.class_names is not None,  # a file may spell names as the data do, and prompts do not
-            "classes": data.class_names,
+            "class_names": None if options.class_names is None else data.class_names,  # otherwise those of the data
             "labels": [tensor_digest(data.targets), tensor_digest(data.test_targets)],
             "known_labels": None if data.labels is None else tensor_digest(data.labels),
             **({"wrong": options.wrong} if options.wrong else {}),
@@ -112,12 +111,8 @@ def run(options: RunOptions) -> list[Row]:
     if unseen:
         say(f"\nmAP (%) with {', '.join(unseen[0]['unseen'])} never labelled in training:\n{unseen_table(unseen)}")
     look_at_images(data, cells, options.output)
-    page = make_report(
-        options.output,
-        command=shlex.join(["trm-losses", "reproduce", options.source.key, *options.typed]),
-        data=where,
-        notes=notes,
-    )
+    command = shlex.join(["trm-losses", "reproduce", options.source.key, *options.typed])
+    page = make_report(options.output, command=command, data=where, notes=notes)
     say(f"\n{options.output / 'results.json'}, {page}; {time.perf_counter() - started:.0f} s")
     return rows
 

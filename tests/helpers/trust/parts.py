@@ -133,7 +133,7 @@ def tokens(batch: int, s: Setting) -> Inputs:
 
 def pooler(s: Setting) -> tl.RegionPooler:
     torch.manual_seed(0)
-    return shaken(tl.RegionPooler(s["classes"], WIDTH, num_heads=2), size=0.1)  # type: ignore[return-value]
+    return shaken(tl.RegionPooler(s["classes"], WIDTH, num_heads=2), size=0.1)
 
 
 def bank(s: Setting) -> tl.PrototypeBank:

@@ -162,7 +162,7 @@ def test_refuses_rules_by_name(rule: Any, message: str) -> None:
         PseudoLabeler(2, rule)(None, torch.full((1, 2), -1.0), PrototypeBank(2, 8))
 
 
-def test_a_bank_of_another_width_are_refused() -> None:
+def test_a_bank_of_another_width_is_refused() -> None:
     with pytest.raises(ValueError, match=r"PseudoLabeler: bank.visual must have shape \(C, D\) = \(5, 6\), got \(5, 8\)"):
         PseudoLabeler(5)(normal(2, 5, 6), labels(2, 5), filled_bank())
     with pytest.raises(ValueError, match="PseudoLabeler: logits must be finite"):
