@@ -20,7 +20,7 @@ Head = TypeVar("Head", bound=nn.Module)
 _FORMAT = "trm_losses.TRMHead/5"
 _POOLER_SETTINGS = ("num_classes", "dim", "num_heads", "query_head", "assignment", "validate")
 _MATCHING_SETTINGS = ("num_classes", "gamma_pos", "gamma_neg", "margin", "reduction", "validate")
-_GLOBAL_SETTINGS = ("num_classes", "width", "spread", "shrinkage", "validate")
+_GLOBAL_SETTINGS = ("num_classes", "width", "spread", "shrinkage", "unknown_weight", "validate")
 _CALIBRATION_SETTINGS = ("num_classes", "validate")
 _PRIOR_SETTINGS = ("num_classes", "dim", "tokens_per_class", "scale", "shrinkage", "sharpness", "label_weight", "validate")
 

@@ -83,5 +83,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"error: {error}") from error
     except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
+        print("interrupted; nothing was written (encoded images are kept for the next start)", file=sys.stderr)
         raise SystemExit(130) from None

@@ -312,7 +312,8 @@ PRIOR: Any = {"tokens_per_class": 9, "scale": 5.0, "shrinkage": 0.2, "sharpness"
 def global_head(views: str = "both", classes: int = 3) -> GlobalHead:
     x, f, y = normal(30, 5, 8, seed=6), normal(30, 4, seed=7), torch.arange(30 * classes).view(30, classes) % 7 % 3 - 1
     prior = None if views == "penultimate" else GaussianDiscriminant(classes, 8, **PRIOR).fit([x], normal(classes, 8))
-    return GlobalHead(classes, None if views == "prior" else 4, prior, shrinkage=0.4, spread=2.0).fit([(x, f, y)])
+    settings: Any = {"shrinkage": 0.4, "spread": 2.0, "unknown_weight": 0.7}
+    return GlobalHead(classes, None if views == "prior" else 4, prior, **settings).fit([(x, f, y)])
 
 
 def merged(views: str = "both", rate: float = 0.3, which: Any = "query", **pooler: Any) -> TRMHead:
@@ -346,7 +347,7 @@ def test_round_trip_with_a_global_head(tmp_path: Path, views: str) -> None:
     torch.testing.assert_close(loaded(TOKENS, PENULTIMATE), saved(TOKENS, PENULTIMATE))
     one, two = loaded.global_head, saved.global_head
     assert one is not None and two is not None and loaded.rate == 0.3 and (one.prior is None) == (two.prior is None)
-    for key in ("num_classes", "width", "spread", "shrinkage", "validate", "total", "prior"):
+    for key in ("num_classes", "width", "spread", "shrinkage", "unknown_weight", "validate", "total", "prior"):
         assert repr(getattr(one, key)) == repr(getattr(two, key))
     assert one.prior is None or {key: getattr(one.prior, key) for key in PRIOR} == PRIOR
 

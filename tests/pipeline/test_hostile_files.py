@@ -25,6 +25,7 @@ from trm_losses import TRMHead
 from trm_losses._feature_files import RowFile
 from trm_pipeline import files as checkpoint
 from trm_pipeline.features import cached as features
+from trm_pipeline.features.encoding import cache_features
 from trm_pipeline.files import Checkpoint, write_json
 from trm_pipeline.run import experiment, results
 
@@ -180,7 +181,7 @@ class Tower(torch.nn.Module):
 
 
 def cache(root: Path, files: list[str]) -> features.CachedFeatures:
-    return features.cache_features(
+    return cache_features(
         root,
         Images(),
         files,

@@ -14,7 +14,8 @@ from trm_pipeline.data.base import eval_transform
 from trm_pipeline.data.given import labels_of, open_split, open_text, read_meta, scored_split
 from trm_pipeline.data.voc import VOC, class_prompt_names
 from trm_pipeline.drawn.devkit import write_drawn_voc
-from trm_pipeline.features.cached import CachedFeatures, cache_features, weights_digest
+from trm_pipeline.features.cached import CachedFeatures
+from trm_pipeline.features.encoding import cache_features, weights_digest
 from trm_pipeline.features.towers import open_open_clip
 from trm_pipeline.files import CACHE, folder_argument
 

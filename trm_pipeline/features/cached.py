@@ -1,12 +1,9 @@
-"""Image features in batches: from a cache on disk, or through the frozen tower in the loop."""
+"""Image features in batches: from files on disk, or through the frozen tower in the loop."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import os
-import re
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,11 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler, default_collate
 
-from trm_losses._feature_files import RowFile
 from trm_losses.backbones import ImageFeatures
 from trm_pipeline.features.backbone import ImageTower
-from trm_pipeline.files import check_writable, making_folder
-from trm_pipeline.progress import progress, say
+from trm_pipeline.progress import say
 
 T = TypeVar("T")
 
@@ -214,6 +209,12 @@ class LiveFeatures:
         one = self._encoded(torch.zeros(1, 3, *self.backbone.image_size, device=self.device)).penultimate
         return None if one is None else one.shape[1]
 
+    @property
+    def shapes(self) -> dict[str, list[int]]:
+        """Of a row of each kind that there is."""
+        shapes = {"tokens": [self.num_tokens, self.backbone.dim], "pooled": [self.backbone.dim]}
+        return shapes if self.width is None else {**shapes, "penultimate": [self.width]}
+
     @torch.no_grad()
     def _encoded(self, pixels: Tensor) -> ImageFeatures:
         """What the tower gives, which may be somebody's own.
@@ -303,76 +304,3 @@ def _alive(loader: Iterable[T]) -> Iterator[T]:
             f"a process that reads images was ended ({said.strip().splitlines()[-1]}), for want of memory most likely; give "
             "fewer --workers, or --workers 0; in a container /dev/shm may be too small (docker run --shm-size=2g)"
         ) from error
-
-
-def weights_digest(backbone: ImageTower) -> str:
-    """A fingerprint of the weights themselves, whatever name or file they came from."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, value in sorted(backbone.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def cache_features(
-    root: Path,
-    images: Dataset[tuple[Tensor, Tensor, int]],
-    files: list[str],
-    backbone: ImageTower,
-    *,
-    weights: str,
-    token_pool: int,
-    mirror: bool,
-    device: torch.device,
-    batch_size: int = 50,
-    workers: int = 2,
-) -> CachedFeatures:
-    """Features of a data set out of the cache below ``root``, computed where they are not there yet.
-
-    ``images`` are resized to the backbone's size and normalised with its channel statistics, nothing else. The key holds
-    everything the features depend on: model, weights, size, statistics, pooling, value path, views, kind of device and the image
-    files (name, length, time of change). A cache of anything else has another name, and one that was not finished has none.
-    """
-    stats = [(os.path.abspath(path), os.stat(path)) for path in files]
-    views = 1 + int(mirror)
-    key = {
-        "version": 2,
-        "model": backbone.name,
-        "weights": weights,
-        "image_size": backbone.image_size,
-        "channels": (backbone.image_mean, backbone.image_std),
-        "device": device.type,  # encoded under autocast on an accelerator, in full precision elsewhere
-        "token_pool": token_pool,
-        "value_path": getattr(backbone, "value_path", False),  # of open_clip's ViTs alone
-        "views": views,
-        "files": [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats],
-    }
-    name = hashlib.blake2b(json.dumps(key).encode(), digest_size=12).hexdigest()
-    shown = re.sub(r"[^\w.-]+", "-", backbone.name)[-80:]  # of a local model this is a path
-    folder = root / f"{shown}-{backbone.image_size[0]}-{name}"
-    if not folder.is_dir():
-        check_writable(root, "--cache")
-        with making_folder(folder, folder.is_dir) as partial:
-            for view in range(views):
-                live = LiveFeatures(images, backbone, token_pool=token_pool, device=device, mirror=bool(view), workers=workers)
-                _write_view(partial, view, live, batch_size)
-            (partial / "key.json").write_text(json.dumps(key), encoding="utf-8")
-    cached = CachedFeatures(folder, views, device)
-    if len(cached) != len(files):
-        raise ValueError(f"{folder} must hold the features of {len(files)} images, got {len(cached)}; delete it")
-    return cached
-
-
-def _write_view(folder: Path, view: int, live: LiveFeatures, batch_size: int) -> None:
-    """Encode all images into a file a kind: ``tokens{view}.npy``, ``pooled{view}.npy`` and ``penultimate{view}.npy``."""
-    count, dim = len(live), live.backbone.dim
-    shapes: dict[str, tuple[int, ...]] = {"tokens": (live.num_tokens, dim), "pooled": (dim,)}
-    if live.width is not None:
-        shapes["penultimate"] = (live.width,)
-    files = {kind: RowFile(folder / f"{kind}{view}.npy", torch.float16, (count, *shape)) for kind, shape in shapes.items()}
-    description = f"encoding {count} images{', mirrored' if view else ''}"
-    for batch in progress(live.batches(batch_size), description, total=-(-count // batch_size)):
-        for kind, file in files.items():
-            file.write(int(batch.index[0]), getattr(batch, kind))
-    for file in files.values():
-        file.close()

@@ -1,4 +1,4 @@
-"""A split of a features folder that is written bit by bit: what a killed process has done is not done again."""
+"""Features that are written bit by bit: what a killed process has done is not done again."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ _IMAGES, _MARKS = "images.json", "marks"
 _LEFT, _DONE, _BROKEN = 0, 1, 2
 
 
-class UnfinishedSplit:
-    """Half-precision features of a list of images in ``.SPLIT.unfinished``, and for each image and view a mark.
+class Unfinished:
+    """Half-precision features of a list of images in ``.NAME.unfinished``, and for each image and view a mark.
+
+    NAME is that of a split of a features folder, or of a cache.
 
     Several processes may write, each its own images. An image is marked once its rows are on the disk.
 
@@ -36,7 +38,7 @@ class UnfinishedSplit:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.about: dict[str, Any] = json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8"))
-        self.images = self.images_of(folder)
+        self.images: list[str] = json.loads((folder / _IMAGES).read_text(encoding="utf-8"))
         shapes: dict[str, list[int]] = self.about["shapes"]
         count = len(self.images)
         self._files = [
@@ -51,38 +53,32 @@ class UnfinishedSplit:
         return self.folder.name.endswith(".finishing")
 
     @staticmethod
-    def find(root: Path, split: str) -> Path | None:
-        """The folder of a split that was begun, or None."""
-        found = (root / f".{split}.{state}" for state in ("unfinished", "finishing"))
+    def find(root: Path, name: str) -> Path | None:
+        """The folder of what was begun under a name, or None."""
+        found = (root / f".{name}.{state}" for state in ("unfinished", "finishing"))
         return next((path for path in found if path.is_dir()), None)
 
-    @staticmethod
-    def images_of(folder: Path) -> list[str]:
-        """The images that a split was begun with."""
-        names: list[str] = json.loads((folder / _IMAGES).read_text(encoding="utf-8"))
-        return names
-
     @classmethod
-    def start(cls, root: Path, split: str, images: Sequence[str], about: Mapping[str, Any]) -> UnfinishedSplit:
-        """Begin a split, with room for all of it, or go on with the one that was begun.
+    def start(cls, root: Path, name: str, images: Sequence[str], about: Mapping[str, Any]) -> Unfinished:
+        """Begin, with room for all of it, or go on with what was begun.
 
         Args:
-            root: the features folder, made where it is missing.
-            split: its name.
-            images: n names; of a split that was begun they stay what they were.
+            root: where to, made where it is missing.
+            name: of the folder that it is to become.
+            images: n names; of what was begun they stay what they were.
             about: what the features depend on, as JSON has it; with ``views``, a number, and ``shapes`` of a row by kind.
 
         Raises:
             ValueError: what was begun is about something else.
             OSError: there is no room.
         """
-        if cls.find(root, split) is None:
-            with making_folder(root / f".{split}.unfinished", lambda: cls.find(root, split) is not None) as partial:
+        if cls.find(root, name) is None:
+            with making_folder(root / f".{name}.unfinished", lambda: cls.find(root, name) is not None) as partial:
                 (partial / ABOUT_FILE).write_text(json.dumps(about, indent=1), encoding="utf-8")
                 (partial / _IMAGES).write_text(json.dumps(list(images)), encoding="utf-8")
                 (partial / _MARKS).write_bytes(bytes(len(images) * about["views"]))
                 cls(partial).close()
-        folder = cls.find(root, split)
+        folder = cls.find(root, name)
         assert folder is not None
         made = cls(folder)
         if changed := differences(json.loads(json.dumps(about)), made.about):
@@ -91,6 +87,11 @@ class UnfinishedSplit:
                 "delete it"
             )
         return made
+
+    @property
+    def views(self) -> int:
+        """How many there are of every image."""
+        return len(self._files)
 
     def marks(self) -> np.ndarray:
         """(views, n) bytes: left, done or broken."""
@@ -139,7 +140,7 @@ class UnfinishedSplit:
     def finish(
         self, place: Path, meta: dict[str, Any], text: Tensor, targets: Tensor, ids: Sequence[str], reasons: Mapping[int, str]
     ) -> bool:
-        """Leave broken images out, and give the split its name; the last images take the places of the broken ones.
+        """Make a split of it: leave broken images out, and give it its name; the last images take the places of the broken ones.
 
         Args:
             place: the folder of the split. meta: for ``meta.json``. text: (C, D).
@@ -168,6 +169,13 @@ class UnfinishedSplit:
         for name in (_IMAGES, _MARKS):
             (place / name).unlink()
         return True
+
+    def place(self, place: Path) -> None:
+        """Give it its name as it is, broken images too."""
+        self.close()
+        self.folder.rename(place)
+        for name in (_IMAGES, _MARKS):
+            (place / name).unlink()
 
     def _kept(self) -> list[int]:
         """The images that have features: those in their places, and the last ones in the places of those that have none."""

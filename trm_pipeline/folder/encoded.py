@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from trm_pipeline.data.base import Transform, eval_transform, lines_of
 from trm_pipeline.features.backbone import Backbone, ImageTower, with_texts
-from trm_pipeline.features.cached import cache_features, weights_digest
+from trm_pipeline.features.cached import Batch
+from trm_pipeline.features.encoding import cache_features, weights_digest
 from trm_pipeline.features.towers import folder_of, found_anywhere
 from trm_pipeline.files import check_writable
 from trm_pipeline.folder.image_files import FolderImages
@@ -116,12 +117,25 @@ def features_of(
         token_pool=token_pool,
         mirror=mirror,
         device=torch.device(options.device),
-        workers=options.workers if len(paths) > 64 else 0,
+        workers=options.workers,
+        check=still_there(folder),
     )
     fine = torch.from_numpy(cached.pooled[0]).isfinite().all(dim=1)
     say_unreadable(data, (~fine).nonzero().flatten().tolist(), files)
     height, width = tower.grid(tower.image_size)
     return Part(cached, fine.nonzero().flatten(), (height // token_pool, width // token_pool))
+
+
+def still_there(folder: Path) -> Callable[[Batch], None]:
+    """What refuses a batch with images that cannot be read since the whole folder went away."""
+
+    def check(batch: Batch) -> None:
+        if not batch.pooled.isfinite().all() and not folder.is_dir():
+            raise OSError(
+                f"the image folder {folder} is gone; what was encoded is kept: bring it back, and start the command again"
+            )
+
+    return check
 
 
 def check_encoding(options: TowerOptions, output: Path) -> None:

@@ -17,9 +17,10 @@ from torch import Tensor
 from trm_losses._feature_files import grid_of_others, meta_of
 from trm_losses.labels import UNKNOWN, known_fraction
 from trm_pipeline import ranks
-from trm_pipeline.features.cached import Batch, LiveFeatures, weights_digest
+from trm_pipeline.features.cached import LiveFeatures
+from trm_pipeline.features.encoding import encode, weights_digest
 from trm_pipeline.features.towers import found_anywhere
-from trm_pipeline.features.unfinished import ABOUT_FILE, UNREADABLE_FILE, UnfinishedSplit
+from trm_pipeline.features.unfinished import ABOUT_FILE, UNREADABLE_FILE, Unfinished
 from trm_pipeline.files import differences
 from trm_pipeline.folder.encoded import (
     Opening,
@@ -29,17 +30,14 @@ from trm_pipeline.folder.encoded import (
     open_encoder,
     read_names,
     say_unreadable,
+    still_there,
     usual_pool,
     words_of,
 )
 from trm_pipeline.folder.image_files import FolderImages, find_images
 from trm_pipeline.folder.known import read_known
 from trm_pipeline.folder.options import FeaturesOptions
-from trm_pipeline.progress import Pace, progress, say
-
-BATCH = 50
-KEPT = 5.0
-"""Seconds after which what was encoded is kept: as much is lost at most where a process is killed."""
+from trm_pipeline.progress import say
 
 _OWNER = "features"
 _SPLITS = ("train", "val", "test")
@@ -77,7 +75,7 @@ def run_features(options: FeaturesOptions) -> None:
     )
     grid_of_others(_OWNER, options.output, meta, opened.text)
     for split in left:
-        work = UnfinishedSplit.start(options.output, split.name, split.files, about)
+        work = Unfinished.start(options.output, split.name, split.files, about)
         try:
             _encode(work, split.name, options, live, part)
             if not work.complete():
@@ -122,8 +120,8 @@ def _splits(options: FeaturesOptions, found: list[str]) -> tuple[list[str], list
     An image of a split that was begun stays in it, though its file may be gone.
     """
     check_output(options.output, options.images, found)
-    begun = {name: UnfinishedSplit.find(options.output, name) for name in _SPLITS}
-    before = [file for folder in begun.values() if folder for file in UnfinishedSplit(folder).images]
+    begun = {name: Unfinished.find(options.output, name) for name in _SPLITS}
+    before = [file for folder in begun.values() if folder for file in Unfinished(folder).images]
     images = sorted({*found, *before})
     names = None if options.classes is None else read_names(options.classes)
     if not options.labels:
@@ -153,7 +151,7 @@ def _resumed(options: FeaturesOptions, name: str, files: Sequence[str], targets:
     folder = begun[name]
     if folder is None:
         return _Split(name, list(files), targets)
-    before = UnfinishedSplit(folder).images
+    before = Unfinished(folder).images
     places = {file: row for row, file in enumerate(files)}
     if new := len(places.keys() - set(before)):
         say(f"{new} images are not in {name}, which was begun without them")
@@ -171,10 +169,7 @@ def _about(options: FeaturesOptions, opened: Opening, pool: int) -> tuple[dict[s
     height, width = backbone.grid(backbone.image_size)
     if height % pool or width % pool:
         raise ValueError(f"--token-pool must divide the grid of tokens {height} x {width}, got {pool}")
-    live = LiveFeatures(images_for(backbone, []), backbone, token_pool=pool, device=device)
-    shapes = {"tokens": [live.num_tokens, backbone.dim], "pooled": [backbone.dim]}
-    if live.width is not None:
-        shapes["penultimate"] = [live.width]
+    live = LiveFeatures(images_for(backbone, []), backbone, token_pool=pool, device=device, workers=options.workers)
     about = {
         "model": found_anywhere(options.model),
         "weights": weights_digest(backbone),
@@ -183,7 +178,7 @@ def _about(options: FeaturesOptions, opened: Opening, pool: int) -> tuple[dict[s
         "token_pool": pool,
         "device": device.type,  # encoded under autocast on an accelerator, in full precision elsewhere
         "views": 1 + options.mirror,
-        "shapes": shapes,
+        "shapes": live.shapes,
     }
     own: dict[str, Any] = json.loads(json.dumps(about))
     for path in (options.output / name / ABOUT_FILE for name in _SPLITS):
@@ -194,38 +189,14 @@ def _about(options: FeaturesOptions, opened: Opening, pool: int) -> tuple[dict[s
     return about, live
 
 
-def _encode(work: UnfinishedSplit, name: str, options: FeaturesOptions, live: LiveFeatures, part: tuple[int, int]) -> None:
-    """Everything that this part still lacks; what is done when it ends, however it ends, is kept."""
+def _encode(work: Unfinished, name: str, options: FeaturesOptions, live: LiveFeatures, part: tuple[int, int]) -> None:
     if work.finishing:
         return
-    paths = [options.images / file for file in work.images]
-    for view in range(work.about["views"]):
-        rows = work.left(view, part)
-        if not len(rows):
-            continue
-        live.images = images_for(live.backbone, [paths[row] for row in rows.tolist()])
-        live.mirror, live.workers = bool(view), options.workers if len(rows) > 64 else 0
-        told = f"{name}: encoding {len(rows)} of {len(paths)} images{', mirrored' if view else ''}"
-        pace, kept = Pace(len(rows)), time.monotonic()
-        try:
-            for batch in progress(live.batches(BATCH), told, total=-(-len(rows) // BATCH)):
-                _write(work, view, rows, batch, options.images)
-                pace.add(len(batch.index))
-                if time.monotonic() - kept > KEPT:
-                    work.keep()
-                    kept = time.monotonic()
-        finally:
-            work.keep()
+    live.images = images_for(live.backbone, [options.images / file for file in work.images])
+    encode(work, live, part=part, label=f"{name}: ", check=still_there(options.images))
 
 
-def _write(work: UnfinishedSplit, view: int, rows: Tensor, batch: Batch, folder: Path) -> None:
-    if not batch.pooled.isfinite().all() and not folder.is_dir():
-        raise OSError(f"the image folder {folder} is gone; what was encoded is kept: bring it back, and start the command again")
-    values = {"tokens": batch.tokens, "pooled": batch.pooled, "penultimate": batch.penultimate}
-    work.write(view, rows[batch.index], {kind: value for kind, value in values.items() if value is not None})
-
-
-def _finish(work: UnfinishedSplit, split: _Split, options: FeaturesOptions, meta: dict[str, Any], text: Tensor) -> None:
+def _finish(work: Unfinished, split: _Split, options: FeaturesOptions, meta: dict[str, Any], text: Tensor) -> None:
     """Name what cannot be read, and give the split its name."""
     paths = [options.images / file for file in work.images]
     broken = work.broken()
@@ -238,6 +209,6 @@ def _finish(work: UnfinishedSplit, split: _Split, options: FeaturesOptions, meta
         say(f"{options.output / split.name}: {len(paths) - len(broken)} images{listed}")
 
 
-def _count(work: UnfinishedSplit) -> str:
+def _count(work: Unfinished) -> str:
     left = int((work.marks() == 0).any(axis=0).sum())
     return f"{len(work.images) - left} of {len(work.images)} images are encoded"

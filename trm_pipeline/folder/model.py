@@ -20,7 +20,7 @@ from trm_losses.backbones._imports import import_open_clip, said
 from trm_pipeline.config.presets import VOC2007_RN101
 from trm_pipeline.drawn.captions import TEMPLATES
 from trm_pipeline.features.backbone import Backbone, GivenTexts, ImageTower
-from trm_pipeline.features.cached import weights_digest
+from trm_pipeline.features.encoding import weights_digest
 from trm_pipeline.features.towers import open_open_clip, open_tower
 from trm_pipeline.files import write_json
 from trm_pipeline.progress import warnings_said, without_logs

@@ -12,7 +12,8 @@ from trm_pipeline.config.presets import HELD_OUT, Preset
 from trm_pipeline.data.base import LabelledImages, eval_transform, held_out, lines_of, train_transform
 from trm_pipeline.data.label_files import read_labels
 from trm_pipeline.features.backbone import Backbone, GivenTexts, needs_text_tower, with_texts
-from trm_pipeline.features.cached import CachedFeatures, Features, LiveFeatures, cache_features, weights_digest
+from trm_pipeline.features.cached import CachedFeatures, Features, LiveFeatures
+from trm_pipeline.features.encoding import cache_features, weights_digest
 from trm_pipeline.features.frozen import Frozen
 from trm_pipeline.features.towers import open_open_clip, open_tower
 from trm_pipeline.files import tensor_digest

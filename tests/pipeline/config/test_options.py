@@ -9,8 +9,8 @@ from trm_losses import TRMHead
 from trm_pipeline import methods
 from trm_pipeline.config import presets
 from trm_pipeline.config.settings import PARTS, override, part_options
-from trm_pipeline.features import cached as features
-from trm_pipeline.features import towers
+from trm_pipeline.features import encoding, towers
+from trm_pipeline.features.cached import Batch
 from trm_pipeline.run import prepare
 
 # A value that is not the default, with what else it needs after it, and the attribute of the objective where it ends up.
@@ -59,7 +59,7 @@ def built(*settings, name="trm", classes=4, dim=8, total=10):
 def drawn(images=6, tokens=5, dim=8):
     generator = torch.Generator().manual_seed(1)
     tokens, pooled = (torch.randn(images, *shape, generator=generator) for shape in ((tokens, dim), (dim,)))
-    return features.Batch(tokens, pooled, torch.arange(images) + 10)
+    return Batch(tokens, pooled, torch.arange(images) + 10)
 
 
 TARGETS = torch.tensor([[1, -1, 0, 1], [1, 1, -1, 0], [0, 1, 1, -1], [-1, 0, 1, 1], [1, -1, -1, 1], [-1, 1, 1, 0.0]])
@@ -226,9 +226,9 @@ def test_the_value_path_reaches_the_backbone_and_the_name_of_the_cache(monkeypat
         preset = override(presets.VOC2007_RN101, [f"value_path={value}"])
         prepare.load_backbone(preset, torch.device("cpu"))
     assert asked == [True, False]
-    monkeypatch.setattr(features, "_write_view", lambda *a: None)
+    monkeypatch.setattr(encoding, "encode", lambda *a, **k: None)
     folders = []
-    monkeypatch.setattr(features, "CachedFeatures", lambda folder, *a: folders.append(folder) or [])
+    monkeypatch.setattr(encoding, "CachedFeatures", lambda folder, *a: folders.append(folder) or [])
     for backbone.value_path in (False, True, False):
-        features.cache_features(tmp_path, None, [], backbone, weights="a", token_pool=2, mirror=False, device=torch.device("cpu"))
+        encoding.cache_features(tmp_path, None, [], backbone, weights="a", token_pool=2, mirror=False, device=torch.device("cpu"))
     assert folders[0] == folders[2] != folders[1]

@@ -18,7 +18,7 @@ from trm_losses.backbones import HFBackbone
 from trm_pipeline import command
 from trm_pipeline.embedded import CLASS_NAMES
 from trm_pipeline.features import towers
-from trm_pipeline.features.cached import weights_digest
+from trm_pipeline.features.encoding import weights_digest
 from trm_pipeline.run import experiment
 
 CPU = torch.device("cpu")

@@ -24,8 +24,7 @@ from trm_pipeline.config.presets import EMBEDDED
 from trm_pipeline.data import given
 from trm_pipeline.data.base import Place, eval_transform
 from trm_pipeline.embedded import load_embedded
-from trm_pipeline.features import unfinished
-from trm_pipeline.folder import features as command
+from trm_pipeline.features import encoding, unfinished
 from trm_pipeline.folder.image_files import read_image
 
 PLACE = ["--device", "cpu", "--workers", "0"]
@@ -33,7 +32,7 @@ PLACE = ["--device", "cpu", "--workers", "0"]
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
-    monkeypatch.setattr(command, "BATCH", 5)
+    monkeypatch.setattr(encoding, "BATCH", 5)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +124,7 @@ def test_reproduce_reads_it(images, whole, tmp_path, capsys):
 KILLED = """
 import os, signal, sys
 from trm_pipeline import command
-from trm_pipeline.folder import features
+from trm_pipeline.features import encoding as features
 features.KEPT, features.BATCH = -1.0, 5
 original, count = features.Pace.add, [0]
 def add(self, done):
@@ -144,7 +143,7 @@ def test_a_killed_process_goes_on_where_it_stopped(images, labels, whole, tmp_pa
     done = subprocess.run([sys.executable, "-c", KILLED, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not (output / "train").exists()
-    marks = unfinished.UnfinishedSplit(output / ".train.unfinished").marks()
+    marks = unfinished.Unfinished(output / ".train.unfinished").marks()
     assert (marks == 1).sum() == 15 and (marks == 0).sum() == 2 * 38 - 15  # three batches of one view
     cli.main(arguments)
     assert "train: encoding 23 of 38 images\n" in capsys.readouterr().out
@@ -157,7 +156,7 @@ def test_stopped_while_it_is_put_together(images, labels, whole, tmp_path, step,
     output = tmp_path / "features"
     arguments = ["features", str(images[0]), str(labels), "--output", str(output), "--mirror", *PLACE]
     if step == 0:
-        monkeypatch.setattr(unfinished.UnfinishedSplit, "finish", lambda self, *rest: (_ for _ in ()).throw(KeyboardInterrupt()))
+        monkeypatch.setattr(unfinished.Unfinished, "finish", lambda self, *rest: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(SystemExit) as stopped:
             cli.main(arguments)
         assert stopped.value.code == 130
@@ -213,16 +212,16 @@ def test_images_that_vanish_are_named_and_the_others_kept(images, labels, whole,
     folder = shutil.copytree(images[0], tmp_path / "images")
     output = tmp_path / "features"
     arguments = ["features", str(folder), str(labels), "--output", str(output), "--mirror", *PLACE]
-    original, calls = command._write, []
+    original, calls = unfinished.Unfinished.write, []
     gone = {1: ["8.png"], 9: ["9.png", "λόφος/10.jpg"]}  # in the first view, and before the second
 
     def write(*rest):
         calls.append(1)
         for name in gone.get(len(calls), ()):
             (folder / name).unlink()
-        original(*rest)
+        return original(*rest)
 
-    monkeypatch.setattr(command, "_write", write)
+    monkeypatch.setattr(unfinished.Unfinished, "write", write)
     cli.main(arguments)
     said = capsys.readouterr().out
     assert "33 images; 5 left out, see unreadable.txt" in said and "8.png: [Errno 2] No such file" in said
@@ -237,15 +236,15 @@ def test_a_folder_that_goes_away_loses_nothing(images, labels, whole, tmp_path, 
     folder = shutil.copytree(images[0], tmp_path / "images")
     output = tmp_path / "features"
     arguments = ["features", str(folder), str(labels), "--output", str(output), "--mirror", *PLACE]
-    original, calls = command._write, []
+    original, calls = unfinished.Unfinished.write, []
 
     def write(*rest):
         calls.append(1)
         if len(calls) == 3:
             folder.rename(tmp_path / "elsewhere")
-        original(*rest)
+        return original(*rest)
 
-    monkeypatch.setattr(command, "_write", write)
+    monkeypatch.setattr(unfinished.Unfinished, "write", write)
     with pytest.raises(SystemExit, match="is gone; what was encoded is kept: bring it back"):
         cli.main(arguments)
     with pytest.raises(SystemExit, match="does not exist"):

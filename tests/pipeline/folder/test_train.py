@@ -20,7 +20,8 @@ from tests.helpers.runs import read_json
 from trm_losses import TRMHead
 from trm_pipeline import command as cli
 from trm_pipeline import methods
-from trm_pipeline.features import towers
+from trm_pipeline.features import encoding, towers
+from trm_pipeline.features.unfinished import Unfinished
 from trm_pipeline.folder import learning, outputs
 from trm_pipeline.folder import model as folder_model
 from trm_pipeline.folder.image_files import find_images
@@ -45,6 +46,27 @@ def test_a_training_says_what_it_does(trained):
     assert data["classes"] == CLASSES and sum(question[3] is None for question in data["questions"]) == blank
     contradicted = [question for question in data["questions"] if question[3] is not None]
     assert contradicted and all((question[3] == "present") == (question[2] < 0.5) for question in contradicted)
+
+
+def test_a_folder_that_goes_away_while_it_is_encoded_leaves_nothing_unreadable(images, tmp_path, monkeypatch):
+    folder, rows = shutil.copytree(images[0], tmp_path / "images"), images[1]
+    arguments = ["train", str(folder), str(write_table(tmp_path / "labels.csv", rows)), "--output", str(tmp_path / "run")]
+    arguments += ["--cache", str(tmp_path / "cache"), "--workers", "0", "--device", "cpu", "--epochs", "1", "--no-choose"]
+    monkeypatch.setattr(encoding, "BATCH", 12)
+    write = Unfinished.write
+
+    def away(*rest):
+        if folder.exists():
+            folder.rename(tmp_path / "elsewhere")
+        return write(*rest)
+
+    monkeypatch.setattr(Unfinished, "write", away)
+    with pytest.raises(SystemExit, match=r"images is gone; what was encoded is kept: bring it back"):
+        cli.main(arguments)
+    monkeypatch.undo()
+    (tmp_path / "elsewhere").rename(folder)
+    cli.main(arguments)
+    assert len(read_csv(tmp_path / "run" / "scores.csv")) == len(rows) - len(BROKEN)
 
 
 def test_the_card_says_what_the_model_is(trained):

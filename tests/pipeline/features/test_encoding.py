@@ -1,0 +1,150 @@
+"""Features that are encoded once: when they are read again, and what a stopped process leaves to the next."""
+
+import shutil
+
+import pytest
+import torch
+
+from trm_pipeline.data.base import eval_transform
+from trm_pipeline.data.voc import VOC
+from trm_pipeline.features import cached as features
+from trm_pipeline.features import encoding
+
+
+@pytest.mark.parametrize("change", ["weights", "size", "pool", "image"])
+def test_a_stale_cache_is_never_read(change, devkit, backbone, tmp_path):
+    shutil.copytree(devkit, tmp_path / "VOCdevkit")
+    images = VOC(tmp_path, 2007, "test", transform=eval_transform(224, mean=(0, 0, 0), std=(1, 1, 1)))
+    images.image_paths = images.image_paths[:4]
+    images.targets = images.targets[:4]
+    images.ids = images.ids[:4]
+
+    def encode(weights="a", pool=2, size=(224, 224)):
+        backbone.image_size = size
+        images.transform = eval_transform(size, mean=(0, 0, 0), std=(1, 1, 1))
+        try:
+            return encoding.cache_features(
+                tmp_path / "cache",
+                images,
+                images.image_paths,
+                backbone,
+                weights=weights,
+                token_pool=pool,
+                mirror=False,
+                device=torch.device("cpu"),
+            )
+        finally:
+            backbone.image_size = (224, 224)
+
+    encode()
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    if change == "weights":
+        encode(weights="b")
+    elif change == "size":
+        assert encode(size=(192, 192)).tokens[0].shape[1] == 36
+    elif change == "pool":
+        assert encode(pool=1).tokens[0].shape[1] == 196
+    else:
+        before = encode().tokens[0][0].copy()
+        shutil.copy(images.image_paths[1], images.image_paths[0])
+        after = encode().tokens[0]
+        assert (before != after[0]).any() and (after[0] == after[1]).all()
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_weights_digest_sees_a_changed_weight(backbone):
+    before = encoding.weights_digest(backbone)
+    parameter = next(backbone.parameters())
+    with torch.no_grad():
+        parameter[0] += 1
+        changed = encoding.weights_digest(backbone)
+        parameter[0] -= 1
+    assert changed != before
+
+
+def test_what_is_cached_is_what_is_encoded(devkit, backbone, tmp_path, monkeypatch):
+    images = VOC(devkit, 2007, "test", transform=eval_transform(224, mean=backbone.image_mean, std=backbone.image_std))
+    images.image_paths, images.targets, images.ids = images.image_paths[:3], images.targets[:3], images.ids[:3]
+    options = {"token_pool": 2, "device": torch.device("cpu"), "workers": 0}
+    monkeypatch.setattr(encoding, "BATCH", 2)
+    cached = encoding.cache_features(tmp_path, images, images.image_paths, backbone, weights="a", mirror=True, **options)
+    for view in (0, 1):
+        live = next(features.LiveFeatures(images, backbone, mirror=bool(view), **options).batches(3))
+        found = next(cached.batches(3, view=view))
+        for kind in ("tokens", "pooled", "penultimate"):
+            torch.testing.assert_close(getattr(found, kind), getattr(live, kind).half().float(), rtol=1e-2, atol=1e-3)
+
+
+class Counted(torch.utils.data.Dataset):
+    """Images of one color each, the number of the image; it counts what is read, and image ``bad`` ends the process."""
+
+    def __init__(self, bad=-1):
+        self.bad, self.read = bad, []
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        if index == self.bad:
+            raise KeyboardInterrupt
+        self.read.append(index)
+        return torch.full((3, 8, 16), float(index)), torch.zeros(1), index
+
+
+class Means:
+    """A tower of one token, the mean of the pixels."""
+
+    name, dim, image_size, image_mean, image_std = "means", 2, (8, 16), (0.0,) * 3, (1.0,) * 3
+
+    def grid(self, size):
+        return 1, 1
+
+    def __call__(self, pixels):
+        mean = pixels.mean(dim=(1, 2, 3))[:, None].expand(-1, 2)
+        return features.ImageFeatures(mean[:, None], mean, (1, 1))
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """What caches five images, two at a time, in two views."""
+    files = [tmp_path / str(place) for place in range(5)]
+    for file in files:
+        file.touch()
+    monkeypatch.setattr(encoding, "BATCH", 2)
+    settings = {"weights": "a", "token_pool": 1, "mirror": True, "device": torch.device("cpu"), "workers": 0}
+    return lambda images: encoding.cache_features(tmp_path / "cache", images, list(map(str, files)), Means(), **settings)
+
+
+def assert_whole(cached):
+    for kind in (cached.tokens, cached.pooled):
+        assert all(kind[view][..., 0].flatten().tolist() == [*range(5)] for view in (0, 1))
+
+
+def test_what_was_encoded_before_a_stop_is_not_encoded_again(cache, tmp_path):
+    stopped = Counted(bad=3)
+    with pytest.raises(KeyboardInterrupt):
+        cache(stopped)
+    (left,) = (tmp_path / "cache").iterdir()
+    assert left.name.endswith(".unfinished") and stopped.read == [0, 1, 2]
+    again = Counted()
+    assert_whole(cache(again))
+    assert again.read == [2, 3, 4, *range(5)]  # the batch of image 2 was not written
+    (whole,) = (tmp_path / "cache").iterdir()
+    assert sorted(path.suffix for path in whole.iterdir()) == [".json", *[".npy"] * 4]
+    assert_whole(cache(Counted(bad=0)))  # nothing is read
+
+
+@pytest.mark.parametrize("place", [2, 4])
+def test_another_process_may_be_quicker(cache, place):
+    """It gives the cache its name while this one encodes its first batches, or its last."""
+    other = Counted()
+
+    class Slow(Counted):
+        def __getitem__(self, index):
+            if index == place and not other.read:
+                cache(other)
+            return super().__getitem__(index)
+
+    slow = Slow()
+    assert_whole(cache(slow))
+    assert other.read

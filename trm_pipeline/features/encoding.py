@@ -1,0 +1,132 @@
+"""Features that are encoded once and kept; a command that was stopped goes on from there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from trm_pipeline.features.backbone import ImageTower
+from trm_pipeline.features.cached import Batch, CachedFeatures, LiveFeatures
+from trm_pipeline.features.unfinished import Unfinished
+from trm_pipeline.files import check_writable
+from trm_pipeline.progress import Pace, progress
+
+BATCH = 50
+KEPT = 5.0
+"""Seconds after which what was encoded is kept: as much is lost at most where a process is killed."""
+
+
+Check = Callable[[Batch], None]
+"""Is shown each batch before it is kept, and may refuse it by an error."""
+
+
+def encode(
+    work: Unfinished, live: LiveFeatures, *, part: tuple[int, int] = (0, 1), label: str = "", check: Check | None = None
+) -> None:
+    """Everything that a part still lacks; what is done when it ends, however it ends, is kept.
+
+    Args:
+        work: where to. live: the images of ``work``, in its order, and what encodes them.
+        part: which one, counted from 0, and how many there are.
+        label: of the bar.
+        check: of every batch.
+    """
+    count = len(live)
+    for view in range(work.views):
+        rows = work.left(view, part)
+        if not len(rows):
+            continue
+        left = LiveFeatures(
+            Subset(live.images, rows.tolist()),
+            live.backbone,
+            token_pool=live.token_pool,
+            device=live.device,
+            mirror=bool(view),
+            workers=live.workers if len(rows) > 64 else 0,
+        )
+        told = f"{label}encoding {len(rows)} of {count} images{', mirrored' if view else ''}"
+        pace, kept = Pace(len(rows)), time.monotonic()
+        try:
+            for batch in progress(left.batches(BATCH), told, total=-(-len(rows) // BATCH)):
+                if check is not None:
+                    check(batch)
+                values = {"tokens": batch.tokens, "pooled": batch.pooled, "penultimate": batch.penultimate}
+                work.write(view, batch.index, {kind: value for kind, value in values.items() if value is not None})
+                pace.add(len(batch.index))
+                if time.monotonic() - kept > KEPT:
+                    work.keep()
+                    kept = time.monotonic()
+        finally:
+            work.keep()
+
+
+def weights_digest(backbone: ImageTower) -> str:
+    """A fingerprint of the weights themselves, whatever name or file they came from."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(backbone.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def cache_features(
+    root: Path,
+    images: Dataset[tuple[Tensor, Tensor, int]],
+    files: list[str],
+    backbone: ImageTower,
+    *,
+    weights: str,
+    token_pool: int,
+    mirror: bool,
+    device: torch.device,
+    workers: int = 2,
+    check: Check | None = None,
+) -> CachedFeatures:
+    """Features of a data set out of the cache below ``root``, computed where they are not there yet.
+
+    ``images`` are resized to the backbone's size and normalised with its channel statistics, nothing else. The key holds
+    everything the features depend on: model, weights, size, statistics, pooling, value path, views, kind of device and the image
+    files (name, length, time of change). A cache of anything else has another name. One that was not finished is gone on with.
+    """
+    stats = [(os.path.abspath(path), os.stat(path)) for path in files]
+    views = 1 + int(mirror)
+    key = {
+        "version": 2,
+        "model": backbone.name,
+        "weights": weights,
+        "image_size": backbone.image_size,
+        "channels": (backbone.image_mean, backbone.image_std),
+        "device": device.type,  # encoded under autocast on an accelerator, in full precision elsewhere
+        "token_pool": token_pool,
+        "value_path": getattr(backbone, "value_path", False),  # of open_clip's ViTs alone
+        "views": views,
+        "files": [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats],
+    }
+    name = hashlib.blake2b(json.dumps(key).encode(), digest_size=12).hexdigest()
+    shown = re.sub(r"[^\w.-]+", "-", backbone.name)[-80:]  # of a local model this is a path
+    folder = root / f"{shown}-{backbone.image_size[0]}-{name}"
+    if not folder.is_dir():
+        check_writable(root, "--cache")
+        live = LiveFeatures(images, backbone, token_pool=token_pool, device=device, workers=workers)
+        work = Unfinished.start(root, folder.name, files, {**key, "shapes": live.shapes})
+        try:
+            encode(work, live, check=check)
+            work.place(folder)
+        except OSError:
+            if not folder.is_dir():  # where it is, another process was quicker
+                raise
+        finally:
+            work.close()
+    cached = CachedFeatures(folder, views, device)
+    if len(cached) != len(files):
+        raise ValueError(f"{folder} must hold the features of {len(files)} images, got {len(cached)}; delete it")
+    return cached
