@@ -72,7 +72,7 @@ class TRMObjective(PerClassState):
     Args:
         pooler, matching: always there. Counts are over the ranks of ``matching.distributed``; give the other parts the same.
         distillation, contrast: optional losses.
-        bank, labeler: optional; contrast uses the bank's prototypes if there is one; a labeler needs a bank.
+        bank, labeler: optional; contrast uses the bank's prototypes if there is one; some rules of a labeler need a bank.
         lambda_region, lambda_pseudo, lambda_distillation, lambda_contrast: the factors :math:`\lambda`.
         anchor_score: least score of a pseudo-positive that becomes an anchor of the contrast.
         bank_confidence: after the labeler's warm-up, least probability (query head) at which a known positive enters
@@ -112,8 +112,11 @@ class TRMObjective(PerClassState):
         self.lambda_distillation, self.lambda_contrast = lambda_distillation, lambda_contrast
         for key in ("lambda_region", "lambda_pseudo", "lambda_distillation", "lambda_contrast"):
             check_number(name, key, getattr(self, key), 0)
-        if labeler is not None and bank is None:
-            raise ValueError(f"{name}: labeler needs bank, the prototypes it compares with; pass bank=PrototypeBank(...)")
+        if labeler is not None and bank is None and "bank" in labeler.rule.needs:
+            rule = type(labeler.rule).__name__
+            raise ValueError(
+                f"{name}: bank must be given for {rule}, which compares with prototypes; pass bank=PrototypeBank(...)"
+            )
         sizes = {
             key: part.num_classes
             for key, part in (("pooler", pooler), ("matching", matching), ("bank", bank), ("labeler", labeler))
@@ -202,9 +205,11 @@ class TRMObjective(PerClassState):
             if distillation:
                 raise ValueError(f"{cls.__name__}: distillation needs a factor and two heads: pooler={{'query_head': True}}")
             distillation = None
-        banked = contrast is not None or labeler is not None
+        banked = contrast is not None or labeler is not None and rule is not None and "bank" in rule.needs
         if bank and not banked:
-            raise ValueError(f"{cls.__name__}: bank needs contrast or a labeler to read it; give contrast a factor, or a rule")
+            raise ValueError(
+                f"{cls.__name__}: bank needs contrast or a rule to read it; give contrast a factor, or rule=PrototypeRule(...)"
+            )
         return cls(
             RegionPooler(classes, dim, validate=validate, **pooler),
             TextRegionMatchingLoss(classes, **matching, **same),
@@ -309,8 +314,6 @@ class TRMObjective(PerClassState):
     @torch.no_grad()
     def update(self, output: TRMOutput) -> None:
         """Take a finished step into statistics and prototypes; after the optimiser's step, not where that was skipped."""
-        if self.bank is None:
-            return
         targets, logits, pseudo = output.targets, output.logits.detach(), output.pseudo
         gate = confidence = torch.sigmoid(logits)
         if self.labeler is not None:
@@ -319,5 +322,6 @@ class TRMObjective(PerClassState):
             started = self.labeler.step >= self.labeler.warmup_steps
             self.labeler.update(output.compared, targets, self.bank, logits=logits, ids=output.ids, scores=scores)
             gate = confidence * (~started | (confidence >= self.bank_confidence) | (targets == UNKNOWN))
-        entering = self._positives(targets, pseudo, self.bank_pseudo_score)
-        self.bank.update(output.features, entering, weights=gate, text=output.text)
+        if self.bank is not None:
+            entering = self._positives(targets, pseudo, self.bank_pseudo_score)
+            self.bank.update(output.features, entering, weights=gate, text=output.text)

@@ -82,8 +82,10 @@ class PseudoLabeler(FullPrecisionState):
         rule = PrototypeRule(num_classes, device=device) if rule is None else rule
         if not isinstance(rule, Rule):
             raise TypeError(f"{name}: rule must be a trm_losses.pseudo.Rule, got {type(rule).__name__}; try PrototypeRule(C)")
-        if not isinstance(rule.needs, tuple) or not set(rule.needs) <= {"regions", "logits", "ids"}:
-            raise ValueError(f"{name}: needs of a rule must be a tuple of 'regions', 'logits' or 'ids', got {rule.needs!r}")
+        if not isinstance(rule.needs, tuple) or not set(rule.needs) <= {"regions", "bank", "logits", "ids"}:
+            raise ValueError(
+                f"{name}: needs of a rule must be a tuple of 'regions', 'bank', 'logits' or 'ids', got {rule.needs!r}"
+            )
         if getattr(rule, "num_classes", num_classes) != num_classes:
             raise ValueError(f"{name}: rule must have num_classes = {num_classes}, got {rule.num_classes}")
         weight_neg = (1.0 if rule.soft else 0.5) if weight_neg is None else weight_neg
@@ -132,21 +134,23 @@ class PseudoLabeler(FullPrecisionState):
         self,
         regions: Tensor | TF.Similarities | None,
         targets: Tensor,
-        bank: PrototypeBank,
+        bank: PrototypeBank | None,
         logits: Tensor | None,
         ids: Tensor | None,
     ) -> Evidence:
         """What the rule may look at, checked."""
+        self._need(regions=regions, bank=bank)
         dims = Dims(type(self).__name__, C=self.num_classes)
         looked_at: list[Tensor] = []
         if isinstance(regions, TF.Similarities):
             for key, value in regions._asdict().items():
                 dims.check(key, value, "B C")
-            dims.sizes["D"], looked_at = bank.dim, [*regions]
+            looked_at = [*regions]
         elif regions is not None:
             dims.check("regions", regions, "B C D")
             looked_at = [regions]
-        dims.check("bank.visual", bank.visual, "C D", hint="regions and bank share classes and width")
+        if bank is not None:
+            dims.check("bank.visual", bank.visual, "C D", hint="regions and bank share classes and width")
         targets = dims.targets(targets, "B C", validate=self.validate)
         if logits is not None:
             dims.check("logits", logits, "B C")
@@ -175,14 +179,14 @@ class PseudoLabeler(FullPrecisionState):
             if key in self.rule.needs and value is None:
                 hint = "; take all classes at once, or define its similarities" if key == "regions" else ""
                 owner, rule = type(self).__name__, type(self.rule).__name__
-                raise ValueError(f"{owner}: {key} must be given, {rule} needs them, got None{hint}")
+                raise ValueError(f"{owner}: {key} must be given for {rule}, got None{hint}")
 
     @torch.no_grad()
     def forward(
         self,
         regions: Tensor | TF.Similarities | None,
         targets: Tensor,
-        bank: PrototypeBank,
+        bank: PrototypeBank | None = None,
         *,
         logits: Tensor | None = None,
         ids: Tensor | None = None,
@@ -192,11 +196,11 @@ class PseudoLabeler(FullPrecisionState):
         Args:
             regions: (B, C, D) features of the kind that the bank holds; or the :meth:`similarities` of all classes.
             targets: (B, C); entries other than -1 are left alone.
-            bank: prototypes.
+            bank: prototypes, if the rule needs them.
             logits: (B, C) of the model.
             ids: (B,) int64, places of the images in the training set.
         """
-        self._need(regions=regions, logits=logits, ids=ids)
+        self._need(logits=logits, ids=ids)
         evidence = self._evidence(regions, targets, bank, logits, ids)
         targets = evidence.targets
         with full_precision(targets):
@@ -237,7 +241,7 @@ class PseudoLabeler(FullPrecisionState):
         self,
         regions: Tensor | TF.Similarities | None,
         targets: Tensor,
-        bank: PrototypeBank,
+        bank: PrototypeBank | None = None,
         *,
         logits: Tensor | None = None,
         ids: Tensor | None = None,
@@ -250,7 +254,6 @@ class PseudoLabeler(FullPrecisionState):
             logits, ids: as in the call, if the rule learns from them.
             scores: (B, C) of the call on this batch; None computes them again if the rule reads them.
         """
-        self._need(regions=regions)
         evidence = self._evidence(regions, targets, bank, logits, ids)
         targets = evidence.targets
         if scores is not None:

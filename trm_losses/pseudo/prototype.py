@@ -49,7 +49,7 @@ class PrototypeRule(Rule):
     similarity_mass: Tensor
 
     _class_axes = {"similarity_sum": (2,), "similarity_mass": (2,)}
-    needs = ("regions",)
+    needs = ("regions", "bank")
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class PrototypeRule(Rule):
     def scores(self, evidence: Evidence) -> Tensor:
         """q (B, C) of every entry, known ones included; one half where every term abstains."""
         bank, regions = evidence.bank, evidence.regions
-        assert regions is not None
+        assert regions is not None and bank is not None
         sim = regions if isinstance(regions, TF.Similarities) else self.similarities(regions, bank)
         seen = bank.seen
         many = torch.tensor(self.num_classes > 1, device=seen.device)
@@ -140,7 +140,7 @@ class PrototypeRule(Rule):
     @torch.no_grad()
     def update(self, evidence: Evidence, scores: Tensor | None) -> None:
         regions, targets, bank = evidence.regions, evidence.targets, evidence.bank
-        assert regions is not None
+        assert regions is not None and bank is not None
         known = torch.stack([targets == 0, targets == 1]).float()  # (absent, present) x B x C
         if isinstance(regions, TF.Similarities):
             intra = regions.intra_visual, regions.intra_text

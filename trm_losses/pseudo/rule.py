@@ -27,7 +27,7 @@ class Evidence(NamedTuple):
     Args:
         regions: (B, C, D); or their similarities, or None, if the classes are taken in chunks.
         targets: (B, C).
-        bank: prototypes.
+        bank: prototypes, or None.
         logits: (B, C) of the model, or None.
         ids: (B,) int64 places of the images in the training set, or None.
         known_count: (2, C) known absent and known present labels so far.
@@ -37,7 +37,7 @@ class Evidence(NamedTuple):
 
     regions: Tensor | TF.Similarities | None
     targets: Tensor
-    bank: PrototypeBank
+    bank: PrototypeBank | None
     logits: Tensor | None
     ids: Tensor | None
     known_count: Tensor
@@ -61,7 +61,6 @@ class Rule(FullPrecisionState):
 
     Example:
         >>> import torch
-        >>> from trm_losses import PrototypeBank
         >>> from trm_losses.pseudo import Decision, PseudoLabeler, Rule
         >>> class LogitRule(Rule):
         ...     needs = ("logits",)
@@ -69,14 +68,14 @@ class Rule(FullPrecisionState):
         ...         labels = torch.where(evidence.logits >= 0.9, 1.0, torch.where(evidence.logits <= -0.9, 0.0, -1.0))
         ...         return Decision(labels, torch.sigmoid(evidence.logits))
         >>> labeler, unknown = PseudoLabeler(2, LogitRule()), torch.full((1, 2), -1.0)
-        >>> labeler(torch.zeros(1, 2, 4), unknown, PrototypeBank(2, 4), logits=torch.tensor([[2.0, 0.0]])).targets
+        >>> labeler(None, unknown, logits=torch.tensor([[2.0, 0.0]])).targets
         tensor([[ 1., -1.]])
 
     Reference: the example is the rule in the authors' other code; the split into rules is our choice.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
-    """What must be given besides targets and bank: any of ``"regions"``, ``"logits"``, ``"ids"``."""
+    """What must be given besides targets: any of ``"regions"``, ``"bank"``, ``"logits"``, ``"ids"``."""
 
     soft: ClassVar[bool] = False
     """Every unknown entry gets a label, sure or not: then nothing is capped, and both kinds weigh the same by default."""

@@ -51,6 +51,7 @@ class TRM(Method):
         steps = {name: round(share * setting.total_steps) for name, share in shares.items() if share is not None}
         rule = _rule(setting) if pseudo_labels and not paper else None
         contrasted, labelled = preset.objective.get("lambda_contrast", paper), paper or rule is not None
+        banked = contrasted or paper or (rule is not None and "bank" in rule.needs)
         self.objective = TRMObjective.from_text(
             setting.text,
             total_steps=setting.total_steps,
@@ -63,7 +64,7 @@ class TRM(Method):
             # Settings of parts that this method leaves out are another method's.
             distillation=preset.distillation if pooler.get("query_head", paper) else {},
             contrast=preset.contrast if contrasted else {},
-            bank=preset.bank if contrasted or labelled else {},
+            bank=preset.bank if banked else {},
             labeler={**preset.labeler, **steps} if labelled else None,
             objective=preset.objective,
             distributed=True,

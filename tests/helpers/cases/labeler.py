@@ -125,7 +125,7 @@ CASES = [
             "ids: missing": (
                 lambda x: {k: v for k, v in x.items() if k != "ids"},
                 ValueError,
-                "ids must be given, TeacherRule needs them",
+                "ids must be given for TeacherRule",
             ),
             "ids: outside": (change("ids", lambda i: i + 5), ValueError, "ids must be from 0 to num_samples - 1 = 5, got 5 to 8"),
         },

@@ -148,8 +148,9 @@ class Wrong(Rule):
         (PrototypeRule(3), "PseudoLabeler: rule must have num_classes = 2, got 3"),
         (type("Text", (LogitRule,), {"needs": "logits"})(), "needs of a rule must be a tuple of .*, got 'logits'"),
         (type("Other", (LogitRule,), {"needs": ("tokens",)})(), r"needs of a rule must be a tuple of .*, got \('tokens',\)"),
-        (LogitRule(), "PseudoLabeler: logits must be given, LogitRule needs them, got None$"),
-        (PrototypeRule(2), "regions must be given, PrototypeRule needs them, got None; take all classes at once, or define"),
+        (LogitRule(), "PseudoLabeler: logits must be given for LogitRule, got None$"),
+        (PrototypeRule(2), "regions must be given for PrototypeRule, got None; take all classes at once, or define"),
+        (type("Bank", (LogitRule,), {"needs": ("bank",)})(), "PseudoLabeler: bank must be given for Bank, got None$"),
         (Rule(), r"Rule must define decide\(evidence\) -> Decision"),
         (Wrong(torch.ones(3), torch.ones(1, 2)), r"Wrong: labels must have shape \(B, C\) = \(1, 2\), got \(3,\); decide"),
         (Wrong(torch.ones(1, 2), torch.ones(1, 1)), r"Wrong: scores must have shape \(B, C\) = \(1, 2\), got \(1, 1\)"),
@@ -159,7 +160,7 @@ class Wrong(Rule):
 )
 def test_refuses_rules_by_name(rule: Any, message: str) -> None:
     with pytest.raises((ValueError, TypeError, NotImplementedError), match=message):
-        PseudoLabeler(2, rule)(None, torch.full((1, 2), -1.0), PrototypeBank(2, 8))
+        PseudoLabeler(2, rule)(None, torch.full((1, 2), -1.0))
 
 
 def test_a_bank_of_another_width_is_refused() -> None:

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import trm_losses as tl
-from tests.helpers.cases.bank import filled_bank
 from tests.helpers.cases.labeler import ESTIMATES, taught_labeler
 from tests.helpers.values import BATCH, CLASSES, labels
 from trm_losses.pseudo import TeacherRule
@@ -22,7 +21,7 @@ def test_what_is_unknown_gets_its_estimate_and_what_is_known_stays() -> None:
     given[0] = torch.tensor([-1.0, 0.75, 0.5])
     made = tl.PseudoLabeler(3, TeacherRule(given), weight_pos=0.8, weight_neg=0.6)
     assert not made.cap, "every estimate counts"
-    pseudo = made(None, y, filled_bank(3), ids=ids)
+    pseudo = made(None, y, ids=ids)
     expected = torch.tensor([[0.25, -1.0, -1.0], [-1.0, -1.0, 0.5], [0.25, 0.75, -1.0]])
     torch.testing.assert_close(pseudo.targets, expected)
     torch.testing.assert_close(pseudo.weights, torch.tensor([[0.6, 0.0, 0.0], [0.0, 0.0, 0.8], [0.6, 0.8, 0.0]]))
@@ -58,14 +57,14 @@ def test_estimates_are_checked(estimates: Any, error: type[Exception], message: 
 def test_ids_outside_of_the_estimates_are_refused(places: list[int], found: str) -> None:
     made = tl.PseudoLabeler(3, TeacherRule(torch.ones(6, 3)))
     with pytest.raises(ValueError, match=f"ids must be from 0 to num_samples - 1 = 5, got {found}"):
-        made(None, torch.full((2, 3), -1.0), filled_bank(3), ids=torch.tensor(places))
+        made(None, torch.full((2, 3), -1.0), ids=torch.tensor(places))
 
 
 def test_without_validation_no_device_is_waited_for() -> None:
     """A tensor on the device "meta" has no values: to ask for one is an error."""
-    made, bank = tl.PseudoLabeler(3, TeacherRule(torch.ones(6, 3)), validate=False).to("meta"), filled_bank(3).to("meta")
+    made = tl.PseudoLabeler(3, TeacherRule(torch.ones(6, 3)), validate=False).to("meta")
     y, ids = torch.full((2, 3), -1.0, device="meta"), torch.arange(2, device="meta")
-    made.update(None, y, bank, ids=ids, scores=made(None, y, bank, ids=ids).scores)
+    made.update(None, y, ids=ids, scores=made(None, y, ids=ids).scores)
 
 
 def test_classes_that_are_new_have_no_estimate() -> None:
@@ -73,14 +72,13 @@ def test_classes_that_are_new_have_no_estimate() -> None:
     new = old.with_classes([3, None, 0])
     got, before = (labeler.get_buffer("rule.estimates") for labeler in (new, old))
     assert torch.equal(got[:, [0, 2]], before[:, [3, 0]]) and (got[:, 1] == -1).all() and before.shape == ESTIMATES.shape
-    assert (new(None, torch.full((2, 3), -1.0), filled_bank(3), ids=torch.tensor([1, 4])).targets[:, 1] == -1).all()
+    assert (new(None, torch.full((2, 3), -1.0), ids=torch.tensor([1, 4])).targets[:, 1] == -1).all()
 
 
 def test_a_reset_forgets_steps_and_no_estimate() -> None:
-    made, bank = taught_labeler(CLASSES), filled_bank()
-    args = None, torch.full((BATCH, CLASSES), -1.0), bank
+    made, args = taught_labeler(CLASSES), (None, torch.full((BATCH, CLASSES), -1.0))
     before = made(*args, ids=torch.arange(BATCH))
-    made.update(None, labels(), bank, ids=torch.arange(BATCH))
+    made.update(None, labels(), ids=torch.arange(BATCH))
     assert made.step == 1 and made.known_count.any()
     made.reset()
     assert made.step == 0 and not made.known_count.any()
