@@ -33,6 +33,14 @@ def launched() -> int:
     return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
 
 
+def check_device(device: str) -> None:
+    """It can be used here."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from error
+
+
 def start(device: str) -> str:
     """Join the other processes, where there are any; the device of this one."""
     global _patient

@@ -159,17 +159,10 @@ def eval_transform(size: int | tuple[int, int], *, mean: Sequence[float], std: S
     return v2.Compose([v2.Resize(_pair(size), InterpolationMode.BICUBIC), *to_tensor(mean, std).transforms])
 
 
-def train_transform(
-    size: int | tuple[int, int], *, mean: Sequence[float], std: Sequence[float], rand_augment: bool = False
-) -> v2.Compose:
-    """A random part (50 to 100 % of the area) resized to ``size``, flipped every other time, optionally RandAugment."""
-    augment: list[Callable[..., object]] = [
-        v2.RandomResizedCrop(_pair(size), scale=(0.5, 1.0), interpolation=InterpolationMode.BICUBIC),
-        v2.RandomHorizontalFlip(),
-    ]
-    if rand_augment:
-        augment.append(v2.RandAugment())
-    return v2.Compose([*augment, *to_tensor(mean, std).transforms])
+def train_transform(size: int | tuple[int, int], *, mean: Sequence[float], std: Sequence[float]) -> v2.Compose:
+    """A random part (50 to 100 % of the area) resized to ``size``, flipped every other time, and RandAugment."""
+    crop = v2.RandomResizedCrop(_pair(size), scale=(0.5, 1.0), interpolation=InterpolationMode.BICUBIC)
+    return v2.Compose([crop, v2.RandomHorizontalFlip(), v2.RandAugment(), *to_tensor(mean, std).transforms])
 
 
 def to_tensor(mean: Sequence[float] = (0.0, 0.0, 0.0), std: Sequence[float] = (1.0, 1.0, 1.0)) -> v2.Compose:

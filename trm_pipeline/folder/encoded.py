@@ -21,6 +21,7 @@ from trm_pipeline.folder.model import DEMONSTRATION, SavedModel, class_texts, op
 from trm_pipeline.folder.options import CacheOptions, EncodeOptions, TowerOptions
 from trm_pipeline.folder.part import Part
 from trm_pipeline.progress import say
+from trm_pipeline.ranks import check_device
 
 
 class Encoded(NamedTuple):
@@ -156,14 +157,6 @@ def check_output(output: Path, folder: Path, images: Sequence[str]) -> None:
     for inside in {folder, *((folder / image).parent for image in images)}:
         if place.is_relative_to(os.path.realpath(inside)):
             raise ValueError(f"--output {output} lies in the image folder; its pictures would be images of the next training")
-
-
-def check_device(device: str) -> None:
-    """It can be used here."""
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
 def read_names(path: Path) -> list[str]:

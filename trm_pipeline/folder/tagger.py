@@ -15,10 +15,11 @@ from torch import Tensor
 from trm_losses import TRMHead
 from trm_pipeline.features.backbone import ImageTower, has_texts
 from trm_pipeline.features.cached import Batch, LiveFeatures
-from trm_pipeline.folder.encoded import check_device, images_for, transform_for
+from trm_pipeline.folder.encoded import images_for, transform_for
 from trm_pipeline.folder.image_files import read_image, shown_upright
 from trm_pipeline.folder.model import SavedModel, class_texts
 from trm_pipeline.folder.onnx_file import Exported, export_onnx
+from trm_pipeline.ranks import check_device
 
 
 class Tag(NamedTuple):

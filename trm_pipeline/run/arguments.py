@@ -287,10 +287,7 @@ def check_options(options: RunOptions) -> None:
         Scalars.check()
     if place.own.get("download") and place.root is None:
         raise ValueError("--download needs --data-root, the folder to put VOC into")
-    try:
-        torch.empty(0, device=options.device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {options.device} cannot be used here: {str(error).splitlines()[0]}") from error
+    ranks.check_device(options.device)
 
 
 def check_unseen(unseen: int, classes: int) -> None:

@@ -96,7 +96,7 @@ def encoded(options: RunOptions, sets: Mapping[str, LabelledImages], names: Sequ
 
     features: Features
     if preset.augment:
-        random = train_transform(preset.image_size, rand_augment=True, **channels)
+        random = train_transform(preset.image_size, **channels)
         augmented = sets[train_split].with_transform(random)
         features = LiveFeatures(augmented, backbone, token_pool=preset.token_pool, device=device, workers=options.workers)
     else:

@@ -124,20 +124,13 @@ def test_eval_transform() -> None:
     torch.testing.assert_close(out, expected)
 
 
-@pytest.mark.parametrize("rand_augment", [False, True])
-def test_train_transform(rand_augment: bool) -> None:
+def test_train_transform() -> None:
     torch.manual_seed(0)
     image = Image.merge("RGB", [Image.linear_gradient("L"), Image.linear_gradient("L").rotate(90), Image.radial_gradient("L")])
-    transform = train_transform(24, mean=(0, 0, 0), std=(1, 1, 1), rand_augment=rand_augment)
+    transform = train_transform(24, mean=(0, 0, 0), std=(1, 1, 1))
     outs = torch.stack([transform(image) for _ in range(40)])
     assert outs.shape == (40, 3, 24, 24) and float(outs.min()) >= 0 and float(outs.max()) <= 1
     assert len({tuple(out.flatten().tolist()) for out in outs}) > 30, "every draw another view"
-    if not rand_augment:
-        # The second channel falls from left to right or, flipped, rises; the first never turns over.
-        slopes = (outs[:, 1, :, 0] - outs[:, 1, :, -1]).mean(dim=1).sign()
-        assert 8 < int((slopes > 0).sum()) < 32
-        tall = (outs[:, 0, -1] - outs[:, 0, 0]).mean(dim=1)
-        assert bool((tall > 0.5).all()), "at least half the area, so most of the height"
 
 
 # --- bad input ---

@@ -133,7 +133,7 @@ def test_penultimate_features_that_do_not_fit_are_refused(tmp_path, shape):
 
 
 def test_live_features_show_every_image_once_in_an_order_of_the_seed(devkit, backbone):
-    random = train_transform(224, mean=backbone.image_mean, std=backbone.image_std, rand_augment=True)
+    random = train_transform(224, mean=backbone.image_mean, std=backbone.image_std)
     images = VOC(devkit, 2007, "val", transform=random)
 
     def epochs(seed, workers):
