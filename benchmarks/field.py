@@ -34,7 +34,7 @@ from trm_pipeline.config.settings import override
 from trm_pipeline.data import cub, given, vg200, voc
 from trm_pipeline.data.base import Source
 from trm_pipeline.methods import LABEL_FREE, Method
-from trm_pipeline.methods.global_head import FITTED, GLOBAL, Merged
+from trm_pipeline.methods.global_head import FITTED, GLOBAL, Merged, merged_name
 from trm_pipeline.methods.grid import GRID
 from trm_pipeline.progress import Sweep, say
 from trm_pipeline.report.markdown import markdown
@@ -119,11 +119,6 @@ def cells(stage: str) -> Iterator[Cell]:
             continue
         for seed in PSEUDO_SEEDS if stage == "pseudo" else SEEDS:
             yield from (Cell(method, setting.known, seed, setting.wrong) for method in methods)
-
-
-def merged_name(local: str) -> str:
-    """The method that a head alone becomes once it is merged with the image as a whole."""
-    return "trm" if local == "trm-region" else f"{local}{GLOBAL}"
 
 
 def measure(data: Prepared, options: RunOptions, cell: Cell) -> list[Row]:

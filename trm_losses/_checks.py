@@ -185,6 +185,13 @@ def check_number(
         raise ValueError(f"{owner}: {name} must be a whole number, got {value}")
 
 
+def check_expected_positives(owner: str, value: float, num_classes: int) -> None:
+    """Raise where a mean number of present classes is not above 0 and below the number of classes."""
+    check_number(owner, "expected_positives", value, 0, strict=True)
+    if value >= num_classes:
+        raise ValueError(f"{owner}: expected_positives must be below num_classes = {num_classes}, got {value}")
+
+
 def check_numbers(
     owner: str, low: float | None = None, high: float | None = None, /, *, strict: bool = False, **values: float
 ) -> None:

@@ -7,16 +7,29 @@ leaves out, or in which one of them has nothing to do, keeps no other waiting.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, ParamSpec, TypeVar, Union
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Module = TypeVar("Module", bound="DistributedModule")
 Distributed = Union[bool, "dist.ProcessGroup"]
+
+
+class DistributedModule(nn.Module):
+    """A module that may have ``distributed``: its copies reduce over the same group, which cannot be copied itself."""
+
+    def __deepcopy__(self: Module, memo: dict[int, Any]) -> Module:
+        group = getattr(self, "distributed", None)
+        memo[id(group)] = group
+        made = memo[id(self)] = type(self).__new__(type(self))
+        vars(made).update(copy.deepcopy(vars(self), memo))
+        return made
 
 
 def resolve_group(distributed: Distributed) -> dist.ProcessGroup | None:

@@ -11,6 +11,8 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ._distributed import DistributedModule
+
 Self = TypeVar("Self", bound="PerClassState")
 
 
@@ -26,7 +28,7 @@ def in_eval_mode(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-class PerClassState(nn.Module):
+class PerClassState(DistributedModule):
     """A module of which parameters and buffers belong to classes: the state of another number of classes is refused by name.
 
     ``_class_axes`` says which they are, by name, and which of their dimensions are the classes.
@@ -58,8 +60,7 @@ class PerClassState(nn.Module):
                 f"{owner}: keep must be one place from 0 to num_classes - 1 = {classes - 1}, or None for a new class, for each "
                 f"class of the new set, got {list(keep)}"
             )
-        group = getattr(self, "distributed", None)
-        made = copy.deepcopy(self, {id(group): group})  # ranks go on together
+        made = copy.deepcopy(self)
         for module in made.modules():
             if isinstance(module, PerClassState):
                 module._take_classes(places)

@@ -36,7 +36,9 @@ class TokenStream:
         if self.has_targets not in (None, given):
             raise ValueError("GaussianDiscriminant: every batch must have targets, or none; -1 stands for an unknown label")
         self.has_targets = given
-        step = max(1, _BLOCK // max(1, tokens.shape[1] * max(self.text.shape)))
+        if not tokens.shape[1]:
+            return
+        step = max(1, _BLOCK // (tokens.shape[1] * max(self.text.shape)))
         for start in range(0, len(tokens), step):
             some = slice(start, start + step)
             self._add(tokens[some], *(None if part is None else part[some] for part in (targets, padding)))

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._checks import Dims, check_finite, check_number, check_targets, signed
+from ._checks import Dims, check_expected_positives, check_finite, check_number, check_targets, signed
 from ._precision import full_precision, upcast
 from ._state import FullPrecisionState
 from .labels import UNKNOWN
@@ -130,11 +130,7 @@ class Calibration(FullPrecisionState):
         values = logits.cpu().double()
         check_finite(name, "logits", values, "")
         if expected_positives is not None:
-            check_number(name, "expected_positives", expected_positives, 0, strict=True)
-            if expected_positives >= self.num_classes:
-                raise ValueError(
-                    f"{name}: expected_positives must be below num_classes = {self.num_classes}, got {expected_positives}"
-                )
+            check_expected_positives(name, expected_positives, self.num_classes)
         present, absent = int((y == 1).sum()), int((y == 0).sum())
         if not present:
             raise ValueError(f"{name}: targets must hold known present labels, got {present} present and {absent} absent")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import functional as TF
 from ._checks import Dims, check_finite, check_number, check_numbers
-from ._distributed import Distributed, resolve_group, uncompiled
+from ._distributed import Distributed, DistributedModule, resolve_group, uncompiled
 from ._entries import check_regions
 
 
-class MultimodalContrastiveLoss(nn.Module):
+class MultimodalContrastiveLoss(DistributedModule):
     r"""Contrast between regions, class texts and class prototypes.
 
     .. math:: L = \alpha_{rr} L_{rr} + \tfrac12 \alpha_{rt} (L_{rt} + L_{tr}) + \alpha_{rp} L_{rp} + \alpha_{tp} L_{tp}

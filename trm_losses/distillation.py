@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import functional as TF
 from ._checks import Dims, check_choice, check_finite, check_number
-from ._distributed import Distributed, resolve_group
+from ._distributed import Distributed, DistributedModule, resolve_group
 
 
-class RegionDistillationLoss(nn.Module):
+class RegionDistillationLoss(DistributedModule):
     r"""The region head (teacher) teaches the query head (student) by their logits over the classes of an image.
 
     .. math:: L = \frac{T^2}{B} \sum_b \mathrm{KL}(\mathrm{softmax}(\ell^r_b / T)\,\|\,\mathrm{softmax}(\ell^q_b / T))

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._checks import Dims, check_estimates, check_finite, check_number
+from ._checks import Dims, check_estimates, check_expected_positives, check_finite, check_number
 from ._distributed import Distributed, resolve_group, sum_over_ranks
 from ._precision import full_precision, upcast
 from ._state import FullPrecisionState
@@ -146,8 +146,8 @@ class GlobalHead(FullPrecisionState):
         name = type(self).__name__
         rate = None
         if expected_positives is not None:
-            check_number(name, "expected_positives", expected_positives, 0, strict=True)
-            rate = min(1 - 1e-4, expected_positives / self.num_classes)
+            check_expected_positives(name, expected_positives, self.num_classes)
+            rate = expected_positives / self.num_classes
         group = resolve_group(self.distributed)
         device = self.bias.device
         with torch.inference_mode(False):  # whose tensors cannot be differentiated

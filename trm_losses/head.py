@@ -265,8 +265,7 @@ class TRMHead(PerClassState):
                 f"{type(self).__name__}: class_names must be among the trained ones where the global head has no prior, "
                 f"got {shown}; give GlobalHead a prior to know other names by"
             )
-        group = self.matching.distributed
-        pooler, matching = copy.deepcopy(self.pooler), copy.deepcopy(self.matching, {id(group): group})
+        pooler, matching = copy.deepcopy(self.pooler), copy.deepcopy(self.matching)
         pooler.num_classes = matching.num_classes = len(class_names)
         rows = [known.get(name, len(known)) for name in class_names]
         with torch.no_grad():

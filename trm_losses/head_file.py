@@ -37,23 +37,22 @@ def write(
 ) -> None:
     """Write a head of these parts; a file that was there stays whole until the new one is."""
     prior = None if global_head is None else global_head.prior
+    settings = {
+        "format": _FORMAT,
+        "pooler": {key: getattr(pooler, key) for key in _POOLER_SETTINGS},
+        "mlp_width": pooler.mlp[1].out_features if pooler.query_head else 0,
+        "dropout": pooler.dropout_rate,
+        "query": pooler.query_kind,
+        "matching": {key: getattr(matching, key) for key in _MATCHING_SETTINGS},
+        "global_head": None if global_head is None else {key: getattr(global_head, key) for key in _GLOBAL_SETTINGS},
+        "prior": None if prior is None else {key: getattr(prior, key) for key in _PRIOR_SETTINGS},
+        "calibration": None if calibration is None else {key: getattr(calibration, key) for key in _CALIBRATION_SETTINGS},
+        "told": told,
+    }
+    # A compiled part has keys of its own, which no other head would know.
+    tensors = {key.replace("_orig_mod.", ""): value.cpu() for key, value in state.items()}
     content = io.BytesIO()  # not a file: on a full disk torch would hide the error behind one of its own
-    torch.save(
-        {
-            "format": _FORMAT,
-            "pooler": {key: getattr(pooler, key) for key in _POOLER_SETTINGS},
-            "mlp_width": pooler.mlp[1].out_features if pooler.query_head else 0,
-            "dropout": pooler.dropout_rate,
-            "query": pooler.query_kind,
-            "matching": {key: getattr(matching, key) for key in _MATCHING_SETTINGS},
-            "global_head": None if global_head is None else {key: getattr(global_head, key) for key in _GLOBAL_SETTINGS},
-            "prior": None if prior is None else {key: getattr(prior, key) for key in _PRIOR_SETTINGS},
-            "calibration": None if calibration is None else {key: getattr(calibration, key) for key in _CALIBRATION_SETTINGS},
-            "told": told,
-            "state": {key: value.cpu() for key, value in state.items()},
-        },
-        content,
-    )
+    torch.save({**_plain(settings), "state": tensors}, content)
     temporary = f"{os.fspath(path)}.tmp"
     try:
         with open(temporary, "wb") as file:
@@ -64,6 +63,15 @@ def write(
             os.remove(temporary)
         error.filename = os.fspath(path)
         raise
+
+
+def _plain(value: Any) -> Any:
+    """Settings as Python has them: what numpy or torch made of one, :func:`read` would refuse."""
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return value.item() if hasattr(value, "item") else value
 
 
 def read(path: str | os.PathLike[str], kind: type[Head]) -> Head:

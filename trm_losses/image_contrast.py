@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import functional as TF
 from ._checks import Dims, check_finite, check_number
-from ._distributed import Distributed, resolve_group, uncompiled
+from ._distributed import Distributed, DistributedModule, resolve_group, uncompiled
 
 
-class ImageContrastiveLoss(nn.Module):
+class ImageContrastiveLoss(DistributedModule):
     r"""Supervised contrast of images that carry any number of labels, from one feature each.
 
     .. math:: L = -\operatorname{mean}_{(b,c)} \frac{1}{|P_{bc}|} \sum_{p \in P_{bc}}

@@ -124,6 +124,8 @@ class TRMObjective(PerClassState):
         }
         if len(set(sizes.values())) > 1:
             raise ValueError(f"{name}: all parts must have the same num_classes, got {sizes}")
+        if distillation is not None and distillation.reduction != "mean":
+            raise ValueError(f"{name}: distillation must have reduction='mean', got {distillation.reduction!r}")
         if bank is not None and bank.dim != pooler.dim:
             raise ValueError(f"{name}: bank must have the pooler's dim = {pooler.dim}, got {bank.dim}")
         self.pooler, self.matching, self.distillation, self.contrast = pooler, matching, distillation, contrast
@@ -161,7 +163,8 @@ class TRMObjective(PerClassState):
                 :meth:`trm_losses.TRMHead.finish` gives that one pseudo-labels.
             recipe: ``"default"``: the README's table, a region head. ``"paper"``: all that is known of TRM-ML: query head,
                 distillation, contrast, and, without another rule, pseudo-labels from prototypes.
-            expected_positives: mean number of present classes of an image, if nothing is known to be absent.
+            expected_positives: mean number of present classes of an image, if nothing is known to be absent. Pseudo-labels alone
+                use it.
             logit_scale: of the frozen model (CLIP's is 100); sets the temperature of text similarities, 2 / logit_scale.
             pooler, matching, distillation, contrast, bank, labeler, objective: what a part takes in place of the settings
                 here, such as ``pooler={"dropout": 0.3}`` or ``objective={"lambda_contrast": 0.1}``. ``None`` leaves
@@ -170,7 +173,8 @@ class TRMObjective(PerClassState):
             validate: of all parts.
 
         Raises:
-            ValueError, TypeError: of the parts, each by name; settings of a part that is left out.
+            ValueError, TypeError: of the parts, each by name; settings of a part that is left out, a rule or
+                ``expected_positives`` without pseudo-labels.
 
         Reference: the recipe of the paper, as far as it is known; all numbers of the default are our choice.
         """
@@ -179,17 +183,26 @@ class TRMObjective(PerClassState):
         classes, dim = text.shape
         check_choice(cls.__name__, "recipe", recipe, ("default", "paper"))
         paper = recipe == "paper"
-        if labeler is None and rule is not None:
-            raise ValueError(f"{cls.__name__}: rule needs a labeler that asks it, got labeler=None; leave one of both out")
-        if labeler is not None and rule is None:
-            if not paper and labeler:
-                raise ValueError(
-                    f"{cls.__name__}: labeler needs a rule to ask, got rule=None; give a TeacherRule or PrototypeRule"
-                )
-            rule, labeler = (PrototypeRule(classes, temperature_text=2 / logit_scale), labeler) if paper else (None, None)
+        off = "labeler=None" if labeler is None else "" if objective.get("lambda_pseudo", 1.0) else "lambda_pseudo=0"
+        if rule is not None and off:
+            raise ValueError(f"{cls.__name__}: rule needs a labeler that asks it, got {off}; leave one of both out")
+        if labeler and "rule" in labeler:
+            got = type(labeler["rule"]).__name__
+            raise ValueError(f"{cls.__name__}: labeler must be settings beside the rule, got a {got} in it; give it as rule=")
+        if paper and rule is None and not off:
+            rule = PrototypeRule(classes, temperature_text=2 / logit_scale)
+        if rule is None and labeler:
+            fix = "leave one of both out" if off else "give a TeacherRule or PrototypeRule"
+            raise ValueError(f"{cls.__name__}: labeler needs a rule to ask, got {off or 'rule=None'}; {fix}")
+        if rule is None and expected_positives is not None:
+            raise ValueError(
+                f"{cls.__name__}: expected_positives needs a rule that uses it, got {off or 'rule=None'}; "
+                "GlobalHead.fit and TRMHead.finish take it too"
+            )
         warmup = 0.0 if rule is not None and rule.soft else 0.1  # what a teacher says was known before training
         # With single positives nothing but what is estimated says "absent": it has to weigh as much as the known labels.
         weight = classes / 2 if expected_positives is not None and rule is not None and rule.soft else 1.0
+        schedule = {"warmup_steps": round(warmup * total_steps), "ramp_steps": round(0.1 * total_steps)}
         factors = {"lambda_contrast": 0.1 if paper else 0.0, "lambda_pseudo": weight, **objective}
         if not paper:
             pooler = {"query_head": False, **pooler}
@@ -205,25 +218,21 @@ class TRMObjective(PerClassState):
             if distillation:
                 raise ValueError(f"{cls.__name__}: distillation needs a factor and two heads: pooler={{'query_head': True}}")
             distillation = None
-        banked = contrast is not None or labeler is not None and rule is not None and "bank" in rule.needs
+        banked = contrast is not None or rule is not None and "bank" in rule.needs
         if bank and not banked:
             raise ValueError(
                 f"{cls.__name__}: bank needs contrast or a rule to read it; give contrast a factor, or rule=PrototypeRule(...)"
             )
         return cls(
-            RegionPooler(classes, dim, validate=validate, **pooler),
-            TextRegionMatchingLoss(classes, **matching, **same),
-            distillation=None if distillation is None else RegionDistillationLoss(**distillation, **same),
-            contrast=None if contrast is None else MultimodalContrastiveLoss(**contrast, **same),
-            bank=PrototypeBank(classes, dim, init=text, **bank, **same) if banked else None,
+            RegionPooler(classes, dim, **{"validate": validate, **pooler}),
+            TextRegionMatchingLoss(classes, **{**same, **matching}),
+            distillation=None if distillation is None else RegionDistillationLoss(**{**same, **distillation}),
+            contrast=None if contrast is None else MultimodalContrastiveLoss(**{**same, **contrast}),
+            bank=PrototypeBank(classes, dim, **{"init": text, **same, **bank}) if banked else None,
             labeler=None
-            if labeler is None
+            if rule is None
             else PseudoLabeler(
-                classes,
-                rule,
-                expected_positives=expected_positives,
-                **{"warmup_steps": round(warmup * total_steps), "ramp_steps": round(0.1 * total_steps), **labeler},
-                **same,
+                classes, rule, **{"expected_positives": expected_positives, **schedule, **same, **(labeler or {})}
             ),
             **factors,
         ).to(text.device)

@@ -41,7 +41,8 @@ class PromptLearner(PerClassState):
 
     ``fixed`` and ``residual`` need no text tower in the loop. ``shared`` is safer with few labels, ``csc`` (class-specific
     contexts) has more room.  ``backbone.encode_prompts(prompts())`` gives text (C, D) in every mode. A causal tower computes
-    start and shared contexts once for all classes, so that a class costs no more than its name.
+    start and shared contexts once for all classes, so that a class costs no more than its name. What is trained is at least
+    float32; embeddings come out in the precision of the names.
 
     ``prompts(classes)`` gives the rows of these classes alone. With thousands of classes a step then pays for some::
 
@@ -116,13 +117,13 @@ class PromptLearner(PerClassState):
         self.register_buffer("eot", eot + num_context)
         shape = (num_context, width) if mode == "shared" else (classes, num_context, width)
         if context_init is None:
-            start = torch.randn(shape, dtype=embeddings.dtype, device=embeddings.device) * 0.02
+            start = torch.randn(shape, dtype=upcast(embeddings).dtype, device=embeddings.device) * 0.02
         else:
             letters = "L Dw" if context_init.dim() == 2 else "C L Dw"
             Dims(name, C=classes, L=num_context, Dw=width).check("context_init", context_init, letters)
             if mode == "shared" and context_init.dim() == 3:
                 raise ValueError(f"{name}: context_init of shared contexts must have shape (L, Dw), got (C, L, Dw)")
-            start = context_init.detach().expand(shape).clone()
+            start = upcast(context_init.detach()).expand(shape).clone()
         self.context = nn.Parameter(start)
         self._find_prefix()
 
@@ -158,7 +159,7 @@ class PromptLearner(PerClassState):
             return _rows(self.reference, classes) + _rows(self.delta, classes)
         start, rest, eot = (_rows(x, classes) for x in (self.start, self.rest, self.eot))
         context = self.context if self.mode == "shared" else _rows(self.context, classes)
-        context = context.expand(len(eot), *context.shape[-2:])
+        context = context.to(start).expand(len(eot), *context.shape[-2:])
         return PromptEmbeddings(torch.cat([start, context, rest], dim=1), eot, self._prefix)
 
     def _find_prefix(self) -> None:

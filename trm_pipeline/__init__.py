@@ -16,6 +16,8 @@ def main() -> None:
         from trm_pipeline.command import main as run
     except ModuleNotFoundError as error:
         raise SystemExit(f"error: {error.name} is missing; install the rest: pip install 'trm-losses[pipeline]'") from error
+    except KeyboardInterrupt:  # imports take their time
+        raise SystemExit(130) from None
     run()
 
 

@@ -83,5 +83,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"error: {error}") from error
     except KeyboardInterrupt:
-        print("interrupted; nothing was written (encoded images are kept for the next start)", file=sys.stderr)
+        kept = " (encoded images are kept for the next start)" if "cache" in args else ""
+        print(f"interrupted; nothing was written{kept}", file=sys.stderr)
         raise SystemExit(130) from None

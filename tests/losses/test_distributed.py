@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 from unittest import mock
@@ -12,10 +13,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import trm_losses as tl
+from tests.helpers.cases import CASES
 from tests.helpers.cases.bank import filled_bank
 from tests.helpers.cases.baselines import BASELINES, call_baseline
-from tests.helpers.cases.labeler import filled_labeler
-from tests.helpers.cases.objective import head, objective
+from tests.helpers.cases.case import Case, built, ids
+from tests.helpers.cases.objective import objective
 from tests.helpers.ranks import Pool, group_of
 from tests.helpers.values import CLASSES, SAMPLES, WIDTH, generator, labels, normal
 from trm_losses import baselines
@@ -455,17 +457,15 @@ def test_which_group_is_reduced_over(pool: Pool) -> None:
     assert pool.run(groups) == [[True] * 4] * 2
 
 
-def other_classes(rank: int) -> list[bool]:
-    """Whether each part with a process group has that group still, for other classes."""
-    made, parts = head(CLASSES), (filled_bank(), filled_labeler())
-    for part in (made.matching, *parts):
-        part.distributed = dist.group.WORLD
-    others = [made.with_classes(made.text[:2], made.class_names[:2]).matching, *(part.with_classes([1]) for part in parts)]
-    return [other.distributed is dist.group.WORLD for other in others]
-
-
-def test_other_classes_have_the_same_ranks(pool: Pool) -> None:
-    assert pool.run(other_classes) == [[True] * 3] * 2
+@pytest.mark.parametrize("case", CASES, ids=ids)
+def test_copies_have_the_same_ranks(case: Case) -> None:
+    """A process group cannot be copied, so every part keeps its own, and so does a part of it."""
+    module, group = nn.ModuleList([built(case)]), dist.ProcessGroup(0, 1)
+    for part in module.modules():
+        if hasattr(part, "distributed"):
+            part.distributed = group
+    for twin, part in zip(copy.deepcopy(module).modules(), module.modules(), strict=True):
+        assert twin is not part and getattr(twin, "distributed", None) is getattr(part, "distributed", None)
 
 
 def test_one_process_needs_no_group() -> None:

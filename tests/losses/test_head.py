@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -57,6 +58,18 @@ def test_round_trip(tmp_path: Path, which: str, pooler: dict[str, Any], matching
         ours, theirs = getattr(saved, part), getattr(loaded, part)
         for key in ("query_kind", "query_head", "num_heads", "assignment", "gamma_pos", "gamma_neg", "margin", "validate"):
             assert getattr(ours, key, None) == getattr(theirs, key, None)
+
+
+def test_a_file_holds_plain_values_whatever_the_settings_were(tmp_path: Path) -> None:
+    """Scalars of numpy and torch, and the keys of a compiled pooler."""
+    pooler, matching = RegionPooler(np.int64(3), 8), TextRegionMatchingLoss(3, gamma_neg=np.float32(1))
+    compiled: Any = torch.compile(pooler, backend="eager")
+    saved = TRMHead(compiled, matching, TEXT, list(np.array(NAMES)), rate=torch.tensor(0.25)).eval()  # type: ignore[arg-type]
+    for made in (saved, saved.with_classes(TEXT[:2], NAMES[:2])):
+        made.save(tmp_path / "head.pt")
+        loaded = TRMHead.load(tmp_path / "head.pt")
+        assert (loaded.class_names, loaded.rate) == (made.class_names, 0.25)
+        torch.testing.assert_close(loaded(TOKENS), made(TOKENS))
 
 
 def test_a_file_of_an_older_layout_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -202,8 +202,8 @@ def test_from_text_makes_a_region_head_and_no_pseudo_labels() -> None:
     assert not any(getattr(preset, name) for name in parts) and preset.matching == {"gamma_pos": 0, "gamma_neg": 0, "margin": 0}
     for module in (
         tl.TRMObjective.from_text(text, total_steps=200),
-        tl.TRMObjective.from_text(text, total_steps=200, labeler={}, expected_positives=1.5),
-        tl.TRMObjective.from_text(text, total_steps=200, labeler=None),
+        tl.TRMObjective.from_text(text, total_steps=200, labeler={}),
+        tl.TRMObjective.from_text(text, total_steps=200, labeler=None, objective={"lambda_pseudo": 0}),
     ):
         assert not module.pooler.query_head and module.distillation is module.contrast is module.bank is module.labeler is None
         assert (module.matching.gamma_pos, module.matching.gamma_neg, module.matching.margin) == (0, 0, 0)
@@ -307,6 +307,26 @@ def test_from_text_takes_settings_by_part() -> None:
     assert taught.labeler is not None and (taught.labeler.warmup_steps, taught.labeler.ramp_steps) == (0, 3)
 
 
+def test_from_text_puts_settings_of_a_part_in_place_of_its_own() -> None:
+    start, own = normal(3, 8, seed=5, dtype=torch.float32), {"validate": True, "distributed": False}
+    module = tl.TRMObjective.from_text(
+        torch.eye(3, 8),
+        total_steps=200,
+        recipe="paper",
+        expected_positives=1.5,
+        pooler={"validate": True},
+        **dict.fromkeys(("matching", "distillation", "contrast"), own),  # type: ignore[arg-type]
+        bank={"init": start, **own},
+        labeler={"expected_positives": 2.0, **own},
+        distributed=True,
+        validate=False,
+    )
+    held = [part for part in module.modules() if hasattr(part, "validate")]
+    assert len(held) == 6 and all(part.validate and not getattr(part, "distributed", False) for part in held)
+    assert module.labeler is not None and module.labeler.expected_positives == 2 and module.bank is not None
+    close(module.bank.init, torch.nn.functional.normalize(start, dim=1))
+
+
 def test_from_text_adds_to_one_recipe_what_the_other_has() -> None:
     text = normal(3, 8, dtype=torch.float32)
     more = tl.TRMObjective.from_text(
@@ -317,11 +337,12 @@ def test_from_text_adds_to_one_recipe_what_the_other_has() -> None:
     for less in (
         {"distillation": None, "contrast": None, "labeler": None},
         {"objective": {"lambda_contrast": 0, "lambda_distillation": 0}},
+        {"objective": dict.fromkeys(("lambda_contrast", "lambda_distillation", "lambda_pseudo"), 0)},
         {"pooler": {"query_head": False}},
     ):
         module = tl.TRMObjective.from_text(text, total_steps=200, recipe="paper", **less)  # type: ignore[arg-type]
         assert module.distillation is None and (module.contrast is None) == ("pooler" not in less)
-        assert (module.labeler is None) == (module.bank is None) == ("labeler" in less)
+        assert (module.labeler is None) == (module.bank is None) == ("labeler" in less or "lambda_pseudo" in str(less))
 
 
 @pytest.mark.parametrize(
@@ -335,6 +356,13 @@ def test_from_text_adds_to_one_recipe_what_the_other_has() -> None:
             ({"rule": rule, "recipe": recipe, "labeler": None}, "rule needs a labeler that asks it, got labeler=None")
             for rule, recipe in ((TeacherRule(ESTIMATES), "default"), (PrototypeRule(3), "paper"))
         ),
+        (
+            {"labeler": {"warmup_steps": 3}, "objective": {"lambda_pseudo": 0}, "recipe": "paper"},
+            "labeler needs a rule to ask, got lambda_pseudo=0; leave one of both out",
+        ),
+        ({"rule": PrototypeRule(3), "objective": {"lambda_pseudo": 0}}, "rule needs a labeler that asks it, got lambda_pseudo=0"),
+        ({"labeler": {"rule": PrototypeRule(3)}}, "labeler must be settings beside the rule, got a PrototypeRule in it"),
+        ({"expected_positives": 1.5}, "expected_positives needs a rule that uses it, got rule=None; GlobalHead.fit and"),
         ({"contrast": {"temperature": 0.2}}, "contrast needs a factor, such as objective="),
         ({"bank": {"momentum": 0.9}}, "bank needs contrast or a rule to read it"),
         ({"distillation": {"temperature": 2.0}}, "distillation needs a factor and two heads: pooler="),
@@ -378,6 +406,7 @@ WRONG: list[tuple[Any, str]] = [
     (lambda: small(labeler=tl.PseudoLabeler(CLASSES)), "bank must be given for PrototypeRule, which compares"),
     (lambda: small(bank=tl.PrototypeBank(CLASSES, WIDTH + 1)), "bank must have the pooler's dim = 8, got 9"),
     (lambda: small(bank=tl.PrototypeBank(CLASSES + 1, WIDTH)), "all parts must have the same num_classes, got .*'bank': 6"),
+    (lambda: small(distillation=tl.RegionDistillationLoss(reduction="sum")), "distillation must have reduction='mean'"),
     (lambda: small(lambda_region=-1.0), "lambda_region must be at least 0"),
     (
         lambda: tl.TRMObjective(tl.RegionPooler(3, 8), tl.TextRegionMatchingLoss(4)),

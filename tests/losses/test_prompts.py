@@ -57,6 +57,14 @@ def test_a_plain_pair_of_names_will_do() -> None:
     assert torch.equal(learner.eot, names(5).eot + 3)
 
 
+@pytest.mark.parametrize("mode", ["shared", "csc"])
+@pytest.mark.parametrize("init", [None, TEXT[:3].half()], ids=["drawn", "given"])
+def test_contexts_learn_in_float32_among_names_in_half_precision(mode: Any, init: torch.Tensor | None) -> None:
+    embedded = names(5)._replace(embeddings=names(5).embeddings.half())
+    learner = PromptLearner(mode, names=embedded, num_context=3, context_init=init)
+    assert learner.context.dtype == torch.float32 and learner().embeddings.dtype == torch.float16
+
+
 def test_contexts_start_small_or_where_told() -> None:
     torch.manual_seed(0)
     start = PromptLearner("csc", names=names(50), num_context=16).context

@@ -205,6 +205,15 @@ def test_a_refused_fit_says_why_and_changes_nothing(batches: Any, text: Any, err
     assert all(torch.equal(module.state_dict()[key], value) for key, value in state.items())
 
 
+def test_an_image_without_tokens_says_nothing() -> None:
+    """With labels as without."""
+    one, two = (tl.GaussianDiscriminant(*TEXT.shape) for _ in range(2))
+    images = (normal(4, 3, WIDTH), torch.ones(4, len(TEXT)))
+    one.fit([images], TEXT)
+    two.fit([(normal(2, 0, WIDTH), torch.ones(2, len(TEXT))), images], TEXT)
+    torch.testing.assert_close(two.state_dict(), one.state_dict())
+
+
 def test_scores_before_fit_are_refused() -> None:
     for call in (lambda m: m(normal(1, 2, WIDTH)), lambda m: m.whiten(normal(2, WIDTH)), lambda m: m.whitened_text):
         with pytest.raises(RuntimeError, match="GaussianDiscriminant: nothing was fitted yet; call fit"):

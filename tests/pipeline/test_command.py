@@ -39,7 +39,7 @@ def test_an_interrupted_demo_leaves_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "draw_scene", scene)
     with pytest.raises(SystemExit):
         command.main(["demo", str(tmp_path)])
-    assert "nothing was written" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert capsys.readouterr().err.endswith("nothing was written\n") and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("data", command.SOURCES)
@@ -52,17 +52,24 @@ def test_data_sets_go_by_name(data, monkeypatch):
     assert source.key == data
 
 
-def test_without_the_pipeline_it_says_what_to_install(monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ModuleNotFoundError("No module named 'timm'", name="timm"), r"timm is missing; .*pip install 'trm-losses\[pipeline\]'"),
+        (KeyboardInterrupt(), "^130$"),
+    ],
+)
+def test_what_ends_the_imports_is_told_in_a_line(error, said, monkeypatch):
     original = builtins.__import__
 
     def missing(name, *args, **kwargs):
         if name == "trm_pipeline.command":
-            raise ModuleNotFoundError("No module named 'timm'", name="timm")
+            raise error
         return original(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", missing)
     monkeypatch.delitem(sys.modules, "trm_pipeline.command")
-    with pytest.raises(SystemExit, match=r"timm is missing; .*pip install 'trm-losses\[pipeline\]'"):
+    with pytest.raises(SystemExit, match=said):
         trm_pipeline.main()
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         _ = trm_pipeline.Nothing

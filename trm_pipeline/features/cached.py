@@ -179,9 +179,18 @@ def _collate(items: list[tuple[Tensor, Tensor, int]]) -> Any:
 class LiveFeatures:
     """Features of freshly transformed images, encoded batch by batch, while ``workers`` processes read the next ones.
 
-    Which transformations are drawn depends on the generator alone, not on how many processes there are; without one they are
-    always the same. The processes end with the epoch: what takes long at the start of one is its first batches, which would
-    have to be waited for anyway.
+    Which transformations are drawn depends on the generator alone, not on how many processes there are. Passes without one read
+    ``plain``: what is fitted to all images, and scores them, sees them as they are. The processes end with the epoch: what takes
+    long at the start of one is its first batches, which would have to be waited for anyway.
+
+    Args:
+        images: of (pixels, target, index).
+        backbone: what encodes them.
+        token_pool: how many tokens in either direction are averaged.
+        device: where it runs.
+        mirror: whether the images are mirrored.
+        workers: processes.
+        plain: features of the same images without random transformations; None: these have none.
     """
 
     def __init__(
@@ -193,9 +202,10 @@ class LiveFeatures:
         device: torch.device,
         mirror: bool = False,
         workers: int = 2,
+        plain: Features | None = None,
     ) -> None:
         self.images, self.backbone, self.token_pool = images, backbone, token_pool
-        self.device, self.mirror, self.workers = device, mirror, workers
+        self.device, self.mirror, self.workers, self.plain = device, mirror, workers, plain
 
     @property
     def num_tokens(self) -> int:
@@ -239,13 +249,16 @@ class LiveFeatures:
 
     @property
     def views(self) -> int:
-        """See :class:`Features`; a random transformation shows another one at each visit."""
-        return 1
+        """See :class:`Features`; those of ``plain``, since a random transformation shows another one at each visit."""
+        return 1 if self.plain is None else self.plain.views
 
     def batches(
         self, batch_size: int, generator: torch.Generator | None = None, *, view: int = 0, part: tuple[int, int] = (0, 1)
     ) -> Iterator[Batch]:
         """See :class:`Features`."""
+        if generator is None and self.plain is not None:
+            yield from self.plain.batches(batch_size, view=view, part=part)
+            return
         seeds = torch.Generator().manual_seed(0) if generator is None else generator
         images = _Drawn(self.images, torch.randint(2**62, (len(self),), generator=seeds))
         order = SequentialSampler(images) if generator is None else RandomSampler(images, generator=generator)

@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from trm_pipeline.features.backbone import ImageTower
 from trm_pipeline.features.cached import Batch, CachedFeatures, LiveFeatures
-from trm_pipeline.features.unfinished import Unfinished
+from trm_pipeline.features.unfinished import ABOUT_FILE, Unfinished, done_rows
 from trm_pipeline.files import check_writable
 from trm_pipeline.progress import Pace, progress
 
@@ -95,7 +96,8 @@ def cache_features(
 
     ``images`` are resized to the backbone's size and normalised with its channel statistics, nothing else. The key holds
     everything the features depend on: model, weights, size, statistics, pooling, value path, views, kind of device and the image
-    files (name, length, time of change). A cache of anything else has another name. One that was not finished is gone on with.
+    files (name, length, time of change). A cache of anything else has another name. What another one holds of the same files is
+    copied, and one that was not finished is gone on with.
     """
     stats = [(os.path.abspath(path), os.stat(path)) for path in files]
     views = 1 + int(mirror)
@@ -117,10 +119,14 @@ def cache_features(
     if not folder.is_dir():
         check_writable(root, "--cache")
         live = LiveFeatures(images, backbone, token_pool=token_pool, device=device, workers=workers)
-        work = Unfinished.start(root, folder.name, files, {**key, "shapes": live.shapes})
+        work = Unfinished.start(root, folder.name, files, {**key, "shapes": live.shapes}, below=Path())
         try:
+            _take_over(work, root)
             encode(work, live, check=check)
-            work.place(folder)
+            if work.broken():
+                folder = work.folder  # so that they are tried again at the next start
+            else:
+                work.place(folder)
         except OSError:
             if not folder.is_dir():  # where it is, another process was quicker
                 raise
@@ -130,3 +136,28 @@ def cache_features(
     if len(cached) != len(files):
         raise ValueError(f"{folder} must hold the features of {len(files)} images, got {len(cached)}; delete it")
     return cached
+
+
+def _take_over(work: Unfinished, root: Path) -> None:
+    """What other caches hold of the same files, made in the same way."""
+    places = {tuple(file): row for row, file in enumerate(work.about["files"])}
+    for path in root.glob(f"*/{ABOUT_FILE}"):  # of unfinished ones too
+        try:
+            other = json.loads(path.read_text(encoding="utf-8"))
+            wanted, found = ({**about, "files": [], "views": 0} for about in (work.about, other))
+            if path.parent != work.folder and wanted == found:
+                _copy(work, path.parent, torch.tensor([places.get(tuple(file), -1) for file in other["files"]]), other["views"])
+        except (OSError, ValueError):  # it went away, or cannot be read: then it is encoded anew
+            continue
+
+
+def _copy(work: Unfinished, folder: Path, places: Tensor, views: int) -> None:
+    """The rows of a cache in so many views, whose places (n,) in ``work`` are not -1 and lack features."""
+    done = done_rows(folder, views, len(places))
+    for view in range(min(work.views, views)):
+        left = torch.zeros(len(work.images) + 1, dtype=torch.bool)  # the last is that of -1
+        left[work.left(view, (0, 1))] = True
+        arrays = {kind: np.load(folder / f"{kind}{view}.npy", mmap_mode="r") for kind in work.about["shapes"]}
+        for rows in (left[places] & done[view]).nonzero().flatten().split(BATCH):
+            work.write(view, places[rows], {kind: torch.from_numpy(array[rows.numpy()]) for kind, array in arrays.items()})
+    work.keep()

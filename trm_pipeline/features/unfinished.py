@@ -12,12 +12,28 @@ import torch
 from torch import Tensor
 
 from trm_losses._feature_files import RowFile, close_split
-from trm_pipeline.files import differences, making_folder
+from trm_pipeline.files import differences, making_folder, replacing
 
 ABOUT_FILE = "made_with.json"
 UNREADABLE_FILE = "unreadable.txt"
 _IMAGES, _MARKS = "images.json", "marks"
 _LEFT, _DONE, _BROKEN = 0, 1, 2
+
+
+def _stamp(image: Path) -> list[int] | None:
+    """What a file of other content differs in; None: there is none."""
+    try:
+        found = image.stat()
+    except OSError:
+        return None
+    return [found.st_size, found.st_mtime_ns]
+
+
+def done_rows(folder: Path, views: int, count: int) -> Tensor:
+    """(views, n) bool: what is encoded in a folder, all of a finished one."""
+    if not (folder / _MARKS).is_file():
+        return torch.ones(views, count, dtype=torch.bool)
+    return torch.from_numpy(np.fromfile(folder / _MARKS, dtype=np.uint8).reshape(views, count) == _DONE)
 
 
 class Unfinished:
@@ -29,23 +45,28 @@ class Unfinished:
 
     Args:
         folder: that :meth:`start` made.
+        new: whether it is to be filled with files first.
 
     Attributes:
         images: n names, in the order of the rows; fixed at the start.
         about: what the features depend on.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, new: bool = False) -> None:
         self.folder = folder
         self.about: dict[str, Any] = json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8"))
-        self.images: list[str] = json.loads((folder / _IMAGES).read_text(encoding="utf-8"))
+        self._stamped: list[list[Any]] = json.loads((folder / _IMAGES).read_text(encoding="utf-8"))
+        self.images: list[str] = [name for name, _ in self._stamped]
         shapes: dict[str, list[int]] = self.about["shapes"]
         count = len(self.images)
+        lost = [f"{kind}{view}.npy" for kind in shapes for view in range(self.about["views"])]
+        if not new and (lost := [name for name in lost if not (folder / name).is_file()]):
+            raise FileNotFoundError(f"{folder} must hold {lost[0]}, which is gone; delete the folder, and start again")
         self._files = [
             {kind: RowFile(folder / f"{kind}{view}.npy", torch.float16, (count, *shape)) for kind, shape in shapes.items()}
             for view in range(self.about["views"])
         ]
-        self._pending: list[tuple[int, int, bool]] = []
+        self._pending: list[tuple[int, int, int]] = []
 
     @property
     def finishing(self) -> bool:
@@ -59,25 +80,26 @@ class Unfinished:
         return next((path for path in found if path.is_dir()), None)
 
     @classmethod
-    def start(cls, root: Path, name: str, images: Sequence[str], about: Mapping[str, Any]) -> Unfinished:
-        """Begin, with room for all of it, or go on with what was begun.
+    def start(cls, root: Path, name: str, images: Sequence[str], about: Mapping[str, Any], *, below: Path) -> Unfinished:
+        """Begin, with room for all of it, or go on with what was begun; images that have changed since are left again.
 
         Args:
             root: where to, made where it is missing.
             name: of the folder that it is to become.
             images: n names; of what was begun they stay what they were.
             about: what the features depend on, as JSON has it; with ``views``, a number, and ``shapes`` of a row by kind.
+            below: the folder that the names start from.
 
         Raises:
             ValueError: what was begun is about something else.
-            OSError: there is no room.
+            OSError: there is no room, or a file of what was begun is gone.
         """
         if cls.find(root, name) is None:
             with making_folder(root / f".{name}.unfinished", lambda: cls.find(root, name) is not None) as partial:
                 (partial / ABOUT_FILE).write_text(json.dumps(about, indent=1), encoding="utf-8")
-                (partial / _IMAGES).write_text(json.dumps(list(images)), encoding="utf-8")
+                (partial / _IMAGES).write_text(json.dumps([[image, _stamp(below / image)] for image in images]), encoding="utf-8")
                 (partial / _MARKS).write_bytes(bytes(len(images) * about["views"]))
-                cls(partial).close()
+                cls(partial, new=True).close()
         folder = cls.find(root, name)
         assert folder is not None
         made = cls(folder)
@@ -86,7 +108,20 @@ class Unfinished:
                 f"{folder} holds unfinished features of something else ({'; '.join(changed)}); go on as it was begun, or "
                 "delete it"
             )
+        if not made.finishing:
+            made._forget_changed(below)
         return made
+
+    def _forget_changed(self, below: Path) -> None:
+        """Images with other content than what was encoded are left; those that are gone stay as they are."""
+        now = [_stamp(below / image) for image in self.images]
+        changed = [row for row, (_, before) in enumerate(self._stamped) if now[row] is not None and now[row] != before]
+        if changed:
+            self._mark([(view, row, _LEFT) for view in range(self.views) for row in changed])
+            for row in changed:
+                self._stamped[row][1] = now[row]
+            with replacing(self.folder / _IMAGES) as temporary:
+                temporary.write_text(json.dumps(self._stamped), encoding="utf-8")
 
     @property
     def views(self) -> int:
@@ -114,7 +149,7 @@ class Unfinished:
                 for kind, file in self._files[view].items():
                     file.write(int(rows[start]), half[kind][start:end])
                 start = end
-        self._pending += [(view, row, bad) for row, bad in zip(rows.tolist(), broken.tolist(), strict=True)]
+        self._pending += [(view, row, _BROKEN if bad else _DONE) for row, bad in zip(rows.tolist(), broken.tolist(), strict=True)]
         return broken
 
     def keep(self) -> None:
@@ -122,12 +157,16 @@ class Unfinished:
         for view in {view for view, _, _ in self._pending}:
             for file in self._files[view].values():
                 file.sync()
-        if self._pending:
-            with (self.folder / _MARKS).open("r+b", buffering=0) as marks:
-                for view, row, bad in self._pending:
-                    marks.seek(view * len(self.images) + row)
-                    marks.write(bytes([_BROKEN if bad else _DONE]))
+        self._mark(self._pending)
         self._pending = []
+
+    def _mark(self, marks: Sequence[tuple[int, int, int]]) -> None:
+        """Set marks of views and rows."""
+        if marks:
+            with (self.folder / _MARKS).open("r+b", buffering=0) as file:
+                for view, row, mark in marks:
+                    file.seek(view * len(self.images) + row)
+                    file.write(bytes([mark]))
 
     def broken(self) -> list[int]:
         """Images that have no features in one of the views, in their order."""

@@ -6,7 +6,7 @@ from trm_losses.labels import known_fraction
 from trm_pipeline.folder.image_files import find_images
 from trm_pipeline.folder.known import read_known
 from trm_pipeline.folder.options import ConvertOptions
-from trm_pipeline.folder.review.formats import write_labels_as
+from trm_pipeline.folder.review.formats import OTHERS, write_labels_as
 from trm_pipeline.progress import say
 
 
@@ -16,5 +16,7 @@ def run_convert(options: ConvertOptions) -> None:
     if options.output.resolve() in {path.resolve() for path in options.labels}:
         raise ValueError(f"--output {options.output} is one of the files that are read; give another name")
     write_labels_as(options.to, options.output, labels)
+    if labels.held is not None and options.to in OTHERS:
+        say(f"the column split was left out: --to {options.to} has no place for it, csv and jsonl have")
     known = f"{known_fraction(labels.targets):.0%} of {labels.targets.numel()} labels known"
     say(f"{options.output}: {len(labels.files)} images, {len(labels.class_names)} classes, {known}")

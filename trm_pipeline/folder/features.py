@@ -35,6 +35,7 @@ from trm_pipeline.folder.encoded import (
     words_of,
 )
 from trm_pipeline.folder.image_files import FolderImages, find_images
+from trm_pipeline.folder.image_names import escaped
 from trm_pipeline.folder.known import read_known
 from trm_pipeline.folder.options import FeaturesOptions
 from trm_pipeline.progress import say
@@ -62,6 +63,7 @@ def run_features(options: FeaturesOptions) -> None:
             say(f"{options.output / split.name} is there already and stays as it is; delete it to write it again")
     if not left:
         return
+    _check_apart(options, left)
     opened = open_encoder(options, class_names, words_of(class_names, options.names))
     pool = usual_pool(opened.backbone) if options.token_pool is None else options.token_pool
     about, live = _about(options, opened, pool)
@@ -75,7 +77,7 @@ def run_features(options: FeaturesOptions) -> None:
     )
     grid_of_others(_OWNER, options.output, meta, opened.text)
     for split in left:
-        work = Unfinished.start(options.output, split.name, split.files, about)
+        work = Unfinished.start(options.output, split.name, split.files, about, below=options.images)
         try:
             _encode(work, split.name, options, live, part)
             if not work.complete():
@@ -87,7 +89,8 @@ def run_features(options: FeaturesOptions) -> None:
             raise SystemExit(130) from None
         finally:
             work.close()
-    say(f"{options.output} ({time.perf_counter() - started:.0f} s): trm-losses reproduce features {options.output}")
+    if all((options.output / split.name).is_dir() for split in splits):
+        say(f"{options.output} ({time.perf_counter() - started:.0f} s): trm-losses reproduce features {options.output}")
 
 
 def _check(options: FeaturesOptions) -> tuple[int, int]:
@@ -157,6 +160,23 @@ def _resumed(options: FeaturesOptions, name: str, files: Sequence[str], targets:
         say(f"{new} images are not in {name}, which was begun without them")
     rows = torch.tensor([places.get(file, -1) for file in before])
     return _Split(name, before, torch.where((rows >= 0)[:, None], targets[rows], float(UNKNOWN)))
+
+
+def _check_apart(options: FeaturesOptions, left: Sequence[_Split]) -> None:
+    """Refuse to write an image into a second split."""
+    there: dict[str, str] = {}
+    for name in set(_SPLITS) - {split.name for split in left}:
+        if (path := options.output / name / "ids.txt").is_file():
+            there |= dict.fromkeys(path.read_text(encoding="utf-8").splitlines(), name)
+    for split in left:
+        ids = [escaped(os.path.abspath(options.images / file)) for file in split.files]
+        if twice := [own for own in ids if own in there]:
+            other = there[twice[0]]
+            raise ValueError(
+                f"{len(twice)} of {len(ids)} images of {split.name} are in {options.output / other} already, such as {twice[0]}; "
+                f"take them out of {split.name}, or delete {other} to write it again"
+            )
+        there |= dict.fromkeys(ids, split.name)
 
 
 def _about(options: FeaturesOptions, opened: Opening, pool: int) -> tuple[dict[str, Any], LiveFeatures]:

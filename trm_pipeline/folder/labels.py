@@ -98,6 +98,8 @@ def read_labels(
     _check_names(content)
     files = match_rows(content.rows, images, mistakes)
     mistakes.tell()
+    if unlisted_absent and not content.lists:
+        raise ValueError(f"{path.name}: --unlisted absent is for lists of what is present, and here each class has its own label")
     if group is not None and not content.groups:
         if group != "folder":
             raise ValueError(f"--group must be folder or a column (in JSON a key) of {path.name}, got {group!r}")
@@ -163,6 +165,9 @@ class _Content:
                         fix = "-1 is unknown in some files and absent in others: say --minus-one unknown or --minus-one absent"
                     elif what == "column" and len(cells) == 1:
                         fix = "if it lists what is present, call the column labels"
+                    elif what == "column" and _LISTS.fullmatch(name):
+                        others = ", ".join([other for other in names if other != name][:5])
+                        fix = f"if it lists what is present, take out the other columns: {others}"
                     self.mistakes.add(f"{where}, {what} {name}: {cell.strip()!r} is no label ({_ACCEPTED}); {fix}")
         return values
 
@@ -255,6 +260,8 @@ def _read_json_lines(text: str, content: _Content) -> None:
     wanted = 'wanted one object a line, such as {"image": "a.jpg", "labels": {"cat": 1, "dog": 0}} or "labels": ["cat"]'
     if content.separator is not None:
         raise ValueError(f"{file}: --separator is for lists in a column of a table; JSON has lists of its own")
+    if file.lower().endswith(".json") and _is_one_document(text):
+        raise ValueError(f"{file} is one JSON document: of Label Studio, COCO or FiftyOne? Say --form; otherwise {wanted}")
     lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     parsed = []
     for number, line in lines:
@@ -286,6 +293,15 @@ def _read_json_lines(text: str, content: _Content) -> None:
     if len(kinds) > 1:
         raise ValueError(f"{file}: labels are lists in some lines and objects in others; take one form, objects can say all")
     content.lists = kinds == {list}
+
+
+def _is_one_document(text: str) -> bool:
+    """It is JSON as a whole, and no line about one image."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        return False
+    return not (isinstance(value, dict) and "image" in value)
 
 
 def _check_names(content: _Content) -> None:

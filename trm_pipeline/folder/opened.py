@@ -27,16 +27,18 @@ class Opened(NamedTuple):
     frozen: Encoded
 
 
-def open_folder(options: LearnOptions, *, use_unlabelled: bool = False) -> Opened:
+def open_folder(options: LearnOptions, *, use_unlabelled: bool = False, folds: int = 0) -> Opened:
     """Read what is known of the images, say so, and encode them.
 
     Raises:
-        ValueError: a present label is nowhere, and everything that the readers refuse.
+        ValueError: a present label is nowhere, more ``folds`` than images (or groups), and everything that the readers refuse.
     """
     if ranks.launched() > 1:
         raise ValueError(f"training on a folder takes one process, got {ranks.launched()} of torchrun; start it without")
     if options.epochs is not None and options.epochs < 1:
         raise ValueError(f"--epochs must be at least 1, got {options.epochs}")
+    if not 0 <= options.seed < 2**63:
+        raise ValueError(f"--seed must be from 0 to 2**63 - 1, got {options.seed}")
     if options.expected_positives is not None and options.expected_positives <= 0:
         raise ValueError(f"--expected-positives must be above 0, got {options.expected_positives:g}")
     if options.questions < 0:
@@ -52,6 +54,8 @@ def open_folder(options: LearnOptions, *, use_unlabelled: bool = False) -> Opene
         )
     if labels.held is not None and options.group is not None:
         raise ValueError(f"--group cannot be used with {options.labels[0].name}: its column split already says what is held out")
+    if folds > (most := len(set(labels.groups or labels.files))):
+        raise ValueError(f"--folds must be at most the number of {'groups' if labels.groups else 'images'}, {most}, got {folds}")
     words = words_of(labels.class_names, options.names)
     labels = _unlabelled(labels, images, use=use_unlabelled, folders=options.group == "folder")
     say(_about(labels))

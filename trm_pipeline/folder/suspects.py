@@ -25,7 +25,7 @@ def run_suspects(options: SuspectsOptions) -> None:
     started = time.perf_counter()
     if options.folds < 2:
         raise ValueError(f"--folds must be at least 2, got {options.folds}")
-    opened = open_folder(options)
+    opened = open_folder(options, folds=options.folds)
     labels, features = opened.labels, opened.frozen.features
     fold = _folds(labels.files if labels.groups is None else labels.groups, options.folds, options.seed)
     scores = torch.full_like(labels.targets, torch.nan)

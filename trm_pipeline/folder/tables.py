@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,9 +26,15 @@ def text_of(path: Path, what: str) -> str:
 
 
 def csv_rows(text: str, file: str) -> Iterator[tuple[str, list[str]]]:
-    """Where each row starts, and its cells; blank rows are left out. What makes most columns of the first row separates them."""
+    """Where each row starts, and its cells; blank rows are left out.
+
+    What makes most columns of the first row separates them, or what a line ``sep=;`` before it says, as Excel reads it.
+    """
     first = next((line for line in text.splitlines() if line.strip()), "")
-    delimiter = max(",;\t", key=lambda d: len(next(csv.reader([first], delimiter=d))))  # the comma where they are equal
+    if said := re.fullmatch(r"sep=([,;|\t])\s*", first, re.IGNORECASE):
+        text, delimiter = text.replace(first, "", 1), said[1]
+    else:
+        delimiter = max(",;\t", key=lambda d: len(next(csv.reader([first], delimiter=d))))  # the comma where they are equal
     reader = csv.reader(io.StringIO(text, newline=None), delimiter=delimiter, skipinitialspace=True)
     start = 1
     try:

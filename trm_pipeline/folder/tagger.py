@@ -82,6 +82,9 @@ class Tagger:
 
     def __call__(self, image: str | os.PathLike[str] | Image.Image) -> list[Tag]:
         """All classes of an image, a path or an image of Pillow's, the most probable first."""
+        if not isinstance(image, (str, os.PathLike, Image.Image)):
+            got = f"got {type(image).__name__}; Image.fromarray makes one of an array"
+            raise TypeError(f"Tagger: image must be a path or an image of Pillow's, {got}")
         size = self.tower.image_size
         shown = shown_upright(image) if isinstance(image, Image.Image) else read_image(Path(image), size)
         data = [(transform_for(self.tower)(shown), torch.empty(0), 0)]

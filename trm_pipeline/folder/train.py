@@ -27,6 +27,8 @@ def run_train(options: TrainOptions) -> None:
     started = time.perf_counter()
     if not 0 <= options.hold_out < 1:
         raise ValueError(f"--hold-out must be a share from 0 to below 1, got {options.hold_out:g} (20 % is 0.2)")
+    if not 0 < options.at_least <= 1:
+        raise ValueError(f"--at-least must be a share above 0 and at most 1, got {options.at_least:g} (90 % is 0.9)")
     card = options.output / CARD_FILE
     if card.is_file() and not card.read_bytes().startswith(FRONT.encode()):
         raise ValueError(f"--output: {card} is there and was not written by train, which would replace it; give another folder")

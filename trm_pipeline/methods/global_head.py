@@ -32,6 +32,11 @@ def parts_of(method: str) -> tuple[str, str]:
     return (method, "") if place < 0 else (method[:place], method[place + 1 :])
 
 
+def merged_name(local: str) -> str:
+    """The method that a head alone becomes once it is merged with the image as a whole."""
+    return "trm" if local == "trm-region" else f"{local}{GLOBAL}"
+
+
 def of_grid(method: str) -> bool:
     """A head with another method's loss."""
     return bool(parts_of(method.removesuffix(GLOBAL))[1])
@@ -54,7 +59,8 @@ def fit_global_head(
         prior: None: there is none.
         batch_size: images that are read at a time.
         penultimate: whether penultimate features are read, if they are there.
-        expected_positives: present labels of an image, with single positives; None: labels are hidden at random.
+        expected_positives: present labels of an image, with single positives; None: labels are hidden at random. Of few
+            classes at most nine in ten are taken to be present.
         options: of the constructor.
 
     Returns:
@@ -65,6 +71,8 @@ def fit_global_head(
     if expected_positives is None and 0 < len(known) < targets.numel() and bool((known == 1).all()):
         say("no label is known to be absent: the image as a whole is left out")
         return None
+    if expected_positives is not None:
+        expected_positives = min(expected_positives, 0.9 * targets.shape[1])
     with torch.random.fork_rng(devices=()):
         first = next(iter(features.batches(1)))
         width = None if first.penultimate is None or not penultimate else first.penultimate.shape[1]

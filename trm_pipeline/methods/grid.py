@@ -144,7 +144,9 @@ _FURTHER: dict[str, Callable[[Setting, Tensor, Numbers], dict[str, Any]]] = {
 """What the constructor of a loss takes beside its numbers, or in place of some, which are taken out of them."""
 
 _PUBLISHED = tuple(LOSSES)
-_KNOWN_ALONE = ("partial-bce", "pasl-ignore", "gce")
+KNOWN_ALONE = {"partial-bce", "pasl-ignore", "gce"}
+"""Losses that say nothing of unknown labels: of single positives these count as absent beside them."""
+
 
 PEERS: dict[str, tuple[Callable[[Method, Setting], Method], Sequence[str]]] = {
     "scpnet": (SCPNet, HEADS),
@@ -166,7 +168,7 @@ NAMES = [*LABEL_FREE, *FITTED, *TRAINED, *VARIANTS, *(f"{name}{GLOBAL}" for name
 """All that ``--methods`` knows; ``trm`` is the region head merged with the image as a whole."""
 
 
-def add_loss(name: str, loss: Callable[..., Any], **numbers: float) -> None:
+def add_loss(name: str, loss: Callable[..., Any], *, known_alone: bool = False, **numbers: float) -> None:
     """A loss of one's own under every head, as ``HEAD+name``; ``--set name.NUMBER=VALUE`` changes its numbers.
 
     It is there for this process alone. A script calls it before ``main``, outside of ``if __name__ == "__main__"``, so that the
@@ -175,6 +177,7 @@ def add_loss(name: str, loss: Callable[..., Any], **numbers: float) -> None:
     Args:
         name: letters, digits and dashes.
         loss: a class with the signature of :mod:`trm_losses.baselines`; it is called with the numbers and ``distributed=True``.
+        known_alone: it says nothing of unknown labels, so that those of single positives count as absent beside it.
         numbers: its arguments.
 
     Raises:
@@ -190,6 +193,8 @@ def add_loss(name: str, loss: Callable[..., Any], **numbers: float) -> None:
         GRID.extend(pairs)
         NAMES.extend([*pairs, *(pair + GLOBAL for pair in pairs)])
     LOSSES[name], MADE_BY[name] = numbers, loss
+    if known_alone:
+        KNOWN_ALONE.add(name)
 
 
 def build_method(name: str, setting: Setting) -> Method:
@@ -212,7 +217,7 @@ def build_method(name: str, setting: Setting) -> Method:
     rates = {"rate": numbers.pop("rate")} if "rate" in numbers else {}
     further = _FURTHER[loss](setting, setting.targets, numbers) if loss in _FURTHER else {}
     made = MADE_BY[loss](**{**numbers, **further}, distributed=True)
-    return WithLoss(inner, loss, made, setting.preset.epochs, weak=loss in _KNOWN_ALONE, **rates)
+    return WithLoss(inner, loss, made, setting.preset.epochs, weak=loss in KNOWN_ALONE, **rates)
 
 
 def choose_methods(patterns: Sequence[str], *, grid: bool = False) -> list[str]:

@@ -14,19 +14,18 @@ from trm_pipeline.features.cached import Batch
 from trm_pipeline.methods.base import Method, Setting, weak_negatives
 
 
-def _rule(setting: Setting) -> Rule | None:
-    """The rule for pseudo-labels of regions that the preset names; None: there is nothing to teach by."""
-    preset, classes = setting.preset, setting.num_classes
-    if preset.pseudo_rule not in PSEUDO_RULES:
-        raise ValueError(f"pseudo_rule must be one of {', '.join(PSEUDO_RULES)}, got {preset.pseudo_rule!r}")
-    if preset.pseudo_rule in ("merged", "none"):
+def _rule(setting: Setting, name: str) -> Rule | None:
+    """The rule for pseudo-labels of regions by its name; None: there is nothing to teach by."""
+    if name not in PSEUDO_RULES:
+        raise ValueError(f"pseudo_rule must be one of {', '.join(PSEUDO_RULES)}, got {name!r}")
+    if name in ("merged", "none"):
         return None
-    if preset.pseudo_rule == "teacher":
+    if name == "teacher":
         if setting.estimates is None:
             raise ValueError("pseudo_rule=teacher needs what a head of whole images makes of the training images")
         estimates = setting.estimates()
         return None if estimates is None else TeacherRule(estimates)
-    return PrototypeRule(classes, **{"temperature_text": 2 / setting.logit_scale, **preset.prototype})
+    return PrototypeRule(setting.num_classes, **{"temperature_text": 2 / setting.logit_scale, **setting.preset.prototype})
 
 
 class TRM(Method):
@@ -49,23 +48,23 @@ class TRM(Method):
         self.prompts = setting.prompts(preset.prompts)
         shares = {"warmup_steps": preset.pseudo_warmup, "ramp_steps": preset.pseudo_ramp}
         steps = {name: round(share * setting.total_steps) for name, share in shares.items() if share is not None}
-        rule = _rule(setting) if pseudo_labels and not paper else None
-        contrasted, labelled = preset.objective.get("lambda_contrast", paper), paper or rule is not None
-        banked = contrasted or paper or (rule is not None and "bank" in rule.needs)
+        taught = pseudo_labels and preset.objective.get("lambda_pseudo", 1.0) > 0
+        rule = _rule(setting, "prototype" if paper else preset.pseudo_rule) if taught else None
+        contrasted = preset.objective.get("lambda_contrast", paper)
         self.objective = TRMObjective.from_text(
             setting.text,
             total_steps=setting.total_steps,
             rule=rule,
             recipe=recipe,
-            expected_positives=setting.expected_positives,
+            expected_positives=None if rule is None else setting.expected_positives,
             logit_scale=setting.logit_scale,
             pooler=pooler,
             matching={} if paper else preset.matching,
             # Settings of parts that this method leaves out are another method's.
             distillation=preset.distillation if pooler.get("query_head", paper) else {},
             contrast=preset.contrast if contrasted else {},
-            bank=preset.bank if banked else {},
-            labeler={**preset.labeler, **steps} if labelled else None,
+            bank=preset.bank if contrasted or rule is not None and "bank" in rule.needs else {},
+            labeler=None if rule is None else {**preset.labeler, **steps},
             objective=preset.objective,
             distributed=True,
         )

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Collection, Sequence
 
 from trm_pipeline.methods import LABEL_FREE
-from trm_pipeline.methods.global_head import of_grid, parts_of
+from trm_pipeline.methods.global_head import GLOBAL, merged_name, of_grid, parts_of
 from trm_pipeline.report.rows import NINE, Row, ablation_rows, average, by_seed, distinct, heading, less, settings
 from trm_pipeline.report.statistics import Paired, paired
 
@@ -54,14 +54,16 @@ def grid_tables(rows: Sequence[Row], key: str = "mAP") -> list[tuple[str, Table]
 def difference_table(rows: Sequence[Row], key: str = "mAP") -> Table:
     """Mean difference of paired seeds, its 95 % interval by t, and two-sided p of t and of all sign flips.
 
-    A head with another loss is set against the head, any other method against trm. Nothing is corrected for how many
-    comparisons there are.
+    A head with another loss is set against the head, both merged or not, any other method against trm. Nothing is corrected for
+    how many comparisons there are.
     """
     names = distinct(rows, "method")
     table = [["method", "against", "known", "seeds", "difference", "95% interval", "p (t)", "p (sign flips)"]]
     for name in names:
-        head, rest = parts_of(name)
-        other = head if rest else "trm"
+        other = "trm"
+        if of_grid(name):
+            head = parts_of(name)[0]
+            other = merged_name(head) if name.endswith(GLOBAL) else head
         if other not in names or name == other or name in LABEL_FREE:
             continue
         for known in settings(rows):

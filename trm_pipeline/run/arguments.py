@@ -27,6 +27,9 @@ from trm_pipeline.methods.grid import HEADS, NAMES, PEERS, build_method, choose_
 from trm_pipeline.progress import Scalars
 from trm_pipeline.run.options import RunOptions
 
+OF_IMAGES = ("image_size", "templates", "augment", "mirror", "token_pool", "value_path")
+"""Settings of how images and words are encoded."""
+
 DEFAULT_METHODS = (
     *LABEL_FREE,
     "linear",
@@ -216,7 +219,10 @@ def _preset(args: argparse.Namespace, source: Source, place: Place) -> Preset:
         preset = dataclasses.replace(preset, pretrained=None)  # the preset's weights are of its own model
     changes = {name: getattr(args, name) for name in ("model", "pretrained", "image_size", "epochs")}
     preset = dataclasses.replace(preset, **{key: value for key, value in changes.items() if value is not None})
-    return override(preset, args.set)
+    made = override(preset, args.set)
+    if source.given is not None and (unread := [name for name in OF_IMAGES if getattr(made, name) != getattr(preset, name)]):
+        raise ValueError(f"--set {unread[0]} is for images that a run encodes, and given features are encoded; leave it out")
+    return made
 
 
 def check_options(options: RunOptions) -> None:

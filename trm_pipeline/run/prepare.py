@@ -94,13 +94,12 @@ def encoded(options: RunOptions, sets: Mapping[str, LabelledImages], names: Sequ
             workers=options.workers,
         )
 
-    features: Features
+    features: Features = cached(train_split, mirror=preset.mirror)
     if preset.augment:
-        random = train_transform(preset.image_size, **channels)
-        augmented = sets[train_split].with_transform(random)
-        features = LiveFeatures(augmented, backbone, token_pool=preset.token_pool, device=device, workers=options.workers)
-    else:
-        features = cached(train_split, mirror=preset.mirror)
+        augmented = sets[train_split].with_transform(train_transform(preset.image_size, **channels))
+        features = LiveFeatures(
+            augmented, backbone, token_pool=preset.token_pool, device=device, workers=options.workers, plain=features
+        )
     embedded_names = None
     with warnings_said():
         text = backbone.template_text(names, preset.templates)

@@ -26,13 +26,13 @@ def plan(options: RunOptions) -> list[Cell]:
     ablation = [
         name
         for name, (method, changes) in VARIANTS.items()
-        if options.ablation and (method != "trm" or override(options.preset, changes) != options.preset)
+        if method != "trm" or override(options.preset, changes) != options.preset
     ]
     for seed in seeds:
         for known in settings:
             trained = [m for m in chosen if m not in LABEL_FREE]
-            if known in (options.ablation_known or settings):
-                trained += ablation
+            if options.ablation and known in (options.ablation_known or settings):
+                trained += ["trm", *ablation]  # trm is what they are set against
             cells += [Cell(method, known, seed, options.wrong) for method in dict.fromkeys(trained)]
     return cells
 

@@ -109,9 +109,10 @@ def test_every_option_of_a_part_is_a_setting(part):
 
 
 @pytest.mark.parametrize("name", [name for name in methods.METHODS if name.startswith("trm")])
-def test_options_of_parts_that_a_method_lacks_do_no_harm(name):
+@pytest.mark.parametrize("more", [(), ("objective.lambda_pseudo=0", "pseudo_ramp=0.5")], ids=["lacks", "weighs nothing"])
+def test_options_of_parts_that_a_method_lacks_do_no_harm(name, more):
     settings = ("objective.lambda_contrast=0", "contrast.temperature=0.2", "distillation.temperature=2")
-    method = built(*settings, "pseudo_rule=prototype", name=name)
+    method = built(*settings, "pseudo_rule=prototype", *more, name=name)
     text = method.prompts()
     assert sum(method.loss(drawn(), text, TARGETS).values()).isfinite()
     method.after_step()
@@ -124,11 +125,11 @@ def test_options_of_parts_that_a_method_lacks_do_no_harm(name):
 @pytest.mark.parametrize("rule", ["teacher", "prototype"])
 def test_settings_go_before_the_schedule_that_suits_the_rule(rule):
     suited, own = (
-        built(f"pseudo_rule={rule}", *more, total=40).objective for more in ((), ("objective.lambda_pseudo=0", "pseudo_ramp=0.5"))
+        built(f"pseudo_rule={rule}", *more, total=40).objective for more in ((), ("objective.lambda_pseudo=2", "pseudo_ramp=0.5"))
     )
     # What was known before training need not wait.
     assert (suited.labeler.warmup_steps, suited.labeler.ramp_steps) == ((0, 4) if rule == "teacher" else (4, 4))
-    assert (suited.lambda_pseudo, own.lambda_pseudo) == (1.0, 0.0)
+    assert (suited.lambda_pseudo, own.lambda_pseudo) == (1.0, 2.0)
     assert (own.labeler.warmup_steps, own.labeler.ramp_steps) == (suited.labeler.warmup_steps, 20)
 
 

@@ -25,12 +25,14 @@ from tests.helpers.layouts import (
 )
 from tests.helpers.runs import read_json
 from trm_pipeline.config.presets import HELD_OUT
+from trm_pipeline.data import nus
 from trm_pipeline.data.base import LabelledImages, held_out
 from trm_pipeline.data.coco import COCO, COCO_CLASSES
 from trm_pipeline.data.cub import CUB, attribute_phrase
 from trm_pipeline.data.nus import NUS, NUS_CLASSES
 from trm_pipeline.data.vg200 import VG200
 from trm_pipeline.data.voc import VOC
+from trm_pipeline.run.arguments import parse
 
 
 def same(found: LabelledImages, labels: NDArray[np.int8], names: list[str]) -> None:
@@ -197,6 +199,12 @@ def test_nus_official(tmp_path: Path) -> None:
     same(data, labels["train"][kept], [nus_names("train", 6)[row] for row in kept])
     assert data.name == "NUS-WIDE, official split without empty images"
     assert len(set(NUS_CLASSES)) == 81 and list(NUS_CLASSES) == sorted(NUS_CLASSES)
+
+
+@pytest.mark.parametrize("arguments, expected", [([], 1.9), (["--split", "scpnet"], 2.4), (["--drop-empty"], 2.4)])
+def test_nus_without_empty_images_has_more_labels_each(arguments: list[str], expected: float) -> None:
+    typed = ["--data-root", "nus", "--known", "single", *arguments]
+    assert parse(typed, nus.SOURCE).preset.expected_positives == expected
 
 
 def test_nus_official_says_what_is_wrong(tmp_path: Path) -> None:

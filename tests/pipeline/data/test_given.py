@@ -384,6 +384,7 @@ def test_a_folder_that_does_not_fit_is_one_line(spoil: Callable[[Path], object],
         (["--preset", "voc2007-rn101"], "prompts=shared needs a text tower, and given features have none; give --set prompts"),
         (["--set", "test_split=tset"], r"has no split 'tset' \(it has: test, train, val\)"),
         (["--set", "test_split=train"], "training and test images must be different splits, got 'train' for both"),
+        (["--set", "augment=true"], "--set augment is for images that a run encodes, and given features are encoded"),
         (["--unseen", "3"], "--unseen must leave two classes of 4 to train on, got 3"),
     ],
 )

@@ -1,7 +1,9 @@
 """Features that are encoded once: when they are read again, and what a stopped process leaves to the next."""
 
+import contextlib
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -78,11 +80,11 @@ def test_what_is_cached_is_what_is_encoded(devkit, backbone, tmp_path, monkeypat
 class Counted(torch.utils.data.Dataset):
     """Images of one color each, the number of the image; it counts what is read, and image ``bad`` ends the process."""
 
-    def __init__(self, bad=-1):
-        self.bad, self.read = bad, []
+    def __init__(self, bad=-1, count=5):
+        self.bad, self.count, self.read = bad, count, []
 
     def __len__(self):
-        return 5
+        return self.count
 
     def __getitem__(self, index):
         if index == self.bad:
@@ -106,13 +108,18 @@ class Means:
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """What caches five images, two at a time, in two views."""
-    files = [tmp_path / str(place) for place in range(5)]
+    """What caches images, five by default, two at a time, in two views by default."""
+    files = [tmp_path / str(place) for place in range(6)]
     for file in files:
         file.touch()
     monkeypatch.setattr(encoding, "BATCH", 2)
-    settings = {"weights": "a", "token_pool": 1, "mirror": True, "device": torch.device("cpu"), "workers": 0}
-    return lambda images: encoding.cache_features(tmp_path / "cache", images, list(map(str, files)), Means(), **settings)
+    settings = {"weights": "a", "token_pool": 1, "device": torch.device("cpu"), "workers": 0}
+
+    def made(images, mirror=True):
+        paths = list(map(str, files[: len(images)]))
+        return encoding.cache_features(tmp_path / "cache", images, paths, Means(), mirror=mirror, **settings)
+
+    return made
 
 
 def assert_whole(cached):
@@ -148,3 +155,35 @@ def test_another_process_may_be_quicker(cache, place):
     slow = Slow()
     assert_whole(cache(slow))
     assert other.read
+
+
+@pytest.mark.parametrize("bad", [-1, 3])
+def test_what_is_cached_of_a_file_is_not_encoded_again_in_another_list(cache, tmp_path, bad):
+    """One image more, one that has changed, and another view; of a cache that is finished, or was stopped."""
+    with contextlib.suppress(KeyboardInterrupt):
+        cache(Counted(bad), mirror=False)
+    (tmp_path / "1").write_bytes(b"another")
+    more = Counted(count=6)
+    assert cache(more).tokens[1][:, 0, 0].tolist() == [*range(6)]
+    assert more.read == ([1, 5] if bad < 0 else [1, 2, 3, 4, 5]) + [*range(6)]
+
+
+def test_an_image_that_cannot_be_read_is_tried_again(cache):
+    class Broken(Counted):
+        def __getitem__(self, index):
+            pixels, *rest = super().__getitem__(index)
+            return (pixels * float("nan") if index == 2 else pixels), *rest
+
+    assert np.isnan(cache(Broken()).pooled[0]).any(axis=1).tolist() == [False, False, True, False, False]
+    again = Counted()
+    assert_whole(cache(again))
+    assert again.read == [2, 2]
+    assert_whole(cache(Counted(bad=0)))
+
+
+def test_an_array_that_is_gone_is_no_array_of_zeros(cache, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        cache(Counted(bad=3))
+    next((tmp_path / "cache").glob("*/pooled1.npy")).unlink()
+    with pytest.raises(FileNotFoundError, match=r"must hold pooled1.npy, which is gone; delete the folder"):
+        cache(Counted())

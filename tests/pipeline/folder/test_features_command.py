@@ -150,6 +150,19 @@ def test_a_killed_process_goes_on_where_it_stopped(images, labels, whole, tmp_pa
     assert_same(output, whole, images[0])
 
 
+def test_an_image_that_changed_while_it_was_stopped_is_encoded_again(images, labels, tmp_path, capsys):
+    folder, output = shutil.copytree(images[0], tmp_path / "images"), tmp_path / "features"
+    arguments = ["features", str(folder), str(labels), "--output", str(output), *PLACE]
+    cli.main([*arguments, "--part", "1/2"])
+    shutil.copy(folder / "9.png", folder / "1.png")
+    capsys.readouterr()
+    cli.main(arguments)
+    assert "train: encoding 20 of 38 images\n" in capsys.readouterr().out  # the other half, and this one
+    found = rows(output / "train", folder)
+    for own, other in zip(found["1.png"][:2], found["9.png"][:2], strict=True):  # penultimate and pooled
+        np.testing.assert_allclose(own, other, rtol=2e-3, atol=2e-3)
+
+
 @pytest.mark.parametrize("step", [0, 1, 2, 6, 7])
 def test_stopped_while_it_is_put_together(images, labels, whole, tmp_path, step, monkeypatch):
     """After each of six arrays is cut to the images that can be read, before labels are written, and before the name."""
@@ -271,18 +284,24 @@ def test_a_column_split_makes_two_splits_and_classes_may_be_more(images, tmp_pat
     assert names(output / "val", folder) == ["2.png"] and np.load(output / "val" / "tokens0.npy").shape[:2] == (1, 49)
     meta = given.read_meta(output)
     assert meta.expected_positives == 1.5 and meta.grid == (7, 7)
+    shutil.rmtree(output / "val")
+    table.write_text(table.read_text(encoding="utf-8").replace("4.png,dog;car,train", "4.png,dog;car,val"), encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"1 of 2 images of val are in .*train already, such as .*4\.png; take them out"):
+        cli.main(["features", str(folder), str(table), "--output", str(output), *more])
     # A third split, of another size: it does not belong here.
+    test = ["features", str(folder / "λόφος"), "--output", str(output), "--split", "test"]
     with pytest.raises(SystemExit, match="was made with something else .token_pool was 2, now 1"):
-        cli.main(["features", str(folder), "--output", str(output), "--split", "test", "--token-pool", "1", *more])
+        cli.main([*test, "--token-pool", "1", *more])
+    (tmp_path / "names.txt").write_text("person\n", encoding="utf-8")
     with pytest.raises(SystemExit, match="class_names must be what the other splits"):
-        cli.main(["features", str(folder), str(table), "--output", str(output), "--split", "test", *PLACE])
+        cli.main([*test, *more])
 
 
-def test_what_was_begun_otherwise_is_not_gone_on_with(images, labels, tmp_path, monkeypatch):
+def test_what_was_begun_otherwise_is_not_gone_on_with(images, labels, tmp_path, capsys):
     output = tmp_path / "features"
     arguments = ["features", str(images[0]), str(labels), "--output", str(output), *PLACE]
     cli.main([*arguments, "--part", "1/2"])
-    assert not (output / "train").exists()
+    assert not (output / "train").exists() and "reproduce features" not in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"unfinished features of something else \(views was 1, now 2.*delete it"):
         cli.main([*arguments, "--mirror"])
 

@@ -27,6 +27,7 @@ def read(tmp_path, text, *, name="labels.csv", images=IMAGES, **options):
         '\n"image", "cat", dog \n"a.jpg", present ,absent\n\nb,nan,1.0\n,,\n',
         "file,cat,dog\n./a.jpg,true,false\nb.jpg,unknown,y\n",
         "image,cat,dog\ra.jpg,1,0\rb.jpg,None,1\r",
+        "sep=|\r\nimage|cat|dog\r\na.jpg|1|0\r\nb.jpg||1\r\n",
     ],
 )
 def test_tables_in_any_dress(text, tmp_path):
@@ -194,6 +195,7 @@ def test_composed_and_decomposed_characters_are_one_name(tmp_path):
         ("image,cat\n,1\n", "line 2: the first column, the image, is blank"),
         ("image,cat\na.jpg,1,0\n", "line 2: 3 cells, but the header has 2"),
         ("image,labels\na.jpg,cat,dog\n", 'put the list in quotes, "cat,dog", or separate it by |'),
+        ("image,labels,width\na.jpg,cat;dog,640\n", "if it lists what is present, take out the other columns: width"),
         ("image,cat,cat\na.jpg,1,1\n", "columns 2 and 3 are both named 'cat'"),
         ("image,cat,\na.jpg,1,1\n", "column 3 has no name"),
         ("image,cat,Cat\na.jpg,1,1\n", "'cat' and 'Cat' differ in case or spaces alone"),
@@ -234,6 +236,19 @@ def test_a_name_of_two_images_is_refused(tmp_path):
 def test_mistakes_of_json_are_told_with_their_place(text, said, tmp_path):
     with pytest.raises(ValueError, match=re.escape(said)):
         read(tmp_path, text, name="x.jsonl")
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("value", [{"images": [], "annotations": []}, [{"data": {"image": "a.jpg"}}]])
+def test_a_document_of_another_tool_is_known_as_one(value, indent, tmp_path):
+    with pytest.raises(ValueError, match="labels.json is one JSON document: of Label Studio, COCO or FiftyOne.* --form"):
+        read(tmp_path, json.dumps(value, indent=indent), name="labels.json")
+
+
+@pytest.mark.parametrize("text", ["image,cat\na.jpg,1\n", '{"image": "a.jpg", "labels": {"cat": 1}}'])
+def test_nothing_is_unlisted_where_there_are_no_lists(text, tmp_path):
+    with pytest.raises(ValueError, match="--unlisted absent is for lists of what is present"):
+        read(tmp_path, text, name="labels.json" if text[0] == "{" else "labels.csv", unlisted_absent=True)
 
 
 def test_some_mistakes_are_shown_and_all_are_counted(tmp_path):

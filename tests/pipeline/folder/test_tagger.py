@@ -43,6 +43,11 @@ def test_an_image_of_pillow_is_shown_as_its_file_is(tagger, tmp_path):
             assert {tag.name: tag.probability for tag in tagger(picture)} == pytest.approx(wanted, abs=1e-6)
 
 
+def test_an_array_is_no_image(tagger):
+    with pytest.raises(TypeError, match=r"a path or an image of Pillow's, got ndarray; Image\.fromarray"):
+        tagger(np.zeros((8, 8, 3), np.uint8))
+
+
 def test_what_cannot_be_read_is_marked_in_a_stream_and_an_error_alone(tagger, images):
     paths = [images[0] / name for name in ("1.png", "cut.jpg", "2.png")]
     (places, scores), (last, more) = tagger.stream(paths, batch_size=2)

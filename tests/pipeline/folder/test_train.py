@@ -333,6 +333,8 @@ def test_a_class_without_a_present_label_is_scored_by_name(trained):
     ("change", "said"),
     [
         (["--hold-out", "20"], "--hold-out must be a share from 0 to below 1, got 20"),
+        (["--at-least", "90"], "--at-least must be a share above 0 and at most 1, got 90 (90 % is 0.9)"),
+        (["--seed", "9" * 20], "--seed must be from 0 to 2**63 - 1, got 9999"),
         (["--epochs", "0"], "--epochs must be at least 1, got 0"),
         (["--template", "a photo"], "--template must hold {}"),
         (["--names", "cow=bull"], "--names: wanted CLASS=WORDS with one of person, car"),
@@ -428,7 +430,7 @@ def test_an_interrupted_training_leaves_what_was_there(when, trained, images, ca
     labels = write_table(tmp_path / "labels.csv", {"1.png": [1, 0, 0, 0], "2.png": [0, 1, 0, 0]})
     with pytest.raises(SystemExit) as caught:
         cli.main(["train", str(images[0]), str(labels), "--output", str(run), "--epochs", "1", "--hold-out", "0", *cache])
-    assert caught.value.code == 130 and "interrupted" in capsys.readouterr().err
+    assert caught.value.code == 130 and "encoded images are kept" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
 

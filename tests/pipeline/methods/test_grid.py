@@ -348,7 +348,7 @@ def test_one_class_one_image_and_one_kind_of_label(name, label):
 
 
 def test_a_loss_of_ones_own_joins_under_every_head(monkeypatch):
-    for name in ("LOSSES", "MADE_BY", "GRID", "NAMES"):  # what is added goes when the test ends
+    for name in ("LOSSES", "MADE_BY", "GRID", "NAMES", "KNOWN_ALONE"):  # what is added goes when the test ends
         copied = type(getattr(grid, name))(getattr(grid, name))
         monkeypatch.setattr(grid, name, copied)
 
@@ -356,7 +356,7 @@ def test_a_loss_of_ones_own_joins_under_every_head(monkeypatch):
         pass
 
     grid.add_loss("mine", Mine, q=0.3)
-    grid.add_loss("mine", Mine, q=0.4)  # as a cell of a notebook that is run again
+    grid.add_loss("mine", Mine, known_alone=True, q=0.4)  # as a cell of a notebook that is run again
     assert grid.choose_methods(["*+mine", "linear+mine+global"]) == [
         *(f"{head}+mine" for head in grid.HEADS),
         "linear+mine+global",
@@ -369,8 +369,9 @@ def test_a_loss_of_ones_own_joins_under_every_head(monkeypatch):
         assert type(mine.labels) is Mine and mine.labels.distributed is True
         batch = first_batch()
         targets = setting().targets[batch.index]
-        value, wanted = (method.loss(batch, method.prompts(), targets) for method in (mine, published))
-        torch.testing.assert_close(value["mine"], wanted["gce"])
+        value, wanted = (method.loss(batch, method.prompts(), targets, 0.7) for method in (mine, published))
+        torch.testing.assert_close([*value.values()], [*wanted.values()])
+        assert [*value] == ["mine", "weak_negative"]
     for wrong in ("gce", "my_loss", "a+b", ""):
         with pytest.raises(ValueError, match="add_loss: name must be letters, digits and dashes"):
             grid.add_loss(wrong, Mine)

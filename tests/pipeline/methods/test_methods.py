@@ -1,6 +1,7 @@
 """What a method makes of unknown labels, and what its variants lack."""
 
 import math
+import types
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from trm_pipeline.data.voc import VOC, class_prompt_names
 from trm_pipeline.drawn.devkit import write_drawn_voc
 from trm_pipeline.features import cached as features
 from trm_pipeline.methods import grid
+from trm_pipeline.methods.global_head import fit_global_head
 
 
 def test_regions_beat_the_global_feature_before_training(tmp_path_factory, backbone):
@@ -42,6 +44,17 @@ def test_the_labeller_is_told_what_single_positives_cannot_tell(single):
     setting = methods.Setting(preset, text, None, 100.0, 10, single=single, num_samples=3, estimates=estimates)
     labeler = methods.METHODS["trm"](setting).objective.labeler
     assert labeler.expected_positives == (2.4 if single else None)
+
+
+def test_the_level_of_few_classes_is_below_all_of_them():
+    """Whatever a preset, or a folder of features, says that an image shows."""
+    torch.manual_seed(0)
+    tokens, targets = torch.randn(6, 3, 8), torch.where(torch.rand(6, 2) < 0.5, 1.0, -1.0)
+    batch = features.Batch(tokens, tokens[:, 0], torch.arange(6))
+    images = types.SimpleNamespace(views=1, batches=lambda *_, **__: iter([batch]))
+    prior = GaussianDiscriminant(2, 8).fit([tokens], torch.randn(2, 8))
+    head = fit_global_head(images, targets, prior, 6, penultimate=False, expected_positives=2.4)
+    assert float(torch.sigmoid(head(tokens)).sum(dim=1).mean()) == pytest.approx(1.8, abs=1e-3)
 
 
 def test_weak_negatives_follow_their_equation():

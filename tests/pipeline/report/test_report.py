@@ -346,12 +346,17 @@ def grid_rows():
 
 
 def test_differences_are_paired_by_seed_with_what_they_belong_to():
-    table = tables.difference_table(grid_rows())
+    whole = [row(name, 0.1, s, 81.0 + s) for name in ("linear+global", "text-pixel+role+global") for s in (1, 2)]
+    whole += [row("text-pixel+global", 0.1, s, 80.0) for s in (1, 2)]
+    table = tables.difference_table([*grid_rows(), *whole])
     assert {tuple(line[:2]) for line in table[1:]} == {
         ("linear", "trm"),
         ("linear+role", "linear"),
         ("text-pixel", "trm"),
         ("text-pixel+role", "text-pixel"),
+        ("linear+global", "trm"),
+        ("text-pixel+global", "trm"),
+        ("text-pixel+role+global", "text-pixel+global"),
     }
     # -31 and -32: -31.5 ± 12.7062 * 0.5, and t = 63 has the tails (2 / pi) atan(1 / 63).
     line = ["linear", "trm", "10%", "2", "−31.5", "[−37.9, −25.1]", "0.010", "0.500"]

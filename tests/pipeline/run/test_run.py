@@ -70,8 +70,10 @@ def test_features_are_encoded_once(run, cache, capsys):
 
 
 def test_augmentation_encodes_in_the_loop(run, capsys):
-    (row,) = run("--methods", "text-pixel", "--epochs", "1", "--set", "augment=true")
-    assert row["mAP"] > 0
+    """What is fitted, and not trained, sees the images as they are."""
+    methods = "--methods", "global", "linear-penultimate", "text-pixel", "--epochs", "1"
+    augmented, plain = (run(*methods, "--set", f"augment={value}") for value in ("true", "false"))
+    assert [row["mAP"] for row in augmented[:2]] == [row["mAP"] for row in plain[:2]] and augmented[2]["mAP"] > 0
 
 
 def test_tune_never_touches_the_test_images(run, capsys):
@@ -212,6 +214,11 @@ def test_a_pattern_of_the_grid_runs_like_any_method(run, tmp_path, capsys):
 def test_the_grid_is_planned_whole():
     cells = results.plan(arguments.parse(["--methods", "trm", "--grid", "--known", "0.1", "--seeds", "1"]))
     assert [cell.method for cell in cells] == ["trm", *grid.HEADS, "positive-coop", *grid.GRID]
+
+
+def test_variants_are_planned_with_what_they_are_set_against():
+    cells = results.plan(arguments.parse(["--methods", "linear", "--ablation", "--known", "0.1", "--seeds", "1"]))
+    assert [cell.method for cell in cells][:2] == ["linear", "trm"] and len(cells) == 2 + len(presets.VARIANTS)
 
 
 # Ablations

@@ -47,20 +47,23 @@ class _Wrong(ValueError):
 
 
 def write_labels_as(form: str, path: Path, labels: Labels) -> None:
-    """Write files, class names and targets; ``form`` is one of :data:`FORMS`."""
+    """Write files, class names and targets, and the split into a form of the project's own; ``form`` is one of :data:`FORMS`."""
     rows = [
         (i, escaped(file), dict(zip(labels.class_names, own, strict=True)))
         for i, (file, own) in enumerate(zip(labels.files, labels.targets.tolist(), strict=True), start=1)
     ]
+    held = () if labels.held is None else labels.held.tolist()
+    sides = [{"split": "val" if own else "train"} for own in held] or [{}] * len(rows)
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         if form == "csv":
             table = csv.writer(file)
-            table.writerow(["image", *labels.class_names])
-            table.writerows([name, *("" if v == UNKNOWN else int(v) for v in own.values())] for _, name, own in rows)
+            table.writerow(["image", *labels.class_names, *sides[0]])
+            for (_, name, own), side in zip(rows, sides, strict=True):
+                table.writerow([name, *("" if v == UNKNOWN else int(v) for v in own.values()), *side.values()])
         elif form == "jsonl":
-            for _, name, own in rows:
+            for (_, name, own), side in zip(rows, sides, strict=True):
                 given = {key: None if v == UNKNOWN else int(v) for key, v in own.items()}
-                file.write(json.dumps({"image": name, "labels": given}, ensure_ascii=False) + "\n")
+                file.write(json.dumps({"image": name, "labels": given, **side}, ensure_ascii=False) + "\n")
         else:
             write = {"label-studio": _to_label_studio, "coco": _to_coco, "fiftyone": _to_fiftyone}[form]
             json.dump(write(rows, labels.class_names), file, indent=1, ensure_ascii=False)

@@ -72,6 +72,8 @@ def test_images_of_a_group_share_a_fold():
     ("change", "said"),
     [
         (["--folds", "1"], "--folds must be at least 2, got 1"),
+        (["--folds", "41"], "--folds must be at most the number of images, 40, got 41"),
+        (["--folds", "2", "--group", "folder"], "--folds must be at most the number of groups, 1, got 2"),
         (["--questions", "-1"], "--questions must be at least 0"),
         (["--form", "coco", "--separator", ";"], "are for tables and lists, not for --form coco"),
     ],
@@ -122,6 +124,12 @@ def test_a_table_is_known_by_its_suffix_alone(capsys):
     with pytest.raises(SystemExit):
         command.main(["convert", "photos", "labels.txt", "--form", "jsonl", "--to", "csv", "--output", "labels.csv"])
     assert "--form: invalid choice: 'jsonl'" in capsys.readouterr().err
+
+
+def test_a_split_that_a_form_has_no_place_for_is_said(scenes, tmp_path, capsys):
+    table = write_table(tmp_path / "split.csv", {"1.png": [1, "val"]}, classes=["car", "split"])
+    command.main(["convert", str(scenes[0] / "photos"), str(table), "--to", "coco", "--output", str(tmp_path / "coco.json")])
+    assert "the column split was left out" in capsys.readouterr().out
 
 
 def test_answers_take_the_place_of_labels(scenes, rest, tmp_path, capsys):

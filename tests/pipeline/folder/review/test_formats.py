@@ -22,7 +22,8 @@ def some_labels(draw):
     names = draw(st.lists(NAMES, min_size=1, max_size=6, unique_by=lambda name: "".join(name.casefold().split())))
     files = draw(st.lists(st.sampled_from(IMAGES), min_size=1, unique=True))
     values = st.lists(st.sampled_from([1.0, 0.0, -1.0]), min_size=len(names), max_size=len(names))
-    return Labels(files, names, torch.tensor([draw(values) for _ in files]), lists=False)
+    held = draw(st.none() | st.lists(st.booleans(), min_size=len(files), max_size=len(files)).map(torch.tensor))
+    return Labels(files, names, torch.tensor([draw(values) for _ in files]), lists=False, held=held)
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,8 @@ def test_out_and_in_again_is_the_same(form, place, labels):
     found = read_labels_as(form, path, IMAGES) if form in OTHERS else read_labels(path, IMAGES)
     assert (found.files, found.class_names) == (labels.files, [labels.class_names[c] for c in columns])
     assert torch.equal(found.targets, labels.targets[:, columns])
+    if form not in OTHERS:
+        assert labels.held is found.held is None or torch.equal(found.held, labels.held)
 
 
 def read(tmp_path, form, value, **options):
