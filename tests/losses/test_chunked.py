@@ -47,7 +47,6 @@ CHUNKED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "one head and a teacher": (chunk_parts(labeler=taught()), {"query_head": False}),
     "one head, a teacher and no contrast": (chunk_parts(labeler=taught(), contrast=None), {"query_head": False}),
     "free queries": (chunk_parts(), {"query": "free"}),
-    "summed distillation": (chunk_parts(distillation=tl.RegionDistillationLoss(reduction="sum")), {}),
     "a teacher": (chunk_parts(labeler=taught()), {}),
 }
 
