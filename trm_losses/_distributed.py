@@ -7,7 +7,6 @@ leaves out, or in which one of them has nothing to do, keeps no other waiting.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, ParamSpec, TypeVar, Union
 
@@ -17,19 +16,31 @@ from torch import Tensor, nn
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Module = TypeVar("Module", bound="DistributedModule")
 Distributed = Union[bool, "dist.ProcessGroup"]
+
+
+class _Kept:
+    """A process group in the state of a module: its copy is itself."""
+
+    def __init__(self, group: Any) -> None:
+        self.group = group
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Kept:
+        return self
 
 
 class DistributedModule(nn.Module):
     """A module that may have ``distributed``: its copies reduce over the same group, which cannot be copied itself."""
 
-    def __deepcopy__(self: Module, memo: dict[int, Any]) -> Module:
-        group = getattr(self, "distributed", None)
-        memo[id(group)] = group
-        made = memo[id(self)] = type(self).__new__(type(self))
-        vars(made).update(copy.deepcopy(vars(self), memo))
-        return made
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        group = state.get("distributed", False)
+        return state if isinstance(group, bool) else {**state, "distributed": _Kept(group)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        kept = state.get("distributed")
+        state = {**state, "distributed": kept.group} if isinstance(kept, _Kept) else state
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
 
 
 def resolve_group(distributed: Distributed) -> dist.ProcessGroup | None:

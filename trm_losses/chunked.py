@@ -88,7 +88,7 @@ class ChunkedTRMObjective(TRMObjective):
 
         def use(regions: Regions, classes: slice) -> dict[str, Tensor]:
             found = self._unbiased(regions, text, classes)
-            if self.labeler is not None and self.bank is not None:  # without gradient: last
+            if self.labeler is not None:  # without gradient: last
                 compared = self.labeler.similarities(regions.query, self.bank, first=classes.start)
                 found |= {} if compared is None else compared._asdict()
             return found

@@ -468,6 +468,19 @@ def test_copies_have_the_same_ranks(case: Case) -> None:
         assert twin is not part and getattr(twin, "distributed", None) is getattr(part, "distributed", None)
 
 
+def test_copies_of_compiled_parts_are_their_own() -> None:
+    """Whatever a compiler attached to a part goes on with the weights of that part."""
+    part = tl.TextRegionMatchingLoss(2, distributed=True)
+    part.compile(backend="eager")
+    wrapped = torch.compile(tl.TextRegionMatchingLoss(2), backend="eager")
+    assert type(copy.deepcopy(wrapped)) is type(wrapped)
+    x = torch.ones(1, 2, 3), torch.ones(2, 3), torch.ones(1, 2)
+    before, twin = part(*x), copy.deepcopy(part)
+    with torch.no_grad():
+        twin.bias.fill_(100.0)
+    assert twin(*x) > before + 1
+
+
 def test_one_process_needs_no_group() -> None:
     assert resolve_group(True) is None and resolve_group(False) is None
     value, rows = torch.ones(3), torch.ones(2, 3)

@@ -226,12 +226,12 @@ class PseudoLabeler(FullPrecisionState):
         return torch.empty_like(order).scatter_(1, order, places) < room
 
     @torch.no_grad()
-    def similarities(self, regions: Tensor, bank: PrototypeBank, *, first: int = 0) -> TF.Similarities | None:
+    def similarities(self, regions: Tensor, bank: PrototypeBank | None, *, first: int = 0) -> TF.Similarities | None:
         """What the rule reads of regions, and takes in their place once joined from chunks of the classes; None: nothing.
 
         Args:
             regions: (B, c, D) of the c classes from ``first`` on.
-            bank: prototypes.
+            bank: prototypes, if the rule needs them.
             first: the first class of the chunk.
         """
         return self.rule.similarities(regions, bank, first)

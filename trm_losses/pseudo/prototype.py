@@ -83,7 +83,8 @@ class PrototypeRule(Rule):
         unsure = torch.where(scores <= self.negative, 0.0, float(UNKNOWN))
         return Decision(torch.where(scores >= self.positive, scores, unsure), scores)
 
-    def similarities(self, regions: Tensor, bank: PrototypeBank, first: int = 0) -> TF.Similarities:
+    def similarities(self, regions: Tensor, bank: PrototypeBank | None, first: int = 0) -> TF.Similarities:
+        assert bank is not None
         return TF.prototype_similarities(
             regions,
             bank.visual,

@@ -93,6 +93,6 @@ class Rule(FullPrecisionState):
     def update(self, evidence: Evidence, scores: Tensor | None) -> None:
         """Take the known entries of a batch into statistics; ``scores`` are those of :meth:`decide`, if they are at hand."""
 
-    def similarities(self, regions: Tensor, bank: PrototypeBank, first: int = 0) -> TF.Similarities | None:
+    def similarities(self, regions: Tensor, bank: PrototypeBank | None, first: int = 0) -> TF.Similarities | None:
         """What the rule reads of the regions (B, c, D) of c classes from ``first`` on; None: nothing."""
         return None

@@ -6,11 +6,11 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
@@ -23,7 +23,7 @@ from trm_pipeline.progress import Pace, progress
 
 BATCH = 50
 KEPT = 5.0
-"""Seconds after which what was encoded is kept: as much is lost at most where a process is killed."""
+"""Seconds after which what was encoded is kept, at the end of a batch."""
 
 
 Check = Callable[[Batch], None]
@@ -119,8 +119,9 @@ def cache_features(
     if not folder.is_dir():
         check_writable(root, "--cache")
         live = LiveFeatures(images, backbone, token_pool=token_pool, device=device, workers=workers)
-        work = Unfinished.start(root, folder.name, files, {**key, "shapes": live.shapes}, below=Path())
+        work = None
         try:
+            work = Unfinished.start(root, folder.name, files, {**key, "shapes": live.shapes}, below=Path())
             _take_over(work, root)
             encode(work, live, check=check)
             if work.broken():
@@ -128,10 +129,13 @@ def cache_features(
             else:
                 work.place(folder)
         except OSError:
-            if not folder.is_dir():  # where it is, another process was quicker
+            if not folder.is_dir():
                 raise
+            if work is not None:  # another process was quicker
+                shutil.rmtree(work.folder, ignore_errors=True)
         finally:
-            work.close()
+            if work is not None:
+                work.close()
     cached = CachedFeatures(folder, views, device)
     if len(cached) != len(files):
         raise ValueError(f"{folder} must hold the features of {len(files)} images, got {len(cached)}; delete it")
@@ -147,17 +151,20 @@ def _take_over(work: Unfinished, root: Path) -> None:
             wanted, found = ({**about, "files": [], "views": 0} for about in (work.about, other))
             if path.parent != work.folder and wanted == found:
                 _copy(work, path.parent, torch.tensor([places.get(tuple(file), -1) for file in other["files"]]), other["views"])
-        except (OSError, ValueError):  # it went away, or cannot be read: then it is encoded anew
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):  # gone or damaged: then it is encoded anew
             continue
 
 
 def _copy(work: Unfinished, folder: Path, places: Tensor, views: int) -> None:
     """The rows of a cache in so many views, whose places (n,) in ``work`` are not -1 and lack features."""
-    done = done_rows(folder, views, len(places))
+    done, held = done_rows(folder, views, len(places)), CachedFeatures(folder, views, torch.device("cpu"))
+    shapes = work.about["shapes"]
     for view in range(min(work.views, views)):
         left = torch.zeros(len(work.images) + 1, dtype=torch.bool)  # the last is that of -1
         left[work.left(view, (0, 1))] = True
-        arrays = {kind: np.load(folder / f"{kind}{view}.npy", mmap_mode="r") for kind in work.about["shapes"]}
+        arrays = {kind: getattr(held, kind)[view] for kind in shapes}
+        if wrong := [kind for kind, array in arrays.items() if array.shape != (len(places), *shapes[kind])]:
+            raise ValueError(f"{folder} holds {wrong[0]} of another shape")
         for rows in (left[places] & done[view]).nonzero().flatten().split(BATCH):
             work.write(view, places[rows], {kind: torch.from_numpy(array[rows.numpy()]) for kind, array in arrays.items()})
     work.keep()

@@ -55,7 +55,9 @@ class Unfinished:
     def __init__(self, folder: Path, *, new: bool = False) -> None:
         self.folder = folder
         self.about: dict[str, Any] = json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8"))
-        self._stamped: list[list[Any]] = json.loads((folder / _IMAGES).read_text(encoding="utf-8"))
+        self._stamped: list[Any] = json.loads((folder / _IMAGES).read_text(encoding="utf-8"))
+        if any(not isinstance(entry, list) for entry in self._stamped):
+            raise ValueError(f"{folder} was begun by another version; delete it, and start again")
         self.images: list[str] = [name for name, _ in self._stamped]
         shapes: dict[str, list[int]] = self.about["shapes"]
         count = len(self.images)
@@ -96,12 +98,14 @@ class Unfinished:
         """
         if cls.find(root, name) is None:
             with making_folder(root / f".{name}.unfinished", lambda: cls.find(root, name) is not None) as partial:
-                (partial / ABOUT_FILE).write_text(json.dumps(about, indent=1), encoding="utf-8")
                 (partial / _IMAGES).write_text(json.dumps([[image, _stamp(below / image)] for image in images]), encoding="utf-8")
                 (partial / _MARKS).write_bytes(bytes(len(images) * about["views"]))
+                # Last: a folder that says what it is about, and has no marks, is finished.
+                (partial / ABOUT_FILE).write_text(json.dumps(about, indent=1), encoding="utf-8")
                 cls(partial, new=True).close()
         folder = cls.find(root, name)
-        assert folder is not None
+        if folder is None:
+            raise FileNotFoundError(f"{root / name} was finished by another process")
         made = cls(folder)
         if changed := differences(json.loads(json.dumps(about)), made.about):
             raise ValueError(

@@ -164,19 +164,19 @@ def _resumed(options: FeaturesOptions, name: str, files: Sequence[str], targets:
 
 def _check_apart(options: FeaturesOptions, left: Sequence[_Split]) -> None:
     """Refuse to write an image into a second split."""
-    there: dict[str, str] = {}
+    there: dict[str, Path] = {}
     for name in set(_SPLITS) - {split.name for split in left}:
         if (path := options.output / name / "ids.txt").is_file():
-            there |= dict.fromkeys(path.read_text(encoding="utf-8").splitlines(), name)
+            there |= dict.fromkeys(path.read_text(encoding="utf-8").split("\n")[:-1], path.parent)
     for split in left:
         ids = [escaped(os.path.abspath(options.images / file)) for file in split.files]
         if twice := [own for own in ids if own in there]:
             other = there[twice[0]]
             raise ValueError(
-                f"{len(twice)} of {len(ids)} images of {split.name} are in {options.output / other} already, such as {twice[0]}; "
+                f"{len(twice)} of {len(ids)} images of {split.name} are in {other} already, such as {twice[0]}; "
                 f"take them out of {split.name}, or delete {other} to write it again"
             )
-        there |= dict.fromkeys(ids, split.name)
+        there |= dict.fromkeys(ids, Unfinished.find(options.output, split.name) or options.output / split.name)
 
 
 def _about(options: FeaturesOptions, opened: Opening, pool: int) -> tuple[dict[str, Any], LiveFeatures]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
+from torchvision.transforms import v2
 
 from trm_pipeline.data.base import eval_transform, train_transform
 from trm_pipeline.data.voc import VOC, VOC_CLASSES, class_prompt_names
@@ -131,6 +132,15 @@ def test_train_transform() -> None:
     outs = torch.stack([transform(image) for _ in range(40)])
     assert outs.shape == (40, 3, 24, 24) and float(outs.min()) >= 0 and float(outs.max()) <= 1
     assert len({tuple(out.flatten().tolist()) for out in outs}) > 30, "every draw another view"
+    kinds = [type(part).__name__ for part in transform.transforms]
+    assert kinds[:3] == ["RandomResizedCrop", "RandomHorizontalFlip", "RandAugment"]
+    plain = v2.Compose([part for part in transform.transforms if not isinstance(part, v2.RandAugment)])
+    outs = torch.stack([plain(image) for _ in range(40)])
+    # The second channel falls from left to right or, flipped, rises; the first never turns over.
+    slopes = (outs[:, 1, :, 0] - outs[:, 1, :, -1]).mean(dim=1).sign()
+    assert 8 < int((slopes > 0).sum()) < 32
+    tall = (outs[:, 0, -1] - outs[:, 0, 0]).mean(dim=1)
+    assert bool((tall > 0.5).all()), "at least half the area, so most of the height"
 
 
 # --- bad input ---

@@ -187,3 +187,19 @@ def test_an_array_that_is_gone_is_no_array_of_zeros(cache, tmp_path):
     next((tmp_path / "cache").glob("*/pooled1.npy")).unlink()
     with pytest.raises(FileNotFoundError, match=r"must hold pooled1.npy, which is gone; delete the folder"):
         cache(Counted())
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}"])
+@pytest.mark.parametrize("name", ["tokens0.npy", "made_with.json"])
+def test_a_damaged_cache_is_not_taken_from(cache, tmp_path, name, content):
+    cache(Counted())
+    next((tmp_path / "cache").glob(f"*/{name}")).write_bytes(content)
+    more = Counted(count=6)
+    assert cache(more).tokens[0][:, 0, 0].tolist() == [*range(6)] and more.read == [*range(6)] * 2
+
+
+def test_a_cache_of_another_shape_is_not_taken_from(cache, tmp_path):
+    cache(Counted())
+    path = next((tmp_path / "cache").glob("*/tokens1.npy"))
+    np.save(path, np.zeros((5, 3, 2), np.float16))
+    assert cache(Counted(count=6)).tokens[1][:, 0, 0].tolist() == [*range(6)]
