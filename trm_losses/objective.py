@@ -201,7 +201,8 @@ class TRMObjective(PerClassState):
             )
         warmup = 0.0 if rule is not None and rule.soft else 0.1  # what a teacher says was known before training
         # With single positives nothing but what is estimated says "absent": it has to weigh as much as the known labels.
-        weight = classes / 2 if expected_positives is not None and rule is not None and rule.soft else 1.0
+        expected = (labeler or {}).get("expected_positives", expected_positives)
+        weight = classes / 2 if expected is not None and rule is not None and rule.soft else 1.0
         schedule = {"warmup_steps": round(warmup * total_steps), "ramp_steps": round(0.1 * total_steps)}
         factors = {"lambda_contrast": 0.1 if paper else 0.0, "lambda_pseudo": weight, **objective}
         if not paper:

@@ -246,6 +246,7 @@ def test_from_text_weighs_a_teacher_by_what_else_says_absent() -> None:
     taught = made(TeacherRule(torch.rand(6, 5)))
     assert taught.lambda_pseudo == 2.5 and taught.labeler is not None and taught.labeler.expected_positives == 1.5
     assert made(TeacherRule(torch.rand(6, 5)), objective={"lambda_pseudo": 0.7}).lambda_pseudo == 0.7
+    assert made(TeacherRule(torch.rand(6, 5)), labeler={"expected_positives": None}).lambda_pseudo == 1
     assert made(PrototypeRule(5)).lambda_pseudo == 1
 
 
