@@ -99,7 +99,8 @@ def cache_features(
     files (name, length, time of change). A cache of anything else has another name. What another one holds of the same files is
     copied, and one that was not finished is gone on with.
     """
-    stats = [(os.path.abspath(path), os.stat(path)) for path in files]
+    paths = [os.path.abspath(path) for path in files]
+    stats = [(path, os.stat(path)) for path in paths]
     views = 1 + int(mirror)
     key = {
         "version": 2,
@@ -121,7 +122,7 @@ def cache_features(
         live = LiveFeatures(images, backbone, token_pool=token_pool, device=device, workers=workers)
         work = None
         try:
-            work = Unfinished.start(root, folder.name, files, {**key, "shapes": live.shapes}, below=Path())
+            work = Unfinished.start(root, folder.name, paths, {**key, "shapes": live.shapes}, below=Path())
             _take_over(work, root)
             encode(work, live, check=check)
             if work.broken():
