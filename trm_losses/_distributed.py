@@ -33,14 +33,16 @@ class DistributedModule(nn.Module):
     """A module that may have ``distributed``: its copies reduce over the same group, which cannot be copied itself."""
 
     def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        base: Any = super()  # torch has no types here
+        state: dict[str, Any] = base.__getstate__()
         group = state.get("distributed", False)
         return state if isinstance(group, bool) else {**state, "distributed": _Kept(group)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         kept = state.get("distributed")
         state = {**state, "distributed": kept.group} if isinstance(kept, _Kept) else state
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        base: Any = super()
+        base.__setstate__(state)
 
 
 def resolve_group(distributed: Distributed) -> dist.ProcessGroup | None:

@@ -64,7 +64,9 @@ def test_a_file_holds_plain_values_whatever_the_settings_were(tmp_path: Path) ->
     """Scalars of numpy and torch, and the keys of a compiled pooler."""
     pooler, matching = RegionPooler(np.int64(3), 8), TextRegionMatchingLoss(3, gamma_neg=np.float32(1))
     compiled: Any = torch.compile(pooler, backend="eager")
-    saved = TRMHead(compiled, matching, TEXT, list(np.array(NAMES)), rate=torch.tensor(0.25)).eval()  # type: ignore[arg-type]
+    names: Any = list(np.array(NAMES))
+    rate: Any = torch.tensor(0.25)
+    saved = TRMHead(compiled, matching, TEXT, names, rate=rate).eval()
     for made in (saved, saved.with_classes(TEXT[:2], NAMES[:2])):
         made.save(tmp_path / "head.pt")
         loaded = TRMHead.load(tmp_path / "head.pt")

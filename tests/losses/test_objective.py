@@ -316,7 +316,9 @@ def test_from_text_puts_settings_of_a_part_in_place_of_its_own() -> None:
         recipe="paper",
         expected_positives=1.5,
         pooler={"validate": True},
-        **dict.fromkeys(("matching", "distillation", "contrast"), own),  # type: ignore[arg-type]
+        matching=own,
+        distillation=own,
+        contrast=own,
         bank={"init": start, **own},
         labeler={"expected_positives": 2.0, **own},
         distributed=True,

@@ -25,7 +25,6 @@ BATCH = 50
 KEPT = 5.0
 """Seconds after which what was encoded is kept, at the end of a batch."""
 
-
 Check = Callable[[Batch], None]
 """Is shown each batch before it is kept, and may refuse it by an error."""
 

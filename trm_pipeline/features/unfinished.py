@@ -61,8 +61,8 @@ class Unfinished:
         self.images: list[str] = [name for name, _ in self._stamped]
         shapes: dict[str, list[int]] = self.about["shapes"]
         count = len(self.images)
-        lost = [f"{kind}{view}.npy" for kind in shapes for view in range(self.about["views"])]
-        if not new and (lost := [name for name in lost if not (folder / name).is_file()]):
+        names = [f"{kind}{view}.npy" for kind in shapes for view in range(self.about["views"])]
+        if not new and (lost := [name for name in names if not (folder / name).is_file()]):
             raise FileNotFoundError(f"{folder} must hold {lost[0]}, which is gone; delete the folder, and start again")
         self._files = [
             {kind: RowFile(folder / f"{kind}{view}.npy", torch.float16, (count, *shape)) for kind, shape in shapes.items()}
@@ -214,7 +214,7 @@ class Unfinished:
         return True
 
     def place(self, place: Path) -> None:
-        """Give it its name as it is, broken images too."""
+        """Give it its name as it is: no image is left or broken."""
         self.close()
         self.folder.rename(place)
         for name in (_IMAGES, _MARKS):
