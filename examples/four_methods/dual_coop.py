@@ -66,7 +66,7 @@ model = DualCoOp(train.text).to(args.device)
 prior = (targets == 1).sum() / (targets >= 0).sum()  # share of present labels among the known ones
 with torch.no_grad():  # a cosine says little about presence as such: start with the right mean for each class
     tokens = next(train.features.batches(256, order)).tokens
-    model.bias.copy_(model(tokens).mean(dim=0) - torch.logit(prior.clamp(0.01, 0.99)))
+    model.bias.copy_(model(tokens).mean(dim=0) - torch.logit(prior.clamp(1e-4, 1 - 1e-4)))
 
 steps = -(-len(targets) // 64)
 # What is scored is a running mean of the weights, of which 82 % is left after an epoch.

@@ -53,7 +53,7 @@ layer = nn.Linear(dim, classes, device=args.device)
 prior = (targets == 1).sum() / (targets >= 0).sum()  # share of present labels among the known ones
 with torch.no_grad():
     layer.weight.copy_(SCALE * normalize(train.text, dim=1) * deviation)
-    layer.bias.copy_(torch.logit(prior.clamp(0.01, 0.99)))  # the mean logit, as standardised features have the mean 0
+    layer.bias.copy_(torch.logit(prior.clamp(1e-4, 1 - 1e-4)))  # the mean logit, as standardised features have the mean 0
 
 steps = -(-len(targets) // 64)
 # What is scored is a running mean of the weights, of which 82 % is left after an epoch.

@@ -59,7 +59,7 @@ share = (targets == 1).sum() / (targets >= 0).sum()  # of present labels among t
 with torch.no_grad():  # a cosine says little about presence as such: start with the right mean for each class
     tokens = next(train.features.batches(256, order)).tokens
     regions = objective.pooler(tokens, prompts())
-    objective.matching.calibrate_bias(regions.query, prompts(), prior=float(share.clamp(0.01, 0.99)))
+    objective.matching.calibrate_bias(regions.query, prompts(), prior=float(share.clamp(1e-4, 1 - 1e-4)))
 # What is scored is a running mean of the weights, of which 82 % is left after an epoch.
 average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(min(0.82 ** (1 / steps), 0.9998)))
 averaged: Any = average.module

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from .._checks import Dims, check_finite, check_number, check_numbers
 from .._distributed import Distributed
-from .._precision import upcast
 from ._baseline import Baseline, cross_entropy, power_loss
 from .epr import surplus
 
@@ -31,11 +30,11 @@ class GRLoss(Baseline):
     :meth:`begin_epoch` moves them; before any call all four are at their start.
 
     Args:
-        slope, offset: w and b at the start and at the end; published are (0, 2) and (-2, -2) for VOC, (0, 10) and
-            (-2, -8) for COCO, NUS and CUB.
+        slope, offset: w and b at the start and at the end; GPR takes (0, 2) and (-2, -2) for VOC, (0, 10) and (-2, -8) for
+            COCO, NUS and CUB.
         center, width: :math:`\mu` and :math:`\varsigma` likewise.
         q_present, q_absent: :math:`q_+` and :math:`q_-`, from 0 (cross-entropy) to 1 (mean absolute error) and above;
-            the second is 1.5 for CUB.
+            GPR's second is 1.5 for CUB.
 
     Shape:
         logits, targets (B, C) -> scalar.
@@ -46,7 +45,7 @@ class GRLoss(Baseline):
         tensor(0.5000)
 
     Reference: Chen et al., "Generalized Robust Loss", IJCAI 2024, for single positives; the defaults are those of its code.
-    The term of known absent labels is ours. Published are 8 or 10 epochs; that the ramps follow any number is ours too.
+    The term of known absent labels is ours. Published are 8 epochs; that the ramps follow any number is ours too.
     """
 
     ramps: Tensor
@@ -97,7 +96,7 @@ class GRLoss(Baseline):
         return torch.full_like(share, start) if start == end else start + (end - start) * share
 
     def _schedule(self, epoch: int, epochs: int) -> None:
-        self.ramps.copy_(torch.tensor([epoch / epochs, (epoch + 1) / epochs]))
+        self.ramps.copy_(self.ramps.new_tensor([epoch / epochs, (epoch + 1) / epochs]))
 
 
 class GPRLoss(GRLoss):
@@ -115,7 +114,8 @@ class GPRLoss(GRLoss):
     Args:
         scores: (n, C) of the frozen teacher for the training images: probabilities, or whatever ``threshold`` is of.
         expected_positives: k, the mean number of present labels of an image.
-        threshold: :math:`\theta`, 0.5 (VOC, COCO) or 0.6 (NUS) of CLIP's softmax over the classes.
+        threshold: :math:`\theta` of CLIP's softmax over the classes: 0.5 (VOC, COCO) or 0.6 (NUS) at temperature 0.01, 0.005 at
+            0.1 (CUB).
         negative_share: :math:`\delta`, 0.2 or 0.3 (COCO).
         weights: :math:`\lambda_2, \lambda_1`, between which a pseudo-positive weighs; (0.5, 0.7) for COCO and NUS, (0.2, 0.8)
             for CUB.
@@ -167,7 +167,7 @@ class GPRLoss(GRLoss):
         check_number(name, "weight_expected", weight_expected, 0)
         self.expected_positives, self.threshold, self.negative_share = expected_positives, threshold, negative_share
         self.weights, self.confidence, self.weight_expected = weights, confidence, weight_expected
-        self.register_buffer("scores", upcast(scores.detach()).float().clone())
+        self.register_buffer("scores", scores.detach().clone())
 
     def _loss(self, x: Tensor, y: Tensor, ids: Tensor | None) -> Tensor:
         unknown = y == -1

@@ -78,7 +78,7 @@ def transport_attention(
         key_padding_mask: (B, N) bool, True where there is no token. An image of padding alone gives zeros.
         temperature: :math:`\tau` of the mass of tokens.
         smoothness: :math:`\epsilon`, 0.02 or more.
-        iterations: of Sinkhorn; with 100 of them the columns are within 1e-4 of their mass at the defaults.
+        iterations: of Sinkhorn; 100 bring the columns within 1e-4 of their mass for most images, two classes may need 300.
 
     Returns:
         (B, C, N), rows sum to 1; an image needs all its classes at once.

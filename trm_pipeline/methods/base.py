@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 import torch
@@ -58,13 +58,14 @@ class Setting:
         """Prompts for "not this class", started where they do not cancel the positive ones.
 
         A vector of its own starts opposite to the class text, so that a difference of the two ranks images as zero-shot does.
-        Through the text tower it is contexts without the class name: with the name both texts would start almost equal.
+        Through the text tower it is contexts without the class name: with the name both texts would start almost equal. These
+        contexts are never shared, or all classes would have one negative text.
         """
         names = self.names
         if names is not None:
             end = names.embeddings[torch.arange(len(names.eot), device=names.eot.device), names.eot]
             names = PromptEmbeddings(torch.stack([names.embeddings[:, 0], end], dim=1), torch.ones_like(names.eot))
-        return Setting(self.preset, -self.text, names, self.logit_scale, self.total_steps).prompts(mode)
+        return replace(self, text=-self.text, names=names).prompts("csc" if mode == "shared" else mode)
 
 
 class Method(nn.Module, ABC):

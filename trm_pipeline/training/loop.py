@@ -108,7 +108,7 @@ def train(
     if state is None and prior is not None:
         first = next(iter(features.batches(4 * preset.batch_size, torch.Generator().manual_seed(seed))))
         with torch.no_grad():
-            method.calibrate(first, encode(method.prompts()), min(max(prior, 0.01), 0.99))
+            method.calibrate(first, encode(method.prompts()), min(max(prior, 1e-4), 1 - 1e-4))
     if ranks.rank():
         torch.manual_seed(seed + (ranks.rank() << 32))  # a dropout of its own; all began with the same weights
     decay = min(preset.ema_per_epoch ** (1 / steps), 0.9998)

@@ -208,7 +208,8 @@ def test_dual_contexts_do_not_start_at_chance(mode, scenes, backbone, names):
         text = backbone.encode_prompts(third.prompts())
         assert text.shape[0] == 60 and third.logits(b, text).shape == targets.shape
         torch.testing.assert_close(text[40:], backbone.encode_prompts(third.prompts.evidence()), rtol=1e-4, atol=1e-5)
-    assert method.prompts.negative.context.shape[:-1] == ((4,) if mode == "shared" else (20, 4))
+    assert method.prompts.positive.context.shape[:-1] == ((4,) if mode == "shared" else (20, 4))
+    assert torch.pdist(text[20:40]).min() > 0.01  # a class has a negative text of its own
 
 
 def test_training_beats_a_random_start(scenes):
