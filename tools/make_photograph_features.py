@@ -92,7 +92,7 @@ OTHER_NAMES = {"aeroplane": "airplane", "motorbike": "motorcycle", "sofa": "couc
 
 def open_images(args: argparse.Namespace, transform: Any) -> LabelledImages:
     """The images of the devkit, then those of COCO with the columns of VOC's classes."""
-    images = VOC(args.devkit, args.year, args.source, transform=transform)
+    images = VOC(args.devkit, args.year, args.source).with_transform(transform)
     name, ids = f"{args.source} of VOC{args.year}", [Path(path).stem for path in images.image_paths]
     paths, targets = [*images.image_paths], [images.targets]
     if args.coco is not None:
@@ -103,7 +103,7 @@ def open_images(args: argparse.Namespace, transform: Any) -> LabelledImages:
             targets.append(part.targets[:, columns])
             ids += [f"coco{Path(path).stem[-12:]}" for path in part.image_paths]
         name += " and COCO 2014"
-    return LabelledImages(name, images.class_names, paths, torch.cat(targets), ids=ids, transform=transform)
+    return LabelledImages(name, images.class_names, paths, torch.cat(targets), ids=ids).with_transform(transform)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -56,15 +55,20 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def scratch_in(folder: Path) -> Iterator[Path]:
+    """A hidden folder in ``folder``, which is made where it is missing; what is left in it at the end goes with it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=folder, ignore_cleanup_errors=True) as made:
+        yield Path(made)
+
+
+@contextmanager
 def making_folder(folder: Path, there: Callable[[], bool]) -> Iterator[Path]:
     """A folder to fill beside ``folder``, whose name it gets as a whole.
 
     Nothing of it stays where filling it fails, or where another process was quicker, so that what is wanted is ``there``.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own, whatever a killed process with the same number may have left behind.
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name.removeprefix('.')}.", dir=folder.parent))
-    try:
+    with scratch_in(folder.parent) as partial:
         yield partial
         partial.chmod(0o755)
         try:
@@ -72,8 +76,6 @@ def making_folder(folder: Path, there: Callable[[], bool]) -> Iterator[Path]:
         except OSError:
             if not there():
                 raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _replace(path: Path, content: bytes) -> None:

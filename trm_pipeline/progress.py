@@ -6,12 +6,11 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
-from pathlib import Path
 from threading import RLock
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -19,6 +18,7 @@ T = TypeVar("T")
 
 _bars = True
 _words = True
+_clock = tqdm.format_interval
 
 
 def escape_output() -> None:
@@ -121,38 +121,10 @@ class Sweep:
         say(self._line.format(f"{self.done}/{self.total}", label, f"{value:.1f}", f"{seconds:.0f}", *map(_clock, (gone, left))))
 
 
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
-
-
-class Scalars:
-    """Curves for TensorBoard, which is asked for by whoever wants them and needs its own package.
-
-    Args:
-        folder: of one run.
-        done: epochs before this start; what an interrupted epoch wrote after them is dropped.
-    """
-
-    def __init__(self, folder: Path, done: int = 0) -> None:
-        self.check()
+def curves() -> Any:
+    """TensorBoard's writer, a package of its own."""
+    try:
         from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(folder, purge_step=done + 1)
-
-    @staticmethod
-    def check() -> None:
-        """Raise where TensorBoard is not installed."""
-        try:
-            import torch.utils.tensorboard  # noqa: F401
-        except ImportError as error:
-            raise ImportError("--tensorboard needs the tensorboard package: pip install tensorboard") from error
-
-    def add(self, epoch: int, values: Mapping[str, float]) -> None:
-        """One point of each curve."""
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, epoch)
-
-    def close(self) -> None:
-        """Everything is on disk after this."""
-        self._writer.close()
+    except ImportError as error:
+        raise ImportError("--tensorboard needs the tensorboard package: pip install tensorboard") from error
+    return SummaryWriter

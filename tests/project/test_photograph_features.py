@@ -53,7 +53,7 @@ def test_tokens_are_means_of_the_texts_of_names(drawn, tmp_path):
     statistics = timm.data.resolve_data_config(model=network)
     transform = tool.eval_transform(96, mean=statistics["mean"], std=statistics["std"])
     with torch.no_grad():
-        feature = network.forward_features(VOC(drawn, 2007, "train", transform=transform)[rows[0]][0][None])
+        feature = network.forward_features(VOC(drawn, 2007, "train").with_transform(transform)[rows[0]][0][None])
         place = torch.softmax(network.get_classifier()(feature[0, :, 0, 1]), dim=0) @ texts[:1000]
     folder = tmp_path / "features" / "val"
     found = np.load(folder / "tokens0.npy")[0, 1]

@@ -28,7 +28,7 @@ Transform = Callable[[Image.Image], Tensor]
 
 
 class LabelledImages(Dataset[tuple[Tensor, Tensor, int]]):
-    """The images of a split and a row of labels for each.
+    """The images of a split and a row of labels for each; floats from 0 to 1 at an image's own size, see :meth:`with_transform`.
 
     Args:
         name: what stands over tables: the data set, and which split of it where several are in use.
@@ -36,7 +36,6 @@ class LabelledImages(Dataset[tuple[Tensor, Tensor, int]]):
         image_paths: the files, in the order of the published list: the label-hiding procedure depends on it.
         targets: (N, C) labels, 1 present, 0 absent, -1 unknown. Assign others to train on those.
         ids: image names; the files' own without folder and suffix where none are given.
-        transform: from PIL image to tensor; without one, floats from 0 to 1 at the image's own size.
         mask_rows: row of each entry of a saved mask of DualCoOp, where these follow another order.
     """
 
@@ -48,13 +47,12 @@ class LabelledImages(Dataset[tuple[Tensor, Tensor, int]]):
         targets: Tensor,
         *,
         ids: list[str] | None = None,
-        transform: Transform | None = None,
         mask_rows: Tensor | None = None,
     ) -> None:
         self.name, self.class_names = name, tuple(class_names)
         self.image_paths, self.targets = image_paths, targets
         self.ids = [Path(path).stem for path in image_paths] if ids is None else ids
-        self.transform = to_tensor() if transform is None else transform
+        self.transform: Transform = to_tensor()
         self.mask_rows = mask_rows
 
     def __len__(self) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from trm_pipeline.config.presets import Preset
-from trm_pipeline.data.base import LabelledImages, Place, Source, Transform, found_in, need_files
+from trm_pipeline.data.base import LabelledImages, Place, Source, found_in, need_files
 
 COCO_CLASSES: tuple[str, ...] = tuple(
     (
@@ -45,7 +45,6 @@ class COCO(LabelledImages):
         annotated_only: leave out the images without any object: 82,081 and 40,137 images in place of 82,783 and
             40,504. The same seed hides other labels then.
         crowd: whether an object marked as a crowd makes its class present, as one that is not does.
-        transform: from PIL image to tensor; without one, floats from 0 to 1 at the image's own size.
 
     Raises:
         FileNotFoundError: the annotations or an image is missing.
@@ -53,15 +52,7 @@ class COCO(LabelledImages):
             images, an image listed twice, or an object of an image or category that is not listed.
     """
 
-    def __init__(
-        self,
-        root: str | Path,
-        split: str = "train",
-        *,
-        annotated_only: bool = False,
-        crowd: bool = True,
-        transform: Transform | None = None,
-    ) -> None:
+    def __init__(self, root: str | Path, split: str = "train", *, annotated_only: bool = False, crowd: bool = True) -> None:
         if split not in ("train", "val"):
             raise ValueError(f"COCO: split must be 'train' or 'val', got {split!r}")
         path = Path(root) / "annotations" / f"instances_{split}2014.json"
@@ -93,7 +84,7 @@ class COCO(LabelledImages):
         need_files(paths, "COCO", path)
         name = "MS-COCO 2014" + " annotated images" * annotated_only + " without crowds" * (not crowd)
         rows = torch.tensor([row_of[image] for image in annotated]) if annotated_only else None
-        super().__init__(name, COCO_CLASSES, paths, targets, transform=transform, mask_rows=rows)
+        super().__init__(name, COCO_CLASSES, paths, targets, mask_rows=rows)
 
 
 def _read_annotations(path: Path) -> dict[str, list[dict[str, Any]]]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from trm_pipeline.config.presets import Preset
-from trm_pipeline.data.base import LabelledImages, Place, Source, Transform, found_in, lines_of, need_files
+from trm_pipeline.data.base import LabelledImages, Place, Source, found_in, lines_of, need_files
 from trm_pipeline.drawn.phrases import write_drawn_phrases
 
 _COUNT = 312
@@ -31,7 +31,6 @@ class CUB(LabelledImages):
         split: ``train`` or ``test`` of ``train_test_split.txt``, in the order of ``images.txt``.
         min_certainty: labels less certain than that are unknown, in both splits: 1 not visible, 2 guessing,
             3 probably, 4 definitely. Scores then leave them out, and are not comparable with published ones.
-        transform: from PIL image to tensor; without one, floats from 0 to 1 at the image's own size.
 
     Raises:
         FileNotFoundError: a list, the attributes or an image is missing.
@@ -39,9 +38,7 @@ class CUB(LabelledImages):
             cannot be, an image without one line for each attribute, an image twice.
     """
 
-    def __init__(
-        self, root: str | Path, split: str = "train", *, min_certainty: int = 1, transform: Transform | None = None
-    ) -> None:
+    def __init__(self, root: str | Path, split: str = "train", *, min_certainty: int = 1) -> None:
         if split not in ("train", "test"):
             raise ValueError(f"CUB: split must be 'train' or 'test', got {split!r}")
         if min_certainty not in (1, 2, 3, 4):
@@ -64,7 +61,7 @@ class CUB(LabelledImages):
             raise ValueError(f"CUB: attributes.txt must name {_COUNT} attributes, got {len(names)}; restore the file")
         certain = f", labels of certainty {min_certainty} and more" if min_certainty > 1 else ""
         rows = targets[[int(image) - 1 for image in ids]].float()
-        super().__init__(f"CUB-200-2011 attributes{certain}", names, paths, rows, transform=transform)
+        super().__init__(f"CUB-200-2011 attributes{certain}", names, paths, rows)
 
     def prompt_names(self) -> list[str]:
         """The attributes as phrases, see :func:`attribute_phrase`."""

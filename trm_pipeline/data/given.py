@@ -15,20 +15,11 @@ from torch import Tensor
 from trm_pipeline.config.presets import Preset
 from trm_pipeline.data.base import LabelledImages, Place, Source, found_in
 from trm_pipeline.features.backbone import finished_texts, needs_text_tower
-from trm_pipeline.features.cached import CachedFeatures
+from trm_pipeline.features.cached import CachedFeatures, mapped
 from trm_pipeline.features.frozen import Frozen
 
 _FLOATS = (np.dtype(np.float16), np.dtype(np.float32))
 _AT_A_TIME = 1 << 24  # values that are read together
-
-
-class GivenFeatures(CachedFeatures):
-    """Arrays that were checked where they were opened."""
-
-    def __init__(
-        self, tokens: list[np.ndarray], pooled: list[np.ndarray], penultimate: list[np.ndarray], device: torch.device
-    ) -> None:
-        self.tokens, self.pooled, self.penultimate, self.device = tokens, pooled, penultimate, device
 
 
 class Meta(NamedTuple):
@@ -70,16 +61,10 @@ def _positive(value: object) -> bool:
 
 
 def opened(path: Path, *shape: int | str) -> np.ndarray:
-    """A map of an array of this shape; a letter stands for any size. What is mapped cannot be written back."""
+    """See :func:`.mapped`; a file that is not there is another error."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} not found ({path.parent} holds: {found_in(path.parent)}); {_LAYOUT}")
-    try:
-        array = np.lib.format.open_memmap(path, mode="c")
-    except Exception as error:  # whatever bytes may lead to
-        raise ValueError(f"{path} must be an array of numpy's, and cannot be read ({error}); write it again") from error
-    if array.ndim != len(shape) or not all(isinstance(s, str) or s == n for n, s in zip(array.shape, shape, strict=True)):
-        raise ValueError(f"{path} must have shape ({', '.join(map(str, shape))}), got {array.shape}; write it again")
-    return array
+    return mapped(path, *shape)
 
 
 def finite(path: Path, array: np.ndarray, digest: Any) -> np.ndarray:
@@ -178,7 +163,7 @@ def open_text(root: Path, meta: Meta, digest: Any) -> Tensor:
     return torch.from_numpy(text.astype(np.float32))
 
 
-def open_split(folder: Path, width: int, meta: Meta, device: torch.device, digest: Any, *, first: bool) -> GivenFeatures:
+def open_split(folder: Path, width: int, meta: Meta, device: torch.device, digest: Any, *, first: bool) -> CachedFeatures:
     """A split's features, whose values join the digest; ``first``: of the first view alone."""
     images = len(opened(folder / "targets.npy", "n", len(meta.class_names)))
     tokens: list[np.ndarray] = []
@@ -197,7 +182,7 @@ def open_split(folder: Path, width: int, meta: Meta, device: torch.device, diges
             penultimate.append(finite(path, opened(path, images, further), digest))
             further = penultimate[0].shape[1]
         number = tokens[0].shape[1]
-    return GivenFeatures(tokens, pooled, penultimate, device)
+    return CachedFeatures(tokens, pooled, penultimate, device)
 
 
 _LAYOUT = "FEATURES is a folder that trm_losses.write_features wrote"

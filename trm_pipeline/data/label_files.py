@@ -151,7 +151,7 @@ def _in_order(path: Path, table: Tensor, names: list[str] | None, images: Labell
     if tuple(table.shape) != wanted:
         raise ValueError(
             f"--labels: {path} has {table.shape[0]} images and {table.shape[1]} classes, {images.name} has {wanted[0]} and "
-            f"{wanted[1]}; likely it is of another split, year or data set, or one has annotated images alone (--annotated-only)"
+            f"{wanted[1]}; likely it is of another split, year or data set, or of annotated images alone (coco --annotated-only)"
         )
     if names is not None:
         row_of = {Path(name.replace("\\", "/")).name: row for row, name in enumerate(names)}

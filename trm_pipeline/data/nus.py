@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trm_pipeline.config.presets import Preset
-from trm_pipeline.data.base import LabelledImages, Place, Source, Transform, lines_of, need_files
+from trm_pipeline.data.base import LabelledImages, Place, Source, lines_of, need_files
 from trm_pipeline.data.label_files import read_list
 
 NUS_CLASSES: tuple[str, ...] = tuple(
@@ -51,7 +51,6 @@ class NUS(LabelledImages):
         variant: whose images and split: ``official`` (161,789 and 107,859 images), ``cole`` (150,000 and 60,260, crawled
             anew), or ``scpnet`` (about 119,000 and 50,720, none without labels; also SPLC's and ASL's).
         drop_empty: leave out images without any label; about a fifth of the official and of Cole's images have none.
-        transform: from PIL image to tensor; without one, floats from 0 to 1 at the image's own size.
 
     Raises:
         FileNotFoundError: a list, a label file or an image is missing.
@@ -59,15 +58,7 @@ class NUS(LabelledImages):
             other than 0 or 1.
     """
 
-    def __init__(
-        self,
-        root: str | Path,
-        split: str = "train",
-        *,
-        variant: str = "official",
-        drop_empty: bool = False,
-        transform: Transform | None = None,
-    ) -> None:
+    def __init__(self, root: str | Path, split: str = "train", *, variant: str = "official", drop_empty: bool = False) -> None:
         if split not in ("train", "test"):
             raise ValueError(f"NUS: split must be 'train' or 'test', got {split!r}")
         if variant not in VARIANTS:
@@ -88,7 +79,7 @@ class NUS(LabelledImages):
             paths, targets = [path for path, keep in zip(paths, kept.tolist(), strict=True) if keep], targets[kept]
         need_files(paths, "NUS", listing)
         name = f"NUS-WIDE, {variant} split" + " without empty images" * drop_empty
-        super().__init__(name, names, paths, targets, transform=transform)
+        super().__init__(name, names, paths, targets)
 
 
 def _read_official(root: Path, split: str) -> tuple[Path, list[str], Tensor]:

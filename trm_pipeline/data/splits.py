@@ -66,7 +66,7 @@ def _drawn(cache: Path, device: str) -> tuple[Split, Split]:
     root, weights = write_drawn_voc(cache), weights_digest(backbone)
 
     def split(name: str) -> Split:
-        images = VOC(root, EMBEDDED.year, name, transform=transform)
+        images = VOC(root, EMBEDDED.year, name).with_transform(transform)
         features = cache_features(
             cache / "features",
             images,

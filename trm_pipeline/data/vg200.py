@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from trm_pipeline.config.presets import Preset
-from trm_pipeline.data.base import LabelledImages, Place, Source, Transform, found_in, lines_of, need_files
+from trm_pipeline.data.base import LabelledImages, Place, Source, found_in, lines_of, need_files
 from trm_pipeline.drawn.phrases import write_drawn_phrases
 
 _INDEX, _NAMES, _COUNT = "vg_category_200_labels_index.json", "vg_category_200.txt", 200
@@ -30,14 +30,13 @@ class VG200(LabelledImages):
     Args:
         root: the folder with the images, and with the lists there or in ``vg``.
         split: ``train`` or ``test``: the images of ``train_list_500.txt`` or ``test_list_500.txt``, in that order.
-        transform: from PIL image to tensor; without one, floats from 0 to 1 at the image's own size.
 
     Raises:
         FileNotFoundError: a list, the label index or an image is missing.
         ValueError: an unknown split, an empty list, an image twice or one that the index does not know, a class outside 0 to 199.
     """
 
-    def __init__(self, root: str | Path, split: str = "train", *, transform: Transform | None = None) -> None:
+    def __init__(self, root: str | Path, split: str = "train") -> None:
         if split not in ("train", "test"):
             raise ValueError(f"VG200: split must be 'train' or 'test', got {split!r}")
         root = Path(root)
@@ -68,7 +67,7 @@ class VG200(LabelledImages):
             names = lines_of(lists / _NAMES, "VG200", LAYOUT)
             if len(names) != _COUNT:
                 raise ValueError(f"VG200: {lists / _NAMES} must name {_COUNT} classes, one a line, got {len(names)}")
-        super().__init__("VG-200 (list_500)", names, paths, targets, transform=transform)
+        super().__init__("VG-200 (list_500)", names, paths, targets)
 
     def prompt_names(self) -> list[str]:
         """The names of the list; numbers are refused."""

@@ -11,7 +11,7 @@ import torch
 from torchvision.datasets import VOCDetection
 
 from trm_pipeline.config.presets import Preset
-from trm_pipeline.data.base import LabelledImages, Place, Source, Transform, found_in, need_files
+from trm_pipeline.data.base import LabelledImages, Place, Source, found_in, need_files
 from trm_pipeline.drawn.captions import CLASS_WORDS
 from trm_pipeline.drawn.devkit import write_drawn_voc
 from trm_pipeline.drawn.scenes import VOC_CLASSES
@@ -33,7 +33,6 @@ class VOC(LabelledImages):
         root: the ``VOCdevkit`` folder or the one that holds it.
         year: 2007 or 2012.
         split: a list in ``ImageSets/Main``: ``train``, ``val``, ``trainval``, and for 2007 ``test``.
-        transform: from PIL image to tensor; without one, floats from 0 to 1 at the image's own size.
         download: fetch the archive when the split is not there yet.
 
     Attributes:
@@ -47,15 +46,7 @@ class VOC(LabelledImages):
             names a class outside :data:`VOC_CLASSES`; an image that cannot be read, when it is asked for.
     """
 
-    def __init__(
-        self,
-        root: str | Path,
-        year: int | str = 2007,
-        split: str = "trainval",
-        *,
-        transform: Transform | None = None,
-        download: bool = False,
-    ) -> None:
+    def __init__(self, root: str | Path, year: int | str = 2007, split: str = "trainval", *, download: bool = False) -> None:
         if str(year) not in ("2007", "2012"):
             raise ValueError(f"VOC: year must be 2007 or 2012, got {year!r}")
         parent = Path(os.path.abspath(root))
@@ -72,7 +63,7 @@ class VOC(LabelledImages):
         for paths in (files.images, files.annotations):
             need_files(paths, "VOC", listing)
         targets = torch.tensor([_image_labels(path) for path in files.annotations], dtype=torch.float32)
-        super().__init__(f"VOC{year}", VOC_CLASSES, files.images, targets, transform=transform)
+        super().__init__(f"VOC{year}", VOC_CLASSES, files.images, targets)
 
     def prompt_names(self) -> list[str]:
         """See :func:`class_prompt_names`."""

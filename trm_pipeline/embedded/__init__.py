@@ -91,11 +91,10 @@ def build_model() -> tuple[CLIP, Any]:
     return model, open_clip.get_tokenizer(MODEL_NAME)
 
 
-def load_embedded(device: str | torch.device = "cpu", *, weights: str | Path | None = None) -> tuple[CLIP, KnownWordsTokenizer]:
+def load_embedded(*, weights: str | Path | None = None) -> tuple[CLIP, KnownWordsTokenizer]:
     """Load the embedded open_clip model in eval mode and its tokenizer.
 
     Args:
-        device: Where the model goes.
         weights: Another file made by the pre-training script; the shipped one by default.
 
     Returns:
@@ -134,7 +133,7 @@ def load_embedded(device: str | torch.device = "cpu", *, weights: str | Path | N
             f"{found.get(name)}"
         )
     model.load_state_dict(state)
-    return model.to(device).eval(), KnownWordsTokenizer(tokenizer, ids.tolist())
+    return model.eval(), KnownWordsTokenizer(tokenizer, ids.tolist())
 
 
 def save_weights(model: nn.Module, known_ids: Tensor, file: str | Path) -> None:

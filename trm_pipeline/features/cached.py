@@ -76,17 +76,26 @@ def own_part(batch: Tensor, part: tuple[int, int]) -> Tensor:
 class CachedFeatures:
     """Features computed once, read from half-precision files; with several views of an image one is drawn a visit."""
 
-    def __init__(self, folder: Path, views: int, device: torch.device) -> None:
-        self.tokens = [_mapped(folder / f"tokens{view}.npy", 3) for view in range(views)]
-        self.pooled = [_mapped(folder / f"pooled{view}.npy", 2) for view in range(views)]
-        if len({(len(array), array.shape[-1]) for array in (*self.tokens, *self.pooled)}) > 1:
-            raise ValueError(f"{folder} must hold as many tokens as pooled features, of one width; delete it")
-        self.penultimate: list[np.ndarray] = []
-        if (folder / "penultimate0.npy").exists():
-            self.penultimate = [_mapped(folder / f"penultimate{view}.npy", 2) for view in range(views)]
-            if {array.shape for array in self.penultimate} != {(len(self), self.penultimate[0].shape[1])}:
-                raise ValueError(f"{folder} must hold as many penultimate features as tokens, of one width; delete it")
-        self.device = device
+    def __init__(
+        self, tokens: list[np.ndarray], pooled: list[np.ndarray], penultimate: list[np.ndarray], device: torch.device
+    ) -> None:
+        self.tokens, self.pooled, self.penultimate, self.device = tokens, pooled, penultimate, device
+
+    @classmethod
+    def open(cls, folder: Path, views: int, device: torch.device) -> CachedFeatures:
+        """A folder of the cache."""
+        fix = f"delete {folder}"
+        count, tokens, dim = mapped(folder / "tokens0.npy", "n", "N", "D", fix=fix).shape
+        kinds = {"tokens": (tokens, dim), "pooled": (dim,), "penultimate": ()}
+        if (path := folder / "penultimate0.npy").exists():
+            kinds["penultimate"] = mapped(path, count, "W", fix=fix).shape[1:]
+        found = [
+            [mapped(folder / f"{kind}{view}.npy", count, *shape, fix=fix) for view in range(views if shape else 0)]
+            for kind, shape in kinds.items()
+        ]
+        if wrong := {str(array.dtype) for arrays in found for array in arrays} - {"float16"}:
+            raise ValueError(f"{folder} must hold arrays of float16, got {wrong.pop()}; {fix}")
+        return cls(found[0], found[1], found[2], device)
 
     def __len__(self) -> int:
         return len(self.tokens[0])
@@ -121,15 +130,14 @@ class CachedFeatures:
             yield Batch(parts[0], parts[1], index, *parts[2:])
 
 
-def _mapped(path: Path, ndim: int) -> np.ndarray:
-    """A copy-on-write map: nothing is read before it is used, nothing can be written back, and objects are refused."""
+def mapped(path: Path, *shape: int | str, fix: str = "write it again") -> np.ndarray:
+    """A map of an array of this shape; a letter stands for any size. Nothing can be written back, and objects are refused."""
     try:
         array = np.lib.format.open_memmap(path, mode="c")
     except Exception as error:  # whatever bytes may lead to
-        raise ValueError(f"{path} must be an array of features, and cannot be read ({error}); delete {path.parent}") from error
-    if array.dtype != np.float16 or array.ndim != ndim:
-        got = f"{array.dtype} {array.shape}"
-        raise ValueError(f"{path} must be an array of features, float16 in {ndim} dimensions, got {got}; delete {path.parent}")
+        raise ValueError(f"{path} must be an array of numpy's, and cannot be read ({error}); {fix}") from error
+    if array.ndim != len(shape) or not all(isinstance(s, str) or s == n for n, s in zip(array.shape, shape, strict=True)):
+        raise ValueError(f"{path} must have shape ({', '.join(map(str, shape))}), got {array.shape}; {fix}")
     return array
 
 

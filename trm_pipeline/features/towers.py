@@ -1,4 +1,4 @@
-"""Image towers by name: ``--model FAMILY:NAME``. A further family is a function in a file of its own, and a line below."""
+"""Image towers by name: ``--model FAMILY:NAME``. A further family is a function, and a line in :data:`TOWERS`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trm_losses.backbones import OpenClipBackbone, TimmBackbone, load_open_clip
+from trm_losses.backbones import OpenClipBackbone, TimmBackbone, load_hf, load_open_clip
 from trm_losses.backbones._imports import import_timm, said
 from trm_pipeline.embedded import load_embedded
 from trm_pipeline.features.backbone import ImageTower
-from trm_pipeline.features.hugging_face import open_hf
 from trm_pipeline.progress import without_logs
 
 Size = int | tuple[int, int] | None
@@ -72,6 +71,27 @@ def _load(timm: Any, network: Any, name: str, path: str) -> None:
             f"{key} must be {wanted.get(key, 'left out')}, got {shapes.get(key, 'none')}; name the model that they were made for"
         )
     network.load_state_dict(weights)
+
+
+def open_hf(name: str, pretrained: str | None, image_size: Size, device: torch.device) -> ImageTower:
+    """A model with its tokenizer out of a folder that ``save_pretrained`` wrote, or by its id on the hub.
+
+    Args:
+        name: the folder or the id.
+        pretrained: a folder to read in its place, where the model lies now; None: ``name`` itself.
+        image_size: side or (height, width); None: the model's own.
+        device: where the model goes.
+
+    Raises:
+        ValueError: neither a folder nor an id that can be fetched, another family, or weights that are not those of the model.
+    """
+    if not name:
+        raise ValueError("--model hf:FOLDER must name a folder of a model or its id on the hub, got nothing behind hf:")
+    if pretrained is not None and not os.path.isdir(pretrained):
+        raise ValueError(
+            f"--pretrained must be the folder where hf:{name} lies now, got {pretrained!r}; leave it out to read {name} itself"
+        )
+    return load_hf(pretrained or name, image_size=image_size, device=device)
 
 
 TOWERS: dict[str, Callable[[str, str | None, Size, torch.device], ImageTower]] = {"hf": open_hf, "timm": open_timm}

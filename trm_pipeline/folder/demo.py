@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import csv
-import shutil
-import uuid
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from trm_pipeline.drawn.scenes import TARGET, draw_scene
-from trm_pipeline.files import check_writable
+from trm_pipeline.files import check_writable, scratch_in
 from trm_pipeline.progress import progress, say
 
 CLASSES = ("person", "car", "bus", "dog", "cow", "horse", "chair", "sofa")
@@ -30,14 +28,10 @@ def run_demo(folder: Path, count: int) -> None:
     check_writable(folder, "FOLDER")
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} must be empty or not there, so that nothing is lost; give another folder")
-    made = folder / f".{uuid.uuid4().hex}.tmp"
-    made.mkdir(parents=True)
-    try:
+    with scratch_in(folder) as made:
         _draw(made, count)
-        for path in made.iterdir():
+        for path in [*made.iterdir()]:
             path.rename(folder / path.name)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
     say(
         f"{folder}:\n  photos      {count} drawn scenes\n  labels.csv  half of their labels\n  truth.csv   all of them\n"
         f"  new         {NEW} more scenes"

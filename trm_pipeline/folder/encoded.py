@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from trm_pipeline.data.base import Transform, eval_transform, lines_of
 from trm_pipeline.features.backbone import Backbone, ImageTower, with_texts
 from trm_pipeline.features.cached import Batch
-from trm_pipeline.features.encoding import cache_features, weights_digest
+from trm_pipeline.features.encoding import Check, cache_features, weights_digest
 from trm_pipeline.features.towers import folder_of, found_anywhere
 from trm_pipeline.files import check_writable
 from trm_pipeline.folder.image_files import FolderImages
@@ -21,7 +21,7 @@ from trm_pipeline.folder.model import DEMONSTRATION, SavedModel, class_texts, op
 from trm_pipeline.folder.options import CacheOptions, EncodeOptions, TowerOptions
 from trm_pipeline.folder.part import Part
 from trm_pipeline.progress import say
-from trm_pipeline.ranks import check_device
+from trm_pipeline.ranks import check_device, launched
 
 
 class Encoded(NamedTuple):
@@ -127,7 +127,7 @@ def features_of(
     return Part(cached, fine.nonzero().flatten(), (height // token_pool, width // token_pool))
 
 
-def still_there(folder: Path) -> Callable[[Batch], None]:
+def still_there(folder: Path) -> Check:
     """What refuses a batch with images that cannot be read since the whole folder went away."""
 
     def check(batch: Batch) -> None:
@@ -141,6 +141,8 @@ def still_there(folder: Path) -> Callable[[Batch], None]:
 
 def check_encoding(options: TowerOptions, output: Path) -> None:
     """Refuse at the door what would otherwise end late."""
+    if launched() > 1:
+        raise ValueError(f"a folder of images takes one process, got {launched()} of torchrun; start it without")
     for name, value, least in (("--workers", options.workers, 0), ("--image-size", options.image_size, 1)):
         if value is not None and value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")

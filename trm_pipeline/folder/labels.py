@@ -160,7 +160,7 @@ class _Content:
         if nan in values:
             for name, cell, value in zip(names, cells, values, strict=True):
                 if value is nan:
-                    fix = "if this column is no class, take it out, or name it with --group if it says what belongs together"
+                    fix = "if this column is no class, take it out; if it says what belongs together, train takes it as --group"
                     if cell.strip() in ("-1", "-1.0"):
                         fix = "-1 is unknown in some files and absent in others: say --minus-one unknown or --minus-one absent"
                     elif what == "column" and len(cells) == 1:

@@ -116,7 +116,7 @@ def open_backbone(
     if (tower := open_tower(model, pretrained, image_size, device)) is not None:
         return tower
     if model == "embedded" and pretrained is not None:
-        raise ValueError(f"--pretrained {pretrained} is of another model; name it: --model ViT-B-32, for instance")
+        raise ValueError(f"--pretrained {pretrained} is of another model than embedded; leave it out, or train with --model")
     try:
         with without_logs(logging.ERROR):  # every try of a download, several times over
             return open_open_clip(model, pretrained, image_size, device)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from trm_losses.labels import UNKNOWN, known_fraction
-from trm_pipeline import ranks
 from trm_pipeline.folder.encoded import Encoded, check_encoding, check_output, encode, words_of
 from trm_pipeline.folder.image_files import find_images
 from trm_pipeline.folder.known import read_known
@@ -33,8 +32,6 @@ def open_folder(options: LearnOptions, *, use_unlabelled: bool = False, folds: i
     Raises:
         ValueError: a present label is nowhere, more ``folds`` than images (or groups), and everything that the readers refuse.
     """
-    if ranks.launched() > 1:
-        raise ValueError(f"training on a folder takes one process, got {ranks.launched()} of torchrun; start it without")
     if options.epochs is not None and options.epochs < 1:
         raise ValueError(f"--epochs must be at least 1, got {options.epochs}")
     if not 0 <= options.seed < 2**63:
@@ -81,7 +78,7 @@ def _unlabelled(labels: Labels, images: Sequence[str], *, use: bool, folders: bo
         groups = None if labels.groups is None else labels.groups + own
         return labels._replace(files=labels.files + others, targets=torch.cat([labels.targets, rows]), held=held, groups=groups)
     if others:
-        say(f"{len(others)} images without a row are left out, such as {others[0]} (--use-unlabelled: train on guesses for them)")
+        say(f"{len(others)} images without a row are left out, such as {others[0]} (train takes them with --use-unlabelled)")
     return labels
 
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import csv
 import os
-import shutil
-import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from trm_losses import TRMHead
-from trm_pipeline.files import replacing
+from trm_pipeline.files import replacing, scratch_in
 from trm_pipeline.folder.card import model_card
 from trm_pipeline.folder.labels import Labels
 from trm_pipeline.folder.model import HEAD_FILE, MODEL_FILE, SavedModel
@@ -56,11 +54,7 @@ def write(
     questions: Sequence[Question],
 ) -> list[str]:
     """All files in a folder of their own first, then in their places, the one that makes it a model last; their names."""
-    output.mkdir(parents=True, exist_ok=True)
-    # Not named after the process: one that was killed leaves its folder, and in a container the next has the same number.
-    made = output / f".{uuid.uuid4().hex}.tmp"
-    made.mkdir()
-    try:
+    with scratch_in(output) as made:
         part = ["hold-out" if own else "training" for own in held.tolist()]
         write_csv(made / "split.csv", ["image", "part"], zip(labels.files, part, strict=True))
         scored = zip(labels.files, part, scores, strict=True)
@@ -77,5 +71,3 @@ def write(
         for name in names:
             os.replace(made / name, output / name)
         return names
-    finally:
-        shutil.rmtree(made, ignore_errors=True)

@@ -6,11 +6,9 @@ import shlex
 import time
 
 import torch
-from torch import Tensor
 
 from trm_losses import GlobalHead, RegionPooler, TextRegionMatchingLoss, TRMHead
 from trm_losses.labels import UNKNOWN
-from trm_pipeline import ranks
 from trm_pipeline.folder.encoded import Encoded, check_encoding, check_output, encode, read_names, words_of
 from trm_pipeline.folder.image_files import find_images
 from trm_pipeline.folder.judgement import table
@@ -31,8 +29,6 @@ _FILES = {
 def run_tag(options: TagOptions) -> None:
     """Everything ``tag`` does."""
     started = time.perf_counter()
-    if ranks.launched() > 1:
-        raise ValueError(f"tag must run in one process, got {ranks.launched()} of torchrun; start it without")
     check_encoding(options, options.output)
     names = read_names(options.classes)
     if not 0 < options.expected_positives <= len(names):
@@ -80,12 +76,9 @@ def _head(frozen: Encoded, names: list[str], expected_positives: float) -> TRMHe
     classes, dim = text.shape
     prior = fit_training_free(features, text, 50)
     whole = GlobalHead(classes, prior=prior, device=text.device)
-    batches = ((batch.tokens, None, _unknown(batch.tokens, classes)) for batch in features.batches(50))
+    unknown = torch.full((50, classes), float(UNKNOWN), device=text.device)
+    batches = ((batch.tokens, None, unknown[: len(batch.index)]) for batch in features.batches(50))
     whole.fit(batches, expected_positives=min(expected_positives, classes / 2))
     pooler = RegionPooler(classes, dim, num_heads=1, query_head=False, device=text.device)
     matching = TextRegionMatchingLoss(classes, device=text.device)
     return TRMHead(pooler, matching, text, names, head="region", global_head=whole, rate=1.0).eval()
-
-
-def _unknown(tokens: Tensor, classes: int) -> Tensor:
-    return torch.full((len(tokens), classes), float(UNKNOWN), device=tokens.device)

@@ -92,20 +92,19 @@ def _partial_asl(setting: Setting, policy: str) -> dict[str, Any]:
     return {"num_classes": setting.num_classes, "policy": policy, "reduction": "mean"}
 
 
-def _similarities(loss: str, setting: Setting, temperature: float) -> tuple[Tensor, float]:
+def _similarities(setting: Setting, temperature: float) -> tuple[Tensor, float]:
     """The frozen model's, and the temperature that is published for CLIP, as sharp for a model of another logit scale."""
-    if setting.similarities is None:
-        raise ValueError(f"{loss} needs the frozen model's similarities with the training images")
+    assert setting.similarities is not None
     return setting.similarities(), 100 * temperature / setting.logit_scale
 
 
 def _vlpl(setting: Setting, targets: Tensor, numbers: Numbers) -> dict[str, Any]:
-    similarities, temperature = _similarities("vlpl", setting, numbers["temperature"])
+    similarities, temperature = _similarities(setting, numbers["temperature"])
     return {"similarities": similarities, "temperature": temperature}
 
 
 def _gpr(setting: Setting, targets: Tensor, numbers: Numbers) -> dict[str, Any]:
-    similarities, temperature = _similarities("gpr", setting, numbers.pop("temperature"))
+    similarities, temperature = _similarities(setting, numbers.pop("temperature"))
     return {
         "scores": (similarities / temperature).softmax(dim=1),
         "expected_positives": expected_positives(setting, targets),
@@ -211,8 +210,7 @@ def build_method(name: str, setting: Setting) -> Method:
         return inner
     if loss in PEERS:
         return PEERS[loss][0](inner, setting)
-    if setting.targets is None:
-        raise ValueError(f"{name} needs the labels of the training images")
+    assert setting.targets is not None
     numbers = dict(setting.preset.losses[loss])
     rates = {"rate": numbers.pop("rate")} if "rate" in numbers else {}
     further = _FURTHER[loss](setting, setting.targets, numbers) if loss in _FURTHER else {}

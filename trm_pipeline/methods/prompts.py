@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trm_losses import PromptEmbeddings, PromptLearner, TextRegionMatchingLoss, param_groups
+from trm_losses import PromptEmbeddings, TextRegionMatchingLoss, param_groups
 from trm_pipeline.config.presets import Preset
 from trm_pipeline.features.cached import Batch
 from trm_pipeline.methods.base import Method, Setting, weak_negatives
@@ -100,17 +100,12 @@ class TextPixel(PromptPeer):
         return self.matching.scale * (features * F.normalize(text, dim=-1)).sum(dim=-1) - self.matching.bias
 
 
-class Prompts(nn.Module):
+class Prompts(nn.ModuleDict):
     """Prompts of several kinds for every class."""
-
-    def __init__(self, **kinds: PromptLearner) -> None:
-        super().__init__()
-        for name, kind in kinds.items():
-            self.add_module(name, kind)
 
     def forward(self) -> Tensor | list[PromptEmbeddings]:
         """C rows of each kind, in their order; as a list where each goes through the tower with its own contexts."""
-        found = [kind() for kind in self.children()]
+        found = [kind() for kind in self.values()]
         return torch.cat(found) if isinstance(found[0], Tensor) else found
 
 
@@ -125,8 +120,8 @@ class DualCoOp(PromptPeer):
 
     def __init__(self, setting: Setting) -> None:
         preset = setting.preset
-        prompts = Prompts(positive=setting.prompts(preset.prompts), negative=setting.negative_prompts(preset.prompts))
-        super().__init__(setting, prompts, preset.dual_coop)
+        kinds = {"positive": setting.prompts(preset.prompts), "negative": setting.negative_prompts(preset.prompts)}
+        super().__init__(setting, Prompts(kinds), preset.dual_coop)
 
     def cosines(self, batch: Batch, text: Tensor) -> Tensor:
         return pair_cosines(batch, text, self.log_sharpness.exp())
@@ -156,7 +151,7 @@ class DualCoOpPlus(PromptPeer):
     def __init__(self, setting: Setting) -> None:
         mode = setting.preset.prompts
         kinds = {"positive": setting.prompts(mode), "negative": setting.negative_prompts(mode), "evidence": setting.prompts(mode)}
-        super().__init__(setting, Prompts(**kinds), setting.preset.dual_coop)
+        super().__init__(setting, Prompts(kinds), setting.preset.dual_coop)
         self.log_ratio = nn.Parameter(torch.zeros(()))
 
     def cosines(self, batch: Batch, text: Tensor) -> Tensor:

@@ -146,7 +146,7 @@ def make_report(output: Path, *, command: str | None = None, data: str | None = 
     """
     results = output / "results.json"
     if not results.is_file():
-        raise FileNotFoundError(f"{results} not found: the folder must be the --output of reproduce_voc.py")
+        raise FileNotFoundError(f"{results} not found: the folder must be the --output of a run")
     rows: list[Row] = read_json(results)
     kept, settings, times = (
         read_json(file) if (file := output / name).is_file() else {} for name in ("report.json", "run.json", "times.json")

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from scipy.optimize import isotonic_regression
 from torch import Tensor
 
 from trm_losses import TRMHead
@@ -49,15 +50,10 @@ def _bands(values: Sequence[float]) -> list[tuple[float, float]]:
 
 
 def _spread(places: Sequence[float], gap: float) -> list[float]:
-    """Ascending places moved apart to at least ``gap``, as little as possible (least squares, by pooling neighbours)."""
-    blocks: list[list[float]] = []  # of places with their rank's share of the gap taken off, so that they need only ascend
-    for rank, place in enumerate(places):
-        blocks.append([place - rank * gap])
-        while len(blocks) > 1 and statistics.fmean(blocks[-2]) > statistics.fmean(blocks[-1]):
-            last = blocks.pop()
-            blocks[-1] += last
-    flat = [statistics.fmean(block) for block in blocks for _ in block]
-    return [place + rank * gap for rank, place in enumerate(flat)]
+    """Ascending places moved apart to at least ``gap``, as little as possible (least squares)."""
+    share = gap * np.arange(len(places))  # with it taken off they need only ascend
+    found: list[float] = (isotonic_regression(places - share).x + share).tolist() if places else []
+    return found
 
 
 def draw_map_against_known(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:

@@ -21,10 +21,10 @@ def main_rows(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row["method"] not in VARIANTS and not of_grid(row["method"])]
 
 
-def ablation_rows(rows: Sequence[Row], reference: str = "trm") -> list[Row]:
+def ablation_rows(rows: Sequence[Row]) -> list[Row]:
     """Rows of the variants and of what they are compared with; none where either is missing."""
-    chosen = [row for row in rows if row["method"] == reference or row["method"] in VARIANTS]
-    return chosen if len({row["method"] == reference for row in chosen}) == 2 else []
+    chosen = [row for row in rows if row["method"] == "trm" or row["method"] in VARIANTS]
+    return chosen if len({row["method"] == "trm" for row in chosen}) == 2 else []
 
 
 def distinct(rows: Sequence[Row], key: str) -> list[Any]:
@@ -47,7 +47,7 @@ def heading(rows: Sequence[Row], known: Known) -> str:
     return f"single (k={', '.join(f'{value:g}' for value in assumed)})" if assumed else "single"
 
 
-def by_seed(rows: Sequence[Row], method: str, known: Known, key: str) -> dict[int, float]:
+def by_seed(rows: Sequence[Row], method: str, known: Known, key: str = "mAP") -> dict[int, float]:
     """The values of a method in a setting."""
     return {
         row["seed"]: row[key] for row in rows if row["method"] == method and row["known"] == known and row.get(key) is not None
@@ -60,7 +60,7 @@ def average(rows: Sequence[Row], method: str, key: str) -> dict[int, float]:
     return {seed: statistics.fmean(share[seed] for share in shares) for seed in shares[0] if all(seed in s for s in shares)}
 
 
-def less(rows: Sequence[Row], name: str, other: str, known: Known, key: str) -> list[float]:
+def less(rows: Sequence[Row], name: str, other: str, known: Known, key: str = "mAP") -> list[float]:
     """Differences of a method to another on the same seeds."""
     first, second = (by_seed(rows, method, known, key) for method in (name, other))
     return [value - second[seed] for seed, value in first.items() if seed in second]

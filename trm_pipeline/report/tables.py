@@ -27,31 +27,31 @@ def mean_table(rows: Sequence[Row], key: str = "mAP") -> Table:
     return [list(line) for line in zip(["method", *methods], *columns, strict=True)]
 
 
-def ablation_table(rows: Sequence[Row], reference: str = "trm", key: str = "mAP") -> Table:
-    """Variants down: their difference to ``reference`` on the same seeds, mean ± standard deviation of the differences."""
-    rows = ablation_rows(rows, reference)
-    variants = [method for method in distinct(rows, "method") if method != reference]
-    across = [known for known in settings(rows) if any(by_seed(rows, variant, known, key) for variant in variants)]
+def ablation_table(rows: Sequence[Row]) -> Table:
+    """Variants down: their difference to trm on the same seeds, mean ± standard deviation of the differences."""
+    rows = ablation_rows(rows)
+    variants = [method for method in distinct(rows, "method") if method != "trm"]
+    across = [known for known in settings(rows) if any(by_seed(rows, variant, known) for variant in variants)]
     return [
         ["variant", *(heading(rows, known) for known in across)],
-        [reference, *(mean_sd(by_seed(rows, reference, known, key).values()) for known in across)],
-        *([name, *(mean_sd(less(rows, name, reference, known, key), "+.1f") for known in across)] for name in variants),
+        ["trm", *(mean_sd(by_seed(rows, "trm", known).values()) for known in across)],
+        *([name, *(mean_sd(less(rows, name, "trm", known), "+.1f") for known in across)] for name in variants),
     ]
 
 
-def grid_tables(rows: Sequence[Row], key: str = "mAP") -> list[tuple[str, Table]]:
+def grid_tables(rows: Sequence[Row]) -> list[tuple[str, Table]]:
     """A heading and a table for each setting with a grid: losses down, heads across."""
     pairs = [row for row in rows if of_grid(row["method"])]
     heads, losses = (list(dict.fromkeys(parts_of(row["method"])[side] for row in pairs)) for side in (0, 1))
     tables = []
     for known in settings(pairs):
-        body = [["its own", *(mean_sd(by_seed(rows, head, known, key).values()) for head in heads)]]
-        body += [[loss, *(mean_sd(by_seed(rows, f"{head}+{loss}", known, key).values()) for head in heads)] for loss in losses]
+        body = [["its own", *(mean_sd(by_seed(rows, head, known).values()) for head in heads)]]
+        body += [[loss, *(mean_sd(by_seed(rows, f"{head}+{loss}", known).values()) for head in heads)] for loss in losses]
         tables.append((heading(pairs, known), [["loss", *heads], *(line for line in body if any(line[1:]))]))
     return tables
 
 
-def difference_table(rows: Sequence[Row], key: str = "mAP") -> Table:
+def difference_table(rows: Sequence[Row]) -> Table:
     """Mean difference of paired seeds, its 95 % interval by t, and two-sided p of t and of all sign flips.
 
     A head with another loss is set against the head, both merged or not, any other method against trm. Nothing is corrected for
@@ -67,25 +67,25 @@ def difference_table(rows: Sequence[Row], key: str = "mAP") -> Table:
         if other not in names or name == other or name in LABEL_FREE:
             continue
         for known in settings(rows):
-            if len(both := less(rows, name, other, known, key)) > 1:
+            if len(both := less(rows, name, other, known)) > 1:
                 found = paired(both)
                 said = [str(found.n), signed(found.mean), interval(found), f"{found.t_p:.3f}", f"{found.flip_p:.3f}"]
                 table.append([name, other, heading(rows, known), *said])
     return table
 
 
-def closest_table(rows: Sequence[Row], key: str = "mAP", reference: str = "trm", count: int = 5) -> Table:
-    """The ``count`` methods of each setting that come closest to ``reference`` or before it, with their paired differences.
+def closest_table(rows: Sequence[Row], count: int = 5) -> Table:
+    """The ``count`` methods of each setting that come closest to trm or before it, with their paired differences.
 
-    Heads with another's loss are among them; others whose names begin as the reference's are parts of it.
+    Heads with another's loss are among them; others whose names begin with trm are parts of it.
     """
     names = distinct(rows, "method")
-    peers = [name for name in names if of_grid(name) or not (name.startswith(reference) or name in LABEL_FREE)]
-    table = [["known", "method", key, f"less {reference}", "95% interval"]]
+    peers = [name for name in names if of_grid(name) or not (name.startswith("trm") or name in LABEL_FREE)]
+    table = [["known", "method", "mAP", "less trm", "95% interval"]]
     for known in settings(rows):
-        found = {name: both for name in peers if (both := less(rows, name, reference, known, key))}
+        found = {name: both for name in peers if (both := less(rows, name, "trm", known))}
         for name in sorted(found, key=lambda name: statistics.fmean(found[name]), reverse=True)[:count]:
-            mean, both = mean_sd(by_seed(rows, name, known, key).values()), found[name]
+            mean, both = mean_sd(by_seed(rows, name, known).values()), found[name]
             spread = interval(paired(both)) if len(both) > 1 else ""
             table.append([heading(rows, known), name, mean, signed(statistics.fmean(both)), spread])
     return table

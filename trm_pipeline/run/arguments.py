@@ -24,7 +24,7 @@ from trm_pipeline.files import CACHE, folder_argument
 from trm_pipeline.methods import LABEL_FREE, METHODS, Setting
 from trm_pipeline.methods.global_head import GLOBAL, of_grid, parts_of
 from trm_pipeline.methods.grid import HEADS, NAMES, PEERS, build_method, choose_methods
-from trm_pipeline.progress import Scalars
+from trm_pipeline.progress import curves
 from trm_pipeline.run.options import RunOptions
 
 OF_IMAGES = ("image_size", "templates", "augment", "mirror", "token_pool", "value_path")
@@ -290,7 +290,7 @@ def check_options(options: RunOptions) -> None:
     if splits[0] == splits[1]:
         raise ValueError(f"training and test images must be different splits, got {splits[0]!r} for both")
     if options.tensorboard:
-        Scalars.check()
+        curves()
     if place.own.get("download") and place.root is None:
         raise ValueError("--download needs --data-root, the folder to put VOC into")
     ranks.check_device(options.device)

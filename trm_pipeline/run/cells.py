@@ -210,8 +210,7 @@ def _start_worker(options: RunOptions, prepare: Callable[[RunOptions], Prepared]
 
 
 def _work(cell: Cell) -> Finished:
-    if _worker is None:
-        raise RuntimeError("a cell was given to a process that was not started as a worker")
+    assert _worker is not None
     data, options = _worker
     return run_cell(data, cell, options)
 

@@ -21,7 +21,7 @@ from trm_pipeline.features.frozen import Encode
 from trm_pipeline.files import Checkpoint
 from trm_pipeline.methods import Method
 from trm_pipeline.methods.base import score
-from trm_pipeline.progress import Scalars, progress, say
+from trm_pipeline.progress import curves, progress, say
 from trm_pipeline.training.pseudo_trace import Point, PseudoTrace
 
 
@@ -132,7 +132,8 @@ def train(
         generator.set_state(state["generator"])
         _set_random_state(state["random"][ranks.rank()], device)
 
-    scalars = Scalars(log, done) if log is not None and ranks.first() else None
+    # What an interrupted epoch wrote is dropped.
+    writer = curves()(log, purge_step=done + 1) if log is not None and ranks.first() else None
     bar = progress(range(done, preset.epochs), "")
     bar.set_description(label)
     for epoch in bar:
@@ -177,9 +178,10 @@ def train(
         means = {name: float(ranks.total(value)) / steps / ranks.world() for name, value in sums.items()}
         shown = " ".join(f"{name} {value:.3f}" for name, value in means.items())
         bar.set_postfix_str(shown, refresh=False)
-        if scalars is not None:
-            losses = {f"loss/{name}": value for name, value in means.items()}
-            scalars.add(epoch + 1, {**losses, **({"test/mAP": metrics["mAP"]} if metrics else {})})
+        if writer is not None:
+            points = {f"loss/{name}": value for name, value in means.items()} | ({"test/mAP": metrics["mAP"]} if metrics else {})
+            for name, value in points.items():
+                writer.add_scalar(name, value, epoch + 1)
         random = ranks.gather(_random_state(device))
         if checkpoint is not None and ranks.first():
             checkpoint.save(
@@ -195,8 +197,8 @@ def train(
                     "trace": [] if trace is None else trace.points,
                 }
             )
-    if scalars is not None:
-        scalars.close()
+    if writer is not None:
+        writer.close()
     averaged.eval()
     if metrics:
         say(f"{label}: mAP {metrics['mAP']:.1f}  OF1 {metrics['OF1']:.1f}  {seconds:.0f} s  (last epoch: {shown})")

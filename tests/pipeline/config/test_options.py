@@ -229,7 +229,7 @@ def test_the_value_path_reaches_the_backbone_and_the_name_of_the_cache(monkeypat
     assert asked == [True, False]
     monkeypatch.setattr(encoding, "encode", lambda *a, **k: None)
     folders = []
-    monkeypatch.setattr(encoding, "CachedFeatures", lambda folder, *a: folders.append(folder) or [])
+    monkeypatch.setattr(encoding.CachedFeatures, "open", lambda folder, *a: folders.append(folder) or [])
     for backbone.value_path in (False, True, False):
         encoding.cache_features(tmp_path, None, [], backbone, weights="a", token_pool=2, mirror=False, device=torch.device("cpu"))
     assert folders[0] == folders[2] != folders[1]

@@ -283,7 +283,7 @@ def test_penultimate_features_are_read_where_there_are_some(tmp_path: Path) -> N
     write_features(root, "train", *([(tokens, pooled, view)] for view in further), **settings)
     write_features(root, "val", [(tokens, pooled)], **settings)
 
-    def opened(split: str) -> given.GivenFeatures:
+    def opened(split: str) -> given.CachedFeatures:
         meta = given.read_meta(root)
         return given.open_split(root / split, WIDTH, meta, torch.device("cpu"), hashlib.blake2b(), first=False)
 

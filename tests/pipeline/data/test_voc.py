@@ -92,7 +92,7 @@ def test_root_is_the_devkit_or_its_parent(devkit: Path, monkeypatch: pytest.Monk
 
 
 def test_targets_can_be_replaced(devkit: Path) -> None:
-    data = VOC(devkit.parent, transform=eval_transform(8, mean=MEAN, std=STD))
+    data = VOC(devkit.parent).with_transform(eval_transform(8, mean=MEAN, std=STD))
     data.targets = torch.full((3, 20), -1.0)
     images, targets, index = next(iter(DataLoader(data, batch_size=3)))
     assert images.shape == (3, 3, 8, 8) and index.tolist() == [0, 1, 2]
@@ -228,7 +228,7 @@ def read_by_pattern(path: Path) -> set[str]:
 @pytest.mark.parametrize(("split", "count"), [("train", 70), ("val", 30), ("trainval", 100)])
 def test_real_voc2012(shared_data: Path, split: str, count: int) -> None:
     devkit = shared_data / "VOCdevkit"
-    data = VOC(devkit, 2012, split, transform=eval_transform(32, mean=MEAN, std=STD))
+    data = VOC(devkit, 2012, split).with_transform(eval_transform(32, mean=MEAN, std=STD))
     folder = devkit / "VOC2012"
     assert data.ids == (folder / "ImageSets" / "Main" / f"{split}.txt").read_text(encoding="utf-8").split()
     assert len(data) == count and data.targets.shape == (count, 20)

@@ -35,7 +35,7 @@ def test_a_tower_without_tokens_is_refused(given):
 
 
 def test_tokens_average_to_the_pooled_feature(devkit, backbone):
-    images = VOC(devkit, 2007, "val", transform=eval_transform(224, mean=backbone.image_mean, std=backbone.image_std))
+    images = VOC(devkit, 2007, "val").with_transform(eval_transform(224, mean=backbone.image_mean, std=backbone.image_std))
     live = features.LiveFeatures(images, backbone, token_pool=2, device=torch.device("cpu"), workers=0)
     batch = next(live.batches(4))
     assert batch.tokens.shape[1] == live.num_tokens == 49
@@ -77,7 +77,7 @@ def test_mirrored_views_are_drawn_in_training_only(tmp_path):
     for view in (0, 1):
         np.save(tmp_path / f"tokens{view}.npy", np.full((50, 2, 3), view, dtype=np.float16))
         np.save(tmp_path / f"pooled{view}.npy", np.full((50, 3), view, dtype=np.float16))
-    cached = features.CachedFeatures(tmp_path, 2, torch.device("cpu"))
+    cached = features.CachedFeatures.open(tmp_path, 2, torch.device("cpu"))
     assert all(batch.tokens.sum() == 0 for batch in cached.batches(8))
     drawn = list(cached.batches(8, torch.Generator().manual_seed(0)))
     index = torch.cat([batch.index for batch in drawn])
@@ -100,7 +100,7 @@ def test_cached_rows_are_those_of_their_images(tmp_path, views, further):
     for name, array in arrays.items():
         for view in range(views):
             np.save(tmp_path / f"{name}{view}.npy", array[view])
-    cached = features.CachedFeatures(tmp_path, views, torch.device("cpu"))
+    cached = features.CachedFeatures.open(tmp_path, views, torch.device("cpu"))
     seeded = torch.Generator().manual_seed(3)
     order = torch.randperm(11, generator=seeded).tolist()
     drawn = torch.randint(views, (11,), generator=seeded).tolist()  # view of each image, not of each place in the order
@@ -126,15 +126,15 @@ def test_penultimate_features_that_do_not_fit_are_refused(tmp_path, shape):
         for name, size in (("tokens", (11, 2, 3)), ("pooled", (11, 3)), ("penultimate", shape if view else (11, 5))):
             np.save(tmp_path / f"{name}{view}.npy", np.zeros(size, dtype=np.float16))
     with pytest.raises(ValueError, match=f"{tmp_path}.*; delete "):
-        features.CachedFeatures(tmp_path, 2, torch.device("cpu"))
+        features.CachedFeatures.open(tmp_path, 2, torch.device("cpu"))
     (tmp_path / "penultimate1.npy").unlink()
     with pytest.raises((ValueError, FileNotFoundError), match="penultimate1"):
-        features.CachedFeatures(tmp_path, 2, torch.device("cpu"))
+        features.CachedFeatures.open(tmp_path, 2, torch.device("cpu"))
 
 
 def test_live_features_show_every_image_once_in_an_order_of_the_seed(devkit, backbone):
     random = train_transform(224, mean=backbone.image_mean, std=backbone.image_std)
-    images = VOC(devkit, 2007, "val", transform=random)
+    images = VOC(devkit, 2007, "val").with_transform(random)
 
     def epochs(seed, workers):
         live = features.LiveFeatures(images, backbone, token_pool=2, device=torch.device("cpu"), workers=workers)

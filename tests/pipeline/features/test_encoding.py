@@ -16,7 +16,7 @@ from trm_pipeline.features import encoding
 @pytest.mark.parametrize("change", ["weights", "size", "pool", "image"])
 def test_a_stale_cache_is_never_read(change, devkit, backbone, tmp_path):
     shutil.copytree(devkit, tmp_path / "VOCdevkit")
-    images = VOC(tmp_path, 2007, "test", transform=eval_transform(224, mean=(0, 0, 0), std=(1, 1, 1)))
+    images = VOC(tmp_path, 2007, "test").with_transform(eval_transform(224, mean=(0, 0, 0), std=(1, 1, 1)))
     images.image_paths = images.image_paths[:4]
     images.targets = images.targets[:4]
     images.ids = images.ids[:4]
@@ -65,7 +65,7 @@ def test_weights_digest_sees_a_changed_weight(backbone):
 
 
 def test_what_is_cached_is_what_is_encoded(devkit, backbone, tmp_path, monkeypatch):
-    images = VOC(devkit, 2007, "test", transform=eval_transform(224, mean=backbone.image_mean, std=backbone.image_std))
+    images = VOC(devkit, 2007, "test").with_transform(eval_transform(224, mean=backbone.image_mean, std=backbone.image_std))
     images.image_paths, images.targets, images.ids = images.image_paths[:3], images.targets[:3], images.ids[:3]
     options = {"token_pool": 2, "device": torch.device("cpu"), "workers": 0}
     monkeypatch.setattr(encoding, "BATCH", 2)

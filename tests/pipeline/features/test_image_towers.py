@@ -61,7 +61,7 @@ def by_hand(devkit: Path, files: Path) -> tuple[dict[str, Tensor], Tensor]:
     """Features of the test images, by the calls of a user of the library, and the labels."""
     model = timm.create_model("test_vit", checkpoint_path=str(files / "weights.pt"))
     backbone = TimmBackbone(model, image_size=SIDE)
-    images = VOC(devkit, 2007, "test", transform=eval_transform(SIDE, mean=backbone.image_mean, std=backbone.image_std))
+    images = VOC(devkit, 2007, "test").with_transform(eval_transform(SIDE, mean=backbone.image_mean, std=backbone.image_std))
     features = backbone(torch.stack([images[row][0] for row in range(len(images))]))
     tokens = F.avg_pool2d(features.tokens.mT.unflatten(2, features.grid), 2).flatten(2).mT  # the preset's token_pool
     assert features.penultimate is not None

@@ -151,7 +151,7 @@ def test_a_file_says_which_images_are_held_out_and_which_belong_together(text, n
         ("image,cat,split\na.jpg,1,\n", None, "line 2, split: '' is no side"),
         ("image,cat\na.jpg,1\n", "scene", "--group must be folder or a column"),
         ("image,split\na.jpg,train\n", None, "the header must name a column for each class"),
-        ("image,cat,scene\na.jpg,1,kitchen\n", None, "or name it with --group"),
+        ("image,cat,scene\na.jpg,1,kitchen\n", None, "train takes it as --group"),
     ],
 )
 def test_mistakes_of_the_split_are_told(text, group, said, tmp_path):

@@ -341,7 +341,7 @@ def test_a_class_without_a_present_label_is_scored_by_name(trained):
         (["--names", "car=laptop"], "knows drawn scenes alone, has no words for 1 of 4 classes: 'laptop'"),
         (["--expected-positives", "0"], "--expected-positives must be above 0"),
         (["--model", "RN50"], "--model RN50 needs --pretrained"),
-        (["--pretrained", "openai"], "name it: --model"),
+        (["--pretrained", "openai"], "leave it out, or train with --model"),
         (["--device", "tpu"], "--device tpu cannot be used here"),
         (["--output", "IMAGES/run"], "lies in the image folder"),
     ],
@@ -396,7 +396,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(option, imag
 def test_one_process_trains(images, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "0")
-    with pytest.raises(SystemExit, match="training on a folder takes one process, got 2 of torchrun"):
+    with pytest.raises(SystemExit, match="a folder of images takes one process, got 2 of torchrun"):
         cli.main(["train", str(images[0]), str(write_table(tmp_path / "labels.csv", images[1])), "--device", "cpu"])
 
 

@@ -22,7 +22,7 @@ from trm_pipeline.methods.global_head import fit_global_head
 def test_regions_beat_the_global_feature_before_training(tmp_path_factory, backbone):
     """At step 0 the region head must already be clearly above global zero-shot, or attention starts in the wrong place."""
     root = write_drawn_voc(tmp_path_factory.mktemp("gate"), sizes={"train": 1, "val": 200, "test": 1}, workers=1)
-    images = VOC(root, 2007, "val", transform=eval_transform(224, mean=backbone.image_mean, std=backbone.image_std))
+    images = VOC(root, 2007, "val").with_transform(eval_transform(224, mean=backbone.image_mean, std=backbone.image_std))
     live = features.LiveFeatures(images, backbone, token_pool=2, device=torch.device("cpu"), workers=0)
     text = backbone.template_text(class_prompt_names(), presets.EMBEDDED.templates)
     objective = TRMObjective.from_text(text, total_steps=1)

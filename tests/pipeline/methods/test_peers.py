@@ -165,7 +165,7 @@ def test_one_class_and_one_image():
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory, backbone):
     root = write_drawn_voc(tmp_path_factory.mktemp("scenes"), sizes={"train": 1, "val": 100, "test": 1}, workers=1)
-    images = VOC(root, 2007, "val", transform=eval_transform(224, mean=backbone.image_mean, std=backbone.image_std))
+    images = VOC(root, 2007, "val").with_transform(eval_transform(224, mean=backbone.image_mean, std=backbone.image_std))
     live = features.LiveFeatures(images, backbone, token_pool=2, device=torch.device("cpu"), workers=0)
     parts = list(live.batches(50))
     tokens, pooled = (torch.cat([getattr(part, key) for part in parts]) for key in ("tokens", "pooled"))

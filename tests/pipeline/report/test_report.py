@@ -423,8 +423,8 @@ def test_a_sweep_tells_how_far_it_is(monkeypatch, capsys):
     sweep.add("linear+role, 10%, seed 1", 51.0, 20.0)
     lines = cells(capsys.readouterr().out)
     assert lines[0] == ["cells", "method, share, seed", "mAP", "seconds", "gone", "left"]
-    assert lines[1] == ["5/1000", "linear, 10%, seed 1", "47.8", "10", "0:00:10", "2:45:50"]
-    assert lines[2] == ["6/1000", "linear+role, 10%, seed 1", "51.0", "20", "0:00:30", "4:08:30"]
+    assert lines[1] == ["5/1000", "linear, 10%, seed 1", "47.8", "10", "00:10", "2:45:50"]
+    assert lines[2] == ["6/1000", "linear+role, 10%, seed 1", "51.0", "20", "00:30", "4:08:30"]
 
 
 def test_the_peak_of_memory_is_of_what_was_watched(monkeypatch, tmp_path):

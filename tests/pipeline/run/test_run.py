@@ -38,7 +38,7 @@ def test_saved_heads_score_like_the_run(run, tmp_path, devkit, backbone):
     rows = run("--methods", *heads, "linear+splc", "--known", "0.5", "--set", "batch_size=8")
     assert {path.name for path in (tmp_path / "out").glob("*.pt")} == {f"{name}-known0.5-seed1.pt" for name in heads}
     plain = eval_transform(224, mean=backbone.image_mean, std=backbone.image_std)
-    images = VOC(devkit, 2007, "test", transform=plain)
+    images = VOC(devkit, 2007, "test").with_transform(plain)
     live = features.LiveFeatures(images, backbone, token_pool=2, device=torch.device("cpu"), workers=0)
     seen = [(batch.tokens, batch.penultimate) for batch in live.batches(16)]
     for name, row in zip(heads, rows, strict=False):
@@ -252,7 +252,7 @@ def test_unseen_classes_are_scored_by_name(run, tmp_path, devkit, backbone, monk
     rows = [read_json(file) for file in files]
     assert [row["known"] for row in rows] == ["single", 0.5] and rows[0]["unseen"] == ["sheep", "sofa", "train", "tvmonitor"]
     plain = eval_transform(224, mean=backbone.image_mean, std=backbone.image_std)
-    images = VOC(devkit, 2007, "test", transform=plain)
+    images = VOC(devkit, 2007, "test").with_transform(plain)
     live = features.LiveFeatures(images, backbone, token_pool=2, device=torch.device("cpu"), workers=0)
     text = backbone.template_text(class_prompt_names(), presets.EMBEDDED.templates)
     scores = torch.cat([methods.zero_shot_tokens(batch, text) for batch in live.batches(16)])
