@@ -74,9 +74,9 @@ _OVERFLOW = "; look for half-precision overflow before this point (validate=Fals
 def check_finite(owner: str, name: str, tensor: Tensor, end: str = _OVERFLOW) -> None:
     """Raise where ``tensor`` holds NaN or infinity, with this end of the line.
 
-    Waits for the device; skipped inside ``torch.compile``.
+    Waits for the device; skipped inside ``torch.compile``, and where there are no values.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or tensor.is_meta:
         return
     values = tensor.detach()
     # A sum is finite only where all of its terms are, and reads them once; one that overflows tells nothing.

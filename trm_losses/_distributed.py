@@ -20,10 +20,13 @@ Distributed = Union[bool, "dist.ProcessGroup"]
 
 
 class _Kept:
-    """A process group in the state of a module: its copy is itself."""
+    """A process group in the state of a module: its copy is itself, and no file holds it."""
 
-    def __init__(self, group: Any) -> None:
-        self.group = group
+    def __init__(self, group: Any, owner: str) -> None:
+        self.group, self.owner = group, owner
+
+    def __reduce__(self) -> Any:
+        raise TypeError(f"{self.owner}: distributed must be True or False to be pickled, got a process group; save state_dict()")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Kept:
         return self
@@ -36,7 +39,7 @@ class DistributedModule(nn.Module):
         base: Any = super()  # torch has no types here
         state: dict[str, Any] = base.__getstate__()
         group = state.get("distributed", False)
-        return state if isinstance(group, bool) else {**state, "distributed": _Kept(group)}
+        return state if isinstance(group, bool) else {**state, "distributed": _Kept(group, type(self).__name__)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         kept = state.get("distributed")

@@ -60,10 +60,11 @@ class PerClassState(DistributedModule):
                 f"{owner}: keep must be one place from 0 to num_classes - 1 = {classes - 1}, or None for a new class, for each "
                 f"class of the new set, got {list(keep)}"
             )
-        made = copy.deepcopy(self)
-        for module in made.modules():
-            if isinstance(module, PerClassState):
-                module._take_classes(places)
+        with torch.inference_mode(False), torch.no_grad():  # or the copy could not be trained, nor take a state
+            made = copy.deepcopy(self)
+            for module in made.modules():
+                if isinstance(module, PerClassState):
+                    module._take_classes(places)
         return made
 
     def _take_classes(self, places: Sequence[int]) -> None:
@@ -81,10 +82,15 @@ class PerClassState(DistributedModule):
 
 
 class FullPrecisionState(PerClassState):
-    """A module whose float buffers follow ``.to(device)`` but stay float32 under ``.half()`` and ``.to(dtype)``.
+    """A module whose float buffers are float32 whatever the default dtype is, and stay so under ``.half()`` and ``.to(dtype)``.
 
-    One step of a running mean at momentum 0.99 or above is lost in half precision.
+    They follow ``.to(device)``. One step of a running mean at momentum 0.99 or above is lost in half precision.
     """
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        if tensor is not None and tensor.is_floating_point():
+            tensor = tensor.float()
+        super().register_buffer(name, tensor, persistent)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         before = dict(self.named_buffers(recurse=False))

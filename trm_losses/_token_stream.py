@@ -24,10 +24,10 @@ class TokenStream:
         self.doubt = torch.full((classes, k), torch.inf, dtype=torch.float32, device=text.device)  # inf: nothing is kept there
         self.weight = torch.zeros_like(self.doubt)
         self.tokens: Tensor | None = None
-        self.total, self.number = torch.zeros(dim, dtype=torch.float64), torch.zeros((), dtype=torch.int64)
-        self.square = torch.zeros(dim, dim, dtype=torch.float64)
-        self.label_sums = torch.zeros(classes, dim, dtype=torch.float64)
-        self.labels = torch.zeros(classes, dtype=torch.float64)
+        zeros = torch.zeros((), dtype=torch.float64, device="cpu").new_zeros
+        self.total, self.number = zeros(dim), zeros((), dtype=torch.int64)
+        self.square = zeros(dim, dim)
+        self.label_sums, self.labels = zeros(classes, dim), zeros(classes)
         self.has_targets: bool | None = None
 
     def add(self, tokens: Tensor, targets: Tensor | None, padding: Tensor | None) -> None:

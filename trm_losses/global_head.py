@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
@@ -152,7 +153,7 @@ class GlobalHead(FullPrecisionState):
         device = self.bias.device
         with torch.inference_mode(False):  # whose tensors cannot be differentiated
             g, f, targets, estimates = self._read(batches)
-        count = float(sum_over_ranks(torch.tensor(float(len(targets)), device=device), group))
+        count = float(sum_over_ranks(torch.tensor(len(targets), device=device), group))
         if not count:
             raise ValueError(f"{name}: batches must hold at least one image, got none; a generator is read once")
         with full_precision(self.bias), torch.inference_mode(False), torch.enable_grad():
@@ -173,7 +174,7 @@ class GlobalHead(FullPrecisionState):
                 )
             own_estimates = rate is not None and present > 0 and not estimated
             joins = told | torch.tensor(own_estimates, device=device)
-            importance = torch.where(known, 1.0, torch.where(joins, self.unknown_weight, 0.0))
+            importance = torch.where(known, 1.0, self.unknown_weight * joins.to(targets))
             wanted = torch.where(known, targets, torch.where(told, estimates, 0.0))
             base, level = (present / asked if asked else 0.5) if rate is None else rate, 0.0
             for _ in range(2 if own_estimates else 1):
@@ -192,7 +193,7 @@ class GlobalHead(FullPrecisionState):
             (self.center, layer.mean),
             (self.bias, bias - scale * prior.mean),
             (self.mix, mix),
-            (self.total, torch.tensor(count)),
+            (self.total, torch.tensor(int(count), device=device)),
         ):
             buffer.copy_(value)
         return self
@@ -244,8 +245,7 @@ class GlobalHead(FullPrecisionState):
                 check_finite(dims.owner, "penultimate", penultimate)
             f = upcast(penultimate).float()
         if self.prior is not None:
-            with torch.no_grad():
-                g = self.prior(tokens, key_padding_mask=padding).float()
+            g = self.prior(tokens, key_padding_mask=padding).float()
         images = dims.sizes["B"]
         return zeros(images, self.num_classes) if g is None else g, zeros(images, 0) if f is None else f
 
@@ -273,11 +273,12 @@ class GlobalHead(FullPrecisionState):
         group: torch.distributed.ProcessGroup | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """eta v + w (C, W), b (C,) and the mix (alpha, eta), by L-BFGS over the images of all ranks."""
-        base = torch.logit(torch.tensor(rate), eps=1e-4).item()
+        rate = min(max(rate, 1e-4), 1 - 1e-4)
+        base = math.log(rate / (1 - rate))
         h = x @ carried.T
         weight = torch.zeros_like(carried, requires_grad=True)
-        bias = torch.full((self.num_classes,), base, device=x.device, requires_grad=True)
-        mix = torch.tensor([1.0, 0.0], device=x.device, requires_grad=True)
+        bias = x.new_full((self.num_classes,), base, requires_grad=True)
+        mix = x.new_tensor([1.0, 0.0], requires_grad=True)
         parameters = [weight, bias, mix]
         decay = energy / self.spread**2
         optimizer = torch.optim.LBFGS(
@@ -353,7 +354,7 @@ def _carry(x: Tensor, g: Tensor, count: float, group: torch.distributed.ProcessG
     """V (C, W): the ridge regression of the prior on the features, whose answers have deviation 1."""
     moments = _joined(torch.cat([x, g], dim=1).T @ x, group) / count
     inner, cross = moments[: x.shape[1]], moments[x.shape[1] :]
-    carried = torch.linalg.solve(inner + torch.eye(x.shape[1], dtype=inner.dtype), cross.T).T
+    carried = torch.linalg.solve(inner + torch.eye(len(inner), dtype=inner.dtype, device=inner.device), cross.T).T
     size = ((carried @ inner) * carried).sum(dim=1, keepdim=True).sqrt()
     return torch.where(size > 1e-9, carried / size.clamp(min=1e-9), 0.0).to(x)
 

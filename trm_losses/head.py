@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -101,6 +101,8 @@ class TRMHead(PerClassState):
                     f"{name}: {key} must have the pooler's num_classes = {pooler.num_classes}, got {part.num_classes}"
                 )
         class_names = list(class_names)
+        for other in (x for x in class_names if not isinstance(x, str)):
+            raise TypeError(f"{name}: class_names must be str, got {type(other).__name__}; give the names, not their places")
         if len(class_names) != pooler.num_classes or len(set(class_names)) != len(class_names):
             raise ValueError(
                 f"{name}: class_names must be {pooler.num_classes} different names, got {len(class_names)} "
@@ -171,6 +173,7 @@ class TRMHead(PerClassState):
         with in_eval_mode(self):
             return torch.sigmoid(self(tokens, penultimate, key_padding_mask=key_padding_mask, chunk=chunk))
 
+    @torch.inference_mode(False)  # whose tensors can neither be trained nor take a state
     @torch.no_grad()
     def finish(self, batches: Iterable[Batch], *, expected_positives: float | None = None) -> TRMHead:
         """After training: make the scores probabilities, and teach the global head what they say of the unknown labels.
@@ -238,6 +241,8 @@ class TRMHead(PerClassState):
         self.calibration = made.fit(torch.cat(logits), known, expected_positives=expected_positives)
         return [torch.sigmoid(made(part)) for part in logits]
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def with_classes(self, text: Tensor, class_names: list[str] | tuple[str, ...]) -> TRMHead:
         """A head of its own for another set of classes, found by name: some of these, in any order, and any number of new ones.
 
@@ -268,11 +273,10 @@ class TRMHead(PerClassState):
         pooler, matching = copy.deepcopy(self.pooler), copy.deepcopy(self.matching)
         pooler.num_classes = matching.num_classes = len(class_names)
         rows = [known.get(name, len(known)) for name in class_names]
-        with torch.no_grad():
-            bias = torch.cat([self.matching.bias, self.matching.bias.mean()[None]])[rows]
-            matching.bias = nn.Parameter(bias, requires_grad=self.matching.bias.requires_grad)
-            if pooler.query is not None:
-                pooler.query = nn.Parameter(pooler.query[rows], requires_grad=pooler.query.requires_grad)
+        bias = torch.cat([self.matching.bias, self.matching.bias.mean()[None]])[rows]
+        matching.bias = nn.Parameter(bias, requires_grad=self.matching.bias.requires_grad)
+        if pooler.query is not None:
+            pooler.query = nn.Parameter(pooler.query[rows], requires_grad=pooler.query.requires_grad)
         whole = self.global_head
         if whole is not None:
             whole = whole.with_classes([known.get(name) for name in class_names], text=text)
@@ -295,6 +299,15 @@ class TRMHead(PerClassState):
     def load(cls, path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> TRMHead:
         """The head that :meth:`save` wrote, in eval mode; no code in the file is run."""
         return head_file.read(path, cls).to(device).eval()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Take a state; with ``strict`` that of a finished head is refused where this one has no calibration."""
+        if strict and self.calibration is None and "calibration.scale" in state_dict:
+            raise RuntimeError(
+                f"{type(self).__name__}: calibration must be there to take that of a finished head, got None; give "
+                f"calibration=Calibration({len(self.class_names)}), or read what save wrote by load"
+            )
+        return super().load_state_dict(state_dict, strict, assign)
 
     def extra_repr(self) -> str:
         return f"classes={len(self.class_names)}, head={self.head!r}"

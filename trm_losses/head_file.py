@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import uuid
 from typing import Any, TypeVar
 
 import torch
@@ -53,7 +54,7 @@ def write(
     tensors = {key.replace("_orig_mod.", ""): value.cpu() for key, value in state.items()}
     content = io.BytesIO()  # not a file: on a full disk torch would hide the error behind one of its own
     torch.save({**_plain(settings), "state": tensors}, content)
-    temporary = f"{os.fspath(path)}.tmp"
+    temporary = f"{os.fspath(path)}.{uuid.uuid4().hex}.tmp"  # of its own: others may write there too
     try:
         with open(temporary, "wb") as file:
             file.write(content.getbuffer())
@@ -91,7 +92,8 @@ def read(path: str | os.PathLike[str], kind: type[Head]) -> Head:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"{wanted}, got {found}; save the head again")
     try:
-        return _restored(content, kind)
+        with torch.device("cpu"):  # where the state is
+            return _restored(content, kind)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{wanted}, got other contents ({type(error).__name__})") from error
 

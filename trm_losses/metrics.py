@@ -271,9 +271,9 @@ def calibration_error(scores: Tensor, targets: Tensor, *, bins: int = 15) -> Ten
     targets = check_scores("calibration_error", scores, targets, probabilities=True)
     check_number("calibration_error", "bins", bins, 1, whole=True)
     scores, targets = upcast(scores).detach().cpu(), targets.detach().cpu()
-    ends = torch.linspace(0, 1, int(bins) + 1, dtype=scores.dtype)
+    ends = torch.linspace(0, 1, int(bins) + 1, dtype=scores.dtype, device="cpu")
     known, classes, width = targets != UNKNOWN, scores.shape[1], int(bins) + 1
-    place = torch.bucketize(scores.contiguous(), ends, right=True) - 1 + width * torch.arange(classes)
+    place = torch.bucketize(scores.contiguous(), ends, right=True) - 1 + width * torch.arange(classes, device="cpu")
     apart = (targets.double() - scores.double())[known]
     sums = torch.bincount(place[known], apart, minlength=classes * width).view(classes, width)
     return sums.abs().sum(dim=1) / known.sum(dim=0)
@@ -329,7 +329,7 @@ def _average_precisions(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor
         row, place = (keys & 1).nonzero(as_tuple=True)
         # From here on the positives of each class alone, in the order of their ranks; zeros where a class has fewer.
         width = max(1, int(count.max()))
-        found = torch.arange(1, width + 1, dtype=torch.float64).repeat(len(s), 1)
+        found = torch.arange(1, width + 1, dtype=torch.float64, device="cpu").repeat(len(s), 1)
         real = found <= count[:, None]
         rank = torch.ones_like(found).masked_scatter_(real, (place + 1).double())
         key = torch.zeros_like(real, dtype=keys.dtype).masked_scatter_(real, keys[row, place])

@@ -104,8 +104,8 @@ class PromptLearner(PerClassState):
         dims.check("names.embeddings", embeddings, "C T Dw")
         dims.check("names.eot", eot, "C", floating=False)
         classes, _, width = embeddings.shape
-        longest = int(eot.max()) + 1
-        if context_length is not None and longest + num_context > context_length:
+        longest = embeddings.shape[1] if eot.is_meta else int(eot.max()) + 1  # without values nothing is known to be padding
+        if context_length is not None and not eot.is_meta and longest + num_context > context_length:
             row = int(eot.argmax())
             raise ValueError(
                 f"{name}: class {row} takes {longest} tokens, with num_context = {num_context} that is over the tower's "
@@ -165,7 +165,7 @@ class PromptLearner(PerClassState):
     def _find_prefix(self) -> None:
         """How many leading tokens all classes share: the start and, in mode "shared", the contexts."""
         prefix = 1 + (self.context.shape[0] if self.mode == "shared" else 0)
-        alike = (self.start == self.start[:1]).all() and (self.eot >= prefix).all()
+        alike = not self.eot.is_meta and (self.start == self.start[:1]).all() and (self.eot >= prefix).all()
         self._prefix = prefix if alike else 0
 
     def _load_from_state_dict(self, *args: Any) -> None:

@@ -78,11 +78,11 @@ class PrototypeBank(FullPrecisionState):
         self.num_classes, self.dim = num_classes, dim
         self.momentum, self.text_momentum = momentum, text_momentum
         self.distributed, self.validate = distributed, validate
-        start = torch.zeros(num_classes, dim)
+        start = torch.zeros(num_classes, dim, device=device)
         if init is not None:
             Dims(name, C=num_classes, D=dim).check("init", init, "C D")
             check_finite(name, "init", init)
-            start = unit(init.detach()).float()
+            start = unit(init.detach())
         self.register_buffer("init", start.to(device))
         self.register_buffer("visual", torch.empty_like(self.init))
         self.register_buffer("text", torch.empty_like(self.init))

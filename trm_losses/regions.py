@@ -146,7 +146,7 @@ class RegionPooler(PerClassState):
         self.query_head, self.dropout_rate, self.validate = query_head, dropout, validate
         self.query: nn.Parameter | None = None
         if query == "free":
-            start = torch.randn(num_classes, dim) if query_init is None else query_init.detach().clone()
+            start = torch.randn(num_classes, dim, device=device) if query_init is None else query_init.detach().clone()
             Dims(name, C=num_classes, D=dim).check("query_init", start, "C D")
             self.query = nn.Parameter(start.to(device=device, dtype=dtype))
         factory = {"device": device, "dtype": dtype}

@@ -116,7 +116,7 @@ def choose_thresholds(
     for c, own in enumerate(chosen.tolist()):
         seen = known[:, c]
         rows.append(_threshold(rule, scores[seen, c], targets[seen, c] == 1, dtype) if own else pooled)
-    threshold, value, low, high = torch.tensor(rows, dtype=torch.float64).unbind(dim=1)
+    threshold, value, low, high = torch.tensor(rows, dtype=torch.float64, device="cpu").unbind(dim=1)
     return Thresholds(threshold, value, low, high, chosen)
 
 
@@ -194,10 +194,11 @@ def _threshold(rule: _Rule, scores: Tensor, y: Tensor, dtype: torch.dtype) -> tu
     place = rule.choose(whole, levels, allowed)
     hits, seen = (float(x) for x in rule.share(whole.at(place)))
     shares, sizes = [], []
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     at_once = max(1, (1 << 21) // len(y))
     for first in range(0, _SPLITS, at_once):
-        half = torch.rand(min(at_once, _SPLITS - first), len(y), generator=generator) < 0.5
+        shape = min(at_once, _SPLITS - first), len(y)
+        half = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu") < 0.5
         choosing = _counted(y, torch.cat([half, ~half]).double())
         found, size = rule.share(whole.without(choosing).at(rule.choose(choosing, levels, allowed)))
         usable = (size > 0) & (choosing.present > 0)
@@ -230,7 +231,7 @@ def _levels(scores: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 def _jeffreys(found: float, size: float) -> tuple[float, float]:
     """The 90 % interval of a share of which so many of so many were found: quantiles of Beta(found + 1/2, rest + 1/2)."""
     a, b = found + 0.5, size - found + 0.5
-    logit = math.log(a / b) + math.sqrt(1 / a + 1 / b) * torch.linspace(-15, 15, 3001, dtype=torch.float64)
+    logit = math.log(a / b) + math.sqrt(1 / a + 1 / b) * torch.linspace(-15, 15, 3001, dtype=torch.float64, device="cpu")
     density = a * F.logsigmoid(logit) + b * F.logsigmoid(-logit)
     mass = (density - density.max()).exp().cumsum(dim=0)
     low, high = (float(torch.sigmoid(logit[(mass < share * mass[-1]).sum()])) for share in (0.05, 0.95))

@@ -174,7 +174,7 @@ class GaussianDiscriminant(FullPrecisionState):
         some = mass > 0
         prototypes = (sums + self.label_weight * label_sums) / torch.where(some, mass, 1.0)[:, None]
         prototypes = torch.where(some[:, None], prototypes, text)
-        scatter = torch.zeros(self.dim, self.dim, dtype=torch.float64)
+        scatter = text.new_zeros(self.dim, self.dim)
         for part, x, w in found.chunks(kept):
             apart = (x - prototypes[part, None])[w > 0]
             scatter += apart.T @ apart
@@ -274,7 +274,7 @@ def _inverse_root(covariance: Tensor, shrinkage: float) -> Tensor:
     """The inverse square root of a covariance shrunk to its trace; the identity where there is no spread at all."""
     dim = len(covariance)
     spread = covariance.trace() / dim
-    identity = torch.eye(dim, dtype=covariance.dtype)
+    identity = torch.eye(dim, dtype=covariance.dtype, device=covariance.device)
     if spread < 1e-14:  # of unit vectors, rounded to float32
         return identity
     values, vectors = torch.linalg.eigh((1 - shrinkage) * covariance + shrinkage * spread * identity)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from typing import Any, NamedTuple
 from unittest import mock
@@ -466,6 +467,14 @@ def test_copies_have_the_same_ranks(case: Case) -> None:
             part.distributed = group
     for twin, part in zip(copy.deepcopy(module).modules(), module.modules(), strict=True):
         assert twin is not part and getattr(twin, "distributed", None) is getattr(part, "distributed", None)
+
+
+def test_a_process_group_is_refused_in_a_pickle() -> None:
+    part = tl.TextRegionMatchingLoss(2, distributed=dist.ProcessGroup(0, 1))
+    with pytest.raises(
+        TypeError, match="TextRegionMatchingLoss: distributed must be True or False to be pickled.*; save state_dict"
+    ):
+        pickle.dumps(part)
 
 
 def test_copies_of_compiled_parts_are_their_own() -> None:

@@ -190,6 +190,15 @@ def test_half_precision_gives_the_head_of_its_values(dtype: torch.dtype) -> None
     close(scores(half), scores(unfitted().fit([(x.double(), f.double(), y, mask) for x, f, y, mask in images])))
 
 
+def test_tokens_get_the_gradient_of_the_prior_and_of_the_layer() -> None:
+    module, x = global_head(), head_inputs(4, CLASSES)
+    assert module.prior is not None
+    tokens, f = x["tokens"].float().requires_grad_(), x["penultimate"].float()
+    expected = torch.autograd.grad((module.scale * module.prior(tokens)).sum(), tokens)
+    assert float(expected[0].abs().max()) > 1e-3
+    torch.testing.assert_close(torch.autograd.grad(module(tokens, f).sum(), tokens), expected)
+
+
 def test_what_lies_under_the_padding_does_not_matter() -> None:
     spoiled = [(x.masked_fill(mask[..., None], torch.nan), f, y, mask) for x, f, y, mask in labelled_images()]
     module, x = unfitted().fit(spoiled), head_inputs(4, CLASSES)

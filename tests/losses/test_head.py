@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,20 @@ def test_round_trip(tmp_path: Path, which: str, pooler: dict[str, Any], matching
         ours, theirs = getattr(saved, part), getattr(loaded, part)
         for key in ("query_kind", "query_head", "num_heads", "assignment", "gamma_pos", "gamma_neg", "margin", "validate"):
             assert getattr(ours, key, None) == getattr(theirs, key, None)
+
+
+def test_two_may_save_to_one_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of them just before the other puts its file in place."""
+    replace, path = os.replace, tmp_path / "head.pt"
+
+    def meanwhile(*paths: Any) -> None:
+        monkeypatch.setattr(os, "replace", replace)
+        head("mean").save(path)
+        replace(*paths)
+
+    monkeypatch.setattr(os, "replace", meanwhile)
+    head("region").save(path)
+    assert TRMHead.load(path).head == "region" and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_file_holds_plain_values_whatever_the_settings_were(tmp_path: Path) -> None:
@@ -472,6 +487,16 @@ def test_finish_without_two_views_calibrates_alone() -> None:
         batches = labelled(False)
 
 
+def test_what_inference_mode_made_can_be_trained_and_takes_a_state() -> None:
+    made = merged()
+    with torch.inference_mode():
+        made.finish(labelled(False))
+        other = made.with_classes(TEXT[:2], NAMES[:2])
+    for part in (made, other):
+        part.load_state_dict(part.state_dict())
+        part(TOKENS, PENULTIMATE).sum().backward()
+
+
 def test_finish_reads_its_batches_once() -> None:
     """So a generator will do, and a loader that shuffles at each reading."""
     made, again = merged(), merged()
@@ -576,6 +601,17 @@ def test_round_trip_with_a_calibration(tmp_path: Path) -> None:
         assert two is not None and torch.equal(two.pooled, one.pooled) and not two.validate
     head().save(tmp_path / "head.pt")
     assert TRMHead.load(tmp_path / "head.pt").calibration is None
+
+
+def test_the_state_of_a_finished_head_needs_a_calibration() -> None:
+    state, made = calibrated().state_dict(), head()
+    with pytest.raises(
+        RuntimeError, match=r"^TRMHead: calibration must be there .*, got None; give calibration=Calibration\(3\)"
+    ):
+        made.load_state_dict(state)
+    made.load_state_dict(state, strict=False)
+    made.calibration = Calibration(3)
+    made.load_state_dict(state)
 
 
 def test_other_classes_of_a_calibration() -> None:

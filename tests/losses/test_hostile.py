@@ -86,6 +86,26 @@ def test_places_and_ids_are_int64(dtype: torch.dtype) -> None:
             call()
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda word: tl.functional.asymmetric_loss(normal(4, CLASSES), labels(), reduction=word),
+        lambda word: tl.functional.region_distillation(normal(4, CLASSES), normal(4, CLASSES), reduction=word),
+        lambda word: tl.TextRegionMatchingLoss(CLASSES).loss(normal(4, CLASSES), labels(), reduction=word),
+    ],
+)
+def test_a_reduction_is_a_word_that_is_known(call: Callable[[Any], Any]) -> None:
+    with pytest.raises(ValueError, match=r"\w+: reduction must be one of 'none', 'mean', 'sum', got 'avg'"):
+        call("avg")
+
+
+def test_names_of_classes_are_words() -> None:
+    """Tensors of equal numbers are not equal in a set."""
+    parts = tl.RegionPooler(2, 4), tl.TextRegionMatchingLoss(2), torch.ones(2, 4)
+    with pytest.raises(TypeError, match="TRMHead: class_names must be str, got Tensor"):
+        tl.TRMHead(*parts, torch.zeros(2))  # type: ignore[arg-type]
+
+
 def test_classes_of_prompts_are_places() -> None:
     prompts = tl.PromptLearner("fixed", text=torch.eye(3))
     assert torch.equal(prompts(torch.tensor([2, 0], dtype=torch.int32)), torch.eye(3)[[2, 0]])

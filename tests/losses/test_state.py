@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +25,7 @@ from tests.helpers.cases.case import Caller, Case, built, ids
 from tests.helpers.compare import agree
 from tests.helpers.values import BATCH, CLASSES, SAMPLES, TOKENS, WIDTH, generator, labels, normal, shaken
 from trm_losses import baselines, pseudo
+from trm_losses._state import FullPrecisionState
 
 safetensors = pytest.importorskip("safetensors.torch")
 
@@ -314,3 +317,81 @@ def test_classes_that_stay_take_their_statistics_along(rule: str) -> None:
         assert torch.equal(value, expected), key
     assert labeler.num_classes == 4 and int(labeler.step) == 4
     labeler.update(normal(3, 4, WIDTH), labels(3, 4), bank.with_classes(KEPT))
+
+
+# Other defaults -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def default(value: torch.dtype | str) -> Iterator[None]:
+    """A default dtype, or a default device."""
+    before, put = torch.get_default_dtype(), torch.set_default_device if isinstance(value, str) else torch.set_default_dtype
+    put(value)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+        torch.set_default_device(None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=ids)
+def test_state_that_is_kept_in_float32_begins_in_it(case: Case, dtype: torch.dtype) -> None:
+    with default(dtype):
+        parts = [part for part in case.build(CLASSES).modules() if isinstance(part, FullPrecisionState)]
+    kinds = {buffer.dtype for part in parts for buffer in part.buffers(recurse=False) if buffer.is_floating_point()}
+    assert kinds <= {torch.float32}
+
+
+X, FEATURES, TEXT = normal(40, TOKENS, WIDTH).float(), normal(40, WIDTH, seed=1).float(), normal(CLASSES, WIDTH, seed=2).float()
+LOGITS, Y = normal(40, CLASSES, seed=3).float(), labels(40, soft=False).float()
+FOUND: dict[str, Callable[[], Any]] = {
+    "Calibration": lambda: tl.Calibration(CLASSES, device="cpu").fit(LOGITS, Y).scale,
+    "of single positives": lambda: (
+        tl.Calibration(CLASSES, device="cpu").fit(LOGITS, Y.where(Y == 1, -1.0), expected_positives=2).scale
+    ),
+    "average precision": lambda: tl.metrics.mean_average_precision(LOGITS, Y),
+    "calibration error": lambda: tl.metrics.calibration_error(LOGITS.sigmoid(), Y),
+    "thresholds": lambda: torch.cat(tl.choose_thresholds(LOGITS.sigmoid(), Y)),
+    "GaussianDiscriminant": lambda: tl.GaussianDiscriminant(CLASSES, WIDTH, device="cpu").fit([(X, Y)], TEXT).whitening,
+    "GlobalHead": lambda: tl.GlobalHead(CLASSES, WIDTH, device="cpu").fit([(None, FEATURES, Y)]).weight,
+    "PrototypeBank": lambda: tl.PrototypeBank(CLASSES, WIDTH, device="cpu").visual,
+    "free queries": lambda: tl.RegionPooler(CLASSES, WIDTH, query="free", device="cpu", dtype=torch.float32).query.shape,  # type: ignore[union-attr]
+}
+
+
+@pytest.mark.parametrize("value", [torch.float64, torch.bfloat16, torch.float16, "meta"], ids=str)
+@pytest.mark.parametrize("name", FOUND)
+def test_what_is_found_does_not_follow_the_defaults(name: str, value: torch.dtype | str) -> None:
+    with default(value):
+        found = FOUND[name]()
+    torch.testing.assert_close(found, FOUND[name](), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("value", [torch.float64, torch.bfloat16, torch.float16, "meta"], ids=str)
+def test_a_head_is_read_whatever_the_defaults_are(tmp_path: Path, value: torch.dtype | str) -> None:
+    parts = tl.RegionPooler(CLASSES, WIDTH), tl.TextRegionMatchingLoss(CLASSES)
+    whole = tl.GlobalHead(CLASSES, WIDTH, tl.GaussianDiscriminant(CLASSES, WIDTH).fit([X], TEXT)).fit([(X, FEATURES, Y)])
+    head = tl.TRMHead(*parts, TEXT, list("abcde"), global_head=whole).finish([(X, FEATURES, Y)])
+    head.save(tmp_path / "head.pt")
+    with default(value):
+        scores = tl.TRMHead.load(tmp_path / "head.pt").predict(X, FEATURES)
+    assert torch.equal(scores, head.predict(X, FEATURES))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: tl.PromptLearner("residual", text=torch.ones(CLASSES, WIDTH)),
+        lambda: tl.PromptLearner("shared", names=(torch.ones(CLASSES, 7, WIDTH), torch.full((CLASSES,), 6)), context_length=77),
+        lambda: tl.TRMObjective.from_text(torch.ones(CLASSES, WIDTH), total_steps=9, recipe="paper"),
+    ],
+    ids=["residual", "shared", "paper"],
+)
+def test_what_was_built_without_values_takes_a_state(build: Callable[[], nn.Module]) -> None:
+    with torch.device("meta"):
+        made = build()
+    real = build()
+    made.load_state_dict(real.state_dict(), assign=True)
+    assert all(torch.equal(value, real.state_dict()[key]) for key, value in made.state_dict().items())
+    assert getattr(made, "_prefix", None) == getattr(real, "_prefix", None)

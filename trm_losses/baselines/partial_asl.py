@@ -91,7 +91,7 @@ class PartialASLLoss(Baseline):
         self.policy, self.reduction, self.likely = policy, reduction, likely
         self.gamma_pos, self.gamma_neg, self.gamma_unknown, self.margin = gamma_pos, gamma_neg, gamma_unknown, margin
         self.prior_threshold = prior_threshold
-        self.register_buffer("prior", torch.zeros(num_classes) if prior is None else prior.detach().float().clone())
+        self.register_buffer("prior", torch.zeros(num_classes) if prior is None else prior.detach().clone())
         self.register_buffer("prior_steps", torch.zeros((), dtype=torch.int64))
 
     def _loss(self, x: Tensor, y: Tensor, ids: Tensor | None) -> Tensor:

@@ -68,7 +68,7 @@ class VLPLLoss(Baseline):
         check_numbers(name, 0, 1, threshold=threshold, negative_share=negative_share)
         self.alpha, self.beta, self.temperature = alpha, beta, temperature
         self.threshold, self.negative_share = threshold, negative_share
-        self.register_buffer("scores", (upcast(similarities.detach()) / temperature).softmax(dim=1).float())
+        self.register_buffer("scores", (upcast(similarities.detach()) / temperature).softmax(dim=1))
 
     def _loss(self, x: Tensor, y: Tensor, ids: Tensor | None) -> Tensor:
         scores, unknown = self.scores[ids], y == -1

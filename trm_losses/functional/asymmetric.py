@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from .._checks import signed
+from .._checks import check_choice, signed
 from .._distributed import count_per_rank, sum_per_rank
 from .._fused import may_fuse
 from .._precision import full_precision, upcast
@@ -66,6 +66,7 @@ def asymmetric_loss(
 
     Reference: ASL (Ridnik et al., ICCV 2021), with the settings of DualCoOp; the rule for soft labels is ours.
     """
+    check_choice("asymmetric_loss", "reduction", reduction, ("none", "mean", "sum"))
     check_shapes("asymmetric_loss", logits=(logits, "..."), targets=(targets, "..."))
     targets = signed(targets)
     with full_precision(logits):

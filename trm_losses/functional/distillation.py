@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from .._checks import check_choice
 from .._distributed import count_per_rank, sum_per_rank
 from .._precision import full_precision, upcast
 from ._shapes import Reduction, check_shapes
@@ -32,6 +33,7 @@ def region_distillation(
 
     Reference: region teaches query is the patent's; the form over classes is what the authors' other code suggests.
     """
+    check_choice("region_distillation", "reduction", reduction, ("none", "mean", "sum"))
     check_shapes("region_distillation", student_logits=(student_logits, "B C"), teacher_logits=(teacher_logits, "B C"))
     with full_precision(student_logits):
         student, teacher = upcast(student_logits) / temperature, upcast(teacher_logits.detach()) / temperature

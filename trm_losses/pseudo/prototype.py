@@ -26,9 +26,10 @@ class PrototypeRule(Rule):
 
     .. math:: q = \tfrac14 (\tilde s^v + \pi^v + \tilde s^t + \pi^t)
 
-    A modality is ignored for a class, and the other weights renormalised, if its prototype was never updated, or if present
-    entries were not more similar than absent ones so far. A class with fewer than ten known positives uses statistics pooled over
-    classes. Without any known absent label the mean over the batch's unknown entries stands for the mean of absent ones.
+    Terms are left out for a class, and the other weights renormalised: both of a modality if its prototype was never updated,
+    the calibrated one if present entries were not more similar than absent ones so far. A class with fewer than ten known
+    positives uses statistics pooled over classes. Without any known absent label the mean over the batch's unknown entries stands
+    for the mean of absent ones.
 
     Args:
         num_classes: C.
