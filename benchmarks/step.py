@@ -329,8 +329,8 @@ def usual_update(
     started = labeler.step >= labeler.warmup_steps
     labeler.step += 1
     for c in range(targets.shape[1]):
-        sure = (targets[:, c] == 1) & (~started | (confidence[:, c] >= objective.bank_confidence))
-        sure = sure | ((pseudo.targets[:, c] > 0) & (pseudo.scores[:, c] >= objective.bank_pseudo_score))
+        sure = (targets[:, c] == 1) & (~started | (confidence[:, c] >= objective.confident))
+        sure = sure | ((pseudo.targets[:, c] > 0) & (pseudo.scores[:, c] >= objective.sure))
         if sure.any():
             weight = confidence[sure, c]
             mean = (weight[:, None] * z[sure, c]).sum(dim=0) / weight.sum()
@@ -362,7 +362,7 @@ def usual_losses(model: Model, regions: Regions, text: Tensor, targets: Tensor, 
         terms[f"matching_{name}"] = classes * usual_matching(logits, targets).sum() / known
         terms[f"pseudo_{name}"] = (pseudo.weights * usual_matching(logits, pseudo.targets)).sum() / len(targets)
     terms["distillation"] = usual_distillation(query, region)
-    sure = (pseudo.targets > 0) & (pseudo.scores >= objective.anchor_score)
+    sure = (pseudo.targets > 0) & (pseudo.scores >= objective.sure)
     anchors = torch.where(sure, 1.0, targets)
     weights = torch.where(targets == -1, pseudo.weights, 1.0)
     with clock.part(CONTRAST):

@@ -133,26 +133,17 @@ def check_estimates(owner: str, estimates: Tensor, *, validate: bool = True) -> 
 
 def check_scores(owner: str, scores: Tensor, targets: Tensor, *, probabilities: bool = False) -> Tensor:
     """The targets of what measures scores, once both are checked; with ``probabilities`` scores must lie from 0 to 1."""
-    for name, x in (("scores", scores), ("targets", targets)):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{owner}: {name} must be a torch.Tensor, got {type(x).__name__}")
-    if scores.dtype not in FLOATS:
-        raise TypeError(f"{owner}: scores must be floats, got {scores.dtype}")
-    if targets.dtype not in NUMBERS:
-        raise TypeError(f"{owner}: targets must hold bools, integers or floats, got {targets.dtype}")
-    if scores.dim() != 2 or scores.numel() == 0:
+    dims = Dims(owner)
+    dims.check("scores", scores, "B C")
+    if not scores.numel():
         raise ValueError(f"{owner}: scores must have shape (B, C) with B, C >= 1, got {tuple(scores.shape)}")
-    if targets.shape != scores.shape:
-        want = f"(B, C) = {tuple(scores.shape)} like scores"
-        raise ValueError(f"{owner}: targets must have shape {want}, got {tuple(targets.shape)}")
-    if targets.device != scores.device:
-        raise ValueError(f"{owner}: scores are on {scores.device}, targets on {targets.device}; move one of them")
+    targets = dims.targets(targets, "B C", validate=False)
     if bool(scores.isnan().any()):
         raise ValueError(f"{owner}: scores must not be NaN, got {int(scores.isnan().sum())} NaN of {scores.numel()}")
     if probabilities and bool((outside := (scores < 0) | (scores > 1)).any()):
         got = scores[outside][0].item()
         raise ValueError(f"{owner}: scores must be probabilities from 0 to 1, got {got:g}; give torch.sigmoid(scores) of logits")
-    return check_targets(owner, signed(targets), soft=False)
+    return check_targets(owner, targets, soft=False)
 
 
 def check_ids(owner: str, ids: Tensor, num_samples: int | None = None, *, name: str = "ids") -> None:

@@ -99,10 +99,11 @@ class ChunkedTRMObjective(TRMObjective):
 
     def _entries(self, prepared: Prepared, targets: Tensor, pseudo: PseudoLabels | None) -> TF.Entries:
         """The regions that contrast and bank read: of positives, known or sure."""
+        positives = self._positives(targets, pseudo)
         read = torch.zeros_like(targets, dtype=torch.bool)
         if self.contrast is not None:
-            read |= self._positives(targets, pseudo, self.anchor_score) >= self.contrast.anchor_threshold
+            read |= positives >= self.contrast.anchor_threshold
         if self.bank is not None:
-            read |= self._positives(targets, pseudo, self.bank_pseudo_score) == 1
+            read |= positives == 1
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.contrast is not None):
             return self.pooler.entries(prepared, read)

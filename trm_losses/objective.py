@@ -74,10 +74,6 @@ class TRMObjective(PerClassState):
         distillation, contrast: optional losses.
         bank, labeler: optional; contrast uses the bank's prototypes if there is one; some rules of a labeler need a bank.
         lambda_region, lambda_pseudo, lambda_distillation, lambda_contrast: the factors :math:`\lambda`.
-        anchor_score: least score of a pseudo-positive that becomes an anchor of the contrast.
-        bank_confidence: after the labeler's warm-up, least probability (query head) at which a known positive enters
-            the bank; before, all enter, or rare classes would never start.
-        bank_pseudo_score: least score at which a pseudo-positive enters the bank.
 
     Shape:
         tokens (B, N, D) or :class:`Regions`, text (C, D), targets (B, C), ids (B,) int64 -> :class:`TRMOutput`.
@@ -88,6 +84,9 @@ class TRMObjective(PerClassState):
     Reference: the four parts and which teaches which are TRM-ML's (paper, patent); factors, gates and the scale-free
     normalisers are our choice, gates after SADCL.
     """
+
+    sure = 0.9  # least score of a pseudo-positive that is an anchor of the contrast and enters the bank
+    confident = 0.8  # least probability of a known positive that enters the bank, once the labeler has begun
 
     def __init__(
         self,
@@ -102,9 +101,6 @@ class TRMObjective(PerClassState):
         lambda_pseudo: float = 1.0,
         lambda_distillation: float = 1.0,
         lambda_contrast: float = 0.1,
-        anchor_score: float = 0.9,
-        bank_confidence: float = 0.8,
-        bank_pseudo_score: float = 0.9,
     ) -> None:
         super().__init__()
         name = type(self).__name__
@@ -130,8 +126,6 @@ class TRMObjective(PerClassState):
             raise ValueError(f"{name}: bank must have the pooler's dim = {pooler.dim}, got {bank.dim}")
         self.pooler, self.matching, self.distillation, self.contrast = pooler, matching, distillation, contrast
         self.bank, self.labeler = bank, labeler
-        self.anchor_score = anchor_score
-        self.bank_confidence, self.bank_pseudo_score = bank_confidence, bank_pseudo_score
 
     @classmethod
     def from_text(
@@ -301,7 +295,7 @@ class TRMObjective(PerClassState):
             terms["contrast"] = self.lambda_contrast * self.contrast(
                 features,
                 text,
-                self._positives(targets, pseudo, self.anchor_score),
+                self._positives(targets, pseudo),
                 prototypes=None if self.bank is None else self.bank.visual,
                 seen=None if self.bank is None else self.bank.seen,
                 weights=None if pseudo is None else torch.where(targets == UNKNOWN, pseudo.weights, 1.0),
@@ -313,12 +307,11 @@ class TRMObjective(PerClassState):
         count = torch.full((), targets.numel(), dtype=dtype, device=targets.device)
         return sum_over_ranks(count, resolve_group(self.matching.distributed)).clamp(min=1)
 
-    @staticmethod
-    def _positives(targets: Tensor, pseudo: PseudoLabels | None, score: float) -> Tensor:
-        """Known targets, and 1 where a pseudo-positive has at least this score (unknown elsewhere)."""
+    def _positives(self, targets: Tensor, pseudo: PseudoLabels | None) -> Tensor:
+        """Known targets, and 1 where a pseudo-positive is sure (unknown elsewhere)."""
         if pseudo is None:
             return targets
-        sure = (pseudo.targets > 0) & (pseudo.scores >= score)
+        sure = (pseudo.targets > 0) & (pseudo.scores >= self.sure)
         return torch.where(sure, 1.0, targets.to(pseudo.scores.dtype))
 
     @torch.no_grad()
@@ -328,10 +321,10 @@ class TRMObjective(PerClassState):
         gate = confidence = torch.sigmoid(logits)
         if self.labeler is not None:
             # First the statistics: they compare with prototypes that these samples have not moved yet.
-            scores = None if pseudo is None else pseudo.scores
             started = self.labeler.step >= self.labeler.warmup_steps
-            self.labeler.update(output.compared, targets, self.bank, logits=logits, ids=output.ids, scores=scores)
-            gate = confidence * (~started | (confidence >= self.bank_confidence) | (targets == UNKNOWN))
+            self.labeler.update(output.compared, targets, self.bank, logits=logits, ids=output.ids)
+            # Before it has begun all known positives enter, or rare classes would never start.
+            gate = confidence * (~started | (confidence >= self.confident) | (targets == UNKNOWN))
         if self.bank is not None:
-            entering = self._positives(targets, pseudo, self.bank_pseudo_score)
+            entering = self._positives(targets, pseudo)
             self.bank.update(output.features, entering, weights=gate, text=output.text)

@@ -380,7 +380,7 @@ def test_what_is_no_probability_and_other_refusals() -> None:
     refused(r"scores must be probabilities from 0 to 1, got .*; give torch.sigmoid\(scores\) of logits", x=scores - 2)
     refused("scores must be a torch.Tensor, got list", TypeError, x=scores.tolist())
     refused("scores must not be NaN, got 12 NaN of 12", x=scores * np.nan)
-    refused(r"targets must have shape \(B, C\) = \(6, 2\) like scores, got \(5, 2\)", y=labels[:5])
+    refused(r"targets must have shape \(B, C\) = \(6, 2\), got \(5, 2\)", y=labels[:5])
     refused("targets must be 1 .*, got 0.5; a soft label", y=torch.full((6, 2), 0.5))
     refused("targets must hold known present and known absent labels, got 0 present and 0 absent", y=torch.full((6, 2), -1))
     refused("targets must hold known present and known absent labels, got 12 present and 0 absent", y=torch.ones(6, 2))

@@ -27,9 +27,6 @@ def chunk_parts(**options: Any) -> dict[str, Any]:
         "contrast": tl.MultimodalContrastiveLoss(),
         "bank": filled_bank(),
         "labeler": filled_labeler(positive=0.6, negative=0.4),
-        "anchor_score": 0.65,
-        "bank_confidence": 0.5,
-        "bank_pseudo_score": 0.62,
         **options,
     }
 
@@ -71,6 +68,7 @@ def test_classes_in_chunks_are_all_classes_at_once(name: str, chunk: int, target
             module = tl.TRMObjective(made, loss, **settings).double()  # type: ignore[arg-type]
         else:
             module = tl.ChunkedTRMObjective(made, loss, **settings, class_chunk=class_chunk).double()  # type: ignore[arg-type]
+        module.sure, module.confident = 0.65, 0.5
         results: list[Any] = []
         for step in range(2):
             given = {**x, "ids": x["ids"] + 6 * step}

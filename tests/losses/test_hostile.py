@@ -43,12 +43,6 @@ def contrast(**more: Any) -> Any:
     [
         ("logits", lambda w: tl.TextRegionMatchingLoss(CLASSES).loss(spoiled(torch.ones(4, CLASSES), w), labels())),
         ("init", lambda w: tl.PrototypeBank(3, 4, init=spoiled(torch.ones(3, 4), w))),
-        (
-            "scores",
-            lambda w: tl.PseudoLabeler(CLASSES).update(
-                batch()["regions"], labels(), tl.PrototypeBank(CLASSES, WIDTH), scores=spoiled(torch.ones(4, CLASSES), w)
-            ),
-        ),
     ],
 )
 def test_nothing_infinite_goes_through(name: str, call: Callable[[float], Any], value: float) -> None:

@@ -10,7 +10,6 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 import trm_losses as tl
 from tests.helpers import compare, oracles
@@ -19,7 +18,7 @@ from tests.helpers.cases.contrast import weighted
 from tests.helpers.cases.objective import objective, objective_inputs, objective_terms
 from tests.helpers.values import CLASSES, TOKENS, WIDTH, labels, named_right, normal, shaken
 from trm_losses import functional as TF
-from trm_losses.pseudo import Evidence, PrototypeRule, TeacherRule
+from trm_losses.pseudo import PrototypeRule, TeacherRule
 from trm_pipeline.config import presets
 
 close = partial(compare.close, rtol=2e-5, atol=2e-5)  # state is float32
@@ -151,9 +150,9 @@ def test_what_enters_statistics_and_prototypes(warmup: int) -> None:
     entering, weights = y.copy(), np.zeros_like(y)
     for b, c in np.ndindex(*y.shape):
         confidence = oracles.sigmoid(float(output.logits[b, c].detach()))
-        if y[b, c] == 1 and (warmup or confidence >= module.bank_confidence):
+        if y[b, c] == 1 and (warmup or confidence >= module.confident):
             weights[b, c] = confidence
-        made = output.pseudo.targets[b, c] > 0 and output.pseudo.scores[b, c] >= module.bank_pseudo_score
+        made = output.pseudo.targets[b, c] > 0 and output.pseudo.scores[b, c] >= module.sure
         if y[b, c] == -1 and made and not warmup:
             entering[b, c], weights[b, c] = 1, confidence
     if not warmup:
@@ -166,20 +165,6 @@ def test_what_enters_statistics_and_prototypes(warmup: int) -> None:
     assert module.bank.count.tolist() == slow.count
     for a, b in zip(module.labeler.buffers(), labeler.buffers(), strict=True):
         close(a, b)
-
-
-def test_a_rule_may_learn_from_the_scores_of_the_step() -> None:
-    class Remembers(PrototypeRule):
-        given: Tensor | None
-
-        def update(self, evidence: Evidence, scores: Tensor | None) -> None:
-            self.given = scores
-
-    module, x, rule = objective().double(), objective_inputs(8, CLASSES), Remembers(CLASSES)
-    module.labeler = tl.PseudoLabeler(CLASSES, rule)
-    output = module(**x)
-    module.update(output)
-    assert output.pseudo is not None and rule.given is output.pseudo.scores
 
 
 def test_without_labeler_every_known_positive_enters_with_its_confidence() -> None:

@@ -139,7 +139,7 @@ def write_features(folder: Path) -> None:
 def test_a_broken_cache_of_features_is_refused(name: str, how: str, tmp_path: Path) -> None:
     folder, made = tmp_path / "cache", tmp_path / "made by the payload"
     write_features(folder)
-    features.CachedFeatures.open(folder, 1, torch.device("cpu"))
+    features.CachedFeatures.from_folder(folder, 1, torch.device("cpu"))
     path = folder / name
     array = np.load(path)
     if how in ("cut", "empty"):
@@ -154,7 +154,7 @@ def test_a_broken_cache_of_features_is_refused(name: str, how: str, tmp_path: Pa
         other = {"type": array.astype(np.float32), "rank": array[0], "count": array[:4], "width": array[..., :2]}
         np.save(path, other.get(how, objects), allow_pickle=True)
     with pytest.raises(ValueError, match=r"cache.* must .*delete") as caught:
-        features.CachedFeatures.open(folder, 1, torch.device("cpu"))
+        features.CachedFeatures.from_folder(folder, 1, torch.device("cpu"))
     one_sentence(caught.value)
     assert not made.exists()
 

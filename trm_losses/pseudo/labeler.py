@@ -169,7 +169,6 @@ class PseudoLabeler(FullPrecisionState):
             logits=None if logits is None else upcast(logits),
             ids=ids,
             known_count=self.known_count,
-            expected_positives=self.expected_positives,
             group=resolve_group(self.distributed),
         )
 
@@ -245,24 +244,17 @@ class PseudoLabeler(FullPrecisionState):
         *,
         logits: Tensor | None = None,
         ids: Tensor | None = None,
-        scores: Tensor | None = None,
     ) -> None:
         """Count a step and take the known entries of a batch into the statistics; before the bank's own update.
 
         Args:
             regions, targets, bank: as in the call.
             logits, ids: as in the call, if the rule learns from them.
-            scores: (B, C) of the call on this batch; None computes them again if the rule reads them.
         """
         evidence = self._evidence(regions, targets, bank, logits, ids)
         targets = evidence.targets
-        if scores is not None:
-            owner = type(self).__name__
-            Dims(owner, B=targets.shape[0], C=self.num_classes).check("scores", scores, "B C")
-            if self.validate:
-                check_finite(owner, "scores", scores)
         with full_precision(targets):
-            self.rule.update(evidence, scores)
+            self.rule.update(evidence)
             counts = torch.stack([targets == 0, targets == 1]).sum(dim=1)
             self.known_count.add_(sum_over_ranks(counts.float(), evidence.group).to(torch.int64))
         self.step.add_(1)

@@ -140,7 +140,7 @@ class PrototypeRule(Rule):
         return TF.calibrate(intra, present, absent, gap, steepness=_STEEPNESS), trusted
 
     @torch.no_grad()
-    def update(self, evidence: Evidence, scores: Tensor | None) -> None:
+    def update(self, evidence: Evidence) -> None:
         regions, targets, bank = evidence.regions, evidence.targets, evidence.bank
         assert regions is not None and bank is not None
         known = torch.stack([targets == 0, targets == 1]).float()  # (absent, present) x B x C

@@ -31,7 +31,6 @@ class Evidence(NamedTuple):
         logits: (B, C) of the model, or None.
         ids: (B,) int64 places of the images in the training set, or None.
         known_count: (2, C) known absent and known present labels so far.
-        expected_positives: assumed number of present classes of an image; None if labels are hidden at random.
         group: process group of the statistics, or None.
     """
 
@@ -41,7 +40,6 @@ class Evidence(NamedTuple):
     logits: Tensor | None
     ids: Tensor | None
     known_count: Tensor
-    expected_positives: float | None
     group: ProcessGroup | None
 
 
@@ -90,8 +88,8 @@ class Rule(FullPrecisionState):
         """Labels and scores of a batch."""
         raise NotImplementedError(f"{type(self).__name__} must define decide(evidence) -> Decision")
 
-    def update(self, evidence: Evidence, scores: Tensor | None) -> None:
-        """Take the known entries of a batch into statistics; ``scores`` are those of :meth:`decide`, if they are at hand."""
+    def update(self, evidence: Evidence) -> None:
+        """Take the known entries of a batch into statistics."""
 
     def similarities(self, regions: Tensor, bank: PrototypeBank | None, first: int = 0) -> TF.Similarities | None:
         """What the rule reads of the regions (B, c, D) of c classes from ``first`` on; None: nothing."""

@@ -82,7 +82,7 @@ class CachedFeatures:
         self.tokens, self.pooled, self.penultimate, self.device = tokens, pooled, penultimate, device
 
     @classmethod
-    def open(cls, folder: Path, views: int, device: torch.device) -> CachedFeatures:
+    def from_folder(cls, folder: Path, views: int, device: torch.device) -> CachedFeatures:
         """A folder of the cache."""
         fix = f"delete {folder}"
         count, tokens, dim = mapped(folder / "tokens0.npy", "n", "N", "D", fix=fix).shape

@@ -136,7 +136,7 @@ def cache_features(
         finally:
             if work is not None:
                 work.close()
-    cached = CachedFeatures.open(folder, views, device)
+    cached = CachedFeatures.from_folder(folder, views, device)
     if len(cached) != len(files):
         raise ValueError(f"{folder} must hold the features of {len(files)} images, got {len(cached)}; delete it")
     return cached
@@ -157,7 +157,7 @@ def _take_over(work: Unfinished, root: Path) -> None:
 
 def _copy(work: Unfinished, folder: Path, places: Tensor, views: int) -> None:
     """The rows of a cache in so many views, whose places (n,) in ``work`` are not -1 and lack features."""
-    done, held = done_rows(folder, views, len(places)), CachedFeatures.open(folder, views, torch.device("cpu"))
+    done, held = done_rows(folder, views, len(places)), CachedFeatures.from_folder(folder, views, torch.device("cpu"))
     shapes = work.about["shapes"]
     for view in range(min(work.views, views)):
         left = torch.zeros(len(work.images) + 1, dtype=torch.bool)  # the last is that of -1

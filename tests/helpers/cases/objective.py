@@ -38,11 +38,9 @@ def objective(
         contrast=tl.MultimodalContrastiveLoss(distributed=distributed),
         bank=filled_bank(classes),
         labeler=filled_labeler(classes, **OBJECTIVE_RULE),
-        anchor_score=0.65,
-        bank_confidence=0.5,
-        bank_pseudo_score=0.62,
         **settings,
     )
+    module.sure, module.confident = 0.65, 0.5
     module.bank.distributed = module.labeler.distributed = distributed  # filled with the same on every rank before
     return shaken(module)  # type: ignore[return-value]
 
@@ -84,7 +82,7 @@ def objective_terms(module: tl.TRMObjective, x: Inputs) -> dict[str, float]:
     for i in np.ndindex(*y.shape):
         if y[i] == -1:
             anchor_weights[i] = weights[i]
-            if guessed[i] > 0 and scores[i] >= module.anchor_score:
+            if guessed[i] > 0 and scores[i] >= module.sure:
                 anchors[i] = 1.0
     contrast = oracles.contrast(
         query, x["text"], anchors, prototypes=module.bank.visual, seen=module.bank.seen, weights=anchor_weights

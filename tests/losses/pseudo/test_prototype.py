@@ -94,7 +94,7 @@ def test_a_single_seen_class_is_not_compared_with_itself() -> None:
 def test_positives_are_soft_and_negatives_hard() -> None:
     """At a threshold a score is decided, between them it is not."""
     scores, bank = torch.tensor([[0.8, 0.79, 0.11, 0.1, 1.0]]), PrototypeBank(5, 8)
-    evidence = Evidence(None, torch.full((1, 5), -1.0), bank, None, None, torch.zeros(2, 5), None, None)
+    evidence = Evidence(None, torch.full((1, 5), -1.0), bank, None, None, torch.zeros(2, 5), None)
     with mock.patch.object(PrototypeRule, "scores", return_value=scores):
         default, own = (rule.decide(evidence) for rule in (PrototypeRule(5), PrototypeRule(5, positive=0.79, negative=0.05)))
     close(default.labels, [[0.8, -1, -1, 0, 1]])

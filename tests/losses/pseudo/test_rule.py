@@ -39,7 +39,7 @@ class MeanRule(Rule):
         assert evidence.logits is not None
         return Decision((evidence.logits > self.mean).float(), torch.sigmoid(evidence.logits))
 
-    def update(self, evidence: Evidence, scores: Tensor | None) -> None:
+    def update(self, evidence: Evidence) -> None:
         assert evidence.logits is not None
         self.mean.lerp_(evidence.logits.float().mean(dim=0), 0.5)
 

@@ -64,7 +64,8 @@ def test_without_validation_no_device_is_waited_for() -> None:
     """A tensor on the device "meta" has no values: to ask for one is an error."""
     made = tl.PseudoLabeler(3, TeacherRule(torch.ones(6, 3)), validate=False).to("meta")
     y, ids = torch.full((2, 3), -1.0, device="meta"), torch.arange(2, device="meta")
-    made.update(None, y, ids=ids, scores=made(None, y, ids=ids).scores)
+    made(None, y, ids=ids)
+    made.update(None, y, ids=ids)
 
 
 def test_classes_that_are_new_have_no_estimate() -> None:

@@ -29,9 +29,6 @@ OPTIONS = [
     ("objective.lambda_pseudo=0.3", "lambda_pseudo"),
     ("objective.lambda_distillation=0.3", "lambda_distillation"),
     ("objective.lambda_contrast=0.6", "lambda_contrast"),
-    ("objective.anchor_score=0.7", "anchor_score"),
-    ("objective.bank_confidence=0.7", "bank_confidence"),
-    ("objective.bank_pseudo_score=0.7", "bank_pseudo_score"),
     ("bank.momentum=0.5", "bank.momentum"),
     ("bank.text_momentum=0.5", "bank.text_momentum"),
     ("prototype.positive=0.7 pseudo_rule=prototype", "labeler.rule.positive"),
@@ -229,7 +226,7 @@ def test_the_value_path_reaches_the_backbone_and_the_name_of_the_cache(monkeypat
     assert asked == [True, False]
     monkeypatch.setattr(encoding, "encode", lambda *a, **k: None)
     folders = []
-    monkeypatch.setattr(encoding.CachedFeatures, "open", lambda folder, *a: folders.append(folder) or [])
+    monkeypatch.setattr(encoding.CachedFeatures, "from_folder", lambda folder, *a: folders.append(folder) or [])
     for backbone.value_path in (False, True, False):
         encoding.cache_features(tmp_path, None, [], backbone, weights="a", token_pool=2, mirror=False, device=torch.device("cpu"))
     assert folders[0] == folders[2] != folders[1]

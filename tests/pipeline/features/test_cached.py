@@ -77,7 +77,7 @@ def test_mirrored_views_are_drawn_in_training_only(tmp_path):
     for view in (0, 1):
         np.save(tmp_path / f"tokens{view}.npy", np.full((50, 2, 3), view, dtype=np.float16))
         np.save(tmp_path / f"pooled{view}.npy", np.full((50, 3), view, dtype=np.float16))
-    cached = features.CachedFeatures.open(tmp_path, 2, torch.device("cpu"))
+    cached = features.CachedFeatures.from_folder(tmp_path, 2, torch.device("cpu"))
     assert all(batch.tokens.sum() == 0 for batch in cached.batches(8))
     drawn = list(cached.batches(8, torch.Generator().manual_seed(0)))
     index = torch.cat([batch.index for batch in drawn])
@@ -100,7 +100,7 @@ def test_cached_rows_are_those_of_their_images(tmp_path, views, further):
     for name, array in arrays.items():
         for view in range(views):
             np.save(tmp_path / f"{name}{view}.npy", array[view])
-    cached = features.CachedFeatures.open(tmp_path, views, torch.device("cpu"))
+    cached = features.CachedFeatures.from_folder(tmp_path, views, torch.device("cpu"))
     seeded = torch.Generator().manual_seed(3)
     order = torch.randperm(11, generator=seeded).tolist()
     drawn = torch.randint(views, (11,), generator=seeded).tolist()  # view of each image, not of each place in the order
@@ -126,10 +126,10 @@ def test_penultimate_features_that_do_not_fit_are_refused(tmp_path, shape):
         for name, size in (("tokens", (11, 2, 3)), ("pooled", (11, 3)), ("penultimate", shape if view else (11, 5))):
             np.save(tmp_path / f"{name}{view}.npy", np.zeros(size, dtype=np.float16))
     with pytest.raises(ValueError, match=f"{tmp_path}.*; delete "):
-        features.CachedFeatures.open(tmp_path, 2, torch.device("cpu"))
+        features.CachedFeatures.from_folder(tmp_path, 2, torch.device("cpu"))
     (tmp_path / "penultimate1.npy").unlink()
     with pytest.raises((ValueError, FileNotFoundError), match="penultimate1"):
-        features.CachedFeatures.open(tmp_path, 2, torch.device("cpu"))
+        features.CachedFeatures.from_folder(tmp_path, 2, torch.device("cpu"))
 
 
 def test_live_features_show_every_image_once_in_an_order_of_the_seed(devkit, backbone):

@@ -307,7 +307,7 @@ def test_parts_make_up_the_batches(kind: str, seed: int | None, tmp_path: Path) 
             np.save(tmp_path / f"tokens{view}.npy", (10 * view + np.arange(9 * 6).reshape(9, 2, 3)).astype(np.float16))
             np.save(tmp_path / f"pooled{view}.npy", (10 * view + np.arange(9 * 3).reshape(9, 3)).astype(np.float16))
             np.save(tmp_path / f"penultimate{view}.npy", (10 * view + np.arange(9 * 5).reshape(9, 5)).astype(np.float16))
-        read: Any = features.CachedFeatures.open(tmp_path, 2, torch.device("cpu"))
+        read: Any = features.CachedFeatures.from_folder(tmp_path, 2, torch.device("cpu"))
     else:
         read = features.LiveFeatures(Images(), Tower(), token_pool=1, device=torch.device("cpu"), workers=0)
 
