@@ -70,7 +70,7 @@ class GlobalHead(FullPrecisionState):
 
     Shape:
         tokens (B, N, D), penultimate (B, W), key_padding_mask (B, N) bool with True at padding -> logits (B, C). What no view
-        reads may be None.
+        reads may be None. Scores (B, C) that the prior gave may stand for the tokens: it is then not asked again.
 
     Raises:
         ValueError, TypeError: shapes, devices, dtypes, NaN, settings, each by name; neither view; present labels alone without
@@ -159,7 +159,6 @@ class GlobalHead(FullPrecisionState):
         with full_precision(self.bias), torch.inference_mode(False), torch.enable_grad():
             prior = _Standard(g, count, group)
             layer = _Standard(f, count, group)
-            del f
             root, energy = self._root(layer, count, group)
             x = layer.values if root is None else layer.values @ root
             carried = _carry(x, prior.values, count, group)
@@ -234,7 +233,7 @@ class GlobalHead(FullPrecisionState):
         if self.prior is not None and tokens is None:
             raise ValueError(f"{dims.owner}: tokens must be given where there is a prior, got None")
         if tokens is not None:
-            dims.check("tokens", tokens, "B N D")
+            dims.check("tokens", tokens, "B C" if tokens.ndim == 2 else "B N D")
         if self.width is not None:
             hint = "backbones give it, and so do features written with it"
             if penultimate is None:
@@ -244,8 +243,8 @@ class GlobalHead(FullPrecisionState):
             if self.validate:
                 check_finite(dims.owner, "penultimate", penultimate)
             f = upcast(penultimate).float()
-        if self.prior is not None:
-            g = self.prior(tokens, key_padding_mask=padding).float()
+        if self.prior is not None and tokens is not None:
+            g = (tokens if tokens.ndim == 2 else self.prior(tokens, key_padding_mask=padding)).float()
         images = dims.sizes["B"]
         return zeros(images, self.num_classes) if g is None else g, zeros(images, 0) if f is None else f
 
@@ -305,7 +304,8 @@ class GlobalHead(FullPrecisionState):
         if self.validate and not torch.compiler.is_compiling() and not self.total:
             raise RuntimeError(f"{type(self).__name__}: nothing was fitted yet; call fit(batches), or load a state, first")
         with full_precision(self.bias):
-            g, f = self._views(Dims(type(self).__name__), tokens, penultimate, key_padding_mask)
+            dims = Dims(type(self).__name__, C=self.num_classes)
+            g, f = self._views(dims, tokens, penultimate, key_padding_mask)
             return self.scale * g + (f - self.center) @ self.weight.T + self.bias
 
     @torch.no_grad()
@@ -333,16 +333,22 @@ class GlobalHead(FullPrecisionState):
 
 
 class _Standard:
-    """Values (n, K) standardised over the rows of all ranks; a constant column is zeros."""
+    """Values (n, K) standardised in place over the rows of all ranks; a constant column is zeros."""
 
     def __init__(self, values: Tensor, count: float, group: torch.distributed.ProcessGroup | None) -> None:
+        size = _joined(_squares(values), group) / count
         self.mean = (_joined(values.sum(dim=0), group) / count).to(values)
-        apart = values - self.mean
-        square = _joined(apart.square().sum(dim=0), group) / count
-        size = _joined(values.square().sum(dim=0), group) / count
+        values -= self.mean
+        square = _joined(_squares(values), group) / count
         constant = square <= 1e-10 * size
         self.deviation = torch.where(constant, 1.0, square.sqrt()).to(values)
-        self.values = torch.where(constant.to(values.device), 0.0, apart / self.deviation)
+        values /= self.deviation
+        self.values = values.masked_fill_(constant.to(values.device), 0.0)
+
+
+def _squares(values: Tensor) -> Tensor:
+    """(K,) sums of squares of the columns, some at a time: the squares of all may be gigabytes."""
+    return torch.cat([part.square().sum(dim=0) for part in values.split(256, dim=1)])
 
 
 def _joined(value: Tensor, group: torch.distributed.ProcessGroup | None) -> Tensor:

@@ -342,3 +342,14 @@ def test_ranks_equal_one_process(pools: Callable[[int], Pool], world: int, views
     other.load_state_dict(states[0])
     close(scores(other), scores(whole))
     assert other.total == whole.total
+
+
+def test_scores_of_the_prior_stand_for_the_tokens() -> None:
+    images = [batch[:3] for batch in labelled_images()]
+    module = unfitted(views="both").fit(images)
+    given = [(module.prior(x), f, y) for x, f, y in images]
+    again = copy.deepcopy(module).fit(given)
+    for (x, f, _), (g, _, _) in zip(images, given, strict=True):
+        close(again(g, f), module(x, f), atol=1e-5)
+    with pytest.raises(ValueError, match=r"tokens must have shape \(B, C\)"):
+        module(given[0][0][:, 1:], given[0][1])

@@ -50,6 +50,7 @@ def fit_global_head(
     *,
     penultimate: bool,
     expected_positives: float | None,
+    scores: Tensor | None = None,
     **options: Any,
 ) -> GlobalHead | None:
     """Fitted to training images with labels (N, C), of several views by the mean of their penultimate features.
@@ -61,6 +62,7 @@ def fit_global_head(
         penultimate: whether penultimate features are read, if they are there.
         expected_positives: present labels of an image, with single positives; None: labels are hidden at random. Of few
             classes at most nine in ten are taken to be present.
+        scores: (N, C) of the prior, if they are at hand: a pass over all tokens less.
         options: of the constructor.
 
     Returns:
@@ -79,7 +81,7 @@ def fit_global_head(
         if width is None and prior is None:
             return None
         head = GlobalHead(targets.shape[1], width, prior, distributed=True, device=first.tokens.device, **options)
-        return _fit(head, features, targets, batch_size, expected_positives)
+        return _fit(head, features, targets, batch_size, expected_positives, scores)
 
 
 def _fit(
@@ -88,6 +90,7 @@ def _fit(
     targets: Tensor,
     batch_size: int,
     expected_positives: float | None,
+    scores: Tensor | None,
     estimates: Tensor | None = None,
 ) -> GlobalHead:
     """The head fitted to images with labels (N, C), and where there are any with estimates (N, C) of the unknown ones."""
@@ -100,15 +103,21 @@ def _fit(
                 found = [batch.penultimate for batch in seen if batch.penultimate is not None]
                 penultimate = torch.stack(found).mean(dim=0) if found else None
                 told = None if estimates is None else estimates[index].to(tokens.device)
-                yield tokens, penultimate, targets[index].to(tokens.device), None, told
+                shown = tokens if scores is None else scores[index].to(tokens.device)
+                yield shown, penultimate, targets[index].to(tokens.device), None, told
 
     return head.fit(stream(), expected_positives=expected_positives)
 
 
-def global_logits(head: GlobalHead, features: Features, batch_size: int) -> Tensor:
-    """Logits (N, C) of images."""
+def global_logits(head: GlobalHead, features: Features, batch_size: int, scores: Tensor | None = None) -> Tensor:
+    """Logits (N, C) of images; ``scores`` (N, C) are the prior's, if they are at hand."""
+
+    def logits(batch: Batch) -> Tensor:
+        found: Tensor = head(batch.tokens if scores is None else scores[batch.index].to(batch.tokens), batch.penultimate)
+        return found
+
     with torch.random.fork_rng(devices=()):  # a loader draws a seed, and a cell must not tell what came before it
-        return score(lambda batch: head(batch.tokens, batch.penultimate), features, batch_size)
+        return score(logits, features, batch_size)
 
 
 class Merged(Wrapped):
@@ -136,12 +145,9 @@ class Merged(Wrapped):
         self.register_buffer("finished", torch.zeros((), dtype=torch.bool))  # whether the calibration was fitted
 
     def logits(self, batch: Batch, text: Tensor) -> Tensor:
-        calibrated: Tensor = self.calibration(self._merged(batch, text))
-        return calibrated
-
-    def _merged(self, batch: Batch, text: Tensor) -> Tensor:
         whole: Tensor = self.head(batch.tokens, batch.penultimate)
-        return (1 - self.rate) * self.inner.logits(batch, text) + self.rate * whole
+        calibrated: Tensor = self.calibration((1 - self.rate) * self.inner.logits(batch, text) + self.rate * whole)
+        return calibrated
 
     def finish(self, features: Features, targets: Tensor, text: Tensor, batch_size: int) -> None:
         """Make the scores probabilities by the known labels, and teach the head of the whole image what they say of the others.
@@ -155,17 +161,26 @@ class Merged(Wrapped):
         if not present or not absent and (expected is None or expected >= self.head.num_classes):
             return
 
-        def calibrated() -> Tensor:
-            with torch.random.fork_rng(devices=()):
-                logits = score(lambda batch: self._merged(batch, text), features, batch_size)  # on the CPU, as the labels
+        def seen(batch: Batch) -> Tensor:
+            """Logits of both views, and the scores of the prior: what takes all tokens is computed once."""
+            scores = batch.tokens if self.head.prior is None else self.head.prior(batch.tokens)
+            logits = [self.inner.logits(batch, text), self.head(scores, batch.penultimate)]
+            return torch.cat(logits if self.head.prior is None else [*logits, scores], dim=1)
+
+        with torch.random.fork_rng(devices=()):
+            parts = score(seen, features, batch_size).split(self.head.num_classes, dim=1)  # on the CPU, as the labels
+        local, whole, scores = (*parts, None)[:3]
+
+        def calibrated(whole: Tensor) -> Tensor:
+            logits = (1 - self.rate) * local + self.rate * whole
             found: Tensor = self.calibration.fit(logits, sure, expected_positives=expected)(logits.to(text.device))
             return found
 
-        estimates = torch.sigmoid(calibrated())
+        estimates = torch.sigmoid(calibrated(whole))
         if self.teaches and 0 < self.rate < 1 and bool((targets == UNKNOWN).any()):
             with torch.random.fork_rng(devices=()):
-                _fit(self.head, features, targets, batch_size, expected, estimates)
-            calibrated()
+                _fit(self.head, features, targets, batch_size, expected, scores, estimates)
+            calibrated(global_logits(self.head, features, batch_size, scores))
         self.finished.fill_(True)
 
     def loss(self, batch: Batch, text: Tensor, targets: Tensor, weak_negative: float = 0.0) -> dict[str, Tensor]:

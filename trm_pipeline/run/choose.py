@@ -28,7 +28,7 @@ FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
 """Of the learning rate of a method, of trm that of the texts: a training each. Losses of others then try their own numbers."""
 
 LAYERS = tuple((shrinkage, spread) for shrinkage in (1.0, 0.1) for spread in (0.7, 1.5, 3.0))
-"""Of the global head: a fit each, which takes a second where a training takes several."""
+"""Of the global head: a fit each, which asks the prior nothing new."""
 
 RATES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Of global logits: nothing is trained for them."""
@@ -216,7 +216,8 @@ class _Search:
                 tried = override(self.preset, name.split())
                 head = self.data.global_head(self.kept, tried, single=single, prior=prior)
                 if head is not None:
-                    found[name] = global_logits(head, self.data.features, self.preset.batch_size)
+                    scores = None if head.prior is None else self.data.similarities("training-free")
+                    found[name] = global_logits(head, self.data.features, self.preset.batch_size, scores)
             self.data.layers.clear()
             self.data.layers[key] = found
         return self._best(self.data.layers[key], named) if self.data.layers[key] else None

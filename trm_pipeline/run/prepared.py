@@ -109,6 +109,7 @@ class Prepared(Frozen):
                 preset.batch_size,
                 penultimate=preset.global_penultimate,
                 expected_positives=expected,
+                scores=self.similarities("training-free") if prior else None,
                 **preset.global_head,
             )
         return self.heads[key]
