@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -34,6 +34,23 @@ def check_writable(folder: Path, option: str) -> None:
     place = next((path for path in (folder, *folder.parents) if os.path.exists(path)), Path())
     if not os.path.isdir(place) or not os.access(place, os.W_OK | os.X_OK):
         raise ValueError(f"{option}: {folder} must be a folder that can be written into, {place} is none; give another folder")
+
+
+def hold(folder: Path, option: str) -> IO[str]:
+    """The lock of a folder that one process at a time may write into; held until it is closed or the process ends."""
+    lock = (folder / ".lock").open("a", encoding="utf-8")
+    try:
+        import fcntl
+
+        # Of this process alone. With flock, image readers that outlive a killed run for some seconds would hold the folder too.
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise ValueError(
+            f"{option}: {folder} must be a folder that no other run writes into; wait for its end, or give another folder"
+        ) from None
+    except (ImportError, OSError):
+        pass  # a file system without locks, or Windows: nothing is held
+    return lock
 
 
 @contextmanager
@@ -138,9 +155,11 @@ class Checkpoint:
                 f"{self.path} must be a checkpoint of this run, and cannot be read ({type(error).__name__}); delete it"
             ) from error
         if version != _FORMAT:
-            raise ValueError(f"{self.path} is of version {version}, this program of {_FORMAT}; start without --resume")
+            raise ValueError(
+                f"{self.path} is of version {version}, this program of {_FORMAT}; start without --resume, or delete it"
+            )
         if changed := differences(json.loads(json.dumps(self.made_with)), found):
-            raise ValueError(f"{self.path} is of another run ({'; '.join(changed)}); start without --resume")
+            raise ValueError(f"{self.path} is of another run ({'; '.join(changed)}); start without --resume, or delete it")
         return state
 
     def remove(self) -> None:

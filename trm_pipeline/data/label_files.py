@@ -140,8 +140,14 @@ def _read_tensor(path: Path, images: LabelledImages) -> _File:
 
 
 def _whole_numbers(path: Path, table: Tensor) -> Tensor:
-    if table.dim() != 2 or not bool(((table == 1) | (table == 0) | (table == -1)).all()):
+    if table.dim() != 2:
         raise ValueError(f"--labels: {path} must be a matrix of 1, 0 and -1, got shape {tuple(table.shape)}")
+    wrong = (table != 1) & (table != 0) & (table != -1)
+    if len(found := wrong.nonzero()):
+        row, column = found[0].tolist()
+        raise ValueError(
+            f"--labels: {path} must be a matrix of 1, 0 and -1, got {table[row, column].item()} in row {row}, column {column}"
+        )
     return table.to(torch.int8)
 
 

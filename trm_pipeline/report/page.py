@@ -62,13 +62,15 @@ class _Block(NamedTuple):
         return f"{self.caption}:\n\n{markdown(self.table)}"
 
 
-def _sections(rows: Sequence[Row], pictures: Sequence[tuple[Path, str]], times: Sequence[Row]) -> dict[str, list[_Block]]:
+def _sections(
+    rows: Sequence[Row], pictures: Sequence[tuple[Path, str]], times: Sequence[Row], measure: str
+) -> dict[str, list[_Block]]:
     """What the page shows, by heading; headings without anything to show are left out."""
     seeds = len(distinct(rows, "seed"))
     over = f", mean ± standard deviation of {seeds} seeds" if seeds > 1 else ""
     found: dict[str, list[_Block]] = {"Results": [], "Losses under heads": [], "Ablation": [], "Differences": []}
     if main := main_rows(rows):
-        caption = f"mAP (%) on the test images by share of known labels{over}; the highest mean in bold"
+        caption = f"{measure} by share of known labels{over}; the highest mean in bold"
         found["Results"].append(_Block(caption, mean_table(main), bold=True))
         if scored := [row for row in main if row.get("OF1") is not None]:
             found["Results"].append(_Block(f"OF1 (%) at probability 0.5{over}", mean_table(scored, "OF1"), bold=True))
@@ -156,13 +158,15 @@ def make_report(output: Path, *, command: str | None = None, data: str | None = 
     write_json(output / "report.json", kept)
     title = f"Missing labels: {kept['data']}" if kept.get("data") else "Multi-label recognition with missing labels"
 
+    split = settings.get("preset", {}).get("val_split" if settings.get("tune") else "test_split")
+    measure = f"mAP (%) on the {split} images" if split else "mAP (%)"
     pictures: list[tuple[Path, str]] = []
     if main := main_rows(rows):
-        draw_map_against_known(output / "map_against_known.png", main, title)
+        draw_map_against_known(output / "map_against_known.png", main, title, measure)
         pictures.append((output / "map_against_known.png", "mAP against the share of known labels; bars: one deviation"))
     for head in dict.fromkeys(parts_of(row["method"])[0] for row in rows if of_grid(row["method"])):
         path = output / f"map_against_known-{head}.png"
-        draw_map_against_known(path, [row for row in rows if parts_of(row["method"])[0] == head], title)
+        draw_map_against_known(path, [row for row in rows if parts_of(row["method"])[0] == head], title, measure)
         pictures.append((path, f"The same for {head} with its own loss and with those of other methods"))
     for file in sorted(output.glob("saliency*.npz")):
         draw_saliency(file.with_suffix(".png"), SaliencyMaps.load(file))
@@ -172,7 +176,7 @@ def make_report(output: Path, *, command: str | None = None, data: str | None = 
         pictures.append((path, f"Pseudo-labels of {name} against the hidden truth, which training never sees"))
     return _write(
         output,
-        _sections(rows, pictures, list(times)),
+        _sections(rows, pictures, list(times), measure),
         title=title,
         notes=kept.get("notes", ()),
         command=kept.get("command", "(not recorded)"),

@@ -56,8 +56,8 @@ def _spread(places: Sequence[float], gap: float) -> list[float]:
     return found
 
 
-def draw_map_against_known(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
-    """mAP on the test images against the share of known labels, a line for each method, bars of one deviation.
+def draw_map_against_known(path: Path, rows: Sequence[Mapping[str, Any]], title: str, measure: str = "mAP (%)") -> None:
+    """mAP against the share of known labels, a line for each method, bars of one deviation.
 
     Single-positive runs stand in a column of their own. Where the methods fall into two groups far apart, the axis is cut.
     """
@@ -129,7 +129,7 @@ def draw_map_against_known(path: Path, rows: Sequence[Mapping[str, Any]], title:
             axes.spines["bottom"].set_visible(last)
             if last:
                 axes.set_xlabel("single positive" if panel is single else "known labels (%)")
-    figure.supylabel("mAP on the test images (%)" + (", axis cut" if len(bands) > 1 else ""), fontsize=10)
+    figure.supylabel(measure + (", axis cut" if len(bands) > 1 else ""), fontsize=10)
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=150, bbox_inches="tight", pad_inches=0.1)
     pyplot.close(figure)

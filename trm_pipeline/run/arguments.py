@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ from typing import Any
 import torch
 
 from trm_losses import GaussianDiscriminant, GlobalHead
-from trm_losses._checks import check_number
+from trm_losses._checks import check_expected_positives, check_number
 from trm_pipeline import ranks
+from trm_pipeline.config import settings
 from trm_pipeline.config.losses import LOSSES
 from trm_pipeline.config.presets import PRESETS, Known, Preset
-from trm_pipeline.config.settings import override
 from trm_pipeline.data import voc
 from trm_pipeline.data.base import Place, Source
 from trm_pipeline.data.label_files import ENCODINGS
@@ -27,8 +28,16 @@ from trm_pipeline.methods.grid import HEADS, NAMES, PEERS, build_method, choose_
 from trm_pipeline.progress import curves
 from trm_pipeline.run.options import RunOptions
 
-OF_IMAGES = ("image_size", "templates", "augment", "mirror", "token_pool", "value_path")
-"""Settings of how images and words are encoded."""
+OF_IMAGES = ("name", "model", "pretrained", "image_size", "templates", "augment", "mirror", "token_pool", "value_path")
+"""Settings of how images and words are encoded, and what they are called together."""
+
+ABOVE_0 = ("clip_norm", "expected_positives", "scale", "sharpness")
+BOUNDS: dict[str, tuple[float, float | None]] = {
+    **dict.fromkeys((*ABOVE_0, "lr", "text_lr", "lr_factor", "weight_decay", "single_negative"), (0, None)),
+    **dict.fromkeys(("ema_per_epoch", "pseudo_warmup", "pseudo_ramp", "merge_rate"), (0, 1)),
+    "warmup_share": (0, 0.99),
+}
+"""Between what numbers of the preset and of its peers must lie, by the last part of their names."""
 
 DEFAULT_METHODS = (
     *LABEL_FREE,
@@ -121,6 +130,7 @@ def parser(source: Source = voc.SOURCE, prog: str | None = None) -> argparse.Arg
         "--known",
         type=known_argument,
         nargs="+",
+        action="extend",
         metavar="SHARE",
         help="shares of known labels, up to 1; 0: none at all; 'single': one present label an image, nothing else; default: "
         f"{' '.join(map(str, DEFAULT_KNOWN))}",
@@ -128,6 +138,7 @@ def parser(source: Source = voc.SOURCE, prog: str | None = None) -> argparse.Arg
     p.add_argument(
         "--methods",
         nargs="+",
+        action="extend",
         metavar="METHOD",
         help=f"default: {' '.join(DEFAULT_METHODS)}, of which --known 0 takes {' '.join(LABEL_FREE)}; any of "
         f"{', '.join(name for name in NAMES if not parts_of(name)[1])}; a head with another method's loss, "
@@ -142,7 +153,9 @@ def parser(source: Source = voc.SOURCE, prog: str | None = None) -> argparse.Arg
     p.add_argument(
         "--ablation", action="store_true", help="also trm without one part each, and with each other rule for pseudo-labels"
     )
-    p.add_argument("--ablation-known", type=known_argument, nargs="+", metavar="SHARE", help="default: all of --known")
+    p.add_argument(
+        "--ablation-known", type=known_argument, nargs="+", action="extend", metavar="SHARE", help="default: all of --known"
+    )
     p.add_argument(
         "--unseen",
         type=int,
@@ -150,7 +163,9 @@ def parser(source: Source = voc.SOURCE, prog: str | None = None) -> argparse.Arg
         metavar="N",
         help="also trm trained without the last N classes, by the settings as they are, and all scored by their names",
     )
-    p.add_argument("--seeds", type=int, nargs="+", default=[1], help="of training; seed s hides labels with seed s - 1")
+    p.add_argument(
+        "--seeds", type=int, nargs="+", action="extend", help="of training; seed s hides labels with seed s - 1; default: 1"
+    )
     p.add_argument(
         "--wrong",
         type=float,
@@ -185,7 +200,7 @@ def parser(source: Source = voc.SOURCE, prog: str | None = None) -> argparse.Arg
         help="for each cell, rates, and the head of whole images and its share, are chosen by known labels that are held out; "
         "each method is trained six times then in place of once",
     )
-    p.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="change settings of the preset")
+    p.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="change settings of the preset")
     return p
 
 
@@ -202,7 +217,7 @@ def parse(typed: Sequence[str], source: Source = voc.SOURCE, prog: str | None = 
     fields = {field.name for field in dataclasses.fields(RunOptions)} & vars(args).keys()
     told: dict[str, Any] = {name: getattr(args, name) for name in fields}
     told = {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
-    told |= {"preset": _preset(args, source, place), "known": tuple(known)}
+    told |= {"preset": _preset(args, source, place), "known": tuple(known), "seeds": tuple(args.seeds or [1])}
     methods = args.methods or (LABEL_FREE if set(known) == {0} and not args.grid else DEFAULT_METHODS)
     told |= {"methods": tuple(choose_methods(methods, grid=args.grid))}
     options = RunOptions(source=source, place=place, typed=tuple(typed), **told)
@@ -217,9 +232,12 @@ def _preset(args: argparse.Namespace, source: Source, place: Place) -> Preset:
     preset = dataclasses.replace(preset, **source.settings(place))
     if args.model not in (None, preset.model):
         preset = dataclasses.replace(preset, pretrained=None)  # the preset's weights are of its own model
-    changes = {name: getattr(args, name) for name in ("model", "pretrained", "image_size", "epochs")}
-    preset = dataclasses.replace(preset, **{key: value for key, value in changes.items() if value is not None})
-    made = override(preset, args.set)
+    options = {name: getattr(args, name) for name in ("model", "pretrained", "image_size", "epochs")}
+    changes = {name: value for name, value in options.items() if value is not None}
+    preset = dataclasses.replace(preset, **changes)
+    if twice := [name for name in changes if any(setting.startswith(f"{name}=") for setting in args.set)]:
+        raise ValueError(f"--{twice[0].replace('_', '-')} and --set {twice[0]} are the same setting; leave one out")
+    made = settings.override(preset, args.set)
     if source.given is not None and (unread := [name for name in OF_IMAGES if getattr(made, name) != getattr(preset, name)]):
         raise ValueError(f"--set {unread[0]} is for images that a run encodes, and given features are encoded; leave it out")
     return made
@@ -243,6 +261,9 @@ def check_options(options: RunOptions) -> None:
     for share in known:
         if not isinstance(share, str) and not 0 <= share <= 1:
             raise ValueError(f"--known must be shares from 0 to 1, got {share:g} (10 % is 0.1)")
+    shares = {share for share in known if not isinstance(share, str)}
+    if len({f"{share:g}" for share in shares}) < len(shares):
+        raise ValueError(f"--known must be shares that differ in six digits, the names of files; got {sorted(shares)}")
     trained = [name for name in options.methods if name not in LABEL_FREE]
     trained += ["trm (--ablation)"] * options.ablation + ["trm (--unseen)"] * bool(options.unseen)
     if 0 in known and trained:
@@ -269,12 +290,12 @@ def check_options(options: RunOptions) -> None:
         raise ValueError("--unseen needs queries that come from text; give --set pooler.query=tied")
     if options.unseen and not preset.region_learning:
         raise ValueError("--unseen needs regions of the classes; give --set region_learning=true")
-    check_single(known, preset)
-    # Words and numbers of the method are its parts' own to check; here with any texts, before anything is computed.
+    check_single(known, preset, options.source.num_classes)
+    check_bounds(preset)
+    # Other words and numbers of the method are its parts' own to check; here with any texts, before anything is computed.
     any_text = torch.ones(2, max(1, preset.pooler.get("num_heads", 4)))
     GaussianDiscriminant(2, 2, **preset.training_free)
     GlobalHead(2, 2, **preset.global_head)
-    check_number("--set", "merge_rate", preset.merge_rate, 0, 1)
     for single in {share == "single" for share in known} or {False}:  # a file of labels says later of which kind it is
         setting = Setting(dataclasses.replace(preset, prompts="fixed"), any_text, None, 100.0, preset.epochs, single=single)
         setting.targets = torch.ones(2, 2)
@@ -296,16 +317,32 @@ def check_options(options: RunOptions) -> None:
     ranks.check_device(options.device)
 
 
+def check_bounds(preset: Preset) -> None:
+    """Numbers of the schedule and of the peers lie within their bounds."""
+    peers = {
+        f"{peer.replace('_', '-')}.{name}": value for peer in settings.PEERS for name, value in getattr(preset, peer).items()
+    }
+    for name, value in {**vars(preset), **peers}.items():
+        if value is not None and (bounds := BOUNDS.get(kind := name.rpartition(".")[2])):
+            check_number("--set", name, value, *bounds, strict=kind in ABOVE_0)
+            if math.isinf(value):
+                raise ValueError(f"--set: {name} must be finite, got {value}")
+
+
 def check_unseen(unseen: int, classes: int) -> None:
     """Some classes are left to train on."""
     if not 0 <= unseen < max(1, classes - 1):
         raise ValueError(f"--unseen must leave two classes of {classes} to train on, got {unseen}")
 
 
-def check_single(known: Sequence[Known], preset: Preset) -> None:
+def check_single(known: Sequence[Known], preset: Preset, classes: int | None = None) -> None:
     """Single positives need an assumption, also where a file of labels turns out to be of that kind."""
-    if "single" in known and preset.expected_positives is None:
+    if "single" not in known:
+        return
+    if preset.expected_positives is None:
         raise ValueError(
             "--known single needs expected_positives, the mean number of present labels of an image, which single "
             "positives cannot tell; give --set expected_positives=2"
         )
+    if classes is not None:
+        check_expected_positives("--set", preset.expected_positives, classes)

@@ -178,7 +178,9 @@ def sizes_apart(path: Path) -> Path:
 
 
 def codes(path: Path) -> Path:
-    return save_npy(path / "x.npy", 2 * np.ones((N, C)))
+    table = np.ones((N, C))
+    table[3, 5:7] = np.nan, 2
+    return save_npy(path / "x.npy", table)
 
 
 def running_code(path: Path) -> Path:
@@ -207,7 +209,8 @@ def pickled(path: Path) -> Path:
         (other_classes, r"line 1 must be an image name, a comma and numbers from 0 to 11, got '000.jpg,3 12'"),
         (twice, r"names 1 images twice"),
         (sizes_apart, r"hides other labels for each size of object"),
-        (codes, r"must be a matrix of 1, 0 and -1, got shape \(40, 12\)"),
+        (codes, r"must be a matrix of 1, 0 and -1, got nan in row 3, column 5"),
+        (lambda path: save_npy(path / "x.npy", np.ones(N)), r"must be a matrix of 1, 0 and -1, got shape \(40,\)"),
         (running_code, r"must be a tensor that loads without running code"),
         (class_split, r"must hold one tensor, got dict; class splits are no labels"),
         (pickled, r"must be a .npy, .txt or .pt file, got '.pickle'"),

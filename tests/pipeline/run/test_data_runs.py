@@ -51,7 +51,8 @@ def run(tmp_path: Path) -> Run:
         names, preset = tmp_path / "names.txt", presets.PRESETS[where.preset]
         names.write_text("\n".join(word.strip() for word in words[: where.num_classes]), encoding="utf-8")
         splits = [f"{part}_split={getattr(preset, f'{part}_split')}" for part in ("train", "val", "test")]
-        args = ["--preset", "embedded", "--class-names", str(names), "--methods", "linear", "--epochs", "1", "--device", "cpu"]
+        args = ["--preset", "embedded", "--class-names", str(names), "--epochs", "1", "--device", "cpu"]
+        args += [] if "--methods" in arguments else ["--methods", "linear"]
         args += ["--cache", str(tmp_path / "cache"), "--output", str(tmp_path / "out"), "--workers", "0"]
         experiment.main([*args, *arguments, "--set", *splits, "mirror=false"], where)
         return read_json(tmp_path / "out" / "results.json")
@@ -171,6 +172,13 @@ def test_every_data_set_has_a_preset_and_names_of_its_own(key: str) -> None:
     assert pickle.loads(pickle.dumps(options)) == options, "processes of --jobs are given it"
     script = ROOT / "examples" / f"reproduce_{key}.py"
     assert not script.is_file() or f"reproduce_{key}.py" in script.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["name", "model", "pretrained"])
+def test_given_features_are_of_one_model(name: str, tmp_path: Path) -> None:
+    (tmp_path / "meta.json").write_text('{"class_names": ["dog", "cat"], "logit_scale": 20.0}', encoding="utf-8")
+    with pytest.raises(ValueError, match=f"--set {name} is for images that a run encodes"):
+        arguments.parse([str(tmp_path), "--set", f"{name}=RN50"], source("given"))
 
 
 def test_voc2012_of_single_positives(shared_data: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -192,6 +193,20 @@ def test_without_resume_a_folder_is_begun_afresh(run, tmp_path):
     assert run("--methods", "linear", "--resume", output=tmp_path / "nothing yet") == rows
     assert not list((tmp_path / "out" / "pseudo").iterdir()) and not list((tmp_path / "out").glob("trm-*.pt"))
     assert read_json(tmp_path / "out" / "run.json")["methods"] == ["linear"]
+
+
+def test_a_folder_is_held_by_one_process_until_it_is_killed(run, tmp_path):
+    (head := tmp_path / "out" / "trm-known0.5-seed1.pt").parent.mkdir()
+    head.write_bytes(b"of the run that goes on")
+    holding = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    typed = [sys.executable, "-c", holding, str(tmp_path / "out" / ".lock")]
+    with subprocess.Popen(typed, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(SystemExit, match="^error: --output: .* no other run writes into"):
+            run("--methods", "zero-shot-global")
+        other.kill()
+    assert head.exists()
+    assert run("--methods", "zero-shot-global")
 
 
 def test_seconds_stand_beside_the_results(unbroken):

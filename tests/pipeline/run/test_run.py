@@ -1,5 +1,8 @@
 """The pipeline of the examples from end to end: a few drawn scenes, the model that ships with the project."""
 
+import dataclasses
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -76,15 +79,19 @@ def test_augmentation_encodes_in_the_loop(run, capsys):
     assert [row["mAP"] for row in augmented[:2]] == [row["mAP"] for row in plain[:2]] and augmented[2]["mAP"] > 0
 
 
-def test_tune_never_touches_the_test_images(run, capsys):
-    run("--methods", "zero-shot-global", "--tune")
-    assert "(train)" in (out := capsys.readouterr().out) and "(val)" in out and "(test)" not in out
+def test_tune_never_touches_the_test_images(run, tmp_path, capsys):
+    for typed, scored, other in ((["--tune"], "val", "test"), ([], "test", "val")):
+        run("--methods", "zero-shot-global", *typed)
+        assert "(train)" in (out := capsys.readouterr().out) and f"({scored})" in out and f"({other})" not in out
+        page = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+        assert f"mAP (%) on the {scored} images by share" in page and f"the {other} images" not in page
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--known", "10"], "10 % is 0.1"),
+        (["--known", "0.1", "0.10000001"], "shares that differ in six digits"),
         (["--model", "RN50"], "needs --pretrained"),
         (["--image-size", "100"], "multiple of the stride"),
         (["--set", "speed=3"], "NAME=VALUE"),
@@ -94,7 +101,8 @@ def test_tune_never_touches_the_test_images(run, capsys):
         (["--set", "batch_size=0"], "batch_size must be at least 1"),
         (["--device", "nothing"], "cannot be used here"),
         (["--set", "test_split=train"], "must be different splits"),
-        (["--set", "epochs=many"], "must be of type int"),
+        (["--set", "batch_size=many"], "must be of type int"),
+        (["--set", "lr=1", "epochs=3"], "--epochs and --set epochs are the same setting"),
         (["--data-root", "/nowhere/at/all"], "not found"),
         (["--set", "token_pool=3"], "token_pool must divide"),
         (["--jobs", "0"], "jobs must be at least 1"),
@@ -111,6 +119,37 @@ def test_tune_never_touches_the_test_images(run, capsys):
 def test_bad_input_is_one_clear_line(run, arguments, message):
     with pytest.raises(SystemExit, match=message):
         run("--methods", "zero-shot-global", *arguments)
+
+
+@pytest.mark.parametrize("name", ["lr", "text_lr", "lr_factor", "weight_decay", "clip_norm", "single_negative", "linear.lr"])
+@pytest.mark.parametrize("value", ["-1", "inf", "nan"])
+def test_numbers_of_the_preset_are_checked_at_the_door(name, value):
+    with pytest.raises(ValueError, match=f"^--set: {name} must be .*, got {value}"):
+        arguments.parse(["--set", f"{name}={value}"])
+
+
+@pytest.mark.parametrize(
+    "setting",
+    "ema_per_epoch=2 pseudo_ramp=-1 pseudo_warmup=1.1 warmup_share=1 merge_rate=2 expected_positives=0 expected_positives=20 "
+    "dual-coop.sharpness=0".split(),
+)
+def test_shares_and_counts_have_both_bounds(setting):
+    with pytest.raises(ValueError, match=f"^--set: {setting.split('=')[0]} must be "):
+        arguments.parse(["--known", "single", "--set", setting])
+
+
+def test_no_more_present_labels_are_assumed_than_there_are_classes():
+    """Of given features their number is known when they are read."""
+    data = SimpleNamespace(preset=presets.EMBEDDED, class_names=["dog", "cat"])
+    with pytest.raises(ValueError, match="--set: expected_positives must be below num_classes = 2, got 2.4"):
+        cells.run_cell(data, prepared.Cell("linear", "single", 1), None)
+
+
+def test_what_is_given_twice_is_taken_together():
+    pairs = {"known": "0.1 0.5", "ablation-known": "0.1 0.5", "seeds": "1 2", "methods": "trm linear", "set": "lr=1 epochs=3"}
+    once = [word for name, pair in pairs.items() for word in (f"--{name}", *pair.split())]
+    twice = [word for name, pair in pairs.items() for value in pair.split() for word in (f"--{name}", value)]
+    assert arguments.parse(twice) == dataclasses.replace(arguments.parse(once), typed=tuple(twice))
 
 
 def test_download_needs_a_place(tmp_path):
