@@ -147,7 +147,8 @@ def grid_of_others(owner: str, root: Path, meta: dict[str, Any], text: Tensor) -
     found = json.loads((root / "meta.json").read_text(encoding="utf-8"))
     grid = found.pop("grid", None)
     different = [key for key in dict.fromkeys([*found, *meta]) if key != "grid" and found.get(key) != meta.get(key)]
-    own = bytes(text.detach().float().cpu().contiguous().view(torch.uint8).flatten().tolist())
+    values = text.detach().float().cpu().contiguous()
+    own = ctypes.string_at(values.data_ptr(), values.nbytes)
     if different := different or ["text"] * ((root / "text.npy").read_bytes()[-len(own) :] != own):
         raise ValueError(f"{owner}: {different[0]} must be what the other splits in {root} have; write into another folder")
     return None if grid is None else (grid[0], grid[1])

@@ -17,6 +17,9 @@ from .labels import UNKNOWN
 # Known present and known absent labels that a class needs for numbers of its own.
 LEAST = 5
 
+# Numbers that are worked on at a time: their temporaries stay in the processor's cache.
+_BLOCK = 1 << 15
+
 
 class Calibration(FullPrecisionState):
     r"""Logits whose sigmoid is a probability: a scale and a shift for each class, found from known labels.
@@ -126,8 +129,8 @@ class Calibration(FullPrecisionState):
         dims = Dims(name, C=self.num_classes)
         dims.check("logits", logits, "B C")
         dims.check("targets", targets, "B C", floating=False)
-        y = check_targets(name, signed(targets), soft=False).cpu().double()
-        values = logits.cpu().double()
+        y = check_targets(name, signed(targets), soft=False).cpu()
+        values = logits.cpu()
         check_finite(name, "logits", values, "")
         if expected_positives is not None:
             check_expected_positives(name, expected_positives, self.num_classes)
@@ -174,32 +177,35 @@ class Calibration(FullPrecisionState):
 
 
 def _standard(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation, which is 1 of what is constant."""
-    mean, size = values.mean(), values.abs().max().clamp(min=1e-300)
-    deviation = ((values - mean) / size).square().mean().sqrt() * size
-    return mean, torch.where(deviation > 1e-9 * size, deviation, 1.0)
+    """Mean and deviation, which is 1 of what is constant; the values are standardised in place."""
+    mean, size = values.mean(), torch.maximum(values.max(), -values.min()).clamp(min=1e-300)
+    apart = values.sub_(mean)
+    deviation = (apart / size).square_().mean().sqrt() * size
+    deviation = torch.where(deviation > 1e-9 * size, deviation, 1.0)
+    apart.div_(deviation)
+    return mean, deviation
 
 
 def _platt(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Scales (C,), shifts (C,) and the pooled two (2,) from the known entries, each of which is a number in a flat list."""
     classes = logits.shape[1]
-    known = y != UNKNOWN
-    group = torch.arange(classes).expand_as(y)[known]
-    x, y = logits[known], y[known]
+    count = torch.stack([(y == label).sum(dim=0) for label in (0, 1)])
+    known = (y != UNKNOWN).flatten().nonzero().flatten()
+    x, y, group = logits.flatten()[known].double(), y.flatten()[known] == 1, (known % classes).int()
+    del known
     mean, deviation = _standard(x)
-    x = (x - mean) / deviation
     start = torch.tensor([[1.0, 0.0]], dtype=x.dtype)
     pooled, _ = _minimum(x, y, torch.zeros_like(group), start, start[0], torch.tensor([3.0, 10.0], dtype=x.dtype))
     found = pooled.repeat(classes, 1)
-    count = torch.stack([torch.bincount(group[y == label], minlength=classes) for label in (0, 1)])
     own = (count >= LEAST).all(dim=0)
     if bool(own.any()):
-        entries = own[group]
-        place = (own.cumsum(dim=0) - 1)[group[entries]]
+        if not bool(own.all()):
+            entries = own[group]
+            x, y, group = x[entries], y[entries], (own.cumsum(dim=0, dtype=torch.int32) - 1)[group[entries]]
         theta, first = found[own], torch.tensor([0.3, 1.0], dtype=x.dtype)
         spread = first
         for _ in range(10):
-            theta, variance = _minimum(x[entries], y[entries], place, theta, pooled[0], spread)
+            theta, variance = _minimum(x, y, group, theta, pooled[0], spread)
             apart = torch.stack([(theta[:, 0] / pooled[0, 0]).log(), theta[:, 1] - pooled[0, 1]], dim=1)
             spread = ((first.square() + (apart.square() + variance).sum(dim=0)) / (1 + len(theta))).sqrt()
         found[own] = theta
@@ -213,18 +219,22 @@ def _minimum(x: Tensor, y: Tensor, group: Tensor, start: Tensor, centre: Tensor,
     """Scale and shift (G, 2) of each group of entries by Newton's method, and the variances of log scale and shift (G, 2).
 
     Args:
-        x, y, group: of the entries, flat. start: (G, 2). centre, spread: (2,), the prior's; of the scale the spread of its log.
+        x, y, group: of the entries, flat; y bool.
+        start: (G, 2). centre, spread: (2,), the prior's; of the scale the spread of its log.
     """
     tight = spread.pow(-2)
 
     def derived(theta: Tensor) -> Tensor:
         """Value, gradient by scale and shift, curvature by both, each and each other: (6, G). Infinite at no scale."""
         a, s = theta[:, 0].clamp(min=1e-300), theta[:, 1]
-        z = a.index_select(0, group) * x + s.index_select(0, group)
-        p = torch.sigmoid(z)
-        w, wrong, ratio = p * (1 - p), p - y, a / centre[0]
-        parts = (F.softplus(z) - y * z, wrong * x, wrong, w * x * x, w, w * x)
-        found = torch.stack([torch.zeros_like(a).index_add_(0, group, part) for part in parts])  # half the time of bincount
+        ratio, found = a / centre[0], torch.zeros(6, len(a), dtype=a.dtype)
+        for v, t, g in zip(*(entries.split(_BLOCK) for entries in (x, y, group)), strict=True):
+            z = a.index_select(0, g) * v + s.index_select(0, g)
+            p = torch.sigmoid(z)
+            w, wrong = p * (1 - p), p - t.to(p)
+            parts = (F.softplus(z) - t * z, wrong * v, wrong, w * v * v, w, w * v)
+            for row, part in zip(found, parts, strict=True):
+                row.index_add_(0, g, part)  # half the time of bincount
         found[0] += tight[0] * (ratio - 1 - ratio.log()) + tight[1] / 2 * (s - centre[1]).square()
         found[1] += tight[0] * (1 / centre[0] - 1 / a)
         found[2] += tight[1] * (s - centre[1])
@@ -254,20 +264,21 @@ def _minimum(x: Tensor, y: Tensor, group: Tensor, start: Tensor, centre: Tensor,
 
 def _single_positives(logits: Tensor, y: Tensor, rate: float) -> Tensor:
     """The pooled scale and shift (2,): the likeliest scale whose shift leads to this rate."""
-    mean, deviation = _standard(logits)
-    x = (logits - mean) / deviation
+    x = logits.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
+    mean, deviation = _standard(x)
     listed = y == 1
     rows = listed.any(dim=1)
+    told, listed = x[rows], listed[rows]
     nodes, weights = _gauss_legendre(16)
     shift = math.log(rate / (1 - rate))
 
     def objective(log_scale: float) -> float:
         nonlocal shift
         a = math.exp(log_scale)
-        shift = _shift(a * x, rate, shift)
+        shift = _shift(x, a, rate, shift)
         total = 0.0
-        step = max(1, (1 << 22) // (x.shape[1] * len(nodes)))
-        for part, chosen in zip(x[rows].split(step), listed[rows].split(step), strict=True):
+        step = max(1, 4 * _BLOCK // (x.shape[1] * len(nodes)))
+        for part, chosen in zip(told.split(step), listed.split(step), strict=True):
             p = torch.sigmoid(a * part + shift)
             factors = 1 - p[..., None] * (1 - nodes)
             product = factors.prod(dim=1)
@@ -280,23 +291,25 @@ def _single_positives(logits: Tensor, y: Tensor, rate: float) -> Tensor:
         return total + (a - 1 - log_scale) / 9
 
     scale = math.exp(_golden(objective, -5.0, 5.0))
-    shift = _shift(scale * x, rate, shift)
+    shift = _shift(x, scale, rate, shift)
     a = scale / float(deviation)
     return torch.tensor([a, shift - a * float(mean)], dtype=x.dtype)
 
 
-def _shift(logits: Tensor, rate: float, start: float) -> float:
-    """What added to the logits makes their mean probability the rate: Newton's method inside a bracket."""
+def _shift(x: Tensor, scale: float, rate: float, start: float) -> float:
+    """What added to the scaled values makes the mean probability the rate: Newton's method inside a bracket."""
     wanted = math.log(rate / (1 - rate))
-    low, high = wanted - float(logits.max()), wanted - float(logits.min())
+    low, high = wanted - scale * float(x.max()), wanted - scale * float(x.min())
     shift = min(max(start, low), high)
     for _ in range(100):
-        p = torch.sigmoid(logits + shift)
-        apart = float(p.mean()) - rate
+        mean, slope = 0.0, 0.0
+        for part in x.view(-1).split(_BLOCK):
+            p = torch.sigmoid(scale * part + shift)
+            mean, slope = mean + float(p.sum()) / x.numel(), slope + float((p * (1 - p)).sum()) / x.numel()
+        apart = mean - rate
         low, high = (low, shift) if apart > 0 else (shift, high)
         if abs(apart) < 1e-12 * rate or high - low < 1e-12:
             break
-        slope = float((p * (1 - p)).mean())
         tried = shift - apart / slope if slope > 0 else low
         shift = tried if low < tried < high else (low + high) / 2
     return shift

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,17 @@ def param_groups(*modules: nn.Module, lr: float | None = None, weight_decay: flo
     ]
     groups = [group for group in groups if group["params"]]
     return groups if lr is None else [{**group, "lr": lr} for group in groups]
+
+
+class _Seen(NamedTuple):
+    """Of a batch, without its tokens, which are by far the largest part."""
+
+    local: Tensor
+    """Logits of the regions."""
+    scores: Tensor | None
+    """What the prior of the global head makes of the tokens."""
+    penultimate: Tensor | None
+    targets: Tensor
 
 
 class TRMHead(PerClassState):
@@ -131,12 +142,15 @@ class TRMHead(PerClassState):
         """
         logits = self._local(tokens, key_padding_mask, chunk)
         if self.global_head is not None:
-            whole: Tensor = self.global_head(tokens, penultimate, key_padding_mask=key_padding_mask)
-            logits = (1 - self.rate) * logits + self.rate * whole.to(logits.dtype)
+            logits = self._merged(logits, self.global_head(tokens, penultimate, key_padding_mask=key_padding_mask))
         if self.calibration is not None:
             calibrated: Tensor = self.calibration(logits)
             logits = calibrated.to(logits.dtype)
         return logits
+
+    def _merged(self, local: Tensor, whole: Tensor) -> Tensor:
+        """Logits of the regions and of the image as a whole, together."""
+        return (1 - self.rate) * local + self.rate * whole.to(local.dtype)
 
     def _local(self, tokens: Tensor, key_padding_mask: Tensor | None, chunk: int | None) -> Tensor:
         """Logits of the regions."""
@@ -185,8 +199,8 @@ class TRMHead(PerClassState):
         :class:`Calibration` that is fitted to logits of their images.
 
         Args:
-            batches: of all training images, as :meth:`GlobalHead.fit` takes them without estimates; all are held at once. Soft
-                labels do not calibrate.
+            batches: of all training images, as :meth:`GlobalHead.fit` takes them without estimates, read once. Their tokens
+                are let go, and the rest is held. Soft labels do not calibrate.
             expected_positives: mean number of present classes of an image, if nothing is known to be absent.
 
         Returns:
@@ -200,27 +214,14 @@ class TRMHead(PerClassState):
         name, whole, before = type(self).__name__, self.global_head, self.calibration
         if whole is not None and resolve_group(whole.distributed) is not None:
             raise ValueError(f"{name}: finish must see all images in one process, got several; use a head with distributed=False")
-        given = [tuple(batch) for batch in batches]
-        wrong = {len(batch) for batch in given} - {3, 4}
-        if wrong or not given:
-            raise ValueError(
-                f"{name}: batches must be (tokens, penultimate, targets), or with key_padding_mask as a fourth, got "
-                f"{f'{min(wrong)} parts' if wrong else 'none; a generator is read once'}"
-            )
-        seen = [(*batch, None)[:4] for batch in given]
-        targets = []
-        for _, _, labels, _ in seen:
-            dims = Dims(name, C=len(self.class_names))
-            dims.check("targets", labels, "B C", floating=False)
-            assert labels is not None
-            targets.append(dims.targets(labels, "B C", validate=True).float())
         kept = None if whole is None else {key: value.clone() for key, value in whole.state_dict().items()}
+        seen = self._read(batches)
         try:
-            scores = self._calibrate(seen, targets, expected_positives)
-            if whole is not None and 0 < self.rate < 1 and any(bool((y == UNKNOWN).any()) for y in targets):
-                told = ((*batch, part) for batch, part in zip(seen, scores, strict=True))
+            estimates = self._calibrate(seen, expected_positives)
+            if whole is not None and 0 < self.rate < 1 and any(bool((batch.targets == UNKNOWN).any()) for batch in seen):
+                told = ((*batch[1:], None, part) for batch, part in zip(seen, estimates, strict=True))
                 whole.fit(told, expected_positives=expected_positives)
-                self._calibrate(seen, targets, expected_positives)
+                self._calibrate(seen, expected_positives)
         except BaseException:
             self.calibration = before
             if whole is not None and kept is not None:
@@ -228,14 +229,34 @@ class TRMHead(PerClassState):
             raise
         return self
 
-    def _calibrate(
-        self, seen: list[tuple[Tensor | None, ...]], targets: list[Tensor], expected_positives: float | None
-    ) -> list[Tensor]:
-        """A calibration by the labels of these images, and their probabilities, batch by batch."""
-        self.calibration = None
+    def _read(self, batches: Iterable[Batch]) -> list[_Seen]:
+        """What :meth:`finish` needs of each batch."""
+        name, whole, seen = type(self).__name__, self.global_head, []
         with in_eval_mode(self):
-            logits = [self(tokens, penultimate, key_padding_mask=mask) for tokens, penultimate, _, mask in seen]
-        known = torch.cat(targets)
+            for batch in map(tuple, batches):
+                if len(batch) not in (3, 4):
+                    raise ValueError(
+                        f"{name}: batches must be (tokens, penultimate, targets), or with key_padding_mask as a fourth, got "
+                        f"{len(batch)} parts"
+                    )
+                tokens, penultimate, targets, mask = (*batch, None)[:4]
+                dims = Dims(name, C=len(self.class_names))
+                dims.check("tokens", tokens, "B N D")
+                dims.check("targets", targets, "B C", floating=False)
+                assert tokens is not None and targets is not None
+                targets = dims.targets(targets, "B C", validate=True).float()
+                scores = None if whole is None or whole.prior is None else whole.prior(tokens, key_padding_mask=mask)
+                seen.append(_Seen(self._local(tokens, mask, None), scores, penultimate, targets))
+        if not seen:
+            raise ValueError(f"{name}: batches must hold at least one image, got none; a generator is read once")
+        return seen
+
+    def _calibrate(self, seen: list[_Seen], expected_positives: float | None) -> list[Tensor]:
+        """A calibration by the labels of these images, and their probabilities, batch by batch."""
+        logits, whole = [batch.local for batch in seen], self.global_head
+        if whole is not None:
+            logits = [self._merged(batch.local, whole(batch.scores, batch.penultimate)) for batch in seen]
+        known = torch.cat([batch.targets for batch in seen])
         known = torch.where((known == 0) | (known == 1), known, float(UNKNOWN))
         made = Calibration(len(self.class_names), device=known.device)
         self.calibration = made.fit(torch.cat(logits), known, expected_positives=expected_positives)

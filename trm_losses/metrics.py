@@ -24,7 +24,7 @@ from .labels import UNKNOWN
 
 __all__ = ["F1Scores", "average_precision", "calibration_error", "evaluate", "f1_scores", "mean_average_precision"]
 
-# Classes sorted at a time: larger chunks leave the processor's cache and need more memory.
+# Classes sorted or counted at a time: larger chunks leave the processor's cache and need more memory.
 _CHUNK = 16
 
 _BEHIND = 1 << 40  # even, and more than any two keys lie apart
@@ -272,11 +272,14 @@ def calibration_error(scores: Tensor, targets: Tensor, *, bins: int = 15) -> Ten
     check_number("calibration_error", "bins", bins, 1, whole=True)
     scores, targets = upcast(scores).detach().cpu(), targets.detach().cpu()
     ends = torch.linspace(0, 1, int(bins) + 1, dtype=scores.dtype, device="cpu")
-    known, classes, width = targets != UNKNOWN, scores.shape[1], int(bins) + 1
-    place = torch.bucketize(scores.contiguous(), ends, right=True) - 1 + width * torch.arange(classes, device="cpu")
-    apart = (targets.double() - scores.double())[known]
-    sums = torch.bincount(place[known], apart, minlength=classes * width).view(classes, width)
-    return sums.abs().sum(dim=1) / known.sum(dim=0)
+    width, errors = int(bins) + 1, []
+    for s, y in zip(scores.split(_CHUNK, dim=1), targets.split(_CHUNK, dim=1), strict=True):
+        known, classes = y != UNKNOWN, s.shape[1]
+        place = torch.bucketize(s.contiguous(), ends, right=True) - 1 + width * torch.arange(classes, device="cpu")
+        apart = (y.double() - s.double())[known]
+        sums = torch.bincount(place[known], apart, minlength=classes * width).view(classes, width)
+        errors.append(sums.abs().sum(dim=1) / known.sum(dim=0))
+    return torch.cat(errors)
 
 
 def evaluate(scores: Tensor, targets: Tensor, *, threshold: float | Sequence[float] | Tensor | None = None) -> dict[str, float]:

@@ -16,6 +16,9 @@ from .labels import UNKNOWN
 # Times that the entries of a class are split into halves, to measure what a choice is worth.
 _SPLITS = 25
 
+# Thresholds tried, and labels of all halves that are counted at a time: what bounds seconds and memory.
+_LEVELS, _AT_ONCE = 1 << 17, 1 << 19
+
 
 class Thresholds(NamedTuple):
     """What :func:`choose_thresholds` returns: (C,) tensors on the CPU, float64 but for the last."""
@@ -43,7 +46,8 @@ def choose_thresholds(
 ) -> Thresholds:
     r"""A threshold for each class from its known labels, and what it will reach on other images.
 
-    Tried are the middles between neighbouring scores, and half of the lowest.
+    Tried are the middles between neighbouring scores, and half of the lowest. Of more than 131,072 of them it is so many, the
+    closer together the higher the scores.
 
     ============= =================================================================================================
     metric        the threshold
@@ -101,7 +105,7 @@ def choose_thresholds(
     check_number(name, "at_least", at_least, 0, 1, strict=True)
     check_numbers(name, 0, strict=True, false_alarm=false_alarm, miss=miss)
     targets = check_scores(name, scores, targets, probabilities=True).cpu()
-    dtype, scores = scores.dtype, scores.detach().cpu().double()
+    scores = scores.detach().cpu()
     count = torch.stack([(targets == label).sum(dim=0) for label in (0, 1)])
     absent, present = count.sum(dim=1).tolist()
     if not (absent and present):
@@ -111,17 +115,17 @@ def choose_thresholds(
     rule = _Rule(metric, at_least, false_alarm, miss)
     chosen = (count >= LEAST).all(dim=0)
     known = targets != UNKNOWN
-    pooled = None if bool(chosen.all()) else _threshold(rule, scores[known], targets[known] == 1, dtype)
+    pooled = None if bool(chosen.all()) else _threshold(rule, scores[known], targets[known] == 1)
     rows = []
     for c, own in enumerate(chosen.tolist()):
         seen = known[:, c]
-        rows.append(_threshold(rule, scores[seen, c], targets[seen, c] == 1, dtype) if own else pooled)
+        rows.append(_threshold(rule, scores[seen, c], targets[seen, c] == 1) if own else pooled)
     threshold, value, low, high = torch.tensor(rows, dtype=torch.float64, device="cpu").unbind(dim=1)
     return Thresholds(threshold, value, low, high, chosen)
 
 
 class _Counts(NamedTuple):
-    """Of entries at thresholds (R, n + 1): predicted and present, predicted present; (R, 1): present, all."""
+    """Of entries at thresholds (R, L): predicted and present, predicted present; (R, 1): present, all."""
 
     hits: Tensor
     said: Tensor
@@ -137,10 +141,11 @@ class _Counts(NamedTuple):
         return _Counts(*(x - part for x, part in zip(self, other, strict=True)))
 
 
-def _counted(y: Tensor, weights: Tensor) -> _Counts:
-    """Of labels (n,) by falling scores, each counted so often (R, n); the first threshold lets nothing through."""
-    none = torch.zeros_like(weights[:, :1])
-    hits, said = (torch.cat([none, x.cumsum(dim=1)], dim=1) for x in (weights * y, weights))
+def _counted(y: Tensor, among: Tensor, places: Tensor) -> _Counts:
+    """Of labels (n,) by falling scores, among some of them (R, n), both bool: counts of those before the places (L,)."""
+    last = (places - 1).clamp(min=0)
+    counts = (x.cumsum(dim=1, dtype=torch.int32).index_select(1, last) for x in (among & y, among))
+    hits, said = (torch.where(places > 0, x, 0).double() for x in counts)
     return _Counts(hits, said, hits[:, -1:], said[:, -1:])
 
 
@@ -170,13 +175,12 @@ class _Rule(NamedTuple):
             return share * max(self.false_alarm, self.miss)
         return 2 * share / (1 + share) if self.metric == "f1" else share
 
-    def choose(self, counts: _Counts, levels: Tensor, allowed: Tensor) -> Tensor:
+    def choose(self, counts: _Counts, levels: Tensor) -> Tensor:
         """(R, 1) places of the thresholds that each row of counts would choose."""
         found, size = self.share(counts)
         if self.metric == "precision":
             found, size = found + 0.5, size + 1
-        good = found / size.clamp(min=0.5)
-        good = torch.where(allowed, -good if self.metric == "cost" else good, -torch.inf)
+        good = (-found if self.metric == "cost" else found) / size.clamp(min=0.5)
         wanted = good.amax(dim=1, keepdim=True)
         if self.metric in ("precision", "recall"):
             wanted = wanted.clamp(max=self.at_least)
@@ -184,23 +188,23 @@ class _Rule(NamedTuple):
         return torch.where(good >= wanted - 1e-12, last, torch.inf).argmin(dim=1, keepdim=True)
 
 
-def _threshold(rule: _Rule, scores: Tensor, y: Tensor, dtype: torch.dtype) -> tuple[float, float, float, float]:
-    """Threshold, value, low and high from scores (n,) and labels (n,) that are all known."""
+def _threshold(rule: _Rule, scores: Tensor, y: Tensor) -> tuple[float, float, float, float]:
+    """Threshold, value, low and high from scores (n,) and labels (n,), bool, that are all known."""
     scores, order = scores.sort(descending=True)
-    y = y[order].double()
-    levels, allowed = _levels(scores, dtype)
-    allowed[0] = rule.metric == "cost"  # whose best may be to predict nothing
-    whole = _counted(y, torch.ones_like(y)[None])
-    place = rule.choose(whole, levels, allowed)
-    hits, seen = (float(x) for x in rule.share(whole.at(place)))
+    y = y[order]
+    del order
+    levels, places = _levels(scores, nothing=rule.metric == "cost")  # whose best may be to predict nothing
+    whole = _counted(y, torch.ones_like(y)[None], places)
+    best = rule.choose(whole, levels)
+    hits, seen = (float(x) for x in rule.share(whole.at(best)))
     shares, sizes = [], []
     generator = torch.Generator("cpu").manual_seed(0)
-    at_once = max(1, (1 << 21) // len(y))
+    at_once = max(1, _AT_ONCE // len(y))
     for first in range(0, _SPLITS, at_once):
         shape = min(at_once, _SPLITS - first), len(y)
-        half = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu") < 0.5
-        choosing = _counted(y, torch.cat([half, ~half]).double())
-        found, size = rule.share(whole.without(choosing).at(rule.choose(choosing, levels, allowed)))
+        half = _counted(y, torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu") < 0.5, places)
+        choosing = _Counts(*map(torch.cat, zip(half, whole.without(half), strict=True)))
+        found, size = rule.share(whole.without(choosing).at(rule.choose(choosing, levels)))
         usable = (size > 0) & (choosing.present > 0)
         shares.append((found / size)[usable])
         sizes.append(size)
@@ -212,20 +216,24 @@ def _threshold(rule: _Rule, scores: Tensor, y: Tensor, dtype: torch.dtype) -> tu
         ends.append(_jeffreys(measured * seen_by_halves, seen_by_halves))
         value = 0.632 * measured + 0.368 * own
     low, high = min(value, *(end[0] for end in ends)), max(value, *(end[1] for end in ends))
-    return float(levels[place]), rule.value(value), rule.value(low), rule.value(high)
+    return float(levels[best]), rule.value(value), rule.value(low), rule.value(high)
 
 
-def _levels(scores: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Thresholds (n + 1,) above and below each of n falling scores, and which of them no equal scores lie on both sides of.
+def _levels(scores: Tensor, *, nothing: bool) -> tuple[Tensor, Tensor]:
+    """Thresholds (L,) between falling scores (n,), and how many scores lie above each; with ``nothing`` one above all of them.
 
     They are numbers that the type of the scores has, and part the scores in that type too.
     """
-    above = torch.cat([scores.new_ones(1), scores])
-    below = torch.cat([scores, scores.new_full((1,), 0.0 if scores[-1] > 0 else -1.0)])
-    levels = ((above + below) / 2).to(dtype).double()
-    levels = torch.where(levels < above, levels, below)
-    levels[0] = levels[0].clamp(min=scores[0])
-    return levels, above > below
+    edges = torch.cat([scores.new_ones(1), scores, scores.new_full((1,), 0.0 if scores[-1] > 0 else -1.0)])
+    apart = edges[:-1] > edges[1:]
+    apart[0] = nothing
+    places = apart.nonzero().flatten()
+    if len(places) > _LEVELS:
+        share = torch.linspace(0, 1, _LEVELS, dtype=torch.float64, device="cpu")
+        places = places[(share.square() * (len(places) - 1)).long()]
+    above, below = edges[places].double(), edges[places + 1].double()
+    levels = ((above + below) / 2).to(scores.dtype).double()
+    return torch.where(levels < above, levels, below), places
 
 
 def _jeffreys(found: float, size: float) -> tuple[float, float]:

@@ -317,6 +317,15 @@ def test_a_value_says_less_than_the_labels_that_chose() -> None:
     assert float(((found.low <= 0.3) & (found.high >= 0.3))[found.chosen].double().mean()) >= 0.9
 
 
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_tenth_of_the_thresholds_does_nearly_as_well(metric: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores, labels = rated(2000, 1, 8)
+    found = tl.choose_thresholds(scores, labels, metric=metric)
+    monkeypatch.setattr("trm_losses.thresholds._LEVELS", 200)
+    fewer = tl.choose_thresholds(scores, labels, metric=metric)
+    assert 0 < abs(float(fewer.value - found.value)) < 0.01
+
+
 def test_few_labels_take_the_threshold_of_all_classes() -> None:
     scores, labels = rated(40, 3, 5)
     labels[:, 1] = -1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -505,6 +507,21 @@ def test_finish_reads_its_batches_once() -> None:
     torch.testing.assert_close(made.state_dict(), again.state_dict())
 
 
+def test_finish_holds_the_tokens_of_one_batch() -> None:
+    read: list[weakref.ref[Tensor]] = []
+
+    def batches() -> Iterator[tuple[Any, ...]]:
+        for x, *rest in labelled(False):
+            assert sum(tokens() is not None for tokens in read) <= 1
+            tokens = x.clone()
+            read.append(weakref.ref(tokens))
+            yield (tokens, *rest)
+            del tokens
+
+    merged().finish(batches())
+    assert len(read) == 4
+
+
 def test_finish_is_refused_in_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trm_losses.head.resolve_group", lambda distributed: object() if distributed else None)
     made = merged()
@@ -526,7 +543,7 @@ def test_finish_takes_what_training_takes() -> None:
 
 
 REFUSED: list[tuple[Any, type[Exception], str]] = [
-    (lambda: [], ValueError, "TRMHead: batches must be .*, got none; a generator is read once"),
+    (lambda: [], ValueError, "TRMHead: batches must hold at least one image, got none; a generator is read once"),
     (lambda: [(TOKENS, PENULTIMATE)], ValueError, "TRMHead: batches must be .*, got 2 parts"),
     (lambda: [(TOKENS, PENULTIMATE, *[torch.ones(2, 3)] * 3)], ValueError, "TRMHead: batches must be .*, got 5 parts"),
     (lambda: [(TOKENS, PENULTIMATE, None)], TypeError, "TRMHead: targets must be a torch.Tensor, got NoneType"),

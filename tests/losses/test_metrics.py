@@ -325,13 +325,13 @@ def test_f1_zero_cases() -> None:
 @pytest.mark.parametrize("bins", [1, 10, 15])
 @pytest.mark.parametrize("decimals", [None, 1])  # rounded: many lie on the borders of ten bins
 def test_calibration_error_equals_torchmetrics_and_loop(bins: int, decimals: int | None) -> None:
-    logits, targets = scored(500, 8, unknown=0.3)
+    logits, targets = scored(500, 17, unknown=0.3)
     probabilities = logits.sigmoid().float()
     if decimals is not None:
         probabilities = probabilities.round(decimals=decimals)
     probabilities[0], probabilities[1] = 0.0, 1.0
     ours = calibration_error(probabilities, targets, bins=bins)
-    for c in range(8):
+    for c in range(17):
         theirs = torchmetrics_functional.binary_calibration_error(
             probabilities[:, c], targets[:, c], n_bins=bins, norm="l1", ignore_index=-1
         )

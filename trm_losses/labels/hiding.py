@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import operator
 import random
-from array import array
-from itertools import repeat, starmap
 
 import torch
 from torch import Tensor
@@ -144,9 +142,8 @@ def move_positives(targets: Tensor, truth: Tensor, share: float, seed: int = 0) 
 def _numpy_uniform(owner: str, count: int, seed: int) -> Tensor:
     """(count,) float64 on the CPU, bit for bit ``numpy.random.RandomState(seed).uniform(0, 1, count)``.
 
-    Python and numpy share the Mersenne twister and the formula that makes a double of two of its words; only
-    their seeding differs. So numpy's seeding (Knuth's recurrence, ``init_genrand``) is done here and Python
-    draws.
+    Python and numpy share the Mersenne twister; only their seeding differs. So numpy's seeding (Knuth's recurrence,
+    ``init_genrand``) is done here and Python draws. A double is the upper 27 and 26 bits of two words of 32.
     """
     word = operator.index(seed)
     if not 0 <= word < 2**32:
@@ -157,4 +154,8 @@ def _numpy_uniform(owner: str, count: int, seed: int) -> Tensor:
         state.append(word)
     source = random.Random()
     source.setstate((3, (*state, 624), None))
-    return torch.frombuffer(array("d", starmap(source.random, repeat((), count))), dtype=torch.float64)
+    draws = torch.empty(count, dtype=torch.float64, device="cpu")
+    for block in draws.split(1 << 16):
+        words = torch.frombuffer(bytearray(source.randbytes(8 * len(block))), dtype=torch.int64)
+        block.copy_((words >> 5 & 0x7FFFFFF) << 26 | words >> 38 & 0x3FFFFFF).div_(2.0**53)
+    return draws
