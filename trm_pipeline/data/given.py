@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,8 +46,8 @@ def read_meta(folder: Path) -> Meta:
     names, scale, grid, expected = (found.get(key) for key in ("class_names", "logit_scale", "grid", "expected_positives"))
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name.strip() for name in names):
         raise ValueError(f"{path}: class_names must be a list of names, got {names!r}")
-    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-        raise ValueError(f"{path}: class_names must be different, got {twice[0]!r} {names.count(twice[0])} times")
+    if twice := [(name, times) for name, times in Counter(names).items() if times > 1]:
+        raise ValueError(f"{path}: class_names must be different, got {twice[0][0]!r} {twice[0][1]} times")
     if scale is None or not _positive(scale):
         raise ValueError(f"{path}: logit_scale must be above 0, 100 for CLIP, got {scale!r}")
     if grid is not None and not (isinstance(grid, list) and len(grid) == 2 and all(isinstance(n, int) and n > 0 for n in grid)):

@@ -59,6 +59,7 @@ def judge(
     rows: list[tuple[str, ...]] = [
         ("class", "present", "absent", "unknown", "held out", "AP", "zero-shot", "threshold", f"{_METRICS[metric]} (90 %)")
     ]
+    in_training, in_hold_out = _counts(labels.targets[~held]), _counts(truth)
     for c, (name, word) in enumerate(words.items()):
         about: dict[str, Any] = {"words": word, "trained": bool(trained[c]), "threshold": 0.5, "promised": None}
         if not trained[c]:
@@ -73,8 +74,8 @@ def judge(
                 "promised": {"metric": metric, "value": round(value, 4), "low": round(low, 4), "high": round(high, 4)},
             }
         classes[name] = about
-        counts = (str(int((labels.targets[~held][:, c] == value).sum())) for value in (1, 0, UNKNOWN))
-        split = f"{int((truth[:, c] == 1).sum())}+{int((truth[:, c] == 0).sum())}"
+        counts = map(str, in_training[c])
+        split = f"{in_hold_out[c][0]}+{in_hold_out[c][1]}"
         mark = " " if about["threshold_from"] == FROM_HOLD_OUT else "*"
         told = "–" if about["promised"] is None else f"{100 * value:.0f} ({100 * low:.0f}–{100 * high:.0f})"
         threshold = f"{about['threshold']:.2f} {mark}"
@@ -97,6 +98,12 @@ def judge(
         figures["zero_shot"] = {name: round(100 * float(value.nanmean()), 3) for name, value in others.items()}
         lines.append(_verdict(figures, best, int((judged == 1).sum()), len(words)))
     return {"classes": classes, "scores": figures}, "\n".join(lines)
+
+
+def _counts(targets: Tensor) -> list[tuple[int, ...]]:
+    """Of each class: the present labels, the absent ones, the unknown ones."""
+    table = targets.numpy()  # torch would sum a copy of the booleans as integers of 8 bytes
+    return list(zip(*((table == value).sum(axis=0).tolist() for value in (1, 0, UNKNOWN)), strict=True))
 
 
 def _thresholds(scores: Tensor, truth: Tensor, metric: Metric, at_least: float) -> Thresholds | None:

@@ -256,6 +256,7 @@ def _columns(where: str, header: list[str], group: str | None) -> dict[str, int]
 def _read_json_lines(text: str, content: _Content) -> None:
     """Rows of one JSON object a line."""
     file = content.file
+    keys: set[str] = set()
     kinds = set()
     wanted = 'wanted one object a line, such as {"image": "a.jpg", "labels": {"cat": 1, "dog": 0}} or "labels": ["cat"]'
     if content.separator is not None:
@@ -263,14 +264,14 @@ def _read_json_lines(text: str, content: _Content) -> None:
     if file.lower().endswith(".json") and _is_one_document(text):
         raise ValueError(f"{file} is one JSON document: of Label Studio, COCO or FiftyOne? Say --form; otherwise {wanted}")
     lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    parsed = []
     for number, line in lines:
         try:
-            parsed.append((f"{file}, line {number}", json.loads(line)))
+            item = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{file}, line {number}, column {error.colno}: not JSON ({error.msg}); {wanted}") from None
-    keys = {key for _, item in parsed if isinstance(item, dict) for key in item}
-    for where, item in parsed:
+        keys.update(item if isinstance(item, dict) else ())
+    for number, line in lines:  # read twice: all objects together would take several times the memory of the text
+        where, item = f"{file}, line {number}", json.loads(line)
         labels = item.get("labels") if isinstance(item, dict) else None
         if not isinstance(labels, dict | list) or not isinstance(item.get("image"), str):
             content.mistakes.add(f"{where}: {wanted}")

@@ -30,10 +30,12 @@ FILES = {
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A CSV file, replaced as a whole."""
+    """A CSV file, replaced as a whole; each row is written as it comes."""
     # A file may have a name that is not UTF-8, and what is written here has taken its time.
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
 
 
 def score_row(saved: SavedModel, file: str, scores: Tensor) -> list[str]:

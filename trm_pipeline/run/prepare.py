@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -138,7 +139,7 @@ def prompt_names(options: RunOptions, images: LabelledImages) -> list[str]:
     names = lines_of(options.class_names, "--class-names", "wanted is a file with a name a line")
     if len(names) != len(images.class_names):
         raise ValueError(f"--class-names: {options.class_names} must name {len(images.class_names)} classes, got {len(names)}")
-    if twice := [name for place, name in enumerate(names) if name in names[:place]]:
+    if twice := [name for name, times in Counter(names).items() if times > 1]:
         raise ValueError(f"--class-names: {options.class_names} must give each class a name of its own, got {twice[0]!r} twice")
     return names
 

@@ -127,6 +127,7 @@ def test_consistency_follows_its_equation(filled):
     if filled:
         method.labels[:] = True
         method.labels[:2, 1] = False
+        method.counts = method.labels.sum(dim=0)
     weak, strong, y = double(IMAGES, CLASSES), double(IMAGES, CLASSES, seed=5), some_targets()
     value, labels, passed = method.consistency(weak, strong, y)
     held, graph, stored = array(weak.detach()), array(method.graph), array(method.labels.double())
@@ -139,13 +140,14 @@ def test_consistency_follows_its_equation(filled):
 def test_labels_are_kept_of_images_that_passed():
     chosen = setting()
     method = grid.build_method("text-pixel+scpnet", chosen)
-    method.labels[2, 3] = True
+    method.labels[2, 3] = method.counts[3] = True
     terms = method.loss(batch(), method.prompts(), chosen.targets)
     assert set(terms) == {"splc", "consistency"}
     said, passed, _ = method._last
     passed[2], passed[0] = False, True
     method.after_step()
     assert torch.equal(method.labels[0], said[0]) and method.labels[2].tolist() == [False, False, False, True]
+    assert torch.equal(method.counts, method.labels.sum(dim=0))
     # A step that was skipped leaves none behind.
     method.after_step()
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -24,17 +25,20 @@ def open_questions(labels: Labels, probabilities: Tensor, head: TRMHead, feature
 
 def contradicted(labels: Labels, probabilities: Tensor, head: TRMHead, features: Part, count: int) -> list[Question]:
     """The known labels that probabilities contradict most, as far as these are on the other side; at most ``count``."""
-    pairs = doubted(labels.targets, probabilities)[:count]
-    pairs = [(i, c) for i, c in pairs if (labels.targets[i, c] - probabilities[i, c]).abs() > 0.5]
-    return _questions(labels, probabilities, head, features, pairs)
+    opposed = torch.where((labels.targets - probabilities).abs() > 0.5, labels.targets, float(UNKNOWN))
+    return _questions(labels, probabilities, head, features, list(islice(doubted(opposed, probabilities), count)))
 
 
-def doubted(targets: Tensor, probabilities: Tensor) -> list[tuple[int, int]]:
-    """Known labels (i, c), those that probabilities (N, C) contradict most first; what has no probability (NaN) is left out."""
+def doubted(targets: Tensor, probabilities: Tensor) -> Iterator[tuple[int, int]]:
+    """Known labels (i, c), those that probabilities (N, C) contradict most first, of equal ones by image and class.
+
+    What has no probability (NaN) is left out.
+    """
     asked = (targets != UNKNOWN) & probabilities.isfinite()
-    against = torch.where(asked, (targets - probabilities).abs(), -1.0).flatten()
-    order = against.argsort(descending=True, stable=True)[: int(asked.sum())]
-    return [divmod(int(place), targets.shape[1]) for place in order]
+    places = asked.flatten().nonzero()[:, 0]
+    order = places[(targets[asked] - probabilities[asked]).abs().argsort(descending=True, stable=True)]
+    for part in order.split(1 << 16):  # as numbers of Python all of them would take many times the memory
+        yield from (divmod(place, targets.shape[1]) for place in part.tolist())
 
 
 def _questions(

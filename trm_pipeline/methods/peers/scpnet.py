@@ -63,6 +63,7 @@ class SCPNet(Wrapped):
     """
 
     labels: Tensor
+    counts: Tensor
     graph: Tensor
 
     def __init__(self, inner: Method, setting: Setting) -> None:
@@ -76,14 +77,15 @@ class SCPNet(Wrapped):
         graph = class_graph(setting.text, kept=int(options["neighbours"]), temperature=options["temperature"])
         self.register_buffer("graph", graph)
         self.register_buffer("labels", torch.zeros(setting.num_samples, setting.num_classes, dtype=torch.bool))
+        # n, kept beside Y: to count all images anew would take most of the time of a step.
+        self.register_buffer("counts", torch.zeros(setting.num_classes, dtype=torch.int64))
         self._last: tuple[Tensor, Tensor, Tensor] | None = None
 
     def accuracy(self) -> Tensor:
         """a (C,)."""
-        counts = self.labels.sum(dim=0)
         samples, classes = self.labels.shape
-        rest = (self.top * samples - counts.sum()).clamp(min=1)
-        return (counts / torch.maximum(counts.max(), rest)).clamp(min=1 / classes)
+        rest = (self.top * samples - self.counts.sum()).clamp(min=1)
+        return (self.counts / torch.maximum(self.counts.max(), rest)).clamp(min=1 / classes)
 
     def consistency(self, weak: Tensor, strong: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The second term, divided by B; the labels of the images (B, C); and which images passed (B,)."""
@@ -116,5 +118,7 @@ class SCPNet(Wrapped):
         super().after_step()
         if self._last is not None:
             said, passed, ids = self._last
-            self.labels[ids] = torch.where(passed[:, None], said, self.labels[ids])
+            before = self.labels[ids]
+            after = self.labels[ids] = torch.where(passed[:, None], said, before)
+            self.counts += after.sum(dim=0) - before.sum(dim=0)
             self._last = None
