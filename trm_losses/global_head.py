@@ -233,7 +233,7 @@ class GlobalHead(FullPrecisionState):
         if self.prior is not None and tokens is None:
             raise ValueError(f"{dims.owner}: tokens must be given where there is a prior, got None")
         if tokens is not None:
-            dims.check("tokens", tokens, "B C" if tokens.ndim == 2 else "B N D")
+            dims.check("tokens", tokens, "B C" if isinstance(tokens, Tensor) and tokens.ndim == 2 else "B N D")
         if self.width is not None:
             hint = "backbones give it, and so do features written with it"
             if penultimate is None:
