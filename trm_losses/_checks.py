@@ -30,7 +30,8 @@ class Dims:
         shape = tuple(tensor.shape)
         if len(shape) != len(wanted) or any(self.sizes.get(k, n) != n for k, n in zip(wanted, shape, strict=True)):
             sizes = ", ".join(str(self.sizes.get(k, k)) for k in wanted)
-            message = f"{self.owner}: {name} must have shape ({', '.join(wanted)}) = ({sizes}), got {shape}"
+            known = f" = ({sizes})" if self.sizes.keys() & set(wanted) else ""
+            message = f"{self.owner}: {name} must have shape ({', '.join(wanted)}){known}, got {shape}"
             raise ValueError(f"{message}; {hint}" if hint else message)
         if tensor.dtype not in (FLOATS if floating else NUMBERS):
             wanted_type = "a floating-point tensor" if floating else "a tensor of bools, integers or floats"

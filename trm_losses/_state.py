@@ -84,7 +84,8 @@ class PerClassState(DistributedModule):
 class FullPrecisionState(PerClassState):
     """A module whose float buffers are float32 whatever the default dtype is, and stay so under ``.half()`` and ``.to(dtype)``.
 
-    They follow ``.to(device)``. One step of a running mean at momentum 0.99 or above is lost in half precision.
+    So are tensors that are assigned to them. They follow ``.to(device)``. One step of a running mean at momentum 0.99 or above is
+    lost in half precision.
     """
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:

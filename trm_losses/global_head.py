@@ -57,7 +57,8 @@ class GlobalHead(FullPrecisionState):
     Args:
         num_classes: C.
         width: W of the penultimate features; None: there are none.
-        prior: a fitted classifier of tokens without labels; None: there is none. It is kept, frozen.
+        prior: a fitted classifier of tokens without labels; None: there is none. It is kept, frozen; its gradient passes to the
+            tokens.
         spread: :math:`\tau`, in logits.
         shrinkage: :math:`\rho` from 0 (whitened; above 0 where there are more features than images) to 1 (standardised alone).
         unknown_weight: u of unknown labels, if present ones alone are known or estimates are given.
@@ -233,7 +234,13 @@ class GlobalHead(FullPrecisionState):
         if self.prior is not None and tokens is None:
             raise ValueError(f"{dims.owner}: tokens must be given where there is a prior, got None")
         if tokens is not None:
-            dims.check("tokens", tokens, "B C" if isinstance(tokens, Tensor) and tokens.ndim == 2 else "B N D")
+            scored = isinstance(tokens, Tensor) and tokens.ndim == 2
+            hint = "tokens are (B, N, D), and scores that the prior gave them (B, C)"
+            dims.check("tokens", tokens, "B C" if scored else "B N D", hint=hint)
+            if scored and padding is not None:
+                raise ValueError(f"{dims.owner}: key_padding_mask must be None beside scores of the prior, which hold it already")
+            if scored and self.validate:
+                check_finite(dims.owner, "tokens", tokens)
         if self.width is not None:
             hint = "backbones give it, and so do features written with it"
             if penultimate is None:

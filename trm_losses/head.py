@@ -187,7 +187,6 @@ class TRMHead(PerClassState):
         with in_eval_mode(self):
             return torch.sigmoid(self(tokens, penultimate, key_padding_mask=key_padding_mask, chunk=chunk))
 
-    @torch.inference_mode(False)  # whose tensors can neither be trained nor take a state
     @torch.no_grad()
     def finish(self, batches: Iterable[Batch], *, expected_positives: float | None = None) -> TRMHead:
         """After training: make the scores probabilities, and teach the global head what they say of the unknown labels.
@@ -246,6 +245,7 @@ class TRMHead(PerClassState):
                 assert tokens is not None and targets is not None
                 targets = dims.targets(targets, "B C", validate=True).float()
                 scores = None if whole is None or whole.prior is None else whole.prior(tokens, key_padding_mask=mask)
+                penultimate = None if whole is None or whole.width is None else penultimate
                 seen.append(_Seen(self._local(tokens, mask, None), scores, penultimate, targets))
         if not seen:
             raise ValueError(f"{name}: batches must hold at least one image, got none; a generator is read once")
@@ -258,7 +258,8 @@ class TRMHead(PerClassState):
             logits = [self._merged(batch.local, whole(batch.scores, batch.penultimate)) for batch in seen]
         known = torch.cat([batch.targets for batch in seen])
         known = torch.where((known == 0) | (known == 1), known, float(UNKNOWN))
-        made = Calibration(len(self.class_names), device=known.device)
+        with torch.inference_mode(False):  # whose tensors can neither be trained nor take a state
+            made = Calibration(len(self.class_names), device=known.device)
         self.calibration = made.fit(torch.cat(logits), known, expected_positives=expected_positives)
         return [torch.sigmoid(made(part)) for part in logits]
 

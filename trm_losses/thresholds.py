@@ -46,8 +46,8 @@ def choose_thresholds(
 ) -> Thresholds:
     r"""A threshold for each class from its known labels, and what it will reach on other images.
 
-    Tried are the middles between neighbouring scores, and half of the lowest. Of more than 131,072 of them it is so many, the
-    closer together the higher the scores.
+    Tried are the middles between neighbouring scores, and half of the lowest. Of more than 131,072 of them it is at most so many,
+    the closer together the higher the scores.
 
     ============= =================================================================================================
     metric        the threshold

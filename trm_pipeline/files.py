@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 CACHE = "~/.cache/trm_losses"
-_FORMAT = 1
+_FORMAT = 2
 
 
 def folder_argument(text: str) -> Path:

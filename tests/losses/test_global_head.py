@@ -353,3 +353,5 @@ def test_scores_of_the_prior_stand_for_the_tokens() -> None:
         close(again(g, f), module(x, f), atol=1e-5)
     with pytest.raises(ValueError, match=r"tokens must have shape \(B, C\)"):
         module(given[0][0][:, 1:], given[0][1])
+    with pytest.raises(ValueError, match="tokens must be finite, got "):
+        module(given[0][0].where(torch.eye(*given[0][0].shape) == 0, torch.nan), given[0][1])

@@ -121,7 +121,7 @@ def test_a_head_file_of_other_contents_is_refused(change: str, tmp_path: Path) -
 def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "cell.pt"
     torch.save({"made_with": json.dumps({"labels": "a"}), "epoch": 1}, path)
-    with pytest.raises(ValueError, match="cell.pt is of version 0, this program of 1; start without --resume"):
+    with pytest.raises(ValueError, match="cell.pt is of version 0, this program of 2; start without --resume"):
         load_checkpoint(path)
 
 

@@ -27,7 +27,6 @@ from trm_pipeline.methods.base import score
 from trm_pipeline.methods.global_head import FITTED, global_logits, trm_head
 from trm_pipeline.progress import escape_output, say, without_bars
 from trm_pipeline.report.rows import Row
-from trm_pipeline.run.arguments import check_single
 from trm_pipeline.run.choose import choose
 from trm_pipeline.run.options import RunOptions
 from trm_pipeline.run.prepared import Cell, Prepared, build, known_labels
@@ -58,8 +57,7 @@ def checkpoint_path(output: Path, cell: Cell) -> Path:
 
 def run_cell(data: Prepared, cell: Cell, options: RunOptions) -> Finished:
     """Train and score a cell; whatever else it leaves behind is on disk before it counts as finished."""
-    if single := cell.known == "single":
-        check_single([cell.known], data.preset, len(data.class_names))
+    single = cell.known == "single"
     metrics: Mapping[str, float | None]
     peak, parameters = None, 0
     if cell.method in LABEL_FREE:

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from trm_pipeline import ranks
 from trm_pipeline.config.presets import Known
 from trm_pipeline.data import voc
 from trm_pipeline.data.base import Source
-from trm_pipeline.files import check_writable, tensor_digest
+from trm_pipeline.files import check_writable, hold, tensor_digest
 from trm_pipeline.progress import Sweep, escape_output, say
 from trm_pipeline.report.markdown import markdown
 from trm_pipeline.report.page import make_report
@@ -44,6 +44,12 @@ def run(options: RunOptions) -> list[Row]:
     options = dataclasses.replace(options, device=ranks.start(options.device))
     check_writable(options.output, "--output")
     options.output.mkdir(parents=True, exist_ok=True)
+    with closing(hold(options.output, "--output")) if ranks.first() else nullcontext():
+        return _run(options, started)
+
+
+def _run(options: RunOptions, started: float) -> list[Row]:
+    """Everything, in a folder that no other run writes into."""
     with ranks.first_before_others():
         data = prepare(options)
     say(data.description)

@@ -9,7 +9,7 @@ from pathlib import Path
 from trm_pipeline import ranks
 from trm_pipeline.config.presets import VARIANTS
 from trm_pipeline.config.settings import override
-from trm_pipeline.files import differences, hold, read_json, write_json
+from trm_pipeline.files import differences, read_json, write_json
 from trm_pipeline.methods import LABEL_FREE
 from trm_pipeline.report.rows import Row
 from trm_pipeline.run.cells import Finished, checkpoint_path
@@ -41,7 +41,6 @@ class Results:
     """``results.json``, which equal runs write byte by byte alike, and ``times.json``, in the order of the cells.
 
     A cell counts as finished when its row is in ``results.json``; that is written last, and its checkpoint removed after.
-    From the start on no other process can start here.
     """
 
     def __init__(self, output: Path, cells: Sequence[Cell]) -> None:
@@ -53,7 +52,6 @@ class Results:
         """Go on with what an interrupted run of the same settings left, or begin afresh."""
         if not ranks.first():
             return
-        self.lock = hold(self.output, "--output")
         record = self.output / "run.json"
         if resume and record.exists():
             found = read_json(record)

@@ -42,7 +42,7 @@ def test_estimates_are_kept_in_single_precision(dtype: torch.dtype) -> None:
         (torch.full((2, 3), 1.5), ValueError, "estimates must be probabilities, NaN or -1, got 1.5; take their sigmoid"),
         (torch.full((2, 3), -0.25), ValueError, "estimates must be probabilities, NaN or -1, got -0.25; take their sigmoid"),
         (torch.full((2, 3), torch.inf), ValueError, "estimates must be finite, got 6 NaN or infinite of 6"),
-        (torch.ones(3), ValueError, r"estimates must have shape \(N, C\) = \(N, C\), got \(3,\)"),
+        (torch.ones(3), ValueError, r"estimates must have shape \(N, C\), got \(3,\)"),
         (torch.ones(2, 3).long(), TypeError, "estimates must be a floating-point tensor, got torch.int64"),
         ([[0.5]], TypeError, "estimates must be a torch.Tensor, got list"),
     ],

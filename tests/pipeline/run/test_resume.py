@@ -196,6 +196,7 @@ def test_without_resume_a_folder_is_begun_afresh(run, tmp_path):
 
 
 def test_a_folder_is_held_by_one_process_until_it_is_killed(run, tmp_path):
+    pytest.importorskip("fcntl")
     (head := tmp_path / "out" / "trm-known0.5-seed1.pt").parent.mkdir()
     head.write_bytes(b"of the run that goes on")
     holding = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"

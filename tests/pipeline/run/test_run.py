@@ -1,7 +1,6 @@
 """The pipeline of the examples from end to end: a few drawn scenes, the model that ships with the project."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -139,10 +138,8 @@ def test_shares_and_counts_have_both_bounds(setting):
 
 
 def test_no_more_present_labels_are_assumed_than_there_are_classes():
-    """Of given features their number is known when they are read."""
-    data = SimpleNamespace(preset=presets.EMBEDDED, class_names=["dog", "cat"])
-    with pytest.raises(ValueError, match="--set: expected_positives must be below num_classes = 2, got 2.4"):
-        cells.run_cell(data, prepared.Cell("linear", "single", 1), None)
+    with pytest.raises(SystemExit, match="--set: expected_positives must be below num_classes = 20, got 30"):
+        experiment.main(["--known", "single", "--set", "expected_positives=30"])
 
 
 def test_what_is_given_twice_is_taken_together():
