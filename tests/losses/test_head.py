@@ -494,6 +494,7 @@ def test_what_inference_mode_made_can_be_trained_and_takes_a_state() -> None:
     with torch.inference_mode():
         made.finish(labelled(False))
         other = made.with_classes(TEXT[:2], NAMES[:2])
+        assert merged().finish(labelled(False)).calibration is not None  # one that was built here
     for part in (made, other):
         part.load_state_dict(part.state_dict())
         part(TOKENS, PENULTIMATE).sum().backward()
