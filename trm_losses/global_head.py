@@ -233,8 +233,8 @@ class GlobalHead(FullPrecisionState):
         zeros, g, f = self.bias.new_zeros, None, None
         if self.prior is not None and tokens is None:
             raise ValueError(f"{dims.owner}: tokens must be given where there is a prior, got None")
+        scored = isinstance(tokens, Tensor) and tokens.ndim == 2
         if tokens is not None:
-            scored = isinstance(tokens, Tensor) and tokens.ndim == 2
             hint = "tokens are (B, N, D), and scores that the prior gave them (B, C)"
             dims.check("tokens", tokens, "B C" if scored else "B N D", hint=hint)
             if scored and padding is not None:
@@ -251,7 +251,7 @@ class GlobalHead(FullPrecisionState):
                 check_finite(dims.owner, "penultimate", penultimate)
             f = upcast(penultimate).float()
         if self.prior is not None and tokens is not None:
-            g = (tokens if tokens.ndim == 2 else self.prior(tokens, key_padding_mask=padding)).float()
+            g = (tokens if scored else self.prior(tokens, key_padding_mask=padding)).float()
         images = dims.sizes["B"]
         return zeros(images, self.num_classes) if g is None else g, zeros(images, 0) if f is None else f
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -95,9 +95,9 @@ def test_a_reduction_is_a_word_that_is_known(call: Callable[[Any], Any]) -> None
 
 def test_names_of_classes_are_words() -> None:
     """Tensors of equal numbers are not equal in a set."""
-    parts = tl.RegionPooler(2, 4), tl.TextRegionMatchingLoss(2), torch.ones(2, 4)
+    parts, numbers = (tl.RegionPooler(2, 4), tl.TextRegionMatchingLoss(2), torch.ones(2, 4)), cast(Any, torch.zeros(2))
     with pytest.raises(TypeError, match="TRMHead: class_names must be str, got Tensor"):
-        tl.TRMHead(*parts, torch.zeros(2))  # type: ignore[arg-type]
+        tl.TRMHead(*parts, numbers)
 
 
 def test_classes_of_prompts_are_places() -> None:
