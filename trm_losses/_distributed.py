@@ -7,6 +7,7 @@ leaves out, or in which one of them has nothing to do, keeps no other waiting.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, ParamSpec, TypeVar, Union
 
@@ -34,6 +35,13 @@ class _Kept:
 
 class DistributedModule(nn.Module):
     """A module that may have ``distributed``: its copies reduce over the same group, which cannot be copied itself."""
+
+    def extra_repr(self) -> str:
+        """The arguments of the constructor, those of its bases too, that are kept under their names, and the sizes they have."""
+        kinds = type(self).__mro__[: type(self).__mro__.index(DistributedModule)]
+        names = ["num_samples", "num_classes", *(name for kind in kinds for name in inspect.signature(kind).parameters)]
+        told = {name: vars(self).get(name) for name in names if name not in ("distributed", "validate")}
+        return ", ".join(f"{name}={value!r}" for name, value in told.items() if value is not None)
 
     def __getstate__(self) -> dict[str, Any]:
         base: Any = super()  # torch has no types here

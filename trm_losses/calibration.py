@@ -172,9 +172,6 @@ class Calibration(FullPrecisionState):
         made.shift.copy_(torch.where(new, self.pooled[1], made.shift))
         return made
 
-    def extra_repr(self) -> str:
-        return f"num_classes={self.num_classes}"
-
 
 def _standard(values: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation, which is 1 of what is constant; the values are standardised in place."""

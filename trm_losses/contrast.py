@@ -63,6 +63,8 @@ class MultimodalContrastiveLoss(DistributedModule):
         name = type(self).__name__
         check_numbers(name, 0, strict=True, temperature=temperature, temperature_region=temperature_region)
         check_number(name, "anchor_threshold", anchor_threshold, 0, 1, strict=True)
+        check_numbers(name, 0, region_region=region_region, region_text=region_text)
+        check_numbers(name, 0, region_prototype=region_prototype, text_prototype=text_prototype)
         self.alphas = {
             "region_region": region_region,
             "region_text": 0.5 * region_text,
@@ -70,8 +72,6 @@ class MultimodalContrastiveLoss(DistributedModule):
             "region_prototype": region_prototype,
             "text_prototype": text_prototype,
         }
-        for key, alpha in self.alphas.items():
-            check_number(name, key, alpha, 0)
         self.temperature, self.temperature_region = temperature, temperature_region
         self.anchor_threshold, self.distributed, self.validate = anchor_threshold, distributed, validate
 
@@ -122,9 +122,3 @@ class MultimodalContrastiveLoss(DistributedModule):
             group=group,
         )
         return torch.stack([self.alphas[key] * term for key, term in terms.items()]).sum()
-
-    def extra_repr(self) -> str:
-        return (
-            f"temperature={self.temperature}, temperature_region={self.temperature_region}, "
-            f"anchor_threshold={self.anchor_threshold}"
-        )

@@ -68,6 +68,3 @@ class RegionDistillationLoss(DistributedModule):
             reduction=self.reduction,
             group=resolve_group(self.distributed),
         )
-
-    def extra_repr(self) -> str:
-        return f"temperature={self.temperature}, reduction={self.reduction!r}"

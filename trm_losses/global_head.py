@@ -335,9 +335,6 @@ class GlobalHead(FullPrecisionState):
         made.bias.copy_(torch.where(new, self.bias.mean(), made.bias))
         return made
 
-    def extra_repr(self) -> str:
-        return f"num_classes={self.num_classes}, width={self.width}, spread={self.spread}, shrinkage={self.shrinkage}"
-
 
 class _Standard:
     """Values (n, K) standardised in place over the rows of all ranks; a constant column is zeros."""

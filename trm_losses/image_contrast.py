@@ -16,8 +16,10 @@ class ImageContrastiveLoss(DistributedModule):
     .. math:: L = -\operatorname{mean}_{(b,c)} \frac{1}{|P_{bc}|} \sum_{p \in P_{bc}}
         \log \frac{\exp(f_b \cdot f_p / \tau)}{\sum_{a \neq b} \exp(f_b \cdot f_a / \tau)}
 
-    Every positive label (b, c) is an anchor, and its positives :math:`P_{bc}` are the other images with class c. Unknown and
-    absent labels are no anchors. An image without a positive label takes no part.
+    Every positive label (b, c) is an anchor. Its positives :math:`P_{bc}` are the other images with class c, and the
+    denominator runs over all other images with a positive label, each once. Labels without a partner are left out of the
+    mean. Where each image has exactly one label this is SupCon. Unknown and absent labels are no anchors; an image without
+    a positive label takes no part.
 
     Args:
         temperature: :math:`\tau`.
@@ -66,6 +68,3 @@ class ImageContrastiveLoss(DistributedModule):
         return contrast(
             features, targets, weights=weights, temperature=self.temperature, anchor_threshold=self.anchor_threshold, group=group
         )
-
-    def extra_repr(self) -> str:
-        return f"temperature={self.temperature}, anchor_threshold={self.anchor_threshold}"

@@ -166,9 +166,3 @@ class TextRegionMatchingLoss(PerClassState):
                 f"{longest:g}; normalise them"
             )
         self.bias.fill_(bias)
-
-    def extra_repr(self) -> str:
-        return (
-            f"num_classes={self.num_classes}, gamma_pos={self.gamma_pos}, gamma_neg={self.gamma_neg}, "
-            f"margin={self.margin}, reduction={self.reduction!r}"
-        )

@@ -155,8 +155,8 @@ class TRMObjective(PerClassState):
             rule: how unknown labels are estimated for the regions; None: they are not. Regions that stay alone gain by a
                 :class:`trm_losses.pseudo.TeacherRule`; those merged with a :class:`trm_losses.GlobalHead` do not, and
                 :meth:`trm_losses.TRMHead.finish` gives that one pseudo-labels.
-            recipe: ``"default"``: the README's table, a region head. ``"paper"``: all that is known of TRM-ML: query head,
-                distillation, contrast, and, without another rule, pseudo-labels from prototypes.
+            recipe: ``"default"``: the README's table, a region head with one head of attention. ``"paper"``: all that is known of
+                TRM-ML: query head, distillation, contrast, and, without another rule, pseudo-labels from prototypes.
             expected_positives: mean number of present classes of an image, if nothing is known to be absent. Pseudo-labels alone
                 use it.
             logit_scale: of the frozen model (CLIP's is 100); sets the temperature of text similarities, 2 / logit_scale.
@@ -200,7 +200,9 @@ class TRMObjective(PerClassState):
         schedule = {"warmup_steps": round(warmup * total_steps), "ramp_steps": round(0.1 * total_steps)}
         factors = {"lambda_contrast": 0.1 if paper else 0.0, "lambda_pseudo": weight, **objective}
         if not paper:
-            pooler = {"query_head": False, **pooler}
+            # The maps of several heads, each of a part of the vectors, average to one that sees more of the whole image: what a
+            # merged global head knows already.
+            pooler = {"query_head": False, "num_heads": 1, **pooler}
             matching = {"gamma_pos": 0.0, "gamma_neg": 0.0, "margin": 0.0, **matching}
         same: dict[str, Any] = {"distributed": distributed, "validate": validate}
         if pooler.get("query") == "free":
@@ -285,7 +287,8 @@ class TRMObjective(PerClassState):
             loss = self.matching.loss(value, targets, reduction="mean")
             terms[f"matching_{head}"] = factors[head] * classes * loss
         if pseudo is not None:
-            per_entry = classes / self._entries_of_ranks(targets, logits["query"].dtype)
+            entries = logits["query"].new_full((), targets.numel())
+            per_entry = classes / sum_over_ranks(entries, resolve_group(self.matching.distributed)).clamp(min=1)
             for head, value in logits.items():
                 loss = self.matching.loss(value, pseudo.targets, pseudo.weights, reduction="sum")
                 terms[f"pseudo_{head}"] = self.lambda_pseudo * factors[head] * per_entry * loss
@@ -301,11 +304,6 @@ class TRMObjective(PerClassState):
                 weights=None if pseudo is None else torch.where(targets == UNKNOWN, pseudo.weights, 1.0),
             )
         return terms
-
-    def _entries_of_ranks(self, targets: Tensor, dtype: torch.dtype) -> Tensor:
-        """B * C over all ranks, at least 1."""
-        count = torch.full((), targets.numel(), dtype=dtype, device=targets.device)
-        return sum_over_ranks(count, resolve_group(self.matching.distributed)).clamp(min=1)
 
     def _positives(self, targets: Tensor, pseudo: PseudoLabels | None) -> Tensor:
         """Known targets, and 1 where a pseudo-positive is sure (unknown elsewhere)."""

@@ -17,7 +17,7 @@ class PromptEmbeddings(NamedTuple):
 
     Args:
         embeddings: (C, L, Dw), word embeddings before the positional ones.
-        eot: (C,), the position whose state is the feature.
+        eot: (C,), the position whose state is the feature, or where the text ends.
         prefix: number of leading tokens that are the same in all rows and end before every ``eot``. A causal tower computes
             them once, from the first row. 0 promises nothing and is always right.
     """
@@ -54,8 +54,7 @@ class PromptLearner(PerClassState):
         text: (C, D) start of ``fixed`` and ``residual``, for example averaged template features; normalised here.
         names: embedded class names for ``shared`` and ``csc``: embeddings (C, L0, Dw) of "start, name, end, padding" and
             the position of the end, as ``backbone.embed_prompts(["dog.", ...])`` gives them.
-        num_context: L.
-        context_init: (L, Dw) or (C, L, Dw) start of the contexts; normal with deviation 0.02 where it is not given.
+        num_context: L. They start normal with deviation 0.02; ``prompts.context`` may be filled with others.
         context_length: the tower's limit on tokens; checked where it is given.
 
     Raises:
@@ -80,7 +79,6 @@ class PromptLearner(PerClassState):
         text: Tensor | None = None,
         names: PromptEmbeddings | tuple[Tensor, Tensor] | None = None,
         num_context: int = 16,
-        context_init: Tensor | None = None,
         context_length: int | None = None,
     ) -> None:
         super().__init__()
@@ -111,20 +109,12 @@ class PromptLearner(PerClassState):
                 f"{name}: class {row} takes {longest} tokens, with num_context = {num_context} that is over the tower's "
                 f"{context_length}; use fewer context tokens or a shorter name"
             )
-        # After the end token nothing reaches the feature of a causal tower: what is padding everywhere is cut.
+        # What is padding everywhere is cut: it reaches no feature of a causal tower, and others fill it up again.
         self.register_buffer("start", embeddings[:, :1].detach().clone())
         self.register_buffer("rest", embeddings[:, 1:longest].detach().clone())
         self.register_buffer("eot", eot + num_context)
         shape = (num_context, width) if mode == "shared" else (classes, num_context, width)
-        if context_init is None:
-            start = torch.randn(shape, dtype=upcast(embeddings).dtype, device=embeddings.device) * 0.02
-        else:
-            letters = "L Dw" if context_init.dim() == 2 else "C L Dw"
-            Dims(name, C=classes, L=num_context, Dw=width).check("context_init", context_init, letters)
-            if mode == "shared" and context_init.dim() == 3:
-                raise ValueError(f"{name}: context_init of shared contexts must have shape (L, Dw), got (C, L, Dw)")
-            start = upcast(context_init.detach()).expand(shape).clone()
-        self.context = nn.Parameter(start)
+        self.context = nn.Parameter(0.02 * torch.randn(shape, dtype=upcast(embeddings).dtype, device=embeddings.device))
         self._find_prefix()
 
     reference: Tensor

@@ -179,6 +179,3 @@ class PrototypeBank(FullPrecisionState):
                 m = (n / (n + 1)).clamp(max=self.text_momentum)
                 self.text.copy_(F.normalize(m * self.text + (1 - m) * unit(text).float(), dim=-1))
                 self.text_count.add_(1)
-
-    def extra_repr(self) -> str:
-        return f"num_classes={self.num_classes}, dim={self.dim}, momentum={self.momentum}"

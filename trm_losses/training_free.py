@@ -263,12 +263,6 @@ class GaussianDiscriminant(FullPrecisionState):
         if self.validate and not torch.compiler.is_compiling() and not self.total:
             raise RuntimeError(f"{type(self).__name__}: nothing was fitted yet; call fit(batches, text), or load a state, first")
 
-    def extra_repr(self) -> str:
-        return (
-            f"num_classes={self.num_classes}, dim={self.dim}, tokens_per_class={self.tokens_per_class}, "
-            f"shrinkage={self.shrinkage}, sharpness={self.sharpness}"
-        )
-
 
 def _inverse_root(covariance: Tensor, shrinkage: float) -> Tensor:
     """The inverse square root of a covariance shrunk to its trace; the identity where there is no spread at all."""

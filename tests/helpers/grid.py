@@ -12,23 +12,16 @@ from trm_pipeline.training import loop as training
 IMAGES, TOKENS, CLASSES, DIM, EPOCHS = 12, 5, 4, 8, 5
 
 
-class Held:
-    """Features in memory."""
+def in_memory(tokens, pooled, penultimate=None):
+    """Features (V, n, ...) in memory, in so many views."""
+    parts = ([] if part is None else [*part.numpy()] for part in (tokens, pooled, penultimate))
+    return features.CachedFeatures(*parts, torch.device("cpu"))
 
-    views = 1
 
-    def __init__(self, seed):
-        draw = torch.Generator().manual_seed(seed)
-        self.tokens = torch.randn(IMAGES, TOKENS, DIM, generator=draw)
-        self.pooled = torch.randn(IMAGES, DIM, generator=draw)
-
-    def __len__(self):
-        return IMAGES
-
-    def batches(self, batch_size, generator=None, *, view=0):
-        order = torch.arange(IMAGES) if generator is None else torch.randperm(IMAGES, generator=generator)
-        for index in order.split(batch_size):
-            yield features.Batch(self.tokens[index], self.pooled[index], index)
+def held(seed):
+    """Features of a few images."""
+    draw = torch.Generator().manual_seed(seed)
+    return in_memory(torch.randn(1, IMAGES, TOKENS, DIM, generator=draw), torch.randn(1, IMAGES, DIM, generator=draw))
 
 
 def labels(seed=0, single=False):
@@ -45,7 +38,7 @@ def preset(**changes):
 
 def train(method, chosen, **more):
     """The loop on features in memory."""
-    data = Held(1), chosen.targets, Held(2), labels(3).clamp(min=0)
+    data = held(1), chosen.targets, held(2), labels(3).clamp(min=0)
     fixed = {"preset": chosen.preset, "single": chosen.single, "seed": 1, "device": torch.device("cpu"), "label": ""}
     return training.train(method, *data, encode=lambda text: text, **{**fixed, **more})
 
@@ -53,10 +46,10 @@ def train(method, chosen, **more):
 def setting(*, targets=None, single=False, **changes):
     torch.manual_seed(0)
     text, chosen = torch.randn(CLASSES, DIM), preset(**changes)
-    held, targets = Held(1), labels(single=single) if targets is None else targets
+    own, targets = held(1), labels(single=single) if targets is None else targets
 
     def similarities():
-        return training.score(lambda batch: methods.zero_shot_tokens(batch, text), held, 6)
+        return training.score(lambda batch: methods.zero_shot_tokens(batch, text), own, 6)
 
     return methods.Setting(
         chosen, text, None, 10.0, 2 * chosen.epochs, single=single, num_samples=IMAGES, targets=targets, similarities=similarities

@@ -1,6 +1,8 @@
 """A folder of one's own images: its classes and its tables."""
 
 import csv
+import json
+import re
 
 CLASSES = ["person", "car", "dog", "sheep"]
 
@@ -17,3 +19,9 @@ def write_table(path, rows, *, classes=CLASSES, hidden=()):
 def read_csv(path):
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def questions_of(page):
+    """The data of a page of questions."""
+    (text,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(encoding="utf-8"), re.DOTALL)
+    return json.loads(text)

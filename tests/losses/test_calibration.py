@@ -241,11 +241,6 @@ def test_a_refused_fit_says_why_and_changes_nothing(
     assert all(torch.equal(value, state(module)[key]) for key, value in before.items())
 
 
-def test_settings_are_checked() -> None:
-    with pytest.raises(ValueError, match="^Calibration: num_classes must be at least 1, got 0"):
-        tl.Calibration(0)
-
-
 # Thresholds -----------------------------------------------------------------------------------------------------------------
 
 METRICS: Any = ("f1", "precision", "recall", "cost")

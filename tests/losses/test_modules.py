@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import pickle
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import trm_losses as tl
 from tests.helpers.cases import CASES
@@ -17,7 +18,7 @@ from tests.helpers.cases.case import Caller, Case, built, ids
 from tests.helpers.cases.contrast import call_contrast
 from tests.helpers.compare import agree, tensors
 from tests.helpers.values import BATCH, CLASSES, Inputs, region_text
-from trm_losses import pseudo
+from trm_losses import baselines, pseudo
 from trm_losses._state import FullPrecisionState
 
 safetensors = pytest.importorskip("safetensors.torch")
@@ -261,34 +262,16 @@ SETTINGS: list[tuple[Any, dict[str, Any], str]] = [
     (lambda **k: tl.RegionPooler(3, 8, **k), {"query": "fixed"}, "query must be one of 'tied', 'free', got"),
     (lambda **k: tl.RegionPooler(3, 8, **k), {"assignment": "optimal"}, "assignment must be one of 'softmax', 'transport', got"),
     (lambda **k: tl.RegionPooler(3, 8, query="free", **k), {"assignment": "transport"}, "query must be 'tied' with assignment="),
-    (lambda **k: tl.RegionPooler(3, 8, **k), {"mlp_ratio": 0.0}, "mlp_ratio must be above 0, got 0.0"),
-    (lambda **k: tl.RegionPooler(3, 8, **k), {"mlp_ratio": -1.0}, "mlp_ratio must be above 0, got -1.0"),
-    (lambda **k: tl.RegionPooler(3, 8, **k), {"mlp_ratio": float("nan")}, "mlp_ratio must be above 0, got nan"),
-    (lambda **k: tl.RegionPooler(3, 8, **k), {"dropout": 1.5}, "dropout must be at least 0 and at most 1, got 1.5"),
-    (lambda **k: tl.RegionPooler(3, 8, **k), {"attention_scale": 0.0}, "attention_scale must be above 0, got 0.0"),
     (lambda **k: tl.RegionPooler(3, 8, **k), {"query_init": torch.ones(3, 8)}, "query_init starts free queries"),
     (
         lambda **k: tl.RegionPooler(3, 8, query="free", **k),
         {"query_init": torch.ones(3, 9)},
         r"query_init must have shape \(C, D\) = \(3, 8\), got \(3, 9\)",
     ),
-    (lambda **k: tl.RegionPooler(**k), {"num_classes": 0, "dim": 8}, "num_classes must be at least 1, got 0"),
-    (lambda **k: tl.TextRegionMatchingLoss(3, **k), {"gamma_neg": -1.0}, "gamma_neg must be at least 0, got -1.0"),
     (lambda **k: tl.TextRegionMatchingLoss(3, **k), {"scale": 101.0}, "scale must be above 0 and at most 100"),
-    (lambda **k: tl.TextRegionMatchingLoss(3, **k), {"margin": float("nan")}, "margin must be .*, got nan"),
     (lambda **k: tl.TextRegionMatchingLoss(3, **k), {"reduction": "avg"}, "reduction must be one of"),
-    (lambda **k: tl.TextRegionMatchingLoss(3, **k), {"bias": float("nan")}, "bias must be a number, got nan"),
-    (tl.RegionDistillationLoss, {"temperature": 0.0}, "temperature must be above 0"),
     (tl.RegionDistillationLoss, {"reduction": "avg"}, "reduction must be one of"),
-    (tl.MultimodalContrastiveLoss, {"temperature_region": -1.0}, "temperature_region must be above 0"),
-    (tl.MultimodalContrastiveLoss, {"anchor_threshold": 0.0}, "anchor_threshold must be above 0"),
-    (tl.MultimodalContrastiveLoss, {"region_text": -1.0}, "region_text must be at least 0"),
-    (tl.ImageContrastiveLoss, {"temperature": 0.0}, "temperature must be above 0"),
-    (tl.ImageContrastiveLoss, {"anchor_threshold": 1.1}, "anchor_threshold must be above 0 and at most 1"),
-    (lambda **k: tl.PrototypeBank(3, 8, **k), {"momentum": 1.1}, "momentum must be at least 0 and at most 1"),
     (lambda **k: tl.PrototypeBank(3, 8, **k), {"init": torch.ones(2, 8)}, r"init must have shape \(C, D\) = \(3, 8\)"),
-    (lambda **k: tl.PseudoLabeler(3, **k), {"expected_positives": 0.0}, "expected_positives must be above 0"),
-    (lambda **k: tl.PseudoLabeler(3, **k), {"warmup_steps": -1}, "warmup_steps must be at least 0"),
 ]
 
 
@@ -297,3 +280,46 @@ SETTINGS: list[tuple[Any, dict[str, Any], str]] = [
 def test_refuses_settings(build: Any, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(**settings)
+
+
+NEEDED: dict[str, Any] = {"num_classes": 3, "dim": 8, "num_samples": 2, "expected_positives": 1.0}
+NEEDED |= dict.fromkeys(("targets", "similarities", "scores", "estimates"), torch.ones(2, 3))
+ABOVE_0 = set(
+    """
+    num_classes dim num_samples width num_heads tokens_per_class published_epochs warmup mlp_ratio attention_scale spread
+    temperature temperature_region temperature_visual temperature_text expected_positives anchor_threshold
+    """.split()
+)
+SHARES = set(
+    """
+    dropout momentum text_momentum shrinkage unknown_weight anchor_threshold smoothing label_share delta q negative_share
+    confidence prior_threshold positive negative
+    """.split()
+)
+ANY = {
+    ("TextRegionMatchingLoss", "bias"),
+    ("GPRLoss", "threshold"),
+    *(("PartialBCELoss", name) for name in ("alpha", "beta", "gamma")),
+}
+NUMBERS: list[tuple[Any, str]] = []
+for _kind in dict.fromkeys(getattr(module, name) for module in (tl, baselines, pseudo) for name in module.__all__):
+    if inspect.isclass(_kind) and issubclass(_kind, nn.Module):
+        _arguments = {k: p for k, p in inspect.signature(_kind).parameters.items() if p.kind != p.VAR_KEYWORD}
+        if {k for k, p in _arguments.items() if p.default is p.empty} <= set(NEEDED):
+            NUMBERS += [(_kind, k) for k, p in _arguments.items() if p.annotation.split(" | ")[0] in ("int", "float")]
+
+
+@pytest.mark.parametrize("kind, name", NUMBERS, ids=lambda value: getattr(value, "__name__", value))
+def test_every_number_is_checked(kind: Any, name: str) -> None:
+    """No number, far too small, zero where it divides, and more than a whole."""
+    arguments = inspect.signature(kind).parameters
+    given = {k: NEEDED[k] for k, p in arguments.items() if k in NEEDED and p.default is p.empty}
+    given |= {"width": 2} if kind is tl.GlobalHead else {}
+    given |= {"scheme": "correct_permanently", "num_samples": 2, "num_classes": 3} if kind is baselines.LargeLoss else {}
+    for wrong in (
+        [float("nan")] + [-1e9] * ((kind.__name__, name) not in ANY) + [0] * (name in ABOVE_0) + [1.01] * (name in SHARES)
+    ):
+        with pytest.raises(
+            ValueError, match=f"^{kind.__name__}: {name} must be (a number|.*at (least|most)|above).*, got {wrong}"
+        ):
+            kind(**{**given, name: wrong})

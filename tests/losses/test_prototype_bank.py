@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
@@ -76,16 +75,3 @@ def test_a_reset_bank_stands_at_its_start() -> None:
     bank.reset()
     close(bank.visual, [oracles.unit(row) for row in oracles.array(normal(4, 6, seed=1))])
     assert not bank.seen.any() and int(bank.text_count) == 0
-
-
-@pytest.mark.parametrize("change", [lambda m: m.half(), lambda m: m.to(torch.bfloat16), lambda m: m.double()])
-def test_state_keeps_its_precision_under_a_change_of_the_model(change: Any) -> None:
-    """One step at momentum 0.99 or above would be lost in half precision."""
-    bank, twin = (PrototypeBank(4, 6, init=normal(4, 6, seed=1)) for _ in range(2))
-    model = change(torch.nn.Sequential(torch.nn.Linear(2, 2), bank))
-    for module in (bank, twin):
-        module.update(normal(3, 4, 6), labels(3, 4))
-    assert model[0].weight.dtype != torch.float32
-    assert bank.visual.dtype == torch.float32
-    close(bank.visual, twin.visual)
-    assert bank.to("meta").visual.device.type == "meta"

@@ -80,19 +80,6 @@ def test_attention_scale_sharpens() -> None:
     assert sharp.max(dim=-1).values.mean() > 2 / 6
 
 
-def test_padding_is_as_if_it_were_not_there() -> None:
-    pooler = shaken(RegionPooler(5, 8))
-    tokens, text = normal(3, 6, 8, dtype=torch.float32), normal(5, 8, seed=1, dtype=torch.float32)
-    mask = torch.zeros(3, 6, dtype=torch.bool)
-    mask[:, 4:] = True
-    spoilt = tokens.clone()
-    spoilt[:, 4:] = float("nan")
-    padded, short = pooler(spoilt, text, key_padding_mask=mask), pooler(tokens[:, :4], text)
-    torch.testing.assert_close(padded.region, short.region)
-    torch.testing.assert_close(padded.query, short.query)
-    assert torch.count_nonzero(padded.saliency[..., 4:]) == 0
-
-
 def test_an_image_of_padding_alone_is_zero_and_harmless() -> None:
     pooler = RegionPooler(5, 8, dropout=0.0)
     tokens, text = normal(2, 6, 8, dtype=torch.float32).requires_grad_(), normal(5, 8, seed=1, dtype=torch.float32)

@@ -220,13 +220,6 @@ def test_scores_before_fit_are_refused() -> None:
             call(made())
 
 
-@pytest.mark.parametrize("name", ["tokens_per_class", "scale", "shrinkage", "sharpness", "label_weight", "num_classes", "dim"])
-def test_settings_are_checked(name: str) -> None:
-    settings = {"num_classes": 2, "dim": 3, name: -1}
-    with pytest.raises(ValueError, match=f"GaussianDiscriminant: {name} must be"):
-        tl.GaussianDiscriminant(**settings)  # type: ignore[arg-type]
-
-
 def test_other_classes() -> None:
     """A class that stays keeps its prototype, a new one has its text; whitening is of all."""
     old, text = discriminant(), normal(3, WIDTH, seed=9)

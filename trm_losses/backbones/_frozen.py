@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -64,6 +65,14 @@ def frozen_projection(owner: str, projection: nn.Linear | Tensor | None, width: 
             linear.weight.copy_(weight)
     frozen: nn.Module = freeze(linear)
     return frozen
+
+
+def channels(owner: str, what: str, given: Sequence[float] | None, default: Sequence[float]) -> tuple[float, ...]:
+    """A statistic of the channels as three numbers."""
+    values = tuple(float(value) for value in (default if given is None else given))
+    if len(values) != 3:
+        raise ValueError(f"{owner}: {what} must be three numbers, one for each channel, got {len(values)}")
+    return values
 
 
 class FrozenBackbone(nn.Module):

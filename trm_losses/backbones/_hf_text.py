@@ -113,13 +113,9 @@ def siglip_tower(owner: str, model: Any) -> TextTower:
     return TextTower(
         owner=owner,
         pool="last",
-        eos_id=-1,
         token_embedding=text.embeddings.token_embedding,
         positions=text.embeddings.position_embedding.weight,
         transformer=Blocks(text.encoder),
-        mask=None,
-        causal=False,
-        known=False,
         norm=text.final_layer_norm,
         projection=text.head,
     )
@@ -133,7 +129,6 @@ class PaddedTower(TextTower):
     """
 
     text: Any
-    pad_id: int
 
     @property
     def any_length(self) -> bool:
@@ -160,13 +155,8 @@ def padded_tower(owner: str, model: Any) -> TextTower:
     return PaddedTower(
         owner=owner,
         pool="first",
-        eos_id=-1,
         token_embedding=words,
         positions=text.roberta.embeddings.position_embeddings.weight[pad + 1 :],  # the first ones are those of padding
-        transformer=None,
-        mask=None,
-        causal=False,
-        known=False,
         norm=nn.Identity(),
         projection=model.text_projection,
         text=text,

@@ -20,13 +20,7 @@ def import_timm() -> Any:
 
 def import_transformers() -> Any:
     """Return the module ``transformers``, or raise an ``ImportError`` that says what to install."""
-    try:
-        return importlib.import_module("transformers")
-    except Exception as error:  # whatever it brings along may fail too
-        raise ImportError(
-            f"trm_losses.backbones needs transformers for Hugging Face models, whose import failed ({said(error)}). "
-            'Install it with: pip install "trm-losses[huggingface]"'
-        ) from error
+    return _import("transformers", "huggingface")
 
 
 def said(error: BaseException) -> str:
@@ -34,20 +28,21 @@ def said(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
 
 
-def _import(name: str) -> Any:
-    """Import a module that needs torchvision.
+def _import(name: str, extra: str = "backbones") -> Any:
+    """Import a module of an extra; open_clip and timm import torchvision at their top.
 
-    open_clip and timm import torchvision at their top. A torchvision built for another torch (such as the usual CUDA wheel
-    beside a CPU-only torch) fails with a ``RuntimeError`` ("operator torchvision::nms does not exist") on the first try and
-    with other errors on the next, so every failure is caught here.
+    A torchvision built for another torch (such as the usual CUDA wheel beside a CPU-only torch) fails with a ``RuntimeError``
+    ("operator torchvision::nms does not exist") on the first try and with other errors on the next, so every failure is caught.
     """
     try:
         return importlib.import_module(name)
     except Exception as error:
+        also = (
+            f". {name} also needs a torchvision that matches the installed torch {torch.__version__}: where the error above "
+            "speaks of torchvision, install the torchvision build made for this torch, from the same package index as torch (a "
+            "CUDA build of torchvision does not load beside a CPU-only torch)."
+        )
         raise ImportError(
-            f"trm_losses.backbones needs {name}, whose import failed ({type(error).__name__}: {error}). "
-            f'Install it with: pip install "trm-losses[backbones]". {name} also needs a torchvision that '
-            f"matches the installed torch {torch.__version__}: where the error above speaks of torchvision, "
-            "install the torchvision build made for this torch, from the same package index as torch (a CUDA "
-            "build of torchvision does not load beside a CPU-only torch)."
+            f"trm_losses.backbones needs {name}, whose import failed ({said(error)}). "
+            f'Install it with: pip install "trm-losses[{extra}]"{also if extra == "backbones" else ""}'
         ) from error

@@ -24,34 +24,43 @@ class TextTower:
     ``owner`` is the public class that errors name. ``pool`` says which state is the feature: that of the highest id
     ("argmax"), of the first ``eos_id`` ("eos"), or of the last token ("last"). ``mask`` is added to the scores (None: every
     token sees every other), ``causal`` says what it is known to be, and ``known`` that the blocks are those of
-    :mod:`._causal`.
+    :mod:`._causal`. ``pad_id`` fills texts up where "last" does not read the padding itself.
     """
 
     owner: str
     pool: str
-    eos_id: int
+    eos_id: int = -1
     token_embedding: Any
     positions: Tensor  # (context length, Dw)
-    transformer: Any  # called on (C, L, Dw) with attn_mask=; has resblocks and get_cast_dtype
-    mask: Tensor | None
-    causal: bool
-    known: bool
+    transformer: Any = None  # called on (C, L, Dw) with attn_mask=; has resblocks and get_cast_dtype
+    mask: Tensor | None = None
+    causal: bool = False
+    known: bool = False
     norm: Any
     projection: Any  # a matrix, a module, or None
+    pad_id: int = 0
 
     @property
     def any_length(self) -> bool:
-        """Whether prompts may be shorter than the context length."""
+        """Whether what follows the end of a text reaches no feature."""
         return self.causal
 
     def embed(self, ids: Tensor) -> PromptEmbeddings:
-        """Look the ids (C, L) up in the token table, and find the position that the feature is read from."""
+        """Look the ids (C, L) up in the token table, and find the position that the feature is read from.
+
+        A tower that is not causal and reads the last token has padding up to there: of that, the first token.
+        """
+        if not self.any_length:
+            hint = "padding reaches the feature of this tower, so give the ids with theirs"
+            Dims(self.owner, L=len(self.positions)).check("ids", ids, "C L", floating=False, hint=hint)
         if self.pool == "argmax":  # CLIP's end-of-text token has the highest id of all
             eot = ids.argmax(dim=-1)
         elif self.pool == "eos":
             eot = (ids == self.eos_id).int().argmax(dim=-1)
-        else:
+        elif self.causal:
             eot = torch.full_like(ids[:, 0], ids.shape[1] - 1)
+        else:
+            eot = ids.shape[1] - (ids == ids[:, -1:]).flip(1).cumprod(dim=1).sum(dim=1)
         return PromptEmbeddings(self.token_embedding(ids), eot)  # the table is frozen: no gradient starts here
 
     def encode(self, prompts: PromptEmbeddings, chunk_size: int | None = None) -> Tensor:
@@ -63,9 +72,12 @@ class TextTower:
         dims.check("embeddings", embeddings, "C L Dw", hint="take them from embed_prompts of the same model")
         dims.check("eot", eot, "C", floating=False)
         classes, length = embeddings.shape[:2]
-        if length > context or (length < context and not self.any_length):
-            bound = "at most" if self.any_length else "for a tower that is not causal exactly"
-            raise ValueError(f"{self.owner}: prompts must be {bound} {context} tokens long, got {length}")
+        if length > context:
+            raise ValueError(f"{self.owner}: prompts must be at most {context} tokens long, got {length}")
+        if not self.any_length:  # padding reaches the feature: what was cut of it comes back
+            padding = embeddings[:, -1:] if self.pool == "last" else self.token_embedding.weight[self.pad_id]
+            embeddings = torch.cat([embeddings, padding.expand(classes, context - length, width)], dim=1)
+            eot = torch.full_like(eot, context - 1) if self.pool == "last" else eot
         if chunk_size is not None:
             check_number(self.owner, "chunk_size", chunk_size, 1)
         whole = length == context and not prompts.prefix and not (embeddings.requires_grad and torch.is_grad_enabled())
@@ -145,6 +157,7 @@ def open_clip_tower(open_clip: Any, model: nn.Module, *, causal: bool | None = N
     return TextTower(
         owner=owner,
         pool=pool,
+        pad_id=getattr(text, "pad_id", 0),
         eos_id=text.text_eos_id if plain else text.eos_id,
         token_embedding=text.token_embedding,
         positions=text.positional_embedding,

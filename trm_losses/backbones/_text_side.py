@@ -57,9 +57,8 @@ class TextSide:
 
         Returns:
             ``PromptEmbeddings(embeddings, eot)``: (C, L, Dw), without positions, and the position (C,) whose state is the
-            feature, or where the text ends in a tower that reads its first token. ``encode_prompts`` makes ``encode_text``
-            of it. A tower that is not causal and reads its last token (SigLIP) takes prompts of the full context length.
-            Give it ids that are shorter by the number of contexts that come between.
+            feature, or where the text ends in a tower that is not causal and reads its first or its last token (SigLIP).
+            ``encode_prompts`` makes ``encode_text`` of it.
         """
         ids = self._ids(texts)
         if not isinstance(texts, Tensor):
@@ -71,9 +70,10 @@ class TextSide:
     ) -> Tensor:
         """Encode prompts given as embeddings into text features (C, D), not normalised.
 
-        The gradient flows to the embeddings, through the frozen tower. They may be shorter than the context length where
-        the tower is causal; mask and positions are then cut to fit. A plain tensor is taken for finished text features
-        (C, D) and comes back as it is.
+        The gradient flows to the embeddings, through the frozen tower. They may be shorter than the context length. Mask and
+        positions are then cut to fit, or padding comes back where it reaches the feature: in a tower that is not causal. One
+        that reads its last token has that repeated, any other the embedding of its padding. A plain tensor is taken for
+        finished text features (C, D) and comes back as it is.
 
         A causal tower of its library's default blocks computes only what reaches a feature. It computes nothing after a
         prompt's end, and the last block for the ends alone. Leading tokens that are the same in all rows

@@ -123,6 +123,8 @@ class TimmTower:
             if isinstance(error, torch.cuda.OutOfMemoryError) or size_is_right or other:
                 raise
             line = str(error).split("\n")[0]
+            if "channels" in line:
+                raise ValueError(f"{self.name} must take images of 3 channels ({line}); build it with in_chans=3") from error
             raise ValueError(
                 f"{self.name} cannot take images of {images.shape[2]}x{images.shape[3]} ({line}); keep to the size that it "
                 "was built for, or build it for this one"

@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
+from .._precision import upcast
 from ._frozen import VisualTower
 from ._timm import TimmTower, alone
 
@@ -24,13 +25,13 @@ def resize_positions(table: Tensor, native: tuple[int, int], grid: tuple[int, in
     """Fit a positional table (1 + h0 * w0, W) to another grid; the first entry (class or mean token) is kept.
 
     Bicubic with antialiasing and without aligned corners, as open_clip resizes the tables of its ViTs when it
-    loads weights into a model of another input size. At the native grid the table comes back as it is.
+    loads weights into a model of another input size, in float32 at least. At the native grid the table comes back as it is.
     """
     if grid == native:
         return table
     cells = rearrange(table[1:], "(h w) d -> 1 d h w", h=native[0])
-    cells = F.interpolate(cells, size=grid, mode="bicubic", antialias=True, align_corners=False)
-    return torch.cat([table[:1], rearrange(cells, "1 d h w -> (h w) d")])
+    cells = F.interpolate(upcast(cells), size=grid, mode="bicubic", antialias=True, align_corners=False)
+    return torch.cat([table[:1], rearrange(cells, "1 d h w -> (h w) d").to(table)])
 
 
 class ResNetTower:

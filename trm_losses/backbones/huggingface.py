@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ._frozen import FrozenBackbone, freeze, frozen_projection
+from ._frozen import FrozenBackbone, channels, freeze, frozen_projection
 from ._hf_text import PaddedTower, clip_tower, padded_tower, siglip_tower
 from ._hf_visual import AttentionPoolTower, ClassTokenTower, PatchedTower, PlainTower
 from ._imports import import_transformers, said
@@ -127,9 +127,9 @@ class HFBackbone(TextSide, FrozenBackbone):
             tower, linear = family.visual(_OWNER, model), nn.Identity()
         super().__init__(model, tower, name=name or kind, image_size=image_size)
         self.projection = linear
-        channels = importlib.import_module("transformers.image_utils")
-        self.image_mean = _channels("image_mean", image_mean, getattr(channels, f"{family.channels}_MEAN"))
-        self.image_std = _channels("image_std", image_std, getattr(channels, f"{family.channels}_STD"))
+        known = importlib.import_module("transformers.image_utils")
+        self.image_mean = channels(_OWNER, "image_mean", image_mean, getattr(known, f"{family.channels}_MEAN"))
+        self.image_std = channels(_OWNER, "image_std", image_std, getattr(known, f"{family.channels}_STD"))
         self._family = family
         self.has_text = family.text is not None
         self.context_length: int = len(self._text().positions) if self.has_text else 0
@@ -266,13 +266,6 @@ def _wanted() -> str:
 
 
 _OTHERS = "TimmBackbone takes other image models, convolutional ones among them"
-
-
-def _channels(what: str, given: Sequence[float] | None, default: Sequence[float]) -> tuple[float, ...]:
-    values = tuple(float(value) for value in (default if given is None else given))
-    if len(values) != 3:
-        raise ValueError(f"{_OWNER}: {what} must be three numbers, one for each channel, got {len(values)}")
-    return values
 
 
 def _settings(config: Any) -> Tensor:

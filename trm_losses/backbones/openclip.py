@@ -11,12 +11,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ._frozen import FrozenBackbone, freeze
+from ._frozen import FrozenBackbone, channels, freeze
 from ._imports import import_open_clip, said
 from ._text import TextTower, open_clip_tower
 from ._text_side import MissingTokenizer, TextSide, refuse_length
 from ._visual import visual_tower
 
+_OWNER = "OpenClipBackbone"
 _CLIP_VOCABULARY = 49408  # of the tokenizer that ships inside open_clip
 _ARCHIVE_EXTRAS = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # no weights
 
@@ -72,6 +73,7 @@ class OpenClipBackbone(TextSide, FrozenBackbone):
             against the stride. Default: the model's native size. :meth:`forward` takes any valid size
             whatever is said here.
         value_path: last block of a ViT by its value path only, see above.
+        image_mean, image_std: of the channels, three numbers each. Default: what open_clip wrote onto the model, else CLIP's.
 
     Attributes:
         dim: width D of the joint space.
@@ -114,18 +116,22 @@ class OpenClipBackbone(TextSide, FrozenBackbone):
         name: str = "open_clip",
         image_size: int | tuple[int, int] | None = None,
         value_path: bool = False,
+        image_mean: Sequence[float] | None = None,
+        image_std: Sequence[float] | None = None,
     ) -> None:
         open_clip = import_open_clip()
-        if not hasattr(model, "visual") or not hasattr(model, "encode_text"):
+        if not isinstance(model, (open_clip.CLIP, open_clip.CustomTextCLIP)):
             raise ValueError(
                 "OpenClipBackbone: model must be a CLIP or CustomTextCLIP of open_clip with both towers, got "
-                f"{type(model).__name__}; give the whole model, or an image tower alone to TimmBackbone or HFBackbone"
+                f"{type(model).__name__}; give the whole of such a model, built without jit, or an image tower alone to "
+                "TimmBackbone or HFBackbone"
             )
         tower = visual_tower(open_clip, freeze(model).visual, value_path)
         super().__init__(model, tower, name=name, image_size=image_size)
         self.value_path = value_path
-        self.image_mean = _channels(self.model.visual, "image_mean", open_clip.OPENAI_DATASET_MEAN)
-        self.image_std = _channels(self.model.visual, "image_std", open_clip.OPENAI_DATASET_STD)
+        visual, mean, std = self.model.visual, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+        self.image_mean = channels(_OWNER, "image_mean", image_mean, getattr(visual, "image_mean", mean))
+        self.image_std = channels(_OWNER, "image_std", image_std, getattr(visual, "image_std", std))
         self.context_length: int = self.model.context_length
         if tokenizer is None and self.model.vocab_size == _CLIP_VOCABULARY:
             tokenizer = open_clip.SimpleTokenizer(context_length=self.context_length)
@@ -145,8 +151,9 @@ class OpenClipBackbone(TextSide, FrozenBackbone):
         return ids.to(self.model.logit_scale.device)
 
     def _encode_ids(self, ids: Tensor) -> Tensor:
-        features: Tensor = self.model.encode_text(ids)
-        return features
+        features = self.model.encode_text(ids)
+        first: Tensor = features[0] if isinstance(features, tuple) else features  # with output_tokens, states come along
+        return first
 
     def _text(self) -> TextTower:
         # built when asked for: images and encode_text work with text towers that prompts cannot pass through
@@ -161,6 +168,8 @@ def load_open_clip(
     *,
     image_size: int | tuple[int, int] | None = None,
     value_path: bool = False,
+    image_mean: Sequence[float] | None = None,
+    image_std: Sequence[float] | None = None,
     device: str | torch.device = "cpu",
 ) -> OpenClipBackbone:
     """Build a model by open_clip's factory, load its weights, and freeze it as a backbone.
@@ -178,6 +187,8 @@ def load_open_clip(
         image_size: the input size you mean to use, side or (height, width), kept as ``.image_size``. Default:
             the native size of the model. The weights are loaded at the native size whatever is said here.
         value_path: last block of a ViT by its value path only; see :class:`OpenClipBackbone`.
+        image_mean, image_std: of the channels, three numbers each. Default: those of the tag, folder or hub entry. No weights
+            file says them: with a file they are those of the model's tags if all tags agree, else CLIP's.
         device: where the model goes.
 
     Raises:
@@ -190,11 +201,12 @@ def load_open_clip(
         (14, 14)
     """
     open_clip = import_open_clip()
+    options = {"image_size": image_size, "value_path": value_path, "image_mean": image_mean, "image_std": image_std}
     if ":" in model:
         if pretrained is not None:
             raise ValueError(f"load_open_clip: pretrained must be None, got {pretrained!r}; {model!r} brings its own weights")
         network = open_clip.create_model(model, device=device, require_pretrained=True)
-        return _backbone(open_clip, network, model, image_size, value_path)
+        return _backbone(open_clip, network, model, options)
 
     model = model.replace("/", "-")  # OpenAI writes ViT-B/32
     names = open_clip.list_models()
@@ -206,18 +218,25 @@ def load_open_clip(
     if tag:
         # open_clip only warns where the activation of the tag and that of the model differ
         network = open_clip.create_model(model, pretrained=source, device=device, force_quick_gelu=bool(tag.get("quick_gelu")))
-    elif source is None:
-        network = open_clip.create_model(model, device=device)
-    elif os.path.isfile(source):
-        network = open_clip.create_model(model)
-        _load_file(open_clip, network, source, model)
+    elif source is None or os.path.isfile(source):
+        network = open_clip.create_model(model, force_preprocess_cfg=_statistics(open_clip, model))
+        if source is not None:
+            _load_file(open_clip, network, source, model)
         network.to(device)
     else:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
         raise ValueError(
             f"load_open_clip: pretrained must be an existing weights file or a tag of {model} ({tags}), got {source!r}"
         )
-    return _backbone(open_clip, network, model, image_size, value_path)
+    return _backbone(open_clip, network, model, options)
+
+
+def _statistics(open_clip: Any, model: str) -> dict[str, tuple[float, ...]]:
+    """Channel statistics that all tags of a model were trained with; nothing where they do not agree."""
+    mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+    tags = [open_clip.get_pretrained_cfg(model, tag) for tag in open_clip.list_pretrained_tags_by_model(model)]
+    told = {(tuple(tag.get("mean", mean)), tuple(tag.get("std", std))) for tag in tags}
+    return dict(zip(("mean", "std"), *told, strict=True)) if len(told) == 1 else {}
 
 
 def _refuse_cut(tokenizer: Any, texts: list[str], ids: Tensor) -> None:
@@ -235,19 +254,17 @@ def _refuse_cut(tokenizer: Any, texts: list[str], ids: Tensor) -> None:
     cut = (whole[:, :length] != ids[rows]).any(dim=1) | used[:, length:].any(dim=1)
     for row, takes in zip(rows, torch.where(cut, used.cumsum(dim=1).argmax(dim=1) + 1, 0).tolist(), strict=True):
         if takes:
-            refuse_length("OpenClipBackbone", row, texts[row], takes, length)
+            refuse_length(_OWNER, row, texts[row], takes, length)
 
 
-def _backbone(
-    open_clip: Any, network: nn.Module, model: str, image_size: int | tuple[int, int] | None, value_path: bool
-) -> OpenClipBackbone:
+def _backbone(open_clip: Any, network: nn.Module, model: str, options: dict[str, Any]) -> OpenClipBackbone:
     try:
         tokenizer = open_clip.get_tokenizer(model)
         if isinstance(tokenizer, open_clip.SimpleTokenizer) and getattr(network, "vocab_size", 0) != _CLIP_VOCABULARY:
             tokenizer = None  # CLIP's, for want of another: its ids are not this model's
     except Exception as error:  # others live on the hub and need transformers; images and ids do without
-        tokenizer = MissingTokenizer("OpenClipBackbone", f"the tokenizer of {model} did not load ({said(error)})")
-    return OpenClipBackbone(network, tokenizer=tokenizer, name=model, image_size=image_size, value_path=value_path)
+        tokenizer = MissingTokenizer(_OWNER, f"the tokenizer of {model} did not load ({said(error)})")
+    return OpenClipBackbone(network, tokenizer=tokenizer, name=model, **options)
 
 
 def _load_file(open_clip: Any, network: nn.Module, path: str, model: str) -> None:
@@ -304,8 +321,3 @@ def _difference(weights: dict[str, Tensor], network: nn.Module) -> str:
     if unknown:
         parts.append(f"{len(unknown)} unknown (first {unknown[0]})")
     return f"of {len(state)} entries " + ", ".join(parts) if parts else ""
-
-
-def _channels(visual: Any, name: str, default: tuple[float, ...]) -> tuple[float, ...]:
-    # create_model writes these onto the tower; a model built by hand has none, and CLIP's are the custom
-    return tuple(getattr(visual, name, default))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -67,13 +65,6 @@ class Baseline(FullPrecisionState):
 
     def _schedule(self, epoch: int, epochs: int) -> None:
         pass
-
-    def extra_repr(self) -> str:
-        """The arguments of the constructor that are kept under their names, and the sizes of the training set."""
-        kinds = type(self).__mro__[: type(self).__mro__.index(Baseline)]
-        names = ["num_samples", "num_classes", *(name for kind in kinds for name in inspect.signature(kind).parameters)]
-        told = {name: vars(self).get(name) for name in names if name not in ("distributed", "validate")}
-        return ", ".join(f"{name}={value!r}" for name, value in told.items() if value is not None)
 
     def _arguments(self, logits: Tensor, targets: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
         """Logits in at least float32, and targets in their dtype, once they are checked."""

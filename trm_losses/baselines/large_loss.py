@@ -89,9 +89,7 @@ class LargeLoss(Baseline):
     def _loss(self, x: Tensor, y: Tensor, ids: Tensor | None) -> Tensor:
         y = self._current(y, ids)
         large = self._large(x, y)
-        if self.scheme == "reject":
-            return self._mean(cross_entropy(x, y.clamp(min=0).masked_fill(large, -1)), x)
-        return self._mean(cross_entropy(x, y.clamp(min=0).masked_fill(large, 1)), x)
+        return self._mean(cross_entropy(x, y.clamp(min=0).masked_fill(large, -1 if self.scheme == "reject" else 1)), x)
 
     def _current(self, y: Tensor, ids: Tensor | None) -> Tensor:
         """The labels with those that were flipped for good."""
@@ -123,6 +121,3 @@ class LargeLoss(Baseline):
     def _schedule(self, epoch: int, epochs: int) -> None:
         step = epoch * self.published_epochs // epochs
         self.rate.fill_(self.delta * (min(step, 1) if self.scheme == "correct_permanently" else step))
-
-    def extra_repr(self) -> str:
-        return f"scheme={self.scheme!r}, delta={self.delta}, published_epochs={self.published_epochs}"

@@ -21,9 +21,7 @@ def region_distillation(
     reduction: Reduction = "mean",
     group: ProcessGroup | None = None,
 ) -> Tensor:
-    r"""The region head teaches the query head, over the classes of an image:
-
-    .. math:: L = \frac{T^2}{B} \sum_b \mathrm{KL}(\mathrm{softmax}(\ell^r_b / T)\,\|\,\mathrm{softmax}(\ell^q_b / T))
+    """The equation of :class:`trm_losses.RegionDistillationLoss`: the region head teaches the query head.
 
     Args:
         student_logits, teacher_logits: (B, C), without the bias of the classes. The teacher gets no gradient.

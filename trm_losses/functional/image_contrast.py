@@ -22,15 +22,7 @@ def multi_label_contrastive(
     anchor_threshold: float = 0.9,
     group: ProcessGroup | None = None,
 ) -> Tensor:
-    r"""Supervised contrast of images that carry any number of labels, from one feature each.
-
-    .. math:: L = -\operatorname{mean}_{(b,c)} \frac{1}{|P_{bc}|} \sum_{p \in P_{bc}}
-        \log \frac{\exp(f_b \cdot f_p / \tau)}{\sum_{a \neq b} \exp(f_b \cdot f_a / \tau)}
-
-    Every positive label (b, c) is an anchor. Its positives :math:`P_{bc}` are the other images with class c, and the
-    denominator runs over all other images with a positive label, each once. Labels without a partner are left out of the
-    mean. Where each image has exactly one label this is SupCon. Unknown and absent labels are no anchors; an image without
-    a positive label takes no part.
+    r"""The equation of :class:`trm_losses.ImageContrastiveLoss`: images that carry any number of labels, one feature each.
 
     Args:
         features: (B, D). targets: (B, C).

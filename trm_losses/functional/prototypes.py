@@ -38,12 +38,9 @@ def class_sums(features: Tensor | Entries, weights: Tensor) -> tuple[Tensor, Ten
 def update_prototypes(
     prototypes: Tensor, count: Tensor, sums: Tensor, mass: Tensor, *, momentum: float = 0.99
 ) -> tuple[Tensor, Tensor]:
-    r"""One step of the prototypes towards the class means of a batch.
+    """One step of the prototypes of :class:`trm_losses.PrototypeBank` towards the class means of a batch.
 
-    .. math:: P_c \leftarrow \mathrm{normalise}(m_c P_c + (1-m_c)\,\bar z_c),\quad m_c = \min(m, n_c / (n_c + 1)),
-        \quad n_c \leftarrow n_c + 1
-
-    so the first update of a class is its normalised mean. Classes without mass stay as they are.
+    Each count goes up by one, so the first update of a class is its normalised mean. Classes without mass stay as they are.
 
     Args:
         prototypes: (C, D) unit vectors. count: (C,) updates so far, integer.

@@ -258,6 +258,3 @@ class PseudoLabeler(FullPrecisionState):
             counts = torch.stack([targets == 0, targets == 1]).sum(dim=1)
             self.known_count.add_(sum_over_ranks(counts.float(), evidence.group).to(torch.int64))
         self.step.add_(1)
-
-    def extra_repr(self) -> str:
-        return f"num_classes={self.num_classes}, warmup_steps={self.warmup_steps}, ramp_steps={self.ramp_steps}"

@@ -157,6 +157,3 @@ class PrototypeRule(Rule):
         joined = sum_over_ranks(torch.cat([sums, mass]), evidence.group)
         self.similarity_sum.mul_(self.momentum).add_(joined[:2])
         self.similarity_mass.mul_(self.momentum).add_(joined[2:])
-
-    def extra_repr(self) -> str:
-        return f"num_classes={self.num_classes}, positive={self.positive}, negative={self.negative}"

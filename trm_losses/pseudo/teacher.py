@@ -55,6 +55,3 @@ class TeacherRule(Rule):
         assert evidence.ids is not None
         estimates = self.estimates[evidence.ids]
         return Decision(estimates, torch.where(estimates >= 0, estimates, 0.5))
-
-    def extra_repr(self) -> str:
-        return f"num_samples={self.num_samples}, num_classes={self.num_classes}"

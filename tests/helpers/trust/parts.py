@@ -240,21 +240,16 @@ PARTS = [
         {"classes": (20, 1), "magnitude": (10.0, 1.0, 1e4), "temperature": (4.0, 1.0, 0.1, 0.01)},
         more=tuple({"classes": 20000, "temperature": t} for t in (4.0, 0.1)),
     ),
-    Part(
-        "contrast",
-        lambda s: tl.MultimodalContrastiveLoss(temperature=s["temperature"], temperature_region=s["temperature"]),
-        regions,
-        call_contrast,
-        ("regions", "text"),
-        {**_REGIONS, "temperature": (0.07, 0.01, 1.0)},
-    ),
-    Part(
-        "contrast, weights and prototypes",
-        lambda s: tl.MultimodalContrastiveLoss(temperature=s["temperature"], temperature_region=s["temperature"]),
-        contrasted,
-        call_contrast,
-        ("regions", "text"),
-        {**_REGIONS, "temperature": (0.07, 0.01, 1.0)},
+    *(
+        Part(
+            name,
+            lambda s: tl.MultimodalContrastiveLoss(temperature=s["temperature"], temperature_region=s["temperature"]),
+            inputs,
+            call_contrast,
+            ("regions", "text"),
+            {**_REGIONS, "temperature": (0.07, 0.01, 1.0)},
+        )
+        for name, inputs in (("contrast", regions), ("contrast, weights and prototypes", contrasted))
     ),
     Part(
         "contrast of images",

@@ -183,19 +183,6 @@ def test_text_is_the_model_s_own_text_feature(family: str) -> None:
     assert backbone.logit_scale == pytest.approx(math.exp(float(backbone.model.logit_scale)), rel=1e-5)
 
 
-@pytest.mark.parametrize("family", WITH_TEXT)
-def test_templates_are_averaged(family: str) -> None:
-    backbone = backbone_of(family)
-    got = backbone.template_text(["cat", "red car"], ["a photo of the {}.", "{}"])
-    unit = torch.nn.functional.normalize
-    parts = [backbone.encode_text(texts) for texts in (["a photo of the cat.", "a photo of the red car."], ["cat", "red car"])]
-    assert_near(got, unit(sum(unit(part, dim=1) for part in parts), dim=1), 1e-5)
-    with pytest.warns(UserWarning, match=r"HFBackbone: classes should differ .* 0 \('cat'\) and 1 \('cat'\)"):
-        backbone.template_text(["cat", "cat"], ["{}"])
-    with pytest.raises(ValueError, match="HFBackbone: templates must be a list of texts"):
-        backbone.template_text(["cat"], ["a photo"])
-
-
 @pytest.mark.parametrize("family", ["clip", "metaclip_2"])
 def test_only_what_reaches_the_features_of_a_causal_tower_is_computed(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = backbone_of(family)
@@ -244,12 +231,10 @@ def test_a_tower_that_is_not_known_is_run_as_it_is(how: str) -> None:
 
 
 def test_prompts_of_a_wrong_length() -> None:
-    backbone = backbone_of("siglip")
-    names = backbone.embed_prompts(torch.full((2, 8), 14))
-    with pytest.raises(ValueError, match="HFBackbone: prompts must be for a tower that is not causal exactly 12 tokens long"):
-        backbone.encode_prompts(names)
+    with pytest.raises(ValueError, match=r"HFBackbone: ids must have shape \(C, L\) = \(C, 12\), got \(2, 8\); padding reaches"):
+        backbone_of("siglip").embed_prompts(torch.full((2, 8), 14))
     long = PromptEmbeddings(torch.zeros(2, 13, 32), torch.tensor([3, 3]))
-    for family in ("clip", "altclip"):
+    for family in ("clip", "altclip", "siglip"):
         with pytest.raises(ValueError, match="HFBackbone: prompts must be at most 12 tokens long, got 13"):
             backbone_of(family).encode_prompts(long)
 
@@ -320,11 +305,6 @@ def test_statistics_without_a_processor_and_without_normalisation(tmp_path: Path
         load_hf(tmp_path)
     with pytest.raises(ValueError, match="HFBackbone: image_mean must be three numbers, one for each channel, got 1"):
         HFBackbone(tiny_hf("clip"), image_mean=[0.5])
-
-
-def test_weights_in_half_precision_become_float32(tmp_path: Path) -> None:
-    tiny_hf("clip").to(torch.bfloat16).save_pretrained(tmp_path)
-    assert {parameter.dtype for parameter in load_hf(tmp_path).parameters()} == {torch.float32}
 
 
 # What does not fit
@@ -469,6 +449,6 @@ def test_without_transformers_it_says_what_to_install(monkeypatch: pytest.Monkey
     model = tiny_hf("clip")
     monkeypatch.setitem(sys.modules, "transformers", None)
     for call in (lambda: load_hf(tmp_path), lambda: HFBackbone(model)):
-        with pytest.raises(ImportError, match=r'needs transformers .*pip install "trm-losses\[huggingface\]"') as caught:
+        with pytest.raises(ImportError, match=r'needs transformers, .*pip install "trm-losses\[huggingface\]"') as caught:
             call()
         assert one_line(caught)

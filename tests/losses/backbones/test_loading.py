@@ -76,7 +76,10 @@ def test_a_tokenizer_that_does_not_load_is_named_where_it_is_needed(tiny_names: 
 def test_load_torchscript_archive(tiny_names: Path) -> None:
     model = tiny(VIT).half().eval()
     path = tiny_names / "archive.pt"
-    torch.jit.save(torch.jit.script(model), path)
+    scripted = torch.jit.script(model)
+    torch.jit.save(scripted, path)
+    with pytest.raises(ValueError, match="with both towers, got RecursiveScriptModule; .* built without jit"):
+        OpenClipBackbone(scripted)
     backbone = load_open_clip("tiny-vit", path)
     assert all(torch.equal(v, model.state_dict()[k].float()) for k, v in backbone.model.state_dict().items())
     with pytest.raises(ValueError, match=r"archive\.pt are not those of tiny-resnet: .*missing"):
@@ -113,6 +116,20 @@ def test_a_tag_brings_its_activation(tiny_names: Path, monkeypatch: pytest.Monke
     for tower in (backbone.model.transformer, backbone.model.visual.transformer):
         assert isinstance(tower.resblocks[0].mlp.gelu, open_clip.transformer.QuickGELU if quick else nn.GELU)
     assert backbone.image_mean == (0.5,) * 3 and backbone.image_std == (0.25,) * 3
+
+
+def test_a_file_takes_the_statistics_that_all_tags_have(tiny_names: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(tiny(VIT).state_dict(), tiny_names / "statistics.pt")
+    half, third = {"mean": (0.5,) * 3, "std": (0.25,) * 3}, {"mean": (0.3,) * 3, "std": (0.25,) * 3}
+    for tags, mean, std in (
+        ({"a": half, "b": half}, (0.5,) * 3, (0.25,) * 3),
+        ({"a": half, "b": third}, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD),
+    ):
+        monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-vit", tags)
+        backbone = load_open_clip("tiny-vit", tiny_names / "statistics.pt")
+        assert (backbone.image_mean, backbone.image_std) == (mean, std)
+    told = load_open_clip("tiny-vit", tiny_names / "statistics.pt", image_mean=[0, 0, 0], image_std=[1, 1, 1])
+    assert (told.image_mean, told.image_std) == ((0, 0, 0), (1, 1, 1))
 
 
 def test_a_file_of_another_model_is_refused(tiny_names: Path) -> None:

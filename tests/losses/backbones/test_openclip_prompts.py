@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tests.helpers.towers import VIT, assert_near, tiny
-from trm_losses import PromptEmbeddings
+from trm_losses import PromptEmbeddings, PromptLearner
 from trm_losses.backbones import OpenClipBackbone
 
 TEXTS = ["a photo of a dog.", "a cat", "two people on a sofa, indoors"]
@@ -28,6 +28,11 @@ def test_texts_are_read_by_the_tokenizer_of_clip() -> None:
         assert_near(got, wanted)
 
 
+def test_a_text_tower_that_gives_its_tokens_too() -> None:
+    plain, both = (OpenClipBackbone(tiny(VIT, custom=True, text={"output_tokens": how})) for how in (False, True))
+    assert torch.equal(both.encode_text(TEXTS), plain.encode_text(TEXTS))
+
+
 def test_prompt_errors() -> None:
     backbone = OpenClipBackbone(tiny(VIT))
     embeddings, eot, _ = backbone.embed_prompts(TEXTS)
@@ -37,9 +42,18 @@ def test_prompt_errors() -> None:
         backbone.encode_prompts(PromptEmbeddings(embeddings, eot[:2]))
     with pytest.raises(ValueError, match="prompts must be at most 12 tokens long, got 24"):
         backbone.encode_prompts(PromptEmbeddings(embeddings.repeat(1, 2, 1), eot))
-    both_ways = OpenClipBackbone(tiny(VIT, text={"no_causal_mask": True}))
-    with pytest.raises(ValueError, match="not causal exactly 12 tokens long, got 11"):
-        both_ways.encode_prompts(PromptEmbeddings(embeddings[:, :11], eot))
+
+
+@pytest.mark.parametrize("custom", [False, True], ids=["CLIP", "CustomTextCLIP"])
+@pytest.mark.parametrize("mode", ["shared", "csc"])
+def test_contexts_that_spell_words_in_a_tower_that_sees_its_padding(mode: Any, custom: bool) -> None:
+    backbone = OpenClipBackbone(tiny(VIT, custom=custom, text={"no_causal_mask": True}))
+    words = backbone.embed_prompts(["a photo of"]).embeddings[0, 1:4]
+    names = backbone.embed_prompts(["dog.", "red cat."])
+    prompts = PromptLearner(mode, names=names, num_context=3, context_length=12)
+    with torch.no_grad():
+        prompts.context.copy_(words)
+    assert_near(backbone.encode_prompts(prompts()), backbone.encode_text(["a photo of dog.", "a photo of red cat."]))
 
 
 @pytest.mark.parametrize(

@@ -217,7 +217,7 @@ def test_siglip_text_takes_ids_and_names_the_missing_tokenizer() -> None:
     backbone = OpenClipBackbone(siglip())
     wanted = backbone.model.encode_text(IDS)
     prompts = backbone.embed_prompts(IDS)
-    assert prompts.embeddings.shape == (2, 12, 32) and prompts.eot.tolist() == [11, 11]
+    assert prompts.embeddings.shape == (2, 12, 32) and prompts.eot.tolist() == [2, 3]
     assert_near(backbone.encode_text(IDS), wanted)
     assert_near(backbone.encode_prompts(prompts), wanted)
     assert not torch.equal(wanted[0], wanted[1])
@@ -267,6 +267,12 @@ def test_maps_with_channels_first(size: tuple[int, int]) -> None:
     assert_near(got.tokens[0], cells)
     assert_near(got.pooled[0], cells.mean(dim=0))
     assert_near(got.penultimate[0], cells.mean(dim=0))  # type: ignore[index]
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
+def test_a_model_of_other_channels_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"images of 3 channels \(.* to have 1 channels, .*\); build it with in_chans=3"):
+        TimmBackbone(timm.create_model(name, in_chans=1))
 
 
 def test_sequence_with_rotary_positions() -> None:

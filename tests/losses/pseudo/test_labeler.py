@@ -167,15 +167,3 @@ def test_a_bank_of_another_width_is_refused() -> None:
         PseudoLabeler(5)(normal(2, 5, 6), labels(2, 5), filled_bank())
     with pytest.raises(ValueError, match="PseudoLabeler: logits must be finite"):
         by_logits(2)(None, torch.full((1, 2), -1.0), PrototypeBank(2, 8), logits=torch.tensor([[1.0, float("nan")]]))
-
-
-def test_a_rule_follows_another_set_of_classes() -> None:
-    labeler = filled_labeler()
-    other = labeler.with_classes([3, None, 0])
-    rule, old = other.rule, labeler.rule
-    assert isinstance(rule, PrototypeRule) and isinstance(old, PrototypeRule)
-    assert rule.num_classes == other.num_classes == 3
-    for name in ("similarity_sum", "similarity_mass"):
-        assert torch.equal(rule.get_buffer(name)[..., [0, 2]], old.get_buffer(name)[..., [3, 0]])
-        assert torch.count_nonzero(rule.get_buffer(name)[..., 1]) == 0
-    other(normal(2, 3, 8), labels(2, 3), filled_bank().with_classes([3, None, 0]))

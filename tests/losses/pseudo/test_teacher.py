@@ -68,14 +68,6 @@ def test_without_validation_no_device_is_waited_for() -> None:
     made.update(None, y, ids=ids)
 
 
-def test_classes_that_are_new_have_no_estimate() -> None:
-    old = taught_labeler(CLASSES)
-    new = old.with_classes([3, None, 0])
-    got, before = (labeler.get_buffer("rule.estimates") for labeler in (new, old))
-    assert torch.equal(got[:, [0, 2]], before[:, [3, 0]]) and (got[:, 1] == -1).all() and before.shape == ESTIMATES.shape
-    assert (new(None, torch.full((2, 3), -1.0), ids=torch.tensor([1, 4])).targets[:, 1] == -1).all()
-
-
 def test_a_reset_forgets_steps_and_no_estimate() -> None:
     made, args = taught_labeler(CLASSES), (None, torch.full((BATCH, CLASSES), -1.0))
     before = made(*args, ids=torch.arange(BATCH))
