@@ -10,13 +10,9 @@ positives that were moved to absent classes of their images. They are looked for
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import sys
 from collections.abc import Callable
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from torch import Tensor
@@ -25,10 +21,10 @@ from trm_losses import GlobalHead
 from trm_losses.labels import UNKNOWN, hide_labels, move_positives
 from trm_losses.metrics import average_precision, mean_average_precision
 from trm_pipeline.data import given, voc
-from trm_pipeline.features.cached import Features
+from trm_pipeline.files import write_json
 from trm_pipeline.folder.review.ask import doubted
 from trm_pipeline.folder.review.choice import worth_asking
-from trm_pipeline.methods.base import score
+from trm_pipeline.methods.global_head import global_logits
 from trm_pipeline.report.markdown import markdown
 from trm_pipeline.report.statistics import paired
 from trm_pipeline.run.arguments import parse
@@ -59,20 +55,15 @@ def learned(data: Prepared, targets: Tensor) -> GlobalHead:
     return head
 
 
-def probabilities(head: GlobalHead, features: Features) -> Tensor:
-    """(N, C)."""
-    return score(lambda batch: head(batch.tokens, batch.penultimate), features, 256).sigmoid()
-
-
 def curve(data: Prepared, ask: Ask, seed: int, rounds: int, count: int, share: float) -> list[float]:
     """mAP (%) on the other images before the first round and after each."""
     known, draw = hide_labels(data.targets, share, seed=seed), torch.Generator().manual_seed(seed)
     found = []
     for _ in range(rounds + 1):
         head = learned(data, known)
-        scores = probabilities(head, data.test_features)
+        scores = global_logits(head, data.test_features, 256)
         found.append(100 * float(mean_average_precision(scores, data.test_targets)))
-        for i, c in ask(probabilities(head, data.features), known, count, draw):
+        for i, c in ask(global_logits(head, data.features, 256).sigmoid(), known, count, draw):
             known[i, c] = data.targets[i, c]
     return found
 
@@ -86,7 +77,7 @@ def suspected(data: Prepared, seed: int, share: float, folds: int = 5) -> float:
     scores = torch.empty(known.shape)
     for k in range(folds):
         held = torch.where((fold == k)[:, None], float(UNKNOWN), given_labels)
-        scores[fold == k] = probabilities(learned(data, held), data.features)[fold == k]
+        scores[fold == k] = global_logits(learned(data, held), data.features, 256).sigmoid()[fold == k]
     order = doubted(given_labels, scores)
     places = torch.tensor([i * known.shape[1] + c for i, c in order])
     rank = -torch.arange(len(places), dtype=torch.float64)[:, None]
@@ -120,9 +111,7 @@ def main(argv: list[str] | None = None) -> None:
     print("\nA tenth of the known positives moved: average precision (%) of finding the wrong labels among the known")
     print(markdown([("labels known", "found"), *((f"{k:.0%}", f"{statistics.mean(v):.1f}") for k, v in suspects.items())]))
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        written = {"curves": curves, "suspects": {str(share): values for share, values in suspects.items()}}
-        args.json.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+        write_json(args.json, {"curves": curves, "suspects": suspects})
 
 
 def _with_interval(apart: list[float]) -> str:

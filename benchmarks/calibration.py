@@ -11,12 +11,8 @@ of labels: the last column is that of labels drawn from the calibrated scores.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
@@ -24,11 +20,12 @@ from trm_losses import Calibration
 from trm_losses.metrics import calibration_error, evaluate
 from trm_pipeline.config.presets import Known
 from trm_pipeline.data import given, voc
+from trm_pipeline.files import write_json
 from trm_pipeline.report.markdown import markdown
 from trm_pipeline.run.arguments import known_argument, parse
-from trm_pipeline.run.choose import hold_out, logits_of, trained
+from trm_pipeline.run.choose import hold_out, logits_of
 from trm_pipeline.run.prepare import prepare
-from trm_pipeline.run.prepared import Cell, Prepared, known_labels
+from trm_pipeline.run.prepared import Cell, Prepared, known_labels, train_cell
 
 METHODS = ("linear", "dual-coop", "trm-query", "trm")
 
@@ -38,7 +35,7 @@ def measure(data: Prepared, cell: Cell) -> dict[str, float]:
     single = cell.known == "single"
     held = hold_out(known_labels(data, cell), single=single, seed=cell.seed)
     part = data.with_labels(held.kept)
-    method = trained(part, cell, data.preset, label=cell.label)
+    method = train_cell(part, cell, data.preset, method=cell.method, scored=False).method
     own, other = (logits_of(data, method, features) for features in (data.features, data.test_features))
     if single:  # what is not known of an image that was held out stays unknown here
         rows = (held.asked >= 0).any(dim=1)
@@ -84,8 +81,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"\n{data.name}, before → after calibration, mean of {len(args.seeds)} seeds")
     print(markdown([("method", "known", "calibration error", "OF1 at 0.5", "mAP", "error of perfect scores"), *rows]))
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        write_json(args.json, figures)
 
 
 def _word(known: Known) -> str:

@@ -12,12 +12,9 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scipy.stats import spearmanr
 
@@ -27,9 +24,9 @@ from trm_pipeline.data import cub, given, vg200, voc
 from trm_pipeline.progress import say
 from trm_pipeline.report.markdown import markdown
 from trm_pipeline.run.arguments import known_argument, parse
-from trm_pipeline.run.choose import FACTORS, logits_of, search, trained
+from trm_pipeline.run.choose import FACTORS, logits_of, search
 from trm_pipeline.run.prepare import prepare
-from trm_pipeline.run.prepared import Cell, Prepared
+from trm_pipeline.run.prepared import Cell, Prepared, train_cell
 
 METHODS = ("linear", "text-pixel", "dual-coop", "trm-region")
 SOURCES = {"photographs": given.SOURCE, "voc": voc.SOURCE, "vg200": vg200.SOURCE, "cub": cub.SOURCE}
@@ -56,7 +53,8 @@ def measure(data: Prepared, cell: Cell) -> Candidates:
     found = search(data, cell, data.preset).scores
     scored = []
     for name in names:
-        method = trained(data, cell, override(data.preset, [name]), label=f"{cell.label}, {name}")
+        preset, label = override(data.preset, [name]), f"{cell.label}, {name}"
+        method = train_cell(data, cell, preset, method=cell.method, label=label, scored=False).method
         logits = logits_of(data, method, data.test_features)
         scored.append(100 * float(mean_average_precision(logits, data.test_targets)))
     return Candidates([found[name] for name in names], scored)

@@ -15,15 +15,12 @@ import argparse
 import csv
 import dataclasses
 import multiprocessing
-import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
@@ -43,10 +40,10 @@ from trm_pipeline.report.statistics import paired
 from trm_pipeline.report.tables import Table, closest_table, interval, mean_sd, signed
 from trm_pipeline.run.arguments import parse
 from trm_pipeline.run.cells import end_with_parent, run_cell
-from trm_pipeline.run.choose import logits_of, search, trained
+from trm_pipeline.run.choose import logits_of, search
 from trm_pipeline.run.options import RunOptions
 from trm_pipeline.run.prepare import prepare
-from trm_pipeline.run.prepared import Cell, Prepared, known_labels
+from trm_pipeline.run.prepared import Cell, Prepared, known_labels, train_cell
 
 ROOT = Path(__file__).resolve().parents[1]
 STORE = Path(__file__).with_suffix(".csv")
@@ -143,7 +140,7 @@ def rows_of_training(data: Prepared, cell: Cell, whole: Cell, preset: Preset) ->
         logits = logits_of(data, method, data.test_features)
         return {**cell._asdict(), "method": name, **evaluate(logits, data.test_targets, threshold=0.0)}
 
-    method = trained(data, whole, preset, label=whole.label, finish=False)
+    method = train_cell(data, whole, preset, method=whole.method, scored=False, finish=False).method
     assert isinstance(method, Merged)
     rows = [row(cell.method, method.inner)]
     with torch.no_grad():

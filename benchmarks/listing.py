@@ -12,7 +12,6 @@ that make the file as long as the real one. Memory is counted in a way that Linu
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import tempfile
 import time
@@ -135,8 +134,9 @@ def main(typed: Sequence[str] | None = None) -> None:
             rows += measure(key, args.images, Path(folder))
     print(table(rows))
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({"listing": rows}, indent=1) + "\n", encoding="utf-8")
+        from trm_pipeline.files import write_json
+
+        write_json(args.json, {"listing": rows})
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ before.
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +20,8 @@ from typing import NamedTuple
 import torch
 from losses import Pair, arguments, asl_pairs, contrast_pairs, matching_pairs, measure, peak_memory, versions
 from pooling import sampled_pair, step_pair
+
+from trm_pipeline.files import write_json
 
 LIMIT = 4 * 2**30  # bytes
 
@@ -81,16 +82,13 @@ def main(typed: Sequence[str] | None = None) -> None:
     parser = arguments(__doc__)
     parser.set_defaults(rounds=3, warmup=1)
     args = parser.parse_args(typed)
-    if args.rounds < 2:
-        parser.error(f"--rounds must be at least 2 for quartiles, got {args.rounds}")
     torch.set_num_threads(args.threads)
     setting = {**versions(), "threads": args.threads, "rounds": args.rounds}
     print(", ".join(f"{key} {value}" for key, value in setting.items()))
     wanted = [curve for curve in CURVES if not args.only or curve.name.startswith(tuple(args.only))]
     rows = [row for curve in wanted for row in points(curve, args.rounds, args.warmup)]
     if args.json:
-        with open(args.json, "w", encoding="utf-8") as file:
-            json.dump({**setting, "scaling": rows}, file, indent=1)
+        write_json(args.json, {**setting, "scaling": rows})
 
 
 if __name__ == "__main__":

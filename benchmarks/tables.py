@@ -20,7 +20,6 @@ from typing import Any
 from trm_pipeline.report.markdown import markdown
 
 Row = dict[str, Any]
-TOKENS = "all 77 tokens of every class"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -28,16 +27,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def described(row: Row) -> list[str]:
-    """Part, size and peer; the first two of a pair are told by the first size in its name."""
-    if "pair" in row:
-        return [*re.split(r" (?=\d+x)", row["pair"], maxsplit=1), row["peer"]]
-    chunk = "" if row["chunk_size"] is None else f", chunks of {row['chunk_size']}"
-    kind = {"shared": "shared contexts", "csc": "a context for each class"}[row["mode"]]
-    return [f"text tower, {kind}", f"{row['classes']} classes{chunk}", TOKENS]
+    """Part, size and peer; the first two are told by the first number in the name of a pair."""
+    return [*re.split(r" (?=\d)", row["pair"], maxsplit=1), row["peer"]]
 
 
 def figures(row: Row) -> list[str]:
-    low, high = row.get("time_ratio_quartiles") or row["time_ratio_range"]
+    low, high = row["time_ratio_quartiles"]
     return [
         f"{significant(row['time_ratio'])} ({significant(low)}–{significant(high)})",
         significant(row["memory_ratio"]),
@@ -123,7 +118,7 @@ def main(typed: Sequence[str] | None = None) -> None:
     found = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))}
     if not found:
         parser.error(f"{folder} must hold what the benchmarks wrote with --json, got no .json file")
-    rows = [row for kind in ("pairs", "prompts") for file in found.values() for row in file.get(kind, [])]
+    rows = [row for file in found.values() for row in file.get("pairs", [])]
     head = ["part", "size", "peer", "time / peer (quartiles)", "memory / peer", "ours"]
     written = [table(head, [[*described(row), *figures(row)] for row in rows])] if rows else []
     for file in found.values():

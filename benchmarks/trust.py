@@ -11,20 +11,17 @@ entry. Ranks are processes joined by gloo, which hold unequal shares of the batc
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
-import json
 import math
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import repository  # noqa: F401
 import torch
+from losses import versions
 from tables import table
 
 from tests.helpers.ranks import Pool
@@ -43,6 +40,7 @@ from tests.helpers.trust import (
     peers,
     saved_and_loaded,
 )
+from trm_pipeline.files import write_json
 
 # All parts are compiled by aot_eager, which traces and differentiates the graphs and runs them as they are; these by inductor as
 # well, which needs a C++ compiler, and under autocast, and over two ranks.
@@ -170,18 +168,9 @@ def main(typed: Sequence[str] | None = None) -> None:
     seconds = time.perf_counter() - begun
     print(f"{len(rows)} cells in {seconds:.0f} s")
     if args.json is not None:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        names = ("torch", "timm", "open_clip_torch", "pytorch-metric-learning")
-        versions = {name: version(name) for name in names}
-        about = {"seconds": seconds, "python": platform.python_version(), "machine": platform.machine(), "versions": versions}
-        args.json.write_text(json.dumps({"about": about, "cells": rows}, indent=1, default=str), encoding="utf-8")
+        about: dict[str, Any] = {"seconds": seconds, **versions()}
+        write_json(args.json, {"about": about, "cells": rows})
         args.json.with_suffix(".md").write_text(made, encoding="utf-8")
-
-
-def version(name: str) -> str | None:
-    with contextlib.suppress(metadata.PackageNotFoundError):
-        return metadata.version(name)
-    return None
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ objective = TRMObjective.from_text(text, total_steps=4 * epochs)
 # Where presence is rare every class would start far too probable; the known labels say how rare.
 regions = objective.pooler(tokens, prompts()).region
 objective.matching.calibrate_bias(regions, prompts(), prior=float((targets == 1).sum() / (targets >= 0).sum()))
-optimizer = torch.optim.AdamW(param_groups(objective, lr=1e-4) + param_groups(prompts, lr=1e-3))
+optimizer = torch.optim.AdamW(param_groups(objective.pooler, lr=1e-4) + param_groups(prompts, objective.matching, lr=1e-3))
 for epoch in range(epochs):
     for ids in torch.randperm(images).split(64):
         output = objective(tokens[ids], prompts(), targets[ids])

@@ -24,6 +24,8 @@ from trm_pipeline.data.base import LabelledImages
 from trm_pipeline.data.voc import VOC
 from trm_pipeline.drawn.captions import TEMPLATES
 from trm_pipeline.embedded import CLASS_NAMES
+from trm_pipeline.features.cached import Batch
+from trm_pipeline.methods import zero_shot_global, zero_shot_tokens
 
 
 def read_split(devkit: Path, split: str) -> tuple[NDArray[np.uint8], Tensor]:
@@ -36,17 +38,9 @@ def read_images(data: LabelledImages) -> tuple[NDArray[np.uint8], Tensor]:
     return np.stack([np.asarray(Image.open(path).convert("RGB")) for path in data.image_paths]), data.targets
 
 
-@dataclass(frozen=True)
-class Features:
-    """Frozen features of N images. The joint feature of an image is the mean of its tokens."""
-
-    tokens: Tensor  # (N, 49, D) in the joint space, averaged 2x2 to 7x7
-    penultimate: Tensor  # (N, C) before the projection
-
-
 @torch.inference_mode()
-def encode_images(model: Any, images: NDArray[np.uint8], *, batch: int = 50) -> Features:
-    """Tokens and penultimate features of images (N, 224, 224, 3) in uint8."""
+def encode_images(model: Any, images: NDArray[np.uint8], *, batch: int = 50) -> Batch:
+    """Images (N, 224, 224, 3) in uint8: tokens (N, 49, D), averaged 2x2, their mean, and what is before the projection (N, C)."""
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.visual.image_mean, model.visual.image_std))
     weight = model.visual.head.proj.weight
     mean, std = mean.to(weight.device), std.to(weight.device)
@@ -57,7 +51,8 @@ def encode_images(model: Any, images: NDArray[np.uint8], *, batch: int = 50) -> 
         features = model.visual.trunk.forward_features(pixels)
         penultimate.append(features.mean(dim=(2, 3)).cpu())
         tokens.append((F.avg_pool2d(features, 2).flatten(2).transpose(1, 2) @ weight.T).cpu())
-    return Features(torch.cat(tokens), torch.cat(penultimate))
+    joined = torch.cat(tokens)
+    return Batch(joined, joined.mean(dim=1), torch.arange(len(images)), torch.cat(penultimate))
 
 
 def encode_captions(model: Any, ids: Tensor) -> Tensor:
@@ -75,15 +70,6 @@ def template_features(model: Any, tokenizer: Callable[[list[str]], Tensor], name
     texts = [template.format(name) for name in names for template in TEMPLATES]
     each = F.normalize(encode_captions(model, tokenizer(texts)), dim=-1)
     return F.normalize(each.view(len(names), len(TEMPLATES), -1).mean(dim=1), dim=-1).cpu()
-
-
-def zero_shot_scores(features: Features, text: Tensor, *, sharpness: float = 8.0) -> dict[str, Tensor]:
-    """Scores (N, 20) of the global feature, and of the unit tokens weighted by a softmax of their own scores."""
-    unit = F.normalize(features.tokens, dim=-1) @ text.T
-    return {
-        "global": F.normalize(features.tokens.mean(dim=1), dim=-1) @ text.T,
-        "tokens": ((sharpness * unit).softmax(dim=1) * unit).sum(dim=1),
-    }
 
 
 def mean_ap(scores: Tensor, labels: Tensor) -> float:
@@ -193,11 +179,17 @@ class Gate:
         """The best of the linear probes."""
         return max(self.probes.values())
 
-    def checks(self) -> list[tuple[str, bool]]:
-        """What must hold, in words, and whether it does."""
+    def of_zero_shot(self) -> list[tuple[str, bool]]:
+        """What zero-shot scores must leave to teach."""
         return [
             (f"zero-shot {self.zero_shot:.1f} lies in 45 to 65", 45.0 <= self.zero_shot <= 65.0),
             (f"probe is {self.probe - self.zero_shot:.1f} over zero-shot, at least 20", self.probe - self.zero_shot >= 20.0),
+        ]
+
+    def checks(self) -> list[tuple[str, bool]]:
+        """What must hold, in words, and whether it does."""
+        return [
+            *self.of_zero_shot(),
             (f"tokens are {self.tokens_all - self.probe:.1f} over the probe, at least 5", self.tokens_all - self.probe >= 5.0),
             (
                 f"10 % labels are {self.tokens_all - self.tokens_tenth:.1f} under all labels, at least 6",
@@ -224,8 +216,8 @@ class PhraseGate(Gate):
 
     chance: float
 
-    def checks(self) -> list[tuple[str, bool]]:
-        """What must hold, in words, and whether it does."""
+    def of_zero_shot(self) -> list[tuple[str, bool]]:
+        """What tuning must add to zero-shot scores."""
         return [
             (f"zero-shot {self.zero_shot:.1f} is at least twice chance, {self.chance:.1f}", self.zero_shot >= 2 * self.chance),
             (
@@ -235,11 +227,6 @@ class PhraseGate(Gate):
             (
                 f"tuned tokens are {self.tokens_all - self.zero_shot_tokens:.1f} over those of zero-shot, at least 2",
                 self.tokens_all - self.zero_shot_tokens >= 2.0,
-            ),
-            (f"tokens are {self.tokens_all - self.probe:.1f} over the probe, at least 5", self.tokens_all - self.probe >= 5.0),
-            (
-                f"10 % labels are {self.tokens_all - self.tokens_tenth:.1f} under all labels, at least 6",
-                self.tokens_all - self.tokens_tenth >= 6.0,
             ),
         ]
 
@@ -263,13 +250,11 @@ def _figures(model: Any, train: LabelledImages, val: LabelledImages, text: Tenso
     (x, y), (x_val, y_val) = (
         (encode_images(model, images), labels) for images, labels in (read_images(data) for data in (train, val))
     )
-    zero_shot = zero_shot_scores(x_val, text)
-
-    joint, joint_val = x.tokens.mean(dim=1), x_val.tokens.mean(dim=1)
+    assert x.penultimate is not None and x_val.penultimate is not None
     probes = {}
     for name, seen, other in (
-        ("joint", joint, joint_val),
-        ("joint, unit", F.normalize(joint, dim=-1), F.normalize(joint_val, dim=-1)),
+        ("joint", x.pooled, x_val.pooled),
+        ("joint, unit", F.normalize(x.pooled, dim=-1), F.normalize(x_val.pooled, dim=-1)),
         ("penultimate", x.penultimate, x_val.penultimate),
     ):
         scores, l2 = linear_probe(seen, y, other)
@@ -278,8 +263,8 @@ def _figures(model: Any, train: LabelledImages, val: LabelledImages, text: Tenso
     unit, unit_val = F.normalize(x.tokens, dim=-1), F.normalize(x_val.tokens, dim=-1)
     tenth = torch.from_numpy(np.random.default_rng(0).random(y.shape) < 0.1).float()
     return {
-        "zero_shot": mean_ap(zero_shot["global"], y_val),
-        "zero_shot_tokens": mean_ap(zero_shot["tokens"], y_val),
+        "zero_shot": mean_ap(zero_shot_global(x_val, text), y_val),
+        "zero_shot_tokens": mean_ap(zero_shot_tokens(x_val, text), y_val),
         "probes": probes,
         "tokens_all": mean_ap(token_head(unit, y, torch.ones_like(y), text, unit_val), y_val),
         "tokens_tenth": mean_ap(token_head(unit, y, tenth, text, unit_val), y_val),

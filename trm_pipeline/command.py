@@ -82,6 +82,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             run(options_of(args, kind))
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"error: {error}") from error
+    except RuntimeError as error:  # torch raises it wherever the program is when a process ends
+        if "DataLoader worker (pid" not in str(error):
+            raise
+        why = "a process that reads images was ended, for want of memory most likely"
+        raise SystemExit(f"error: {why}; give fewer --workers, or --workers 0 ({error})") from error
     except KeyboardInterrupt:
         kept = " (encoded images are kept for the next start)" if "cache" in args else ""
         print(f"interrupted; nothing was written{kept}", file=sys.stderr)

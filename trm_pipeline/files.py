@@ -29,6 +29,22 @@ def folder_argument(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"there is no home folder for {text}; give another folder") from None
 
 
+def text_of(path: Path, what: str) -> str:
+    """The text of a file; ``what`` names its kind in a message.
+
+    Raises:
+        FileNotFoundError: no such file. ValueError: another encoding than UTF-8.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"the {what} {path} {'is a folder' if path.is_dir() else 'does not exist'}")
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path.name}, line {line}: not UTF-8; save it as UTF-8, a spreadsheet as 'CSV UTF-8'") from None
+
+
 def check_writable(folder: Path, option: str) -> None:
     """Refuse at the door a folder that cannot be made or written into."""
     place = next((path for path in (folder, *folder.parents) if os.path.exists(path)), Path())
@@ -161,7 +177,3 @@ class Checkpoint:
         if changed := differences(json.loads(json.dumps(self.made_with)), found):
             raise ValueError(f"{self.path} is of another run ({'; '.join(changed)}); start without --resume, or delete it")
         return state
-
-    def remove(self) -> None:
-        """The run is finished."""
-        self.path.unlink(missing_ok=True)

@@ -25,7 +25,7 @@ from trm_losses import PromptLearner
 from trm_losses.functional import asymmetric_loss
 from trm_losses.labels import hide_labels, known_fraction
 from trm_losses.metrics import mean_average_precision
-from trm_pipeline.data.splits import open_splits
+from trm_pipeline.run.splits import open_splits
 
 parser = argparse.ArgumentParser(description="DualCoOp on given features.")
 parser.add_argument("features", nargs="?", type=Path, metavar="FEATURES")

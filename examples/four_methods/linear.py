@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from trm_losses.functional import asymmetric_loss
 from trm_losses.labels import hide_labels, known_fraction
 from trm_losses.metrics import mean_average_precision
-from trm_pipeline.data.splits import open_splits
+from trm_pipeline.run.splits import open_splits
 
 SCALE = 20.0  # of the cosines that the layer starts with
 

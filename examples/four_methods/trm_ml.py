@@ -23,14 +23,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from trm_losses import GaussianDiscriminant, GlobalHead, PromptLearner, TRMHead, TRMObjective, param_groups
 from trm_losses.labels import hide_labels, known_fraction
 from trm_losses.metrics import mean_average_precision
-from trm_pipeline.data.splits import open_splits
+from trm_pipeline.run.splits import open_splits
 
 parser = argparse.ArgumentParser(description="TRM-ML on given features.")
 parser.add_argument("features", nargs="?", type=Path, metavar="FEATURES")
 parser.add_argument("--known", type=float, default=0.1, help="share of the labels that stay known")
 parser.add_argument("--epochs", type=int, default=10)
 parser.add_argument("--lr", type=float, default=3e-4, help="of regions and heads")
-parser.add_argument("--text-lr", type=float, default=1e-3)
+parser.add_argument("--text-lr", type=float, default=3e-3)
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 args = parser.parse_args()
@@ -64,7 +64,8 @@ with torch.no_grad():  # a cosine says little about presence as such: start with
 average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(min(0.82 ** (1 / steps), 0.9998)))
 averaged: Any = average.module
 
-groups = param_groups(objective, lr=args.lr) + param_groups(prompts, lr=args.text_lr, weight_decay=0.0)
+groups = param_groups(objective.pooler, lr=args.lr)
+groups += param_groups(prompts, objective.matching, lr=args.text_lr, weight_decay=0.0)
 optimizer = torch.optim.AdamW(groups)
 schedule = torch.optim.lr_scheduler.OneCycleLR(
     optimizer, max_lr=[group["lr"] for group in groups], total_steps=args.epochs * steps, pct_start=0.2

@@ -16,7 +16,7 @@ import torch
 from torch.nn.functional import normalize
 
 from trm_losses.metrics import mean_average_precision
-from trm_pipeline.data.splits import open_splits
+from trm_pipeline.run.splits import open_splits
 
 SHARPNESS = 8.0  # of the weights of tokens; ours
 

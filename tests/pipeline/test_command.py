@@ -73,3 +73,19 @@ def test_what_ends_the_imports_is_told_in_a_line(error, said, monkeypatch):
         trm_pipeline.main()
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         _ = trm_pipeline.Nothing
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "told"),
+    [
+        ("DataLoader worker (pid 7) is killed by signal: Killed.", SystemExit, "^error: .* --workers 0"),
+        ("CUDA error", RuntimeError, "^CUDA error$"),
+    ],
+)
+def test_a_killed_reader_of_images_is_told_in_a_line(said, kind, told, monkeypatch):
+    def killed(options):
+        raise RuntimeError(said)
+
+    monkeypatch.setitem(command.COMMANDS, "export", (command.ExportOptions, killed))
+    with pytest.raises(kind, match=told):
+        command.main(["export", "run", "--output", "model.onnx"])

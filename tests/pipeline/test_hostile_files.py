@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 import trm_losses as tl
 from tests.helpers import ROOT
@@ -25,7 +24,6 @@ from trm_losses import TRMHead
 from trm_losses._feature_files import RowFile
 from trm_pipeline import files as checkpoint
 from trm_pipeline.features import cached as features
-from trm_pipeline.features.encoding import cache_features
 from trm_pipeline.files import Checkpoint, write_json
 from trm_pipeline.run import experiment, results
 
@@ -157,68 +155,6 @@ def test_a_broken_cache_of_features_is_refused(name: str, how: str, tmp_path: Pa
         features.CachedFeatures.from_folder(folder, 1, torch.device("cpu"))
     one_sentence(caught.value)
     assert not made.exists()
-
-
-class Images(torch.utils.data.Dataset[tuple[Tensor, Tensor, int]]):
-    def __len__(self) -> int:
-        return 3
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
-        return torch.zeros(3, 32, 32), torch.zeros(2), index
-
-
-class Tower(torch.nn.Module):
-    """As much of a backbone as a cache needs."""
-
-    name, image_size, image_mean, image_std, value_path, dim = "tower", (32, 32), (0.0,) * 3, (1.0,) * 3, True, 4
-
-    def grid(self, size: Any) -> tuple[int, int]:
-        return 2, 2
-
-    def forward(self, pixels: Tensor) -> Any:
-        batch = len(pixels)
-        return features.ImageFeatures(torch.ones(batch, 4, 4), torch.ones(batch, 4), (2, 2))
-
-
-def cache(root: Path, files: list[str]) -> features.CachedFeatures:
-    return cache_features(
-        root,
-        Images(),
-        files,
-        Tower(),
-        weights="a",
-        token_pool=1,
-        mirror=False,
-        device=torch.device("cpu"),
-        workers=0,  # type: ignore[arg-type]
-    )
-
-
-def test_what_a_killed_process_of_the_same_number_left_behind_is_in_nobodys_way(tmp_path: Path) -> None:
-    """In a container every run may have the number of the one before."""
-    files = [str(tmp_path / str(i)) for i in range(3)]
-    for file in files:
-        Path(file).touch()
-    folder = next((tmp_path / "cache").glob("tower-*")) if cache(tmp_path / "cache", files) else None
-    assert folder is not None
-    (tmp_path / "again").mkdir()
-    left = tmp_path / "again" / f".{folder.name}.{os.getpid()}"
-    left.mkdir()
-    (left / "tokens0.npy").write_bytes(b"half")
-    assert len(cache(tmp_path / "again", files)) == 3
-    assert (left / "tokens0.npy").read_bytes() == b"half"
-
-
-def test_features_of_another_number_of_images_are_refused(tmp_path: Path) -> None:
-    files = [str(tmp_path / str(i)) for i in range(3)]
-    for file in files:
-        Path(file).touch()
-    cache(tmp_path / "cache", files)
-    folder = next((tmp_path / "cache").glob("tower-*"))
-    for path in folder.glob("*.npy"):
-        np.save(path, np.load(path)[:2])
-    with pytest.raises(ValueError, match="must hold the features of 3 images, got 2; delete it"):
-        cache(tmp_path / "cache", files)
 
 
 # A full disk --------------------------------------------------------------------------------------------------------------

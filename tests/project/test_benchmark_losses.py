@@ -33,7 +33,6 @@ def tiny(losses: ModuleType) -> list[object]:
         "contrast": (3, 4, 8),
         "class_contrast": (4, 6, 8, 9),
         "clip": (5, 8),
-        "pooler": (2, 3, 5, 8),
         "bank": (4, 3, 8),
         "mean": (4, 3, 8, 5),
         "pseudo_label": (3, 4, 8),
@@ -51,7 +50,7 @@ def test_figures_of_every_pair(losses: ModuleType, tmp_path: Path, monkeypatch: 
     found = read_json(file)
     assert found["torch"] == torch.__version__ and found["threads"] == torch.get_num_threads()
     parts = {row["pair"].split()[0] for row in found["pairs"]}
-    assert {"asymmetric", "matching", "contrast", "pooler", "prototypes", "pseudo-labels", "relations", "average"} <= parts
+    assert {"asymmetric", "matching", "contrast", "prototypes", "pseudo-labels", "relations", "average"} <= parts
     peers = {row["peer"] for row in found["pairs"]}
     assert {"timm AsymmetricLossMultiLabel", "open_clip ClipLoss", "torchmetrics", "scikit-learn, a loop"} <= peers
     for row in found["pairs"]:

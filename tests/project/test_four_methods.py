@@ -19,8 +19,9 @@ pytest.importorskip("safetensors")
 from tests.helpers import ROOT
 from trm_losses import write_features
 from trm_losses.metrics import mean_average_precision
-from trm_pipeline.data import splits
+from trm_pipeline.data import voc
 from trm_pipeline.drawn.devkit import write_drawn_voc
+from trm_pipeline.run import splits
 
 SCRIPTS = sorted((ROOT / "examples" / "four_methods").glob("*.py"))
 CLASSES, WIDTH = 5, 16
@@ -94,7 +95,7 @@ def test_a_script_fits_on_a_screen_and_stands_alone(script: Path) -> None:
     assert len(text.splitlines()) <= 110 and "sys.path" not in text
     found = set(re.findall(r"^(?:from|import) (\w+)", text, re.MULTILINE))
     assert found <= {"argparse", "pathlib", "typing", "torch", "trm_losses", "trm_pipeline"}
-    assert set(re.findall(r"^from (trm_pipeline\S*)", text, re.MULTILINE)) == {"trm_pipeline.data.splits"}, "the reader alone"
+    assert set(re.findall(r"^from (trm_pipeline\S*)", text, re.MULTILINE)) == {"trm_pipeline.run.splits"}, "the reader alone"
 
 
 def test_the_reader_gives_what_was_written(folder: Path) -> None:
@@ -112,7 +113,7 @@ def test_the_reader_gives_what_was_written(folder: Path) -> None:
 
 def test_without_a_folder_it_is_the_drawn_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = functools.partial(write_drawn_voc, sizes={"train": 6, "val": 2, "test": 4}, workers=1)
-    monkeypatch.setattr(splits, "write_drawn_voc", small)
+    monkeypatch.setattr(voc, "write_drawn_voc", small)
     train, test = splits.open_splits(None, cache=tmp_path)
     assert (train.features.views, test.features.views) == (2, 1)
     assert train.targets.shape == (6, 20) and test.targets.shape == (4, 20) and train.class_names[14] == "person"

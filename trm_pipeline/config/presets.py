@@ -114,7 +114,7 @@ EMBEDDED = Preset(
     batch_size=64,
     prompts="residual",
     lr=3e-4,
-    text_lr=1e-3,
+    text_lr=3e-3,
     expected_positives=2.4,  # an assumption about the scenes, not read from the labels of a run
     # Of the small model's features; those of a large one are better standardised alone, and say more.
     global_head={"shrinkage": 0.1, "spread": 1.5},
@@ -196,14 +196,14 @@ PRESETS = {
     )
 }
 
-VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "trm-no-region": ("trm", ("region_learning=false",)),
-    "trm-no-prior": ("trm", ("global_prior=false",)),
-    "trm-no-penultimate": ("trm", ("global_penultimate=false",)),
-    "trm-no-pseudo": ("trm", ("pseudo_rule=none",)),
-    "trm-rule-teacher": ("trm", ("pseudo_rule=teacher",)),
-    "trm-rule-prototype": ("trm", ("pseudo_rule=prototype",)),
-    "trm-contrast": ("trm", ("objective.lambda_contrast=0.3",)),
-    "trm-query-head": ("trm", ("pooler.query_head=true",)),
+VARIANTS = {
+    "trm-no-region": "region_learning=false",
+    "trm-no-prior": "global_prior=false",
+    "trm-no-penultimate": "global_penultimate=false",
+    "trm-no-pseudo": "pseudo_rule=none",
+    "trm-rule-teacher": "pseudo_rule=teacher",
+    "trm-rule-prototype": "pseudo_rule=prototype",
+    "trm-contrast": "objective.lambda_contrast=0.3",
+    "trm-query-head": "pooler.query_head=true",
 }
-"""Ablations: the method a variant is, and what it sets."""
+"""Ablations of trm, and what each sets."""

@@ -20,6 +20,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from trm_pipeline.config.presets import HELD_OUT, Preset
 from trm_pipeline.features.frozen import Frozen
+from trm_pipeline.files import text_of
 
 if TYPE_CHECKING:
     from typing import Self
@@ -181,7 +182,7 @@ def lines_of(path: Path, owner: str, layout: str) -> list[str]:
     """The lines of a list without blank ones, or an error that says where the file comes from."""
     if not path.is_file():
         raise FileNotFoundError(f"{owner}: {path} not found ({path.parent} holds: {found_in(path.parent)}); {layout}")
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line.strip() for line in text_of(path, "list").splitlines() if line.strip()]
 
 
 def need_files(paths: Sequence[str], owner: str, listing: Path) -> None:

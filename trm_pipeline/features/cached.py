@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 import shutil
@@ -74,12 +75,18 @@ def own_part(batch: Tensor, part: tuple[int, int]) -> Tensor:
 
 
 class CachedFeatures:
-    """Features computed once, read from half-precision files; with several views of an image one is drawn a visit."""
+    """Features computed once, read from half-precision files; with several views of an image one is drawn a visit.
+
+    ``places`` (n,) are the rows of the images in the files, and ``grid`` (h, w) is that of the tokens, where somebody said it.
+    """
+
+    grid: tuple[int, int] | None = None
 
     def __init__(
         self, tokens: list[np.ndarray], pooled: list[np.ndarray], penultimate: list[np.ndarray], device: torch.device
     ) -> None:
         self.tokens, self.pooled, self.penultimate, self.device = tokens, pooled, penultimate, device
+        self.places = torch.arange(len(tokens[0]))
 
     @classmethod
     def from_folder(cls, folder: Path, views: int, device: torch.device) -> CachedFeatures:
@@ -98,35 +105,31 @@ class CachedFeatures:
         return cls(found[0], found[1], found[2], device)
 
     def __len__(self) -> int:
-        return len(self.tokens[0])
+        return len(self.places)
 
     @property
     def views(self) -> int:
         """See :class:`Features`."""
         return len(self.tokens)
 
-    def rows(self, index: Tensor) -> Batch:
-        """Some images in their first view."""
-        return next(self.batches_of(index, len(index), None, view=0, part=(0, 1)))
+    def only(self, rows: Tensor) -> CachedFeatures:
+        """Some of these images, a mask (n,) or numbers, as if there were no others."""
+        some = copy.copy(self)
+        some.places = self.places[rows]
+        return some
 
     def batches(
         self, batch_size: int, generator: torch.Generator | None = None, *, view: int = 0, part: tuple[int, int] = (0, 1)
     ) -> Iterator[Batch]:
         """See :class:`Features`."""
-        return self.batches_of(torch.arange(len(self)), batch_size, generator, view=view, part=part)
-
-    def batches_of(
-        self, rows: Tensor, batch_size: int, generator: torch.Generator | None, *, view: int, part: tuple[int, int]
-    ) -> Iterator[Batch]:
-        """The same of some rows (n,), as if there were no others: the index of a batch is a place among them."""
-        count = len(rows)
+        count = len(self)
         order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
         drawn = torch.full((count,), view)
         if generator is not None and self.views > 1:
             drawn = torch.randint(self.views, (count,), generator=generator)
         for index in (own_part(batch, part) for batch in order.split(batch_size)):
             kinds = [arrays for arrays in (self.tokens, self.pooled, self.penultimate) if arrays]
-            parts = [drawn_rows(arrays, drawn[index], rows[index]).to(self.device) for arrays in kinds]
+            parts = [drawn_rows(arrays, drawn[index], self.places[index]).to(self.device) for arrays in kinds]
             yield Batch(parts[0], parts[1], index, *parts[2:])
 
 

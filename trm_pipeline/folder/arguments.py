@@ -83,7 +83,7 @@ def _learning(p: argparse.ArgumentParser) -> None:
         "--expected-positives",
         type=float,
         metavar="K",
-        help="mean number of present classes, where no label is known to be absent; default: as listed",
+        help="mean number of present classes, where only those were noted; default: as listed, of lists and where none is absent",
     )
     p.add_argument("--epochs", type=int, help=f"default: {EMBEDDED.epochs}, more where that is less than {STEPS} steps")
     p.add_argument("--questions", type=int, default=200, metavar="N", help="on the page review.html, at most; 0: no page")

@@ -52,9 +52,10 @@ def _figures(saved: SavedModel) -> str:
     if scores.get("mAP") is None:
         return "No label that was held out says how good it is."
     before = max(scores["zero_shot"].values())
+    assumed = " What is not listed counts as absent here: it is too low where lists are not complete."
     return (
         f"mAP on {scores['images']} held-out images, over {scores['classes_scored']} classes: **{scores['mAP']:.1f} %**. The "
-        f"frozen model has {before:.1f} % by the class names."
+        f"frozen model has {before:.1f} % by the class names.{assumed * scores['unlisted_counted_as_absent']}"
     )
 
 

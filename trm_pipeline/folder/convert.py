@@ -12,9 +12,9 @@ from trm_pipeline.progress import say
 
 def run_convert(options: ConvertOptions) -> None:
     """Everything ``convert`` does."""
+    if options.output.exists():
+        raise ValueError(f"--output {options.output} is there already, and nothing is replaced; give another name")
     labels = read_known(options, find_images(options.images))
-    if options.output.resolve() in {path.resolve() for path in options.labels}:
-        raise ValueError(f"--output {options.output} is one of the files that are read; give another name")
     write_labels_as(options.to, options.output, labels)
     if labels.held is not None and options.to in OTHERS:
         say(f"the column split was left out: --to {options.to} has no place for it, csv and jsonl have")

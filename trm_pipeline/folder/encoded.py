@@ -12,14 +12,13 @@ from torch import Tensor
 
 from trm_pipeline.data.base import Transform, eval_transform, lines_of
 from trm_pipeline.features.backbone import Backbone, ImageTower, with_texts
-from trm_pipeline.features.cached import Batch
+from trm_pipeline.features.cached import Batch, CachedFeatures
 from trm_pipeline.features.encoding import Check, cache_features, weights_digest
 from trm_pipeline.features.towers import folder_of, found_anywhere
 from trm_pipeline.files import check_writable
 from trm_pipeline.folder.image_files import FolderImages
 from trm_pipeline.folder.model import DEMONSTRATION, SavedModel, class_texts, open_backbone, weights_file
 from trm_pipeline.folder.options import CacheOptions, EncodeOptions, TowerOptions
-from trm_pipeline.folder.part import Part
 from trm_pipeline.progress import say
 from trm_pipeline.ranks import check_device, launched
 
@@ -27,7 +26,7 @@ from trm_pipeline.ranks import check_device, launched
 class Encoded(NamedTuple):
     """The frozen model by its name, and the digest of its weights; texts (C, D) and their templates.
 
-    ``features`` are of the images that can be read; their ``rows`` are the places among all.
+    ``features`` are of the images that can be read; their ``places`` are those among all.
     """
 
     model: str
@@ -37,7 +36,7 @@ class Encoded(NamedTuple):
     text: Tensor
     templates: tuple[str, ...]
     token_pool: int
-    features: Part
+    features: CachedFeatures
 
     def saved(self, **about: Any) -> SavedModel:
         """What a head on these features is kept with; ``about`` are its classes and scores."""
@@ -105,7 +104,7 @@ def images_for(tower: ImageTower, paths: Sequence[Path]) -> FolderImages:
 
 def features_of(
     tower: ImageTower, weights: str, token_pool: int, folder: Path, files: Sequence[str], options: CacheOptions, *, mirror: bool
-) -> Part:
+) -> CachedFeatures:
     """Features of the images that can be read, out of the cache or made now; the others are named."""
     paths = [folder / file for file in files]
     data = images_for(tower, paths)
@@ -124,7 +123,8 @@ def features_of(
     fine = torch.from_numpy(cached.pooled[0]).isfinite().all(dim=1)
     say_unreadable(data, (~fine).nonzero().flatten().tolist(), files)
     height, width = tower.grid(tower.image_size)
-    return Part(cached, fine.nonzero().flatten(), (height // token_pool, width // token_pool))
+    cached.grid = height // token_pool, width // token_pool
+    return cached.only(fine)
 
 
 def still_there(folder: Path) -> Check:

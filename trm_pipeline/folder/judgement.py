@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trm_losses import Thresholds, choose_thresholds
+from trm_losses import choose_thresholds
 from trm_losses.labels import UNKNOWN
 from trm_losses.metrics import average_precision
 from trm_pipeline.folder.labels import Labels
 from trm_pipeline.folder.model import FROM_HOLD_OUT
 from trm_pipeline.folder.options import Metric
+
+CALIBRATED = 20
+"""Known labels of each kind in the hold-out from which on scores are calibrated, and all classes together have a threshold."""
 
 _METRICS = {"f1": "F1", "precision": "precision", "recall": "recall", "cost": "cost"}
 
@@ -34,6 +37,7 @@ def judge(
     zero_shot: dict[str, Tensor],
     words: dict[str, str],
     *,
+    noted: bool,
     metric: Metric = "f1",
     at_least: float = 0.9,
 ) -> tuple[dict[str, Any], str]:
@@ -42,10 +46,11 @@ def judge(
     Args:
         labels: of N images. held: (N,), those held out. trained: (C,), classes with a present label in training.
         scores: (N, C), calibrated probabilities. zero_shot: scores (N, C) of the frozen model by the two ways it has.
-        words: for each class. metric, at_least: what thresholds are chosen by, see :func:`trm_losses.choose_thresholds`.
+        words: for each class. noted: present labels alone were, in the hold-out: what is not counts as absent for mAP, and no
+            threshold can be chosen. metric, at_least: what thresholds are chosen by, see :func:`trm_losses.choose_thresholds`.
     """
     truth = labels.targets[held]
-    assumed = bool(held.any()) and not (truth == 0).any()
+    assumed = bool(held.any()) and noted
     judged = ranked(torch.where(truth == UNKNOWN, 0.0, truth) if assumed else truth)
     count = int((judged == 1).any(dim=0).sum())
     empty = torch.full((len(words),), float("nan"), dtype=torch.float64)
@@ -54,7 +59,9 @@ def judge(
     others = {name: average_precision(s[held], judged) if count else empty for name, s in zero_shot.items()}
     best = max(others, key=lambda name: float(others[name].nanmean().nan_to_num()))
 
-    found = _thresholds(scores[held], truth, metric, at_least)
+    known = [int((truth == label).sum()) for label in (1, 0)]
+    found = None if noted or not all(known) else choose_thresholds(scores[held], truth, metric=metric, at_least=at_least)
+    why = "present labels alone were listed" if assumed else "too few labels in the hold-out"
     classes: dict[str, dict[str, Any]] = {}
     rows: list[tuple[str, ...]] = [
         ("class", "present", "absent", "unknown", "held out", "AP", "zero-shot", "threshold", f"{_METRICS[metric]} (90 %)")
@@ -64,8 +71,8 @@ def judge(
         about: dict[str, Any] = {"words": word, "trained": bool(trained[c]), "threshold": 0.5, "promised": None}
         if not trained[c]:
             about["threshold_from"] = "default: no label is present, scored by name alone"
-        elif found is None:
-            about["threshold_from"] = "default: too few labels in the hold-out"
+        elif found is None or not found.chosen[c] and min(known) < CALIBRATED:
+            about["threshold_from"] = f"default: {why}"
         else:
             value, low, high = (float(x[c]) for x in (found.value, found.low, found.high))
             about |= {
@@ -84,10 +91,12 @@ def judge(
         "\nLabels in training, in the hold-out (present+absent), average precision (%) there, thresholds and what they promise:\n"
         f"{table(rows)}"
     ]
-    if found is None:
-        lines.append("* 0.5: no threshold can be chosen without present and absent labels in the hold-out")
+    if assumed:
+        lines.append("* 0.5: no threshold can be chosen where present labels alone were listed")
     elif any(about["threshold_from"] != FROM_HOLD_OUT for about in classes.values()):
-        lines.append("* of all classes together, or 0.5 by name alone: fewer than 5 present or 5 absent labels in the hold-out")
+        few = "fewer than 5 present or 5 absent labels in the hold-out"
+        together = f"* of all classes together, or 0.5 by name alone: {few}"
+        lines.append(f"* 0.5: {few}, and fewer than {CALIBRATED} of all classes" if min(known) < CALIBRATED else together)
     figures: dict[str, Any] = {"images": int(held.sum()), "classes_scored": count, "mAP": None, "zero_shot": None}
     if not held.any():
         lines.append("No hold-out, so no figure says how good the model is.")
@@ -104,13 +113,6 @@ def _counts(targets: Tensor) -> list[tuple[int, ...]]:
     """Of each class: the present labels, the absent ones, the unknown ones."""
     table = targets.numpy()  # torch would sum a copy of the booleans as integers of 8 bytes
     return list(zip(*((table == value).sum(axis=0).tolist() for value in (1, 0, UNKNOWN)), strict=True))
-
-
-def _thresholds(scores: Tensor, truth: Tensor, metric: Metric, at_least: float) -> Thresholds | None:
-    """None where the hold-out has no present or no absent label."""
-    if not (truth == 1).any() or not (truth == 0).any():
-        return None
-    return choose_thresholds(scores, truth, metric=metric, at_least=at_least)
 
 
 def _verdict(figures: dict[str, Any], best: str, positives: int, classes: int) -> str:

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from trm_losses.labels import UNKNOWN
+from trm_pipeline.files import text_of
 from trm_pipeline.folder.image_names import Mistakes, Row, clean, match_rows
 from trm_pipeline.folder.list_cells import combined, split_cells
-from trm_pipeline.folder.tables import csv_rows, text_of
+from trm_pipeline.folder.tables import csv_rows
 
 _WORDS: Mapping[str, float] = {
     **dict.fromkeys(("1", "1.0", "yes", "y", "true", "present"), 1.0),
@@ -52,6 +53,23 @@ class Labels(NamedTuple):
     separator: str | None = None
     held: Tensor | None = None
     groups: list[str] | None = None
+
+    def with_unknown(self, files: list[str], *, by_folder: bool) -> Labels:
+        """With further images, of which nothing is known; each is a group by itself, if not those of one folder are."""
+        unknown = self.targets.new_full((len(files), len(self.class_names)), UNKNOWN)
+        held = None if self.held is None else torch.cat([self.held, self.held.new_zeros(len(files))])
+        own = [posixpath.dirname(file) if by_folder else file for file in files]
+        groups = None if self.groups is None else self.groups + own
+        return self._replace(files=self.files + files, targets=torch.cat([self.targets, unknown]), held=held, groups=groups)
+
+    def only(self, rows: Tensor) -> Labels:
+        """Of some of the images."""
+        return self._replace(
+            files=[self.files[i] for i in rows.tolist()],
+            targets=self.targets[rows],
+            held=None if self.held is None else self.held[rows],
+            groups=None if self.groups is None else [self.groups[i] for i in rows.tolist()],
+        )
 
 
 def read_labels(
@@ -266,9 +284,11 @@ def _read_json_lines(text: str, content: _Content) -> None:
     lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     for number, line in lines:
         try:
-            item = json.loads(line)
+            item = json.loads(line, object_pairs_hook=_once)
         except json.JSONDecodeError as error:
             raise ValueError(f"{file}, line {number}, column {error.colno}: not JSON ({error.msg}); {wanted}") from None
+        except ValueError as error:
+            raise ValueError(f"{file}, line {number}: {error}") from None
         keys.update(item if isinstance(item, dict) else ())
     for number, line in lines:  # read twice: all objects together would take several times the memory of the text
         where, item = f"{file}, line {number}", json.loads(line)
@@ -294,6 +314,14 @@ def _read_json_lines(text: str, content: _Content) -> None:
     if len(kinds) > 1:
         raise ValueError(f"{file}: labels are lists in some lines and objects in others; take one form, objects can say all")
     content.lists = kinds == {list}
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of JSON, whose names differ in more than spaces; of equal ones the last would win without a word."""
+    names = [clean(name) for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{max(names, key=names.count)!r} stands in one object twice; take one out")
+    return dict(pairs)
 
 
 def _is_one_document(text: str) -> bool:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
-from trm_losses.labels import UNKNOWN, known_fraction
+from trm_losses.labels import known_fraction
 from trm_pipeline.folder.encoded import Encoded, check_encoding, check_output, encode, words_of
 from trm_pipeline.folder.image_files import find_images
 from trm_pipeline.folder.known import read_known
@@ -55,9 +51,9 @@ def open_folder(options: LearnOptions, *, use_unlabelled: bool = False, folds: i
         raise ValueError(f"--folds must be at most the number of {'groups' if labels.groups else 'images'}, {most}, got {folds}")
     words = words_of(labels.class_names, options.names)
     labels = _unlabelled(labels, images, use=use_unlabelled, folders=options.group == "folder")
-    say(_about(labels))
+    say(_about(labels, options.expected_positives))
     frozen = encode(options, options.images, labels.files, labels.class_names, words)
-    labels = _only(labels, frozen.features.rows)
+    labels = labels.only(frozen.features.places)
     if not (labels.targets == 1).any():
         raise ValueError("no label is present in the images that can be read: nothing to learn from")
     return Opened(labels, words, frozen)
@@ -72,17 +68,13 @@ def _unlabelled(labels: Labels, images: Sequence[str], *, use: bool, folders: bo
     others = [file for file in images if file not in listed]
     if others and use:
         say(f"{len(others)} images without a row take part with all labels unknown")
-        rows = torch.full((len(others), len(labels.class_names)), float(UNKNOWN))
-        held = None if labels.held is None else torch.cat([labels.held, torch.zeros(len(others), dtype=torch.bool)])
-        own = [posixpath.dirname(file) if folders else file for file in others]
-        groups = None if labels.groups is None else labels.groups + own
-        return labels._replace(files=labels.files + others, targets=torch.cat([labels.targets, rows]), held=held, groups=groups)
+        return labels.with_unknown(others, by_folder=folders)
     if others:
         say(f"{len(others)} images without a row are left out, such as {others[0]} (train takes them with --use-unlabelled)")
     return labels
 
 
-def _about(labels: Labels) -> str:
+def _about(labels: Labels, expected_positives: float | None) -> str:
     present, absent = int((labels.targets == 1).sum()), int((labels.targets == 0).sum())
     known = f"{known_fraction(labels.targets):.0%} of {labels.targets.numel()} labels known"
     line = f"{len(labels.files)} images, {len(labels.class_names)} classes; {known}: {present} present, {absent} absent"
@@ -90,13 +82,6 @@ def _about(labels: Labels) -> str:
         line += f"\nnames in lists are separated by {labels.separator!r} (--separator, if that is wrong)"
     if labels.lists:
         line += "\nwhat a list does not name counts as unknown (--unlisted absent, if the lists are complete)"
+    elif present > absent > 0 and len(labels.class_names) > 2 and expected_positives is None and labels.targets.min() < 0:
+        line += "\nunknown labels are taken to be missing at random; if only present ones were noted, give --expected-positives"
     return line
-
-
-def _only(labels: Labels, rows: Tensor) -> Labels:
-    return labels._replace(
-        files=[labels.files[i] for i in rows.tolist()],
-        targets=labels.targets[rows],
-        held=None if labels.held is None else labels.held[rows],
-        groups=None if labels.groups is None else [labels.groups[i] for i in rows.tolist()],
-    )

@@ -36,7 +36,7 @@ def run_suspects(options: SuspectsOptions) -> None:
         if not held.any() or not trained.any():
             continue
         say(f"fold {k + 1} of {options.folds}: {int(held.sum())} images are held out")
-        head = learn(options, opened.frozen, labels.class_names, labels.targets, held, trained)
+        head = learn(options, opened.frozen, labels, held, trained)
         # A class without a present label outside the fold was not learned, and contradicts nothing.
         scores[held] = torch.where(trained, probabilities(head, features.only(held)), torch.nan)
     if head is None:

@@ -1,4 +1,4 @@
-"""Text files that people saved, and the rows of tables in them."""
+"""The rows of tables that people saved."""
 
 from __future__ import annotations
 
@@ -6,23 +6,6 @@ import csv
 import io
 import re
 from collections.abc import Iterator
-from pathlib import Path
-
-
-def text_of(path: Path, what: str) -> str:
-    """The text of a file; ``what`` names its kind in a message.
-
-    Raises:
-        FileNotFoundError: no such file. ValueError: another encoding than UTF-8.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"the {what} {path} {'is a folder' if path.is_dir() else 'does not exist'}")
-    content = path.read_bytes()
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path.name}, line {line}: not UTF-8; save it as UTF-8, a spreadsheet as 'CSV UTF-8'") from None
 
 
 def csv_rows(text: str, file: str) -> Iterator[tuple[str, list[str]]]:

@@ -42,7 +42,7 @@ def run_tag(options: TagOptions) -> None:
         raise ValueError(f"--output: {options.output} holds a trained model (or another {CARD_FILE}); give another folder")
     words = words_of(names, options.names)
     frozen = encode(options, options.images, images, names, words)
-    files = [images[i] for i in frozen.features.rows.tolist()]
+    files = [images[i] for i in frozen.features.places.tolist()]
     head = _head(frozen, names, options.expected_positives)
     scores = probabilities(head, frozen.features)
     nobody = {"trained": False, "threshold": 0.5, "threshold_from": "default: no label was known"}
@@ -72,7 +72,7 @@ def run_tag(options: TagOptions) -> None:
 
 def _head(frozen: Encoded, names: list[str], expected_positives: float) -> TRMHead:
     """Logits of the training-free classifier, which these images make; the regions say where a class was looked for."""
-    text, features = frozen.text.to(frozen.features.whole.device), frozen.features
+    text, features = frozen.text.to(frozen.features.device), frozen.features
     classes, dim = text.shape
     prior = fit_training_free(features, text, 50)
     whole = GlobalHead(classes, prior=prior, device=text.device)

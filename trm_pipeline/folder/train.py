@@ -10,9 +10,9 @@ from torch import Tensor
 
 from trm_pipeline.folder.card import FRONT
 from trm_pipeline.folder.hold_out import hold_out
-from trm_pipeline.folder.judgement import judge
+from trm_pipeline.folder.judgement import CALIBRATED, judge
 from trm_pipeline.folder.labels import Labels
-from trm_pipeline.folder.learning import CALIBRATED, calibrate, learn, listed, probabilities
+from trm_pipeline.folder.learning import calibrate, learn, listed, present_alone, probabilities
 from trm_pipeline.folder.opened import open_folder
 from trm_pipeline.folder.options import TrainOptions
 from trm_pipeline.folder.outputs import CARD_FILE, FILES, write
@@ -39,20 +39,23 @@ def run_train(options: TrainOptions) -> None:
     if none := [name for name, own in zip(labels.class_names, trained.tolist(), strict=True) if not own]:
         shown = ", ".join(none[:5]) + (" …" if len(none) > 5 else "")
         say(f"no label is present of {shown}: nothing to learn from, scored by name alone (zero-shot)")
-    head = learn(options, frozen, labels.class_names, labels.targets, held, trained)
-    expected = options.expected_positives or listed(labels.targets[~held])
+    head = learn(options, frozen, labels, held, trained)
+    noted = present_alone(options, labels, held)
+    expected = (options.expected_positives or listed(labels.targets[~held])) if noted else None
     calibrated_on = None if head.calibration is None else "training images"
     if held.any() and calibrate(head, features.only(held), labels.targets[held], expected):
         calibrated_on = "held-out labels"
     elif held.any():
-        few = f"fewer than {CALIBRATED} present or absent labels in the hold-out"
+        few = f"fewer than {CALIBRATED} present {'' if noted else 'or absent '}labels in the hold-out"
         say(f"scores are {'not calibrated' if calibrated_on is None else f'calibrated on the {calibrated_on}'}: {few}")
     scores = probabilities(head, features)
     zero_shot = {
         name.removeprefix("zero-shot-"): score(lambda b, f=f: f(b, frozen.text), features, 64)  # type: ignore[misc]
         for name, f in ZERO_SHOT.items()
     }
-    about, lines = judge(labels, held, trained, scores, zero_shot, words, metric=options.metric, at_least=options.at_least)
+    about, lines = judge(
+        labels, held, trained, scores, zero_shot, words, noted=noted, metric=options.metric, at_least=options.at_least
+    )
     about["scores"]["calibrated_on"] = calibrated_on
     saved = frozen.saved(**about)
     # What training has seen it does not contradict.

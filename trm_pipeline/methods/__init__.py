@@ -5,6 +5,7 @@ from collections.abc import Callable
 from trm_pipeline.methods.base import Method, Setting, weak_negatives
 from trm_pipeline.methods.global_head import merged
 from trm_pipeline.methods.linear import LinearProbe
+from trm_pipeline.methods.peers.positive_coop import PositiveCoOp
 from trm_pipeline.methods.prompts import DualCoOp, DualCoOpPlus, PromptPeer, TextImage, TextPixel, pair_cosines
 from trm_pipeline.methods.training_free import TRAINING_FREE, fit_training_free
 from trm_pipeline.methods.trm import TRM
@@ -20,6 +21,7 @@ __all__ = [
     "DualCoOpPlus",
     "LinearProbe",
     "Method",
+    "PositiveCoOp",
     "PromptPeer",
     "Setting",
     "TextImage",
@@ -40,6 +42,7 @@ METHODS: dict[str, Callable[[Setting], Method]] = {
     "dual-coop": DualCoOp,
     "dual-coop++": DualCoOpPlus,
     "text-pixel": TextPixel,
+    "positive-coop": PositiveCoOp,
     "trm-region": lambda setting: TRM(setting, query_head=False, pseudo_labels=False),
     "trm-query": lambda setting: TRM(setting, query_head=True, pseudo_labels=False),
     "trm-paper": lambda setting: TRM(setting, query_head=True, pseudo_labels=True, recipe="paper"),

@@ -60,8 +60,8 @@ def fit_global_head(
         prior: None: there is none.
         batch_size: images that are read at a time.
         penultimate: whether penultimate features are read, if they are there.
-        expected_positives: present labels of an image, with single positives; None: labels are hidden at random. Of few
-            classes at most nine in ten are taken to be present.
+        expected_positives: present labels of an image, if these alone were noted, which sets the level whatever absences are
+            known; None: labels are hidden at random. Of few classes at most nine in ten are taken to be present.
         scores: (N, C) of the prior, if they are at hand: a pass over all tokens less.
         options: of the constructor.
 
@@ -129,7 +129,8 @@ class Merged(Wrapped):
 
     Args:
         inner, head: the two. rate: r.
-        expected_positives: present labels of an image, if nothing is known to be absent.
+        expected_positives: present labels of an image, if these alone were noted. Absences that are known beside them are no fair
+            draw: they teach the head, and do not calibrate.
         teaches: whether :meth:`finish` teaches the head of the whole image.
     """
 
@@ -155,9 +156,10 @@ class Merged(Wrapped):
         Each view errs in its own way, so the two together know more of an unknown label than the head does. Estimates that are
         not calibrated are too near to one half to teach anything.
         """
-        sure = torch.where((targets == 0) | (targets == 1), targets, float(UNKNOWN))  # a soft label does not calibrate
+        expected = self.expected_positives
+        fair = (targets == 1) | ((targets == 0) & (expected is None))
+        sure = torch.where(fair, targets, float(UNKNOWN))  # a soft label does not calibrate
         present, absent = (bool((sure == label).any()) for label in (1, 0))
-        expected = None if absent else self.expected_positives
         if not present or not absent and (expected is None or expected >= self.head.num_classes):
             return
 

@@ -17,7 +17,6 @@ from trm_pipeline.features.cached import Batch, Features
 from trm_pipeline.features.frozen import Encode
 from trm_pipeline.methods import LABEL_FREE, METHODS, Method, Setting, weak_negatives
 from trm_pipeline.methods.global_head import FITTED, GLOBAL, Merged, merged, parts_of
-from trm_pipeline.methods.peers.positive_coop import PositiveCoOp
 from trm_pipeline.methods.peers.sarb import SARB
 from trm_pipeline.methods.peers.scpnet import SCPNet
 from trm_pipeline.methods.peers.sst import SST
@@ -155,13 +154,10 @@ PEERS: dict[str, tuple[Callable[[Method, Setting], Method], Sequence[str]]] = {
 
 """Methods that change more than the loss, and the heads that have what they change; one process trains them."""
 
-ALONE: dict[str, Callable[[Setting], Method]] = {"positive-coop": PositiveCoOp}
-"""Methods that have a head of their own and are trained where they are asked for."""
-
 GRID = [f"{head}+{loss}" for head in HEADS for loss in LOSSES if loss in MADE_BY or head in PEERS[loss][1]]
 """Every head with every loss but its own, which the head's name alone stands for."""
 
-TRAINED = (*METHODS, *ALONE, *GRID)
+TRAINED = (*METHODS, *GRID)
 
 NAMES = [*LABEL_FREE, *FITTED, *TRAINED, *VARIANTS, *(f"{name}{GLOBAL}" for name in TRAINED if name not in ("trm", "trm-region"))]
 """All that ``--methods`` knows; ``trm`` is the region head merged with the image as a whole."""
@@ -205,7 +201,7 @@ def build_method(name: str, setting: Setting) -> Method:
             raise ValueError(f"{name} needs a prior or penultimate features, and there are none; take {local}")
         return method
     head, loss = parts_of(name)
-    inner = (METHODS | ALONE)[head](setting)
+    inner = METHODS[head](setting)
     if not loss:
         return inner
     if loss in PEERS:
@@ -231,4 +227,4 @@ def choose_methods(patterns: Sequence[str], *, grid: bool = False) -> list[str]:
                 f"with a head of {', '.join(HEADS)} and a loss of {', '.join(LOSSES)}"
             )
         chosen += found
-    return list(dict.fromkeys([*chosen, *((*HEADS, *ALONE, *GRID) if grid else ())]))
+    return list(dict.fromkeys([*chosen, *((*HEADS, "positive-coop", *GRID) if grid else ())]))

@@ -124,9 +124,11 @@ class TRM(Method):
             self._last = None
 
     def groups(self, preset: Preset) -> list[dict[str, Any]]:
-        rest = param_groups(self.objective, lr=preset.lr, weight_decay=preset.weight_decay)
-        # Texts ask for rates that differ by data set; the heads do not.
-        return rest + param_groups(self.prompts, lr=preset.lr_factor * preset.text_lr, weight_decay=0.0)
+        matching = self.objective.matching
+        rest = [part for part in self.objective.children() if part is not matching]
+        # Texts, and scale and biases beside them, ask for rates that differ by data set; the other parts do not.
+        texts = param_groups(self.prompts, matching, lr=preset.lr_factor * preset.text_lr, weight_decay=0.0)
+        return param_groups(*rest, lr=preset.lr, weight_decay=preset.weight_decay) + texts
 
     @torch.no_grad()
     def calibrate(self, batch: Batch, text: Tensor, prior: float) -> None:

@@ -29,9 +29,9 @@ from trm_pipeline.progress import escape_output, say, without_bars
 from trm_pipeline.report.rows import Row
 from trm_pipeline.run.choose import choose
 from trm_pipeline.run.options import RunOptions
-from trm_pipeline.run.prepared import Cell, Prepared, build, known_labels
+from trm_pipeline.run.prepared import Cell, Prepared, known_labels, train_cell
 from trm_pipeline.training.cost import trained_parameters, watch_memory
-from trm_pipeline.training.loop import Trained, train
+from trm_pipeline.training.loop import Trained
 
 
 class Finished(NamedTuple):
@@ -90,8 +90,7 @@ def _label_free(data: Prepared, method: str) -> tuple[dict[str, float | None], f
 
 def _preset(data: Prepared, cell: Cell, options: RunOptions) -> Preset:
     """That of the run, with what a variant changes and with what known labels chose."""
-    _, changes = VARIANTS.get(cell.method, (cell.method, ()))
-    preset = override(data.preset, changes)
+    preset = override(data.preset, [VARIANTS[cell.method]]) if cell.method in VARIANTS else data.preset
     return choose(data, cell, preset, options.output / "chosen" / f"{cell.name}.json") if options.choose else preset
 
 
@@ -115,9 +114,9 @@ def _fitted(data: Prepared, cell: Cell, options: RunOptions) -> tuple[dict[str, 
 
 def _trained(data: Prepared, cell: Cell, options: RunOptions) -> tuple[dict[str, float], float, int]:
     """Metrics of a trained method, the seconds of training, and how many parameters it trained."""
-    method, _ = VARIANTS.get(cell.method, (cell.method, ()))
+    method = "trm" if cell.method in VARIANTS else cell.method
     preset = _preset(data, cell, options)
-    trained = train_cell(data, cell, options, method=method, preset=preset)
+    trained = train_with_checkpoint(data, cell, options, method=method, preset=preset)
     if not ranks.first():
         return trained.metrics, trained.seconds, trained_parameters(trained.method)
     # A head is given tokens, not the pooled feature that a method without region learning is trained on.
@@ -131,29 +130,21 @@ def _trained(data: Prepared, cell: Cell, options: RunOptions) -> tuple[dict[str,
     return trained.metrics, trained.seconds, trained_parameters(trained.method)
 
 
-def train_cell(data: Prepared, cell: Cell, options: RunOptions, *, method: str, preset: Preset) -> Trained:
-    """Train a method on what a cell's setting and seed leave of the labels, from its checkpoint where there is one."""
-    built, targets = build(data, cell, method=method, preset=preset)
+def train_with_checkpoint(data: Prepared, cell: Cell, options: RunOptions, *, method: str, preset: Preset) -> Trained:
+    """A cell trained from its checkpoint where there is one, with what the options of the run say of it."""
     made_with = {
         "cell": cell.name,
         "preset": dataclasses.asdict(preset),
-        "labels": tensor_digest(targets),
+        "labels": tensor_digest(known_labels(data, cell)),
         "weights": data.weights,
         "amp": options.amp,
         **({"ranks": ranks.world()} if ranks.world() > 1 else {}),  # each keeps a random state of its own
     }
-    return train(
-        built,
-        data.features,
-        targets,
-        data.test_features,
-        data.test_targets,
-        encode=data.encode,
-        preset=preset,
-        seed=cell.seed,
-        device=data.device,
-        label=cell.label,
-        single=cell.known == "single",
+    return train_cell(
+        data,
+        cell,
+        preset,
+        method=method,
         truth=data.targets,
         checkpoint=Checkpoint(checkpoint_path(options.output, cell), made_with),
         amp=options.amp,

@@ -21,8 +21,7 @@ from trm_pipeline.files import read_json, tensor_digest, write_json
 from trm_pipeline.methods.base import Method, score
 from trm_pipeline.methods.global_head import FITTED, GLOBAL, Merged, global_logits, parts_of
 from trm_pipeline.progress import say
-from trm_pipeline.run.prepared import Cell, Prepared, build, known_labels
-from trm_pipeline.training.loop import train
+from trm_pipeline.run.prepared import Cell, Prepared, known_labels, train_cell
 
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
 """Of the learning rate of a method, of trm that of the texts: a training each. Losses of others then try their own numbers."""
@@ -160,7 +159,7 @@ def search(data: Prepared, cell: Cell, preset: Preset) -> Chosen:
 
     A list changes nothing if none of it is clearly better than the settings as they are.
     """
-    method = VARIANTS.get(cell.method, (cell.method, ()))[0]
+    method = "trm" if cell.method in VARIANTS else cell.method
     single = cell.known == "single"
     held = hold_out(known_labels(data, cell), single=single, seed=cell.seed)
     return _Search(data, cell._replace(method=method), preset, held).found()
@@ -225,7 +224,8 @@ class _Search:
     def _logits(self, changes: list[str]) -> Tensor:
         """Logits of the method without the whole image, trained with these settings; nothing is scored on the way."""
         preset = override(self.preset, [*self.changes, *changes])
-        method = trained(self.data, self.cell, preset, label=f"choosing for {self.cell.label}", finish=False)
+        label = f"choosing for {self.cell.label}"
+        method = train_cell(self.data, self.cell, preset, method=self.cell.method, label=label, scored=False, finish=False).method
         local = method.inner if isinstance(method, Merged) else method
         return logits_of(self.data, local, self.data.features)
 
@@ -235,22 +235,3 @@ def logits_of(data: Prepared, method: Method, features: Features) -> Tensor:
     with torch.no_grad():
         text = data.encode(method.prompts())
         return score(lambda batch: method.logits(batch, text), features, data.preset.batch_size)
-
-
-def trained(data: Prepared, cell: Cell, preset: Preset, *, label: str, finish: bool = True) -> Method:
-    """The averaged method of a cell, with nothing scored on the way and nothing kept; ``finish`` is that of :func:`train`."""
-    method, targets = build(data, cell, method=cell.method, preset=preset)
-    return train(
-        method,
-        data.features,
-        targets,
-        None,
-        data.test_targets,
-        encode=data.encode,
-        preset=preset,
-        seed=cell.seed,
-        device=data.device,
-        label=label,
-        single=cell.known == "single",
-        finish=finish,
-    ).method

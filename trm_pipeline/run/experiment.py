@@ -131,7 +131,7 @@ def look_at_images(data: Prepared, cells: Sequence[Cell], output: Path) -> None:
         return
     maps = collect_saliency(
         TRMHead.load(heads[0]),
-        data.test_features.rows(torch.tensor(chosen)),
+        next(data.test_features.only(torch.tensor(chosen)).batches(len(chosen))),
         data.grid,
         [Image.open(data.test_paths[i]) for i in chosen],
         data.test_targets[chosen],

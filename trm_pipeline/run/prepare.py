@@ -43,7 +43,7 @@ def prepare(options: RunOptions) -> Prepared:
     """Data, frozen model and features, each computed where it is not there yet."""
     preset, device = options.preset, torch.device(options.device)
     train_split, test_split = options.splits
-    sets = open_splits(options)
+    sets = images_of(options)
     train, test = sets[train_split], sets[test_split]
     check_unseen(options.unseen, len(train.class_names))
     names = prompt_names(options, train)
@@ -124,7 +124,7 @@ def encoded(options: RunOptions, sets: Mapping[str, LabelledImages], names: Sequ
     )
 
 
-def open_splits(options: RunOptions) -> dict[str, LabelledImages]:
+def images_of(options: RunOptions) -> dict[str, LabelledImages]:
     """The images trained on and those scored, by split."""
     if HELD_OUT in options.splits:
         whole = options.source.read(options.place, options.preset, options.preset.train_split)

@@ -1,4 +1,4 @@
-"""A cell of a run's table, what all cells share, and a method at the start of one."""
+"""A cell of a run's table, what all cells share, and the training of one."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from trm_pipeline.methods import ZERO_SHOT, Method, Setting, fit_training_free
 from trm_pipeline.methods.base import score
 from trm_pipeline.methods.global_head import fit_global_head, global_logits
 from trm_pipeline.methods.grid import build_method
+from trm_pipeline.training.loop import Trained, train
 
 
 class Cell(NamedTuple):
@@ -156,3 +157,29 @@ def build(data: Prepared, cell: Cell, *, method: str, preset: Preset) -> tuple[M
         estimates=estimates,
     )
     return build_method(method, setting), targets
+
+
+def train_cell(
+    data: Prepared, cell: Cell, preset: Preset, *, method: str, label: str | None = None, scored: bool = True, **more: Any
+) -> Trained:
+    """Train a method on what a cell's setting and seed leave of the labels; ``more`` are arguments of :func:`.train`.
+
+    Args:
+        label: default: the cell's own.
+        scored: whether the test images are scored on the way.
+    """
+    built, targets = build(data, cell, method=method, preset=preset)
+    return train(
+        built,
+        data.features,
+        targets,
+        data.test_features if scored else None,
+        data.test_targets,
+        encode=data.encode,
+        preset=preset,
+        seed=cell.seed,
+        device=data.device,
+        label=label or cell.label,
+        single=cell.known == "single",
+        **more,
+    )

@@ -23,11 +23,7 @@ def plan(options: RunOptions) -> list[Cell]:
     chosen = dict.fromkeys(options.methods)
     cells = [Cell(m, known, seed, options.wrong) for m in chosen if m in LABEL_FREE for known in settings for seed in seeds]
     # A variant that changes nothing, such as the rule that trm has anyway, is trm itself.
-    ablation = [
-        name
-        for name, (method, changes) in VARIANTS.items()
-        if method != "trm" or override(options.preset, changes) != options.preset
-    ]
+    ablation = [name for name, change in VARIANTS.items() if override(options.preset, [change]) != options.preset]
     for seed in seeds:
         for known in settings:
             trained = [m for m in chosen if m not in LABEL_FREE]

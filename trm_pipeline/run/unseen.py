@@ -18,7 +18,7 @@ from trm_pipeline.methods.base import score
 from trm_pipeline.methods.global_head import trm_head
 from trm_pipeline.report.markdown import markdown
 from trm_pipeline.report.rows import heading
-from trm_pipeline.run.cells import checkpoint_path, train_cell
+from trm_pipeline.run.cells import checkpoint_path, train_with_checkpoint
 from trm_pipeline.run.options import RunOptions
 from trm_pipeline.run.prepared import Cell, Prepared
 
@@ -59,7 +59,7 @@ def unseen_row(data: Prepared, cell: Cell, options: RunOptions) -> dict[str, Any
 
 
 def _train_and_score(data: Prepared, cell: Cell, options: RunOptions) -> dict[str, Any]:
-    trained = train_cell(seen_part(data, options.unseen), cell, options, method="trm", preset=data.preset)
+    trained = train_with_checkpoint(seen_part(data, options.unseen), cell, options, method="trm", preset=data.preset)
     with torch.no_grad():
         text = data.encode(trained.method.prompts())
     head = trm_head(trained.method, text, data.class_names[: -options.unseen])

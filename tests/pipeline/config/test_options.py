@@ -116,6 +116,14 @@ def test_options_of_parts_that_a_method_lacks_do_no_harm(name, more):
     assert method.logits(drawn(), text).shape == (6, 4)
 
 
+def test_override_reads_values_by_type():
+    preset = override(
+        presets.EMBEDDED, ["lr=1e-2", "mirror=false", "pseudo_rule=prototype", "labeler.weight_neg=2", "pretrained=none"]
+    )
+    assert (preset.lr, preset.mirror, preset.pseudo_rule, preset.labeler) == (0.01, False, "prototype", {"weight_neg": 2.0})
+    assert preset.pretrained is None and override(preset, ["labeler.weight_neg=none"]).labeler == {"weight_neg": None}
+
+
 # What an option means to the method
 
 

@@ -31,7 +31,6 @@ from trm_pipeline.data.coco import COCO, COCO_CLASSES
 from trm_pipeline.data.cub import CUB, attribute_phrase
 from trm_pipeline.data.nus import NUS, NUS_CLASSES
 from trm_pipeline.data.vg200 import VG200
-from trm_pipeline.data.voc import VOC
 from trm_pipeline.run.arguments import parse
 
 
@@ -363,8 +362,3 @@ def test_some_rows_of_a_data_set(vg: Path) -> None:
     assert part.ids == [whole.ids[3], whole.ids[1]] and torch.equal(part.targets, whole.targets[[3, 1]])
     assert part[1][0].tolist() == [24, 20] and part.image_paths[0] == whole.image_paths[3]
     assert len(whole) == 5 and whole[3][0].shape == (3, 20, 24), "the whole is as it was"
-
-
-def test_voc_is_one_of_them(shared_data: Path) -> None:
-    data = VOC(shared_data, 2012, "val")
-    assert isinstance(data, LabelledImages) and data.name == "VOC2012" and data.prompt_names()[10] == "dining table"

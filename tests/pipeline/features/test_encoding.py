@@ -1,6 +1,7 @@
 """Features that are encoded once: when they are read again, and what a stopped process leaves to the next."""
 
 import contextlib
+import os
 import shutil
 
 import numpy as np
@@ -179,6 +180,26 @@ def test_an_image_that_cannot_be_read_is_tried_again(cache):
     assert_whole(cache(again))
     assert again.read == [2, 2]
     assert_whole(cache(Counted(bad=0)))
+
+
+def test_what_a_killed_process_of_the_same_number_left_behind_is_in_nobodys_way(cache, tmp_path):
+    """In a container every run may have the number of the one before."""
+    cache(Counted())
+    (whole,) = (tmp_path / "cache").iterdir()
+    shutil.rmtree(whole)
+    left = whole.with_name(f".{whole.name}.{os.getpid()}")
+    left.mkdir()
+    (left / "tokens0.npy").write_bytes(b"half")
+    assert_whole(cache(Counted()))
+    assert (left / "tokens0.npy").read_bytes() == b"half"
+
+
+def test_features_of_another_number_of_images_are_refused(cache, tmp_path):
+    cache(Counted())
+    for path in (tmp_path / "cache").glob("*/*.npy"):
+        np.save(path, np.load(path)[:2])
+    with pytest.raises(ValueError, match="must hold the features of 5 images, got 2; delete it"):
+        cache(Counted())
 
 
 def test_an_array_that_is_gone_is_no_array_of_zeros(cache, tmp_path):

@@ -44,6 +44,8 @@ def trained(images, cache, tmp_path_factory):
     base = tmp_path_factory.mktemp("trained")
     labels = write_table(base / "labels.csv", rows, hidden=(0,))
     command = [sys.executable, str(ROOT / "examples" / "train_folder.py"), "train", str(folder), str(labels)]
-    done = subprocess.run([*command, "--output", str(base / "run"), *cache], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [*command, "--output", str(base / "run"), "--hold-out", "0.5", *cache], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     return base / "run", done.stdout

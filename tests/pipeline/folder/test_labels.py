@@ -228,6 +228,7 @@ def test_a_name_of_two_images_is_refused(tmp_path):
         ('{"image": "a.jpg", "labels": ["cat"]}\n{"image": ', "x.jsonl, line 2, column 11: not JSON"),
         ('[{"image": "a.jpg", "labels": ["cat"]}]', "wanted one object a line"),
         ('{"image": "a.jpg"}', "wanted one object a line"),
+        ('{"image": "a.jpg", "labels": {"cat": 1, "cat ": 0}}', "x.jsonl, line 1: 'cat' stands in one object twice"),
         ('{"image": "a.jpg", "labels": ["cat,dog", "cat", "dog"]}', "line 1: 'cat,dog' consists of other classes"),
         ('{"image": "a.jpg", "labels": [1]}', "a list of labels must hold names"),
         ('{"image": "a.jpg", "labels": ["cat"]}\n{"image": "b.jpg", "labels": {"cat": 1}}', "lists in some lines and objects"),

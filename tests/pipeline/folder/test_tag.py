@@ -12,7 +12,7 @@ def test_tags_need_the_names_of_classes_alone(images, cache, tmp_path, capsys):
     """A model that predict takes; other images than those that cannot be read."""
     folder, rows = images
     names = tmp_path / "names.txt"
-    names.write_text("\n".join(CLASSES) + "\n\n", encoding="utf-8")
+    names.write_text("\n".join(CLASSES) + "\n\n", encoding="utf-8-sig")
     cli.main(["tag", str(folder), "--classes", str(names), "--output", str(tmp_path / "tags"), *cache])
     said = capsys.readouterr().out
     assert "cut.jpg: image file is truncated" in said and "Their level is assumed" in said
@@ -38,6 +38,7 @@ def test_tags_need_the_names_of_classes_alone(images, cache, tmp_path, capsys):
         (None, [], "--classes: .* not found"),
         ("\n", [], "must hold different names of classes, one a line, got none"),
         ("cat\ncar\ncat\n", [], "got 'cat' twice"),
+        ("cat\ncaf\udce9\n", [], "names.txt, line 2: not UTF-8; save it as UTF-8"),
         ("cat\nlaptop\n", [], "has no words for 1 of 2 classes: 'laptop'"),
         ("cat\n", ["--workers", "-1"], "--workers must be at least 0"),
         ("cat\n", ["--template", "a photo"], "--template must hold {}"),
@@ -49,7 +50,7 @@ def test_tags_need_the_names_of_classes_alone(images, cache, tmp_path, capsys):
 def test_tags_that_cannot_be_given_are_refused(names, change, said, images, cache, tmp_path):
     path = tmp_path / "names.txt"
     if names is not None:
-        path.write_text(names, encoding="utf-8")
+        path.write_text(names, encoding="utf-8", errors="surrogateescape")
     change = [str(images[0] / "tags") if item == "IMAGES/tags" else item for item in change]
     with pytest.raises(SystemExit, match=f"^error: .*{said}"):
         cli.main(["tag", str(images[0]), "--classes", str(path), "--output", str(tmp_path / "tags"), *cache, *change])

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from tests.helpers.grid import CLASSES, DIM, EPOCHS, IMAGES, TOKENS, Held, labels, preset, setting, train
+from tests.helpers.grid import CLASSES, DIM, EPOCHS, IMAGES, TOKENS, held, labels, preset, setting, train
 from trm_losses import baselines
 from trm_pipeline import files as checkpoint
 from trm_pipeline import methods
@@ -78,8 +78,8 @@ def prior(targets):
     return torch.tensor([column.count(1) / max(1, column.count(1) + column.count(0)) for column in columns])
 
 
-def first_batch(held=None):
-    return next((held or Held(1)).batches(6, torch.Generator().manual_seed(0)))
+def first_batch():
+    return next(held(1).batches(6, torch.Generator().manual_seed(0)))
 
 
 def expected(targets):
@@ -112,7 +112,7 @@ def test_a_loss_is_the_published_one_on_the_logits_of_its_head(name):
     for epoch in (0, 3):
         method.train()
         for part in (method.labels, by_hand):
-            for some in Held(1).batches(6):
+            for some in held(1).batches(6):
                 part.update(torch.ones(6, CLASSES), chosen.targets[some.index], ids=some.index)
             part.begin_epoch(epoch, EPOCHS)
         heads = [method.logits(batch, text)]
@@ -187,13 +187,13 @@ def test_a_head_goes_on_with_what_it_does_between_steps(name, monkeypatch):
     calls = []
     monkeypatch.setattr(method.inner, "before_epoch", lambda epoch, *rest: calls.append((epoch, rest[2])))
     monkeypatch.setattr(method.inner, "after_step", lambda: calls.append("step"))
-    method.before_epoch(1, Held(1), chosen.targets, average, lambda text: text)
+    method.before_epoch(1, held(1), chosen.targets, average, lambda text: text)
     batch = first_batch()
     method.loss(batch, method.prompts(), chosen.targets[batch.index])
     method.after_step()
     assert calls == [(1, average.inner), "step"]
     with pytest.raises(TypeError, match="average must be"):
-        method.before_epoch(1, Held(1), chosen.targets, average.inner, lambda text: text)
+        method.before_epoch(1, held(1), chosen.targets, average.inner, lambda text: text)
 
 
 def test_the_number_of_positives_is_what_the_labels_tell_or_what_is_assumed():
@@ -222,17 +222,19 @@ def test_the_teacher_is_as_sharp_as_its_scale_asks_for():
     torch.testing.assert_close(method.labels.scores, (chosen.similarities() / 0.1).softmax(dim=1))
 
 
-def test_cells_share_the_cosines_of_the_training_images():
+def test_cells_share_the_cosines_of_the_training_images(monkeypatch):
     """Found once, and a cell cannot tell whether it is the one that found them."""
     passes = []
 
-    class Loaded(Held):
-        def batches(self, batch_size, generator=None, *, view=0):
-            passes.append(torch.rand(()))  # as a loader draws the seed of its processes
-            yield from super().batches(batch_size, generator, view=view)
+    def batches(*given, **named):
+        passes.append(torch.rand(()))  # as a loader draws the seed of its processes
+        return original(*given, **named)
 
+    loaded = held(1)
+    original = loaded.batches
+    monkeypatch.setattr(loaded, "batches", batches)
     names = [part.name for part in dataclasses.fields(prepared.Prepared) if part.default_factory is dataclasses.MISSING]
-    known = {"preset": preset(), "features": Loaded(1), "targets": labels().clamp(min=0), "text": torch.randn(CLASSES, DIM)}
+    known = {"preset": preset(), "features": loaded, "targets": labels().clamp(min=0), "text": torch.randn(CLASSES, DIM)}
     data = prepared.Prepared(**{**dict.fromkeys(names), **known, "logit_scale": 10.0})
     cell = prepared.Cell("linear+vlpl", 0.5, 1)
     starts = []
@@ -241,7 +243,7 @@ def test_cells_share_the_cosines_of_the_training_images():
         starts.append((method.labels.scores, torch.get_rng_state()))
     assert len(passes) == 1
     assert all(torch.equal(*pair) for pair in zip(*starts, strict=True))
-    batch = next(Held(1).batches(IMAGES))
+    batch = next(held(1).batches(IMAGES))
     torch.testing.assert_close(starts[0][0], (methods.zero_shot_tokens(batch, data.text) / 0.1).softmax(dim=1))
     fewer = dataclasses.replace(data, text=data.text[1:])
     assert fewer.similarities("zero-shot-tokens").shape == (IMAGES, CLASSES - 1)
@@ -385,7 +387,7 @@ def test_patterns_stand_for_methods():
     assert grid.choose_methods(["linear+pasl-*"]) == [f"linear+pasl-{policy}" for policy in ("ignore", "negative", "selective")]
     assert grid.choose_methods(["*+role"]) == [f"{head}+role" for head in grid.HEADS]
     assert grid.choose_methods(["linear"], grid=True) == ["linear", *grid.HEADS[1:], "positive-coop", *grid.GRID]
-    assert not [name for name in arguments.DEFAULT_METHODS if of_grid(name) or name in grid.ALONE]
+    assert not [name for name in arguments.DEFAULT_METHODS if of_grid(name) or name == "positive-coop"]
     for wrong in ("linear+nothing", "text-image+sst", "nothing", "trm+role", "x*"):
         with pytest.raises(ValueError, match="HEAD\\+LOSS"):
             grid.choose_methods([wrong])

@@ -15,7 +15,7 @@ from trm_pipeline.config import presets
 from trm_pipeline.config.losses import LOSSES
 from trm_pipeline.features import cached as features
 from trm_pipeline.methods import grid
-from trm_pipeline.methods.peers import _features, sarb, scpnet, sst
+from trm_pipeline.methods.peers import _features, sarb, scpnet
 
 IMAGES, CLASSES, DIM = 6, 4, 5
 
@@ -479,12 +479,6 @@ def test_logits_of_class_features_are_those_of_the_head(head):
     method.calibrate(b, text, 0.3)
     method.eval()
     torch.testing.assert_close(method.classify(method.class_features(b, text), text), method.logits(b, text))
-
-
-def test_a_head_without_class_features_is_refused():
-    for peer in (sst.SST, sarb.SARB):
-        with pytest.raises(ValueError, match="needs features of each class"):
-            peer(methods.METHODS["linear"](setting()), setting())
 
 
 def test_positive_prompts_stand_against_free_vectors():

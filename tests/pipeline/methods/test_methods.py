@@ -6,6 +6,7 @@ import types
 import pytest
 import torch
 
+from tests.helpers.grid import in_memory
 from trm_losses import Calibration, GaussianDiscriminant, GlobalHead, TRMObjective
 from trm_losses.metrics import mean_average_precision
 from trm_pipeline import methods
@@ -115,9 +116,8 @@ def test_weak_negatives_last_until_pseudo_labels_take_their_place(run, monkeypat
 
 
 def variant(name, text):
-    method, changes = presets.VARIANTS.get(name, (name, ()))
-    preset = override(presets.EMBEDDED, changes)
-    return grid.build_method(method, setting(preset, text))
+    preset = override(presets.EMBEDDED, [presets.VARIANTS[name]] if name in presets.VARIANTS else [])
+    return grid.build_method("trm" if name in presets.VARIANTS else name, setting(preset, text))
 
 
 def setting(preset, text):
@@ -161,21 +161,6 @@ def test_variants_lack_the_part_that_their_names_say():
     torch.testing.assert_close(without.logits(batch, text), without.logits(other, text))
 
 
-class Views:
-    """Images of two views, as a cache of features gives them."""
-
-    views = 2
-
-    def __init__(self, tokens, penultimate):
-        self.tokens, self.penultimate = tokens, penultimate
-        self.first = next(self.batches(tokens.shape[1]))
-
-    def batches(self, batch_size, generator=None, *, view=0):
-        for index in torch.arange(self.tokens.shape[1]).split(batch_size):
-            tokens = self.tokens[view, index]
-            yield features.Batch(tokens, tokens.mean(dim=1), index, self.penultimate[view, index])
-
-
 @pytest.mark.parametrize("known", ["some", "present alone", "all", "none"])
 @pytest.mark.parametrize("teaches", [True, False])
 def test_finish_calibrates_and_teaches_the_whole_image_by_both_views(known, teaches):
@@ -185,7 +170,8 @@ def test_finish_calibrates_and_teaches_the_whole_image_by_both_views(known, teac
     tokens, penultimate = torch.randn(2, 40, 5, 8), torch.randn(2, 40, 6) + truth.repeat(1, 2)[:, :6]
     hidden = {"some": torch.rand(40, 4) < 0.4, "present alone": truth == 0, "all": truth < 0, "none": truth >= 0}[known]
     targets = truth.masked_fill(hidden, -1.0)
-    images = Views(tokens, penultimate)
+    images = in_memory(tokens, tokens.mean(dim=2), penultimate)
+    (first,) = images.batches(40)
     expected = 1.6 if known == "present alone" else None
     prior = GaussianDiscriminant(4, 8).fit([tokens[0]], text)
 
@@ -198,13 +184,13 @@ def test_finish_calibrates_and_teaches_the_whole_image_by_both_views(known, teac
     made = grid.build_method(
         "text-pixel+global", methods.Setting(preset, text, None, 100.0, 10, single=single, num_samples=40, global_head=fitted)
     )
-    before = made.logits(images.first, text).detach()
+    before = made.logits(first, text).detach()
     made.finish(images, targets, text, 16)
-    got = made.logits(images.first, text).detach()
+    got = made.logits(first, text).detach()
     if known == "none":
         torch.testing.assert_close(got, before)  # nothing is known to calibrate by
         return
-    head, local = fitted(), made.inner.logits(images.first, text).detach()
+    head, local = fitted(), made.inner.logits(first, text).detach()
     calibration = Calibration(4)
 
     def merged():

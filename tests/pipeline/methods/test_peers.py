@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 
+from tests.helpers.grid import in_memory
 from tests.helpers.oracles.numbers import cosine, softmax
 from trm_losses.metrics import mean_average_precision
 from trm_pipeline import methods
@@ -216,21 +217,14 @@ def test_training_beats_a_random_start(scenes):
     """score, used by every run, sees the peers through the same door as TRM-ML."""
     b, targets = scenes
     text = torch.randn(20, b.pooled.shape[1], generator=torch.Generator().manual_seed(3))
-
-    class Held:
-        def __len__(self):
-            return len(b.index)
-
-        def batches(self, batch_size, generator=None, *, view=0):
-            yield b
-
+    held = in_memory(b.tokens[None], b.pooled[None])
     for name in PEERS:
         method = methods.METHODS[name](setting(f"{NUMBERS[name]}.lr=0.01", text=text))
-        before = mean_ap(score(partial(method.logits, text=method.prompts()), Held(), 100), targets)
+        before = mean_ap(score(partial(method.logits, text=method.prompts()), held, 100), targets)
         optimizer = torch.optim.AdamW(method.groups(presets.EMBEDDED))
         for _ in range(30):
             optimizer.zero_grad()
             sum(method.loss(b, method.prompts(), targets).values()).backward()
             optimizer.step()
-        after = mean_ap(score(partial(method.logits, text=method.prompts()), Held(), 100), targets)
+        after = mean_ap(score(partial(method.logits, text=method.prompts()), held, 100), targets)
         assert after > before + 5, name

@@ -307,7 +307,7 @@ def test_the_script_makes_the_page(tmp_path):
 
 def test_every_method_has_a_look_of_its_own():
     of_a_head = ["linear", *(name for name in grid.GRID if name.startswith("linear+"))]
-    for names in ([*methods.LABEL_FREE, *methods.METHODS, *grid.ALONE], of_a_head):
+    for names in ([*methods.LABEL_FREE, *methods.METHODS], of_a_head):
         looks = pictures._looks(names)
         assert len({tuple(look.values()) for look in looks.values()}) == len(names)
 

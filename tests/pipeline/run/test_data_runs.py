@@ -22,7 +22,7 @@ from trm_pipeline.data.base import Source
 from trm_pipeline.data.voc import VOC, VOC_CLASSES, class_prompt_names
 from trm_pipeline.drawn.devkit import write_drawn_voc
 from trm_pipeline.drawn.scenes import COLOURS
-from trm_pipeline.run import arguments, cells, experiment, prepare
+from trm_pipeline.run import arguments, experiment, prepare, prepared
 from trm_pipeline.run.unseen import seen_part
 
 DATA = [key for key in SOURCES if key not in ("voc", "features")]  # which have runs of their own
@@ -102,8 +102,8 @@ def test_published_labels_are_trained_on(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     seen = []
-    original = cells.train
-    monkeypatch.setattr(cells, "train", lambda *a, **k: seen.append((a[2], k["single"])) or original(*a, **k))
+    original = prepared.train
+    monkeypatch.setattr(prepared, "train", lambda *a, **k: seen.append((a[2], k["single"])) or original(*a, **k))
     root = roots("nus")
     full = torch.from_numpy(draw_labels(12, 81, 0.3)).float()
     single = kind == "list"
@@ -185,7 +185,7 @@ def test_voc2012_of_single_positives(shared_data: Path) -> None:
     """Train against val, and settings chosen on a fifth of train."""
     for typed, sizes in (((), {"train": 70, "val": 30}), (("--tune",), {"fit": 56, "held-out": 14})):
         options = arguments.parse(["--data-root", str(shared_data), "--preset", "voc2012-rn101", *typed])
-        sets = prepare.open_splits(options)
+        sets = prepare.images_of(options)
         assert {split: len(images) for split, images in sets.items()} == sizes
         assert all(images.name == "VOC2012" for images in sets.values())
 

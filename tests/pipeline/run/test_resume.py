@@ -21,7 +21,7 @@ from trm_losses import TRMHead
 from trm_pipeline import files as checkpoint
 from trm_pipeline import methods
 from trm_pipeline.data.voc import class_prompt_names
-from trm_pipeline.run import cells, experiment, results
+from trm_pipeline.run import cells, experiment, prepared, results
 
 SMALL = ("--methods", "trm", "trm-rule-teacher", "linear", "--known", "0.5", "single", "--epochs", "3", "--set", "batch_size=16")
 
@@ -142,7 +142,7 @@ def test_a_checkpoint_is_gone_on_from_at_its_epoch(command, unbroken, tmp_path, 
 
 def test_a_finished_run_has_nothing_to_resume(command, unbroken, monkeypatch, capsys):
     before = (unbroken / "results.json").read_bytes(), (unbroken / "times.json").read_bytes()
-    monkeypatch.setattr(cells, "train", None)
+    monkeypatch.setattr(prepared, "train", None)
     experiment.main([*command, "--output", str(unbroken), "--resume"])
     assert before == ((unbroken / "results.json").read_bytes(), (unbroken / "times.json").read_bytes())
     assert "6 of 6 rows are there already" in capsys.readouterr().out
@@ -178,9 +178,6 @@ def test_a_checkpoint_of_other_labels_is_refused(tmp_path):
     assert checkpoint.Checkpoint(path, {"labels": "a"}).load() == {"epoch": 1}
     with pytest.raises(ValueError, match='labels was "a", now "b"'):
         checkpoint.Checkpoint(path, {"labels": "b"}).load()
-    path.write_bytes(b"half")
-    with pytest.raises(ValueError, match="cannot be read"):
-        checkpoint.Checkpoint(path, {"labels": "a"}).load()
 
 
 def test_without_resume_a_folder_is_begun_afresh(run, tmp_path):

@@ -16,7 +16,7 @@ from trm_pipeline.data.base import eval_transform
 from trm_pipeline.data.voc import VOC, class_prompt_names
 from trm_pipeline.features import cached as features
 from trm_pipeline.methods import grid
-from trm_pipeline.run import arguments, cells, experiment, prepared, results
+from trm_pipeline.run import arguments, experiment, prepared, results
 
 
 @pytest.mark.pictures
@@ -161,8 +161,8 @@ def test_weights_of_another_model_are_refused(run, tmp_path):
 
 def test_single_positives_know_one_present_label_of_each_image(run, devkit, monkeypatch, capsys):
     seen = []
-    original = cells.train
-    monkeypatch.setattr(cells, "train", lambda *a, **k: seen.append((a[2], k["single"])) or original(*a, **k))
+    original = prepared.train
+    monkeypatch.setattr(prepared, "train", lambda *a, **k: seen.append((a[2], k["single"])) or original(*a, **k))
     rows = run("--methods", "linear", "zero-shot-global", "--known", "0.5", "single", "--seeds", "3")
     full = VOC(devkit, 2007, "train").targets
     assert torch.equal(seen[0][0], hide_labels(full, 0.5, seed=2)) and not seen[0][1]
@@ -185,8 +185,8 @@ def test_single_positives_start_from_the_assumed_share(run, monkeypatch):
 def test_a_share_of_the_known_positives_is_wrong_for_every_method(run, devkit, tmp_path, monkeypatch, capsys):
     """The same labels for all of them; files, rows and the record of the run tell it."""
     seen = []
-    original = cells.train
-    monkeypatch.setattr(cells, "train", lambda *a, **k: seen.append((a[2], k["truth"])) or original(*a, **k))
+    original = prepared.train
+    monkeypatch.setattr(prepared, "train", lambda *a, **k: seen.append((a[2], k["truth"])) or original(*a, **k))
     fitted = prepared.Prepared.global_head
     monkeypatch.setattr(prepared.Prepared, "global_head", lambda s, y, *a, **k: seen.append((y, None)) or fitted(s, y, *a, **k))
     settings = ("--methods", "zero-shot-global", "linear", "trm", "global", "--known", "0.5", "single", "--wrong", "0.25")
@@ -273,8 +273,8 @@ def test_ablations_stand_beside_the_methods(run):
 @pytest.mark.skipif(not hasattr(TRMHead, "with_classes"), reason="heads for other classes are not there yet")
 def test_unseen_classes_are_scored_by_name(run, tmp_path, devkit, backbone, monkeypatch):
     seen = []
-    original = cells.train
-    monkeypatch.setattr(cells, "train", lambda *a, **k: seen.append(a) or original(*a, **k))
+    original = prepared.train
+    monkeypatch.setattr(prepared, "train", lambda *a, **k: seen.append(a) or original(*a, **k))
     settings = ("--methods", "zero-shot-tokens", "--known", "single", "0.5", "--unseen", "4")
     run(*settings)
     labels = VOC(devkit, 2007, "train").targets[:, :-4]
@@ -291,5 +291,5 @@ def test_unseen_classes_are_scored_by_name(run, tmp_path, devkit, backbone, monk
         expected = 100 * float(mean_average_precision(scores[:, columns], images.targets[:, columns]))
         assert rows[0][f"zero-shot-tokens {part}"] == pytest.approx(expected, abs=0.5)
         assert rows[0][f"trm {part}"] > 30
-    monkeypatch.setattr(cells, "train", None)
+    monkeypatch.setattr(prepared, "train", None)
     run(*settings, "--resume")

@@ -11,7 +11,7 @@ from tests.helpers.grid import setting, train
 from tests.helpers.runs import read_json
 from trm_losses import PseudoLabels, TRMHead
 from trm_pipeline import methods
-from trm_pipeline.run import cells
+from trm_pipeline.run import prepared
 from trm_pipeline.training import loop as training
 from trm_pipeline.training.pseudo_trace import PseudoTrace
 
@@ -62,8 +62,8 @@ def test_a_run_leaves_the_trace_of_its_pseudo_labels(run, tmp_path):
 def test_the_hidden_truth_changes_nothing_but_the_trace(run, tmp_path, monkeypatch):
     settings = ("--methods", "trm-rule-teacher", "--set", "batch_size=8", "pseudo_warmup=0")
     first = run(*settings, output=tmp_path / "a")
-    original = cells.train
-    monkeypatch.setattr(cells, "train", lambda *a, truth, **k: original(*a, truth=1 - truth, **k))
+    original = prepared.train
+    monkeypatch.setattr(prepared, "train", lambda *a, truth, **k: original(*a, truth=1 - truth, **k))
     assert run(*settings, output=tmp_path / "b") == first
     traces = [read_json(tmp_path / name / "pseudo" / "trm-rule-teacher-known0.5-seed1.json") for name in "ab"]
     assert traces[0] != traces[1]

@@ -54,7 +54,6 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "trm, single positives": ("trm", {**PROTOTYPES, "single": True}),
     MERGED: ("trm", {}),
     **{name: (name, {}) for name in methods.METHODS if name not in ("linear", "trm")},
-    "positive-coop": ("positive-coop", {}),
     **{f"text-pixel+{loss}": (f"text-pixel+{loss}", {}) for loss in LOSSES if loss not in grid.PEERS},
     "trm-query+role": ("trm-query+role", {"single": True}),
 }
@@ -260,7 +259,7 @@ def test_peers_of_one_process_are_refused_under_torchrun(chosen: list[str], monk
 
 def test_a_cell_ends_alike_on_ranks_that_write_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     method = torch.nn.Linear(3, 2)
-    monkeypatch.setattr(cells, "train_cell", lambda *_, **__: training.Trained(method, {"mAP": 51.25}, 7.0, []))
+    monkeypatch.setattr(cells, "train_with_checkpoint", lambda *_, **__: training.Trained(method, {"mAP": 51.25}, 7.0, []))
     monkeypatch.setattr(ranks, "first", lambda: False)
     data = types.SimpleNamespace(device=torch.device("cpu"), preset=presets.EMBEDDED)
     finished = cells.run_cell(data, prepared.Cell("linear", 0.5, 1), arguments.parse([]))  # type: ignore[arg-type]

@@ -8,12 +8,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-import torch
-
 from trm_losses.labels import UNKNOWN
+from trm_pipeline.files import text_of
 from trm_pipeline.folder.image_names import SHOWN, ImageNames, Mistakes, Row, clean, escaped
 from trm_pipeline.folder.labels import Labels
-from trm_pipeline.folder.tables import csv_rows, text_of
+from trm_pipeline.folder.tables import csv_rows
 from trm_pipeline.progress import say
 
 _VALUES = {"present": 1.0, "absent": 0.0, "unsure": float(UNKNOWN)}
@@ -99,8 +98,9 @@ def joined(labels: Labels, answers: Answers) -> Labels:
             rows[file] = len(files)
             files.append(file)
     others = files[len(labels.files) :]
-    targets = torch.cat([labels.targets, labels.targets.new_full((len(others), len(columns)), UNKNOWN)])
-    before = targets.clone()
+    by_folder = labels.groups == [posixpath.dirname(file) for file in labels.files]
+    labels = labels.with_unknown(others, by_folder=by_folder)
+    before, targets = labels.targets, labels.targets.clone()
     for (file, name), value in answers.items():
         targets[rows[file], columns[name]] = value
     changed = targets != before
@@ -112,12 +112,7 @@ def joined(labels: Labels, answers: Answers) -> Labels:
     told = ", ".join(f"{int(mask.sum())} {word}" for word, mask in parts.items())
     more = f"; {len(others)} images had no row" if others else ""
     say(f"{len(answers)} answers change {int(changed.sum())} labels: {told}{more}")
-    held = None if labels.held is None else torch.cat([labels.held, labels.held.new_zeros(len(others))])
-    groups = labels.groups
-    if groups is not None:
-        by_folder = groups == [posixpath.dirname(file) for file in labels.files]
-        groups = groups + [posixpath.dirname(file) if by_folder else file for file in others]
-    return labels._replace(files=files, targets=targets, held=held, groups=groups)
+    return labels._replace(targets=targets)
 
 
 def nearest(name: str, class_names: Iterable[str]) -> str:

@@ -11,19 +11,19 @@ from torch import Tensor
 
 from trm_losses import TRMHead
 from trm_losses.labels import UNKNOWN
+from trm_pipeline.features.cached import CachedFeatures
 from trm_pipeline.folder.labels import Labels
-from trm_pipeline.folder.part import Part
 from trm_pipeline.folder.review.choice import worth_asking
 from trm_pipeline.folder.review.page import Question
 
 
-def open_questions(labels: Labels, probabilities: Tensor, head: TRMHead, features: Part, count: int) -> list[Question]:
+def open_questions(labels: Labels, probabilities: Tensor, head: TRMHead, features: CachedFeatures, count: int) -> list[Question]:
     """The unknown labels that are worth asking about, see :func:`.worth_asking`; at most ``count``."""
     pairs = worth_asking(probabilities, labels.targets, count)
     return _questions(labels, probabilities, head, features, pairs)
 
 
-def contradicted(labels: Labels, probabilities: Tensor, head: TRMHead, features: Part, count: int) -> list[Question]:
+def contradicted(labels: Labels, probabilities: Tensor, head: TRMHead, features: CachedFeatures, count: int) -> list[Question]:
     """The known labels that probabilities contradict most, as far as these are on the other side; at most ``count``."""
     opposed = torch.where((labels.targets - probabilities).abs() > 0.5, labels.targets, float(UNKNOWN))
     return _questions(labels, probabilities, head, features, list(islice(doubted(opposed, probabilities), count)))
@@ -42,7 +42,7 @@ def doubted(targets: Tensor, probabilities: Tensor) -> Iterator[tuple[int, int]]
 
 
 def _questions(
-    labels: Labels, probabilities: Tensor, head: TRMHead, features: Part, pairs: Sequence[tuple[int, int]]
+    labels: Labels, probabilities: Tensor, head: TRMHead, features: CachedFeatures, pairs: Sequence[tuple[int, int]]
 ) -> list[Question]:
     """In the order of the pairs; each image passes through the head once."""
     asked: dict[int, list[int]] = {}
@@ -62,7 +62,8 @@ def _questions(
 
 
 @torch.no_grad()
-def _saliency(head: TRMHead, image: Part) -> Tensor:
+def _saliency(head: TRMHead, image: CachedFeatures) -> Tensor:
     """(C, h, w) over the tokens of a single image."""
+    assert image.grid is not None
     batch = next(iter(image.batches(1)))
     return head.pooler(batch.tokens, head.text).saliency[0].unflatten(1, image.grid).float().cpu()  # type: ignore[no-any-return]

@@ -22,11 +22,10 @@ import torch
 from torch import Tensor
 
 from trm_losses.labels import UNKNOWN
-from trm_pipeline.files import replacing
+from trm_pipeline.files import replacing, text_of
 from trm_pipeline.folder.image_names import ImageNames, Mistakes, Row, clean, escaped, match_rows
 from trm_pipeline.folder.labels import Labels
 from trm_pipeline.folder.review.answers import nearest, voted
-from trm_pipeline.folder.tables import text_of
 
 Targets = dict[str, float]  # of one image, by class name
 

@@ -68,18 +68,16 @@ def write_review(
 
     Args:
         path: the page, such as ``review.html``.
-        questions: in the order in which they are asked.
+        questions: in the order in which they are asked; at least one, each pair once.
         class_names: of the model; the filter lists those that are asked about, in this order.
         images: the folder. A picture that cannot be read is replaced by the reason.
         title: of the page.
         limit: bytes that all pictures together may take on the page; they become smaller until they fit.
 
     Raises:
-        ValueError: no question, a class that is none of these, a pair asked twice, a score that is no probability, a map that
-            is not (h, w), or pictures that do not fit at their smallest.
+        ValueError: pictures that do not fit at their smallest.
     """
     places = {name: c for c, name in enumerate(class_names)}
-    _check(questions, places)
     files = {file: i for i, file in enumerate(dict.fromkeys(question.file for question in questions))}
     pictures = _fitting([_picture(images, file) for file in progress(files, f"pictures of {len(files)} images")], limit)
     if lost := [escaped(file) for file, picture in zip(files, pictures, strict=True) if picture.reason]:
@@ -105,25 +103,6 @@ def write_review(
     with replacing(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
     return identity
-
-
-def _check(questions: Sequence[Question], places: dict[str, int]) -> None:
-    if not questions:
-        raise ValueError("a review needs a question at least, got none")
-    seen: set[tuple[str, str]] = set()
-    for q in questions:
-        what = f"the question about {q.class_name!r} in {escaped(q.file)}"
-        if q.class_name not in places:
-            raise ValueError(f"{what}: the class must be one of {', '.join(list(places)[:SHOWN])} …")
-        if (q.file, q.class_name) in seen:
-            raise ValueError(f"{what} is there twice")
-        if not 0 <= q.score <= 1:
-            raise ValueError(f"{what}: the score must be a probability, got {q.score}")
-        if q.said not in (None, "present", "absent"):
-            raise ValueError(f"{what}: what is said must be 'present', 'absent' or None, got {q.said!r}")
-        if q.heat is not None and (q.heat.ndim != 2 or not q.heat.size):
-            raise ValueError(f"{what}: the map must be (h, w), got {q.heat.shape}")
-        seen.add((q.file, q.class_name))
 
 
 def _script_json(value: object) -> str:

@@ -33,8 +33,7 @@ def run_review(options: ReviewOptions) -> None:
     labels = _labels(options, images, tagger.class_names)
     tower, saved = tagger.tower, tagger.saved
     features = features_of(tower, saved.weights, saved.token_pool, options.images, labels.files, options, mirror=False)
-    rows = features.rows.tolist()
-    labels = labels._replace(files=[labels.files[i] for i in rows], targets=labels.targets[rows])
+    labels = labels.only(features.places)
     scores = probabilities(tagger.head, features)
     questions = contradicted(labels, scores, tagger.head, features, options.questions // 4)
     questions += open_questions(labels, scores, tagger.head, features, options.questions - len(questions))

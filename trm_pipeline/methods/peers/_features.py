@@ -24,8 +24,6 @@ class OfClassFeatures(Wrapped):
 
     def __init__(self, inner: Method, setting: Setting) -> None:
         super().__init__(inner)
-        if not hasattr(inner, "class_features"):
-            raise ValueError(f"{type(self).__name__} needs features of each class, got the head {type(inner).__name__}")
         self.total_steps = max(1, setting.total_steps)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 

@@ -1,23 +1,15 @@
 """Suspects, questions about other images, answers that train again, and files for other tools."""
 
-import json
-import re
-
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers.own_folder import read_csv, write_table
+from tests.helpers.own_folder import questions_of, read_csv, write_table
 from trm_pipeline import command
 from trm_pipeline.drawn.scenes import TARGET, draw_scene
 from trm_pipeline.folder.suspects import _folds
 
 CLASSES = ["car", "dog", "horse"]
-
-
-def questions_of(page):
-    data = re.search(r'<script type="application/json"[^>]*>(.*?)</script>', page.read_text(encoding="utf-8"), re.DOTALL)
-    return json.loads(data[1])
 
 
 @pytest.fixture(scope="module")
@@ -149,8 +141,8 @@ def test_answers_take_the_place_of_labels(scenes, rest, tmp_path, capsys):
     again = ["convert", str(base / "photos"), str(coco), "--form", "coco", "--to", "csv", "--output", str(tmp_path / "b.csv")]
     command.main(again)
     assert (tmp_path / "b.csv").read_bytes() == (tmp_path / "all.csv").read_bytes()
-    with pytest.raises(SystemExit, match="is one of the files that are read"):
-        command.main(["convert", *known, "--to", "csv", "--output", str(answers)])
+    with pytest.raises(SystemExit, match="b.csv is there already, and nothing is replaced"):
+        command.main(["convert", *known, "--to", "csv", "--output", str(tmp_path / "b.csv")])
     with pytest.raises(SystemExit, match="no class of this model|no such class"):
         answers.write_text(f"image,class,answer\n{first},boat,present\n", encoding="utf-8")
         command.main(["convert", *known, "--to", "csv", "--output", str(tmp_path / "c.csv")])

@@ -2,26 +2,21 @@
 
 import base64
 import io
-import json
 import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers.own_folder import questions_of
 from tests.pipeline.folder.review.conftest import CLASSES, FILES
 from trm_pipeline.folder.review.page import Question, write_review
-
-
-def data_of(path):
-    (text,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', path.read_text(encoding="utf-8"), re.DOTALL)
-    return json.loads(text)
 
 
 def test_each_picture_is_there_once_and_small(folder, questions, tmp_path, capsys):
     path = tmp_path / "review.html"
     identity = write_review(path, questions, CLASSES, images=folder)
-    data = data_of(path)
+    data = questions_of(path)
     assert data["id"] == identity and data["classes"] == CLASSES
     names = [image[0] for image in data["images"]]
     assert names == ["a.jpg", FILES[1], "caf\\udce9.png", "</script>.png", "broken.jpg"]
@@ -36,13 +31,13 @@ def test_each_picture_is_there_once_and_small(folder, questions, tmp_path, capsy
 
 def test_maps_are_bytes_of_which_the_highest_is_255(folder, questions, tmp_path):
     write_review(path := tmp_path / "review.html", questions, CLASSES, images=folder)
-    rows, columns, packed = data_of(path)["questions"][0][4]
+    rows, columns, packed = questions_of(path)["questions"][0][4]
     cells = np.frombuffer(base64.b64decode(packed), np.uint8).reshape(rows, columns)
     assert (cells == np.where(questions[0].heat > 0, 255, 0)).all()
     wide = np.full((10, 100), np.nan)
     wide[0, 0] = 2
     write_review(path, [Question("a.jpg", "dog", 0.5, wide)], CLASSES, images=folder)
-    rows, columns, packed = data_of(path)["questions"][0][4]
+    rows, columns, packed = questions_of(path)["questions"][0][4]
     assert (rows, columns) == (3, 32) and base64.b64decode(packed)[0] == 255
 
 
@@ -66,31 +61,12 @@ def test_the_id_is_that_of_the_questions(folder, questions, tmp_path):
 def test_pictures_become_smaller_until_they_fit(folder, questions, tmp_path, capsys):
     path = tmp_path / "review.html"
     write_review(path, questions, CLASSES, images=folder)
-    whole = sum(len(image[1]) for image in data_of(path)["images"])
+    whole = sum(len(image[1]) for image in questions_of(path)["images"])
     write_review(path, questions, CLASSES, images=folder, limit=0.6 * whole)
-    images = data_of(path)["images"]
+    images = questions_of(path)["images"]
     assert sum(len(image[1]) for image in images) <= 0.6 * whole and images[0][2:4] in ([176, 176], [128, 128], [96, 96])
     assert f"the pictures are at most {images[0][2]} pixels" in capsys.readouterr().out
     before = path.read_bytes()
     with pytest.raises(ValueError, match="ask about fewer images"):
         write_review(path, questions, CLASSES, images=folder, limit=1000)
     assert path.read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    ("question", "message"),
-    [
-        (Question("a.jpg", "cat", 0.5), "the class must be one of dog"),
-        (Question("a.jpg", "dog", 1.5), "must be a probability, got 1.5"),
-        (Question("a.jpg", "dog", float("nan")), "must be a probability, got nan"),
-        (Question("a.jpg", "dog", 0.5, None, "yes"), "'present', 'absent' or None, got 'yes'"),
-        (Question("a.jpg", "dog", 0.5, np.ones(4)), r"must be \(h, w\), got \(4,\)"),
-        (Question("b.jpg", "dog", 0.5), "is there twice"),
-    ],
-)
-def test_questions_that_cannot_be_asked(question, message, folder, tmp_path):
-    with pytest.raises(ValueError, match=message):
-        write_review(tmp_path / "review.html", [Question("b.jpg", "dog", 0.5), question], CLASSES, images=folder)
-    with pytest.raises(ValueError, match="needs a question"):
-        write_review(tmp_path / "review.html", [], CLASSES, images=folder)
-    assert not list(tmp_path.iterdir())
