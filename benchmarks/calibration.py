@@ -27,7 +27,7 @@ from trm_pipeline.run.choose import hold_out, logits_of
 from trm_pipeline.run.prepare import prepare
 from trm_pipeline.run.prepared import Cell, Prepared, known_labels, train_cell
 
-METHODS = ("linear", "dual-coop", "trm-query", "trm")
+METHODS = ("linear", "dual-coop", "trm")
 
 
 def measure(data: Prepared, cell: Cell) -> dict[str, float]:
