@@ -53,7 +53,8 @@ class PromptLearner(PerClassState):
         mode: see above.
         text: (C, D) start of ``fixed`` and ``residual``, for example averaged template features; normalised here.
         names: embedded class names for ``shared`` and ``csc``: embeddings (C, L0, Dw) of "start, name, end, padding" and
-            the position of the end, as ``backbone.embed_prompts(["dog.", ...])`` gives them.
+            the position of the end, as ``backbone.embed_prompts(["dog.", ...])`` gives them. If they do not begin alike there
+            is no start, and contexts come first.
         num_context: L. They start normal with deviation 0.02; ``prompts.context`` may be filled with others.
         context_length: the tower's limit on tokens; checked where it is given.
 
@@ -150,13 +151,15 @@ class PromptLearner(PerClassState):
         start, rest, eot = (_rows(x, classes) for x in (self.start, self.rest, self.eot))
         context = self.context if self.mode == "shared" else _rows(self.context, classes)
         context = context.to(start).expand(len(eot), *context.shape[-2:])
-        return PromptEmbeddings(torch.cat([start, context, rest], dim=1), eot, self._prefix)
+        before = [start, context] if self._has_start else [context, start]
+        return PromptEmbeddings(torch.cat([*before, rest], dim=1), eot, self._prefix)
 
     def _find_prefix(self) -> None:
-        """How many leading tokens all classes share: the start and, in mode "shared", the contexts."""
-        prefix = 1 + (self.context.shape[0] if self.mode == "shared" else 0)
-        alike = not self.eot.is_meta and (self.start == self.start[:1]).all() and (self.eot >= prefix).all()
-        self._prefix = prefix if alike else 0
+        """How many leading tokens all classes share: the start, if the tokenizer has one, and contexts in mode "shared"."""
+        without_values = self.eot.is_meta
+        self._has_start = without_values or bool((self.start == self.start[:1]).all())
+        prefix = int(self._has_start) + (self.context.shape[0] if self.mode == "shared" else 0)
+        self._prefix = prefix if not without_values and (self.eot >= prefix).all() else 0
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)

@@ -190,7 +190,10 @@ def test_from_text_makes_a_region_head_and_no_pseudo_labels() -> None:
         tl.TRMObjective.from_text(text, total_steps=200, labeler={}),
         tl.TRMObjective.from_text(text, total_steps=200, labeler=None, objective={"lambda_pseudo": 0}),
     ):
-        assert not module.pooler.query_head and module.distillation is module.contrast is module.bank is module.labeler is None
+        assert (module.pooler.query_head, module.pooler.num_heads) == (
+            False,
+            1,
+        ) and module.distillation is module.contrast is module.bank is module.labeler is None
         assert (module.matching.gamma_pos, module.matching.gamma_neg, module.matching.margin) == (0, 0, 0)
         assert (module.lambda_region, module.lambda_contrast) == (1, 0)
         output = module(normal(4, TOKENS, 8).float(), text, labels(4, 3).float())

@@ -34,7 +34,7 @@ def test_texts_are_at_least_float32(dtype: torch.dtype, expected: torch.dtype) -
 
 @pytest.mark.parametrize("mode, shape", [("shared", (3, 8)), ("csc", (5, 3, 8))])
 def test_contexts_stand_between_start_and_name(mode: Any, shape: tuple[int, ...]) -> None:
-    embedded = names(5)  # end tokens at 2, 3, 4, 2, 3 of 7
+    embedded = alike(5)  # end tokens at 2, 3, 4, 2, 3 of 7
     learner = PromptLearner(mode, names=embedded, num_context=3)
     assert tuple(learner.context.shape) == shape and learner.num_classes == 5
     embeddings, eot, _ = learner()
@@ -124,11 +124,13 @@ def test_the_prefix_says_what_all_rows_share() -> None:
             assert isinstance(prompts, PromptEmbeddings) and prompts.prefix == prefix
             assert all(torch.equal(row[:prefix], prompts.embeddings[0, :prefix]) for row in prompts.embeddings)
     other_starts = PromptLearner("shared", names=names(5), num_context=3)
-    assert other_starts().prefix == 0
+    found = other_starts()  # of a tokenizer without a start token: contexts come before the names
+    assert isinstance(found, PromptEmbeddings) and found.prefix == 3
+    assert torch.equal(found.embeddings[:, 3:], names(5).embeddings[:, : found.embeddings.shape[1] - 3])
     ends_at_once = PromptLearner("shared", names=PromptEmbeddings(alike(2).embeddings, torch.tensor([0, 2])), num_context=3)
     assert ends_at_once().prefix == 0  # the feature of class 0 stands on the last context
     shared.load_state_dict(other_starts.state_dict())
-    assert shared().prefix == 0
+    assert shared().prefix == 3
     shared.load_state_dict(PromptLearner("shared", names=alike(5), num_context=3).state_dict())
     assert shared().prefix == 4
 

@@ -24,7 +24,7 @@ class TextTower:
     ``owner`` is the public class that errors name. ``pool`` says which state is the feature: that of the highest id
     ("argmax"), of the first ``eos_id`` ("eos"), or of the last token ("last"). ``mask`` is added to the scores (None: every
     token sees every other), ``causal`` says what it is known to be, and ``known`` that the blocks are those of
-    :mod:`._causal`. ``pad_id`` fills texts up where "last" does not read the padding itself.
+    :mod:`._causal`. ``pad_id`` is the token that texts are filled up with; a "last" tower repeats its own last one.
     """
 
     owner: str

@@ -120,6 +120,7 @@ class OpenClipBackbone(TextSide, FrozenBackbone):
         image_std: Sequence[float] | None = None,
     ) -> None:
         open_clip = import_open_clip()
+        model = getattr(model, "_orig_mod", model)  # of torch.compile
         if not isinstance(model, (open_clip.CLIP, open_clip.CustomTextCLIP)):
             raise ValueError(
                 "OpenClipBackbone: model must be a CLIP or CustomTextCLIP of open_clip with both towers, got "

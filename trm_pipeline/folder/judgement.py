@@ -96,7 +96,7 @@ def judge(
     elif any(about["threshold_from"] != FROM_HOLD_OUT for about in classes.values()):
         few = "fewer than 5 present or 5 absent labels in the hold-out"
         together = f"* of all classes together, or 0.5 by name alone: {few}"
-        lines.append(f"* 0.5: {few}, and fewer than {CALIBRATED} of all classes" if min(known) < CALIBRATED else together)
+        lines.append(f"* 0.5: {few}, and fewer than {CALIBRATED} of a kind in all" if min(known) < CALIBRATED else together)
     figures: dict[str, Any] = {"images": int(held.sum()), "classes_scored": count, "mAP": None, "zero_shot": None}
     if not held.any():
         lines.append("No hold-out, so no figure says how good the model is.")

@@ -320,7 +320,7 @@ def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """An object of JSON, whose names differ in more than spaces; of equal ones the last would win without a word."""
     names = [clean(name) for name, _ in pairs]
     if len(set(names)) < len(names):
-        raise ValueError(f"{max(names, key=names.count)!r} stands in one object twice; take one out")
+        raise ValueError(f"{max(names, key=names.count)!r} stands in one object twice, spaces aside; take one out")
     return dict(pairs)
 
 

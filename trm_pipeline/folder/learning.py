@@ -53,7 +53,11 @@ def learn(options: LearnOptions, frozen: Encoded, labels: Labels, held: Tensor, 
     preset = _preset(options, targets[~held])
     if single:
         assumed = f"{preset.expected_positives:.1f} present ones an image are assumed (--expected-positives)"
-        say(f"present labels were listed, absent ones were not: {assumed}")
+        absent = int((targets[~held] == 0).sum())
+        told = f"; {absent} known absences teach the classes, and set no level" if absent else ""
+        say(f"present labels were listed: {assumed}{told}")
+    elif options.expected_positives is not None:
+        say("--expected-positives is not used: the absent labels tell how many are present")
     chosen = [name for name, own in zip(class_names, trained.tolist(), strict=True) if own]
     own = frozen.features.only(~held)
     data = _prepared(options, preset, frozen, chosen, targets[:, trained], held, trained)
@@ -87,8 +91,9 @@ def present_alone(options: LearnOptions, labels: Labels, rows: Tensor) -> bool:
     Questions are asked where the model doubts, so answers are no fair draw of all labels, and tell no level.
     """
     targets = labels.targets[rows]
-    said = (labels.lists or options.expected_positives is not None) and bool((targets == UNKNOWN).any())
-    return said or not (targets == 0).any()
+    present, absent, unknown = (int((targets == label).sum()) for label in (1, 0, UNKNOWN))
+    said = labels.lists or options.expected_positives is not None and present > absent
+    return not absent or said and unknown > 0
 
 
 def calibrate(head: TRMHead, features: Features, targets: Tensor, expected_positives: float | None) -> bool:

@@ -64,7 +64,9 @@ class Setting:
         names = self.names
         if names is not None:
             end = names.embeddings[torch.arange(len(names.eot), device=names.eot.device), names.eot]
-            names = PromptEmbeddings(torch.stack([names.embeddings[:, 0], end], dim=1), torch.ones_like(names.eot))
+            start = names.embeddings[:, :1]
+            tokens = [start, end[:, None]] if bool((start == start[:1]).all()) else [end[:, None]]  # SigLIP's has no start token
+            names = PromptEmbeddings(torch.cat(tokens, dim=1), torch.full_like(names.eot, len(tokens) - 1))
         return replace(self, text=-self.text, names=names).prompts("csc" if mode == "shared" else mode)
 
 

@@ -24,7 +24,7 @@ from trm_pipeline.progress import say
 from trm_pipeline.run.prepared import Cell, Prepared, known_labels, train_cell
 
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
-"""Of the learning rate of a method, of trm that of the texts: a training each. Losses of others then try their own numbers."""
+"""Of the learning rate of a method, of trm that of texts and levels: a training each. Losses of others then try numbers."""
 
 LAYERS = tuple((shrinkage, spread) for shrinkage in (1.0, 0.1) for spread in (0.7, 1.5, 3.0))
 """Of the global head: a fit each, which asks the prior nothing new."""

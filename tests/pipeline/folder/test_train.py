@@ -447,7 +447,11 @@ def test_a_table_of_present_labels_with_few_absent_ones_is_asked_about(images, c
     assert "if only present ones were noted, give --expected-positives" in capsys.readouterr().out
     cli.main([*command, "--expected-positives", "1.5"])
     printed = capsys.readouterr().out
-    assert "1.5 present ones an image are assumed" in printed and "give --expected-positives" not in printed
+    assert "1.5 present ones an image are assumed (--expected-positives); 1 known absences" in printed
+    assert "give --expected-positives" not in printed
+    write_table(labels, {"1.png": [1, 0, ""], "2.png": [0, 1, 0]}, classes=CLASSES[:3])
+    cli.main([*command, "--expected-positives", "1.5"])
+    assert "--expected-positives is not used: the absent labels tell" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("when", ["training", "writing"])
