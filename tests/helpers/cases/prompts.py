@@ -24,12 +24,12 @@ def prompts_oracle(module: tl.PromptLearner, x: Inputs) -> Any:
     embeddings, eot, _ = names(module.num_classes)
     context, e = oracles.array(module.context), oracles.array(embeddings)
     longest = int(eot.max()) + 1
+    start = int((e[:, 0] == e[0, 0]).all())  # whether the names begin with a token of the tokenizer's own
     rows = []
     for c in range(len(e)):
         own = context if module.mode == "shared" else context[c]
-        rows.append(np.stack([e[c, 0], *own, *e[c, 1:longest]]))
-    alike = bool((e[:, 0] == e[0, 0]).all())
-    prefix = (1 + (len(context) if module.mode == "shared" else 0)) * alike
+        rows.append(np.stack([*e[c, :start], *own, *e[c, start:longest]]))
+    prefix = start + (len(context) if module.mode == "shared" else 0)
     return np.stack(rows), oracles.array(eot) + context.shape[-2], prefix
 
 
