@@ -76,13 +76,15 @@ def pairs(backbone: OpenClipBackbone, setting: Setting) -> list[Pair]:
 
         return run
 
+    def ours(chunk: int | None) -> Callable[[], Tensor]:
+        return lambda: backbone.encode_prompts(prompts(), chunk_size=chunk)
+
     kind = {"shared": "shared contexts", "csc": "a context for each class"}[setting.mode]
     peer = learned(lambda: every_token(backbone.model, prompts, embedded.embeddings))
     found = []
     for chunk in setting.chunks:
-        ours = learned(lambda chunk=chunk: backbone.encode_prompts(prompts(), chunk_size=chunk))  # type: ignore[misc]
         name = f"text tower, {kind} {setting.classes} classes{'' if chunk is None else f', chunks of {chunk}'}"
-        found.append(Pair(name, ours, peer, "all 77 tokens of every class", 1e-3))
+        found.append(Pair(name, learned(ours(chunk)), peer, "all 77 tokens of every class", 1e-3))
     return found
 
 

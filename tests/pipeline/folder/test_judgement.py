@@ -1,10 +1,14 @@
-"""Thresholds and figures of the images held out."""
+"""Thresholds, figures and calibration by the images held out."""
 
+import numpy as np
 import pytest
 import torch
 
+from trm_losses import RegionPooler, TextRegionMatchingLoss, TRMHead
+from trm_pipeline.features.cached import CachedFeatures
 from trm_pipeline.folder.judgement import CALIBRATED, judge
 from trm_pipeline.folder.labels import Labels
+from trm_pipeline.folder.learning import calibrate
 
 
 def judged(present, absent, *, noted=False):
@@ -33,3 +37,14 @@ def test_where_present_labels_were_listed_absences_choose_no_threshold():
     found, figures, lines = judged(CALIBRATED, CALIBRATED, noted=True)
     assert found == [("default: present labels alone were listed", True)] * 2
     assert figures["unlisted_counted_as_absent"] and "counts as absent" in lines
+
+
+def test_as_many_present_classes_as_there_are_still_calibrate():
+    """A level below all classes is needed, and lists of a few classes may name nearly all."""
+    draw = torch.Generator().manual_seed(0)
+    tokens = torch.randn(20, 4, 8, generator=draw).numpy().astype(np.float16)
+    features = CachedFeatures([tokens], [tokens.mean(axis=1)], [], torch.device("cpu"))
+    head = TRMHead(RegionPooler(3, 8), TextRegionMatchingLoss(3), torch.randn(3, 8, generator=draw), list("abc")).eval()
+    targets = torch.full((20, 3), -1.0)
+    targets[:, 0] = 1.0
+    assert calibrate(head, features, targets, expected_positives=3.0) and head.calibration is not None
