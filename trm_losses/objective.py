@@ -120,8 +120,9 @@ class TRMObjective(PerClassState):
         }
         if len(set(sizes.values())) > 1:
             raise ValueError(f"{name}: all parts must have the same num_classes, got {sizes}")
-        if distillation is not None and distillation.reduction != "mean":
-            raise ValueError(f"{name}: distillation must have reduction='mean', got {distillation.reduction!r}")
+        for key, loss in (("matching", matching), ("distillation", distillation)):
+            if loss is not None and loss.reduction != "mean":
+                raise ValueError(f"{name}: {key} must have reduction='mean', got {loss.reduction!r}")
         if bank is not None and bank.dim != pooler.dim:
             raise ValueError(f"{name}: bank must have the pooler's dim = {pooler.dim}, got {bank.dim}")
         self.pooler, self.matching, self.distillation, self.contrast = pooler, matching, distillation, contrast
@@ -193,11 +194,11 @@ class TRMObjective(PerClassState):
                 f"{cls.__name__}: expected_positives needs a rule that uses it, got {off or 'rule=None'}; "
                 "GlobalHead.fit and TRMHead.finish take it too"
             )
-        warmup = 0.0 if rule is not None and rule.soft else 0.1  # what a teacher says was known before training
+        share = 0.0 if rule is not None and rule.soft else 0.1  # what a teacher says was known before training
         # With single positives nothing but what is estimated says "absent": it has to weigh as much as the known labels.
         expected = (labeler or {}).get("expected_positives", expected_positives)
         weight = classes / 2 if expected is not None and rule is not None and rule.soft else 1.0
-        schedule = {"warmup_steps": round(warmup * total_steps), "ramp_steps": round(0.1 * total_steps)}
+        schedule = dict.fromkeys(("warmup_steps", "ramp_steps"), round(share * total_steps))
         factors = {"lambda_contrast": 0.1 if paper else 0.0, "lambda_pseudo": weight, **objective}
         if not paper:
             # The maps of several heads, each of a part of the vectors, average to one that sees more of the whole image: what a

@@ -137,7 +137,7 @@ class RegionPooler(PerClassState):
         check_choice(name, "query", query, ("tied", "free"))
         check_choice(name, "assignment", assignment, ("softmax", "transport"))
         if dim % num_heads:
-            raise ValueError(f"{name}: num_heads must divide dim = {dim}, got {num_heads}")
+            raise ValueError(f"{name}: num_heads must divide dim = {dim}, got {num_heads}; 1 always does")
         if query != "free" and query_init is not None:
             raise ValueError(f"{name}: query_init starts free queries; with query={query!r} pass the text to forward")
         if query == "free" and assignment == "transport":
@@ -192,6 +192,8 @@ class RegionPooler(PerClassState):
             dims.check("text", text, "C D", hint="text and tokens share the width D of the joint space")
             queries = text
         tokens = dims.without_padding(tokens, key_padding_mask)
+        if not torch.compiler.is_compiling() and torch.is_grad_enabled() and tokens.is_inference():
+            tokens = tokens.clone()  # no backward pass may read what torch.inference_mode made
         if self.validate:
             check_finite(name, "tokens", tokens)
             check_finite(name, "queries", queries)

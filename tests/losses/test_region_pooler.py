@@ -241,6 +241,20 @@ def test_some_classes_by_index(reading: dict[str, Any]) -> None:
         pooler.map_classes(lambda regions, _: regions._asdict(), prepared, 0)
 
 
+@pytest.mark.parametrize("reading", READINGS, ids=str)
+def test_tokens_and_texts_of_inference_mode_are_trained_on(reading: dict[str, Any]) -> None:
+    """As a frozen tower often gives them: the gradient is that of the same numbers made outside."""
+    with torch.inference_mode():
+        tokens, text = normal(2, 6, 8), normal(5, 8, seed=1)
+    pooler = shaken(RegionPooler(5, 8, dropout=0.0, **reading)).double()
+    learned = [p for p in pooler.parameters() if p.requires_grad]
+    found, expected = (
+        torch.autograd.grad(pooler(v, t).query.square().sum(), learned, allow_unused=True)
+        for v, t in ((tokens, text), (normal(2, 6, 8), normal(5, 8, seed=1)))
+    )
+    torch.testing.assert_close(found, expected)
+
+
 # Tokens shared out among the classes -----------------------------------------------------------------------------------------
 
 

@@ -37,7 +37,8 @@ class PartialASLLoss(Baseline):
         margin: :math:`\delta`.
         prior: (C,) for ``"selective"``.
         prior_threshold: share of images above which a class is left out where unknown.
-        likely: entries an image, on average, that are left out as likely present.
+        likely: entries an image, on average, that are left out as likely present. With no more classes than that all are left
+            out, which is ``"ignore"``: with few classes give 1.
         reduction: ``"sum"``, as published: then the learning rate goes with B * C; or ``"mean"`` over B * C.
 
     Shape:
