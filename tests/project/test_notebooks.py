@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,11 @@ def test_a_notebook_is_stored_without_output_and_says_why(path: Path) -> None:
     assert code and all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
     assert len(cells(path)) - len(code) >= 5 and max(len(cell["source"]) for cell in code) <= 25
     assert cells(path)[0]["source"][0].startswith("# ")
+
+
+def test_notebooks_may_lie_in_one_folder() -> None:
+    drawn = [folder for path in NOTEBOOKS for folder in re.findall(r"demo (\w+)", path.read_text(encoding="utf-8"))]
+    assert len(drawn) == len(set(drawn)) == 2
 
 
 @needs_mkdocs

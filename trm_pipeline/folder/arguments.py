@@ -46,7 +46,8 @@ def add_commands(commands: Commands) -> None:
     _predict(predict)
     _export(export)
     for command in (predict, export):
-        command.add_argument("--add", nargs="+", default=[], metavar="NAME", help="further classes, by their names alone")
+        further = "further classes, by their names alone"
+        command.add_argument("--add", nargs="+", action="extend", default=[], metavar="NAME", help=further)
     _features(features)
     _review(review)
     _labels(convert, "+")
@@ -201,4 +202,5 @@ def _tower(p: argparse.ArgumentParser) -> None:
         dest="templates",
         help="prompt such as 'a satellite image of a {}.'; more than one is averaged",
     )
-    p.add_argument("--names", nargs="+", default=[], metavar="CLASS=WORDS", help="words for class names that are no words")
+    names = "words for class names that are no words"
+    p.add_argument("--names", nargs="+", action="extend", default=[], metavar="CLASS=WORDS", help=names)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import html
+import os
+import re
+
 from torch import Tensor
 
 from trm_losses import TRMHead
@@ -26,11 +30,14 @@ def model_card(saved: SavedModel, head: TRMHead, labels: Labels, held: Tensor) -
     Args:
         saved, head: of the folder. labels: of the N images that could be read. held: (N,), those that training did not see.
     """
-    weights = f"{saved.model} {saved.pretrained or ''}".strip()
+    family, colon, place = saved.model.partition(":")
+    # Folders are of the machine that trained.
+    place, file = (os.path.basename(text) if os.path.isabs(text) else text for text in (place, saved.pretrained or ""))
+    weights = _plain(f"{family}{colon}{place} {file}")
     parts = [
         FRONT,
         f"# {len(saved.classes)} classes on {weights}",
-        f"A head for images with any number of these classes, on the frozen model `{weights}` (weights {saved.weights}), which "
+        f"A head for images with any number of these classes, on the frozen model {weights} (weights {saved.weights}), which "
         "does not lie here.",
         "```\npip install 'trm-losses[pipeline]'\ntrm-losses predict THIS_FOLDER IMAGES\n```",
         "## Data",
@@ -39,7 +46,7 @@ def model_card(saved: SavedModel, head: TRMHead, labels: Labels, held: Tensor) -
         f"{int((labels.targets == 0).sum())} absent.",
         "## Figures",
         _figures(saved),
-        _calibration(saved, head),
+        _calibration(saved, head, listed=labels.lists and not held.any()),
         markdown([("class", "words", "threshold", "where from", "promised on other images"), *_rows(saved)]),
         "## Not for",
         _not_for(saved),
@@ -59,12 +66,14 @@ def _figures(saved: SavedModel) -> str:
     )
 
 
-def _calibration(saved: SavedModel, head: TRMHead) -> str:
+def _calibration(saved: SavedModel, head: TRMHead, *, listed: bool) -> str:
     if head.calibration is None:
         return "Scores are not calibrated: 0.7 does not mean 70 %."
     scale, shift = head.calibration.pooled.tolist()
     on = saved.scores["calibrated_on"]
-    return f"Scores are calibrated on the {on}; all classes together: scale {scale:.2f}, shift {shift:.2f}."
+    alone = listed or saved.scores["unlisted_counted_as_absent"]
+    level = " Present labels alone tell no level: it is that of an assumed mean number of present classes an image."
+    return f"Scores are calibrated on the {on}; all classes together: scale {scale:.2f}, shift {shift:.2f}.{level * alone}"
 
 
 def _rows(saved: SavedModel) -> list[tuple[str, ...]]:
@@ -72,9 +81,13 @@ def _rows(saved: SavedModel) -> list[tuple[str, ...]]:
     for name, about in saved.classes.items():
         told = about.get("promised")
         promise = "" if told is None else f"{told['metric']} {told['value']:.2f} ({told['low']:.2f} to {told['high']:.2f})"
-        names = (word.replace("|", "\\|") for word in (name, about["words"]))  # which ends a cell
-        rows.append((*names, f"{about['threshold']:.3f}", about["threshold_from"], promise))
+        rows.append((_plain(name), _plain(about["words"]), f"{about['threshold']:.3f}", about["threshold_from"], promise))
     return rows
+
+
+def _plain(text: str) -> str:
+    """Text that is shown as it is: neither Markdown nor HTML, on one line."""
+    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
 
 
 def _not_for(saved: SavedModel) -> str:
@@ -85,7 +98,7 @@ def _not_for(saved: SavedModel) -> str:
         "Classes that are not listed, and what the frozen model may not be used for.",
     ]
     if unlearned:
-        lines.append(f"Relying on {', '.join(unlearned)}: no present label was known, and names alone score them.")
+        lines.append(f"Relying on {', '.join(map(_plain, unlearned))}: no present label was known, and names alone score them.")
     if saved.model == "embedded":
         lines.append("Photographs: the embedded model knows drawn scenes only.")
     return "\n".join(f"- {line}" for line in lines)

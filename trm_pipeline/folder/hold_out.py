@@ -17,7 +17,8 @@ def hold_out(targets: Tensor, share: float, *, seed: int = 0, groups: Sequence[s
     Of every present and every absent label with n known entries, round(share · n) are wanted, at least one where n ≥ 2; a
     present one always stays for training. The label that is rarest is served first, by an image at random; where images are
     few, by one of some that serves most others with it, and more than the share is taken to have a present label of each class,
-    at most half of all. Images of which nothing is known stay for training. With groups all of this is said of whole groups.
+    at most half of all. Images of which nothing is known stay for training; more of them at the end change nothing of
+    the draw. With groups all of this is said of whole groups.
 
     Args:
         targets: (N, C) of 1, 0, -1. share: from 0 to below 1. seed: of the order among equals.
@@ -28,16 +29,18 @@ def hold_out(targets: Tensor, share: float, *, seed: int = 0, groups: Sequence[s
 
     Reference: after the iterative stratification of Sechidis et al. 2011; the rules for rare classes are our choice.
     """
+    known = (targets != UNKNOWN).any(dim=1)
+    total = int(known.sum())
+    if share <= 0 or total < 2:
+        return torch.zeros(len(targets), dtype=torch.bool)
     names = range(len(targets)) if groups is None else groups
     place = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    order = torch.randperm(len(place), generator=torch.Generator().manual_seed(seed))
-    rank = order.argsort()[torch.tensor([place[name] for name in names], dtype=torch.long)].numpy()
-    known = (targets != UNKNOWN).any(dim=1).numpy()
-    total = int(known.sum())
+    group = torch.tensor([place[name] for name in names])
+    drawn = int(group[known].max()) + 1
+    order = torch.randperm(drawn, generator=torch.Generator().manual_seed(seed))
+    rank = torch.cat([order.argsort(), torch.arange(drawn, len(place))])[group].numpy()
     taken = np.zeros(len(place), dtype=bool)
-    if share <= 0 or total < 2:
-        return torch.from_numpy(taken[rank])
-    images = np.bincount(rank, known, len(place)).astype(int)  # with a known label, of each group
+    images = np.bincount(rank, known.numpy(), len(place)).astype(int)  # with a known label, of each group
     labels = torch.cat([targets == 1, targets == 0], dim=1).int()
     counted = torch.zeros(len(place), labels.shape[1], dtype=torch.int)  # known labels of each group
     has = counted.index_add_(0, torch.from_numpy(rank), labels).numpy()

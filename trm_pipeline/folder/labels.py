@@ -43,7 +43,8 @@ class Labels(NamedTuple):
 
     ``lists`` is whether images come with a list of what is present, and what is not listed was left unknown; ``separator`` is
     what stands between the names of a list. ``held`` (N,) are the images that a column ``split`` keeps from training, and
-    ``groups`` says what each image belongs to; None where nobody said.
+    ``groups`` says what each image belongs to; None where nobody said. ``replaced`` (N, C) are the labels that answers took the
+    place of, NaN where nobody answered.
     """
 
     files: list[str]
@@ -53,6 +54,17 @@ class Labels(NamedTuple):
     separator: str | None = None
     held: Tensor | None = None
     groups: list[str] | None = None
+    replaced: Tensor | None = None
+
+    @property
+    def answered(self) -> Tensor:
+        """Pairs (N, C) that somebody answered, be it unsure or what the label says."""
+        return torch.zeros_like(self.targets, dtype=torch.bool) if self.replaced is None else ~self.replaced.isnan()
+
+    @property
+    def noted(self) -> Tensor:
+        """Targets (N, C) before answers."""
+        return self.targets if self.replaced is None else self.targets.where(~self.answered, self.replaced)
 
     def with_unknown(self, files: list[str], *, by_folder: bool) -> Labels:
         """With further images, of which nothing is known; each is a group by itself, if not those of one folder are."""
@@ -60,7 +72,9 @@ class Labels(NamedTuple):
         held = None if self.held is None else torch.cat([self.held, self.held.new_zeros(len(files))])
         own = [posixpath.dirname(file) if by_folder else file for file in files]
         groups = None if self.groups is None else self.groups + own
-        return self._replace(files=self.files + files, targets=torch.cat([self.targets, unknown]), held=held, groups=groups)
+        replaced = None if self.replaced is None else torch.cat([self.replaced, torch.full_like(unknown, torch.nan)])
+        targets = torch.cat([self.targets, unknown])
+        return self._replace(files=self.files + files, targets=targets, held=held, groups=groups, replaced=replaced)
 
     def only(self, rows: Tensor) -> Labels:
         """Of some of the images."""
@@ -69,6 +83,7 @@ class Labels(NamedTuple):
             targets=self.targets[rows],
             held=None if self.held is None else self.held[rows],
             groups=None if self.groups is None else [self.groups[i] for i in rows.tolist()],
+            replaced=None if self.replaced is None else self.replaced[rows],
         )
 
 

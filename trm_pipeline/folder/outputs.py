@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -38,11 +39,21 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
         writer.writerows(rows)
 
 
+def score_columns(saved: SavedModel) -> list[str]:
+    """A column for each class; one that is called as another column is told apart, in all tables of scores alike."""
+    return [f"class {name}" if name in ("image", "part", "present") else name for name in saved.classes]
+
+
 def score_row(saved: SavedModel, file: str, scores: Tensor) -> list[str]:
     """Of an image: its file, what is found present, and the score (C,) of every class."""
-    found = (scores > saved.thresholds).tolist()
-    present = ";".join(name for name, yes in zip(saved.classes, found, strict=True) if yes)
-    return [file, present, *(f"{value:.4f}" for value in scores.tolist())]
+    found = [name for name, yes in zip(saved.classes, (scores > saved.thresholds).tolist(), strict=True) if yes]
+    # A name may hold the separator, and an array is the other form of lists that label files have.
+    array = any(";" in name for name in saved.classes)
+    return [
+        file,
+        json.dumps(found, ensure_ascii=False) if array else ";".join(found),
+        *(f"{value:.4f}" for value in scores.tolist()),
+    ]
 
 
 def write(
@@ -61,7 +72,7 @@ def write(
         write_csv(made / "split.csv", ["image", "part"], zip(labels.files, part, strict=True))
         scored = zip(labels.files, part, scores, strict=True)
         rows = ((file, own, *score_row(saved, file, row)[1:]) for file, own, row in scored)
-        write_csv(made / "scores.csv", ["image", "part", "present", *saved.classes], rows)
+        write_csv(made / "scores.csv", ["image", "part", "present", *score_columns(saved)], rows)
         if questions:
             write_review(made / REVIEW_FILE, questions, labels.class_names, images=images, title=f"Labels of {images.name}")
         (made / CARD_FILE).write_text(model_card(saved, head, labels, held), encoding="utf-8")

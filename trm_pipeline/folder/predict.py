@@ -14,7 +14,7 @@ from trm_pipeline.folder.image_files import find_images
 from trm_pipeline.folder.judgement import table
 from trm_pipeline.folder.model import DEMONSTRATION
 from trm_pipeline.folder.options import PredictOptions
-from trm_pipeline.folder.outputs import score_row, write_csv
+from trm_pipeline.folder.outputs import score_columns, score_row, write_csv
 from trm_pipeline.folder.tagger import Tagger
 from trm_pipeline.progress import progress, say
 
@@ -35,7 +35,7 @@ def run_predict(options: PredictOptions) -> None:
     one = options.images.is_file()
     folder, files = (options.images.parent, [options.images.name]) if one else (options.images, find_images(options.images))
     found = _Found(tagger, folder, files, options.workers if len(files) > 64 else 0)
-    write_csv(options.output, ["image", "present", *tagger.class_names], found.rows())
+    write_csv(options.output, ["image", "present", *score_columns(tagger.saved)], found.rows())
     rows = [("class", "images", "highest", "threshold")]
     chosen = True
     for c, (name, about) in enumerate(tagger.saved.classes.items()):

@@ -15,7 +15,7 @@ from trm_pipeline.folder.judgement import table
 from trm_pipeline.folder.learning import probabilities
 from trm_pipeline.folder.model import HEAD_FILE, MODEL_FILE
 from trm_pipeline.folder.options import TagOptions
-from trm_pipeline.folder.outputs import CARD_FILE, score_row, write_csv
+from trm_pipeline.folder.outputs import CARD_FILE, score_columns, score_row, write_csv
 from trm_pipeline.methods import fit_training_free
 from trm_pipeline.progress import say
 
@@ -49,7 +49,7 @@ def run_tag(options: TagOptions) -> None:
     saved = frozen.saved(classes={name: {"words": word, **nobody} for name, word in words.items()}, scores={})
     options.output.mkdir(parents=True, exist_ok=True)
     rows = (score_row(saved, file, row) for file, row in zip(files, scores, strict=True))
-    write_csv(options.output / "scores.csv", ["image", "present", *names], rows)
+    write_csv(options.output / "scores.csv", ["image", "present", *score_columns(saved)], rows)
     (options.output / MODEL_FILE).unlink(missing_ok=True)  # of an earlier call: with another head it would be another model
     head.save(options.output / HEAD_FILE)
     saved.save(options.output)

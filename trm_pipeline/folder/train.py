@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -78,13 +79,15 @@ def _held(options: TrainOptions, labels: Labels) -> Tensor:
         return torch.zeros(len(labels.files), dtype=torch.bool)
     if labels.held is not None:
         held, rule = labels.held, "by the column split"
-    elif labels.groups is None:
-        held = hold_out(labels.targets, options.hold_out, seed=options.seed)
-        rule = "image by image (if some show the same scene, keep them together with --group or a column split)"
     else:
-        held = hold_out(labels.targets, options.hold_out, seed=options.seed, groups=labels.groups)
-        sides = [len({group for group, own in zip(labels.groups, held.tolist(), strict=True) if own == side}) for side in (0, 1)]
-        rule = f"{sides[1]} of {sum(sides)} groups by {'folder' if options.group == 'folder' else f'column {options.group}'}"
+        draw = partial(hold_out, share=options.hold_out, seed=options.seed, groups=labels.groups)
+        held = draw(labels.noted)  # before answers, so that figures are of the same images after each round of them
+        held = held if held.any() else draw(labels.targets)
+        rule = "image by image (if some show the same scene, keep them together with --group or a column split)"
+        if labels.groups is not None:
+            pairs = set(zip(labels.groups, held.tolist(), strict=True))  # a group lies on one side
+            by = "folder" if options.group == "folder" else f"column {options.group}"
+            rule = f"{sum(side for _, side in pairs)} of {len(pairs)} groups by {by}"
     say(f"hold-out: {int(held.sum())} of {len(held)} images, {rule}")
     if held.all():
         raise ValueError("no image is left to train on: the column split holds out all of them")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import importlib.metadata
 import json
+import math
 import platform
 import re
 from collections.abc import Mapping, Sequence
@@ -149,7 +150,7 @@ def make_report(output: Path, *, command: str | None = None, data: str | None = 
     results = output / "results.json"
     if not results.is_file():
         raise FileNotFoundError(f"{results} not found: the folder must be the --output of a run")
-    rows: list[Row] = read_json(results)
+    rows: list[Row] = [row for row in read_json(results) if not math.isnan(row["mAP"])]  # NaN: no class could be ranked
     kept, settings, times = (
         read_json(file) if (file := output / name).is_file() else {} for name in ("report.json", "run.json", "times.json")
     )

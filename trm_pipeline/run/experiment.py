@@ -102,7 +102,9 @@ def _run(options: RunOptions, started: float) -> list[Row]:
     if not ranks.first():
         return rows
     where = f"{data.name}, {data.model}"
-    notes = [f"mAP (%) on the {options.splits[1]} images, last epoch of the averaged weights; {where}."]
+    scored, classes = int((data.test_targets == 1).any(dim=0).sum()), len(data.class_names)
+    over = f" over {scored} of {classes} classes, those with present and absent labels there" if scored < classes else ""
+    notes = [f"mAP (%) on the {options.splits[1]} images{over}, last epoch of the averaged weights; {where}."]
     if options.wrong:
         notes.append(
             f"{100 * options.wrong:g}% of the known present labels are wrong: each was moved to a class that its image lacks."
@@ -164,4 +166,4 @@ def main(argv: Sequence[str] | None = None, source: Source = voc.SOURCE, prog: s
             "--resume goes on from here"
         ) from error
     except KeyboardInterrupt:
-        raise SystemExit("interrupted; the same command with --resume goes on from here") from None
+        raise SystemExit("interrupted; the same command with --resume goes on from here, up to the page") from None

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from trm_losses.labels import UNKNOWN
 from trm_pipeline.config.presets import HELD_OUT, Preset
 from trm_pipeline.data.base import LabelledImages, eval_transform, held_out, lines_of, train_transform
 from trm_pipeline.data.label_files import read_labels
@@ -45,6 +46,14 @@ def prepare(options: RunOptions) -> Prepared:
     train_split, test_split = options.splits
     sets = images_of(options)
     train, test = sets[train_split], sets[test_split]
+    # Present labels alone are in the best order by any scores: a class without an absent one tells nothing.
+    test_targets = torch.where((test.targets == 0).any(dim=0), test.targets, UNKNOWN)
+    if not (test_targets == 1).any():
+        present, absent = (int((test.targets == label).sum()) for label in (1, 0))
+        raise ValueError(
+            f"{test.name}: the {test_split} images are scored, and must have a class with both present and absent labels; got "
+            f"{present} present and {absent} absent ones in all. Label more of them, with 0 where a class is known to be absent"
+        )
     check_unseen(options.unseen, len(train.class_names))
     names = prompt_names(options, train)
     if options.class_names:
@@ -57,7 +66,7 @@ def prepare(options: RunOptions) -> Prepared:
         preset=preset,
         device=device,
         targets=train.targets,
-        test_targets=test.targets,
+        test_targets=test_targets,
         test_paths=test.image_paths,
         name=test.name,
         class_names=list(train.class_names),

@@ -58,7 +58,7 @@ class Prepared(Frozen):
     preset: Preset
     device: torch.device
     targets: Tensor
-    test_targets: Tensor
+    test_targets: Tensor  # unknown as a whole in a class that cannot be ranked
     test_paths: list[str]  # image files
     name: str  # of the data set and its split
     class_names: list[str]

@@ -66,7 +66,8 @@ class Results:
             return
         # Without the record nothing that is still there can be taken for a part of another run.
         made = ("checkpoints/*.pt*", "chosen/*.json", "pseudo/*.json", "unseen/*.json", "saliency*.npz", "trm*-seed*.pt")
-        for pattern in ("run.json", "results.json", "times.json", *made):
+        page = ("report.html", "report.json", "report.md", "map_against_known*.png", "saliency*.png", "pseudo_labels-*.png")
+        for pattern in ("run.json", "results.json", "times.json", *made, *page):
             for path in self.output.glob(pattern):
                 path.unlink(missing_ok=True)
         write_json(record, settings)

@@ -246,6 +246,26 @@ def test_a_test_split_is_scored_and_tune_scores_val(run: Run, written: Path, cap
         assert f"mAP (%) on the {split} images" in capsys.readouterr().out
 
 
+def test_classes_that_cannot_be_ranked_are_not_scored(run: Run, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    full, values = np.load(path := folder / "test" / "targets.npy"), []
+    for hidden in (full[:, :2] == 0, full[:, :2] >= 0):  # absences of two classes, then all that is known of them
+        table = full.copy()
+        table[:, :2][hidden] = -1
+        np.save(path, table)
+        values.append([row["mAP"] for row in run(folder, "--methods", "zero-shot-global", "trm", "--known", "0.5")])
+        assert "test images over 2 of 4 classes" in capsys.readouterr().out
+    assert values[0] == values[1]
+    for table in (np.where(full == 0, -1, full), 0 * full, 0 * full - 1):
+        np.save(path, table)
+        with pytest.raises(SystemExit, match="drawn: the test images are scored, and must have a class with both"):
+            run(folder, "--methods", "zero-shot-global")
+
+
+def test_no_image_is_said_to_have_more_labels_than_classes(run: Run, written: Path) -> None:
+    typed = ("--methods", "zero-shot-global", "--known", "single", "--set", "expected_positives=9")
+    assert [row["expected_positives"] for row in run(written, *typed)] == [len(NAMES)]
+
+
 def test_known_labels_may_come_from_a_file(run: Run, written: Path, tmp_path: Path) -> None:
     labels = drawn(23, 0)[0].numpy().astype(np.int8)
     labels[:, 1] = -1

@@ -23,6 +23,9 @@ from trm_pipeline.features.unfinished import Unfinished
 from trm_pipeline.folder import learning, outputs
 from trm_pipeline.folder import model as folder_model
 from trm_pipeline.folder.image_files import find_images
+from trm_pipeline.folder.labels import Labels
+from trm_pipeline.folder.review.answers import joined
+from trm_pipeline.folder.train import _held
 from trm_pipeline.run import experiment
 from trm_pipeline.training import loop as training
 
@@ -107,6 +110,17 @@ def test_the_split_is_written_and_the_figures_are_of_it(trained, images):
     assert figures["classes_scored"] == len(precisions) == 3 and figures["images"] == len(held)
     assert figures["mAP"] == pytest.approx(100 * sum(precisions) / 3, abs=0.01)
     assert f"trained                  {figures['mAP']:5.1f}" in printed
+
+
+def test_answers_change_nothing_of_the_hold_out():
+    targets = torch.randint(-1, 2, (40, 3), generator=torch.Generator().manual_seed(0)).float()
+    labels = Labels([f"{i}.png" for i in range(40)], CLASSES[:3], targets, lists=False)
+    answers = {(f"{i}.png", name): float(i % 2) for i in range(50) for name in CLASSES[:3]}
+    options, after = SimpleNamespace(hold_out=0.2, seed=0), joined(labels, answers)
+    assert after.targets.min() == 0 and torch.equal(after.noted[:40], targets)
+    assert _held(options, after).tolist() == _held(options, labels).tolist() + [False] * 10
+    blank = labels._replace(targets=torch.full_like(targets, -1))  # of which answers alone say something
+    assert _held(options, joined(blank, answers)).sum() == 10
 
 
 def test_thresholds_are_applied_as_they_are_written(trained):
@@ -296,7 +310,7 @@ def test_every_command_prints_into_any_encoding(script, monkeypatch, tmp_path):
 
 
 def test_no_name_ends_a_run(images, cache, tmp_path, monkeypatch):
-    """A class in another script, printed in ASCII, and a file whose name is not UTF-8, in every file that is written."""
+    """A class in another script, printed in ASCII, a class called as a column, and a file name that is not UTF-8."""
     folder, run = tmp_path / "λόφος", tmp_path / "run"
     folder.mkdir()
     for i in (1, 2, 4, 6):
@@ -307,14 +321,15 @@ def test_no_name_ends_a_run(images, cache, tmp_path, monkeypatch):
     except OSError:
         pytest.skip("the file system takes names in UTF-8 alone")
     rows = {"caf\\udce9.png": [1, 1, 1], "2.png": [1, 0, 0], "4.png": [0, 1, ""], "6.png": [0, 0, 1]}
-    labels = write_table(tmp_path / "labels.csv", rows, classes=["σκύλος", "car", "person"])
+    labels = write_table(tmp_path / "labels.csv", rows, classes=["σκύλος", "part", "person"])
     printed = ascii_output(monkeypatch)
-    words = ["--names", "σκύλος=dog", "--hold-out", "0", "--epochs", "1", *cache]
+    words = ["--names", "σκύλος=dog", "part=car", "--hold-out", "0", "--epochs", "1", *cache]
     cli.main(["train", str(folder), str(labels), "--output", str(run), *words])
     cli.main(["predict", str(run), str(folder), "--output", str(tmp_path / "s.csv"), "--workers", "0", "--device", "cpu"])
     assert "\\u03c3\\u03ba" in printed()
     for file in (run / "scores.csv", run / "split.csv", tmp_path / "s.csv"):
         assert "caf\\udce9.png" in [row["image"] for row in read_csv(file)]
+        assert read_csv(file)[0].get("part", "training") == "training"
 
 
 def test_a_class_without_a_present_label_is_scored_by_name(trained):
@@ -425,6 +440,7 @@ def test_an_absent_answer_leaves_the_level_of_lists(whole, images, cache, tmp_pa
     command = ["train", str(images[0]), str(labels), str(answers), "--output", str(tmp_path / "run"), "--hold-out", "0"]
     cli.main([*command, "--epochs", "1", *cache])
     found = [sum(float(row[c]) for c in CLASSES[:3]) for row in read_csv(tmp_path / "run" / "scores.csv")]
+    assert "tell no level" in (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
     listed = [sum(values) for values in rows.values() if any(values)]
     assert sum(found) / len(found) == pytest.approx(sum(listed) / len(listed), rel=0.02)
 

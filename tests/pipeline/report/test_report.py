@@ -292,6 +292,8 @@ def test_a_page_of_results_alone(tmp_path):
     checkpoint.write_json(tmp_path / "results.json", [row("zero-shot-global", 0.1, 1, 46.0, OF1=None)])
     page = _Page(report.make_report(tmp_path).read_text(encoding="utf-8"))
     assert page.tags.count("table") == 1 and len(page.sources) == 1
+    checkpoint.write_json(tmp_path / "results.json", [row("linear", 0.1, seed, math.nan) for seed in (1, 2)])
+    assert not _Page(report.make_report(tmp_path).read_text(encoding="utf-8")).sources, "there is nothing to draw"
 
 
 def test_the_script_makes_the_page(tmp_path):

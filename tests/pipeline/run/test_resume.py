@@ -184,11 +184,13 @@ def test_without_resume_a_folder_is_begun_afresh(run, tmp_path):
     run("--methods", "trm-rule-teacher", "linear")
     (tmp_path / "out" / "checkpoints").mkdir(exist_ok=True)
     (tmp_path / "out" / "checkpoints" / "linear-known0.5-seed1.pt").write_bytes(b"of another run")
-    (tmp_path / "out" / "trm-known0.5-seed1.pt").write_bytes(b"of another run")
+    old = ("trm-known0.5-seed1.pt", "map_against_known-linear.png", "saliency-trm.png", "pseudo_labels-trm.png")
+    for name in old:
+        (tmp_path / "out" / name).write_bytes(b"of another run")
     rows = run("--methods", "linear")
     assert [row["method"] for row in rows] == ["linear"]
     assert run("--methods", "linear", "--resume", output=tmp_path / "nothing yet") == rows
-    assert not list((tmp_path / "out" / "pseudo").iterdir()) and not list((tmp_path / "out").glob("trm-*.pt"))
+    assert not list((tmp_path / "out" / "pseudo").iterdir()) and not any((tmp_path / "out" / name).exists() for name in old)
     assert read_json(tmp_path / "out" / "run.json")["methods"] == ["linear"]
 
 

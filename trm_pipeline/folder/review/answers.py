@@ -8,6 +8,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
+import torch
+
 from trm_losses.labels import UNKNOWN
 from trm_pipeline.files import text_of
 from trm_pipeline.folder.image_names import SHOWN, ImageNames, Mistakes, Row, clean, escaped
@@ -36,8 +38,8 @@ def read_answers(paths: Sequence[Path], class_names: Sequence[str], images: Sequ
     """Answers out of files with the columns ``image,class,answer`` and, if need be, ``annotator`` and ``confidence``.
 
     An answer is present, absent or unsure. If somebody answers a question twice, the last row of the last file counts; rows
-    without a name are all of one person. Annotators who disagree are told, and vote with their confidence (blank: 1). A tie is
-    unknown. Who is unsure does not vote.
+    without a name are all of one person. Annotators vote with their confidence (blank: 1). A tie is unknown. Who is unsure does
+    not vote. It is told if annotators disagree, or files without a name do, which may be of several people.
 
     Args:
         paths: files that the review page saved, or others of the kind, the latest last.
@@ -49,8 +51,8 @@ def read_answers(paths: Sequence[Path], class_names: Sequence[str], images: Sequ
             not above 0 and at most 1, columns that are missing or unknown; the first few of them together.
     """
     names, classes, mistakes = ImageNames(images), {clean(name): name for name in class_names}, Mistakes()
-    votes: dict[tuple[str, str], dict[str, _Vote]] = {}
-    for path in paths:
+    votes: dict[tuple[str, str], dict[tuple[str, int], _Vote]] = {}  # by annotator and, without a name, the file
+    for n, path in enumerate(paths):
         for where, cells in _rows(path, mistakes):
             file, vote = names.find(Row(where, cells["image"]), mistakes), _vote(where, cells, mistakes)
             name = classes.get(clean(cells["class"]))
@@ -58,19 +60,20 @@ def read_answers(paths: Sequence[Path], class_names: Sequence[str], images: Sequ
                 hint = nearest(cells["class"], classes) if len(mistakes.lines) < SHOWN else ""  # it takes its time
                 mistakes.add(f"{where}, column class: {cells['class'].strip()!r} is no class of this model{hint}")
             if file is not None and name is not None and vote is not None:
-                votes.setdefault((file, name), {})[vote.annotator] = vote
+                votes.setdefault((file, name), {})[vote.annotator, 0 if vote.annotator else n] = vote
     mistakes.tell()
     values, conflicts = {}, []
     for pair, own in votes.items():
-        values[pair] = voted((vote.value, vote.confidence) for vote in own.values())
-        if {0.0, 1.0} <= {vote.value for vote in own.values()}:
-            result = _word(values[pair]).replace("unsure", "unknown, a tie")
+        last = {vote.annotator: vote for vote in own.values()}
+        values[pair] = voted((vote.value, vote.confidence) for vote in last.values())
+        if any(vote.value not in (values[pair], UNKNOWN) for vote in own.values()):
+            result = _word(values[pair]).replace("unsure", "unknown")
             told = ", ".join(f"{vote.annotator or 'no name'} {_word(vote.value)} ({vote.where})" for vote in own.values())
             conflicts.append(f"{pair[1]} in {escaped(pair[0])}: {told}; taken as {result}")
     if conflicts:
         more = f"\n  and {len(conflicts) - SHOWN} more" if len(conflicts) > SHOWN else ""
         lines = "\n  ".join(conflicts[:SHOWN])
-        say(f"annotators disagree about {len(conflicts)} of {len(values)} questions:\n  {lines}{more}")
+        say(f"answers disagree about {len(conflicts)} of {len(values)} questions:\n  {lines}{more}")
     return values
 
 
@@ -101,8 +104,10 @@ def joined(labels: Labels, answers: Answers) -> Labels:
     by_folder = labels.groups == [posixpath.dirname(file) for file in labels.files]
     labels = labels.with_unknown(others, by_folder=by_folder)
     before, targets = labels.targets, labels.targets.clone()
+    replaced = torch.full_like(before, torch.nan)
     for (file, name), value in answers.items():
-        targets[rows[file], columns[name]] = value
+        place = rows[file], columns[name]
+        targets[place], replaced[place] = value, before[place]
     changed = targets != before
     parts = {
         "were unknown": changed & (before == UNKNOWN),
@@ -112,7 +117,7 @@ def joined(labels: Labels, answers: Answers) -> Labels:
     told = ", ".join(f"{int(mask.sum())} {word}" for word, mask in parts.items())
     more = f"; {len(others)} images had no row" if others else ""
     say(f"{len(answers)} answers change {int(changed.sum())} labels: {told}{more}")
-    return labels._replace(targets=targets)
+    return labels._replace(targets=targets, replaced=replaced)
 
 
 def nearest(name: str, class_names: Iterable[str]) -> str:

@@ -18,15 +18,17 @@ from trm_pipeline.folder.review.page import Question
 
 
 def open_questions(labels: Labels, probabilities: Tensor, head: TRMHead, features: CachedFeatures, count: int) -> list[Question]:
-    """The unknown labels that are worth asking about, see :func:`.worth_asking`; at most ``count``."""
-    pairs = worth_asking(probabilities, labels.targets, count)
+    """The unknown labels that nobody answered and that are worth asking about, see :func:`.worth_asking`; at most ``count``."""
+    closed = labels.targets.masked_fill(labels.answered, 0.0)  # whatever the answer was
+    pairs = worth_asking(probabilities, closed, count)
     return _questions(labels, probabilities, head, features, pairs)
 
 
 def contradicted(labels: Labels, probabilities: Tensor, head: TRMHead, features: CachedFeatures, count: int) -> list[Question]:
-    """The known labels that probabilities contradict most, as far as these are on the other side; at most ``count``."""
-    opposed = torch.where((labels.targets - probabilities).abs() > 0.5, labels.targets, float(UNKNOWN))
-    return _questions(labels, probabilities, head, features, list(islice(doubted(opposed, probabilities), count)))
+    """The known labels, no answers, that probabilities contradict most and are on the other side of; at most ``count``."""
+    opposed = ((labels.targets - probabilities).abs() > 0.5) & ~labels.answered
+    targets = torch.where(opposed, labels.targets, float(UNKNOWN))
+    return _questions(labels, probabilities, head, features, list(islice(doubted(targets, probabilities), count)))
 
 
 def doubted(targets: Tensor, probabilities: Tensor) -> Iterator[tuple[int, int]]:

@@ -38,7 +38,7 @@ def run_review(options: ReviewOptions) -> None:
     questions = contradicted(labels, scores, tagger.head, features, options.questions // 4)
     questions += open_questions(labels, scores, tagger.head, features, options.questions - len(questions))
     if not questions:
-        raise ValueError("nothing is worth asking: every label is known, and the model contradicts none")
+        raise ValueError("nothing is worth asking: every label is known or was answered, and the model contradicts no other")
     write_review(options.output, questions, labels.class_names, images=options.images, title=f"Labels of {options.images.name}")
     say(f"{options.output}: {len(questions)} questions, {time.perf_counter() - started:.0f} s; open it in a browser")
 
@@ -46,11 +46,15 @@ def run_review(options: ReviewOptions) -> None:
 def _labels(options: ReviewOptions, images: list[str], class_names: list[str]) -> Labels:
     """What is known of all images, in the order of the model's classes; without a file of labels nothing is."""
     targets = torch.full((len(images), len(class_names)), float(UNKNOWN))
+    replaced = torch.full_like(targets, torch.nan)
     if options.labels:
         known = read_known(options, images)
         if missing := [name for name in known.class_names if name not in class_names]:
             raise ValueError(f"{options.labels[0].name} has the class {missing[0]!r}, which {options.trained} does not know")
         places = {file: i for i, file in enumerate(images)}
         rows = torch.tensor([places[file] for file in known.files])
-        targets[rows[:, None], torch.tensor([class_names.index(name) for name in known.class_names])] = known.targets
-    return Labels(list(images), list(class_names), targets, lists=False)
+        cells = rows[:, None], torch.tensor([class_names.index(name) for name in known.class_names])
+        targets[cells] = known.targets
+        if known.replaced is not None:
+            replaced[cells] = known.replaced
+    return Labels(list(images), list(class_names), targets, lists=False, replaced=replaced)

@@ -37,11 +37,14 @@ def test_a_name_that_is_no_text(tmp_path):
     assert read(tmp_path, "image,class,answer\ncaf\\udce9.png,cat,present\n") == {(IMAGES[3], "cat"): 1}
 
 
-def test_the_last_row_of_the_last_file_counts(tmp_path):
+def test_the_last_row_of_the_last_file_counts(tmp_path, capsys):
     first = "image,class,answer\na.jpg,cat,present\na.jpg,cat,absent\nb.jpg,dog,present\n"
     assert read(tmp_path, first) == {("a.jpg", "cat"): 0, ("b.jpg", "dog"): 1}
+    assert not capsys.readouterr().out
     second = "image,class,answer\na.jpg,cat,unsure\n"
     assert read(tmp_path, first, second) == {("a.jpg", "cat"): -1, ("b.jpg", "dog"): 1}
+    told = "cat in a.jpg: no name absent (answers0.csv, line 3), no name unsure (answers1.csv, line 2); taken as unknown"
+    assert told in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -49,7 +52,7 @@ def test_the_last_row_of_the_last_file_counts(tmp_path):
     [
         (["present,pat,", "absent,sam,0.5"], 1, "taken as present"),
         (["present,pat,0.4", "absent,sam,0.5"], 0, "taken as absent"),
-        (["present,pat,0.3", "absent,sam,.1", "absent,kim,0.2"], -1, "taken as unknown, a tie"),
+        (["present,pat,0.3", "absent,sam,.1", "absent,kim,0.2"], -1, "taken as unknown"),
         (["present,pat,", "absent,sam,", "absent,sam,", "absent,,"], 0, "no name absent"),
         (["present,pat,", "unsure,sam,"], 1, None),
         (["unsure,pat,", "unsure,sam,"], -1, None),

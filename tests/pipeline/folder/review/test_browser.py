@@ -152,9 +152,14 @@ def test_a_class_alone_and_a_name(tab, path, tmp_path):
 def test_two_tabs_write_beside_each_other(tab, path, tmp_path):
     one, two = tab(path), tab(path)
     one.keyboard.press("p")
-    two.keyboard.press("ArrowRight")
+    two.get_by_text("question 2 of 6").wait_for()  # the first is not asked again
     two.keyboard.press("a")
     assert saved(one, tmp_path) == {("a.jpg", CLASSES[0]): 1, ("a.jpg", CLASSES[1]): 0}
+    assert answered(one).startswith("2 of 6")
+    for key in ("ArrowLeft", "ArrowLeft", "u"):  # another answer to the first
+        two.keyboard.press(key)
+    one.get_by_text("2 of 6 answered: 1 absent, 1 unsure").wait_for()
+    one.keyboard.press("z")
     assert answered(one).startswith("2 of 6")
 
 

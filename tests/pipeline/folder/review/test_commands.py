@@ -112,6 +112,23 @@ def test_a_model_asks_about_what_is_not_known(scenes, model, rest, tmp_path):
             command.main([*review, *wrong, *([] if "--output" in wrong else ["--output", str(page)]), *rest])
 
 
+def test_what_was_answered_is_not_asked_again(scenes, model, rest, tmp_path):
+    base, rows = scenes
+    wrong = {name: [1 - row[0], "", ""] for name, row in rows.items()}
+    labels = write_table(tmp_path / "labels.csv", wrong, classes=CLASSES)
+    answers, page = tmp_path / "answers.csv", tmp_path / "review.html"
+    review = ["review", str(model), str(base / "photos"), str(labels)]
+    asked = []
+    for known in ([], [str(answers)]):
+        command.main([*review, *known, "--output", str(page), "--questions", "20", *rest])
+        found = questions_of(page)
+        asked.append({(found["images"][i][0], CLASSES[c]): said for i, c, _, said, _ in found["questions"]})
+        told = "".join(f"{file},{name},{said or 'unsure'}\n" for (file, name), said in asked[0].items())
+        answers.write_text(f"image,class,answer\n{told}", encoding="utf-8")
+    assert len(asked[0]) == len(asked[1]) == 20 and all({None} < set(page.values()) for page in asked)
+    assert not asked[0].keys() & asked[1].keys()
+
+
 def test_a_table_is_known_by_its_suffix_alone(capsys):
     with pytest.raises(SystemExit):
         command.main(["convert", "photos", "labels.txt", "--form", "jsonl", "--to", "csv", "--output", "labels.csv"])
