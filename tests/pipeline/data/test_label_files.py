@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tests.helpers.layouts import draw_labels
-from trm_losses.labels import from_ternary, hide_labels, keep_single_positive
+from trm_losses.labels import hide_labels, keep_single_positive
 from trm_pipeline.data.base import LabelledImages
 from trm_pipeline.data.label_files import ENCODINGS, read_labels
 
@@ -36,7 +37,11 @@ def write_list(path: Path, labels: Tensor, order: list[int]) -> Path:
     """Lines in an order of their own, some with a blank after the comma, the last without an end."""
     rows = ((row, [c for c in range(C) if labels[row, c] == 1]) for row in order)
     lines = [f"{row:03d}.jpg,{' ' * (row % 2)}{' '.join(map(str, present))}" for row, present in rows]
-    path.write_text("\n".join(lines), encoding="utf-8")
+    return put(path, "\n".join(lines))
+
+
+def put(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
     return path
 
 
@@ -54,8 +59,8 @@ def save_pt(path: Path, value: object) -> Path:
 
 
 def test_text_of_tai_dpt(tmp_path: Path, images: LabelledImages) -> None:
-    path = tmp_path / "train_proportion_0.5.txt"
-    path.write_text("".join(f"{','.join(map(str, row))}\n" for row in ternary(PARTIAL)), encoding="utf-8")
+    lines = "".join(f"{','.join(map(str, row))}\n" for row in ternary(PARTIAL))
+    path = put(tmp_path / "train_proportion_0.5.txt", lines)
     labels, lines = read_labels(path, images)
     assert labels.dtype == torch.float32 and torch.equal(labels, PARTIAL)
     known, present = float((PARTIAL >= 0).float().mean()), int((PARTIAL == 1).sum())
@@ -148,72 +153,41 @@ def test_labels_that_differ_a_little_are_counted(tmp_path: Path, images: Labelle
 # --- files that do not fit ---
 
 
-def other_rows(path: Path) -> Path:
-    return save_pt(path / "x.pt", torch.ones(N - 3, 1, C))
-
-
-def other_columns(path: Path) -> Path:
-    return save_npy(path / "formatted_train_labels_obs.npy", np.ones((N, C + 1)))
+def changed(table: Any, place: Any, value: Any) -> Any:
+    table[place] = value
+    return table
 
 
 def other_images(path: Path) -> Path:
     text = write_list(path / "train.txt", SINGLE, list(range(N))).read_text(encoding="utf-8")
-    (path / "train.txt").write_text(text.replace("007.jpg", "zebra.jpg"), encoding="utf-8")
-    return path / "train.txt"
+    return put(path / "train.txt", text.replace("007.jpg", "zebra.jpg"))
 
 
-def other_classes(path: Path) -> Path:
-    (path / "train.txt").write_text("000.jpg,3 12\n", encoding="utf-8")
-    return path / "train.txt"
+class Evil:
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
-
-def twice(path: Path) -> Path:
-    return write_list(path / "train.txt", SINGLE, [*range(N - 1), 0])
-
-
-def sizes_apart(path: Path) -> Path:
-    mask = torch.ones(N, 3, C)
-    mask[0, 1, 0] = 0
-    return save_pt(path / "x.pt", mask)
-
-
-def codes(path: Path) -> Path:
-    table = np.ones((N, C))
-    table[3, 5:7] = np.nan, 2
-    return save_npy(path / "x.npy", table)
-
-
-def running_code(path: Path) -> Path:
-    class Evil:
-        def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
-            return os.mkdir, (str(path / "was-run"),)
-
-    return save_pt(path / "x.pt", Evil())
-
-
-def class_split(path: Path) -> Path:
-    return save_pt(path / "x.pt", {"train": [1, 2]})
-
-
-def pickled(path: Path) -> Path:
-    (path / "cls_ids.pickle").write_bytes(b"x")
-    return path / "cls_ids.pickle"
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return os.mkdir, (str(self.path / "was-run"),)
 
 
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (other_rows, r"has 37 images and 12 classes, toys has 40 and 12; likely .* another split, .*--annotated-only"),
-        (other_columns, r"has 40 images and 13 classes"),
+        (lambda p: save_pt(p / "x.pt", torch.ones(N - 3, 1, C)), "has 37 images and 12 classes, toys has 40 and 12; likely"),
+        (lambda p: save_npy(p / "formatted_train_labels_obs.npy", np.ones((N, C + 1))), "has 40 images and 13 classes"),
         (other_images, r"no row for 1 of 40 images, the first 007.jpg \(it has 000.jpg\); likely it is of another split"),
-        (other_classes, r"line 1 must be an image name, a comma and numbers from 0 to 11, got '000.jpg,3 12'"),
-        (twice, r"names 1 images twice"),
-        (sizes_apart, r"hides other labels for each size of object"),
-        (codes, r"must be a matrix of 1, 0 and -1, got nan in row 3, column 5"),
-        (lambda path: save_npy(path / "x.npy", np.ones(N)), r"must be a matrix of 1, 0 and -1, got shape \(40,\)"),
-        (running_code, r"must be a tensor that loads without running code"),
-        (class_split, r"must hold one tensor, got dict; class splits are no labels"),
-        (pickled, r"must be a .npy, .txt or .pt file, got '.pickle'"),
+        (lambda p: put(p / "train.txt", "000.jpg,3 12\n"), "line 1 must be .* numbers from 0 to 11, got '000.jpg,3 12'"),
+        (lambda p: write_list(p / "train.txt", SINGLE, [*range(N - 1), 0]), "names 1 images twice"),
+        (lambda p: save_pt(p / "x.pt", changed(torch.ones(N, 3, C), (0, 1, 0), 0)), "hides other labels for each size"),
+        (
+            lambda p: save_npy(p / "x.npy", changed(np.ones((N, C)), (3, 5), np.nan)),
+            "a matrix of 1, 0 and -1, got nan in row 3, col",
+        ),
+        (lambda p: save_npy(p / "x.npy", np.ones(N)), r"must be a matrix of 1, 0 and -1, got shape \(40,\)"),
+        (lambda p: save_pt(p / "x.pt", Evil(p)), "must be a tensor that loads without running code"),
+        (lambda p: save_pt(p / "x.pt", {"train": [1, 2]}), "must hold one tensor, got dict; class splits are no labels"),
+        (lambda p: put(p / "cls_ids.pickle", "x"), "must be a .npy, .txt or .pt file, got '.pickle'"),
     ],
 )
 def test_files_that_do_not_fit(tmp_path: Path, images: LabelledImages, write: Callable[[Path], Path], message: str) -> None:
@@ -230,16 +204,3 @@ def test_encodings_that_do_not_fit_the_kind(tmp_path: Path, images: LabelledImag
     with pytest.raises(FileNotFoundError, match="--labels: .*nothing.npy not found"):
         read_labels(tmp_path / "nothing.npy", images)
     assert len(ENCODINGS) == 5
-
-
-# --- real files ---
-
-
-@pytest.mark.parametrize("share", [0.1, 0.5])
-def test_published_labels_of_voc2007(shared_data: Path, share: float) -> None:
-    """Read through the door, the published files are what hiding labels gives."""
-    folder = shared_data / "voc2007_labels"
-    full = from_ternary(torch.from_numpy(np.loadtxt(folder / "original_train.txt", delimiter=",", dtype=np.int8))).float()
-    images = LabelledImages("VOC2007", [str(c) for c in range(20)], [f"{row}.jpg" for row in range(5011)], full)
-    labels, lines = read_labels(folder / f"train_proportion_{share}.txt", images)
-    assert torch.equal(labels, hide_labels(full, share)) and "none wrong" in lines[0]
