@@ -106,32 +106,16 @@ def test_validate_false_checks_no_values(case: Case) -> None:
     case.call(module, inputs)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("case", [c for c in CASES if c.owner != "PromptLearner"], ids=ids)
-def test_half_precision_under_autocast(case: Case, dtype: torch.dtype) -> None:
-    """Close to float64 on the same rounded inputs; losses are computed in float32 whatever surrounds them."""
-    module = built(case, dtype=torch.float32)
-    inputs = to(case.inputs(BATCH, CLASSES), dtype)
-    exact = case.call(copy.deepcopy(module).double(), to(inputs, torch.float64))
-    with torch.autocast("cpu", dtype):
-        actual = case.call(module, inputs)
-    through_products = case.owner.endswith(("RegionPooler", "TRMObjective", "TRMHead"))
-    tolerance = 0.1 if through_products and dtype == torch.bfloat16 else 0.02 if through_products else 1e-4
-    for a, e in zip(tensors(actual), tensors(exact), strict=True):
-        if not through_products:
-            assert a.dtype in (torch.float32, torch.int64)
-        torch.testing.assert_close(a.double(), e.double(), rtol=tolerance, atol=tolerance)
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("case", [c for c in CASES if c.owner != "PromptLearner"], ids=ids)
 def test_module_in_another_precision(case: Case, dtype: torch.dtype) -> None:
-    """Runs, and running state stays float32."""
+    """Runs, computes losses in float32 at least, and running state stays float32; :mod:`test_precision` says how near it is."""
     module = built(case, dtype=torch.float32)
     floats = {key: x.clone() for key, x in module.state_dict().items() if x.is_floating_point()}
     module = module.to(dtype)
     for result in tensors(case.call(module, to(case.inputs(BATCH, CLASSES), dtype))):
         assert torch.isfinite(result).all()
+        assert result.dtype in (torch.float32, torch.float64, torch.int64) or case.owner.endswith(("Pooler", "TRMHead"))
     for part in module.modules():
         if isinstance(part, FullPrecisionState):
             assert {b.dtype for b in part.buffers()} <= {torch.float32, torch.int64, torch.bool}

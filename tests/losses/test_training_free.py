@@ -172,10 +172,12 @@ def test_half_precision_tokens_give_the_classifier_of_their_values(dtype: torch.
     stream = [(x.to(dtype), y, mask) for x, y, mask in token_stream()]
     with torch.autocast("cpu", torch.bfloat16):
         half = made().fit(stream, TEXT.to(dtype))
+        scores = half(stream[0][0])
     whole = made().fit([(x.double(), y, mask) for x, y, mask in stream], TEXT.to(dtype).double())
     for one, two in zip(half.buffers(), whole.buffers(), strict=True):
         assert one.dtype in (torch.float32, torch.int64)
         close(one, two, atol=2e-5)
+    close(scores, whole(stream[0][0].double()), atol=5e-5)
 
 
 REFUSED: list[tuple[Any, Any, type[Exception], str]] = [
