@@ -267,51 +267,36 @@ def test_from_text_has_all_parts_of_the_paper() -> None:
 
 
 def test_from_text_takes_settings_by_part() -> None:
-    text = normal(3, 8, dtype=torch.float32)
+    """Also in place of what is said for all of them."""
+    text, start, own = normal(3, 8, dtype=torch.float32), normal(3, 8, seed=5), {"validate": True, "distributed": False}
     module = tl.TRMObjective.from_text(
         text,
         total_steps=200,
         recipe="paper",
-        pooler={"dropout": 0.3, "query": "free"},
-        matching={"gamma_neg": 1.5},
-        distillation={"temperature": 2.0},
-        contrast={"temperature": 0.2},
-        bank={"momentum": 0.5},
-        labeler={"warmup_steps": 3},
-        objective={"lambda_contrast": 0.3},
-    )
-    assert module.distillation is not None and module.contrast is not None and module.bank is not None
-    assert module.labeler is not None and module.pooler.dropout_rate == 0.3 and module.bank.momentum == 0.5
-    assert (module.matching.gamma_neg, module.matching.gamma_pos, module.distillation.temperature) == (1.5, 1, 2)
-    assert (module.contrast.temperature, module.labeler.warmup_steps, module.labeler.ramp_steps) == (0.2, 3, 20)
-    assert (module.lambda_contrast, module.lambda_pseudo) == (0.3, 1)
-    torch.testing.assert_close(module.pooler.query, text, check_dtype=False)
-    chunked = tl.ChunkedTRMObjective.from_text(text, total_steps=200, objective={"class_chunk": 2})
-    assert isinstance(chunked, tl.ChunkedTRMObjective) and chunked.class_chunk == 2
-    taught = tl.TRMObjective.from_text(text, total_steps=200, rule=TeacherRule(ESTIMATES), labeler={"ramp_steps": 3})
-    assert taught.labeler is not None and (taught.labeler.warmup_steps, taught.labeler.ramp_steps) == (0, 3)
-
-
-def test_from_text_puts_settings_of_a_part_in_place_of_its_own() -> None:
-    start, own = normal(3, 8, seed=5, dtype=torch.float32), {"validate": True, "distributed": False}
-    module = tl.TRMObjective.from_text(
-        torch.eye(3, 8),
-        total_steps=200,
-        recipe="paper",
         expected_positives=1.5,
-        pooler={"validate": True},
-        matching=own,
-        distillation=own,
-        contrast=own,
-        bank={"init": start, **own},
-        labeler={"expected_positives": 2.0, **own},
+        pooler={"dropout": 0.3, "query": "free", "validate": True},
+        matching={"gamma_neg": 1.5, **own},
+        distillation={"temperature": 2.0, **own},
+        contrast={"temperature": 0.2, **own},
+        bank={"momentum": 0.5, "init": start, **own},
+        labeler={"warmup_steps": 3, "expected_positives": 2.0, **own},
+        objective={"lambda_contrast": 0.3},
         distributed=True,
         validate=False,
     )
     held = [part for part in module.modules() if hasattr(part, "validate")]
     assert len(held) == 6 and all(part.validate and not getattr(part, "distributed", False) for part in held)
-    assert module.labeler is not None and module.labeler.expected_positives == 2 and module.bank is not None
+    assert module.distillation is not None and module.contrast is not None and module.bank is not None
+    assert module.labeler is not None and module.pooler.dropout_rate == 0.3 and module.bank.momentum == 0.5
+    assert (module.matching.gamma_neg, module.matching.gamma_pos, module.distillation.temperature) == (1.5, 1, 2)
+    assert (module.contrast.temperature, module.labeler.warmup_steps, module.labeler.ramp_steps) == (0.2, 3, 20)
+    assert (module.lambda_contrast, module.lambda_pseudo, module.labeler.expected_positives) == (0.3, 1, 2)
     close(module.bank.init, torch.nn.functional.normalize(start, dim=1))
+    torch.testing.assert_close(module.pooler.query, text, check_dtype=False)
+    chunked = tl.ChunkedTRMObjective.from_text(text, total_steps=200, objective={"class_chunk": 2})
+    assert isinstance(chunked, tl.ChunkedTRMObjective) and chunked.class_chunk == 2
+    taught = tl.TRMObjective.from_text(text, total_steps=200, rule=TeacherRule(ESTIMATES), labeler={"ramp_steps": 3})
+    assert taught.labeler is not None and (taught.labeler.warmup_steps, taught.labeler.ramp_steps) == (0, 3)
 
 
 def test_from_text_adds_to_one_recipe_what_the_other_has() -> None:

@@ -85,6 +85,17 @@ def teacher_oracle(module: tl.PseudoLabeler, x: Inputs) -> Any:
     return found, weights, scores
 
 
+class LogitRule(pseudo.Rule):
+    """A rule of a user's own."""
+
+    needs = ("logits",)
+
+    def decide(self, evidence: pseudo.Evidence) -> pseudo.Decision:
+        assert evidence.logits is not None
+        found = torch.where(evidence.logits >= 0.9, 1.0, torch.where(evidence.logits <= -0.9, 0.0, -1.0))
+        return pseudo.Decision(found, torch.sigmoid(evidence.logits))
+
+
 COUNTS = ("step", "known_count")  # of a labeler, whatever its rule
 LABELER_STATE = (*COUNTS, "rule.similarity_sum", "rule.similarity_mass")
 GIVEN_POSITIVES = {"positive": 0.6, "negative": 0.4, "expected_positives": 1.5}

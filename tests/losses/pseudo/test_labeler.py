@@ -10,22 +10,13 @@ import torch
 
 from tests.helpers import compare
 from tests.helpers.cases.bank import filled_bank
-from tests.helpers.cases.labeler import filled_labeler
+from tests.helpers.cases.labeler import LogitRule, filled_labeler
 from tests.helpers.values import labels, normal
 from trm_losses import PrototypeBank, PseudoLabeler
 from trm_losses.labels import UNKNOWN
 from trm_losses.pseudo import Decision, Evidence, PrototypeRule, Rule, TeacherRule
 
 close = partial(compare.close, rtol=2e-5, atol=1e-5)  # state is float32
-
-
-class LogitRule(Rule):
-    needs = ("logits",)
-
-    def decide(self, evidence: Evidence) -> Decision:
-        assert evidence.logits is not None
-        labels = torch.where(evidence.logits >= 0.9, 1.0, torch.where(evidence.logits <= -0.9, 0.0, -1.0))
-        return Decision(labels, torch.sigmoid(evidence.logits))
 
 
 def by_logits(classes: int, **settings: Any) -> PseudoLabeler:

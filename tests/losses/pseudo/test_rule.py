@@ -11,17 +11,10 @@ from torch import Tensor
 
 import trm_losses as tl
 from tests.helpers.cases.bank import filled_bank
+from tests.helpers.cases.labeler import LogitRule
 from tests.helpers.cases.objective import objective
 from tests.helpers.values import CLASSES, TOKENS, WIDTH, labels, normal
 from trm_losses.pseudo import Decision, Evidence, Rule
-
-
-class LogitRule(Rule):
-    needs = ("logits",)
-
-    def decide(self, evidence: Evidence) -> Decision:
-        labels = torch.where(evidence.logits >= 0.9, 1.0, torch.where(evidence.logits <= -0.9, 0.0, -1.0))  # type: ignore[operator]
-        return Decision(labels, torch.sigmoid(evidence.logits))  # type: ignore[arg-type]
 
 
 class MeanRule(Rule):

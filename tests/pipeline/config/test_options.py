@@ -1,4 +1,4 @@
-"""Every option of the library through ``--set``: it reaches its part, and a run with it gives a row."""
+"""Options of the library through ``--set``: they reach their part, and a run with them gives a row."""
 
 import inspect
 
@@ -13,31 +13,18 @@ from trm_pipeline.features import encoding, towers
 from trm_pipeline.features.cached import Batch
 from trm_pipeline.run import prepare
 
-# A value that is not the default, with what else it needs after it, and the attribute of the objective where it ends up.
+# Of each part one or two: a value that is not the default, with what else it needs after it, and the attribute of the objective
+# where it ends up. All settings of a part are handed on together.
 OPTIONS = [
     ("pooler.query=free", "pooler.query_kind"),
-    ("pooler.dropout=0.3", "pooler.dropout_rate"),
     ("pooler.num_heads=2", "pooler.num_heads"),
-    ("matching.gamma_pos=0.5", "matching.gamma_pos"),
     ("matching.gamma_neg=0.5", "matching.gamma_neg"),
-    ("matching.margin=0.2", "matching.margin"),
     ("distillation.temperature=2", "distillation.temperature"),
-    ("contrast.temperature=0.2", "contrast.temperature"),
-    ("contrast.temperature_region=0.2", "contrast.temperature_region"),
     ("contrast.anchor_threshold=0.5", "contrast.anchor_threshold"),
-    ("objective.lambda_region=0.3", "lambda_region"),
-    ("objective.lambda_pseudo=0.3", "lambda_pseudo"),
-    ("objective.lambda_distillation=0.3", "lambda_distillation"),
     ("objective.lambda_contrast=0.6", "lambda_contrast"),
     ("bank.momentum=0.5", "bank.momentum"),
-    ("bank.text_momentum=0.5", "bank.text_momentum"),
     ("prototype.positive=0.7 pseudo_rule=prototype", "labeler.rule.positive"),
-    ("prototype.negative=0.2 pseudo_rule=prototype", "labeler.rule.negative"),
-    ("labeler.weight_pos=0.7 pseudo_rule=teacher", "labeler.weight_pos"),
     ("labeler.weight_neg=0.7 pseudo_rule=teacher", "labeler.weight_neg"),
-    ("prototype.temperature_visual=0.2 pseudo_rule=prototype", "labeler.rule.temperature_visual"),
-    ("prototype.temperature_text=0.2 pseudo_rule=prototype", "labeler.rule.temperature_text"),
-    ("prototype.momentum=0.5 pseudo_rule=prototype", "labeler.rule.momentum"),
     ("labeler.cap=true pseudo_rule=teacher", "labeler.cap"),
 ]
 

@@ -68,14 +68,7 @@ def test_train_and_predict(
     monkeypatch.chdir(tmp_path)
 
     images = photos / "images"
-    predict = [
-        "predict",
-        str(tmp_path / "run"),
-        str(images),
-        "--output",
-        str(tmp_path / "s.csv"),
-        *typed(device="cpu", workers=0),
-    ]
+    predict = ["predict", str(tmp_path / "run"), str(images), *typed(output=tmp_path / "s.csv", device="cpu", workers=0)]
     command.main(predict)
     assert scores(tmp_path / "s.csv") == pytest.approx(scores(tmp_path / "run" / "scores.csv"), abs=2e-4)
 

@@ -14,7 +14,7 @@ import torch
 
 from tests.helpers import ROOT
 from tests.helpers.own_folder import CLASSES, questions_of, read_csv, write_table
-from tests.helpers.runs import read_json
+from tests.helpers.runs import read_json, typed
 from trm_losses import TRMHead
 from trm_pipeline import command as cli
 from trm_pipeline import methods
@@ -447,18 +447,7 @@ def test_an_absent_answer_leaves_the_level_of_lists(whole, images, cache, tmp_pa
 
 def test_a_table_of_present_labels_with_few_absent_ones_is_asked_about(images, cache, tmp_path, capsys):
     labels = write_table(tmp_path / "labels.csv", {"1.png": [1, "", ""], "2.png": ["", 1, 0]}, classes=CLASSES[:3])
-    command = [
-        "train",
-        str(images[0]),
-        str(labels),
-        "--output",
-        str(tmp_path / "run"),
-        "--hold-out",
-        "0",
-        "--epochs",
-        "1",
-        *cache,
-    ]
+    command = ["train", str(images[0]), str(labels), *typed(output=tmp_path / "run", hold_out=0, epochs=1), *cache]
     cli.main(command)
     assert "if only present ones were noted, give --expected-positives" in capsys.readouterr().out
     cli.main([*command, "--expected-positives", "1.5"])

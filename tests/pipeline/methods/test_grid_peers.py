@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers.oracles.baselines import absent, bce, present, slope
+from tests.helpers.oracles.baselines import bce, slope, splc
 from tests.helpers.oracles.numbers import array, cosine, sigmoid
 from trm_pipeline import methods
 from trm_pipeline.config import presets
@@ -157,12 +157,7 @@ def test_splc_of_all_logits_is_the_first_term():
     method = grid.build_method("linear+scpnet", chosen)
     method.splc.begin_epoch(1, 20)
     logits = array(method.logits(batch(), method.prompts()).detach())
-    expected = 0.0
-    for i in np.ndindex(*logits.shape):
-        y, z = float(chosen.targets[i]), logits[i]
-        found = y == -1 and sigmoid(z) > 0.6
-        z = z - 1.0 if y == 1 else z
-        expected += (1 - sigmoid(z)) ** 2 * present(z) if y == 1 or found else sigmoid(z) ** 2 * absent(z)
+    expected = splc(logits, array(chosen.targets), logits, 0.6, 1.0, 2.0, True)
     terms = method.loss(batch(), method.prompts(), chosen.targets)
     assert terms["splc"].item() == pytest.approx(expected / IMAGES, rel=1e-5)
 
