@@ -1,9 +1,11 @@
-"""Small settings for the losses of others under every head, and features in memory."""
+"""Small settings for the losses of others under every head, features in memory and in files, and a tower."""
 
 import dataclasses
 
+import numpy as np
 import torch
 
+from trm_losses.backbones import ImageFeatures
 from trm_pipeline import methods
 from trm_pipeline.config import presets
 from trm_pipeline.features import cached as features
@@ -16,6 +18,34 @@ def in_memory(tokens, pooled, penultimate=None):
     """Features (V, n, ...) in memory, in so many views."""
     parts = ([] if part is None else [*part.numpy()] for part in (tokens, pooled, penultimate))
     return features.CachedFeatures(*parts, torch.device("cpu"))
+
+
+def save_arrays(folder, **kinds):
+    """Arrays (V, n, ...) of each kind as a cache has them, a file for each view."""
+    for name, views in kinds.items():
+        for view, array in enumerate(views):
+            np.save(folder / f"{name}{view}.npy", np.asarray(array, np.float16))
+
+
+class Means:
+    """A tower of one token, the mean of the pixels of each channel."""
+
+    name, dim, image_size, image_mean, image_std = "means", 3, (8, 16), (0.0,) * 3, (1.0,) * 3
+
+    def grid(self, size):
+        return 1, 1
+
+    def __call__(self, pixels):
+        pooled = pixels.mean(dim=(2, 3))
+        return ImageFeatures(pooled[:, None], pooled, (1, 1), torch.cat([pooled, pooled], dim=1))
+
+
+def batch(images, tokens, dim, seed=1):
+    """Features of a few images that nothing is known of."""
+    draw = torch.Generator().manual_seed(seed)
+    return features.Batch(
+        torch.randn(images, tokens, dim, generator=draw), torch.randn(images, dim, generator=draw), torch.arange(images)
+    )
 
 
 def held(seed):

@@ -15,6 +15,7 @@ from tests.helpers.cases.bank import filled_bank
 from tests.helpers.cases.labeler import filled_labeler
 from tests.helpers.cases.objective import objective, objective_inputs
 from tests.helpers.values import CLASSES, TOKENS, WIDTH, labels, normal, shaken
+from tests.helpers.watch import Watch
 from trm_losses import functional as TF
 from trm_losses import regions
 from trm_losses.pseudo import TeacherRule
@@ -104,19 +105,11 @@ def test_in_chunks_no_value_has_classes_times_width() -> None:
     def largest(class_chunk: int) -> tuple[int, int]:
         module = tl.ChunkedTRMObjective.from_text(text, total_steps=10, recipe="paper")
         module.class_chunk = class_chunk
-        sizes = [0]
-
-        class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-            def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-                made = function(*args, **(kwargs or {}))
-                sizes.extend(x.untyped_storage().nbytes() // 4 for x in [made] if isinstance(x, Tensor))
-                return made
-
-        with mock.patch.object(TF, "prototype_similarities", wraps=TF.prototype_similarities) as compared, Watch():
+        with mock.patch.object(TF, "prototype_similarities", wraps=TF.prototype_similarities) as compared, Watch() as seen:
             output = module(tokens, text, y)
             output.loss.backward()
             module.update(output)
-        return max(sizes), compared.call_count
+        return max(seen.bytes) // 4, compared.call_count
 
     whole, in_chunks = largest(classes), largest(chunk)
     assert whole[0] >= 4 * batch * classes * width

@@ -20,6 +20,7 @@ import torch
 import trm_losses as tl
 from tests.helpers import ROOT
 from tests.helpers.cases.objective import head
+from tests.helpers.grid import save_arrays
 from trm_losses import TRMHead
 from trm_losses._feature_files import RowFile
 from trm_pipeline import files as checkpoint
@@ -128,16 +129,15 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path) -> None:
 
 def write_features(folder: Path) -> None:
     folder.mkdir()
-    np.save(folder / "tokens0.npy", np.ones((5, 4, 3), np.float16))
-    np.save(folder / "pooled0.npy", np.ones((5, 3), np.float16))
+    save_arrays(folder, tokens=np.ones((2, 5, 4, 3)), pooled=np.ones((2, 5, 3)), penultimate=np.ones((2, 5, 6)))
 
 
-@pytest.mark.parametrize("name", ["tokens0.npy", "pooled0.npy"])
+@pytest.mark.parametrize("name", ["tokens0.npy", "pooled0.npy", "penultimate1.npy"])
 @pytest.mark.parametrize("how", ["cut", "empty", "missing", "type", "rank", "count", "width", "pickle", "objects"])
 def test_a_broken_cache_of_features_is_refused(name: str, how: str, tmp_path: Path) -> None:
     folder, made = tmp_path / "cache", tmp_path / "made by the payload"
     write_features(folder)
-    features.CachedFeatures.from_folder(folder, 1, torch.device("cpu"))
+    features.CachedFeatures.from_folder(folder, 2, torch.device("cpu"))
     path = folder / name
     array = np.load(path)
     if how in ("cut", "empty"):
@@ -152,7 +152,7 @@ def test_a_broken_cache_of_features_is_refused(name: str, how: str, tmp_path: Pa
         other = {"type": array.astype(np.float32), "rank": array[0], "count": array[:4], "width": array[..., :2]}
         np.save(path, other.get(how, objects), allow_pickle=True)
     with pytest.raises(ValueError, match=r"cache.* must .*delete") as caught:
-        features.CachedFeatures.from_folder(folder, 1, torch.device("cpu"))
+        features.CachedFeatures.from_folder(folder, 2, torch.device("cpu"))
     one_sentence(caught.value)
     assert not made.exists()
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers import oracles
 from tests.helpers.compare import close
 from tests.helpers.values import normal
+from tests.helpers.watch import Watch
 from trm_losses import _precision
 from trm_losses import functional as TF
 from trm_losses._precision import unit_rows
@@ -156,22 +156,13 @@ def test_more_classes_than_anchors(block: int) -> None:
 def test_no_matrix_of_all_pairs_is_made(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_log_sums, "_ROWS", 8)
     monkeypatch.setattr(_log_sums, "BLOCK", 8 * 200)
-
-    class Largest(TorchDispatchMode):
-        elements = 0
-
-        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            result = function(*args, **(kwargs or {}))
-            self.elements = max([self.elements, *(x.numel() for x in [result] if isinstance(x, Tensor))])
-            return result
-
     regions = normal(50, 4, 4).requires_grad_()
-    with Largest() as largest:
+    with Watch() as seen:
         loss = TF.multimodal_contrastive(
             regions, normal(4, 4, seed=1), torch.ones(50, 4), temperature_region=temperature, only=["region_region"]
         )["region_region"]
         loss.backward()
-    assert largest.elements <= 8 * 200 < 200 * 200
+    assert max(seen.bytes) <= 8 * 8 * 200 < 8 * 200 * 200  # in float64
 
 
 def test_backward_inside_autocast_keeps_its_precision(monkeypatch: pytest.MonkeyPatch) -> None:

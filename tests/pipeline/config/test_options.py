@@ -5,12 +5,12 @@ import inspect
 import pytest
 import torch
 
+from tests.helpers.grid import batch
 from trm_losses import TRMHead
 from trm_pipeline import methods
 from trm_pipeline.config import presets
 from trm_pipeline.config.settings import PARTS, override, part_options
 from trm_pipeline.features import encoding, towers
-from trm_pipeline.features.cached import Batch
 from trm_pipeline.run import prepare
 
 # Of each part one or two: a value that is not the default, with what else it needs after it, and the attribute of the objective
@@ -40,10 +40,9 @@ def built(*settings, name="trm", classes=4, dim=8, total=10):
     return methods.METHODS[name](setting)
 
 
-def drawn(images=6, tokens=5, dim=8):
-    generator = torch.Generator().manual_seed(1)
-    tokens, pooled = (torch.randn(images, *shape, generator=generator) for shape in ((tokens, dim), (dim,)))
-    return Batch(tokens, pooled, torch.arange(images) + 10)
+def drawn():
+    made = batch(6, 5, 8)
+    return made._replace(index=made.index + 10)
 
 
 TARGETS = torch.tensor([[1, -1, 0, 1], [1, 1, -1, 0], [0, 1, 1, -1], [-1, 0, 1, 1], [1, -1, -1, 1], [-1, 1, 1, 0.0]])

@@ -5,9 +5,11 @@ import shutil
 import signal
 import types
 
+import numpy as np
 import pytest
 import torch
 
+from tests.helpers.grid import save_arrays
 from trm_losses.backbones import ImageFeatures
 from trm_pipeline.data.base import eval_transform, train_transform
 from trm_pipeline.data.voc import VOC
@@ -72,11 +74,7 @@ def test_a_worker_that_is_ended_is_one_line(backbone):
 
 
 def test_mirrored_views_are_drawn_in_training_only(tmp_path):
-    import numpy as np
-
-    for view in (0, 1):
-        np.save(tmp_path / f"tokens{view}.npy", np.full((50, 2, 3), view, dtype=np.float16))
-        np.save(tmp_path / f"pooled{view}.npy", np.full((50, 3), view, dtype=np.float16))
+    save_arrays(tmp_path, tokens=[np.full((50, 2, 3), v) for v in (0, 1)], pooled=[np.full((50, 3), v) for v in (0, 1)])
     cached = features.CachedFeatures.from_folder(tmp_path, 2, torch.device("cpu"))
     assert all(batch.tokens.sum() == 0 for batch in cached.batches(8))
     drawn = list(cached.batches(8, torch.Generator().manual_seed(0)))
@@ -90,16 +88,12 @@ def test_mirrored_views_are_drawn_in_training_only(tmp_path):
 @pytest.mark.parametrize("further", [True, False])
 @pytest.mark.parametrize("views", [1, 2, 3])
 def test_cached_rows_are_those_of_their_images(tmp_path, views, further):
-    import numpy as np
-
     generator = np.random.default_rng(0)
     arrays = {
         name: generator.normal(size=(views, 11, *shape)).astype(np.float16)
         for name, shape in (("tokens", (2, 3)), ("pooled", (3,)), ("penultimate", (5,)))[: 3 if further else 2]
     }
-    for name, array in arrays.items():
-        for view in range(views):
-            np.save(tmp_path / f"{name}{view}.npy", array[view])
+    save_arrays(tmp_path, **arrays)
     cached = features.CachedFeatures.from_folder(tmp_path, views, torch.device("cpu"))
     seeded = torch.Generator().manual_seed(3)
     order = torch.randperm(11, generator=seeded).tolist()
@@ -116,20 +110,6 @@ def test_cached_rows_are_those_of_their_images(tmp_path, views, further):
                 assert row.tolist() == array[chosen[image], image].astype(np.float32).tolist()
         assert torch.cat([batch.index for batch in found]).tolist() == list(images)
         assert all((batch.penultimate is not None) == further for batch in found)
-
-
-@pytest.mark.parametrize("shape", [(10, 5), (11, 4), (11,)])
-def test_penultimate_features_that_do_not_fit_are_refused(tmp_path, shape):
-    import numpy as np
-
-    for view in (0, 1):
-        for name, size in (("tokens", (11, 2, 3)), ("pooled", (11, 3)), ("penultimate", shape if view else (11, 5))):
-            np.save(tmp_path / f"{name}{view}.npy", np.zeros(size, dtype=np.float16))
-    with pytest.raises(ValueError, match=f"{tmp_path}.*; delete "):
-        features.CachedFeatures.from_folder(tmp_path, 2, torch.device("cpu"))
-    (tmp_path / "penultimate1.npy").unlink()
-    with pytest.raises((ValueError, FileNotFoundError), match="penultimate1"):
-        features.CachedFeatures.from_folder(tmp_path, 2, torch.device("cpu"))
 
 
 def test_live_features_show_every_image_once_in_an_order_of_the_seed(devkit, backbone):

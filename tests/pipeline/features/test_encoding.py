@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.helpers.grid import Means
 from trm_pipeline.data.base import eval_transform
 from trm_pipeline.data.voc import VOC
 from trm_pipeline.features import cached as features
@@ -94,19 +95,6 @@ class Counted(torch.utils.data.Dataset):
         return torch.full((3, 8, 16), float(index)), torch.zeros(1), index
 
 
-class Means:
-    """A tower of one token, the mean of the pixels."""
-
-    name, dim, image_size, image_mean, image_std = "means", 2, (8, 16), (0.0,) * 3, (1.0,) * 3
-
-    def grid(self, size):
-        return 1, 1
-
-    def __call__(self, pixels):
-        mean = pixels.mean(dim=(1, 2, 3))[:, None].expand(-1, 2)
-        return features.ImageFeatures(mean[:, None], mean, (1, 1))
-
-
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """What caches images, five by default, two at a time, in two views by default."""
@@ -138,7 +126,7 @@ def test_what_was_encoded_before_a_stop_is_not_encoded_again(cache, tmp_path):
     assert_whole(cache(again))
     assert again.read == [2, 3, 4, *range(5)]  # the batch of image 2 was not written
     (whole,) = (tmp_path / "cache").iterdir()
-    assert sorted(path.suffix for path in whole.iterdir()) == [".json", *[".npy"] * 4]
+    assert sorted(path.suffix for path in whole.iterdir()) == [".json", *[".npy"] * 6]
     assert_whole(cache(Counted(bad=0)))  # nothing is read
 
 

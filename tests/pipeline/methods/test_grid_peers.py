@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from tests.helpers.grid import batch as drawn
 from tests.helpers.oracles.baselines import bce, slope, splc
 from tests.helpers.oracles.numbers import array, cosine, sigmoid
 from trm_pipeline import methods
 from trm_pipeline.config import presets
 from trm_pipeline.config.losses import LOSSES
-from trm_pipeline.features import cached as features
 from trm_pipeline.methods import grid
 from trm_pipeline.methods.peers import _features, sarb, scpnet
 
@@ -29,10 +29,7 @@ def setting(**changes):
 
 
 def batch(seed=1):
-    draw = torch.Generator().manual_seed(seed)
-    return features.Batch(
-        torch.randn(IMAGES, 7, DIM, generator=draw), torch.randn(IMAGES, DIM, generator=draw), torch.arange(IMAGES)
-    )
+    return drawn(IMAGES, 7, DIM, seed)
 
 
 def double(*shape, seed=2):

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 
+from tests.helpers import grid
 from tests.helpers.grid import in_memory
 from tests.helpers.oracles.numbers import cosine, softmax
 from trm_losses.metrics import mean_average_precision
@@ -34,10 +35,8 @@ def setting(*changes, classes=4, dim=6, text=None, names=None):
     return methods.Setting(override(presets.EMBEDDED, changes), text, names, 10.0, 10)
 
 
-def batch(images=5, tokens=7, dim=6):
-    generator = torch.Generator().manual_seed(1)
-    draw = partial(torch.randn, generator=generator)
-    return features.Batch(draw(images, tokens, dim), draw(images, dim), torch.arange(images))
+def batch(images=5):
+    return grid.batch(images, 7, 6)
 
 
 def moved(method):

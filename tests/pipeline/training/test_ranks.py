@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import signal
 import subprocess
@@ -22,11 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.helpers import ROOT
+from tests.helpers.grid import Means, save_arrays
 from tests.helpers.ranks import Pool
 from tests.helpers.runs import read_json, typed
 from tests.helpers.values import labels, normal
 from trm_losses import PseudoLabels
-from trm_losses.backbones import ImageFeatures
 from trm_pipeline import files as checkpoint
 from trm_pipeline import methods, ranks
 from trm_pipeline.config import presets
@@ -284,31 +285,17 @@ class Images(torch.utils.data.Dataset[tuple[Tensor, Tensor, int]]):
         return torch.full((3, 4, 4), float(index)) + torch.rand(3, 4, 4), torch.zeros(2), index
 
 
-class Tower:
-    """A backbone of one token."""
-
-    image_size, dim = (4, 4), 3
-
-    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        return 1, 1
-
-    def __call__(self, pixels: Tensor) -> ImageFeatures:
-        pooled = pixels.mean(dim=(2, 3))
-        return ImageFeatures(pooled[:, None], pooled, (1, 1), torch.cat([pooled, pooled], dim=1))
-
-
 @pytest.mark.parametrize("seed", [None, 3])
 @pytest.mark.parametrize("kind", ["cached", "live"])
 def test_parts_make_up_the_batches(kind: str, seed: int | None, tmp_path: Path) -> None:
     """Whatever the number of ranks: the same images, transformations and draws; of nine by four the last batch has one."""
     if kind == "cached":
-        for view in (0, 1):
-            np.save(tmp_path / f"tokens{view}.npy", (10 * view + np.arange(9 * 6).reshape(9, 2, 3)).astype(np.float16))
-            np.save(tmp_path / f"pooled{view}.npy", (10 * view + np.arange(9 * 3).reshape(9, 3)).astype(np.float16))
-            np.save(tmp_path / f"penultimate{view}.npy", (10 * view + np.arange(9 * 5).reshape(9, 5)).astype(np.float16))
+        sizes = {"tokens": (2, 3), "pooled": (3,), "penultimate": (5,)}
+        one = {name: np.arange(9 * math.prod(size)).reshape(9, *size) for name, size in sizes.items()}
+        save_arrays(tmp_path, **{name: [array, 10 + array] for name, array in one.items()})
         read: Any = features.CachedFeatures.from_folder(tmp_path, 2, torch.device("cpu"))
     else:
-        read = features.LiveFeatures(Images(), Tower(), token_pool=1, device=torch.device("cpu"), workers=0)
+        read = features.LiveFeatures(Images(), Means(), token_pool=1, device=torch.device("cpu"), workers=0)
 
     def epoch(rank: int, world: int) -> tuple[list[features.Batch], Tensor]:
         generator = None if seed is None else torch.Generator().manual_seed(seed)
