@@ -1,15 +1,12 @@
 """The page in a browser: answers by key and by mouse, what is kept, what is saved."""
 
 import re
-import time
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from tests.helpers.browser import open_browser
 from tests.pipeline.folder.review.conftest import CLASSES, FILES
-from trm_pipeline.drawn.scenes import TARGET, draw_scene
 from trm_pipeline.folder.review.answers import read_answers
 from trm_pipeline.folder.review.page import Question, write_review
 
@@ -226,37 +223,3 @@ def luminance(color):
     channels = [int(value) / 255 for value in re.findall(r"\d+", color)[:3]]
     linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def test_thousands_of_questions(tab, tmp_path, capsys):
-    (tmp_path / "images").mkdir()
-    rng, classes = np.random.default_rng(0), [f"class {c}" for c in range(25)]
-    for i in range(200):
-        Image.fromarray(draw_scene(np.random.default_rng(i), TARGET, ["dog"]).image).save(tmp_path / "images" / f"{i}.png")
-    pairs = [(f"{i}.png", name) for name in classes for i in range(200)]
-    questions = [Question(file, name, rng.random(), rng.random((14, 14))) for file, name in pairs]
-    write_review(tmp_path / "review.html", questions, classes, images=tmp_path / "images")
-    started = time.monotonic()
-    page = tab(tmp_path / "review.html")
-    page.get_by_text("question 1 of 5000").wait_for()
-    opened = time.monotonic() - started
-    times = page.evaluate(
-        """async () => {
-          const times = [];
-          for (let n = 0; n < 200; n++) {
-            const before = performance.now();
-            document.body.dispatchEvent(new KeyboardEvent("keydown", {key: "pau"[n % 3], bubbles: true}));
-            await document.querySelector("#picture img").decode();
-            times.push(performance.now() - before);
-            await new Promise(requestAnimationFrame);
-          }
-          return times.sort((a, b) => a - b);
-        }"""
-    )
-    size = (tmp_path / "review.html").stat().st_size / 1e6
-    told = f"{size:.1f} MB, open in {opened:.2f} s, from key to picture {times[100]:.1f} ms, at most {times[-1]:.1f} ms"
-    with capsys.disabled():
-        print(f"\n5000 questions: {told}")
-    assert answered(page) == "200 of 5000 answered: 67 present, 67 absent, 66 unsure" and times[100] < 5000
-    page.reload()
-    assert answered(page).startswith("200 of 5000") and "question 201 of 5000" in question(page)[1]
