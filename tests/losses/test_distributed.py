@@ -349,13 +349,12 @@ def test_not_distributed_is_local(pool: Pool) -> None:
 WRAPPED: list[dict[str, Any]] = [{}, {"pooler": {"query": "free"}}, {"pooler": {"query_head": False}}]
 
 
-def wrapped(rank: int, settings: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Two steps under DistributedDataParallel itself."""
-    model = objective(distributed=True, **settings)
-    parallel = nn.parallel.DistributedDataParallel(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+def wrapped(rank: int | None, settings: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Two steps under DistributedDataParallel itself; rank None: one process, the joined batch."""
+    model = objective(distributed=rank is not None, **settings)
+    parallel = model if rank is None else nn.parallel.DistributedDataParallel(model)
+    optimizer, rows = torch.optim.SGD(model.parameters(), lr=0.1), part(rank, "unequal", 2)
     for step in range(2):
-        rows = part(rank, "unequal", 2)
         y = joined_targets("unequal", 2).roll(step, 1)[rows]
         output = parallel(normal(ROWS, 4, WIDTH, seed=70 + step)[rows].float(), normal(CLASSES, WIDTH, seed=80).float(), y)
         optimizer.zero_grad()
@@ -368,20 +367,12 @@ def wrapped(rank: int, settings: dict[str, Any]) -> tuple[dict[str, Tensor], dic
 
 @pytest.mark.parametrize("settings", WRAPPED, ids=["defaults", "free", "one head"])
 def test_under_distributed_data_parallel(pool: Pool, settings: dict[str, Any]) -> None:
-    model = objective(**settings)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for step in range(2):
-        y = joined_targets("unequal", 2).roll(step, 1)
-        output = model(normal(ROWS, 4, WIDTH, seed=70 + step).float(), normal(CLASSES, WIDTH, seed=80).float(), y)
-        optimizer.zero_grad()
-        output.loss.backward()
-        optimizer.step()
-        model.update(output)
-    for gradients, state in pool.run(wrapped, settings):
-        for name, p in model.named_parameters():
-            torch.testing.assert_close(gradients[name], p.grad, rtol=1e-3, atol=1e-4, msg=name)
-        for key, value in model.state_dict().items():
-            torch.testing.assert_close(state[key], value, rtol=1e-3, atol=1e-4, msg=key)
+    one = wrapped(None, settings)
+    for rank in pool.run(wrapped, settings):
+        for found, wanted in zip(rank, one, strict=True):  # gradients, state
+            assert found.keys() == wanted.keys()
+            for key, value in wanted.items():
+                torch.testing.assert_close(found[key], value, rtol=1e-3, atol=1e-4, msg=key)
 
 
 def messages(rank: int, batch: int, classes: int, width: int, positives: int) -> dict[str, int]:

@@ -98,6 +98,10 @@ def hard(b: int, c: int) -> Tensor:
     return given_labels(b, c, seed=3, soft=False)
 
 
+def padding(b: int) -> Tensor:
+    return torch.arange(b * TOKENS).view(b, TOKENS) % 4 == 3
+
+
 def scored(b: int, c: int) -> Inputs:
     return {"scores": normal(b, c, seed=1), "targets": hard(b, c)}
 
@@ -256,24 +260,14 @@ PARTS |= {
                 "keys": normal(b, TOKENS, WIDTH, seed=2),
                 "query_weight": normal(WIDTH, WIDTH, seed=3),
                 "key_weight": normal(WIDTH, WIDTH, seed=4),
-                "key_padding_mask": torch.arange(b * TOKENS).view(b, TOKENS) % 4 == 3,
+                "key_padding_mask": padding(b),
             },
         ),
-        (
-            "boost_logits",
-            TF.boost_logits,
-            lambda b, c: {
-                "token_logits": normal(b, TOKENS, c),
-                "key_padding_mask": torch.arange(b * TOKENS).view(b, TOKENS) % 4 == 3,
-            },
-        ),
+        ("boost_logits", TF.boost_logits, lambda b, c: {"token_logits": normal(b, TOKENS, c), "key_padding_mask": padding(b)}),
         (
             "transport_attention",
             TF.transport_attention,
-            lambda b, c: {
-                "similarity": torch.tanh(normal(b, c, TOKENS)),
-                "key_padding_mask": torch.arange(b * TOKENS).view(b, TOKENS) % 4 == 3,
-            },
+            lambda b, c: {"similarity": torch.tanh(normal(b, c, TOKENS)), "key_padding_mask": padding(b)},
         ),
         (
             "sinkhorn_attention",
@@ -418,22 +412,9 @@ def plans(draw: Any) -> Plan:
 
 # What says nothing of no images, and refuses them.
 NOT_EMPTY = (
-    "average_precision",
-    "mean_average_precision",
-    "f1_scores",
-    "evaluate",
-    "calibration_error",
-    "choose_thresholds",
-    "calibration, fit",
-    "known_fraction",
-    "hide_labels",
-    "keep_single_positive",
-    "move_positives",
-    "class_weights",
-    "sample_classes",
-    "matching, calibrate_bias",
-    "ROLELoss",
-    "global head, fit",
+    *"average_precision mean_average_precision f1_scores evaluate calibration_error choose_thresholds known_fraction".split(),
+    *"hide_labels keep_single_positive move_positives class_weights sample_classes ROLELoss".split(),
+    *("calibration, fit", "matching, calibrate_bias", "global head, fit"),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any, Literal
 
 import open_clip
@@ -231,48 +232,33 @@ def test_refuses_no_chunk_size() -> None:
 
 
 class OwnBlock(open_clip.transformer.ResidualAttentionBlock):  # type: ignore[misc, name-defined]
-    pass
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        return 2 * x
 
 
-def touched(how: str) -> OpenClipBackbone:
-    """A tower with something in a block that must not be passed by."""
-    backbone = tower()
-    block = backbone.model.transformer.resblocks[1]
-    if how == "hook on block":
-        block.register_forward_hook(lambda _, x, out: 2 * out)
-    elif how == "hook on attention":
-        block.attn.register_forward_pre_hook(lambda _, x: (2 * x[0], *x[1:]))
-    elif how == "other class":
-        block.__class__ = OwnBlock
-        OwnBlock.forward = lambda self, x, attn_mask=None: 2 * x
-    elif how == "replaced forward":
-        block.forward = lambda x, attn_mask=None: 2 * x
-    elif how == "replaced attention":
-        block.attention = lambda q_x, **_: 2 * q_x
-    elif how == "added part":
-        block.adapter = nn.Identity()
-    elif how == "other attention":
-        block.attn = type("Twice", (nn.MultiheadAttention,), {"forward": lambda self, q, k, v, **_: (2 * q, None)})(32, 2)
-    else:
-        block.attn.add_zero_attn = True
-    return backbone.double().requires_grad_(False)
+class Twice(nn.MultiheadAttention):
+    def forward(self, q: Tensor, *_: Any, **__: Any) -> Any:
+        return 2 * q, None
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        "hook on block",
-        "hook on attention",
-        "other class",
-        "replaced forward",
-        "replaced attention",
-        "added part",
-        "other attention",
-        "zero attention",
-    ],
-)
+# What is done to a block that must not be passed by.
+TOUCHED: dict[str, Callable[[Any], Any]] = {
+    "hook on block": lambda block: block.register_forward_hook(lambda _, x, out: 2 * out),
+    "hook on attention": lambda block: block.attn.register_forward_pre_hook(lambda _, x: (2 * x[0], *x[1:])),
+    "other class": lambda block: setattr(block, "__class__", OwnBlock),
+    "replaced forward": lambda block: setattr(block, "forward", lambda x, attn_mask=None: 2 * x),
+    "replaced attention": lambda block: setattr(block, "attention", lambda q_x, **_: 2 * q_x),
+    "added part": lambda block: setattr(block, "adapter", nn.Identity()),
+    "other attention": lambda block: setattr(block, "attn", Twice(32, 2)),
+    "zero attention": lambda block: setattr(block.attn, "add_zero_attn", True),
+}
+
+
+@pytest.mark.parametrize("how", TOUCHED)
 def test_a_tower_that_is_not_known_is_run_as_it_is(how: str) -> None:
-    backbone = touched(how)
+    backbone = tower()
+    TOUCHED[how](backbone.model.transformer.resblocks[1])
+    backbone.double().requires_grad_(False)
     prompts = learner(backbone, "shared")
     wanted = text_and_slope(whole_tower(backbone, prompts()), prompts.context)
     agree(text_and_slope(backbone.encode_prompts(prompts()), prompts.context), wanted)

@@ -249,16 +249,8 @@ def test_a_folder_of_images_with_a_timm_model(
     texts = ["--class-texts", str(tmp_path / "texts.npy")]
     rest = ["--epochs", "1", "--device", "cpu", "--cache", str(tmp_path / "cache"), "--output", str(tmp_path / "run")]
     train = ["train", str(photos / "images"), str(photos / "labels.csv"), *model, *rest]
-    for words, message in (
-        ([], r"timm:test_vit has no text tower: --class-texts must be a .* of shape \(3, 64\), got none"),
-        (
-            [*texts, "--template", "a {}."],
-            "--names and --template are words for a text tower, and --model timm:test_vit has none",
-        ),
-        (["--class-texts", str(files / "texts.pt")], r"got \(20, 64\); give a row for each class in this order: dog, car, cow"),
-    ):
-        with pytest.raises(SystemExit, match=message):
-            cli.main([*train, *words])
+    with pytest.raises(SystemExit, match="--names and --template are words for a text tower, and --model timm:test_vit has none"):
+        cli.main([*train, *texts, "--template", "a {}."])
     cli.main([*train, *texts])
     assert "read in the order dog, car, cow" in capsys.readouterr().out
     saved = read_json(tmp_path / "run" / "model.json")
