@@ -8,16 +8,14 @@ import io
 import shutil
 import warnings
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 import trm_losses as tl
 from tests.helpers import trust
 from tests.helpers.cases.objective import objective
-from tests.helpers.values import CLASSES, TOKENS, WIDTH, labels, normal
+from tests.helpers.values import CLASSES, TOKENS, WIDTH, labels, normal, shaken
 
 # One of each way through the code: the others share theirs, and compile for one batch size in test_modules.py.
 DYNAMIC = ("matching", "contrast, weights and prototypes", "pseudo-labels", "large loss, correct", "ROLE", "GPR")
@@ -76,36 +74,13 @@ def test_steps_of_the_objective_are_one_graph(labelled: bool) -> None:
     assert not labelled or (weights[:2] == [0.0, 0.0] and weights[3] > weights[2] >= 0)
 
 
-def head(query: Any, which: Any) -> tl.TRMHead:
-    torch.manual_seed(0)
-    pooler, matching = tl.RegionPooler(CLASSES, WIDTH, num_heads=2, query=query), tl.TextRegionMatchingLoss(CLASSES)
-    for p in (*pooler.parameters(), *matching.parameters()):
-        nn.init.normal_(p, mean=p.detach().mean().item(), std=0.3)
-    return tl.TRMHead(pooler, matching, torch.randn(CLASSES, WIDTH), [f"class {c}" for c in range(CLASSES)], head=which).eval()
-
-
-@pytest.mark.parametrize("query, which, padded", [("tied", "query", False), ("free", "mean", True)])
-def test_exports_with_any_batch(query: Any, which: Any, padded: bool) -> None:
-    made, batch = head(query, which), torch.export.Dim("batch")
-
-    def masks(size: int) -> dict[str, Tensor]:
-        return {"key_padding_mask": torch.arange(size * TOKENS).view(size, TOKENS) % 4 == 3} if padded else {}
-
-    shapes = {"tokens": {0: batch}, **dict.fromkeys(masks(2), {0: batch})}
-    file = io.BytesIO()
-    torch.export.save(torch.export.export(made, (torch.randn(2, TOKENS, WIDTH),), masks(2), dynamic_shapes=shapes), file)
-    file.seek(0)
-    program = torch.export.load(file).module()
-    for size in (1, 3, 9):
-        tokens = torch.randn(size, TOKENS, WIDTH)
-        torch.testing.assert_close(program(tokens, **masks(size)), made(tokens, **masks(size)))
-
-
 def test_onnx_is_what_we_compute() -> None:
     runtime = pytest.importorskip("onnxruntime")
     for name in ("onnx", "onnxscript"):
         pytest.importorskip(name)
-    made = head("tied", "query")
+    torch.manual_seed(0)
+    parts = tl.RegionPooler(CLASSES, WIDTH, num_heads=2), tl.TextRegionMatchingLoss(CLASSES)
+    made = shaken(tl.TRMHead(*parts, torch.randn(CLASSES, WIDTH), [f"class {c}" for c in range(CLASSES)])).eval()
     logits = normal(40, CLASSES)
     made.calibration = tl.Calibration(CLASSES).fit(logits, (logits > normal(40, CLASSES, seed=1)).long())
     shapes = {"tokens": {0: torch.export.Dim.DYNAMIC}}
