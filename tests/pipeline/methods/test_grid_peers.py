@@ -341,53 +341,37 @@ def test_memory_keeps_the_last_features_of_known_positives():
 # SARB
 
 
-def test_blends_of_images_follow_their_equation():
+@pytest.mark.parametrize("name, share", [("alpha", 0.7), ("beta", 0.2)], ids=["images", "prototypes"])
+def test_blends_follow_their_equation(name, share):
+    """With the image at the other end of the batch, or with the sixth prototype of one class of each image."""
     method = grid.build_method("text-pixel+sarb", setting()).double()
     with torch.no_grad():
-        method.alpha.fill_(0.7)
-    f, y, w = double(IMAGES, CLASSES, DIM), some_targets(), double(IMAGES, CLASSES, DIM, seed=9).detach()
-    blend, soft = method.images(f, y)
-    weights = array(w)
-
-    def function(x, alpha):
-        total = 0.0
-        for b in range(IMAGES):
-            for c in range(CLASSES):
-                other = IMAGES - 1 - b
-                mixed = y[b, c] == -1 and y[other, c] == 1
-                feature = alpha * x[b, c] + (1 - alpha) * x[other, c] if mixed else x[b, c]
-                total += float((feature * weights[b, c]).sum()) + (b + 1) * (1 - alpha if mixed else float(y[b, c]))
-        return float(total)
-
-    rows = torch.arange(1, IMAGES + 1, dtype=torch.float64)[:, None]
-    agree((blend * w).sum() + (soft * rows).sum(), [f, method.alpha], function)
-    assert ((soft > 0) & (soft < 1)).any()
-
-
-def test_blends_with_prototypes_follow_their_equation():
-    method = grid.build_method("text-pixel+sarb", setting()).double()
-    with torch.no_grad():
-        method.beta.fill_(0.2)
+        getattr(method, name).fill_(share)
         method.prototypes.copy_(double(*method.prototypes.shape, seed=11))
         method.found[:] = torch.tensor([True, True, False, True])
     f, y, w = double(IMAGES, CLASSES, DIM), some_targets(), double(IMAGES, CLASSES, DIM, seed=9).detach()
-    y[0], y[2] = -1, -1
     classes = torch.tensor([1, 0, 2, 3, 1, 0])
-    blend, soft = method.with_prototypes(f, y, classes, 6)
+    if name == "beta":
+        y[0], y[2] = -1, -1
+    blend, soft = method.images(f, y) if name == "alpha" else method.with_prototypes(f, y, classes, 6)
     weights, prototypes = array(w), array(method.prototypes)
 
-    def function(x, beta):
+    def function(x, share):
         total = 0.0
         for b in range(IMAGES):
             for c in range(CLASSES):
-                mixed = c == classes[b] and c != 2 and y[b, c] == -1
-                feature = beta * x[b, c] + (1 - beta) * prototypes[c, 6] if mixed else x[b, c]
-                total += float((feature * weights[b, c]).sum()) + (b + 1) * (1 - beta if mixed else float(y[b, c]))
+                if name == "alpha":
+                    mixed, other = y[IMAGES - 1 - b, c] == 1, x[IMAGES - 1 - b, c]
+                else:
+                    mixed, other = c == classes[b] and c != 2, prototypes[c, 6]
+                mixed = mixed and y[b, c] == -1
+                feature = share * x[b, c] + (1 - share) * other if mixed else x[b, c]
+                total += float((feature * weights[b, c]).sum()) + (b + 1) * (1 - share if mixed else float(y[b, c]))
         return float(total)
 
     rows = torch.arange(1, IMAGES + 1, dtype=torch.float64)[:, None]
-    agree((blend * w).sum() + (soft * rows).sum(), [f, method.beta], function)
-    assert ((soft > 0) & (soft < 1)).sum() > 0
+    agree((blend * w).sum() + (soft * rows).sum(), [f, getattr(method, name)], function)
+    assert ((soft > 0) & (soft < 1)).any()
 
 
 def test_shares_of_a_blend_come_back_from_the_ends():
