@@ -92,7 +92,7 @@ def calibrate(similarity: Tensor, mean_present: Tensor, mean_absent: Tensor, gap
 
     Args:
         similarity: (B, C). mean_present, mean_absent, gap: (C,) the mean similarity of known present and known absent
-            entries of a class, and their distance. steepness: k.
+            entries of a class, and their distance, of which 0 counts as the smallest step of its type. steepness: k.
 
     Reference: our choice, because one fixed threshold cannot fit all classes.
     """
@@ -103,6 +103,7 @@ def calibrate(similarity: Tensor, mean_present: Tensor, mean_absent: Tensor, gap
         mean_absent=(mean_absent, "C"),
         gap=(gap, "C"),
     )
+    gap = gap.clamp(min=torch.finfo(gap.dtype).eps)
     return torch.sigmoid(steepness * (similarity - 0.5 * (mean_present + mean_absent)) / gap)
 
 

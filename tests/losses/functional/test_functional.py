@@ -517,6 +517,11 @@ def test_calibrate() -> None:
         middle = (float(present[c]) + float(absent[c])) / 2
         close(actual[b, c], oracles.sigmoid(5 * (float(s[b, c]) - middle) / float(gap[c])))
     close(TF.calibrate((present + absent)[None] / 2, present, absent, gap), np.full((1, 2), 0.5))
+    none = torch.zeros(2, dtype=present.dtype, requires_grad=True)
+    found = TF.calibrate(torch.stack([present + 1, present - 1]), present, present, none)
+    close(found, np.array([[1.0, 1.0], [0.0, 0.0]]))
+    (gradient,) = torch.autograd.grad(found.sum(), none)
+    assert gradient.isfinite().all()
 
 
 @pytest.mark.parametrize("y, x", [(1.0, -math.inf), (0.3, math.inf), (0.3, -math.inf)])
