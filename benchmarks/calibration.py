@@ -21,6 +21,8 @@ from trm_losses.metrics import calibration_error, evaluate
 from trm_pipeline.config.presets import Known
 from trm_pipeline.data import given, voc
 from trm_pipeline.files import write_json
+from trm_pipeline.methods import LABEL_FREE
+from trm_pipeline.methods.global_head import FITTED
 from trm_pipeline.report.markdown import markdown
 from trm_pipeline.run.arguments import known_argument, parse
 from trm_pipeline.run.choose import hold_out, logits_of
@@ -66,12 +68,15 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--json", type=Path, help="file for the figures")
     args = p.parse_args(argv)
     typed = [str(args.features)] if args.features else []
-    options = parse([*typed, *(["--set", *args.set] if args.set else [])], given.SOURCE if args.features else voc.SOURCE)
+    typed += ["--methods", *args.methods, *(["--set", *args.set] if args.set else [])]
+    options = parse(typed, given.SOURCE if args.features else voc.SOURCE)
+    if untrained := {*options.methods} & {*LABEL_FREE, *FITTED}:
+        p.error(f"--methods {min(untrained)} is not trained")
     data = prepare(options)
     rows: list[tuple[str, ...]] = []
     figures = []
     for known in args.known:
-        for method in args.methods:
+        for method in options.methods:
             cells = [Cell(method, known, seed) for seed in args.seeds]
             found = [measure(data, cell) for cell in cells]
             figures += [{**cell._asdict(), **row} for cell, row in zip(cells, found, strict=True)]

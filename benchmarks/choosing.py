@@ -3,9 +3,8 @@
     python benchmarks/choosing.py --features FEATURES      # given features: their split val
     python benchmarks/choosing.py --data voc vg200 cub     # drawn sets: their val split, or a part of the training images
 
-Each candidate rate is trained on four fifths of the known labels and ranked by pooled average precision on the rest, as --choose
-does, and then trained on all of them and scored. Differences are in points of mAP; the correlation is Spearman's, of the two
-rankings.
+The choice is that of --choose: each rate is trained on four fifths of the known labels, and the rest are asked. Then each is
+trained on all of them and scored. Differences are in points of mAP. The correlation is Spearman's, of held-out precision and mAP.
 """
 
 from __future__ import annotations
@@ -21,6 +20,8 @@ from scipy.stats import spearmanr
 from trm_losses.metrics import mean_average_precision
 from trm_pipeline.config.settings import override
 from trm_pipeline.data import cub, given, vg200, voc
+from trm_pipeline.methods import LABEL_FREE
+from trm_pipeline.methods.global_head import FITTED
 from trm_pipeline.progress import say
 from trm_pipeline.report.markdown import markdown
 from trm_pipeline.run.arguments import known_argument, parse
@@ -33,14 +34,11 @@ SOURCES = {"photographs": given.SOURCE, "voc": voc.SOURCE, "vg200": vg200.SOURCE
 
 
 class Candidates(NamedTuple):
-    """The rates of a cell: pooled AP (%) of what was held out, and mAP (%) of the scored images."""
+    """The rates of a cell, first that of the preset: pooled AP (%) of what was held out, and mAP (%) of the scored images."""
 
     held_out: list[float]
     scored: list[float]
-
-    @property
-    def chosen(self) -> float:
-        return self.scored[self.held_out.index(max(self.held_out))]
+    chosen: float
 
     @property
     def correlation(self) -> float:
@@ -49,15 +47,16 @@ class Candidates(NamedTuple):
 
 def measure(data: Prepared, cell: Cell) -> Candidates:
     """Every rate, both ways."""
-    names = [f"lr_factor={factor:g}" for factor in FACTORS]
-    found = search(data, cell, data.preset).scores
+    names = [f"lr_factor={factor:g}" for factor in dict.fromkeys((data.preset.lr_factor, *FACTORS))]
+    changes, found = search(data, cell, data.preset)
     scored = []
     for name in names:
         preset, label = override(data.preset, [name]), f"{cell.label}, {name}"
         method = train_cell(data, cell, preset, method=cell.method, label=label, scored=False).method
         logits = logits_of(data, method, data.test_features)
         scored.append(100 * float(mean_average_precision(logits, data.test_targets)))
-    return Candidates([found[name] for name in names], scored)
+    (chosen,) = (names.index(change) for change in changes if change in names)
+    return Candidates([found[name] for name in names], scored, scored[chosen])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -76,12 +75,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         if source.given and args.features is None:
             p.error("--features is needed for the photographs")
         typed = [str(args.features)] if source.given else ["--tune"]
-        data = prepare(parse([*typed, *(["--set", *args.set] if args.set else [])], source))
+        options = parse([*typed, "--methods", *args.methods, *(["--set", *args.set] if args.set else [])], source)
+        if untrained := {*options.methods} & {*LABEL_FREE, *FITTED}:
+            p.error(f"--methods {min(untrained)} has no rate to choose")
+        data = prepare(options)
         for known in args.known:
-            for method in args.methods:
+            for method in options.methods:
                 found = [measure(data, Cell(method, known, seed)) for seed in args.seeds]
                 columns = [
-                    [cell.scored[FACTORS.index(1.0)] for cell in found],
+                    [cell.scored[0] for cell in found],
                     [cell.chosen for cell in found],
                     [max(cell.scored) for cell in found],
                     [cell.chosen - max(cell.scored) for cell in found],

@@ -136,10 +136,10 @@ class TextRegionMatchingLoss(PerClassState):
 
     @torch.no_grad()
     def calibrate_bias(self, regions: Tensor, text: Tensor, prior: float) -> None:
-        """Set one bias for all classes so that the mean probability over ``regions`` is ``prior``, by bisection.
+        """Set the bias of each class so that its mean probability over ``regions`` is ``prior``, by bisection.
 
-        A cosine of a vision-language model says little about presence in absolute terms: without this start every class
-        would begin far too probable.
+        A cosine of a vision-language model says little about presence in absolute terms, and classes have levels of their own:
+        without this start all would begin far too probable, and training would first have to bring them together.
 
         Args:
             regions: (B, C, D) of the first batches.
@@ -153,16 +153,16 @@ class TextRegionMatchingLoss(PerClassState):
         logits = self.logits(regions, text, bias=False).cpu().double()
         if not logits.numel():
             raise ValueError(f"{type(self).__name__}: regions must hold at least one image, got shape {tuple(regions.shape)}")
-        low, high = logits.min() - 20, logits.max() + 20
+        low, high = logits.amin(dim=0) - 20, logits.amax(dim=0) + 20
         for _ in range(60):
             middle = (low + high) / 2
-            too_high = torch.sigmoid(logits - middle).mean() > prior
+            too_high = torch.sigmoid(logits - middle).mean(dim=0) > prior
             low, high = torch.where(too_high, middle, low), torch.where(too_high, high, middle)
         bias = ((low + high) / 2).to(self.bias)
-        if not torch.isfinite(bias):
+        if not torch.isfinite(bias).all():
             longest = float(regions.detach().float().norm(dim=-1).max())
             raise ValueError(
                 f"{type(self).__name__}: regions must lead to a bias that {bias.dtype} can hold, got regions of a length up to "
                 f"{longest:g}; normalise them"
             )
-        self.bias.fill_(bias)
+        self.bias.copy_(bias)

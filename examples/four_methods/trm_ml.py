@@ -48,7 +48,8 @@ prior.fit((batch.tokens for batch in train.features.batches(64)), train.text)
 # With the known labels: a layer on penultimate features, where the encoder gives them.
 seen = [(b.tokens, b.penultimate, targets[b.index].to(args.device)) for b in train.features.batches(64)]
 width = None if seen[0][1] is None else seen[0][1].shape[1]
-whole = GlobalHead(classes, width, prior, device=args.device).fit(seen)
+shrinkage, spread = (1.0, 3.0) if args.features else (0.1, 1.5)  # features of the small model of drawn scenes say less
+whole = GlobalHead(classes, width, prior, shrinkage=shrinkage, spread=spread, device=args.device).fit(seen)
 
 steps = -(-images // 64)
 prompts = PromptLearner("residual", text=train.text).to(args.device)

@@ -28,7 +28,8 @@ from trm_pipeline.methods.grid import HEADS, NAMES, PEERS, build_method, choose_
 from trm_pipeline.progress import curves
 from trm_pipeline.run.options import RunOptions
 
-OF_IMAGES = ("name", "model", "pretrained", "image_size", "templates", "augment", "mirror", "token_pool", "value_path")
+_OF_MODEL = ("name", "model", "pretrained", "image_size", "token_pool", "value_path", "num_context")
+OF_IMAGES = (*_OF_MODEL, "year", "templates", "augment", "mirror")
 """Settings of how images and words are encoded, and what they are called together."""
 
 ABOVE_0 = ("clip_norm", "expected_positives", "scale", "sharpness")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from trm_losses import GaussianDiscriminant, GlobalHead
-from trm_losses.labels import hide_labels, keep_single_positive, move_positives
+from trm_losses.labels import UNKNOWN, hide_labels, keep_single_positive, move_positives
 from trm_pipeline.config.presets import Known, Preset
 from trm_pipeline.features.cached import Batch
 from trm_pipeline.features.frozen import Frozen
@@ -125,6 +125,8 @@ def known_labels(data: Prepared, cell: Cell) -> Tensor:
         left = keep_single_positive(data.targets, seed=seed)
     else:
         left = hide_labels(data.targets, cell.known, seed=seed)
+        if cell.known and not (left != UNKNOWN).any():
+            raise ValueError(f"--known {cell.known:g} leaves none of {left.numel()} labels known; give a larger share, or 0")
     return move_positives(left, data.targets, cell.wrong, seed=seed) if cell.wrong else left
 
 

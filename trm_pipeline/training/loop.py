@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from functools import partial
@@ -200,7 +201,7 @@ def train(
     if writer is not None:
         writer.close()
     averaged.eval()
-    if metrics:
+    if metrics and not math.isnan(metrics["mAP"]):  # no class could be ranked
         say(f"{label}: mAP {metrics['mAP']:.1f}  OF1 {metrics['OF1']:.1f}  {seconds:.0f} s  (last epoch: {shown})")
     return Trained(averaged, {**metrics, "best_epoch_mAP": best}, seconds, [] if trace is None else trace.points)
 
