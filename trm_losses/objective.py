@@ -152,7 +152,8 @@ class TRMObjective(PerClassState):
 
         Args:
             text: (C, D) class texts of the frozen model.
-            total_steps: optimizer steps of the whole run, of which warm-up and ramp of the pseudo-labels are shares.
+            total_steps: optimizer steps of the whole run, of which warm-up and ramp of the pseudo-labels are shares; a soft rule
+                has neither.
             rule: how unknown labels are estimated for the regions; None: they are not. Regions that stay alone gain by a
                 :class:`trm_losses.pseudo.TeacherRule`; those merged with a :class:`trm_losses.GlobalHead` do not, and
                 :meth:`trm_losses.TRMHead.finish` gives that one pseudo-labels.

@@ -31,9 +31,7 @@ def model_card(saved: SavedModel, head: TRMHead, labels: Labels, held: Tensor) -
         saved, head: of the folder. labels: of the N images that could be read. held: (N,), those that training did not see.
     """
     family, colon, place = saved.model.partition(":")
-    # Folders are of the machine that trained.
-    place, file = (os.path.basename(text) if os.path.isabs(text) else text for text in (place, saved.pretrained or ""))
-    weights = _plain(f"{family}{colon}{place} {file}")
+    weights = _plain(f"{family}{colon}{_last(place)} {_last(saved.pretrained or '')}")
     parts = [
         FRONT,
         f"# {len(saved.classes)} classes on {weights}",
@@ -46,7 +44,7 @@ def model_card(saved: SavedModel, head: TRMHead, labels: Labels, held: Tensor) -
         f"{int((labels.targets == 0).sum())} absent.",
         "## Figures",
         _figures(saved),
-        _calibration(saved, head, listed=labels.lists and not held.any()),
+        _calibration(saved, head),
         markdown([("class", "words", "threshold", "where from", "promised on other images"), *_rows(saved)]),
         "## Not for",
         _not_for(saved),
@@ -66,14 +64,14 @@ def _figures(saved: SavedModel) -> str:
     )
 
 
-def _calibration(saved: SavedModel, head: TRMHead, *, listed: bool) -> str:
+def _calibration(saved: SavedModel, head: TRMHead) -> str:
     if head.calibration is None:
         return "Scores are not calibrated: 0.7 does not mean 70 %."
     scale, shift = head.calibration.pooled.tolist()
     on = saved.scores["calibrated_on"]
-    alone = listed or saved.scores["unlisted_counted_as_absent"]
     level = " Present labels alone tell no level: it is that of an assumed mean number of present classes an image."
-    return f"Scores are calibrated on the {on}; all classes together: scale {scale:.2f}, shift {shift:.2f}.{level * alone}"
+    level *= saved.scores["level_assumed"]
+    return f"Scores are calibrated on the {on}; all classes together: scale {scale:.2f}, shift {shift:.2f}.{level}"
 
 
 def _rows(saved: SavedModel) -> list[tuple[str, ...]]:
@@ -83,6 +81,11 @@ def _rows(saved: SavedModel) -> list[tuple[str, ...]]:
         promise = "" if told is None else f"{told['metric']} {told['value']:.2f} ({told['low']:.2f} to {told['high']:.2f})"
         rows.append((_plain(name), _plain(about["words"]), f"{about['threshold']:.3f}", about["threshold_from"], promise))
     return rows
+
+
+def _last(place: str) -> str:
+    """Of a path its last part, since folders are of the machine that trained; names of a hub stay whole."""
+    return os.path.basename(os.path.normpath(place)) if os.path.isabs(place) or place[:1] in ("~", ".") else place
 
 
 def _plain(text: str) -> str:

@@ -98,13 +98,12 @@ def judge(
         together = f"* of all classes together, or 0.5 by name alone: {few}"
         lines.append(f"* 0.5: {few}, and fewer than {CALIBRATED} of a kind in all" if min(known) < CALIBRATED else together)
     figures: dict[str, Any] = {"images": int(held.sum()), "classes_scored": count, "mAP": None, "zero_shot": None}
-    figures["unlisted_counted_as_absent"] = assumed
     if not held.any():
         lines.append("No hold-out, so no figure says how good the model is.")
     elif not count:
         lines.append("No mAP: no class has both a present and an absent label in the hold-out; more known labels would help.")
     else:
-        figures["mAP"] = round(100 * float(ap.nanmean()), 3)
+        figures |= {"mAP": round(100 * float(ap.nanmean()), 3), "unlisted_counted_as_absent": assumed}
         figures["zero_shot"] = {name: round(100 * float(value.nanmean()), 3) for name, value in others.items()}
         lines.append(_verdict(figures, best, int((judged == 1).sum()), len(words)))
     return {"classes": classes, "scores": figures}, "\n".join(lines)

@@ -41,7 +41,13 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
 
 def score_columns(saved: SavedModel) -> list[str]:
     """A column for each class; one that is called as another column is told apart, in all tables of scores alike."""
-    return [f"class {name}" if name in ("image", "part", "present") else name for name in saved.classes]
+    columns: list[str] = []
+    for name in saved.classes:
+        column = name
+        while column in ("image", "part", "present") or column != name and column in saved.classes:
+            column = f"class {column}"
+        columns.append(column)
+    return columns
 
 
 def score_row(saved: SavedModel, file: str, scores: Tensor) -> list[str]:

@@ -37,6 +37,10 @@ def run_train(options: TrainOptions) -> None:
     features = frozen.features
     held = _held(options, labels)
     trained = (labels.targets[~held] == 1).any(dim=0)  # classes
+    if not trained.any():
+        raise ValueError(
+            "no label is present in the images to train on; label more of them, or hold fewer out (--hold-out, split)"
+        )
     if none := [name for name, own in zip(labels.class_names, trained.tolist(), strict=True) if not own]:
         shown = ", ".join(none[:5]) + (" …" if len(none) > 5 else "")
         say(f"no label is present of {shown}: nothing to learn from, scored by name alone (zero-shot)")
@@ -57,7 +61,8 @@ def run_train(options: TrainOptions) -> None:
     about, lines = judge(
         labels, held, trained, scores, zero_shot, words, noted=noted, metric=options.metric, at_least=options.at_least
     )
-    about["scores"]["calibrated_on"] = calibrated_on
+    level = present_alone(options, labels, held if calibrated_on == "held-out labels" else ~held)
+    about["scores"] |= {"calibrated_on": calibrated_on, "level_assumed": level}
     saved = frozen.saved(**about)
     # What training has seen it does not contradict.
     slips = labels._replace(targets=torch.where(held[:, None], labels.targets, -1.0)) if held.any() else labels
@@ -82,7 +87,9 @@ def _held(options: TrainOptions, labels: Labels) -> Tensor:
     else:
         draw = partial(hold_out, share=options.hold_out, seed=options.seed, groups=labels.groups)
         held = draw(labels.noted)  # before answers, so that figures are of the same images after each round of them
-        held = held if held.any() else draw(labels.targets)
+        present = labels.targets == 1
+        if not held.any() or (present.any(dim=0) & ~present[~held].any(dim=0)).any():  # nothing held out, or all that a class has
+            held = draw(labels.targets)
         rule = "image by image (if some show the same scene, keep them together with --group or a column split)"
         if labels.groups is not None:
             pairs = set(zip(labels.groups, held.tolist(), strict=True))  # a group lies on one side

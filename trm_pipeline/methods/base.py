@@ -97,7 +97,7 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def calibrate(self, batch: Batch, text: Tensor, prior: float) -> None:
-        """Start the biases so that the mean probability is ``prior``."""
+        """Start the biases so that the mean probability of each class is ``prior``."""
 
     def weak_negative_steps(self, preset: Preset, total: int) -> int:
         """Of ``total`` steps those with single positives that have :func:`weak_negatives`."""

@@ -70,7 +70,7 @@ def run_cell(data: Prepared, cell: Cell, options: RunOptions) -> Finished:
         peak = read_peak()
     figures = {key: None if value is None else round(value, 3) for key, value in metrics.items()}
     expected = data.preset.expected_positives if single else None
-    expected = expected and min(expected, len(data.class_names))  # what a preset assumes may be more than there are
+    expected = expected and min(expected, float(len(data.class_names)))  # what a preset assumes may be more than there are
     row: Row = {**cell.record, **figures, "expected_positives": expected}
     return Finished(cell, row, round(seconds, 2), None if peak is None else round(peak, 1), parameters)
 

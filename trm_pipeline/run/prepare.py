@@ -55,6 +55,12 @@ def prepare(options: RunOptions) -> Prepared:
             f"{present} present and {absent} absent ones in all. Label more of them, with 0 where a class is known to be absent"
         )
     check_unseen(options.unseen, len(train.class_names))
+    for part in test_targets.tensor_split([-options.unseen], dim=1) if options.unseen else ():
+        if not (part == 1).any():
+            raise ValueError(
+                f"--unseen {options.unseen}: classes seen and unseen are scored apart, and {part.shape[1]} on one side have no "
+                f"class with both present and absent labels in the {test_split} images; give another number"
+            )
     names = prompt_names(options, train)
     if options.class_names:
         train.class_names = tuple(names)

@@ -125,8 +125,9 @@ def known_labels(data: Prepared, cell: Cell) -> Tensor:
         left = keep_single_positive(data.targets, seed=seed)
     else:
         left = hide_labels(data.targets, cell.known, seed=seed)
-        if cell.known and not (left != UNKNOWN).any():
-            raise ValueError(f"--known {cell.known:g} leaves none of {left.numel()} labels known; give a larger share, or 0")
+    if cell.known and not (left != UNKNOWN).any():
+        there = int((data.targets != UNKNOWN).sum())
+        raise ValueError(f"--known {cell.known} leaves no label known of {there} in training; give more labels, or another share")
     return move_positives(left, data.targets, cell.wrong, seed=seed) if cell.wrong else left
 
 

@@ -34,13 +34,13 @@ def test_names_of_classes_are_neither_markdown_nor_html():
 
 
 def test_the_level_of_lists_is_assumed():
-    told = [card(["cat"], calibrated_on="held-out labels", unlisted_counted_as_absent=alone) for alone in (False, True)]
+    told = [card(["cat"], calibrated_on="held-out labels", level_assumed=alone) for alone in (False, True)]
     assert ["tell no level" in text for text in told] == [False, True]
 
 
 def test_folders_of_the_machine_that_trained_are_not_told():
     folder = os.path.abspath("secret")
-    told = card(["cat"], f"hf:{folder}/clip") + card(["cat"], "ViT-B-32", f"{folder}/w.pt") + card(["cat"], "hf:org/clip")
+    told = card(["cat"], f"hf:{folder}/clip/") + card(["cat"], "ViT-B-32", f"{folder}/w.pt") + card(["cat"], "hf:org/clip")
     assert "secret" not in told
     for weights in ("hf:clip", "ViT-B-32 w.pt", "hf:org/clip"):
         assert f"# 1 classes on {weights}\n" in told and f"the frozen model {weights} (" in told

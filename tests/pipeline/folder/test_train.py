@@ -121,6 +121,10 @@ def test_answers_change_nothing_of_the_hold_out():
     assert _held(options, after).tolist() == _held(options, labels).tolist() + [False] * 10
     blank = labels._replace(targets=torch.full_like(targets, -1))  # of which answers alone say something
     assert _held(options, joined(blank, answers)).sum() == 10
+    absent = labels._replace(targets=torch.cat([targets[:, :2], torch.zeros(40, 1)], dim=1))
+    held = _held(options, absent)  # where somebody then finds all that is present of a class: some of it has to be learned from
+    found = joined(absent, {(f"{i}.png", CLASSES[2]): 1.0 for i in held.nonzero().flatten().tolist()})
+    assert (found.targets[~_held(options, found), 2] == 1).any()
 
 
 def test_thresholds_are_applied_as_they_are_written(trained):
