@@ -119,7 +119,7 @@ def test_settings_go_before_the_schedule_that_suits_the_rule(rule):
         built(f"pseudo_rule={rule}", *more, total=40).objective for more in ((), ("objective.lambda_pseudo=2", "pseudo_ramp=0.5"))
     )
     # What was known before training need not wait.
-    assert (suited.labeler.warmup_steps, suited.labeler.ramp_steps) == ((0, 4) if rule == "teacher" else (4, 4))
+    assert (suited.labeler.warmup_steps, suited.labeler.ramp_steps) == ((0, 0) if rule == "teacher" else (4, 4))
     assert (suited.lambda_pseudo, own.lambda_pseudo) == (1.0, 2.0)
     assert (own.labeler.warmup_steps, own.labeler.ramp_steps) == (suited.labeler.warmup_steps, 20)
 
