@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from trm_losses import PromptLearner
+from trm_losses import PromptLearner, TextRegionMatchingLoss
 from trm_losses.functional import asymmetric_loss
 from trm_losses.labels import hide_labels, known_fraction
 from trm_losses.metrics import mean_average_precision
@@ -63,10 +63,12 @@ targets = hide_labels(train.targets, args.known, seed=args.seed)  # (n, C): 1 pr
 print(f"{len(targets)} images, {known_fraction(targets):.1%} of the labels known")
 
 model = DualCoOp(train.text).to(args.device)
-prior = (targets == 1).sum() / (targets >= 0).sum()  # share of present labels among the known ones
-with torch.no_grad():  # a cosine says little about presence as such: start with the right mean for each class
-    tokens = next(train.features.batches(256, order)).tokens
-    model.bias.copy_(model(tokens).mean(dim=0) - torch.logit(prior.clamp(1e-4, 1 - 1e-4)))
+share = (targets == 1).sum() / (targets >= 0).sum()  # of present labels among the known ones
+start = TextRegionMatchingLoss(targets.shape[1], scale=1.0).to(args.device)
+with torch.no_grad():  # a cosine says little about presence as such: each class starts at the share
+    logits = model(next(train.features.batches(256, order)).tokens)  # as if a text of one number, 1, were matched
+    start.calibrate_bias(logits[..., None], torch.ones_like(logits[0, :, None]), float(share.clamp(1e-4, 1 - 1e-4)))
+    model.bias.copy_(start.bias)
 
 steps = -(-len(targets) // 64)
 # What is scored is a running mean of the weights, of which 82 % is left after an epoch.

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.functional import normalize
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from trm_losses import TextRegionMatchingLoss
 from trm_losses.functional import asymmetric_loss
 from trm_losses.labels import hide_labels, known_fraction
 from trm_losses.metrics import mean_average_precision
@@ -50,10 +51,13 @@ def standardised(pooled: torch.Tensor) -> torch.Tensor:
 
 classes, dim = train.text.shape
 layer = nn.Linear(dim, classes, device=args.device)
-prior = (targets == 1).sum() / (targets >= 0).sum()  # share of present labels among the known ones
+share = (targets == 1).sum() / (targets >= 0).sum()  # of present labels among the known ones
+start = TextRegionMatchingLoss(classes, scale=SCALE).to(args.device)  # a cosine says little: each class starts at the share
+start.calibrate_bias(unit[:, None].expand(-1, classes, -1), train.text, float(share.clamp(1e-4, 1 - 1e-4)))
 with torch.no_grad():
-    layer.weight.copy_(SCALE * normalize(train.text, dim=1) * deviation)
-    layer.bias.copy_(torch.logit(prior.clamp(1e-4, 1 - 1e-4)))  # the mean logit, as standardised features have the mean 0
+    weight = SCALE * normalize(train.text, dim=1)
+    layer.weight.copy_(weight * deviation)
+    layer.bias.copy_(weight @ mean - start.bias)
 
 steps = -(-len(targets) // 64)
 # What is scored is a running mean of the weights, of which 82 % is left after an epoch.
