@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import hashlib
 import io
 import json
@@ -42,7 +43,7 @@ def text_of(path: Path, what: str) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path.name}, line {line}: not UTF-8; save it as UTF-8, a spreadsheet as 'CSV UTF-8'") from None
+        raise ValueError(f"{path}, line {line}: not UTF-8; save it as UTF-8, a spreadsheet as 'CSV UTF-8'") from None
 
 
 def check_writable(folder: Path, option: str) -> None:
@@ -121,12 +122,16 @@ def write_json(path: Path, value: object) -> None:
     _replace(path, f"{json.dumps(value, indent=1)}\n".encode())
 
 
-def read_json(path: Path) -> Any:
-    """What :func:`write_json` wrote."""
+def read_json(path: Path, what: str = "JSON that a run wrote", fix: str = "start the run afresh", **hooks: Any) -> Any:
+    """What a file of JSON holds; ``hooks`` are those of :func:`json.loads`."""
+    text = ""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} must be JSON that a run wrote, and cannot be read ({error}); start the run afresh") from error
+        with path.open("rb") as file:
+            for part in codecs.iterdecode(iter(lambda: file.read(1 << 22), b""), "utf-8-sig"):
+                text += part  # grows in place: a file of COCO decoded as a whole would be in memory twice
+        return json.loads(text, **hooks)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} must be {what}, and cannot be read ({error}); {fix}") from error
 
 
 def tensor_digest(tensor: Tensor) -> str:

@@ -51,6 +51,9 @@ class LabelledImages(Dataset[tuple[Tensor, Tensor, int]]):
         mask_rows: Tensor | None = None,
     ) -> None:
         self.name, self.class_names = name, tuple(class_names)
+        for class_name, times in Counter(class_names).items():
+            if times > 1:
+                raise ValueError(f"{name}: class_names must be different, got {class_name!r} {times} times; give each its own")
         self.image_paths, self.targets = image_paths, targets
         self.ids = [Path(path).stem for path in image_paths] if ids is None else ids
         self.transform: Transform = to_tensor()
@@ -185,11 +188,14 @@ def lines_of(path: Path, owner: str, layout: str) -> list[str]:
     return [line.strip() for line in text_of(path, "list").splitlines() if line.strip()]
 
 
-def need_files(paths: Sequence[str], owner: str, listing: Path) -> None:
+def need_files(paths: Sequence[str], owner: str, listing: Path, fix: str = "unpack the images again") -> None:
     """Every image a list asks for is there, and asked for once."""
     if len(set(paths)) < len(paths):
         twice = next(path for path, count in Counter(paths).items() if count > 1)
         raise ValueError(f"{owner}: {listing} must list an image once, got {twice} twice; take one of its entries out")
     if missing := [path for path in paths if not os.path.isfile(path)]:
+        there = next(folder for folder in Path(missing[0]).parents if folder.is_dir())
+        if len(missing) == len(paths) or there != Path(missing[0]).parent:  # their folder is another one
+            fix = f"{there} holds: {found_in(there)}; put the images, or a link to their folder, where they are looked for"
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise FileNotFoundError(f"{owner}: {missing[0]}{more} is missing, but {listing} asks for it; unpack the images again")
+        raise FileNotFoundError(f"{owner}: {missing[0]}{more} is missing, but {listing} asks for it; {fix}")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import codecs
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import torch
 
 from trm_pipeline.config.presets import Preset
 from trm_pipeline.data.base import LabelledImages, Place, Source, found_in, need_files
+from trm_pipeline.files import read_json
 
 COCO_CLASSES: tuple[str, ...] = tuple(
     (
@@ -31,6 +30,7 @@ LAYOUT = (
     "https://cocodataset.org/#download (2014 Train images, 2014 Val images, 2014 Train/Val annotations)"
 )
 _KEPT = ("id", "image_id", "category_id", "iscrowd", "file_name", "name")
+_NEEDED = {"images": {"id", "file_name"}, "annotations": {"image_id", "category_id"}, "categories": {"id", "name"}}
 
 
 class COCO(LabelledImages):
@@ -92,17 +92,14 @@ def _read_annotations(path: Path) -> dict[str, list[dict[str, Any]]]:
 
     Outlines make up nearly all of it: an object loses them as soon as it is read, so that they are never in memory together.
     """
-    text = ""
-    with path.open("rb") as file:
-        for part in codecs.iterdecode(iter(lambda: file.read(1 << 22), b""), "utf-8"):
-            text += part  # grows in place: decoded as a whole it would be in memory twice
-    try:
-        dataset: dict[str, list[dict[str, Any]]] = json.loads(text, object_hook=_without_outlines)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"COCO: {path} is not readable JSON ({error}); restore the file") from error
-    del text
-    if missing := {"images", "annotations", "categories"} - set(dataset):
-        raise ValueError(f"COCO: {path} has no {sorted(missing)[0]}; take the instances file, not captions or test images")
+    dataset: dict[str, list[dict[str, Any]]] = read_json(path, "JSON", "restore the file", object_hook=_without_outlines)
+    for what, fields in _NEEDED.items():
+        if not isinstance(dataset, dict) or not isinstance(dataset.get(what), list):
+            raise ValueError(f"COCO: {path} has no {what}; take the instances file, not captions or test images")
+        for item in dataset[what]:
+            if not isinstance(item, dict) or not item.keys() >= fields:
+                wanted = " and ".join(sorted(fields))
+                raise ValueError(f"COCO: {path} must have {wanted} for each of its {what}, got {item!r:.200}; restore the file")
     return dataset
 
 

@@ -46,7 +46,7 @@ class CUB(LabelledImages):
         folder = Path(root) / "CUB_200_2011" if (Path(root) / "CUB_200_2011").is_dir() else Path(root)
         wanted = f"wanted is {LAYOUT}"
         listing = folder / "images.txt"
-        images, flags = (_by_image(path, wanted) for path in (listing, folder / "train_test_split.txt"))
+        images, flags = (_by_number(path, wanted) for path in (listing, folder / "train_test_split.txt"))
         if missing := images.keys() - flags.keys():
             raise ValueError(f"CUB: train_test_split.txt says nothing about image {min(missing)} of images.txt; restore the file")
         ids = [image for image in images if (flags[image] == "1") == (split == "train")]
@@ -56,12 +56,13 @@ class CUB(LabelledImages):
         paths = [str(folder / "images" / images[image]) for image in ids]
         need_files(paths, "CUB", listing)
         places = (folder / "attributes" / "attributes.txt", folder / "attributes.txt", folder.parent / "attributes.txt")
-        names = [line.split()[1] for line in lines_of(next(filter(Path.is_file, places), places[0]), "CUB", wanted)]
+        names = _by_number(next(filter(Path.is_file, places), places[0]), wanted)
         if len(names) != _COUNT:
             raise ValueError(f"CUB: attributes.txt must name {_COUNT} attributes, got {len(names)}; restore the file")
         certain = f", labels of certainty {min_certainty} and more" if min_certainty > 1 else ""
         rows = targets[[int(image) - 1 for image in ids]].float()
-        super().__init__(f"CUB-200-2011 attributes{certain}", names, paths, rows)
+        ordered = [names[str(number)] for number in range(1, _COUNT + 1)]
+        super().__init__(f"CUB-200-2011 attributes{certain}", ordered, paths, rows)
 
     def prompt_names(self) -> list[str]:
         """The attributes as phrases, see :func:`attribute_phrase`."""
@@ -74,13 +75,21 @@ def attribute_phrase(name: str) -> str:
     return (f"bird whose {what} is {value}" if parted else name).replace("_", " ")
 
 
-def _by_image(path: Path, wanted: str) -> dict[str, str]:
-    """What a list says of each image, by its number."""
+def _by_number(path: Path, wanted: str) -> dict[str, str]:
+    """What a list says of each image or attribute, by its number."""
     said: dict[str, str] = {}
-    for image, value in (line.split(maxsplit=1) for line in lines_of(path, "CUB", wanted)):
-        if said.setdefault(image, value) != value:
-            lines = f"{said[image]!r} and {value!r}"
-            raise ValueError(f"CUB: {path} must have one line for image {image}, got {lines}; restore the file")
+    for line in lines_of(path, "CUB", wanted):
+        number, *rest = line.split(maxsplit=1)
+        if not rest:
+            raise ValueError(
+                f"CUB: {path} must have a number and what it stands for in each line, got {line!r}; restore the file"
+            )
+        value = rest[0]
+        if said.setdefault(number, value) != value:
+            lines = f"{said[number]!r} and {value!r}"
+            raise ValueError(f"CUB: {path} must have one line for number {number}, got {lines}; restore the file")
+    if odd := {str(number) for number in range(1, len(said) + 1)} - said.keys():
+        raise ValueError(f"CUB: {path} must number its lines from 1 to {len(said)}, and has no {min(odd)}; restore the file")
     return said
 
 
@@ -89,7 +98,7 @@ def _read_labels(path: Path, count: int, min_certainty: int) -> torch.Tensor:
     if not path.is_file():
         raise FileNotFoundError(f"CUB: {path} not found ({path.parent} holds: {found_in(path.parent)}); wanted is {LAYOUT}")
     try:
-        table = np.loadtxt(path, dtype=np.int32, usecols=range(4), comments=None, ndmin=2, encoding="utf-8")
+        table = np.loadtxt(path, dtype=np.int32, usecols=range(4), comments=None, ndmin=2, encoding="utf-8-sig")
     except ValueError as error:
         raise ValueError(f"CUB: {path} must have image, attribute, presence and certainty in each line ({error})") from error
     image, attribute, present, certainty = table.T

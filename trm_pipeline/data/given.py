@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +12,11 @@ import torch
 from torch import Tensor
 
 from trm_pipeline.config.presets import Preset
-from trm_pipeline.data.base import LabelledImages, Place, Source, found_in
+from trm_pipeline.data.base import LabelledImages, Place, Source, found_in, lines_of
 from trm_pipeline.features.backbone import finished_texts, needs_text_tower
 from trm_pipeline.features.cached import CachedFeatures, mapped
 from trm_pipeline.features.frozen import Frozen
+from trm_pipeline.files import read_json
 
 _FLOATS = (np.dtype(np.float16), np.dtype(np.float32))
 _AT_A_TIME = 1 << 24  # values that are read together
@@ -37,17 +36,12 @@ def read_meta(folder: Path) -> Meta:
     path = folder / "meta.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} not found ({folder} holds: {found_in(folder)}); {_LAYOUT}")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} must be JSON, and cannot be read ({error}); {_LAYOUT}") from error
+    found = read_json(path, "JSON", _LAYOUT)
     if not isinstance(found, dict):
         raise ValueError(f"{path} must be a JSON object, got {type(found).__name__}; {_LAYOUT}")
     names, scale, grid, expected = (found.get(key) for key in ("class_names", "logit_scale", "grid", "expected_positives"))
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name.strip() for name in names):
         raise ValueError(f"{path}: class_names must be a list of names, got {names!r}")
-    if twice := [(name, times) for name, times in Counter(names).items() if times > 1]:
-        raise ValueError(f"{path}: class_names must be different, got {twice[0][0]!r} {twice[0][1]} times")
     if scale is None or not _positive(scale):
         raise ValueError(f"{path}: logit_scale must be above 0, 100 for CLIP, got {scale!r}")
     if grid is not None and not (isinstance(grid, list) and len(grid) == 2 and all(isinstance(n, int) and n > 0 for n in grid)):
@@ -103,7 +97,7 @@ def read(place: Place, preset: Preset, split: str) -> LabelledImages:
     targets = labels_of(root, split, meta)
     names = [str(row) for row in range(len(targets))]
     if (path := root / split / "ids.txt").is_file():
-        names = path.read_text(encoding="utf-8").splitlines()
+        names = lines_of(path, "FEATURES", _LAYOUT)
         if len(names) != len(targets):
             raise ValueError(f"{path} must name {len(targets)} images, one a line, got {len(names)}")
     return LabelledImages(root.resolve().name, meta.class_names, [str(root / name) for name in names], targets, ids=names)

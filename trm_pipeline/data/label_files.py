@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-import pickle
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from trm_losses.labels import UNKNOWN, from_positive_only, from_ternary, known_fraction
-from trm_pipeline.data.base import LabelledImages
+from trm_pipeline.data.base import LabelledImages, lines_of
+from trm_pipeline.features.cached import mapped
 
 _VALUES: dict[str, tuple[int, ...]] = {"ternary": (1, -1, 0), "positive-only": (1, 0), "direct": (1, 0, -1), "mask": (1, 0)}
 ENCODINGS = (*_VALUES, "list")
@@ -75,7 +76,7 @@ def read_labels(path: Path, images: LabelledImages, encoding: str | None = None)
     wanted = (1, UNKNOWN) if encoding == "list" else _VALUES[encoding]
     if not set(found) <= set(wanted):
         raise ValueError(f"--labels: {path} holds {found}, and {encoding} is made of {sorted(wanted)}")
-    table = _in_order(path, table, names, images, mask=encoding == "mask")
+    count, table = len(table), _in_order(path, table, names, images, mask=encoding == "mask")
     if encoding == "ternary":
         table = from_ternary(table)
     elif encoding == "positive-only":
@@ -85,6 +86,7 @@ def read_labels(path: Path, images: LabelledImages, encoding: str | None = None)
     labels = table.to(images.targets.dtype)
     share, agreement = known_fraction(labels), _agreement(path, labels, images.targets, encoding)
     head = f"{path.name}: {encoding}, {share:.2%} of the labels known, {int((labels == 1).sum())} present{agreement}"
+    head += f"; {more} rows of other images left out" if (more := count - len(labels)) else ""
     return PublishedLabels(labels, [head, *_first_rows(labels, images)])
 
 
@@ -93,9 +95,9 @@ def read_list(path: Path, lines: Sequence[str], num_classes: int) -> tuple[list[
     names: list[str] = []
     cells: tuple[list[int], list[int]] = [], []
     for row, line in enumerate(lines):
-        name, _, listed = line.partition(",")
+        name, comma, listed = line.partition(",")
         columns = listed.split()
-        if not all(column.isdecimal() and int(column) < num_classes for column in columns):
+        if not comma or not all(column.isdecimal() and int(column) < num_classes for column in columns):
             raise ValueError(
                 f"{path}: line {row + 1} must be an image name, a comma and numbers from 0 to {num_classes - 1}, got {line!r}; "
                 "take the list of this data set"
@@ -108,16 +110,24 @@ def read_list(path: Path, lines: Sequence[str], num_classes: int) -> tuple[list[
     return names, table
 
 
+def read_names(path: Path) -> list[str]:
+    """The names of images that Cole keeps in an array, as text or as bytes."""
+    names: list[str] = mapped(path, "images").astype(str).tolist()
+    return names
+
+
 def _read_npy(path: Path, images: LabelledImages) -> _File:
-    table = _whole_numbers(path, torch.from_numpy(np.load(path, allow_pickle=False)))
+    table = _whole_numbers(path, torch.from_numpy(mapped(path, "images", "classes")))
     formatted = path.name.startswith("formatted_") and path.name.endswith("_labels_obs.npy")
     beside = path.with_name(path.name.replace("_labels_obs.npy", "_images.npy"))
-    names = np.load(beside, allow_pickle=False).tolist() if formatted and beside.is_file() else None
+    names = read_names(beside) if formatted and beside.is_file() else None
+    if names is not None and len(names) != len(table):
+        raise ValueError(f"--labels: {beside} must name the {len(table)} rows of {path.name}, got {len(names)} names")
     return _File(table, names, "ternary" if formatted else None)
 
 
 def _read_text(path: Path, images: LabelledImages) -> _File:
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = lines_of(path, "--labels", "")
     if lines and all(field.strip() in ("1", "0", "-1") for field in lines[0].split(",")):
         table = _whole_numbers(path, torch.from_numpy(np.loadtxt(lines, delimiter=",", dtype=np.int8, ndmin=2)))
         return _File(table, None, "ternary" if (table == -1).any() else None)
@@ -128,8 +138,9 @@ def _read_text(path: Path, images: LabelledImages) -> _File:
 def _read_tensor(path: Path, images: LabelledImages) -> _File:
     try:
         table = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        raise ValueError(f"--labels: {path} must be a tensor that loads without running code ({error})") from error
+    except Exception as error:  # whatever bytes may lead to
+        said = f"must be a tensor that loads without running code, and cannot be read ({type(error).__name__})"
+        raise ValueError(f"--labels: {path} {said}; save it again with torch.save") from error
     if not isinstance(table, Tensor):
         raise ValueError(f"--labels: {path} must hold one tensor, got {type(table).__name__}; class splits are no labels")
     if table.dim() == 3:  # a row for each size of object, all alike
@@ -152,18 +163,20 @@ def _whole_numbers(path: Path, table: Tensor) -> Tensor:
 
 
 def _in_order(path: Path, table: Tensor, names: list[str] | None, images: LabelledImages, *, mask: bool) -> Tensor:
-    """The rows of a table in the order of the images."""
-    wanted = (len(images), len(images.class_names))
+    """The rows of a table in the order of the images; those of other images are left out where the rows have names."""
+    wanted = (len(images) if names is None else len(table), len(images.class_names))
     if tuple(table.shape) != wanted:
         raise ValueError(
-            f"--labels: {path} has {table.shape[0]} images and {table.shape[1]} classes, {images.name} has {wanted[0]} and "
+            f"--labels: {path} has {table.shape[0]} images and {table.shape[1]} classes, {images.name} has {len(images)} and "
             f"{wanted[1]}; likely it is of another split, year or data set, or of annotated images alone (coco --annotated-only)"
         )
     if names is not None:
-        row_of = {Path(name.replace("\\", "/")).name: row for row, name in enumerate(names)}
+        listed = [Path(name.replace("\\", "/")).name for name in names]
+        row_of = {name: row for row, name in enumerate(listed)}
         own = [Path(image).name for image in images.image_paths]
         if len(row_of) < len(names):
-            raise ValueError(f"--labels: {path} names {len(names) - len(row_of)} images twice; restore the file")
+            twice = next(name for name, count in Counter(listed).items() if count > 1)
+            raise ValueError(f"--labels: {path} must have one row for an image, got {twice} twice; take one of them out")
         if missing := [name for name in own if name not in row_of]:
             raise ValueError(
                 f"--labels: {path} has no row for {len(missing)} of {len(own)} images, the first {missing[0]} (it has "

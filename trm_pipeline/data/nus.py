@@ -12,7 +12,9 @@ from torch import Tensor
 
 from trm_pipeline.config.presets import Preset
 from trm_pipeline.data.base import LabelledImages, Place, Source, lines_of, need_files
-from trm_pipeline.data.label_files import read_list
+from trm_pipeline.data.label_files import read_list, read_names
+from trm_pipeline.features.cached import mapped
+from trm_pipeline.files import text_of
 
 NUS_CLASSES: tuple[str, ...] = tuple(
     (
@@ -29,10 +31,11 @@ NUS_CLASSES: tuple[str, ...] = tuple(
 VARIANTS = ("official", "cole", "scpnet")
 
 _OFFICIAL = "https://lms.comp.nus.edu.sg/wp-content/uploads/2019/research/nuswide/NUS-WIDE.html"
+_GONE = "images whose links are dead have to be had from someone who has them"
 _WANTED = {
     "official": "Flickr/ with the images, ImageList/TrainImagelist.txt and TestImagelist.txt, "
     "Groundtruth/TrainTestLabels/Labels_airport_Train.txt and so on for 81 concepts and two parts, all from "
-    f"{_OFFICIAL}; images whose links are dead have to be had from someone who has them",
+    f"{_OFFICIAL}; {_GONE}",
     "cole": "Flickr/ with the images, formatted_train_images.npy, formatted_train_labels.npy and the same of val, as "
     "https://github.com/elijahcole/single-positive-multi-label tells to get and format them",
     "scpnet": "images/ with the images, nus_train_full.txt (every label of each training image) and nus_val.txt of "
@@ -70,14 +73,14 @@ class NUS(LabelledImages):
             listing, images, targets = _read_cole(root, split)
         else:
             listing, images, targets, names = _read_scpnet(root, split)
-        if not images:
-            raise ValueError(f"NUS: {listing} lists no image; restore the file")
         folder = root / ("images" if variant == "scpnet" else "Flickr")
         paths = [str(folder / image.replace("\\", "/")) for image in images]
         if drop_empty:
             kept = (targets > 0).any(dim=1)
             paths, targets = [path for path, keep in zip(paths, kept.tolist(), strict=True) if keep], targets[kept]
-        need_files(paths, "NUS", listing)
+        if not paths:
+            raise ValueError(f"NUS: {listing} lists no image{' with a label' * drop_empty}; restore the file")
+        need_files(paths, "NUS", listing, _GONE)
         name = f"NUS-WIDE, {variant} split" + " without empty images" * drop_empty
         super().__init__(name, names, paths, targets)
 
@@ -91,7 +94,7 @@ def _read_official(root: Path, split: str) -> tuple[Path, list[str], Tensor]:
         path = root / "Groundtruth" / "TrainTestLabels" / f"Labels_{name}_{part}.txt"
         if not path.is_file():
             raise FileNotFoundError(f"NUS: {path} not found; {wanted}")
-        text = np.frombuffer(path.read_bytes(), dtype=np.uint8)
+        text = np.frombuffer(text_of(path, "label file").encode(), dtype=np.uint8)
         labels = text[text > ord(" ")] - ord("0")  # one digit a line
         if len(labels) != len(images) or (labels > 1).any():
             said = f"{len(labels)} labels" if len(labels) != len(images) else "another character"
@@ -106,12 +109,10 @@ def _read_cole(root: Path, split: str) -> tuple[Path, list[str], Tensor]:
     for file in (listing, path):
         if not file.is_file():
             raise FileNotFoundError(f"NUS: {file} not found; wanted is {_WANTED['cole']}")
-    images, labels = np.load(listing).tolist(), np.load(path)
-    if labels.shape != (len(images), len(NUS_CLASSES)) or not np.isin(labels, (0, 1)).all():
-        raise ValueError(
-            f"NUS: {path} must hold 0 and 1 of shape ({len(images)}, {len(NUS_CLASSES)}), got {labels.shape} with values from "
-            f"{labels.min()} to {labels.max()}"
-        )
+    images = read_names(listing)
+    labels = mapped(path, len(images), len(NUS_CLASSES))
+    if not np.isin(labels, (0, 1)).all():
+        raise ValueError(f"NUS: {path} must hold 0 and 1, got values from {labels.min()} to {labels.max()}")
     return listing, images, torch.from_numpy(labels.astype(np.float32))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from trm_pipeline.config.presets import Preset
 from trm_pipeline.data.base import LabelledImages, Place, Source, found_in, lines_of, need_files
 from trm_pipeline.drawn.phrases import write_drawn_phrases
+from trm_pipeline.files import read_json
 
 _INDEX, _NAMES, _COUNT = "vg_category_200_labels_index.json", "vg_category_200.txt", 200
 LAYOUT = (
@@ -47,12 +47,12 @@ class VG200(LabelledImages):
             raise ValueError(f"VG200: {listing} lists no image; restore the file")
         if not index.is_file():
             raise FileNotFoundError(f"VG200: {index} not found ({lists} holds: {found_in(lists)}); wanted is {LAYOUT}")
-        present = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=partial(_once, index))
+        present = read_json(index, "JSON", "restore the file", object_pairs_hook=partial(_once, index))
         targets = torch.zeros(len(images), _COUNT)
         for row, image in enumerate(images):
             if image not in present:
                 raise ValueError(f"VG200: {index} has no labels of {image}, which {listing} names; take both from one archive")
-            if not all(0 <= column < _COUNT for column in present[image]):
+            if not isinstance(present[image], list) or not all(column in range(_COUNT) for column in present[image]):
                 raise ValueError(
                     f"VG200: {index} gives {image} the classes {present[image]}, wanted are numbers from 0 to {_COUNT - 1}; "
                     "take the index of 200 classes, not that of 500"

@@ -11,7 +11,7 @@ import torch
 from torchvision.datasets import VOCDetection
 
 from trm_pipeline.config.presets import Preset
-from trm_pipeline.data.base import LabelledImages, Place, Source, found_in, need_files
+from trm_pipeline.data.base import LabelledImages, Place, Source, found_in, lines_of, need_files
 from trm_pipeline.drawn.captions import CLASS_WORDS
 from trm_pipeline.drawn.devkit import write_drawn_voc
 from trm_pipeline.drawn.scenes import VOC_CLASSES
@@ -25,15 +25,15 @@ def class_prompt_names() -> list[str]:
 class VOC(LabelledImages):
     """VOC2007 or VOC2012 with one label a class and image.
 
-    Read through :class:`torchvision.datasets.VOCDetection`. Labels are made as the field makes them: a class
-    is present (1) where at least one of its objects is not marked *difficult*, else absent (0), so a class
-    seen only as difficult counts as absent. They come from the XML alone; no image is decoded for them.
+    Labels are made as the field makes them: a class is present (1) where at least one of its objects is not marked
+    *difficult*, else absent (0), so a class seen only as difficult counts as absent. They come from the XML alone; no
+    image is decoded for them.
 
     Args:
-        root: the ``VOCdevkit`` folder or the one that holds it.
+        root: the ``VOCdevkit`` folder, under any name once ``VOC2007`` or ``VOC2012`` is in it, or the one that holds it.
         year: 2007 or 2012.
         split: a list in ``ImageSets/Main``: ``train``, ``val``, ``trainval``, and for 2007 ``test``.
-        download: fetch the archive when the split is not there yet.
+        download: fetch the archive with torchvision when the split is not there yet.
 
     Attributes:
         ids: image names in the order of the list, which is the order the label-hiding procedure needs.
@@ -42,28 +42,32 @@ class VOC(LabelledImages):
 
     Raises:
         FileNotFoundError: no VOC below ``root``, or a missing split, image or annotation.
-        ValueError: an unknown year or split, an empty split or one with an image twice, an annotation that cannot be read or
-            names a class outside :data:`VOC_CLASSES`; an image that cannot be read, when it is asked for.
+        ValueError: an unknown year, a split that cannot be fetched, an empty split or one with an image twice, an annotation that
+            cannot be read or names a class outside :data:`VOC_CLASSES`; an image that cannot be read, when it is asked for.
     """
 
     def __init__(self, root: str | Path, year: int | str = 2007, split: str = "trainval", *, download: bool = False) -> None:
         if str(year) not in ("2007", "2012"):
             raise ValueError(f"VOC: year must be 2007 or 2012, got {year!r}")
-        parent = Path(os.path.abspath(root))
-        if parent.name == "VOCdevkit":
-            parent = parent.parent
-        folder = parent / "VOCdevkit" / f"VOC{year}"
+        devkit = Path(os.path.abspath(root))
+        if devkit.name != "VOCdevkit" and not any((devkit / name).is_dir() for name in ("VOC2007", "VOC2012")):
+            devkit /= "VOCdevkit"
+        folder = devkit / f"VOC{year}"
         listing = folder / "ImageSets" / "Main" / f"{split}.txt"
-        download = download and not listing.is_file()
-        if not download:
-            _check_layout(Path(root), folder, listing)
-        files = VOCDetection(parent, year=str(year), image_set=split, download=download)
-        if len(files) == 0:
+        if download and not listing.is_file():
+            if devkit.name != "VOCdevkit":
+                raise ValueError(f"VOC: --download unpacks into a folder VOCdevkit, got {devkit}; rename it")
+            VOCDetection(devkit.parent, year=str(year), image_set=split, download=True)
+        _check_layout(Path(root), folder, listing)
+        names = lines_of(listing, "VOC", "")
+        if not names:
             raise ValueError(f"VOC: {listing} lists no image; take another split or restore the file")
-        for paths in (files.images, files.annotations):
+        images = [str(folder / "JPEGImages" / f"{name}.jpg") for name in names]
+        annotations = [str(folder / "Annotations" / f"{name}.xml") for name in names]
+        for paths in (images, annotations):
             need_files(paths, "VOC", listing)
-        targets = torch.tensor([_image_labels(path) for path in files.annotations], dtype=torch.float32)
-        super().__init__(f"VOC{year}", VOC_CLASSES, files.images, targets)
+        targets = torch.tensor([_image_labels(path) for path in annotations], dtype=torch.float32)
+        super().__init__(f"VOC{year}", VOC_CLASSES, images, targets)
 
     def prompt_names(self) -> list[str]:
         """See :func:`class_prompt_names`."""
@@ -75,11 +79,11 @@ def _check_layout(root: Path, folder: Path, listing: Path) -> None:
     if not folder.is_dir():
         raise FileNotFoundError(
             f"VOC: {folder} not found ({root} holds: {found_in(root)}); pass the VOCdevkit folder or the one that holds it, "
-            "or download=True"
+            "or fetch it with --download"
         )
     if not listing.is_file():
         found = ", ".join(sorted(path.name for path in listing.parent.glob("*.txt") if "_" not in path.name)) or "nothing"
-        raise FileNotFoundError(f"VOC: {listing} not found (beside it: {found}); take one of these, or download=True")
+        raise FileNotFoundError(f"VOC: {listing} not found (beside it: {found}); take one of these, or fetch it with --download")
 
 
 def _image_labels(annotation: str) -> list[int]:

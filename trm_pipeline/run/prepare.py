@@ -63,7 +63,7 @@ def prepare(options: RunOptions) -> Prepared:
             )
     names = prompt_names(options, train)
     if options.class_names:
-        train.class_names = tuple(names)
+        train.class_names = test.class_names = tuple(names)
     published = None if options.labels is None else read_labels(options.labels, train, options.labels_encoding)
     given = options.source.given
     frozen = encoded(options, sets, names) if given is None else given(options.place.folder, preset, options.splits, device)
@@ -160,8 +160,11 @@ def prompt_names(options: RunOptions, images: LabelledImages) -> list[str]:
 
 
 def counts(split: str, images: LabelledImages) -> str:
-    """What there is in a split, counted."""
+    """What there is in a split, counted; the most frequent classes tell whether names and columns are in one order."""
     present = (images.targets == 1).sum(dim=1)
     said = f"{split}: {len(images)} images, {len(images.class_names)} classes, {present.float().mean():.2f} labels an image"
     known = (images.targets >= 0).float().mean()
-    return f"{said}, {int((present == 0).sum())} images without any" + (f", {known:.1%} of the labels known" if known < 1 else "")
+    said += f", {int((present == 0).sum())} images without any" + (f", {known:.1%} of the labels known" if known < 1 else "")
+    shares, most = (images.targets == 1).float().mean(dim=0).topk(min(3, len(images.class_names)))
+    frequent = (f"{images.class_names[column]} {share:.0%}" for share, column in zip(shares.tolist(), most.tolist(), strict=True))
+    return f"{said}; most frequent: {', '.join(frequent)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from tests.helpers.layouts import (
     write_nus,
     write_nus_cole,
     write_nus_scpnet,
+    write_tiny,
     write_vg,
 )
 from tests.helpers.runs import read_json
@@ -32,6 +34,7 @@ from trm_pipeline.data.cub import CUB, attribute_phrase
 from trm_pipeline.data.nus import NUS, NUS_CLASSES
 from trm_pipeline.data.vg200 import VG200
 from trm_pipeline.run.arguments import parse
+from trm_pipeline.run.prepare import counts
 
 
 def same(found: LabelledImages, labels: NDArray[np.int8], names: list[str]) -> None:
@@ -121,7 +124,9 @@ def test_coco_says_what_is_wrong(coco: Path) -> None:
         "one of its categories for each id, got 'toothbrush' and 'person' for 1; give those of the second file",
     )
     changed('"annotations"', '"captions"', "has no annotations; take the instances file")
-    changed("}", "", "not readable JSON")
+    changed("}", "", "instances_train2014.json must be JSON, and cannot be read")
+    changed('"file_name"', '"name"', "must have file_name and id for each of its images, got {'id': ")
+    changed('"category_id"', '"category"', "must have category_id and image_id for each of its annotations, got")
     image = int(coco_names("train", 7)[1][-16:-4])
     changed(f'"image_id": {image},', '"image_id": 0,', "has an object of image 0, which it does not list")
     changed('"category_id": ', '"category_id": 9', "has an object of category 9[0-9]+, which it does not list")
@@ -131,7 +136,14 @@ def test_coco_says_what_is_wrong(coco: Path) -> None:
     changed(f'"id": {ids[1]}}}', f'"id": {ids[0]}}}', said)
     changed(f'"{second}"', f'"{first}"', f"instances_train2014.json must list an image once, got .*{first} twice")
     (coco / "train2014" / coco_names("train", 7)[3]).unlink()
-    with pytest.raises(FileNotFoundError, match=r"train2014.*\.jpg is missing, but .*instances_train2014.json asks for it"):
+    with pytest.raises(
+        FileNotFoundError, match=r"train2014.*\.jpg is missing, but .*instances_train2014.json asks for it; unpack"
+    ):
+        COCO(coco)
+    (coco / "train2014").rename(coco / "train")
+    with pytest.raises(
+        FileNotFoundError, match="and 6 more is missing, .*coco holds: annotations, train, val2014; put the images"
+    ):
         COCO(coco)
 
 
@@ -151,6 +163,10 @@ def test_vg_reads_lists_and_both_image_folders(vg: Path) -> None:
         data.prompt_names()
     (vg / "vg_category_200.txt").write_text("\n".join(f"thing {column}" for column in range(200)), encoding="utf-8")
     assert VG200(vg, "test").prompt_names()[199] == "thing 199"
+    (vg / "vg_category_200.txt").write_text("\n".join(["tree", *map(str, range(198)), "tree"]), encoding="utf-8")
+    with pytest.raises(ValueError, match="class_names must be different, got 'tree' 2 times"):
+        VG200(vg)
+    (vg / "vg_category_200.txt").write_text("\n".join(f"thing {column}" for column in range(200)), encoding="utf-8")
     (vg / "vg").mkdir()  # the lists may lie in a folder of their own
     for path in (*vg.glob("*.txt"), *vg.glob("*.json")):
         path.rename(vg / "vg" / path.name)
@@ -166,9 +182,16 @@ def test_vg_says_what_is_wrong(vg: Path) -> None:
     index.write_text(json.dumps({**labels, "2300000.jpg": [3, 200]}), encoding="utf-8")
     with pytest.raises(ValueError, match=r"classes \[3, 200\], wanted are numbers from 0 to 199; take the index of 200"):
         VG200(vg)
+    for classes in (5, ["3"]):
+        index.write_text(json.dumps({**labels, "2300000.jpg": classes}), encoding="utf-8")
+        with pytest.raises(ValueError, match="gives 2300000.jpg the classes .*, wanted are numbers from 0 to 199"):
+            VG200(vg)
     del labels["2300000.jpg"]
     index.write_text(json.dumps(labels), encoding="utf-8")
     with pytest.raises(ValueError, match="no labels of 2300000.jpg, which .*train_list_500.txt names"):
+        VG200(vg)
+    index.write_text("{", encoding="utf-8")
+    with pytest.raises(ValueError, match="labels_index.json must be JSON, and cannot be read"):
         VG200(vg)
     index.unlink()
     with pytest.raises(FileNotFoundError, match="labels_index.json not found .*HCP-MLR-PL, without which"):
@@ -197,6 +220,9 @@ def test_nus_official(tmp_path: Path) -> None:
     data = NUS(root, drop_empty=True)
     same(data, labels["train"][kept], [nus_names("train", 6)[row] for row in kept])
     assert data.name == "NUS-WIDE, official split without empty images"
+    Path(data.image_paths[0]).unlink()
+    with pytest.raises(FileNotFoundError, match="is missing, .*; images whose links are dead have to be had from someone"):
+        NUS(root)
     assert len(set(NUS_CLASSES)) == 81 and list(NUS_CLASSES) == sorted(NUS_CLASSES)
 
 
@@ -234,8 +260,17 @@ def test_nus_of_cole(tmp_path: Path) -> None:
     root = write_nus_cole(tmp_path / "nus", labels)
     for split, table in labels.items():
         same(NUS(root, split, variant="cole"), table, [f"{split}{row}_4f3e.jpg" for row in range(len(table))])
+    names = np.load(listing := root / "formatted_train_images.npy")
+    np.save(listing, names.astype(bytes))
+    same(NUS(root, variant="cole"), labels["train"], names.tolist())
+    np.save(root / "formatted_train_labels.npy", 0 * labels["train"])
+    with pytest.raises(ValueError, match="lists no image with a label"):
+        NUS(root, variant="cole", drop_empty=True)
     np.save(root / "formatted_train_labels.npy", labels["train"][:4])
-    with pytest.raises(ValueError, match=r"0 and 1 of shape \(5, 81\), got \(4, 81\)"):
+    with pytest.raises(ValueError, match=r"labels.npy must have shape \(5, 81\), got \(4, 81\)"):
+        NUS(root, variant="cole")
+    np.save(listing, names.astype(object), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"images.npy must be an array of numpy's, and cannot be read \((?!.*pickle)"):
         NUS(root, variant="cole")
 
 
@@ -312,9 +347,19 @@ def test_cub_says_what_is_missing(cub: tuple[Path, NDArray[np.int8], NDArray[np.
     listing = root / "CUB_200_2011" / "images.txt"
     with listing.open("a", encoding="utf-8") as file:
         file.write("2 001.Bird_0/Bird_0.jpg\n")
-    with pytest.raises(ValueError, match="one line for image 2, got '002.Bird_1/Bird_1.jpg' and '001.Bird_0/Bird_0.jpg'"):
+    with pytest.raises(ValueError, match="one line for number 2, got '002.Bird_1/Bird_1.jpg' and '001.Bird_0/Bird_0.jpg'"):
         CUB(root)
     listing.write_text("".join(listing.read_text(encoding="utf-8").splitlines(keepends=True)[:-1]), encoding="utf-8")
+    attributes = (root / "attributes.txt").read_text(encoding="utf-8").splitlines()
+    (root / "attributes.txt").write_text("\n".join(attributes[::-1]), encoding="utf-8")
+    assert CUB(root).class_names[17] == cub_attribute(17), "an attribute has its number, not its line"
+    for lines, message in (
+        (["1"], "attributes.txt must have a number and what it stands for in each line, got '1'"),
+        (["313 x", *attributes[1:]], "attributes.txt must number its lines from 1 to 312, and has no 1"),
+    ):
+        (root / "attributes.txt").write_text("\n".join(lines), encoding="utf-8")
+        with pytest.raises(ValueError, match=message):
+            CUB(root)
     (root / "attributes.txt").unlink()
     with pytest.raises(FileNotFoundError, match="attributes.txt not found"):
         CUB(root)
@@ -330,6 +375,23 @@ def test_cub_says_what_is_missing(cub: tuple[Path, NDArray[np.int8], NDArray[np.
 
 
 # --- what all of them share ---
+
+
+@pytest.mark.parametrize(("key", "read"), [("coco", COCO), ("vg200", VG200), ("nus", NUS), ("cub", CUB)])
+def test_marks_of_encoding_and_blank_lines_change_nothing(
+    key: str, read: Callable[[Path], LabelledImages], tmp_path: Path
+) -> None:
+    before = read(root := write_tiny(key, tmp_path))
+    for path in (*root.rglob("*.txt"), *root.rglob("*.json")):
+        path.write_text("\n".join([path.read_text(encoding="utf-8"), "", ""]), encoding="utf-8-sig")
+    after = read(root)
+    assert (after.ids, after.class_names) == (before.ids, before.class_names) and torch.equal(after.targets, before.targets)
+
+
+def test_the_most_frequent_classes_are_said() -> None:
+    targets = torch.tensor([[0.0, 1, -1, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0]])
+    said = counts("train", LabelledImages("toys", ["cat", "sky", "sun", "zebra"], [f"{row}.jpg" for row in range(4)], targets))
+    assert said.endswith("; most frequent: sky 100%, sun 50%, cat 25%")
 
 
 def test_held_out_images_are_those_of_coles_split() -> None:

@@ -389,6 +389,7 @@ def _put(array: Any, index: Any, value: float) -> Any:
             lambda root: (root / "test" / "ids.txt").write_text("a\nb\n", encoding="utf-8"),
             "ids.txt must name 9 images, one a line, got 2",
         ),
+        (lambda root: (root / "test" / "ids.txt").write_bytes(b"caf\xe9\n" * 9), "test/ids.txt, line 1: not UTF-8"),
     ],
 )
 def test_a_folder_that_does_not_fit_is_one_line(spoil: Callable[[Path], object], message: str, run: Run, folder: Path) -> None:

@@ -81,6 +81,12 @@ def test_arrays_of_cole(tmp_path: Path, images: LabelledImages, named: bool) -> 
         np.save(tmp_path / "formatted_train_images.npy", np.array([f"train2014/{row:03d}.jpg" for row in order]))
     labels, lines = read_labels(path, images)
     assert torch.equal(labels, SINGLE) and "ternary" in lines[0]
+    if named:  # as without empty images
+        labels, lines = read_labels(path, images.rows([3, 1]))
+        assert torch.equal(labels, SINGLE[[3, 1]]) and lines[0].endswith("; 38 rows of other images left out")
+        np.save(tmp_path / "formatted_train_images.npy", np.array(["000.jpg"]))
+        with pytest.raises(ValueError, match="formatted_train_images.npy must name the 40 rows of .*, got 1 names"):
+            read_labels(path, images)
 
 
 def test_arrays_in_another_order_are_noticed(tmp_path: Path, images: LabelledImages) -> None:
@@ -98,6 +104,9 @@ def test_lists_of_scpnet(tmp_path: Path, images: LabelledImages) -> None:
     for wanted in (SINGLE, torch.where(FULL == 1, 1.0, -1.0)):
         labels, lines = read_labels(write_list(tmp_path / "train.txt", wanted, order), images)
         assert torch.equal(labels, wanted) and "list" in lines[0] and "absent –" in lines[1]
+    path = tmp_path / "train.txt"
+    path.write_text(f"{path.read_text(encoding='utf-8')}\n\n", encoding="utf-8-sig")
+    assert torch.equal(read_labels(path, images).labels, wanted)
 
 
 @pytest.mark.parametrize("sizes", [1, 3])
@@ -178,14 +187,19 @@ class Evil:
         (lambda p: save_npy(p / "formatted_train_labels_obs.npy", np.ones((N, C + 1))), "has 40 images and 13 classes"),
         (other_images, r"no row for 1 of 40 images, the first 007.jpg \(it has 000.jpg\); likely it is of another split"),
         (lambda p: put(p / "train.txt", "000.jpg,3 12\n"), "line 1 must be .* numbers from 0 to 11, got '000.jpg,3 12'"),
-        (lambda p: write_list(p / "train.txt", SINGLE, [*range(N - 1), 0]), "names 1 images twice"),
+        (lambda p: write_list(p / "train.txt", SINGLE, [*range(N - 1), 0]), "must have one row for an image, got 000.jpg twice"),
         (lambda p: save_pt(p / "x.pt", changed(torch.ones(N, 3, C), (0, 1, 0), 0)), "hides other labels for each size"),
         (
             lambda p: save_npy(p / "x.npy", changed(np.ones((N, C)), (3, 5), np.nan)),
             "a matrix of 1, 0 and -1, got nan in row 3, col",
         ),
-        (lambda p: save_npy(p / "x.npy", np.ones(N)), r"must be a matrix of 1, 0 and -1, got shape \(40,\)"),
-        (lambda p: save_pt(p / "x.pt", Evil(p)), "must be a tensor that loads without running code"),
+        (lambda p: save_pt(p / "x.pt", torch.ones(N)), r"must be a matrix of 1, 0 and -1, got shape \(40,\)"),
+        (
+            lambda p: save_pt(p / "x.pt", Evil(p)),
+            "must be a tensor that loads without running code, and .* .UnpicklingError.; save",
+        ),
+        (lambda p: put(p / "x.npy", "junk"), r"x.npy must be an array of numpy's, and cannot be read \((?!.*pickle)"),
+        (lambda p: put(p / "train.txt", "000.jpg\n"), "line 1 must be an image name, a comma and numbers .* got '000.jpg'"),
         (lambda p: save_pt(p / "x.pt", {"train": [1, 2]}), "must hold one tensor, got dict; class splits are no labels"),
         (lambda p: put(p / "cls_ids.pickle", "x"), "must be a .npy, .txt or .pt file, got '.pickle'"),
     ],

@@ -91,6 +91,19 @@ def test_root_is_the_devkit_or_its_parent(devkit: Path, monkeypatch: pytest.Monk
         assert torch.equal(VOC(root, 2007, "test").targets, expected.targets)
 
 
+def test_a_devkit_of_another_name(devkit: Path) -> None:
+    expected, renamed = VOC(devkit.parent).targets, devkit.parents[1] / "pascal"
+    devkit.parent.rename(renamed)
+    assert torch.equal(VOC(renamed).targets, expected)
+    with pytest.raises(ValueError, match="--download unpacks into a folder VOCdevkit, got .*pascal; rename it"):
+        VOC(renamed, 2012, "train", download=True)
+
+
+def test_a_list_with_a_mark_of_encoding_and_blank_lines(devkit: Path) -> None:
+    (devkit / "ImageSets" / "Main" / "val.txt").write_text("000005\n\n000007\n\n", encoding="utf-8-sig")
+    assert VOC(devkit.parent, split="val").ids == ["000005", "000007"]
+
+
 def test_targets_can_be_replaced(devkit: Path) -> None:
     data = VOC(devkit.parent).with_transform(eval_transform(8, mean=MEAN, std=STD))
     data.targets = torch.full((3, 20), -1.0)
@@ -148,7 +161,9 @@ def test_train_transform() -> None:
 
 def test_missing_folder(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"VOCdevkit/VOC2007 not found \(.* holds: pictures\); pass the VOCdevkit"):
+    with pytest.raises(
+        FileNotFoundError, match=r"VOCdevkit/VOC2007 not found \(.* holds: pictures\); pass the VOCdevkit .* --download$"
+    ):
         VOC(tmp_path)
     with pytest.raises(FileNotFoundError, match="holds: nothing"):
         VOC(tmp_path / "pictures")
