@@ -8,20 +8,30 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch import nn
 
 TIMEOUT = 240.0  # seconds for a job; only a hang takes that long
 
+M = TypeVar("M", bound=nn.Module)
 _groups: dict[int, dist.ProcessGroup] = {}
 
 
 def group_of(world: int) -> Any:
     """What a job of the first ``world`` processes gives for ``distributed``."""
     return True if world == dist.get_world_size() else _groups[world]
+
+
+def spread(module: M, distributed: Any = True) -> M:
+    """All in it that knows of ranks works over these. What it was filled with before is the same on every rank."""
+    for part in module.modules():
+        if hasattr(part, "distributed"):
+            part.distributed = distributed
+    return module
 
 
 def _serve(rank: int, world: int, store: str, pipe: Connection) -> None:

@@ -14,13 +14,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import trm_losses as tl
-from tests.helpers.cases import CASES
+from tests.helpers.cases import CASES, NAMED
 from tests.helpers.cases.bank import filled_bank
-from tests.helpers.cases.baselines import BASELINES, call_baseline
+from tests.helpers.cases.baselines import BASELINES
 from tests.helpers.cases.case import Case, built, ids
 from tests.helpers.cases.objective import objective
-from tests.helpers.ranks import Pool, group_of
-from tests.helpers.values import CLASSES, SAMPLES, WIDTH, generator, labels, normal
+from tests.helpers.ranks import Pool, group_of, spread
+from tests.helpers.values import CLASSES, SAMPLES, WIDTH, Inputs, labels, normal
 from trm_losses import baselines
 from trm_losses._distributed import (
     count_per_rank,
@@ -56,7 +56,7 @@ SPLITS: dict[str, Split] = {
     "nothing learns on one rank": Split(UNEQUAL, frozen=(1,)),
 }
 # The quick suite: two ranks over everything, more over these.
-FEW = ("objective", "contrast", "large loss, reject", "partial ASL, selective")
+FEW = ("objective", "contrast, prototypes", "large loss, reject", "partial ASL, selective")
 
 
 def cases(*lists: Any) -> list[Any]:
@@ -107,138 +107,101 @@ def close(actual: Tensor, expected: Tensor, name: str | None = None) -> None:
         torch.testing.assert_close(actual, expected, msg=name)
 
 
-def joined(loss: str, split: str, world: int) -> dict[str, Tensor]:
-    """The whole batch; the first entry is what differs by rank and learns."""
-    y = joined_targets(split, world)
-    if loss in BASELINES:  # some images twice, as samplers for several ranks fill them up
-        return {"features": 2 * normal(ROWS, CLASSES, seed=61), "targets": y, "ids": torch.arange(ROWS).flip(0) % SAMPLES}
-    weights = torch.rand(ROWS, CLASSES, generator=generator(42), dtype=torch.float64)
-    if loss == "distillation":
-        student, teacher = 3 * normal(ROWS, CLASSES, seed=43), 3 * normal(ROWS, CLASSES, seed=44)
-        return {"features": student, "teacher": teacher}
-    if "objective" in loss:
-        return {"features": normal(ROWS, 4, WIDTH, seed=45), "targets": y}
-    if loss.startswith("images"):
-        return {"features": normal(ROWS, WIDTH, seed=48), "targets": y, "weights": weights}
-    return {"features": normal(ROWS, CLASSES, WIDTH, seed=46), "targets": y, "weights": weights}
+# What ranks have in common; all else has a row for each image.
+SHARED = ("text", "prototypes", "seen")
+IN_BLOCKS = " in blocks"
+
+
+def case_of(loss: str) -> Case:
+    return NAMED[loss.removesuffix(IN_BLOCKS)]
+
+
+def inputs_of(rank: int | None, loss: str, split: str, world: int, learning: bool = True) -> Inputs:
+    """A rank's rows of the whole batch; the first of what learns differs by rank."""
+    case, rows = case_of(loss), part(rank, split, world)
+    x = case.inputs(ROWS, CLASSES)
+    x |= {"targets": joined_targets(split, world)} if "targets" in x else {}
+    own = {key: value if key in SHARED else value[rows].clone() for key, value in x.items()}
+    return {key: value.requires_grad_(learning) if key in case.learns else value for key, value in own.items()}
 
 
 def build(loss: str, distributed: Any) -> nn.Module:
-    if loss in BASELINES:
-        module = BASELINES[loss].build(CLASSES).double()
-        module.distributed = distributed  # filled with the same on every rank before
-        return module
-    if loss == "matching":
-        return tl.TextRegionMatchingLoss(CLASSES, scale=5.0, distributed=distributed).double()
-    if loss == "distillation":
-        return tl.RegionDistillationLoss(distributed=distributed)
-    if loss.startswith("contrast"):
-        return tl.MultimodalContrastiveLoss(distributed=distributed)
-    if loss.startswith("images"):
-        return tl.ImageContrastiveLoss(distributed=distributed)
-    if loss == "objective in chunks":
-        return objective(distributed=distributed, class_chunk=2).double()
-    return objective(distributed=distributed).double()
-
-
-def compute(loss: str, module: Any, batch: dict[str, Tensor], text: Tensor) -> Tensor:
-    if loss in BASELINES:
-        return call_baseline(module, {**batch, "logits": batch["features"]})
-    if loss == "distillation":
-        return module(batch["features"], batch["teacher"])
-    if "objective" in loss:
-        return module(batch["features"], text, batch["targets"]).loss
-    if loss.startswith("images"):
-        return module(batch["features"], batch["targets"], batch["weights"])
-    if loss.startswith("contrast"):
-        bank = filled_bank()
-        options = {"prototypes": bank.visual, "seen": bank.seen, "weights": batch["weights"]}
-        return module(batch["features"], text, batch["targets"], **options)
-    return module(batch["features"], text, batch["targets"], batch["weights"])
+    return spread(built(case_of(loss)), distributed)
 
 
 def gradients(rank: int | None, loss: str, split: str, world: int) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-    """Loss, gradient of this rank's features, gradients of what ranks share; rank None: one process, the joined batch."""
-    batch = {key: x[part(rank, split, world)] for key, x in joined(loss, split, world).items()}
-    batch["features"] = batch["features"].clone().requires_grad_(rank not in SPLITS[split].frozen)
-    text = text_of_classes()
+    """Loss, gradient of this rank's own, gradients of what ranks share; rank None: one process, the joined batch."""
+    case, x = case_of(loss), inputs_of(rank, loss, split, world)
+    own, *common = (x[key] for key in case.learns)
+    own.requires_grad_(rank not in SPLITS[split].frozen)
     module = build(loss, distributed=rank is not None and group_of(world))
-    in_blocks = rank is not None and "blocks" in loss  # a rank's rows find themselves among the keys of all, in every block
+    in_blocks = rank is not None and IN_BLOCKS in loss  # a rank's rows find themselves among the keys of all, in every block
     with mock.patch.object(_log_sums, "BLOCK", 6 if in_blocks else _log_sums.BLOCK):
-        value = compute(loss, module, batch, text)
+        value = case.call(module, x)
         if value.requires_grad:
             value.backward()
     shared = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in module.named_parameters()}
-    return value.detach(), batch["features"].grad, shared if text.grad is None else {**shared, "text": text.grad}
+    shared |= {key: x.grad for key, x in zip(case.learns[1:], common, strict=True) if x.grad is not None}
+    return value.detach(), own.grad, shared
 
 
-IN_PARTS = ("contrast in blocks", "images in blocks", "objective in chunks")
-LOSSES = ("matching", "distillation", "contrast", "images", "objective", *IN_PARTS, *BASELINES)
+ONE_EACH = ("matching", "distillation", "contrast, prototypes", "contrast of images", "objective")
+IN_PARTS = ("contrast, prototypes in blocks", "contrast of images in blocks", "objective, classes in chunks")
+LOSSES = (*ONE_EACH, *IN_PARTS, *BASELINES)
 
 
 @pytest.mark.parametrize(("loss", "split", "world"), cases(LOSSES))
 def test_average_over_ranks_is_one_process(pools: Callable[[int], Pool], loss: str, split: str, world: int) -> None:
     """DDP averages gradients: then the loss and every gradient are those of the joined batch."""
     ranks = pools(world).run(gradients, loss, split, world, world=world)
-    value, features, shared = gradients(None, loss, split, world)
-    assert features is not None
+    value, whole, shared = gradients(None, loss, split, world)
+    assert whole is not None
     close(torch.stack([r[0] for r in ranks]).mean(), value)
     for rank, (_, own, _) in enumerate(ranks):
         assert (own is None) == (rank in SPLITS[split].frozen)
         if own is not None:
-            close(own / world, features[part(rank, split, world)])
+            close(own / world, whole[part(rank, split, world)])
     for name, gradient in shared.items():
         if name in ranks[0][2]:
             close(torch.stack([r[2][name] for r in ranks]).mean(dim=0), gradient, name)
     assert SPLITS[split].frozen or all(set(r[2]) == set(shared) for r in ranks)
     if split == "unequal":
-        assert features.abs().max() > 1e-3 and all(g.abs().max() > 1e-6 for g in shared.values())
+        assert whole.abs().max() > 1e-3 and all(g.abs().max() > 1e-6 for g in shared.values())
 
 
 def compiled(rank: int, loss: str) -> bool:
     """Whether the compiled loss and its gradient are those of the plain one; as a whole graph it is refused, never wrong."""
-    found = []
-    batch = {key: x[part(rank, "unequal", 2)] for key, x in joined(loss, "unequal", 2).items()}
+    found, case = [], case_of(loss)
     for compile_it in (False, True):
         torch._dynamo.reset()
-        features = batch["features"].clone().requires_grad_()
-        module = build(loss, distributed=True)
-        run = torch.compile(module, backend="aot_eager") if compile_it else module
-        value = compute(loss, run, {**batch, "features": features}, text_of_classes())
+        x, module = inputs_of(rank, loss, "unequal", 2), build(loss, distributed=True)
+        value = case.call(torch.compile(module, backend="aot_eager") if compile_it else module, x)
         value.backward()
-        found.append((value.detach(), features.grad))
+        found.append((value.detach(), *(x[key].grad for key in case.learns)))
     with pytest.raises(Exception, match=r"torch\.compiler\.disable"):
-        compute(loss, torch.compile(module, fullgraph=True, backend="eager"), batch, text_of_classes())
+        case.call(torch.compile(module, fullgraph=True, backend="eager"), x)
     return all(torch.allclose(a, b, rtol=1e-10) for a, b in zip(*found, strict=True))
 
 
-def text_of_classes() -> Tensor:
-    return normal(CLASSES, WIDTH, seed=47).requires_grad_()
-
-
-@pytest.mark.parametrize(
-    "loss", ["contrast", "images", "large loss, reject", pytest.param("objective", marks=pytest.mark.nightly)]
-)
+@pytest.mark.parametrize("loss", [*ONE_EACH[2:4], "large loss, reject", pytest.param("objective", marks=pytest.mark.nightly)])
 def test_compiled_on_ranks(pool: Pool, loss: str) -> None:
     assert pool.run(compiled, loss) == [True, True]
 
 
 def without_backward(rank: int, loss: str, absent: str) -> Tensor | None:
-    """Gradient of the first rank's features, while the second takes no part in the backward pass."""
-    batch = {key: x[part(rank, "unequal", 2)] for key, x in joined(loss, "unequal", 2).items()}
-    text = normal(CLASSES, WIDTH, seed=47).requires_grad_(rank == 0)
-    batch["features"].requires_grad_(rank == 0)
+    """Gradient of the first rank's own, while the second takes no part in the backward pass."""
+    case, x = case_of(loss), inputs_of(rank, loss, "unequal", 2, learning=rank == 0)
     module = build(loss, distributed=True)
     with torch.set_grad_enabled(rank == 0 or absent != "no gradient"):
-        value = compute(loss, module.requires_grad_(rank == 0 or absent == "no backward"), batch, text)
+        value = case.call(module.requires_grad_(rank == 0 or absent == "no backward"), x)
     if rank == 0:
         value.backward()
-        return batch["features"].grad
+        return x[case.learns[0]].grad
     return None
 
 
 @pytest.mark.parametrize("absent", ["no backward", "nothing learns", "no gradient"])
-@pytest.mark.parametrize("loss", ["contrast", "images", "objective"])
+@pytest.mark.parametrize("loss", ONE_EACH[2:])
 def test_no_rank_waits_in_the_backward_pass(pool: Pool, loss: str, absent: str) -> None:
     """One rank's loss is not followed by a backward pass, holds nothing that learns, or is computed without gradient."""
     gradient = pool.run(without_backward, loss, absent)[0]
@@ -251,7 +214,7 @@ def test_no_rank_waits_in_the_backward_pass(pool: Pool, loss: str, absent: str) 
 
 def updates(rank: int | None, split: str, world: int) -> dict[str, Tensor]:
     """State of bank and labeler after three steps of the objective."""
-    module = objective(distributed=rank is not None and group_of(world)).double()
+    module = build("objective", rank is not None and group_of(world))
     rows = part(rank, split, world)
     for step in range(3):
         tokens = normal(ROWS, 4, WIDTH, seed=50 + step)[rows]
@@ -322,27 +285,16 @@ def test_what_baselines_keep_agrees(pools: Callable[[int], Pool], name: str, spl
     assert split != "unequal" or not any(torch.equal(one[key], start[key]) for key in moves)
 
 
-def test_every_baseline_takes_distributed() -> None:
-    extra = {"ROLELoss": (labels(6, CLASSES), 1.5), "EPRLoss": (1.5,), "EMAPLLoss": (6, CLASSES), "PartialASLLoss": (CLASSES,)}
-    extra |= {"VLPLLoss": (normal(6, CLASSES),), "GPRLoss": (normal(6, CLASSES), 1.5)}
-    for name in baselines.__all__:
-        module = getattr(baselines, name)(*extra.get(name, ()), distributed=True)
-        assert module.distributed is True
-
-
 def alone(rank: int, loss: str) -> Tensor:
     """With ``distributed=False`` a rank must not wait for the others, even where a group exists."""
     if rank == 0:
         return torch.zeros(())
-    batch = {key: x[part(rank, "unequal", 2)] for key, x in joined(loss, "unequal", 2).items()}
-    return compute(loss, build(loss, distributed=False), batch, normal(CLASSES, WIDTH, seed=47)).detach()
+    return case_of(loss).call(build(loss, distributed=False), inputs_of(rank, loss, "unequal", 2)).detach()
 
 
 def test_not_distributed_is_local(pool: Pool) -> None:
-    for loss in ("matching", "distillation", "contrast", "images", "objective", "EPR", "large loss, reject"):
-        batch = {key: x[part(1, "unequal", 2)] for key, x in joined(loss, "unequal", 2).items()}
-        expected = compute(loss, build(loss, distributed=False), batch, normal(CLASSES, WIDTH, seed=47)).detach()
-        torch.testing.assert_close(pool.run(alone, loss)[1], expected)
+    for loss in (*ONE_EACH, "EPR", "large loss, reject"):
+        torch.testing.assert_close(pool.run(alone, loss)[1], alone(1, loss))
 
 
 # Readings that leave parameters out or bring others: each of them must get its gradient on every rank.
@@ -351,7 +303,7 @@ WRAPPED: list[dict[str, Any]] = [{}, {"pooler": {"query": "free"}}, {"pooler": {
 
 def wrapped(rank: int | None, settings: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Two steps under DistributedDataParallel itself; rank None: one process, the joined batch."""
-    model = objective(distributed=rank is not None, **settings)
+    model = spread(objective(**settings), rank is not None)
     parallel = model if rank is None else nn.parallel.DistributedDataParallel(model)
     optimizer, rows = torch.optim.SGD(model.parameters(), lr=0.1), part(rank, "unequal", 2)
     for step in range(2):

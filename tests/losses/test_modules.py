@@ -51,7 +51,7 @@ def test_module_is_its_function(case: Case) -> None:
     agree(case.call(module, inputs), case.twin(module, inputs), rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.learns], ids=ids)
+@pytest.mark.parametrize("case", [case for case in CASES if case.learns and case.smooth], ids=ids)
 def test_gradcheck(case: Case) -> None:
     """Inputs and parameters together, in float64."""
     module, inputs = built(case, 3), case.inputs(3, 3)
@@ -286,19 +286,30 @@ ANY = {
     *(("PartialBCELoss", name) for name in ("alpha", "beta", "gamma")),
 }
 NUMBERS: list[tuple[Any, str]] = []
+MADE: list[Any] = []
 for _kind in dict.fromkeys(getattr(module, name) for module in (tl, baselines, pseudo) for name in module.__all__):
     if inspect.isclass(_kind) and issubclass(_kind, nn.Module):
         _arguments = {k: p for k, p in inspect.signature(_kind).parameters.items() if p.kind != p.VAR_KEYWORD}
         if {k for k, p in _arguments.items() if p.default is p.empty} <= set(NEEDED):
             NUMBERS += [(_kind, k) for k, p in _arguments.items() if p.annotation.split(" | ")[0] in ("int", "float")]
+            MADE.append(_kind)
+
+
+def needed(kind: Any) -> dict[str, Any]:
+    given = {k: NEEDED[k] for k, p in inspect.signature(kind).parameters.items() if k in NEEDED and p.default is p.empty}
+    return given | ({"width": 2} if kind is tl.GlobalHead else {})
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_ranks_are_taken_by_the_constructor(kind: Any) -> None:
+    if hasattr(kind(**needed(kind)), "distributed"):
+        assert kind(**needed(kind), distributed=True).distributed is True
 
 
 @pytest.mark.parametrize("kind, name", NUMBERS, ids=lambda value: getattr(value, "__name__", value))
 def test_every_number_is_checked(kind: Any, name: str) -> None:
     """No number, far too small, zero where it divides, and more than a whole."""
-    arguments = inspect.signature(kind).parameters
-    given = {k: NEEDED[k] for k, p in arguments.items() if k in NEEDED and p.default is p.empty}
-    given |= {"width": 2} if kind is tl.GlobalHead else {}
+    given = needed(kind)
     given |= {"scheme": "correct_permanently", "num_samples": 2, "num_classes": 3} if kind is baselines.LargeLoss else {}
     for wrong in (
         [float("nan")] + [-1e9] * ((kind.__name__, name) not in ANY) + [0] * (name in ABOVE_0) + [1.01] * (name in SHARES)

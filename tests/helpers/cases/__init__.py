@@ -16,3 +16,4 @@ from tests.helpers.cases import (
 
 FAMILIES = (pooling, matching, contrast, bank, discriminant, global_head, calibration, labeler, prompts, objective, baselines)
 CASES = [case for family in FAMILIES for case in family.CASES]
+NAMED = {case.name: case for case in CASES}

@@ -16,7 +16,7 @@ from tests.helpers.values import SAMPLES, Inputs, Result, generator, labels, nor
 from trm_losses import baselines
 
 # Baselines: one signature, so one shape of case. ``oracle(module, x, y, held, ids)`` is of plain numbers; ``state`` what is
-# saved; ``smooth`` says that no gradient is stopped, so that gradcheck agrees. --------------------------------------------
+# saved. -------------------------------------------------------------------------------------------------------------------
 
 
 class BaselineCase(NamedTuple):
@@ -29,8 +29,8 @@ class BaselineCase(NamedTuple):
 
 
 def baseline_inputs(batch: int, classes: int) -> Inputs:
-    """Images of a training set of SAMPLES, not in its order."""
-    ids = torch.arange(batch).flip(0) + SAMPLES - batch
+    """Images of a training set of SAMPLES, not in its order; some twice where there are more."""
+    ids = (torch.arange(batch).flip(0) + SAMPLES - batch) % SAMPLES
     return {"logits": 2 * normal(batch, classes, seed=61), "targets": labels(batch, classes, seed=62), "ids": ids}
 
 
@@ -270,7 +270,8 @@ def baseline_case(name: str, case: BaselineCase) -> Case:
         inputs=baseline_inputs,
         call=call_baseline,
         oracle=lambda m, x: np.float64(baseline_value(case, m, x)(oracles.array(x["logits"]))),
-        learns=("logits",) if case.smooth else (),
+        learns=("logits",),
+        smooth=case.smooth,
         wrong={
             **refused(logits="B C", targets="B C", ids="B"),
             **integers("logits"),

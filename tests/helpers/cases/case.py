@@ -14,7 +14,8 @@ from tests.helpers.values import CLASSES, Inputs, Result
 
 @dataclass
 class Case:
-    """``build(classes)`` and ``inputs(batch, classes)`` in float64; ``call`` gives a tensor or a tuple of tensors."""
+    """``build(classes)`` and ``inputs(batch, classes)`` in float64; ``call`` gives a tensor or a tuple of tensors. ``smooth``: no
+    gradient to what ``learns`` is stopped, so that gradcheck agrees."""
 
     name: str
     build: Callable[[int], nn.Module]
@@ -25,6 +26,7 @@ class Case:
     oracle: Callable[[Any, Inputs], Any] | None = None
     twin: Callable[[Any, Inputs], Result] | None = None
     learns: tuple[str, ...] = ()
+    smooth: bool = True
     wrong: dict[str, tuple[Callable[[Inputs], Inputs], type[Exception], str]] = field(default_factory=dict)
     is_loss: bool = False
     compiles: bool = True

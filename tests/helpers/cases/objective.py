@@ -22,7 +22,6 @@ OBJECTIVE_RULE = {"positive": 0.6, "negative": 0.4, "weight_pos": 0.7, "weight_n
 
 def objective(
     classes: int = CLASSES,
-    distributed: Any = False,
     *,
     pooler: dict[str, Any] | None = None,
     matching: dict[str, Any] | None = None,
@@ -33,15 +32,14 @@ def objective(
     torch.manual_seed(0)
     module = (tl.ChunkedTRMObjective if "class_chunk" in settings else tl.TRMObjective)(
         tl.RegionPooler(classes, WIDTH, num_heads=2, dropout=0.0, **pooler or {}),
-        tl.TextRegionMatchingLoss(classes, scale=5.0, distributed=distributed, **matching or {}),
-        distillation=tl.RegionDistillationLoss(distributed=distributed, **distillation or {}),
-        contrast=tl.MultimodalContrastiveLoss(distributed=distributed),
+        tl.TextRegionMatchingLoss(classes, scale=5.0, **matching or {}),
+        distillation=tl.RegionDistillationLoss(**distillation or {}),
+        contrast=tl.MultimodalContrastiveLoss(),
         bank=filled_bank(classes),
         labeler=filled_labeler(classes, **OBJECTIVE_RULE),
         **settings,
     )
     module.sure, module.confident = 0.65, 0.5
-    module.bank.distributed = module.labeler.distributed = distributed  # filled with the same on every rank before
     return shaken(module)  # type: ignore[return-value]
 
 
