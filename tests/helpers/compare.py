@@ -16,7 +16,7 @@ def close(actual: Any, expected: Any, rtol: float = 1e-10, atol: float | None = 
 
 
 def tensors(result: Any) -> tuple[Tensor, ...]:
-    return tuple(map(torch.as_tensor, result)) if isinstance(result, tuple) else (result,)
+    return tuple(map(torch.as_tensor, result if isinstance(result, tuple) else (result,)))
 
 
 def agree(actual: Any, expected: Any, rtol: float = 1e-9, atol: float = 1e-10) -> None:

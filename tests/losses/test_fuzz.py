@@ -25,9 +25,11 @@ import trm_losses as tl
 from tests.helpers.cases import CASES
 from tests.helpers.cases.bank import filled_bank
 from tests.helpers.cases.baselines import BASELINES, baseline_inputs
+from tests.helpers.cases.case import Case
 from tests.helpers.cases.global_head import head_inputs, unfitted
 from tests.helpers.cases.labeler import filled_labeler
 from tests.helpers.cases.objective import head
+from tests.helpers.compare import tensors
 from tests.helpers.values import (
     TOKENS,
     WIDTH,
@@ -51,43 +53,22 @@ from trm_losses._precision import unit
 EXAMPLES = int(os.environ.get("TRM_LOSSES_EXAMPLES", "20000"))
 
 
-class Part(NamedTuple):
-    """Something to call. ``smooth``: a rounding moves its value by a rounding; ``nan``: it may say NaN; ``pure``: it looks at no
-    values."""
-
-    owner: str
-    build: Callable[[int], Any]
-    inputs: Callable[[int, int], Inputs]
-    call: Callable[[Any, Inputs], Any]
-    smooth: bool = True
-    nan: bool = False
-    pure: bool = False
+def function(
+    call: Callable[..., Any], inputs: Callable[[int, int], Inputs], name: str = "", owner: str = "", **options: Any
+) -> Case:
+    """A case without a module."""
+    owner = owner or getattr(call, "func", call).__name__  # of a partial one
+    return Case(name or owner, lambda c: None, inputs, lambda _, x: call(**x), owner, **options)
 
 
-# A rounding may turn a decision over, and with it the value.
-DECIDE = tuple(
-    """
-    PseudoLabeler TRMObjective ChunkedTRMObjective LargeLoss EMAPLLoss SPLCLoss VLPLLoss GPRLoss PartialASLLoss
-    PrototypeBank
-    """.split()
-)
-PARTS = {
-    case.name: Part(case.owner, case.build, case.inputs, case.call, not case.owner.startswith(DECIDE))
-    for case in CASES
-    if case.owner != "PrototypeBank" and (case.owner != "PromptLearner" or case.inputs(1, 1))
-}
-
-
-def function(owner: str, call: Callable[..., Any], inputs: Callable[[int, int], Inputs], **options: Any) -> Part:
-    return Part(owner, lambda c: None, inputs, lambda _, x: call(**x), **options)
-
-
-def method(owner: str, build: Callable[[int], Any], name: str, inputs: Callable[[int, int], Inputs], **options: Any) -> Part:
-    def call(module: Any, x: Inputs) -> Any:
-        given = getattr(module, name)(**x)
+def method(
+    name: str, owner: str, build: Callable[[int], Any], call: str, inputs: Callable[[int, int], Inputs], **options: Any
+) -> Case:
+    def called(module: Any, x: Inputs) -> Any:
+        given = getattr(module, call)(**x)
         return tuple(b.clone() for b in module.buffers()) if given is None else given
 
-    return Part(owner, build, inputs, call, **options)
+    return Case(name, build, inputs, called, owner, **options)
 
 
 def only(inputs: Callable[[int, int], Inputs], *names: str, **more: Callable[[int, int], Any]) -> Callable[[int, int], Inputs]:
@@ -102,12 +83,20 @@ def padding(b: int) -> Tensor:
     return torch.arange(b * TOKENS).view(b, TOKENS) % 4 == 3
 
 
+def targets(b: int, c: int) -> Inputs:
+    return {"targets": hard(b, c)}
+
+
 def scored(b: int, c: int) -> Inputs:
     return {"scores": normal(b, c, seed=1), "targets": hard(b, c)}
 
 
 def logits(b: int, c: int) -> Tensor:
     return 2 * normal(b, c, seed=1)
+
+
+def with_logits(b: int, c: int) -> Inputs:
+    return {"logits": logits(b, c), **targets(b, c)}
 
 
 def past(b: int, c: int) -> Inputs:
@@ -137,179 +126,148 @@ def finished(module: tl.TRMHead, x: Inputs) -> tuple[Tensor, ...]:
     return module.calibration.scale, module.calibration.shift
 
 
-PARTS |= {
-    "from_ternary": function("from_ternary", labels.from_ternary, lambda b, c: {"labels": hard(b, c)}),
-    "from_positive_only": function(
-        "from_positive_only", labels.from_positive_only, lambda b, c: {"labels": hard(b, c).clamp(min=0)}
-    ),
-    "from_nan": function("from_nan", labels.from_nan, lambda b, c: {"labels": given_labels(b, c, seed=3)}),
-    "known_fraction": function("known_fraction", labels.known_fraction, lambda b, c: {"targets": hard(b, c)}),
-    "hide_labels": function("hide_labels", labels.hide_labels, lambda b, c: {"targets": hard(b, c)}),
-    "keep_single_positive": function("keep_single_positive", labels.keep_single_positive, lambda b, c: {"targets": hard(b, c)}),
-    "move_positives": function(
-        "move_positives",
-        lambda targets, truth: labels.move_positives(targets, truth, 0.5),
-        lambda b, c: {"targets": hard(b, c), "truth": hard(b, c).clamp(min=0)},
-    ),
-    "class_weights": function("class_weights", labels.class_weights, lambda b, c: {"targets": given_labels(b, c, seed=3)}),
-    "sample_classes": function(
-        "sample_classes",
-        lambda targets: labels.sample_classes(targets, 3, generator=generator()),
-        lambda b, c: {"targets": hard(b, c)},
-    ),
-    "average_precision": function("average_precision", metrics.average_precision, scored, smooth=False, nan=True),
-    "mean_average_precision": function("mean_average_precision", metrics.mean_average_precision, scored, smooth=False, nan=True),
-    **{
-        f"f1_scores, {' '.join(options)}": function(
-            "f1_scores",
-            partial(metrics.f1_scores, **options),
-            scored,
-            smooth=False,
-            nan=True,  # type: ignore[arg-type]
-        )
-        for options in ({"threshold": 0.1}, {"top_k": 1})
-    },
-    "calibration_error": function("calibration_error", metrics.calibration_error, rated, smooth=False, nan=True),
-    "choose_thresholds": function("choose_thresholds", tl.choose_thresholds, rated, smooth=False),
-    "calibration, fit": Part(
-        "Calibration", tl.Calibration, lambda b, c: {"logits": logits(b, c), "targets": hard(b, c)}, calibrated, smooth=False
-    ),
-    "evaluate": function(
-        "evaluate",
+CALLS = [
+    function(labels.from_ternary, lambda b, c: {"labels": hard(b, c)}),
+    function(labels.from_positive_only, lambda b, c: {"labels": hard(b, c).clamp(min=0)}),
+    function(labels.from_nan, lambda b, c: {"labels": given_labels(b, c, seed=3)}),
+    function(labels.known_fraction, targets),
+    function(labels.hide_labels, targets),
+    function(labels.keep_single_positive, targets),
+    function(partial(labels.move_positives, share=0.5), lambda b, c: {**targets(b, c), "truth": hard(b, c).clamp(min=0)}),
+    function(labels.class_weights, lambda b, c: {"targets": given_labels(b, c, seed=3)}),
+    function(lambda targets: labels.sample_classes(targets, 3, generator=generator()), targets, owner="sample_classes"),
+    function(metrics.average_precision, scored, decides=True, nan=True),
+    function(metrics.mean_average_precision, scored, decides=True, nan=True),
+    function(partial(metrics.f1_scores, threshold=0.1), scored, "f1_scores, threshold", decides=True, nan=True),
+    function(partial(metrics.f1_scores, top_k=1), scored, "f1_scores, top_k", decides=True, nan=True),
+    function(metrics.calibration_error, rated, decides=True, nan=True),
+    function(tl.choose_thresholds, rated, decides=True),
+    Case("calibration, fit", tl.Calibration, with_logits, calibrated, "Calibration", decides=True),
+    function(
         lambda scores, targets: tuple(metrics.evaluate(scores, targets, threshold=0.0).values()),
         scored,
-        smooth=False,
+        owner="evaluate",
+        decides=True,
         nan=True,
     ),
-    "ROLE, start": function(
-        "ROLELoss",
+    function(
         lambda targets: baselines.ROLELoss(targets, 1.5, generator=generator()).estimates.detach(),
         lambda b, c: {"targets": given_labels(b, c, seed=3)},
+        "ROLE, start",
+        owner="ROLELoss",
     ),
-    "matching, loss of logits": method(
+    method(
+        "matching, loss of logits",
         "TextRegionMatchingLoss",
-        lambda c: tl.TextRegionMatchingLoss(c),
+        tl.TextRegionMatchingLoss,
         "loss",
         only(with_weights, "targets", "weights", logits=logits),
     ),
-    "matching, calibrate_bias": Part(
-        "TextRegionMatchingLoss",
-        lambda c: tl.TextRegionMatchingLoss(c),
+    Case(
+        "matching, calibrate_bias",
+        tl.TextRegionMatchingLoss,
         only(region_text, "regions", "text"),
         lambda m, x: (m.calibrate_bias(**x, prior=0.2), m.bias.detach().clone())[1],
+        "TextRegionMatchingLoss",
     ),
-    "bank, update": method(
+    method(
+        "bank, update",
         "PrototypeBank",
         lambda c: tl.PrototypeBank(c, WIDTH),
         "update",
         lambda b, c: {**past(b, c), "weights": torch.sigmoid(logits(b, c))},
-        smooth=False,
+        decides=True,
     ),
-    "bank, update with text": method("PrototypeBank", lambda c: tl.PrototypeBank(c, WIDTH), "update", with_weights),
-    "labeler, update": Part(
-        "PseudoLabeler",
+    method("bank, update with text", "PrototypeBank", lambda c: tl.PrototypeBank(c, WIDTH), "update", with_weights),
+    Case(
+        "labeler, update",
         filled_labeler,
         past,
         lambda m, x: (m.update(x["regions"], x["targets"], filled_bank(m.num_classes)), tuple(b.clone() for b in m.buffers()))[1],
-        smooth=False,
+        "PseudoLabeler",
+        decides=True,
     ),
-    "global head, fit": Part("GlobalHead", unfitted, pictured, fitted, smooth=False),
-    "pooler, entries": Part(
-        "RegionPooler",
+    Case("global head, fit", unfitted, pictured, fitted, "GlobalHead", decides=True),
+    Case(
+        "pooler, entries",
         lambda c: shaken(tl.RegionPooler(c, WIDTH, num_heads=2)),
         lambda b, c: {**token_text(b, c), "mask": hard(b, c) == 1},
         lambda m, x: m.entries(m.prepare(x["tokens"], x["text"]), x["mask"]).features,
+        "RegionPooler",
     ),
-    "head, finish": Part("TRMHead", head, lambda b, c: {**with_padding(b, c), "targets": hard(b, c)}, finished, smooth=False),
-    "head, predict": Part(
-        "TRMHead",
+    Case("head, finish", head, lambda b, c: {**with_padding(b, c), "targets": hard(b, c)}, finished, "TRMHead", decides=True),
+    Case(
+        "head, predict",
         head,
         only(with_padding, "tokens", "key_padding_mask"),
         lambda m, x: m.predict(x["tokens"], key_padding_mask=x["key_padding_mask"]),
+        "TRMHead",
     ),
-    **{
-        f"{name}, update": method(case.owner, case.build, "update", baseline_inputs, smooth=False)
+    *(
+        method(f"{name}, update", case.owner, case.build, "update", baseline_inputs, decides=True)
         for name, case in BASELINES.items()
         if case.state and not name.startswith("VLPL") and name != "ROLE"
-    },
-    "saliency_map": Part(
-        "saliency_map",
-        lambda c: None,
-        lambda b, c: {"saliency": normal(b, c, TOKENS)},
-        lambda _, x: TF.saliency_map(x["saliency"], (2, TOKENS // 2)),
-        nan=True,
     ),
-}
+    function(partial(TF.saliency_map, grid=(2, TOKENS // 2)), lambda b, c: {"saliency": normal(b, c, TOKENS)}, nan=True),
+]
 
 
 # Values are the caller's: of functions, twists of values are finite ones.
-PARTS |= {
-    f"function {name}": function(name, call, inputs, pure=True)
-    for name, call, inputs in (
-        ("asymmetric_loss", TF.asymmetric_loss, only(with_weights, "targets", "weights", logits=logits)),
-        (
-            "text_region_logits",
-            lambda **x: TF.text_region_logits(**x, scale=5.0),
-            lambda b, c: {"regions": normal(b, c, WIDTH), "text": normal(c, WIDTH), "bias": normal(c)},
-        ),
-        (
-            "region_attention",
-            lambda **x: TF.region_attention(**x, scale=2.0, num_heads=2),
-            lambda b, c: {
-                "queries": normal(c, WIDTH, seed=1),
-                "keys": normal(b, TOKENS, WIDTH, seed=2),
-                "query_weight": normal(WIDTH, WIDTH, seed=3),
-                "key_weight": normal(WIDTH, WIDTH, seed=4),
-                "key_padding_mask": padding(b),
-            },
-        ),
-        ("boost_logits", TF.boost_logits, lambda b, c: {"token_logits": normal(b, TOKENS, c), "key_padding_mask": padding(b)}),
-        (
-            "transport_attention",
-            TF.transport_attention,
-            lambda b, c: {"similarity": torch.tanh(normal(b, c, TOKENS)), "key_padding_mask": padding(b)},
-        ),
-        (
-            "sinkhorn_attention",
-            TF.sinkhorn_attention,
-            lambda b, c: {"scores": normal(b, c, TOKENS), "mass": normal(b, TOKENS, seed=1).softmax(dim=-1)},
-        ),
-        ("standardise", TF.standardise, lambda b, c: {"scores": normal(b, c)}),
-        ("region_distillation", TF.region_distillation, two_logits),
-        ("multimodal_contrastive", lambda **x: tuple(TF.multimodal_contrastive(**x).values()), with_prototypes),
-        ("multi_label_contrastive", TF.multi_label_contrastive, image_labels),
-        ("class_sums", TF.class_sums, lambda b, c: {"features": normal(b, c, WIDTH), "weights": normal(b, c).clamp(min=0)}),
-        (
-            "update_prototypes",
-            TF.update_prototypes,
-            lambda b, c: {
-                "prototypes": unit(normal(c, WIDTH)),
-                "count": torch.arange(c),
-                "sums": normal(c, WIDTH, seed=2),
-                "mass": torch.arange(c).double(),
-            },
-        ),
-        (
-            "prototype_similarities",
-            TF.prototype_similarities,
-            lambda b, c: {
-                "features": normal(b, c, WIDTH),
-                "visual": normal(c, WIDTH, seed=2),
-                "text": normal(c, WIDTH, seed=3),
-                "seen": torch.arange(c) != 1,
-            },
-        ),
-        (
-            "calibrate",
-            TF.calibrate,
-            lambda b, c: {
-                "similarity": normal(b, c),
-                "mean_present": normal(c),
-                "mean_absent": normal(c, seed=2),
-                "gap": torch.ones(c),
-            },
-        ),
-    )
+pure = partial(function, pure=True)
+CALLS += [
+    pure(TF.asymmetric_loss, only(with_weights, "targets", "weights", logits=logits)),
+    pure(
+        partial(TF.text_region_logits, scale=5.0),
+        lambda b, c: {"regions": normal(b, c, WIDTH), "text": normal(c, WIDTH), "bias": normal(c)},
+    ),
+    pure(
+        partial(TF.region_attention, scale=2.0, num_heads=2),
+        lambda b, c: {
+            "queries": normal(c, WIDTH, seed=1),
+            "keys": normal(b, TOKENS, WIDTH, seed=2),
+            "query_weight": normal(WIDTH, WIDTH, seed=3),
+            "key_weight": normal(WIDTH, WIDTH, seed=4),
+            "key_padding_mask": padding(b),
+        },
+    ),
+    pure(TF.boost_logits, lambda b, c: {"token_logits": normal(b, TOKENS, c), "key_padding_mask": padding(b)}),
+    pure(TF.transport_attention, lambda b, c: {"similarity": torch.tanh(normal(b, c, TOKENS)), "key_padding_mask": padding(b)}),
+    pure(TF.sinkhorn_attention, lambda b, c: {"scores": normal(b, c, TOKENS), "mass": normal(b, TOKENS, seed=1).softmax(dim=-1)}),
+    pure(TF.standardise, lambda b, c: {"scores": normal(b, c)}),
+    pure(TF.region_distillation, two_logits),
+    pure(lambda **x: tuple(TF.multimodal_contrastive(**x).values()), with_prototypes, owner="multimodal_contrastive"),
+    pure(TF.multi_label_contrastive, image_labels),
+    pure(TF.class_sums, lambda b, c: {"features": normal(b, c, WIDTH), "weights": normal(b, c).clamp(min=0)}),
+    pure(
+        TF.update_prototypes,
+        lambda b, c: {
+            "prototypes": unit(normal(c, WIDTH)),
+            "count": torch.arange(c),
+            "sums": normal(c, WIDTH, seed=2),
+            "mass": torch.arange(c).double(),
+        },
+    ),
+    pure(
+        TF.prototype_similarities,
+        lambda b, c: {
+            "features": normal(b, c, WIDTH),
+            "visual": normal(c, WIDTH, seed=2),
+            "text": normal(c, WIDTH, seed=3),
+            "seen": torch.arange(c) != 1,
+        },
+    ),
+    pure(
+        TF.calibrate,
+        lambda b, c: {
+            "similarity": normal(b, c),
+            "mean_present": normal(c),
+            "mean_absent": normal(c, seed=2),
+            "gap": torch.ones(c),
+        },
+    ),
+]
+PARTS = {
+    case.name: case for case in (*CASES, *CALLS) if case.name != "bank" and (case.owner != "PromptLearner" or case.inputs(1, 1))
 }
 
 
@@ -439,8 +397,9 @@ def state(module: Any) -> dict[str, Any]:
     return {k: bits(v) for k, v in module.state_dict().items()} if isinstance(module, nn.Module) else {}
 
 
-def results(value: Any) -> tuple[Tensor, ...]:
-    return tuple(map(torch.as_tensor, value)) if isinstance(value, tuple) else (torch.as_tensor(value),)
+def loss_of(given: tuple[Tensor, ...]) -> Tensor | None:
+    attached = [x.sum().float() for x in given if x.requires_grad]
+    return torch.stack(attached).sum() if attached else None
 
 
 def as_drawn(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -466,7 +425,7 @@ def check(plan: Plan) -> None:
             x.grad = torch.full_like(x, 0.25)
     before, held = {k: look(x) for k, x in inputs.items()}, state(module)
     try:
-        given = results(part.call(module, inputs))
+        given = tensors(part.call(module, inputs))
     except (TypeError, ValueError) as error:
         text = str(error)
         assert re.match(r"\w+: ", text), f"says not who refuses: {text}"
@@ -482,28 +441,27 @@ def check(plan: Plan) -> None:
     finite = all(torch.isfinite(x).all() for x in given)
     assert finite or part.nan, "not finite"
     large = any(t.kind == "value" and abs(t.what) > 10 for changes in plan.twists.values() for t in changes)
-    exact = large or not part.smooth
+    exact = large or part.decides
     twin, clean = plain
     if not exact:
         twin = twin.double() if isinstance(twin, nn.Module) else twin
         clean = {k: x.double() if isinstance(x, Tensor) and x.dtype in FLOATS else x for k, x in clean.items()}
     types = [plan.dtype, *(x.dtype for x in inputs.values() if isinstance(x, Tensor) and x.dtype in FLOATS)]
     tolerance = max(TOLERANCE[dtype] for dtype in types)
-    for one, two in zip(given, results(part.call(twin, clean)), strict=True):
+    for one, two in zip(given, tensors(part.call(twin, clean)), strict=True):
         one, two = one.detach().double(), two.detach().double()
         assert one.shape == two.shape
         room = tolerance * (1 + two.nan_to_num().abs().max()) if two.numel() else 0
         assert torch.equal(one.isnan(), two.isnan()) and ((one - two).nan_to_num().abs() <= room).all(), (
             f"{one.flatten()[:4].tolist()} is not {two.flatten()[:4].tolist()}"
         )
-    attached = [x.sum() for x in given if x.requires_grad]
-    if attached:
+    total = loss_of(given)
+    if total is not None:
         learned = [x for x in inputs.values() if isinstance(x, Tensor) and x.requires_grad]
         if isinstance(module, nn.Module):
             learned += [p for p in module.parameters() if p.requires_grad]
         for x in learned:
             x.grad = None
-        total = torch.stack([x.float() for x in attached]).sum()
         for grad in torch.autograd.grad(total, learned, allow_unused=True):
             fits = grad is None or torch.isfinite(grad.float()).all() or (large and grad.dtype == torch.float16)
             assert fits, "a gradient is not finite"
@@ -541,7 +499,7 @@ def test_labels_mean_the_same_in_every_type(name: str, validate: bool) -> None:
         for each in module.modules() if isinstance(module, nn.Module) else ():
             if hasattr(each, "validate"):
                 each.validate = validate
-        return results(part.call(module, {**inputs, key: y}))
+        return tensors(part.call(module, {**inputs, key: y}))
 
     def agree(y: Tensor, expected: tuple[Tensor, ...]) -> None:
         for one, two in zip(called(y), expected, strict=True):
@@ -602,11 +560,6 @@ class WithoutFloat64(Tensor):
         return tree_map(placed, func(*held[0], **held[1]))
 
 
-def loss_of(given: tuple[Tensor, ...]) -> Tensor | None:
-    attached = [x.sum() for x in given if x.requires_grad]
-    return torch.stack(attached).sum() if attached else None
-
-
 @pytest.mark.parametrize("name", sorted(PARTS))
 def test_every_call_works_on_a_device_without_float64(name: str) -> None:
     """Values and gradients are those of the CPU."""
@@ -626,7 +579,7 @@ def test_every_call_works_on_a_device_without_float64(name: str) -> None:
                 each._parameters[key] = None if p is None else nn.Parameter(WithoutFloat64(p.data), p.requires_grad)
             for key, b in each._buffers.items():
                 each._buffers[key] = None if b is None else WithoutFloat64(b)
-    expected, actual = results(part.call(module, inputs)), results(part.call(moved, there))
+    expected, actual = tensors(part.call(module, inputs)), tensors(part.call(moved, there))
     for one, two in zip(actual, expected, strict=True):
         torch.testing.assert_close(one.detach().cpu(), two.detach(), equal_nan=True)
     losses = loss_of(actual), loss_of(expected)

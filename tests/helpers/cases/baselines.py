@@ -18,6 +18,9 @@ from trm_losses import baselines
 # Baselines: one signature, so one shape of case. ``oracle(module, x, y, held, ids)`` is of plain numbers; ``state`` what is
 # saved. -------------------------------------------------------------------------------------------------------------------
 
+# Those with thresholds and ranks, where a rounding may turn a decision over.
+DECIDE = ("LargeLoss", "EMAPLLoss", "SPLCLoss", "VLPLLoss", "GPRLoss", "PartialASLLoss")
+
 
 class BaselineCase(NamedTuple):
     owner: str
@@ -272,6 +275,7 @@ def baseline_case(name: str, case: BaselineCase) -> Case:
         oracle=lambda m, x: np.float64(baseline_value(case, m, x)(oracles.array(x["logits"]))),
         learns=("logits",),
         smooth=case.smooth,
+        decides=case.owner in DECIDE,
         wrong={
             **refused(logits="B C", targets="B C", ids="B"),
             **integers("logits"),

@@ -15,18 +15,22 @@ from tests.helpers.values import CLASSES, Inputs, Result
 @dataclass
 class Case:
     """``build(classes)`` and ``inputs(batch, classes)`` in float64; ``call`` gives a tensor or a tuple of tensors. ``smooth``: no
-    gradient to what ``learns`` is stopped, so that gradcheck agrees."""
+    gradient to what ``learns`` is stopped, so that gradcheck agrees. ``decides``: a rounding may turn a decision over, and with
+    it the value; ``nan``: it may say NaN; ``pure``: it looks at no values."""
 
     name: str
-    build: Callable[[int], nn.Module]
+    build: Callable[[int], Any]
     inputs: Callable[[int, int], Inputs]
     call: Callable[[Any, Inputs], Result]
-    state: tuple[str, ...]
     owner: str
+    state: tuple[str, ...] = ()
     oracle: Callable[[Any, Inputs], Any] | None = None
     twin: Callable[[Any, Inputs], Result] | None = None
     learns: tuple[str, ...] = ()
     smooth: bool = True
+    decides: bool = False
+    nan: bool = False
+    pure: bool = False
     wrong: dict[str, tuple[Callable[[Inputs], Inputs], type[Exception], str]] = field(default_factory=dict)
     is_loss: bool = False
     compiles: bool = True

@@ -80,7 +80,6 @@ CASES = [
         oracle=lambda m, x: weighted(oracles.contrast(x["regions"], x["text"], x["targets"]), dict.fromkeys(ALPHAS, 1.0)),
         twin=lambda m, x: weighted(TF.multimodal_contrastive(x["regions"], x["text"], x["targets"]), dict.fromkeys(ALPHAS, 1.0)),
         learns=("regions", "text"),
-        state=(),
         is_loss=True,
         finite=("regions", "text"),
         shows=("temperature=0.07", "temperature_region=0.1", "anchor_threshold=0.9"),
@@ -105,7 +104,6 @@ CASES = [
             **encodings(),
             "seen: integers": (change("seen", lambda s: s.long()), TypeError, "seen must be bool, got torch.int64"),
         },
-        state=(),
         finite=("regions", "text", "weights", "prototypes"),
     ),
     Case(
@@ -123,7 +121,6 @@ CASES = [
             **encodings(),
             "features: size": (change("features", lambda x: x[1:]), ValueError, r"targets must have shape \(B, C\) = \(3, C\)"),
         },
-        state=(),
         finite=("features", "weights"),
         shows=("temperature=0.1", "anchor_threshold=0.9"),
     ),
@@ -136,6 +133,5 @@ CASES = [
         oracle=lambda m, x: oracles.multi_label(x["features"], x["targets"], x["weights"], 0.3, 0.97),
         twin=lambda m, x: TF.multi_label_contrastive(**x, temperature=0.3, anchor_threshold=0.97),
         learns=("features",),
-        state=(),
     ),
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -101,10 +102,11 @@ LABELER_STATE = (*COUNTS, "rule.similarity_sum", "rule.similarity_mass")
 GIVEN_POSITIVES = {"positive": 0.6, "negative": 0.4, "expected_positives": 1.5}
 
 
+labeler = partial(Case, owner="PseudoLabeler", decides=True)
+
 CASES = [
-    Case(
+    labeler(
         name="labeler",
-        owner="PseudoLabeler",
         build=lambda c: filled_labeler(c),
         inputs=labeler_inputs,
         call=call_labeler,
@@ -114,9 +116,8 @@ CASES = [
         finite=("regions",),
         shows=("num_classes=5", "PrototypeRule", "positive=0.8, negative=0.1", "warmup_steps=0"),
     ),
-    Case(
+    labeler(
         name="labeler, given positives",
-        owner="PseudoLabeler",
         build=lambda c: filled_labeler(c, **GIVEN_POSITIVES),
         inputs=labeler_inputs,
         call=call_labeler,
@@ -124,9 +125,8 @@ CASES = [
         state=LABELER_STATE,
         shows=("positive=0.6, negative=0.4",),
     ),
-    Case(
+    labeler(
         name="labeler, teacher rule",
-        owner="PseudoLabeler",
         build=taught_labeler,
         inputs=lambda b, c: {"targets": labels(b, c, seed=12), "ids": torch.arange(b).flip(0)},
         call=lambda m, x: tuple(m(None, x["targets"], LABELER_BANKS[m.num_classes], ids=x.get("ids"))),

@@ -86,7 +86,6 @@ CASES = [
         twin=lambda m, x: TF.region_distillation(x["student_logits"], x["teacher_logits"], temperature=m.temperature),
         learns=("student_logits",),
         wrong={**refused(student_logits="B C", teacher_logits="B C"), **integers("student_logits", "teacher_logits")},
-        state=(),
         finite=("student_logits", "teacher_logits"),
         shows=("temperature=3.0", "mean"),
     ),
@@ -99,7 +98,6 @@ CASES = [
         oracle=lambda m, x: oracles.distillation(x["student_logits"], x["teacher_logits"], 4.0),
         twin=lambda m, x: TF.region_distillation(x["student_logits"], x["teacher_logits"], reduction="none"),
         learns=("student_logits",),
-        state=(),
         finite=("student_logits", "teacher_logits"),
     ),
 ]

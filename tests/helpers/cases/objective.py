@@ -116,6 +116,7 @@ CASES = [
             wrong={**refused(tokens="B N D", text="C D", targets="B C"), **integers("tokens", "text"), **encodings()},
             state=(*HEAD_STATE, *(f"bank.{key}" for key in BANK_STATE), *(f"labeler.{key}" for key in LABELER_STATE)),
             finite=("tokens", "text"),
+            decides=True,
         )
         for name, owner, options in (("", "TRMObjective", {}), (", classes in chunks", "ChunkedTRMObjective", {"class_chunk": 2}))
     ),
