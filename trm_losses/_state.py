@@ -18,14 +18,14 @@ Self = TypeVar("Self", bound="PerClassState")
 
 @contextmanager
 def in_eval_mode(module: nn.Module) -> Iterator[None]:
-    """A module and all that is in it in eval mode, and afterwards each part in its own again."""
-    modes = [(part, part.training) for part in module.modules()]
+    """A module and all that is in it in eval mode, and afterwards what was training again, whichever thread leaves last."""
+    training = [part for part in module.modules() if part.training]
     module.eval()
     try:
         yield
     finally:
-        for part, training in modes:
-            part.training = training
+        for part in training:
+            part.training = True
 
 
 class PerClassState(DistributedModule):

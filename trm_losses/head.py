@@ -111,18 +111,20 @@ class TRMHead(PerClassState):
                 raise ValueError(
                     f"{name}: {key} must have the pooler's num_classes = {pooler.num_classes}, got {part.num_classes}"
                 )
-        class_names = list(class_names)
-        for other in (x for x in class_names if not isinstance(x, str)):
-            raise TypeError(f"{name}: class_names must be str, got {type(other).__name__}; give the names, not their places")
-        if len(class_names) != pooler.num_classes or len(set(class_names)) != len(class_names):
-            raise ValueError(
-                f"{name}: class_names must be {pooler.num_classes} different names, got {len(class_names)} "
-                f"({len(set(class_names))} different)"
-            )
         check_number(name, "rate", rate, 0, 1)
-        self.pooler, self.matching, self.class_names, self.head = pooler, matching, class_names, head
+        self.pooler, self.matching, self.class_names, self.head = pooler, matching, list(class_names), head
+        self._check_names()
         self.global_head, self.rate, self.calibration = global_head, rate, calibration
         self.register_buffer("text", text.detach().clone())
+
+    def _check_names(self) -> None:
+        name, names, classes = type(self).__name__, self.class_names, self.pooler.num_classes
+        for other in (x for x in names if not isinstance(x, str)):
+            raise TypeError(f"{name}: class_names must be str, got {type(other).__name__}; give the names, not their places")
+        if len(names) != classes or len(set(names)) != len(names):
+            raise ValueError(
+                f"{name}: class_names must be {classes} different names, got {len(names)} ({len(set(names))} different)"
+            )
 
     def forward(
         self,
@@ -183,7 +185,10 @@ class TRMHead(PerClassState):
         key_padding_mask: Tensor | None = None,
         chunk: int | None = None,
     ) -> Tensor:
-        """Probabilities (B, C), in eval mode whatever mode the module is in; the arguments are those of :meth:`forward`."""
+        """Probabilities (B, C), in eval mode whatever mode the module is in; the arguments are those of :meth:`forward`.
+
+        Before several threads call it, call ``eval()``: the first that leaves would bring the training mode back to the others.
+        """
         with in_eval_mode(self):
             return torch.sigmoid(self(tokens, penultimate, key_padding_mask=key_padding_mask, chunk=chunk))
 
@@ -313,6 +318,7 @@ class TRMHead(PerClassState):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything :meth:`load` needs into one file (tensors and plain values, no code); not ``distributed``."""
+        self._check_names()
         told = {"class_names": self.class_names, "head": self.head, "rate": self.rate}
         parts = self.pooler, self.matching, self.global_head, self.calibration
         head_file.write(path, *parts, told=told, state=self.state_dict())

@@ -65,6 +65,14 @@ def test_round_trip(tmp_path: Path, which: str, pooler: dict[str, Any], matching
             assert getattr(ours, key, None) == getattr(theirs, key, None)
 
 
+def test_names_that_no_head_takes_are_not_saved(tmp_path: Path) -> None:
+    made = head()
+    made.class_names = ["x"]
+    with pytest.raises(ValueError, match="class_names must be 3 different names, got 1"):
+        made.save(tmp_path / "head.pt")
+    assert not (tmp_path / "head.pt").exists()
+
+
 def test_two_may_save_to_one_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One of them just before the other puts its file in place."""
     replace, path = os.replace, tmp_path / "head.pt"
@@ -626,6 +634,7 @@ def test_a_calibrated_head_keeps_its_precision_and_compiles() -> None:
     with torch.no_grad():
         whole = torch.compile(made, fullgraph=True, backend="eager")
         torch.testing.assert_close(whole(TOKENS), made(TOKENS))
+    torch.testing.assert_close(torch.compile(made.predict, fullgraph=True, backend="eager")(TOKENS), made.predict(TOKENS))
 
 
 @pytest.mark.parametrize("kind", ["tied", "free"])

@@ -25,7 +25,7 @@ from tests.helpers.cases.case import Caller, Case, built, ids
 from tests.helpers.compare import agree
 from tests.helpers.values import BATCH, CLASSES, SAMPLES, TOKENS, WIDTH, generator, labels, normal, shaken
 from trm_losses import baselines, pseudo
-from trm_losses._state import FullPrecisionState
+from trm_losses._state import FullPrecisionState, in_eval_mode
 
 safetensors = pytest.importorskip("safetensors.torch")
 
@@ -317,6 +317,20 @@ def test_classes_that_stay_take_their_statistics_along(rule: str) -> None:
         assert torch.equal(value, expected), key
     assert labeler.num_classes == 4 and int(labeler.step) == 4
     labeler.update(normal(3, 4, WIDTH), labels(3, 4), bank.with_classes(KEPT))
+
+
+# Modes --------------------------------------------------------------------------------------------------------------------
+
+
+def test_modes_are_back_whichever_of_several_threads_leaves_last() -> None:
+    module = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
+    first, second = in_eval_mode(module), in_eval_mode(module)
+    first.__enter__()
+    second.__enter__()
+    assert not any(part.training for part in module.modules())
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    assert [part.training for part in module.modules()] == [True, True, False]
 
 
 # Other defaults -----------------------------------------------------------------------------------------------------------

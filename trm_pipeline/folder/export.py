@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from trm_pipeline.folder.model import DEMONSTRATION
+from trm_pipeline.folder.onnx_file import check_export
 from trm_pipeline.folder.options import ExportOptions
 from trm_pipeline.folder.tagger import Tagger
 from trm_pipeline.progress import say
@@ -13,6 +14,7 @@ from trm_pipeline.progress import say
 def run_export(options: ExportOptions) -> None:
     """Everything ``export`` does."""
     started = time.perf_counter()
+    check_export(options.output)
     tagger = Tagger.load(options.trained, pretrained=options.pretrained)
     if options.add:
         tagger = tagger.with_classes(options.add)

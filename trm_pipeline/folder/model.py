@@ -121,7 +121,7 @@ def open_backbone(
         with without_logs(logging.ERROR):  # every try of a download, several times over
             return open_open_clip(model, pretrained, image_size, device)
     except Exception as error:
-        own = str(error).startswith(("--model", "load_", "OpenClipBackbone", "trm_losses"))
+        own = model == "embedded" or str(error).startswith(("--model", "load_", "OpenClipBackbone", "trm_losses"))
         if own or weights_file(model, pretrained):
             raise
         raise ValueError(
@@ -148,8 +148,8 @@ def class_texts(backbone: Backbone, words: Mapping[str, str], templates: Sequenc
         raise ValueError(
             f"the embedded model, which knows drawn scenes alone, has no words for {len(unknown)} of {len(words)} classes: "
             f"{shown}\n"
-            f"A CLIP model reads any name: add {CLIP} (about 350 MB, fetched once).\n"
-            "A class can also be given other words: --names 'diningtable=dining table'"
+            f"A CLIP model reads any name: train with {CLIP} (about 350 MB, fetched once).\n"
+            "Or choose words that this model knows: --names 'diningtable=dining table', or as the name of a class that is added"
         )
     with warnings_said():
         return backbone.template_text(list(words.values()), chosen), chosen

@@ -77,6 +77,18 @@ def _rounded(x: Tensor) -> Tensor:
     return x.half().float()
 
 
+def check_export(path: Path) -> None:
+    """What :func:`export_onnx` refuses whatever the model is."""
+    if path.suffix.lower() != ".onnx":
+        raise ValueError(f"--output must be a .onnx file, got {path}")
+    check_writable(path.parent, "--output")
+    for name in ("onnx", "onnxscript"):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ImportError(f"export needs the package {name}: pip install 'trm-losses[export]'") from error
+
+
 def export_onnx(saved: SavedModel, head: TRMHead, tower: ImageTower, path: Path) -> Exported:
     """Write a model as one file, and compare it with PyTorch where onnxruntime is installed.
 
@@ -91,14 +103,7 @@ def export_onnx(saved: SavedModel, head: TRMHead, tower: ImageTower, path: Path)
         ValueError: another suffix, an operation that ONNX does not have, more than 2 GiB, or a graph that gives other
             probabilities.
     """
-    if path.suffix.lower() != ".onnx":
-        raise ValueError(f"--output must be a .onnx file, got {path}")
-    check_writable(path.parent, "--output")
-    for name in ("onnx", "onnxscript"):
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise ImportError(f"export needs the package {name}: pip install 'trm-losses[export]'") from error
+    check_export(path)
     head, tower = (_on_cpu(module) for module in (head, tower))
     program = _program(_ImageToProbabilities(tower, head, saved.token_pool).eval(), saved.model)
     weights = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())

@@ -30,6 +30,12 @@ FILES = {
 """What ``train`` writes."""
 
 
+def check_untrained(output: Path) -> None:
+    """Refuse the folder of a training, whose files other commands would replace."""
+    if (output / CARD_FILE).is_file():
+        raise ValueError(f"--output: {output} holds a trained model (or another {CARD_FILE}); give another folder")
+
+
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A CSV file, replaced as a whole; each row is written as it comes."""
     # A file may have a name that is not UTF-8, and what is written here has taken its time.

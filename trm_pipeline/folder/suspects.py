@@ -9,11 +9,11 @@ from torch import Tensor
 
 from trm_losses import TRMHead
 from trm_losses.labels import UNKNOWN
-from trm_pipeline.folder.learning import learn, probabilities
+from trm_pipeline.folder.learning import learn, present_alone, probabilities
 from trm_pipeline.folder.opened import Opened, open_folder
 from trm_pipeline.folder.options import SuspectsOptions
-from trm_pipeline.folder.outputs import REVIEW_FILE, write_csv
-from trm_pipeline.folder.review.ask import contradicted, doubted
+from trm_pipeline.folder.outputs import REVIEW_FILE, check_untrained, write_csv
+from trm_pipeline.folder.review.ask import contradicted, doubted, opposed
 from trm_pipeline.folder.review.page import write_review
 from trm_pipeline.progress import say
 
@@ -25,6 +25,7 @@ def run_suspects(options: SuspectsOptions) -> None:
     started = time.perf_counter()
     if options.folds < 2:
         raise ValueError(f"--folds must be at least 2, got {options.folds}")
+    check_untrained(options.output)
     opened = open_folder(options, folds=options.folds)
     labels, features = opened.labels, opened.frozen.features
     fold = _folds(labels.files if labels.groups is None else labels.groups, options.folds, options.seed)
@@ -67,7 +68,15 @@ def _write(options: SuspectsOptions, opened: Opened, scores: Tensor, head: TRMHe
         write_review(options.output / REVIEW_FILE, questions, labels.class_names, images=options.images, title=title)
     known = labels.targets != UNKNOWN
     scored = int((known & scores.isfinite()).sum())
-    say(f"\n{int(known.sum())} known labels; a model that has not seen them scored {scored} and contradicts {len(questions)}")
+    told = f"\n{int(known.sum())} known labels; a model that has not seen them scored {scored}"
+    if present_alone(options, labels, torch.ones(len(labels.files), dtype=torch.bool)):
+        told += "\nstart at the top: no label tells the level of the scores, and those near 0.5 mean nothing"
+    else:
+        count = int(opposed(labels, scores).sum())
+        told += f" and contradicts {count}"
+        if 0 < len(questions) < count:
+            told += f", the first {len(questions)} are on the page"
+    say(told)
     say(f"\n{options.output} ({time.perf_counter() - started:.0f} s):")
     say(f"  {LIST_FILE:<13} known labels, the most doubtful first")
     if questions:

@@ -15,7 +15,7 @@ from trm_pipeline.folder.judgement import table
 from trm_pipeline.folder.learning import probabilities
 from trm_pipeline.folder.model import HEAD_FILE, MODEL_FILE
 from trm_pipeline.folder.options import TagOptions
-from trm_pipeline.folder.outputs import CARD_FILE, score_columns, score_row, write_csv
+from trm_pipeline.folder.outputs import check_untrained, score_columns, score_row, write_csv
 from trm_pipeline.methods import fit_training_free
 from trm_pipeline.progress import say
 
@@ -38,8 +38,7 @@ def run_tag(options: TagOptions) -> None:
         )
     images = find_images(options.images)
     check_output(options.output, options.images, images)
-    if (options.output / CARD_FILE).is_file():
-        raise ValueError(f"--output: {options.output} holds a trained model (or another {CARD_FILE}); give another folder")
+    check_untrained(options.output)
     words = words_of(names, options.names)
     frozen = encode(options, options.images, images, names, words)
     files = [images[i] for i in frozen.features.places.tolist()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,8 +68,10 @@ class Tagger:
         """The same with further classes, known by their names alone; their threshold is 0.5.
 
         Raises:
-            ValueError: names that are there already, or the model has no text tower to read them.
+            ValueError: no list of names, names that are there already, or the model has no text tower to read them.
         """
+        if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) and name.strip() for name in names):
+            raise ValueError(f"new classes must be a list of names, none of them blank, got {names!r}")
         if twice := [name for i, name in enumerate(names) if name in self.class_names or name in names[:i]]:
             raise ValueError(f"new classes must have names of their own, got {twice[0]!r} twice")
         if not has_texts(self.tower):
@@ -99,9 +101,15 @@ class Tagger:
         tags = [Tag(*row) for row in zip(self.class_names, probability.tolist(), present, maps, strict=True)]
         return sorted(tags, key=lambda tag: -tag.probability)
 
-    def stream(self, paths: Sequence[Path], *, workers: int = 0, batch_size: int = 50) -> Iterator[tuple[Tensor, Tensor]]:
+    def stream(
+        self, paths: Iterable[str | os.PathLike[str]], *, workers: int = 0, batch_size: int = 50
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Places (b,) among the paths, and probabilities (b, C) of the images there; NaN of an image that cannot be read."""
-        live = self._live(images_for(self.tower, paths), workers)
+        one = isinstance(paths, (str, os.PathLike))
+        files = [] if one else list(paths)
+        if wrong := [paths] if one else [file for file in files if not isinstance(file, (str, os.PathLike))]:
+            raise TypeError(f"Tagger: paths must be a list of paths, got {type(wrong[0]).__name__}; tagger(image) takes one")
+        live = self._live(images_for(self.tower, [Path(file) for file in files]), workers)
         for batch in live.batches(batch_size):
             fine = batch.pooled.isfinite().all(dim=1)
             rounded = _rounded(batch)

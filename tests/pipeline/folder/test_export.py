@@ -189,7 +189,7 @@ def test_a_file_that_nothing_can_run_here_is_not_compared(tmp_path, monkeypatch)
 
 def test_errors_at_the_door(trained, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="--output must be a .onnx file, got model.pt"):
-        cli.main(["export", str(trained[0]), "--output", "model.pt"])
+        cli.main(["export", str(tmp_path / "not read yet"), "--output", "model.pt"])
     monkeypatch.setattr(onnx_file, "LARGEST", 10)
     with pytest.raises(ValueError, match="must be below 2 GiB, got 0.0 GiB of weights of tiny; export a model with a smaller"):
         export_onnx(*head(6), Tower(torch.exp), tmp_path / "model.onnx")

@@ -26,5 +26,8 @@ def test_weights_that_cannot_be_fetched_say_what_to_do(monkeypatch):
     monkeypatch.setattr(towers, "load_open_clip", fail)
     with pytest.raises(ValueError, match="could not be fetched .*no network.*--pretrained WEIGHTS.*ViT-B-32-quickgelu"):
         folder_model.open_backbone("ViT-B-32", "openai", None, torch.device("cpu"))
+    monkeypatch.setattr(towers, "load_embedded", fail)
+    with pytest.raises(RuntimeError, match="^no network$"):  # it is shipped: whatever fails, it is no download
+        folder_model.open_backbone("embedded", None, None, torch.device("cpu"))
     with pytest.raises(ValueError, match="needs --pretrained"):
         folder_model.open_backbone("ViT-B-32", None, None, torch.device("cpu"))

@@ -57,6 +57,15 @@ def test_what_cannot_be_read_is_marked_in_a_stream_and_an_error_alone(tagger, im
         tagger(images[0] / "cut.jpg")
 
 
+def test_a_stream_takes_paths_of_any_kind_and_nothing_else(tagger, images):
+    path = images[0] / "1.png"
+    ((places, scores),) = tagger.stream(file for file in (path, str(path)))
+    assert places.tolist() == [0, 1] and torch.equal(scores[0], scores[1])
+    for paths, got in ((str(path), "str"), (path, r"\w*Path"), ([path, Image.new("RGB", (8, 8))], "Image")):
+        with pytest.raises(TypeError, match=f"must be a list of paths, got {got};"):
+            next(tagger.stream(paths))
+
+
 def test_further_classes_by_name(tagger, trained, images, tmp_path):
     wider = tagger.with_classes(["cat", "boat"])
     before, after = ({tag.name: tag for tag in found(images[0] / "1.png")} for found in (tagger, wider))
@@ -67,7 +76,14 @@ def test_further_classes_by_name(tagger, trained, images, tmp_path):
     cli.main([*command, "--output", str(tmp_path / "s.csv")])
     (row,) = read_csv(tmp_path / "s.csv")
     assert float(row["cat"]) == pytest.approx(after["cat"].probability, abs=2e-4)
-    for names, said in ((["dog"], "'dog' twice"), (["cat", "cat"], "'cat' twice"), (["laptop"], "has no words for 1 of 1")):
+    refused = {
+        "bird": "a list of names",
+        ("", "cat"): "none of them blank",
+        ("dog",): "'dog' twice",
+        ("cat", "cat"): "'cat' twice",
+    }
+    advice = "(?s)has no words for 1 of 1 .*or as the name of a class that is added"
+    for names, said in {**refused, ("laptop",): advice}.items():
         with pytest.raises(ValueError, match=said):
             tagger.with_classes(names)
 

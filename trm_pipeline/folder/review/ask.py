@@ -26,9 +26,13 @@ def open_questions(labels: Labels, probabilities: Tensor, head: TRMHead, feature
 
 def contradicted(labels: Labels, probabilities: Tensor, head: TRMHead, features: CachedFeatures, count: int) -> list[Question]:
     """The known labels, no answers, that probabilities contradict most and are on the other side of; at most ``count``."""
-    opposed = ((labels.targets - probabilities).abs() > 0.5) & ~labels.answered
-    targets = torch.where(opposed, labels.targets, float(UNKNOWN))
+    targets = torch.where(opposed(labels, probabilities), labels.targets, float(UNKNOWN))
     return _questions(labels, probabilities, head, features, list(islice(doubted(targets, probabilities), count)))
+
+
+def opposed(labels: Labels, probabilities: Tensor) -> Tensor:
+    """Which known labels (N, C), no answers, probabilities are on the other side of."""
+    return (labels.targets != UNKNOWN) & ~labels.answered & ((labels.targets - probabilities).abs() > 0.5)
 
 
 def doubted(targets: Tensor, probabilities: Tensor) -> Iterator[tuple[int, int]]:

@@ -49,8 +49,27 @@ def test_suspects_are_scored_by_models_that_have_not_seen_them(scenes, rest, tmp
     assert all(a >= b - 1.1e-4 for a, b in zip(against, against[1:], strict=False))
     places = [i for i, row in enumerate(found) if row["image"] in moved and row["class"] == "horse"]
     assert len(places) == 2 and max(places) < 40  # of 120, from a model that knows these scenes
-    page = questions_of(out / "review.html")
-    assert len(page["questions"]) == sum(value > 0.5 for value in against) and page["questions"][0][3] in ("present", "absent")
+    page, count = questions_of(out / "review.html"), sum(value > 0.5 for value in against)
+    assert len(page["questions"]) == count > 1 and page["questions"][0][3] in ("present", "absent")
+    command.main([*run, "--questions", "1"])
+    assert f" and contradicts {count}, the first 1 are on the page\n" in capsys.readouterr().out
+
+
+def test_suspects_are_not_counted_where_no_label_tells_the_level(scenes, rest, tmp_path, capsys):
+    base, rows = scenes
+    present = {name: [value or "" for value in row] for name, row in rows.items()}
+    labels = write_table(tmp_path / "labels.csv", present, classes=CLASSES)
+    out = ["--output", str(tmp_path / "suspects"), "--folds", "2", "--epochs", "1"]
+    command.main(["suspects", str(base / "photos"), str(labels), *out, *rest])
+    told = capsys.readouterr().out
+    assert "\nstart at the top: " in told and "contradicts" not in told
+
+
+def test_a_trained_model_keeps_its_page(scenes, rest, tmp_path):
+    base, _ = scenes
+    (tmp_path / "README.md").touch()
+    with pytest.raises(SystemExit, match="^error: --output: .* holds a trained model"):
+        command.main(["suspects", str(base / "photos"), str(base / "labels.csv"), "--output", str(tmp_path), *rest])
 
 
 def test_images_of_a_group_share_a_fold():
