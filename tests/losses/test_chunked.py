@@ -12,40 +12,30 @@ from torch import Tensor
 
 import trm_losses as tl
 from tests.helpers.cases.bank import filled_bank
-from tests.helpers.cases.labeler import filled_labeler
 from tests.helpers.cases.objective import objective, objective_inputs
-from tests.helpers.values import CLASSES, TOKENS, WIDTH, labels, normal, shaken
+from tests.helpers.values import CLASSES, TOKENS, WIDTH, labels, normal
 from tests.helpers.watch import Watch
 from trm_losses import functional as TF
 from trm_losses import regions
 from trm_losses.pseudo import TeacherRule
 
 
-def chunk_parts(**options: Any) -> dict[str, Any]:
-    """All parts, with a labeller whose decisions and gates are at work."""
-    return {
-        "distillation": tl.RegionDistillationLoss(),
-        "contrast": tl.MultimodalContrastiveLoss(),
-        "bank": filled_bank(),
-        "labeler": filled_labeler(positive=0.6, negative=0.4),
-        **options,
-    }
-
-
 def taught() -> tl.PseudoLabeler:
     return tl.PseudoLabeler(CLASSES, TeacherRule(torch.rand(20, CLASSES, generator=torch.Generator().manual_seed(1))))
 
 
+# Which parts of the objective, whose decisions and gates are at work, are others or missing; and settings of the pooler.
+ALONE = dict.fromkeys(("distillation", "contrast", "bank", "labeler"))
 CHUNKED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "alone": ({}, {}),
-    "defaults": (chunk_parts(), {}),
-    "contrast alone": ({"contrast": tl.MultimodalContrastiveLoss()}, {}),
-    "bank alone": ({"bank": filled_bank()}, {}),
-    "one head": (chunk_parts(), {"query_head": False}),
-    "one head and a teacher": (chunk_parts(labeler=taught()), {"query_head": False}),
-    "one head, a teacher and no contrast": (chunk_parts(labeler=taught(), contrast=None), {"query_head": False}),
-    "free queries": (chunk_parts(), {"query": "free"}),
-    "a teacher": (chunk_parts(labeler=taught()), {}),
+    "alone": (ALONE, {}),
+    "defaults": ({}, {}),
+    "contrast alone": ({**ALONE, "contrast": tl.MultimodalContrastiveLoss()}, {}),
+    "bank alone": ({**ALONE, "bank": filled_bank()}, {}),
+    "one head": ({}, {"query_head": False}),
+    "one head and a teacher": ({"labeler": taught()}, {"query_head": False}),
+    "one head, a teacher and no contrast": ({"labeler": taught(), "contrast": None}, {"query_head": False}),
+    "free queries": ({}, {"query": "free"}),
+    "a teacher": ({"labeler": taught()}, {}),
 }
 
 
@@ -60,22 +50,17 @@ def test_classes_in_chunks_are_all_classes_at_once(name: str, chunk: int, target
     x |= {"targets": {"mixed": x["targets"], "all unknown": torch.full_like(x["targets"], -1.0)}.get(targets, x["targets"].abs())}
     x |= {"key_padding_mask": mask, "ids": torch.arange(6)}
 
-    def run(class_chunk: int | None) -> list[Any]:
-        torch.manual_seed(0)
-        made = shaken(tl.RegionPooler(CLASSES, WIDTH, num_heads=2, dropout=0.0, **pooler))
-        loss = shaken(tl.TextRegionMatchingLoss(CLASSES, scale=5.0))
-        settings = copy.deepcopy(parts)
-        if class_chunk is None:
-            module = tl.TRMObjective(made, loss, **settings).double()  # type: ignore[arg-type]
-        else:
-            module = tl.ChunkedTRMObjective(made, loss, **settings, class_chunk=class_chunk).double()  # type: ignore[arg-type]
-        module.sure, module.confident = 0.65, 0.5
+    def run(**in_chunks: int) -> list[Any]:
+        module = objective(pooler=pooler, **in_chunks)
+        for key, part in copy.deepcopy(parts).items():
+            setattr(module, key, part)
+        module.double()
         results: list[Any] = []
         for step in range(2):
             given = {**x, "ids": x["ids"] + 6 * step}
             given |= {key: x[key].clone().requires_grad_() for key in ("tokens", "text")}
             output = module(**given)
-            assert isinstance(output.features, Tensor) == (class_chunk is None)
+            assert isinstance(output.features, Tensor) == (not in_chunks)
             module.zero_grad()
             output.loss.backward()
             results += [output.loss, *output.terms.values(), output.logits, output.region_logits, *(output.pseudo or ())]
@@ -84,7 +69,7 @@ def test_classes_in_chunks_are_all_classes_at_once(name: str, chunk: int, target
             results += [x.clone() for x in module.buffers()]
         return results
 
-    actual, expected = run(chunk), run(None)
+    actual, expected = run(class_chunk=chunk), run()
     assert len(actual) == len(expected)
     for a, e in zip(actual, expected, strict=True):
         if a is None or e is None:  # a query head that nothing reads has no gradient

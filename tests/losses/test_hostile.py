@@ -11,7 +11,7 @@ from torch import Tensor
 
 import trm_losses as tl
 from tests.helpers.cases.objective import head
-from tests.helpers.values import CLASSES, WIDTH, Inputs, labels, normal
+from tests.helpers.values import BATCH, CLASSES, WIDTH, labels, normal, region_text
 from trm_losses import baselines
 from trm_losses.labels import from_ternary
 from trm_losses.metrics import average_precision
@@ -29,12 +29,8 @@ def spoiled(x: Tensor, value: float) -> Tensor:
     return x
 
 
-def batch() -> Inputs:
-    return {"regions": normal(4, CLASSES, WIDTH, seed=1), "text": normal(CLASSES, WIDTH, seed=2), "targets": labels()}
-
-
 def contrast(**more: Any) -> Any:
-    return tl.MultimodalContrastiveLoss()(**{**batch(), **more})
+    return tl.MultimodalContrastiveLoss()(**{**region_text(BATCH, CLASSES), **more})
 
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
@@ -53,15 +49,16 @@ def test_nothing_infinite_goes_through(name: str, call: Callable[[float], Any], 
 
 @pytest.mark.parametrize("dtype", [EIGHT, torch.complex64], ids=str)
 def test_types_that_cannot_be_compared_are_refused_by_name(dtype: torch.dtype) -> None:
+    x = region_text(BATCH, CLASSES)
     for call in (
-        lambda: tl.TextRegionMatchingLoss(CLASSES)(*{**batch(), "targets": labels().to(dtype)}.values()),
+        lambda: tl.TextRegionMatchingLoss(CLASSES)(*{**x, "targets": labels().to(dtype)}.values()),
         lambda: baselines.EMLoss()(normal(4, CLASSES), labels().to(dtype)),
         lambda: average_precision(normal(4, CLASSES), labels(soft=False).to(dtype)),
     ):
         with pytest.raises(TypeError, match=r"\w+: targets must .*bools, integers or floats, got"):
             call()
     with pytest.raises(TypeError, match="regions must be a floating-point tensor, got"):
-        tl.TextRegionMatchingLoss(CLASSES)(*{**batch(), "regions": batch()["regions"].to(dtype)}.values())
+        tl.TextRegionMatchingLoss(CLASSES)(*{**x, "regions": x["regions"].to(dtype)}.values())
     with pytest.raises(TypeError, match="from_ternary: labels must hold bools, integers or floats, got"):
         from_ternary(labels(soft=False).to(dtype))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import io
 import pickle
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 import trm_losses as tl
 from tests.helpers.cases import CASES
-from tests.helpers.cases.case import Caller, Case, built, ids
+from tests.helpers.cases.case import Caller, Case, built, ids, through_file
 from tests.helpers.cases.contrast import call_contrast
 from tests.helpers.compare import agree, tensors
 from tests.helpers.values import BATCH, CLASSES, Inputs, region_text
@@ -154,10 +153,7 @@ def test_state(case: Case) -> None:
     """Names are pinned; what is saved, with weights_only or as safetensors, gives a fresh module the same results."""
     module, inputs = built(case), case.inputs(BATCH, CLASSES)
     assert tuple(module.state_dict()) == case.state or set(module.state_dict()) == set(case.state)
-    file = io.BytesIO()
-    torch.save(module.state_dict(), file)
-    file.seek(0)
-    for state in (torch.load(file, weights_only=True), safetensors.load(safetensors.save(module.state_dict()))):
+    for state in (through_file(module.state_dict()), safetensors.load(safetensors.save(module.state_dict()))):
         torch.manual_seed(99)
         fresh = case.build(CLASSES).double()
         for tensor in fresh.state_dict().values():

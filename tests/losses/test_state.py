@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,9 +20,10 @@ import trm_losses as tl
 from tests.helpers import oracles
 from tests.helpers.cases import CASES
 from tests.helpers.cases.baselines import BASELINES
-from tests.helpers.cases.case import Caller, Case, built, ids
+from tests.helpers.cases.case import Caller, Case, built, ids, through_file
+from tests.helpers.cases.objective import objective
 from tests.helpers.compare import agree
-from tests.helpers.values import BATCH, CLASSES, SAMPLES, TOKENS, WIDTH, generator, labels, normal, shaken
+from tests.helpers.values import BATCH, CLASSES, SAMPLES, TOKENS, WIDTH, generator, labels, normal
 from trm_losses import baselines, pseudo
 from trm_losses._state import FullPrecisionState, in_eval_mode
 
@@ -43,13 +43,6 @@ def test_a_state_can_be_called_with(case: Case) -> None:
 
 
 # An interruption ----------------------------------------------------------------------------------------------------------
-
-
-def through_file(state: dict[str, Any]) -> dict[str, Any]:
-    """Nothing but tensors and plain values is in it, or ``weights_only`` would refuse."""
-    file = io.BytesIO()
-    torch.save(state, file)
-    return torch.load(io.BytesIO(file.getvalue()), weights_only=True)  # type: ignore[no-any-return]
 
 
 class Run:
@@ -113,10 +106,10 @@ def options(draw: Any) -> dict[str, Any]:
     """Settings of an objective that go together."""
     pick = lambda *values: draw(st.sampled_from(values))  # noqa: E731
     return {
-        "pooler": {"query": pick("tied", "free"), "dropout": pick(0.0, 0.3)},
+        "settings": {"pooler": {"query": pick("tied", "free")}, **pick({}, {"class_chunk": 2})},
+        "dropout": pick(0.0, 0.3),
         "rule": pick(*RULES),
         "labeler": {"warmup_steps": pick(0, 2), "ramp_steps": pick(0, 3), "expected_positives": pick(None, 1.5)},
-        **pick({}, {"class_chunk": 2}),
     }
 
 
@@ -128,24 +121,11 @@ RULES: dict[str, Callable[[], pseudo.Rule]] = {
 
 
 def made(o: dict[str, Any]) -> nn.Module:
-    return shaken_keeping_dropout(
-        (tl.ChunkedTRMObjective if "class_chunk" in o else tl.TRMObjective)(
-            tl.RegionPooler(CLASSES, WIDTH, num_heads=2, **o["pooler"]),
-            tl.TextRegionMatchingLoss(CLASSES),
-            distillation=tl.RegionDistillationLoss(),
-            contrast=tl.MultimodalContrastiveLoss(),
-            bank=tl.PrototypeBank(CLASSES, WIDTH, init=normal(CLASSES, WIDTH)),
-            labeler=tl.PseudoLabeler(CLASSES, RULES[o["rule"]](), **o["labeler"]),
-            **{key: o[key] for key in o.keys() & {"class_chunk"}},
-        )
-    )
-
-
-def shaken_keeping_dropout(module: nn.Module) -> nn.Module:
-    rates = {part: part.p for part in module.modules() if isinstance(part, nn.Dropout)}
-    shaken(module)
-    for part, rate in rates.items():
-        part.p = rate
+    module = objective(**o["settings"])
+    module.labeler = tl.PseudoLabeler(CLASSES, RULES[o["rule"]](), **o["labeler"])
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = o["dropout"]
     return module
 
 

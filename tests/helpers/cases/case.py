@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -100,10 +101,17 @@ def built(case: Case, classes: int = CLASSES, dtype: torch.dtype = torch.float64
     return case.build(classes).to(dtype)
 
 
-class Caller(nn.Module):
-    """A case's call as a module, for ``functional_call`` and ``torch.compile``."""
+def through_file(state: dict[str, Any]) -> dict[str, Any]:
+    """Nothing but tensors and plain values is in it, or ``weights_only`` would refuse."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    return torch.load(io.BytesIO(file.getvalue()), weights_only=True)  # type: ignore[no-any-return]
 
-    def __init__(self, case: Case, module: nn.Module) -> None:
+
+class Caller(nn.Module):
+    """The call of a case, or of whatever has one, as a module, for ``functional_call`` and ``torch.compile``."""
+
+    def __init__(self, case: Any, module: nn.Module) -> None:
         super().__init__()
         self.case, self.module = case, module
 

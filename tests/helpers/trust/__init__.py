@@ -4,7 +4,6 @@ from tests.helpers.trust.parts import PARTS, PRECISIONS, Part, Precision, Row, S
 from tests.helpers.trust.peers import peers
 from tests.helpers.trust.runs import (
     ORDINARY,
-    Caller,
     Run,
     compiled,
     errors,

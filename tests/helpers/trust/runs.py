@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tests.helpers.ranks import Pool
+from tests.helpers.cases.case import Caller, through_file
+from tests.helpers.ranks import Pool, spread
 from tests.helpers.trust.parts import BATCH, EXACT, PARTS, PRECISIONS, Inputs, Part, Precision, Row, Setting
 from tests.helpers.trust.peers import peers
 
@@ -138,17 +138,6 @@ def in_precision(part: Part, precision: Precision, settings: Iterable[Setting], 
     return cell(part, precision, found, device=device)
 
 
-class Caller(nn.Module):
-    """A part's call as a module, for ``torch.compile``."""
-
-    def __init__(self, part: Part, module: nn.Module) -> None:
-        super().__init__()
-        self.call, self.module = part.call, module
-
-    def forward(self, inputs: Inputs) -> Tensor:
-        return self.call(self.module, inputs)
-
-
 def compiled(part: Part, precision: Precision, backend: str) -> Row:
     """One graph for three batch sizes: fullgraph, dynamic, and an error where it would be compiled anew."""
     torch._dynamo.reset()
@@ -166,13 +155,10 @@ def compiled(part: Part, precision: Precision, backend: str) -> Row:
 
 def reloaded(part: Part, module: nn.Module, precision: Precision) -> nn.Module:
     """A fresh module with the state of this one, by way of a file that is read with weights_only."""
-    file = io.BytesIO()
-    torch.save(module.state_dict(), file)
-    file.seek(0)
     fresh = prepared(part, part.setting, precision)
     for x in fresh.state_dict().values():
         x.zero_()
-    fresh.load_state_dict(torch.load(file, weights_only=True))
+    fresh.load_state_dict(through_file(module.state_dict()))
     return fresh
 
 
@@ -193,14 +179,12 @@ def named(name: str) -> Part:
     return next(part for parts in (lambda: PARTS, peers) for part in parts() if part.name == name)
 
 
-def spread(part: Part, module: nn.Module) -> nn.Module | None:
+def joint(part: Part, module: nn.Module) -> nn.Module | None:
     """The part over all ranks; None where it has no such feature."""
     if part.ranks is not None:
         return part.ranks(module)
-    able = [inner for inner in module.modules() if hasattr(inner, "distributed")]
-    for inner in able:
-        inner.distributed = True  # type: ignore[assignment]
-    return module if able and part.kind != "rows" else None
+    able = any(hasattr(inner, "distributed") for inner in module.modules())
+    return spread(module) if able and part.kind != "rows" else None
 
 
 def shares(part: Part, world: int) -> list[int]:
@@ -216,7 +200,7 @@ def on_rank(rank: int, name: str, precision: Precision, scale: float, mode: str,
     rows = shares(part, dist.get_world_size())
     own = {key: x if key in part.shared else x.split(rows)[rank] for key, x in inputs.items()}
     module = prepared(part, part.setting, precision)
-    over = spread(part, reloaded(part, module, precision) if saved else module)
+    over = joint(part, reloaded(part, module, precision) if saved else module)
     if over is None or (saved and not module.state_dict()):
         return None
     call = None
