@@ -24,8 +24,9 @@ from trm_pipeline.files import write_json
 from trm_pipeline.methods import LABEL_FREE
 from trm_pipeline.methods.global_head import FITTED
 from trm_pipeline.report.markdown import markdown
-from trm_pipeline.run.arguments import known_argument, parse
+from trm_pipeline.run.arguments import parse
 from trm_pipeline.run.choose import hold_out, logits_of
+from trm_pipeline.run.options import known_argument
 from trm_pipeline.run.prepare import prepare
 from trm_pipeline.run.prepared import Cell, Prepared, known_labels, train_cell
 

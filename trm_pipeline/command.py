@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from trm_pipeline.folder.arguments import add_commands, options_of
 from trm_pipeline.folder.convert import run_convert
 from trm_pipeline.folder.demo import run_demo
 from trm_pipeline.folder.export import run_export
@@ -29,6 +28,7 @@ from trm_pipeline.folder.review.run import run_review
 from trm_pipeline.folder.suspects import run_suspects
 from trm_pipeline.folder.tag import run_tag
 from trm_pipeline.folder.train import run_train
+from trm_pipeline.options import add_options, values_of
 from trm_pipeline.progress import escape_output
 from trm_pipeline.run import experiment
 
@@ -39,11 +39,11 @@ COMMANDS: dict[str, tuple[Any, Callable[[Any], None]]] = {
     "train": (TrainOptions, run_train),
     "tag": (TagOptions, run_tag),
     "predict": (PredictOptions, run_predict),
+    "export": (ExportOptions, run_export),
+    "features": (FeaturesOptions, run_features),
     "review": (ReviewOptions, run_review),
     "suspects": (SuspectsOptions, run_suspects),
     "convert": (ConvertOptions, run_convert),
-    "features": (FeaturesOptions, run_features),
-    "export": (ExportOptions, run_export),
 }
 """What each command for one's own images is asked for, and what does it."""
 
@@ -54,12 +54,14 @@ def parser() -> argparse.ArgumentParser:
         description="Multi-label image recognition with missing labels, on frozen vision-language models."
     )
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    demo = commands.add_parser("demo", help="draw a small folder of images and its label file, to try the others on")
+    demo = commands.add_parser("demo", help="Draw a small folder of images and its label file, to try the others on.")
     demo.add_argument("folder", type=Path, nargs="?", default=Path("demo"), help="where to, default: %(default)s")
     demo.add_argument("--images", type=int, default=240, metavar="N", help="with labels, default: %(default)s")
-    add_commands(commands)
+    for name, (kind, _) in COMMANDS.items():
+        shown = {"help": kind.__doc__, "formatter_class": argparse.ArgumentDefaultsHelpFormatter}
+        add_options(commands.add_parser(name, **shown), kind)
     reproduce = commands.add_parser(
-        "reproduce", help="TRM-ML and its peers on a data set; 'reproduce voc --help' says more", add_help=False
+        "reproduce", help="Compare TRM-ML and its peers on a data set; 'reproduce voc --help' says more.", add_help=False
     )
     reproduce.add_argument("data", choices=tuple(SOURCES))
     reproduce.add_argument("arguments", nargs=argparse.REMAINDER)
@@ -79,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             run_demo(args.folder, args.images)
         else:
             kind, run = COMMANDS[args.command]
-            run(options_of(args, kind))
+            run(kind(**values_of(args, kind)))
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"error: {error}") from error
     except RuntimeError as error:  # torch raises it wherever the program is when a process ends

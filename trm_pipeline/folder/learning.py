@@ -15,7 +15,7 @@ from trm_pipeline.features.cached import CachedFeatures, Features
 from trm_pipeline.folder.encoded import Encoded
 from trm_pipeline.folder.judgement import CALIBRATED, ranked
 from trm_pipeline.folder.labels import Labels
-from trm_pipeline.folder.options import LearnOptions
+from trm_pipeline.folder.options import STEPS, LearnOptions
 from trm_pipeline.methods import fit_training_free, zero_shot_tokens
 from trm_pipeline.methods.base import score
 from trm_pipeline.methods.global_head import fit_global_head, trm_head
@@ -31,9 +31,6 @@ DRAWS = 5
 
 ENOUGH = 320
 """Images from which on learning is as fast as in the preset; below it is slower, down to a tenth."""
-
-STEPS = 30
-"""Of training at least, however few the images are."""
 
 
 def learn(options: LearnOptions, frozen: Encoded, labels: Labels, held: Tensor, trained: Tensor) -> TRMHead:

@@ -7,7 +7,6 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,14 +18,13 @@ from trm_pipeline.config.losses import LOSSES
 from trm_pipeline.config.presets import PRESETS, Known, Preset
 from trm_pipeline.data import voc
 from trm_pipeline.data.base import Place, Source
-from trm_pipeline.data.label_files import ENCODINGS
-from trm_pipeline.features.cached import cores
 from trm_pipeline.files import CACHE, folder_argument
 from trm_pipeline.methods import LABEL_FREE, METHODS, Setting
 from trm_pipeline.methods.global_head import GLOBAL, of_grid, parts_of
 from trm_pipeline.methods.grid import HEADS, NAMES, PEERS, build_method, choose_methods
+from trm_pipeline.options import add_options, values_of
 from trm_pipeline.progress import curves
-from trm_pipeline.run.options import RunOptions
+from trm_pipeline.run.options import DEFAULT_KNOWN, RunOptions
 
 _OF_MODEL = ("name", "model", "pretrained", "image_size", "token_pool", "value_path", "num_context")
 OF_IMAGES = (*_OF_MODEL, "year", "templates", "augment", "mirror")
@@ -39,6 +37,7 @@ BOUNDS: dict[str, tuple[float, float | None]] = {
     "warmup_share": (0, 0.99),
 }
 """Between what numbers of the preset and of its peers must lie, by the last part of their names."""
+
 
 DEFAULT_METHODS = (
     *LABEL_FREE,
@@ -53,17 +52,6 @@ DEFAULT_METHODS = (
     "trm-paper",
     "trm",
 )
-DEFAULT_KNOWN: tuple[Known, ...] = (0.1, 0.5, 0.9)
-
-
-def known_argument(text: str) -> Known:
-    """A value of ``--known``."""
-    if text == "single":
-        return "single"
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be shares of known labels such as 0.1, or 'single'; got {text!r}") from None
 
 
 def _own(source: Source) -> argparse.ArgumentParser:
@@ -85,56 +73,25 @@ def parser(source: Source = voc.SOURCE, prog: str | None = None) -> argparse.Arg
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         parents=[_own(source)],
     )
+    encoded: tuple[str, ...] = ()
     if source.given is None:
         p.add_argument("--data-root", type=Path, help=source.layout.replace("%", "%%"))
-        p.add_argument(
-            "--class-names",
-            type=Path,
-            metavar="FILE",
-            help="other names of the classes for prompts, one a line in the order of the columns",
-        )
         p.add_argument("--model", help="an open_clip model name, 'embedded', timm:NAME with --class-texts, or hf:FOLDER")
         p.add_argument(
             "--pretrained", help="an open_clip tag such as 'openai', or a weights file; of timm default: its own weights"
         )
-        p.add_argument(
-            "--class-texts",
-            type=Path,
-            metavar="FILE",
-            help="texts (C, D) of a model without a text tower (.npy, .pt): a row a class in the order of the columns",
-        )
         p.add_argument("--image-size", type=int, help="side of the square images, a multiple of the model's stride")
-        p.add_argument(
-            "--workers",
-            type=int,
-            default=min(8, cores()),
-            help="processes that read and transform images, where they are not cached; 0: none beside this one; "
-            "results do not depend on it",
-        )
         p.add_argument("--cache", type=folder_argument, default=CACHE, help="folder for drawn scenes and frozen features")
     else:
+        encoded = ("class_names", "class_texts", "workers")  # what is for images
         p.add_argument("data_root", type=Path, metavar="FEATURES", help=source.layout)
         p.set_defaults(class_names=None, class_texts=None, model=None, pretrained=None, image_size=None, workers=0, cache=Path())
-    p.add_argument(
-        "--labels",
-        type=Path,
-        metavar="FILE",
-        help="published partial labels of the training images (.npy, .txt, .pt) in place of --known",
-    )
-    p.add_argument("--labels-encoding", choices=ENCODINGS, help="what --labels holds, where the file itself does not tell")
+    add_options(p, RunOptions, without=encoded)
+    p.set_defaults(output=Path("runs") / source.key)
     p.add_argument(
         "--preset",
         choices=tuple(PRESETS),
         help=f"default: {f'{source.drawn_preset} without --data-root, else ' * bool(source.drawn_preset)}{source.preset}",
-    )
-    p.add_argument(
-        "--known",
-        type=known_argument,
-        nargs="+",
-        action="extend",
-        metavar="SHARE",
-        help="shares of known labels, up to 1; 0: none at all; 'single': one present label an image, nothing else; default: "
-        f"{' '.join(map(str, DEFAULT_KNOWN))}",
     )
     p.add_argument(
         "--methods",
@@ -146,62 +103,13 @@ def parser(source: Source = voc.SOURCE, prog: str | None = None) -> argparse.Arg
         f"such as linear+role (heads {', '.join(HEADS)}; losses {', '.join(LOSSES)}); or a pattern such as "
         "'linear+*'",
     )
+    p.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="change settings of the preset")
+    p.add_argument("--epochs", type=int, help="default: the preset's")
     p.add_argument(
         "--grid",
         action="store_true",
         help=f"also the {len(HEADS)} heads with their own loss and with each of the {len(LOSSES)} others",
     )
-    p.add_argument(
-        "--ablation", action="store_true", help="also trm without one part each, and with each other rule for pseudo-labels"
-    )
-    p.add_argument(
-        "--ablation-known", type=known_argument, nargs="+", action="extend", metavar="SHARE", help="default: all of --known"
-    )
-    p.add_argument(
-        "--unseen",
-        type=int,
-        default=0,
-        metavar="N",
-        help="also trm trained without the last N classes, by the settings as they are, and all scored by their names",
-    )
-    p.add_argument(
-        "--seeds", type=int, nargs="+", action="extend", help="of training; seed s hides labels with seed s - 1; default: 1"
-    )
-    p.add_argument(
-        "--wrong",
-        type=float,
-        default=0.0,
-        metavar="SHARE",
-        help="after labels are hidden, this share of the known present ones moves to classes that the image does not show",
-    )
-    p.add_argument("--epochs", type=int, help="default: the preset's")
-    p.add_argument("--output", type=Path, default=Path("runs") / source.key, help="folder for results, heads and the picture")
-    p.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on with the interrupted run in --output; the results are those of an unbroken one",
-    )
-    p.add_argument(
-        "--jobs",
-        type=int,
-        default=1,
-        help="methods trained at a time, each in a process with its share of the cores; results do not depend on "
-        "it but for the last digits, which depend on the number of threads",
-    )
-    p.add_argument("--amp", action="store_true", help="mixed precision: float16 on cuda, bfloat16 elsewhere")
-    p.add_argument("--deterministic", action="store_true", help="the same bits again on an accelerator, a little slower")
-    p.add_argument("--tensorboard", action="store_true", help="curves of losses and test mAP (needs the tensorboard package)")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    p.add_argument(
-        "--tune", action="store_true", help="score on the val split and train on the train split: for choosing settings"
-    )
-    p.add_argument(
-        "--choose",
-        action="store_true",
-        help="for each cell, rates, and the head of whole images and its share, are chosen by known labels that are held out; "
-        "each method is trained six times then in place of once",
-    )
-    p.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="change settings of the preset")
     return p
 
 
@@ -215,9 +123,7 @@ def parse(typed: Sequence[str], source: Source = voc.SOURCE, prog: str | None = 
     own = vars(_own(source).parse_args([]))
     place = Place(args.data_root, args.cache, {name: getattr(args, name) for name in own})
     known = args.known or ([] if args.labels else DEFAULT_KNOWN)
-    fields = {field.name for field in dataclasses.fields(RunOptions)} & vars(args).keys()
-    told: dict[str, Any] = {name: getattr(args, name) for name in fields}
-    told = {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
+    told = values_of(args, RunOptions)
     told |= {"preset": _preset(args, source, place), "known": tuple(known), "seeds": tuple(args.seeds or [1])}
     methods = args.methods or (LABEL_FREE if set(known) == {0} and not args.grid else DEFAULT_METHODS)
     told |= {"methods": tuple(choose_methods(methods, grid=args.grid))}
