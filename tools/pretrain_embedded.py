@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from gate import encode_captions, encode_images, mean_ap, read_split, run_gate, template_features
 from numpy.typing import NDArray
+from pretraining_captions import caption_words, draw_pretraining, scene_captions
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trm_pipeline.drawn.captions import TEMPLATES, caption_words, draw_pretraining, scene_captions
+from trm_pipeline.drawn.captions import TEMPLATES
 from trm_pipeline.drawn.devkit import write_drawn_voc
 from trm_pipeline.embedded import WEIGHTS_FILE, build_model, load_embedded, save_weights
 from trm_pipeline.files import CACHE, folder_argument
