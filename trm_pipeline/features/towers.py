@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trm_losses.backbones import OpenClipBackbone, TimmBackbone, load_hf, load_open_clip
-from trm_losses.backbones._imports import import_timm, said
+from trm_losses.backbones._imports import import_open_clip, import_timm, said
 from trm_pipeline.embedded import load_embedded
 from trm_pipeline.features.backbone import ImageTower
 from trm_pipeline.progress import without_logs
@@ -38,15 +38,20 @@ def open_timm(name: str, pretrained: str | None, image_size: Size, device: torch
         with without_logs(logging.ERROR):  # every try of a download, several times over
             network = timm.create_model(name, pretrained=pretrained is None, num_classes=0)
     except Exception as error:
-        raise ValueError(
-            f"the weights of timm:{name} are not here and could not be fetched ({said(error)}). They are downloaded once, which "
-            "takes a network and a folder to keep them in (HF_HOME); or give a file of them: --pretrained WEIGHTS.safetensors"
-        ) from error
+        raise _not_fetched(f"timm:{name}", error) from error
     if pretrained is not None:
         _load(timm, network, name, pretrained)
     tower = TimmBackbone(network, image_size=image_size)
     tower.name = name
     return tower.to(device)
+
+
+def _not_fetched(what: str, error: Exception, also: str = "") -> ValueError:
+    return ValueError(
+        f"the weights of {what} are not here and could not be fetched ({said(error)}). They are downloaded once, which takes a "
+        "network and a folder to keep them in (HF_HOME); or fetch the file elsewhere and give its path: --pretrained "
+        f"WEIGHTS.safetensors{also}"
+    )
 
 
 def _load(timm: Any, network: Any, name: str, path: str) -> None:
@@ -102,23 +107,43 @@ False, the class texts are given.
 """
 
 
-def open_tower(model: str, pretrained: str | None, image_size: Size, device: torch.device) -> ImageTower | None:
-    """The tower of ``FAMILY:NAME``; none if the family is not one of :data:`TOWERS`."""
-    family, colon, name = model.partition(":")
-    return TOWERS[family](name, pretrained, image_size, device) if colon and family in TOWERS else None
-
-
-def open_open_clip(
+def open_tower(
     model: str, pretrained: str | None, image_size: Size, device: torch.device, *, value_path: bool = False
-) -> OpenClipBackbone:
-    """The embedded model, or one of open_clip with a tag or a file of weights."""
+) -> ImageTower:
+    """The embedded model, ``FAMILY:NAME`` of :data:`TOWERS`, or a model of open_clip with a tag or a file of weights.
+
+    Raises:
+        ValueError: weights that are missing, of another model or cannot be fetched, or ``value_path`` of a model without one.
+    """
+    family, colon, name = model.partition(":")
+    if colon and family in TOWERS:
+        if value_path:
+            raise ValueError(f"value_path is for ViTs of open_clip, and --model {model} is none; leave it out")
+        return TOWERS[family](name, pretrained, image_size, device)
     if model == "embedded":
+        if pretrained is not None:
+            raise ValueError(f"--pretrained {pretrained} is of another model than embedded; leave it out, or give its --model")
         network, tokenizer = load_embedded()
         made = OpenClipBackbone(network, tokenizer=tokenizer, name=model, image_size=image_size, value_path=value_path)
         return made.to(device)
-    if pretrained is None and ":" not in model:
+    if pretrained is None and not colon:
         raise ValueError(f"--model {model} needs --pretrained: a tag of open_clip such as 'openai', or a weights file")
-    return load_open_clip(model, pretrained, image_size=image_size, value_path=value_path, device=device)
+    try:
+        with without_logs(logging.ERROR):  # every try of a download, several times over
+            return load_open_clip(model, pretrained, image_size=image_size, value_path=value_path, device=device)
+    except Exception as error:
+        if str(error).startswith(("load_", "OpenClipBackbone", "trm_losses")) or weights_file(model, pretrained):
+            raise
+        also = f" (with OpenAI weights: --model {model}-quickgelu)" * (pretrained == "openai")
+        raise _not_fetched(f"{model} {pretrained or ''}".strip(), error, also) from error
+
+
+def weights_file(model: str, pretrained: str | None) -> str | None:
+    """The path of weights, a file or a folder; none if it is a tag of open_clip, whatever lies under its name here."""
+    if pretrained is None or import_open_clip().get_pretrained_cfg(model.replace("/", "-"), pretrained):
+        return None
+    there = os.path.isfile(pretrained) or (model.startswith("hf:") and os.path.isdir(pretrained))
+    return os.path.abspath(pretrained) if there else None
 
 
 def folder_of(model: str) -> str | None:

@@ -14,10 +14,10 @@ from trm_pipeline.data.base import Transform, eval_transform, lines_of
 from trm_pipeline.features.backbone import Backbone, ImageTower, with_texts
 from trm_pipeline.features.cached import Batch, CachedFeatures
 from trm_pipeline.features.encoding import Check, cache_features, weights_digest
-from trm_pipeline.features.towers import folder_of, found_anywhere
+from trm_pipeline.features.towers import folder_of, found_anywhere, open_tower, weights_file
 from trm_pipeline.files import check_writable
 from trm_pipeline.folder.image_files import FolderImages
-from trm_pipeline.folder.model import DEMONSTRATION, SavedModel, class_texts, open_backbone, weights_file
+from trm_pipeline.folder.model import DEMONSTRATION, SavedModel, class_texts
 from trm_pipeline.folder.options import CacheOptions, EncodeOptions, TowerOptions
 from trm_pipeline.progress import say
 from trm_pipeline.ranks import check_device, launched
@@ -62,7 +62,7 @@ def open_encoder(options: TowerOptions, class_names: Sequence[str], words: Mappi
     else:
         fetched = file is None and folder_of(options.model) is None
         say(f"model {options.model} {options.pretrained or ''}{', fetched where it is not here yet' if fetched else ''}")
-    tower = open_backbone(options.model, options.pretrained, options.image_size, device)
+    tower = open_tower(options.model, options.pretrained, options.image_size, device)
     backbone = with_texts(tower, options.model, options.class_texts, class_names, device)
     if options.class_texts is not None:
         if options.templates or options.names:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +14,13 @@ import torch
 from torch import Tensor
 
 from trm_losses import TRMHead
-from trm_losses.backbones._imports import import_open_clip, said
 from trm_pipeline.config.presets import VOC2007_RN101
 from trm_pipeline.drawn.captions import TEMPLATES
 from trm_pipeline.features.backbone import Backbone, GivenTexts, ImageTower
 from trm_pipeline.features.encoding import weights_digest
-from trm_pipeline.features.towers import open_open_clip, open_tower
+from trm_pipeline.features.towers import open_tower
 from trm_pipeline.files import write_json
-from trm_pipeline.progress import warnings_said, without_logs
+from trm_pipeline.progress import warnings_said
 
 FORMAT = "trm_losses.folder/2"
 MODEL_FILE, HEAD_FILE = "model.json", "head.pt"
@@ -90,7 +87,7 @@ class SavedModel:
     def open(self, device: torch.device, pretrained: str | None = None) -> ImageTower:
         """The frozen model for images that the head was trained on; ``pretrained`` where its weights lie elsewhere now."""
         size = self.image_size if self.model == "embedded" else None
-        backbone = open_backbone(self.model, pretrained or self.pretrained, size, device)
+        backbone = open_tower(self.model, pretrained or self.pretrained, size, device)
         backbone.image_size = self.image_size
         if weights_digest(backbone) != self.weights:
             raise ValueError(
@@ -99,37 +96,6 @@ class SavedModel:
                 "weights it was trained with (--pretrained), or train again"
             )
         return backbone
-
-
-def weights_file(model: str, pretrained: str | None) -> str | None:
-    """The path of weights, a file or a folder; none if it is a tag of open_clip, whatever lies under its name here."""
-    if pretrained is None or import_open_clip().get_pretrained_cfg(model.replace("/", "-"), pretrained):
-        return None
-    there = os.path.isfile(pretrained) or (model.startswith("hf:") and os.path.isdir(pretrained))
-    return os.path.abspath(pretrained) if there else None
-
-
-def open_backbone(
-    model: str, pretrained: str | None, image_size: int | tuple[int, int] | None, device: torch.device
-) -> ImageTower:
-    """The embedded model, one of open_clip, or a tower such as timm:NAME or hf:FOLDER, at a size or at its own."""
-    if (tower := open_tower(model, pretrained, image_size, device)) is not None:
-        return tower
-    if model == "embedded" and pretrained is not None:
-        raise ValueError(f"--pretrained {pretrained} is of another model than embedded; leave it out, or train with --model")
-    try:
-        with without_logs(logging.ERROR):  # every try of a download, several times over
-            return open_open_clip(model, pretrained, image_size, device)
-    except Exception as error:
-        own = model == "embedded" or str(error).startswith(("--model", "load_", "OpenClipBackbone", "trm_losses"))
-        if own or weights_file(model, pretrained):
-            raise
-        raise ValueError(
-            f"the weights {pretrained or ''} of {model} are not here and could not be fetched ({said(error)}). They are "
-            "downloaded once, which takes a network and a folder to keep them in (HF_HOME); or fetch the file elsewhere and give "
-            "its path: --pretrained WEIGHTS.safetensors"
-            f"{' (with OpenAI weights: --model ' + model + '-quickgelu)' if pretrained == 'openai' else ''}"
-        ) from error
 
 
 def class_texts(backbone: Backbone, words: Mapping[str, str], templates: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:

@@ -17,7 +17,7 @@ from trm_pipeline.features.backbone import Backbone, GivenTexts, needs_text_towe
 from trm_pipeline.features.cached import CachedFeatures, Features, LiveFeatures
 from trm_pipeline.features.encoding import cache_features, weights_digest
 from trm_pipeline.features.frozen import Frozen
-from trm_pipeline.features.towers import open_open_clip, open_tower
+from trm_pipeline.features.towers import open_tower
 from trm_pipeline.files import tensor_digest
 from trm_pipeline.progress import warnings_said
 from trm_pipeline.run.arguments import check_unseen
@@ -29,11 +29,7 @@ def load_backbone(
     preset: Preset, device: torch.device, class_texts: Path | None = None, class_names: Sequence[str] = ()
 ) -> Backbone:
     """The frozen model a preset names, with the texts of the classes in a file if it has no text tower."""
-    tower = open_tower(preset.model, preset.pretrained, preset.image_size, device)
-    if tower is None:
-        tower = open_open_clip(preset.model, preset.pretrained, preset.image_size, device, value_path=preset.value_path)
-    elif preset.value_path:
-        raise ValueError(f"value_path is for ViTs of open_clip, and --model {preset.model} is none; leave it out")
+    tower = open_tower(preset.model, preset.pretrained, preset.image_size, device, value_path=preset.value_path)
     backbone = with_texts(tower, preset.model, class_texts, class_names, device)
     if isinstance(backbone, GivenTexts):
         needs_text_tower(preset.prompts, f"given texts of {preset.model}")

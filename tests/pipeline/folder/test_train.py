@@ -359,7 +359,7 @@ def test_a_class_without_a_present_label_is_scored_by_name(trained):
         (["--names", "car=laptop"], "knows drawn scenes alone, has no words for 1 of 4 classes: 'laptop'"),
         (["--expected-positives", "0"], "--expected-positives must be above 0"),
         (["--model", "RN50"], "--model RN50 needs --pretrained"),
-        (["--pretrained", "openai"], "leave it out, or train with --model"),
+        (["--pretrained", "openai"], "leave it out, or give its --model"),
         (["--device", "tpu"], "--device tpu cannot be used here"),
         (["--output", "IMAGES/run"], "lies in the image folder"),
     ],
