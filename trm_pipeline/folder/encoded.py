@@ -16,7 +16,7 @@ from trm_pipeline.features.cached import Batch, CachedFeatures
 from trm_pipeline.features.encoding import Check, cache_features, weights_digest
 from trm_pipeline.features.towers import folder_of, found_anywhere, open_tower, weights_file
 from trm_pipeline.files import check_writable
-from trm_pipeline.folder.image_files import FolderImages
+from trm_pipeline.folder.image_files import FolderImages, why_unreadable
 from trm_pipeline.folder.model import DEMONSTRATION, SavedModel, class_texts
 from trm_pipeline.folder.options import CacheOptions, EncodeOptions, TowerOptions
 from trm_pipeline.progress import say
@@ -121,7 +121,7 @@ def features_of(
         check=still_there(folder),
     )
     fine = torch.from_numpy(cached.pooled[0]).isfinite().all(dim=1)
-    say_unreadable(data, (~fine).nonzero().flatten().tolist(), files)
+    say_unreadable(folder, (~fine).nonzero().flatten().tolist(), files)
     height, width = tower.grid(tower.image_size)
     cached.grid = height // token_pool, width // token_pool
     return cached.only(fine)
@@ -185,7 +185,7 @@ def words_of(class_names: Sequence[str], given: Sequence[str]) -> dict[str, str]
     return words
 
 
-def say_unreadable(data: FolderImages, broken: Sequence[int], files: Sequence[str]) -> None:
+def say_unreadable(folder: Path, broken: Sequence[int], files: Sequence[str]) -> None:
     """Name the images that cannot be read.
 
     Raises:
@@ -194,7 +194,7 @@ def say_unreadable(data: FolderImages, broken: Sequence[int], files: Sequence[st
     if broken:
         say(f"{len(broken)} of {len(files)} images cannot be read and are left out:")
         for index in broken[:10]:
-            say(f"  {files[index]}: {data.why_unreadable(index)}")
+            say(f"  {files[index]}: {why_unreadable(folder / files[index])}")
         if len(broken) > 10:
             say(f"  and {len(broken) - 10} more")
     if len(broken) == len(files):

@@ -34,7 +34,7 @@ from trm_pipeline.folder.encoded import (
     usual_pool,
     words_of,
 )
-from trm_pipeline.folder.image_files import FolderImages, find_images
+from trm_pipeline.folder.image_files import find_images, why_unreadable
 from trm_pipeline.folder.image_names import escaped
 from trm_pipeline.folder.known import read_known
 from trm_pipeline.folder.options import FeaturesOptions
@@ -220,9 +220,8 @@ def _finish(work: Unfinished, split: _Split, options: FeaturesOptions, meta: dic
     """Name what cannot be read, and give the split its name."""
     paths = [options.images / file for file in work.images]
     broken = work.broken()
-    images = FolderImages(paths, (1, 1), lambda image: torch.zeros(0))
-    say_unreadable(images, broken, work.images)
-    reasons = {row: images.why_unreadable(row) for row in broken}
+    say_unreadable(options.images, broken, work.images)
+    reasons = {row: why_unreadable(paths[row]) for row in broken}
     ids = [os.path.abspath(path) for path in paths]
     if work.finish(options.output / split.name, meta, text, split.targets, ids, reasons):
         listed = f"; {len(broken)} left out, see {UNREADABLE_FILE}" if broken else ""

@@ -247,16 +247,16 @@ class FolderImages(Dataset[tuple[Tensor, Tensor, int]]):
             pixels = torch.full((3, *self.size), float("nan"))
         return pixels, torch.empty(0), index
 
-    def why_unreadable(self, index: int) -> str:
-        """What the decoder says of a broken file."""
-        path = self.paths[index]
-        try:
-            if path.stat().st_size == 0:
-                return "the file is empty"
-            read_image(path, self.size)
-        except UnidentifiedImageError:
-            heic = path.suffix.lower() in (".heic", ".heif")
-            return "convert it to JPEG: Pillow does not read HEIC" if heic else "not an image, or none that Pillow reads"
-        except Exception as error:
-            return str(error).splitlines()[0] if str(error) else type(error).__name__
-        return "its features are not finite"
+
+def why_unreadable(path: Path) -> str:
+    """What the decoder says of a broken file."""
+    try:
+        if path.stat().st_size == 0:
+            return "the file is empty"
+        read_image(path, (1, 1))
+    except UnidentifiedImageError:
+        heic = path.suffix.lower() in (".heic", ".heif")
+        return "convert it to JPEG: Pillow does not read HEIC" if heic else "not an image, or none that Pillow reads"
+    except Exception as error:  # decoders raise what they like
+        return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return "its features are not finite"

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from trm_pipeline.files import check_writable
-from trm_pipeline.folder.encoded import images_for, say_unreadable
+from trm_pipeline.folder.encoded import say_unreadable
 from trm_pipeline.folder.image_files import find_images
 from trm_pipeline.folder.judgement import table
 from trm_pipeline.folder.model import DEMONSTRATION
@@ -69,4 +69,4 @@ class _Found:
                 self.counts += row > saved.thresholds
                 self.highest = torch.maximum(self.highest, row)
                 yield score_row(saved, self.files[place], row)
-        say_unreadable(images_for(self.tagger.tower, paths), self.broken, self.files)  # if it is all of them, no file is written
+        say_unreadable(self.folder, self.broken, self.files)  # if it is all of them, no file is written

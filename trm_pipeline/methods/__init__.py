@@ -6,7 +6,7 @@ from trm_pipeline.methods.base import Method, Setting, weak_negatives
 from trm_pipeline.methods.global_head import merged
 from trm_pipeline.methods.linear import LinearProbe
 from trm_pipeline.methods.peers.positive_coop import PositiveCoOp
-from trm_pipeline.methods.prompts import DualCoOp, DualCoOpPlus, PromptPeer, TextImage, TextPixel, pair_cosines
+from trm_pipeline.methods.prompts import DualCoOp, DualCoOpPlus, TextImage, TextPixel
 from trm_pipeline.methods.training_free import TRAINING_FREE, fit_training_free
 from trm_pipeline.methods.trm import TRM
 from trm_pipeline.methods.zero_shot import ZERO_SHOT, zero_shot_global, zero_shot_tokens
@@ -14,20 +14,12 @@ from trm_pipeline.methods.zero_shot import ZERO_SHOT, zero_shot_global, zero_sho
 __all__ = [
     "LABEL_FREE",
     "METHODS",
-    "TRAINING_FREE",
     "TRM",
     "ZERO_SHOT",
-    "DualCoOp",
-    "DualCoOpPlus",
     "LinearProbe",
     "Method",
-    "PositiveCoOp",
-    "PromptPeer",
     "Setting",
-    "TextImage",
-    "TextPixel",
     "fit_training_free",
-    "pair_cosines",
     "weak_negatives",
     "zero_shot_global",
     "zero_shot_tokens",

@@ -35,6 +35,9 @@ from trm_pipeline.run.prepared import Cell, Prepared
 from trm_pipeline.run.results import Results, plan
 from trm_pipeline.run.unseen import unseen_row, unseen_table
 
+_COMPARED = "known methods seeds ablation ablation_known unseen tune choose amp deterministic".split()
+"""Options that a run which is resumed must have had."""
+
 
 def run(options: RunOptions) -> list[Row]:
     """Everything the command does; returns the rows it wrote."""
@@ -67,16 +70,7 @@ def _run(options: RunOptions, started: float) -> list[Row]:
     results = Results(options.output, cells)
     results.start(
         {
-            "known": options.known,
-            "methods": options.methods,
-            "seeds": options.seeds,
-            "ablation": options.ablation,
-            "ablation_known": options.ablation_known,
-            "unseen": options.unseen,
-            "tune": options.tune,
-            "choose": options.choose,
-            "amp": options.amp,
-            "deterministic": options.deterministic,
+            **{name: getattr(options, name) for name in _COMPARED},
             "device": data.device.type,
             "preset": dataclasses.asdict(options.preset),
             "weights": data.weights,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trm_pipeline.folder.image_files import FolderImages, find_images, read_image, to_bytes
+from trm_pipeline.folder.image_files import FolderImages, find_images, read_image, to_bytes, why_unreadable
 
 
 def test_images_of_a_folder(tmp_path):
@@ -105,8 +105,8 @@ def test_numbers_beyond_a_byte_are_seen(values, shown):
 def test_an_image_without_a_number_is_named(tmp_path):
     Image.fromarray(np.full((4, 4), np.nan, dtype=np.float32)).save(tmp_path / "nan.tif")
     data = FolderImages([tmp_path / "nan.tif", tmp_path / "gone.png"], (4, 4), None)
-    assert data[0][0].isnan().all() and data.why_unreadable(0) == "no pixel is a finite number"
-    assert "No such file" in data.why_unreadable(1)
+    assert data[0][0].isnan().all() and why_unreadable(data.paths[0]) == "no pixel is a finite number"
+    assert "No such file" in why_unreadable(data.paths[1])
 
 
 def png16(path, values):

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 
 from trm_pipeline.files import replacing
-from trm_pipeline.folder.image_files import FolderImages, read_image
+from trm_pipeline.folder.image_files import read_image, why_unreadable
 from trm_pipeline.folder.image_names import SHOWN, escaped
 from trm_pipeline.progress import progress, say
 from trm_pipeline.report.markdown import rendered
@@ -117,8 +116,7 @@ def _picture(folder: Path, file: str) -> _Picture:
     except FileNotFoundError:
         return _Picture(b"", 4, 3, "the file is not there")
     except Exception:  # decoders raise what they like
-        why = FolderImages([folder / file], (_SIDES[0], _SIDES[0]), lambda _: torch.empty(0)).why_unreadable(0)
-        return _Picture(b"", 4, 3, why)
+        return _Picture(b"", 4, 3, why_unreadable(folder / file))
 
 
 def _encoded(image: Image.Image, side: int) -> _Picture:
