@@ -47,9 +47,6 @@ from trm_pipeline.run.prepared import Cell, Prepared, known_labels, train_cell
 
 ROOT = Path(__file__).resolve().parents[1]
 STORE = Path(__file__).with_suffix(".csv")
-EARLIER = STORE.with_name("field_one_start.csv")
-"""Losses, and the heads beside them, from before each class had a start of its own; tables of which STORE has none show these."""
-
 PAGE, README = ROOT / "docs" / "field.md", ROOT / "README.md"
 SEEDS = (11, 12, 13)
 PSEUDO_SEEDS = (11, 12, 13, 14, 15)
@@ -267,11 +264,11 @@ def _value(rows: Sequence[Row], method: str, setting: Setting, key: str = "mAP")
     return mean_sd([value for seed, value in found.items() if seed in SEEDS])
 
 
-def page(rows: Sequence[Row], earlier: Sequence[Row] = ()) -> str:
-    """All tables, as they stand in docs/field.md; of losses that rows lack those of earlier rows, each whole from one of both."""
+def page(rows: Sequence[Row]) -> str:
+    """All tables, as they stand in docs/field.md."""
     parts = []
     for key, data in DATA.items():
-        own, before = (whole(row for row in study if row["data"] == key) for study in (rows, earlier))
+        own = whole(row for row in rows if row["data"] == key)
         if not own:
             continue
         parts += [f"## {data.title}", markdown(head_table(own))]
@@ -284,10 +281,8 @@ def page(rows: Sequence[Row], earlier: Sequence[Row] = ()) -> str:
         if len(table := pseudo_table(own)) > 1:
             parts += ["What pseudo-labels change, `trm` less `trm-no-pseudo`:", markdown(table)]
         for setting in SETTINGS:
-            for trained, words in ((own, ""), (before, ", one start for all classes")):
-                if len(table := loss_table(trained, setting)) > 2:
-                    parts += [f"### {data.title}: losses, {setting.words}{words}", markdown(table)]
-                    break
+            if len(table := loss_table(own, setting)) > 2:
+                parts += [f"### {data.title}: losses, {setting.words}", markdown(table)]
     return "\n\n".join(parts)
 
 
@@ -336,7 +331,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = p.parse_args(argv)
     if args.tables:
         rows = read(args.store)
-        for path, tables in ((PAGE, page(rows, read(EARLIER))), (README, summary(rows))):
+        for path, tables in ((PAGE, page(rows)), (README, summary(rows))):
             path.write_text(with_tables(path.read_text(encoding="utf-8"), tables), encoding="utf-8")
         return
     limit = time.monotonic() + 60 * args.minutes

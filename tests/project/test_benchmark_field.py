@@ -76,7 +76,7 @@ def test_tables_hold_what_every_seed_has(field: Any, tmp_path: Path) -> None:
 def test_the_pages_show_what_is_stored(benchmark_script: Callable[[str], Any]) -> None:
     field = benchmark_script("field")
     rows = field.read(field.STORE)
-    for path, tables in ((field.PAGE, field.page(rows, field.read(field.EARLIER))), (field.README, field.summary(rows))):
+    for path, tables in ((field.PAGE, field.page(rows)), (field.README, field.summary(rows))):
         text = path.read_text(encoding="utf-8")
         assert "| trm " in tables and field.with_tables(text, tables) == text
     keys = [tuple(row[name] for name in ("data", "method", "known", "wrong", "seed")) for row in rows]
