@@ -43,7 +43,7 @@ def add_options(parser: argparse.ArgumentParser, kind: type[Any], *, without: Co
             continue
         read = {"type": _READ[types[own.name]]} if types[own.name] in _READ else {}
         told: dict[str, Any] = {**read, **own.metadata}
-        if "required" not in told:
+        if "required" not in told:  # what place made
             parser.add_argument(own.name, **told)
             continue
         default = own.default if own.default_factory is MISSING else own.default_factory()

@@ -89,7 +89,9 @@ def _by_number(path: Path, wanted: str) -> dict[str, str]:
             lines = f"{said[number]!r} and {value!r}"
             raise ValueError(f"CUB: {path} must have one line for number {number}, got {lines}; restore the file")
     if odd := {str(number) for number in range(1, len(said) + 1)} - said.keys():
-        raise ValueError(f"CUB: {path} must number its lines from 1 to {len(said)}, and has no {min(odd)}; restore the file")
+        raise ValueError(
+            f"CUB: {path} must number its lines from 1 to {len(said)}, and has no {min(odd, key=int)}; restore the file"
+        )
     return said
 
 

@@ -48,6 +48,10 @@ class VG200(LabelledImages):
         if not index.is_file():
             raise FileNotFoundError(f"VG200: {index} not found ({lists} holds: {found_in(lists)}); wanted is {LAYOUT}")
         present = read_json(index, "JSON", "restore the file", object_pairs_hook=partial(_once, index))
+        if not isinstance(present, dict):
+            raise ValueError(
+                f"VG200: {index} must be an object of lists by image, got {type(present).__name__}; restore the file"
+            )
         targets = torch.zeros(len(images), _COUNT)
         for row, image in enumerate(images):
             if image not in present:

@@ -35,7 +35,7 @@ from trm_pipeline.run.prepared import Cell, Prepared
 from trm_pipeline.run.results import Results, plan
 from trm_pipeline.run.unseen import unseen_row, unseen_table
 
-_COMPARED = "known methods seeds ablation ablation_known unseen tune choose amp deterministic".split()
+_COMPARED = ("known", "methods", "seeds", "ablation", "ablation_known", "unseen", "tune", "choose", "amp", "deterministic")
 """Options that a run which is resumed must have had."""
 
 

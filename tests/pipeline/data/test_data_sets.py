@@ -190,6 +190,9 @@ def test_vg_says_what_is_wrong(vg: Path) -> None:
     index.write_text(json.dumps(labels), encoding="utf-8")
     with pytest.raises(ValueError, match="no labels of 2300000.jpg, which .*train_list_500.txt names"):
         VG200(vg)
+    index.write_text("5", encoding="utf-8")
+    with pytest.raises(ValueError, match="labels_index.json must be an object of lists by image, got int"):
+        VG200(vg)
     index.write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match="labels_index.json must be JSON, and cannot be read"):
         VG200(vg)
@@ -356,6 +359,7 @@ def test_cub_says_what_is_missing(cub: tuple[Path, NDArray[np.int8], NDArray[np.
     for lines, message in (
         (["1"], "attributes.txt must have a number and what it stands for in each line, got '1'"),
         (["313 x", *attributes[1:]], "attributes.txt must number its lines from 1 to 312, and has no 1"),
+        ([*attributes[:1], "313 x", *attributes[2:9], "314 x", *attributes[10:]], "1 to 312, and has no 2;"),
     ):
         (root / "attributes.txt").write_text("\n".join(lines), encoding="utf-8")
         with pytest.raises(ValueError, match=message):
