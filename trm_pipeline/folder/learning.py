@@ -20,7 +20,7 @@ from trm_pipeline.methods import fit_training_free, zero_shot_tokens
 from trm_pipeline.methods.base import score
 from trm_pipeline.methods.global_head import fit_global_head, trm_head
 from trm_pipeline.progress import say
-from trm_pipeline.run.choose import pooled_ap, search, standard
+from trm_pipeline.run.choose import pooled_ap, search
 from trm_pipeline.run.prepared import Cell, Prepared, train_cell
 
 CHOOSABLE = 100
@@ -206,7 +206,7 @@ def whole_is_of_use(own: CachedFeatures, known: Tensor, text: Tensor, preset: Pr
         return fit_global_head(part, targets, prior, size, penultimate=True, expected_positives=expected)
 
     found: dict[str, list[float]] = {"both together": [], "class names": []}
-    names = standard(score(lambda batch: zero_shot_tokens(batch, text), own, size))
+    names = _standard(score(lambda batch: zero_shot_tokens(batch, text), own, size))
     draw = torch.Generator().manual_seed(seed)
     for _ in range(DRAWS):
         asked = torch.rand(len(own), generator=draw) < 0.2
@@ -215,7 +215,7 @@ def whole_is_of_use(own: CachedFeatures, known: Tensor, text: Tensor, preset: Pr
         head = fitted(own.only(~asked), known[~asked])
         if head is None:
             continue
-        whole = standard(score(lambda batch, head=head: head(batch.tokens, batch.penultimate), own, size))  # type: ignore[misc]
+        whole = _standard(score(lambda batch, head=head: head(batch.tokens, batch.penultimate), own, size))  # type: ignore[misc]
         # Where present labels alone were noted, what is not counts as absent.
         labels = known[asked].clamp(min=0) if expected is not None else known[asked]
         found["both together"].append(pooled_ap((whole + names)[asked], labels))
@@ -226,6 +226,12 @@ def whole_is_of_use(own: CachedFeatures, known: Tensor, text: Tensor, preset: Pr
     why = f"average precision (%) on training images held out from it: {shown}" if shown else "too few labels to judge it by"
     say(f"the image as a whole is left out; {why}")
     return False
+
+
+def _standard(scores: Tensor) -> Tensor:
+    """Scores (N, C) of mean 0 and deviation 1 in each class."""
+    apart = scores - scores.mean(dim=0)
+    return apart / apart.square().mean(dim=0).sqrt().clamp(min=1e-6)
 
 
 def probabilities(head: TRMHead, features: Features) -> Tensor:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,25 +64,6 @@ def named(logits: Tensor) -> Tensor:
     return torch.log_softmax(F.logsigmoid(logits.double()), dim=1)
 
 
-def standard(scores: Tensor) -> Tensor:
-    """Scores (N, C) of mean 0 and deviation 1 in each class, so that the levels of classes do not tell."""
-    apart = scores - scores.mean(dim=0)
-    return apart / apart.square().mean(dim=0).sqrt().clamp(min=1e-6)
-
-
-def levelled(logits: Tensor, labels: Tensor) -> Tensor:
-    """Logits (N, C) that are standardised in each class, above the log-odds of how often labels (N, C) name the class.
-
-    A method that reads unknown labels of single positives as absent learns how often each class is named, and would rank well by
-    that alone. Here all candidates have the same levels, and the order of images in a class is what tells them apart.
-    """
-    named = (labels == 1).sum(dim=0).double()
-    images = (labels == 1).any(dim=1).sum()
-    # Five images at the mean rate more: a class that nobody named has a level too.
-    rate = (named + 5 * named.mean() / images.clamp(min=1)) / (images + 5)
-    return standard(logits.double()) + torch.logit(rate, eps=1e-4)
-
-
 def precisions(logits: Tensor, asked: Tensor) -> Tensor:
     """Precision (%) at each present entry (P,) that was held out, in one ranking of all entries, whatever their class.
 
@@ -97,6 +77,21 @@ def precisions(logits: Tensor, asked: Tensor) -> Tensor:
     found = torch.empty_like(scores)
     found[order] = 100 * present[order].cumsum(0)[last].double() / (last + 1)
     return found[present]
+
+
+def percentiles(logits: Tensor, asked: Tensor) -> Tensor:
+    """Share (%) of held-out images that score below each present entry (P,) in its class; of equal ones half, and NaN is last.
+
+    It is for single positives. Its mean is the area under the ROC curve of named images against all. Present labels that nobody
+    named draw it towards one half by one factor, whatever the candidate, which is not so of precision (Menon et al., "Learning
+    from Corrupted Binary Labels", 2015). The levels of classes do not tell: a method that reads unknown labels as absent learns
+    how often each class is named, and would rank well by that alone.
+    """
+    images = (asked != UNKNOWN).any(dim=1)
+    scores = logits[images].double().nan_to_num(nan=-torch.inf).T.contiguous()
+    order = scores.sort(dim=1).values
+    both = torch.searchsorted(order, scores) + torch.searchsorted(order, scores, right=True)
+    return (50 * both.double() / scores.shape[1]).T[asked[images] == 1]
 
 
 def pooled_ap(logits: Tensor, asked: Tensor) -> float:
@@ -132,7 +127,7 @@ def _sure(gain: Tensor) -> float:
 
 
 class Chosen(NamedTuple):
-    """Settings for the command line, the best of each list, and the pooled AP (%) of everything that was tried."""
+    """Settings for the command line, the best of each list, and what everything that was tried scored (%)."""
 
     changes: list[str]
     scores: dict[str, float]
@@ -190,14 +185,15 @@ class _Search:
                 self._best({f"merge_rate={rate:g}": (1 - rate) * logits + rate * whole for rate in rates})
         return Chosen(self.changes, self.scores)
 
-    def _best(self, candidates: dict[str, Tensor], ranked: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    def _best(self, candidates: dict[str, Tensor], *, level: bool = False) -> Tensor:
         """The logits (N, C) of the candidate that clearly ranks best what was held out; its settings join the changes.
 
-        The first is of the settings as they are. With single positives what is ranked is what ``ranked`` makes of the logits,
-        :func:`levelled` ones by default.
+        The first is of the settings as they are. With single positives :func:`percentiles` rank, or where the level of the logits
+        is right, :func:`precisions` of the chance to be named.
         """
-        single, ranked = self.cell.known == "single", ranked or partial(levelled, labels=self.kept)
-        found = {name: precisions(ranked(logits) if single else logits, self.asked) for name, logits in candidates.items()}
+        single = self.cell.known == "single"
+        ranked = percentiles if single and not level else precisions
+        found = {name: ranked(named(x) if single and level else x, self.asked) for name, x in candidates.items()}
         self.scores |= {name: _mean(values) for name, values in found.items() if name}
         name = clearest(found)
         self.changes += name.split()
@@ -219,7 +215,7 @@ class _Search:
                     found[name] = global_logits(head, self.data.features, self.preset.batch_size, scores)
             self.data.layers.clear()
             self.data.layers[key] = found
-        return self._best(self.data.layers[key], named) if self.data.layers[key] else None
+        return self._best(self.data.layers[key], level=True) if self.data.layers[key] else None
 
     def _logits(self, changes: list[str]) -> Tensor:
         """Logits of the method without the whole image, trained with these settings; nothing is scored on the way."""

@@ -1,6 +1,5 @@
 """Settings chosen by known labels that were held out."""
 
-import math
 
 import pytest
 import torch
@@ -90,22 +89,23 @@ def test_global_heads_are_ranked_by_the_chance_to_be_named():
 
 
 def test_trained_methods_are_ranked_by_the_order_of_images_in_a_class():
-    """Levels are those of the labels, whatever a candidate has learned of them, and its scale does not matter."""
+    """Against a loop over pairs of images. What others say of images that were not held out does not matter, nor the level."""
     draw = torch.Generator().manual_seed(0)
-    logits, labels = torch.randn(30, 4, generator=draw), torch.full((30, 4), -1.0)
-    labels[torch.arange(20), torch.randint(4, (20,), generator=draw) // 2] = 1.0  # the last two classes are never named
-    found = choose.levelled(logits, labels)
-    counts = [int((labels[:, c] == 1).sum()) for c in range(4)]
-    for c, count in enumerate(counts):
-        column = logits[:, c].double().tolist()
-        mean = sum(column) / 30
-        deviation = (sum((x - mean) ** 2 for x in column) / 30) ** 0.5
-        rate = (count + 5 * (20 / 4) / 20) / 25
-        wanted = [(x - mean) / deviation + math.log(rate / (1 - rate)) for x in column]
-        assert found[:, c].tolist() == pytest.approx(wanted, rel=1e-5)
+    logits = torch.randint(0, 6, (30, 4), generator=draw).float()  # with ties
+    logits[3, 1] = torch.nan
+    asked = torch.full((30, 4), -1.0)
+    asked[:12] = 0
+    asked[torch.arange(12), torch.randint(3, (12,), generator=draw)] = 1  # the last class is never named
+    asked[3] = torch.tensor([0.0, 1.0, 0.0, 0.0])
+    wanted = []
+    for row, column in (asked == 1).nonzero().tolist():
+        own = [float("-inf") if z != z else z for z in logits[:12, column].tolist()]
+        wanted.append(100 * sum((z < own[row]) + 0.5 * (z == own[row]) for z in own) / 12)
+    found = choose.percentiles(logits, asked)
+    assert found.tolist() == pytest.approx(wanted)
     moved = logits * torch.tensor([2.0, 0.5, 1.0, 9.0]) + torch.tensor([5.0, -7.0, 0.0, 1.0])
-    torch.testing.assert_close(choose.levelled(moved, labels), found, rtol=1e-4, atol=1e-4)
-    assert choose.levelled(torch.ones(3, 4), torch.full((3, 4), -1.0)).isfinite().all()
+    torch.testing.assert_close(choose.percentiles(moved, asked), found)
+    assert len(choose.percentiles(logits, torch.zeros(30, 4))) == len(choose.percentiles(logits[:0], asked[:0])) == 0
 
 
 def test_a_candidate_has_to_gain_more_than_one_standard_error():
