@@ -18,8 +18,7 @@ from ._checks import Dims, check_finite, check_targets
 from ._feature_files import RowFile, check_about, close_split, grid_of_others, meta_of
 
 _OWNER = "write_features"
-_NAMES = ("tokens", "pooled", "penultimate")
-_SHAPES = ("B N D", "B D", "B W")
+_SHAPES = {"tokens": "B N D", "pooled": "B D", "penultimate": "B W"}
 
 
 def write_features(
@@ -109,34 +108,29 @@ def _write_view(
     folder: Path, view: int, batches: Iterable[Sequence[Any]], count: int, sizes: dict[str, int], dtype: torch.dtype
 ) -> tuple[int, int] | None:
     """All batches of a view into a file a kind; the grid, where the batches have one."""
-    grid, kinds, written = None, 0, 0
+    grid, written = None, 0
+    files: dict[str, RowFile] = {}
     with ExitStack() as stack:
-        files: list[RowFile] = []
         for batch in batches:
             parts = list(batch)
             if len(parts) > 2 and not isinstance(parts[2], Tensor):  # an ImageFeatures
                 grid = (int(parts[2][0]), int(parts[2][1]))
                 parts = [part for part in (*parts[:2], *parts[3:]) if part is not None]
-            kinds = kinds or len(parts)
-            if len(parts) not in (2, 3) or len(parts) != kinds:
+            if len(parts) not in (2, 3) or len(parts) != len(files or parts):
                 raise ValueError(f"{_OWNER}: a batch must be (tokens, pooled) or (tokens, pooled, penultimate), got {len(parts)}")
-            dims = Dims(_OWNER, **sizes)
-            for name, part, shape in zip(_NAMES, parts, _SHAPES, strict=False):
-                dims.check(name, part, shape)
+            given, dims = dict(zip(_SHAPES, parts, strict=False)), Dims(_OWNER, **sizes)
+            for name, part in given.items():
+                dims.check(name, part, _SHAPES[name])
             sizes |= {key: size for key, size in dims.sizes.items() if key != "B"}
             if not files:
-                shapes = [(count, *part.shape[1:]) for part in parts]
-                files = [RowFile(folder / f"{name}{view}.npy", dtype, at) for name, at in zip(_NAMES, shapes, strict=False)]
-                for file in files:
-                    stack.callback(file.close)
-            if written + len(parts[0]) > count:
-                written += len(parts[0])
-                continue  # counted for the message below
-            for name, part, file in zip(_NAMES, parts, files, strict=False):
-                values = part.detach().to(dtype)
-                where = f" from image {written} on in {str(dtype).removeprefix('torch.')}"
-                check_finite(_OWNER, name, values, where)
-                file.write(written, values)
+                for name, part in given.items():
+                    files[name] = RowFile(folder / f"{name}{view}.npy", dtype, (count, *part.shape[1:]))
+                    stack.callback(files[name].close)
+            if written + len(parts[0]) <= count:  # what is too much is counted, for the message below
+                for name, part in given.items():
+                    values = part.detach().to(dtype)
+                    check_finite(_OWNER, name, values, f" from image {written} on in {str(dtype).removeprefix('torch.')}")
+                    files[name].write(written, values)
             written += len(parts[0])
     if written != count:
         raise ValueError(f"{_OWNER}: view {view} must have the {count} images of the targets, got {written}")

@@ -150,16 +150,14 @@ class GlobalHead(FullPrecisionState):
         if expected_positives is not None:
             check_expected_positives(name, expected_positives, self.num_classes)
             rate = expected_positives / self.num_classes
-        group = resolve_group(self.distributed)
-        device = self.bias.device
+        group, device = resolve_group(self.distributed), self.bias.device
         with torch.inference_mode(False):  # whose tensors cannot be differentiated
             g, f, targets, estimates = self._read(batches)
         count = float(sum_over_ranks(torch.tensor(len(targets), device=device), group))
         if not count:
             raise ValueError(f"{name}: batches must hold at least one image, got none; a generator is read once")
         with full_precision(self.bias), torch.inference_mode(False), torch.enable_grad():
-            prior = _Standard(g, count, group)
-            layer = _Standard(f, count, group)
+            prior, layer = (_Standard(values, count, group) for values in (g, f))
             root, energy = self._root(layer, count, group)
             x = layer.values if root is None else layer.values @ root
             carried = _carry(x, prior.values, count, group)
@@ -172,13 +170,15 @@ class GlobalHead(FullPrecisionState):
                     f"{name}: targets must hold known absent labels, got {asked:.0f} present and 0 absent; give "
                     f"expected_positives, the mean number of present classes of an image"
                 )
+            # Present labels alone: all unknown ones join, as absent at first, and then as the first minimum has them.
             own_estimates = rate is not None and present > 0 and not estimated
-            joins = told | torch.tensor(own_estimates, device=device)
+            joins = ~known if own_estimates else told
             importance = torch.where(known, 1.0, self.unknown_weight * joins.to(targets))
             wanted = torch.where(known, targets, torch.where(told, estimates, 0.0))
-            base, level = (present / asked if asked else 0.5) if rate is None else rate, 0.0
+            share = (present / asked if asked else 0.5) if rate is None else rate
+            level = 0.0
             for _ in range(2 if own_estimates else 1):
-                found, bias, mix = self._minimum(prior.values, x, carried, energy, wanted, importance, base, group)
+                found, bias, mix = self._minimum(prior.values, x, carried, energy, wanted, importance, share, group)
                 if rate is not None:
                     logits = mix[0] * prior.values + x @ found.T + bias
                     level = _shift(logits, rate, count, group)
@@ -230,7 +230,6 @@ class GlobalHead(FullPrecisionState):
         self, dims: Dims, tokens: Tensor | None, penultimate: Tensor | None, padding: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Scores of the prior (B, C) and features (B, W), float32; zeros where a view is not there."""
-        zeros, g, f = self.bias.new_zeros, None, None
         if self.prior is not None and tokens is None:
             raise ValueError(f"{dims.owner}: tokens must be given where there is a prior, got None")
         scored = isinstance(tokens, Tensor) and tokens.ndim == 2
@@ -241,7 +240,9 @@ class GlobalHead(FullPrecisionState):
                 raise ValueError(f"{dims.owner}: key_padding_mask must be None beside scores of the prior, which hold it already")
             if scored and self.validate:
                 check_finite(dims.owner, "tokens", tokens)
-        if self.width is not None:
+        if self.width is None:
+            f = self.bias.new_zeros(dims.sizes["B"], 0)
+        else:
             hint = "backbones give it, and so do features written with it"
             if penultimate is None:
                 raise ValueError(f"{dims.owner}: penultimate must be given where there is a width, got None; {hint}")
@@ -250,10 +251,9 @@ class GlobalHead(FullPrecisionState):
             if self.validate:
                 check_finite(dims.owner, "penultimate", penultimate)
             f = upcast(penultimate).float()
-        if self.prior is not None and tokens is not None:
-            g = (tokens if scored else self.prior(tokens, key_padding_mask=padding)).float()
-        images = dims.sizes["B"]
-        return zeros(images, self.num_classes) if g is None else g, zeros(images, 0) if f is None else f
+        if self.prior is None or tokens is None:
+            return self.bias.new_zeros(dims.sizes["B"], self.num_classes), f
+        return (tokens if scored else self.prior(tokens, key_padding_mask=padding)).float(), f
 
     def _root(self, layer: _Standard, count: float, group: torch.distributed.ProcessGroup | None) -> tuple[Tensor | None, Tensor]:
         """The inverse root of the shrunk correlations (W, W), or None for the identity; and E|f|² behind it."""

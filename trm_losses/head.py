@@ -285,31 +285,28 @@ class TRMHead(PerClassState):
             ValueError: unseen names where the queries are free: there is a query for each trained class, and none for another.
         """
         known = {name: row for row, name in enumerate(self.class_names)}
+        keep = [known.get(name) for name in class_names]
         unseen = [name for name in class_names if name not in known]
+        shown = ", ".join(map(repr, unseen[:5]))
         if self.pooler.query is not None and unseen:
             raise ValueError(
                 f"{type(self).__name__}: class_names must be among the trained ones where each has a query of its own, "
-                f"got {', '.join(map(repr, unseen[:5]))}{', ...' if len(unseen) > 5 else ''}; train with query='tied'"
+                f"got {shown}{', ...' if len(unseen) > 5 else ''}; train with query='tied'"
             )
         if unseen and self.global_head is not None and self.global_head.prior is None:
-            shown = ", ".join(map(repr, unseen[:5]))
             raise ValueError(
                 f"{type(self).__name__}: class_names must be among the trained ones where the global head has no prior, "
                 f"got {shown}; give GlobalHead a prior to know other names by"
             )
         pooler, matching = copy.deepcopy(self.pooler), copy.deepcopy(self.matching)
         pooler.num_classes = matching.num_classes = len(class_names)
-        rows = [known.get(name, len(known)) for name in class_names]
+        rows = [len(known) if place is None else place for place in keep]  # the last is of new classes
         bias = torch.cat([self.matching.bias, self.matching.bias.mean()[None]])[rows]
         matching.bias = nn.Parameter(bias, requires_grad=self.matching.bias.requires_grad)
         if pooler.query is not None:
             pooler.query = nn.Parameter(pooler.query[rows], requires_grad=pooler.query.requires_grad)
-        whole = self.global_head
-        if whole is not None:
-            whole = whole.with_classes([known.get(name) for name in class_names], text=text)
-        calibration = self.calibration
-        if calibration is not None:
-            calibration = calibration.with_classes([known.get(name) for name in class_names])
+        whole = None if self.global_head is None else self.global_head.with_classes(keep, text=text)
+        calibration = None if self.calibration is None else self.calibration.with_classes(keep)
         made = type(self)(
             pooler, matching, text, class_names, head=self.head, global_head=whole, rate=self.rate, calibration=calibration
         )

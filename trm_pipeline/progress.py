@@ -73,18 +73,18 @@ class Pace:
     """A line now and then where there is no bar: how many are done, how fast, and how long the others may take.
 
     Args:
-        total: of this run. every: seconds between two lines.
+        total: of this run.
     """
 
-    def __init__(self, total: int, every: float = 60.0) -> None:
-        self.total, self.every, self.done = total, every, 0
+    def __init__(self, total: int) -> None:
+        self.total, self.done = total, 0
         self.started = self.told = time.monotonic()
 
     def add(self, count: int) -> None:
         """So many more are done."""
         self.done += count
         now = time.monotonic()
-        if now - self.told < self.every or (_bars and sys.stderr.isatty()):
+        if now - self.told < 60 or (_bars and sys.stderr.isatty()):
             return
         self.told, gone = now, now - self.started
         left = gone / self.done * (self.total - self.done)

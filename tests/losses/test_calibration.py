@@ -13,8 +13,7 @@ from torch import Tensor
 
 import trm_losses as tl
 from tests.helpers import oracles
-from tests.helpers.cases.calibration import calibration, held_out, random_numbers
-from tests.helpers.oracles.calibration import minimum
+from tests.helpers.cases.calibration import calibration, held_out, random_numbers, with_single_positives
 from tests.helpers.values import CLASSES, generator, normal
 from trm_losses.calibration import LEAST
 from trm_losses.metrics import average_precision, calibration_error, f1_scores
@@ -40,17 +39,6 @@ def state(module: tl.Calibration) -> dict[str, Tensor]:
 
 
 # Platt ------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("share", [1.0, 0.5, 0.1])
-def test_a_known_scale_and_shift_are_found_again(share: float) -> None:
-    """2,000 known entries each. One draw scatters by 5 %, so it is the mean of 20 that must be near."""
-    found = []
-    for seed in range(20):
-        logits, _, labels = drawn(20, round(100 / share), seed)
-        found.append(tl.Calibration(20).fit(logits, keep(labels, 2000, seed)).pooled)
-    scale, shift = torch.stack(found).mean(dim=0).tolist()
-    assert scale == pytest.approx(SCALE, rel=0.05) and shift == pytest.approx(SHIFT, rel=0.05)
 
 
 def test_it_lowers_the_calibration_error_and_keeps_average_precision() -> None:
@@ -79,27 +67,6 @@ def test_unknown_entries_change_nothing_bit_for_bit() -> None:
         dict(zip("tvlhc", tl.choose_thresholds(scores.sigmoid(), y), strict=True)) for scores, y in ((logits, targets), more)
     )
     assert all(torch.equal(one[key], two[key]) for key in one)
-
-
-def test_classes_borrow_from_each_other() -> None:
-    """Where they differ and labels are few, logits are nearer to the right ones than by a class alone or by all together."""
-    error: dict[str, list[float]] = {"borrowed": [], "alone": [], "together": []}
-    for seed in range(3):
-        logits, differs = normal(50, 20, seed=seed), normal(2, 20, seed=100 + seed)
-        scale, shift = 2 * torch.exp(0.3 * differs[0]), 1.5 * differs[1] - 1
-        right = scale * logits + shift
-        labels = (random_numbers(50, 20, seed=200 + seed) < right.sigmoid()).double()
-        module = tl.Calibration(20).fit(logits, labels)
-        alone = [minimum(x.numpy(), y.numpy(), (1.0, 0.0), (3.0, 10.0))[0] for x, y in zip(logits.T, labels.T, strict=True)]
-        a, s = torch.tensor(alone, dtype=torch.float64).T
-        for name, got in (
-            ("borrowed", module(logits)),
-            ("alone", a * logits + s),
-            ("together", module.pooled[0] * logits + module.pooled[1]),
-        ):
-            error[name].append(float((got - right).square().mean()))
-    borrowed, alone_, together = (sum(values) for values in error.values())
-    assert borrowed < 0.8 * alone_ and borrowed < 0.8 * together
 
 
 @pytest.mark.parametrize("few", [0, 1])
@@ -155,6 +122,12 @@ def test_half_precision_gives_the_numbers_of_its_values(dtype: torch.dtype) -> N
     assert all(torch.equal(value, state(half)[key]) for key, value in state(full).items())
 
 
+def test_entries_are_taken_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = [state(calibration()), state(with_single_positives())]
+    monkeypatch.setattr("trm_losses.calibration._BLOCK", 7)
+    torch.testing.assert_close([state(calibration()), state(with_single_positives())], whole)
+
+
 def test_other_classes() -> None:
     """One that stays keeps its numbers, a new one has the pooled ones."""
     old = calibration()
@@ -167,30 +140,6 @@ def test_other_classes() -> None:
 
 
 # Single positives -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("classes, positives", [(20, 1.5), (20, 5.0), (5, 2.0)])
-def test_single_positives_give_rate_and_scale(classes: int, positives: float) -> None:
-    """Mean of eight draws of 2,000 images; one scatters by 5 %. The logits' own mean is far from the rate."""
-    found = []
-    for seed in range(8):
-        right = 2 * normal(2000, classes, seed=seed) + normal(classes, seed=300 + seed)
-        low, high = torch.tensor(-30.0), torch.tensor(30.0)
-        for _ in range(60):
-            middle = (low + high) / 2
-            low, high = (low, middle) if (right + middle).sigmoid().mean() * classes > positives else (middle, high)
-        right = right + low
-        present = random_numbers(2000, classes, seed=400 + seed) < right.sigmoid()
-        listed = (random_numbers(2000, classes, seed=500 + seed) * present).argmax(dim=1, keepdim=True)
-        targets = torch.where(torch.zeros_like(present).scatter(1, listed, True) & present, 1, -1)
-        rate = float(present.sum(dim=1).double().mean())
-        logits = (right - SHIFT) / SCALE
-        module = tl.Calibration(classes).fit(logits, targets, expected_positives=rate)
-        assert float(module(logits).sigmoid().mean()) == pytest.approx(rate / classes, rel=1e-5)
-        assert torch.equal(module.scale, module.pooled[:1].expand(classes))
-        found.append(module.pooled)
-    scale, shift = torch.stack(found).mean(dim=0).tolist()
-    assert scale == pytest.approx(SCALE, rel=0.05) and shift == pytest.approx(SHIFT, abs=0.1)
 
 
 def test_single_positives_of_one_class_and_of_a_class_always_on_top() -> None:
@@ -299,17 +248,6 @@ def test_the_promised_precision_comes_true(world: Callable[..., tuple[Tensor, Te
     assert int(found.chosen.sum()) > 190 and float(held[found.chosen].double().mean()) >= 0.9
     assert abs(float((found.value - real)[found.chosen].mean())) < 0.04
     assert float((found.high - found.low)[found.chosen].mean()) < (0.5 if images == 60 else 0.25)
-
-
-def test_a_value_says_less_than_the_labels_that_chose() -> None:
-    """Scores that say nothing: the best F1 of 40 labels is luck, and what is promised is not."""
-    scores, labels = random_numbers(40, 50, seed=1), (random_numbers(40, 50, seed=2) < 0.3).long()
-    found = tl.choose_thresholds(scores, labels, metric="precision", at_least=0.8)
-    own = torch.stack(
-        [(labels[s > t, c] == 1).double().mean() for c, (s, t) in enumerate(zip(scores.T, found.threshold, strict=True))]
-    )
-    assert float(own[found.chosen].mean()) > 0.5 > float(found.value[found.chosen].mean())
-    assert float(((found.low <= 0.3) & (found.high >= 0.3))[found.chosen].double().mean()) >= 0.9
 
 
 @pytest.mark.parametrize("metric", METRICS)

@@ -31,8 +31,13 @@ def test_every_order_of_products_is_the_loops(classes: int, tokens: int, heads: 
 @pytest.mark.parametrize("reading", READINGS, ids=str)
 def test_at_the_start_the_query_level_is_the_region_level(reading: dict[str, Any]) -> None:
     text = normal(5, 8, seed=1, dtype=torch.float32)
-    region, z, saliency = RegionPooler(5, 8, **reading)(normal(3, 6, 8, dtype=torch.float32), text)
+    tokens = normal(3, 6, 8, dtype=torch.float32)
+    region, z, saliency = RegionPooler(5, 8, **reading)(tokens, text)
     assert torch.equal(region, z)
+    if "query" not in reading and "assignment" not in reading:
+        cosines = torch.cosine_similarity(text[:, None], tokens[:, None], dim=-1)
+        plain = RegionPooler(5, 8, num_heads=1, **reading)(tokens, text)
+        torch.testing.assert_close(plain.saliency, (8 * cosines).softmax(dim=-1))
     torch.testing.assert_close(saliency.sum(dim=-1), torch.ones(3, 5))
 
 
@@ -57,20 +62,6 @@ def test_free_queries_start_where_told_and_do_not_follow_the_text() -> None:
     assert free.query is not None and free.query.data_ptr() != text.data_ptr()
     free(tokens).region.square().sum().backward()
     assert free.query.grad is not None and free.query.grad.abs().sum() > 0
-
-
-def test_saliency_finds_planted_tokens_at_the_start() -> None:
-    """Two tokens of every class among noise: their mass is more than twice what uniform attention would give."""
-    generator = torch.Generator().manual_seed(0)
-    text = torch.randn(6, 32, generator=generator)
-    tokens = 0.7 * torch.randn(8, 24, 32, generator=generator)
-    for c in range(6):
-        tokens[:, 2 * c : 2 * c + 2] += text[c]
-    saliency = RegionPooler(6, 32).eval()(tokens, text).saliency
-    own = torch.stack([saliency[:, c, 2 * c : 2 * c + 2].sum(dim=-1) for c in range(6)], dim=1)
-    assert own.mean() > 2 * 2 / 24
-    others = torch.stack([saliency[:, c, (2 * c + 2) % 12 : (2 * c + 2) % 12 + 2].sum(dim=-1) for c in range(6)], dim=1)
-    assert own.mean() > 4 * others.mean()
 
 
 def test_an_image_of_padding_alone_is_zero_and_harmless() -> None:

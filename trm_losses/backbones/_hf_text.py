@@ -73,11 +73,10 @@ def _is_known(text: Any) -> bool:
     if nn.modules.module._has_any_global_hook() or is_touched(text.encoder):
         return False
     for layer in text.encoder.layers:
-        attn = getattr(layer, "self_attn", None)
-        if (type(layer).__module__, type(layer).__name__) not in _LAYERS or {
-            name for name, _ in layer.named_children()
-        } != _PARTS:
+        kind, parts = (type(layer).__module__, type(layer).__name__), {name for name, _ in layer.named_children()}
+        if kind not in _LAYERS or parts != _PARTS:
             return False
+        attn = getattr(layer, "self_attn", None)
         projections = [getattr(attn, name, None) for name in _LINEAR]
         if any(type(part) is not nn.Linear or part.bias is None for part in projections):
             return False

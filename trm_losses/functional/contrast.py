@@ -85,14 +85,12 @@ def multimodal_contrastive(
         zero = rows.features.flatten()[:0].sum() + texts.flatten()[:0].sum()
         terms = dict.fromkeys(_CONTRASTS, zero)
 
-        shared: dict[str, Tensor] = {}  # terms that read the anchors of all ranks
-        if "region_region" in only or "text_region" in only:
-            keys = _keys(rows, len(texts), group)
-        if "region_region" in only:
-            shared["region_region"] = _region_region(rows, keys, temperature_region, group)
-        if "text_region" in only:
-            shared["text_region"] = _text_region(rows, keys, texts, temperature, group)
-        if shared:
+        if "region_region" in only or "text_region" in only:  # both read the anchors of all ranks
+            keys, shared = _keys(rows, len(texts), group), {}
+            if "region_region" in only:
+                shared["region_region"] = _region_region(rows, keys, temperature_region, group)
+            if "text_region" in only:
+                shared["text_region"] = _text_region(rows, keys, texts, temperature, group)
             losses = with_gradients_of_ranks([zero + term for term in shared.values()], rows.features, keys.joined, group)
             terms.update(zip(shared, losses, strict=True))
         if "region_text" in only:

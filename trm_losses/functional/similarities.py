@@ -21,10 +21,10 @@ class Similarities(NamedTuple):
     inter_text: Tensor
 
 
-def intra_similarities(features: Tensor, visual: Tensor, text: Tensor, *, first: int = 0) -> tuple[Tensor, Tensor]:
+def intra_similarities(features: Tensor, visual: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
     """The intra-class similarities of :func:`prototype_similarities`: visual and text, each (B, C)."""
     with full_precision(text):
-        return _own_cosines(upcast(features), visual, text, first)[0]
+        return _own_cosines(upcast(features), visual, text, first=0)[0]
 
 
 def _own_cosines(features: Tensor, visual: Tensor, text: Tensor, first: int) -> tuple[tuple[Tensor, Tensor], Tensor]:

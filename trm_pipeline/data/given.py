@@ -160,22 +160,22 @@ def open_text(root: Path, meta: Meta, digest: Any) -> Tensor:
 
 def open_split(folder: Path, width: int, meta: Meta, device: torch.device, digest: Any, *, first: bool) -> CachedFeatures:
     """A split's features, whose values join the digest; ``first``: of the first view alone."""
-    images = len(opened(folder / "targets.npy", "n", len(meta.class_names)))
+    images, views = len(opened(folder / "targets.npy", "n", len(meta.class_names))), 1
     tokens: list[np.ndarray] = []
     pooled: list[np.ndarray] = []
     penultimate: list[np.ndarray] = []
-    further: int | str = "W"
     number: int | str = "N" if meta.grid is None else math.prod(meta.grid)
-    while not tokens or (not first and any((folder / f"{kind}{len(tokens)}.npy").exists() for kind in ("tokens", "pooled"))):
-        view = len(tokens)
+    while not first and any((folder / f"{kind}{views}.npy").exists() for kind in ("tokens", "pooled")):
+        views += 1
+    for view in range(views):
         tokens.append(finite(path := folder / f"tokens{view}.npy", opened(path, images, number, width), digest))
         pooled.append(finite(path := folder / f"pooled{view}.npy", opened(path, images, width), digest))
         path = folder / f"penultimate{view}.npy"
         if len(penultimate) < view and path.exists():
             raise ValueError(f"{path} must stand beside those of earlier views, and these are missing; write the split again")
         if path.exists() or penultimate:
+            further = penultimate[0].shape[1] if penultimate else "W"
             penultimate.append(finite(path, opened(path, images, further), digest))
-            further = penultimate[0].shape[1]
         number = tokens[0].shape[1]
     return CachedFeatures(tokens, pooled, penultimate, device)
 

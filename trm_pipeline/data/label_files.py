@@ -212,10 +212,10 @@ def _agreement(path: Path, labels: Tensor, own: Tensor, encoding: str) -> str:
     return f"; against the data set's own labels: {' and '.join(said) or 'none wrong'}"
 
 
-def _first_rows(labels: Tensor, images: LabelledImages, count: int = 3, most: int = 6) -> list[str]:
-    """What is known of the first images, by name."""
-    lines = []
-    for name, row in zip(images.ids[:count], labels, strict=False):
+def _first_rows(labels: Tensor, images: LabelledImages) -> list[str]:
+    """What is known of the first three images, by name."""
+    lines, most = [], 6
+    for name, row in zip(images.ids[:3], labels, strict=False):
         parts = []
         for word, value in (("present", 1), ("absent", 0)):
             columns = (row == value).nonzero().flatten().tolist()

@@ -224,6 +224,19 @@ def _overlap(first: Sequence[float], second: Sequence[float]) -> float:
     return float(width * height / min(areas))
 
 
+def _place(
+    rng: np.random.Generator, half: NDArray[np.float64], canvas: int, boxes: Sequence[Sequence[float]]
+) -> tuple[NDArray[np.float64], tuple[float, ...]] | None:
+    """Centre and box of an object of so many pixels to either side; None where a dozen tries find no room beside the others."""
+    allowed = 0.35 if rng.random() < 0.92 else 0.7  # now and then one thing nearly hides another
+    for _ in range(12):
+        centre = rng.uniform(0.8 * half, canvas - 0.8 * half)  # up to a tenth of the object may stick out of the image
+        box = (*(centre - half), *(centre + half))
+        if all(_overlap(box, other) <= allowed for other in boxes):
+            return centre, box
+    return None
+
+
 def draw_scene(
     rng: np.random.Generator,
     recipe: SceneRecipe,
@@ -246,27 +259,19 @@ def draw_scene(
     owners = Image.new("L", (canvas // 8, canvas // 8), 0)  # who is on top where, to tell how much of each can be seen
     owner_draw = ImageDraw.Draw(owners)
 
-    everything = [(name, True) for name in names] + [(name, False) for name in distractors]
+    everything = [*names, *distractors]
     low, high = recipe.single_side if len(everything) == 1 else recipe.multi_side
-    boxes: list[tuple[float, float, float, float]] = []
-    drawn: list[tuple[str, str | None, int, int]] = []
+    boxes: list[tuple[float, ...]] = []
+    drawn: list[tuple[str, str | None, int]] = []  # a distractor has no name
     for at in (0, *(1 + rng.permutation(len(everything) - 1))):
-        name, labelled = everything[at]
-        parts = GLYPHS[name](rng)
+        parts, labelled = GLYPHS[everything[at]](rng), at < len(names)
         side = rng.uniform(low, high) * canvas
         posed = _pose(rng, np.concatenate([points for _, points in parts]), side, recipe.difficulty)
-        half = 0.5 * (posed.max(axis=0) - posed.min(axis=0))
-        allowed = 0.35 if rng.random() < 0.92 else 0.7  # now and then one thing nearly hides another
-        for _ in range(12):
-            # up to a tenth of the object may stick out of the image
-            centre = rng.uniform(0.8 * half, canvas - 0.8 * half)
-            box = (*(centre - half), *(centre + half))
-            if all(_overlap(box, other) <= allowed for other in boxes):
-                break
-        else:
+        placed = _place(rng, 0.5 * (posed.max(axis=0) - posed.min(axis=0)), canvas, boxes)
+        if placed is None:
             continue
+        centre, box = placed
         boxes.append(box)
-        posed = posed + centre
         colour: str | None = None
         main = _jitter(rng, rng.uniform(30.0, 230.0, 3), 0.0)
         if colours is not None:
@@ -275,19 +280,19 @@ def draw_scene(
             colour = tuple(COLOURS)[rng.integers(len(COLOURS))]
         if colour is not None:
             main = _jitter(rng, COLOURS[colour])
-        cuts = np.cumsum([len(points) for _, points in parts])[:-1]
-        placed = [(role, points) for (role, _), points in zip(parts, np.split(posed, cuts), strict=True)]
         style = STYLES[rng.choice(len(STYLES), p=recipe.styles)]
         if colours is not None and colour is None:
             style = "faint"
         elif colours is not None and all(role != "b" for role, _ in parts):
             style = "silhouette"
-        _paint(draw, rng, placed, main, style, paper, int(rng.integers(2, 4)))
-        before = len(boxes)
-        for _, points in placed:
-            owner_draw.polygon([(float(x) / 8, float(y) / 8) for x, y in points], fill=before)
-        area = int((np.asarray(owners) == before).sum())
-        drawn.append((name if labelled else "", colour, before, area))
+        cuts = np.cumsum([len(points) for _, points in parts])[:-1]
+        moved = [(role, points) for (role, _), points in zip(parts, np.split(posed + centre, cuts), strict=True)]
+        _paint(draw, rng, moved, main, style, paper, int(rng.integers(2, 4)))
+        owner = len(boxes)
+        for _, points in moved:
+            owner_draw.polygon([(float(x) / 8, float(y) / 8) for x, y in points], fill=owner)
+        area = int((np.asarray(owners) == owner).sum())
+        drawn.append((everything[at] if labelled else "", colour, area))
 
     _clutter(draw, rng, canvas, int(rng.poisson(3.0 * recipe.difficulty)), paper, 0.6)
     image = image.reduce(scale)
@@ -296,19 +301,14 @@ def draw_scene(
     noise = rng.normal(0.0, 12.0 * recipe.difficulty * rng.random(), (recipe.size, recipe.size, 1))
     pixels = np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8)
 
-    visible = np.asarray(owners)
     objects = []
-    for (name, colour, owner, area), box in zip(drawn, boxes, strict=True):
-        if not name:
-            continue
-        edges = [round(v / scale) for v in box]
-        clipped = [min(max(v, 0), recipe.size) for v in edges]
-        shown = int((visible == owner).sum()) / max(area, 1)
-        objects.append(
-            DrawnObject(
-                name, colour, (clipped[0], clipped[1], clipped[2], clipped[3]), clipped != edges, shown < recipe.difficult_below
-            )
-        )
+    for owner, ((name, colour, area), box) in enumerate(zip(drawn, boxes, strict=True), start=1):
+        if name:
+            edges = [round(v / scale) for v in box]
+            left, top, right, bottom = (min(max(v, 0), recipe.size) for v in edges)
+            shown = int((np.asarray(owners) == owner).sum()) / max(area, 1)
+            inside = (left, top, right, bottom)
+            objects.append(DrawnObject(name, colour, inside, [*inside] != edges, shown < recipe.difficult_below))
     return Scene(pixels, tuple(objects))
 
 

@@ -59,8 +59,8 @@ class Backbone(ImageTower, Protocol):
 class GivenTexts:
     """An image tower beside class texts (C, D) that came from elsewhere: a :class:`Backbone` without a text tower."""
 
-    def __init__(self, tower: ImageTower, text: Tensor, logit_scale: float = CLIP_SCALE) -> None:
-        self.tower, self.text, self.logit_scale = tower, text, logit_scale
+    def __init__(self, tower: ImageTower, text: Tensor) -> None:
+        self.tower, self.text, self.logit_scale = tower, text, CLIP_SCALE
         self.name, self.dim, self.image_size = tower.name, tower.dim, tower.image_size
         self.image_mean, self.image_std = tower.image_mean, tower.image_std
 

@@ -42,21 +42,20 @@ def run_demo(folder: Path, count: int) -> None:
 def _draw(folder: Path, count: int) -> None:
     for name in ("photos", "new"):
         (folder / name).mkdir()
-    header = ["image", *CLASSES]
     with (
-        (folder / "labels.csv").open("w", encoding="utf-8", newline="") as known,
-        (folder / "truth.csv").open("w", encoding="utf-8", newline="") as truth,
+        (folder / "labels.csv").open("w", encoding="utf-8", newline="") as labels_file,
+        (folder / "truth.csv").open("w", encoding="utf-8", newline="") as truth_file,
     ):
-        tables = csv.writer(known), csv.writer(truth)
-        for table in tables:
-            table.writerow(header)
+        labels, truth = csv.writer(labels_file), csv.writer(truth_file)
+        for table in (labels, truth):
+            table.writerow(["image", *CLASSES])
         for i in progress(range(count + NEW), f"drawing {count + NEW} scenes"):
             rng = np.random.default_rng(i)
             scene = draw_scene(rng, TARGET, [name for name in CLASSES if rng.random() < 0.25] or ["cat"])
-            place, name = ("photos", f"{i:04}.jpg") if i < count else ("new", f"{i:04}.jpg")
-            Image.fromarray(scene.image).save(folder / place / name, quality=90)
-            present = {item.name for item in scene.objects}
+            name = f"{i:04}.jpg"
+            Image.fromarray(scene.image).save(folder / ("photos" if i < count else "new") / name, quality=90)
             if i < count:
+                present = {item.name for item in scene.objects}
                 row = [int(own in present) for own in CLASSES]
-                tables[1].writerow([name, *row])
-                tables[0].writerow([name, *(value if rng.random() < KNOWN else "" for value in row)])
+                truth.writerow([name, *row])
+                labels.writerow([name, *(value if rng.random() < KNOWN else "" for value in row)])

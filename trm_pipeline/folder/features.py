@@ -130,7 +130,7 @@ def _splits(options: FeaturesOptions, found: list[str]) -> tuple[list[str], list
     if not options.labels:
         assert names is not None
         targets = torch.full((len(images), len(names)), float(UNKNOWN))
-        return names, [_resumed(options, options.split or "train", images, targets, begun)]
+        return names, [_resumed(options.split or "train", images, targets, begun)]
     labels = read_known(options, images)
     names = names or labels.class_names
     if unnamed := [name for name in labels.class_names if name not in names]:
@@ -140,16 +140,16 @@ def _splits(options: FeaturesOptions, found: list[str]) -> tuple[list[str], list
     if others := len(images) - len(labels.files):
         say(f"{others} images without a row are left out")
     say(f"{len(labels.files)} images, {len(names)} classes; {known_fraction(targets):.0%} of the labels are known")
-    if labels.held is None or options.split is not None:
-        if labels.held is not None:
-            say(f"the column split is not heeded: all images are {options.split} (--split)")
-        return names, [_resumed(options, options.split or "train", labels.files, targets, begun)]
-    sides = (("train", ~labels.held), ("val", labels.held))
-    chosen = [(name, side.nonzero().flatten()) for name, side in sides if side.any()]
-    return names, [_resumed(options, name, [labels.files[i] for i in rows], targets[rows], begun) for name, rows in chosen]
+    sides = {options.split or "train": torch.ones(len(labels.files), dtype=torch.bool)}
+    if labels.held is not None and options.split is None:
+        sides = {"train": ~labels.held, "val": labels.held}
+    elif labels.held is not None:
+        say(f"the column split is not heeded: all images are {options.split} (--split)")
+    chosen = [(name, side.nonzero().flatten()) for name, side in sides.items() if side.any()]
+    return names, [_resumed(name, [labels.files[i] for i in rows.tolist()], targets[rows], begun) for name, rows in chosen]
 
 
-def _resumed(options: FeaturesOptions, name: str, files: Sequence[str], targets: Tensor, begun: dict[str, Path | None]) -> _Split:
+def _resumed(name: str, files: Sequence[str], targets: Tensor, begun: dict[str, Path | None]) -> _Split:
     """A split with the images that it was begun with, in their order."""
     folder = begun[name]
     if folder is None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +27,6 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # by EXIF orientation
-_OTHER_BYTE = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}  # of Pillow's raw modes
 
 
 def find_images(folder: Path) -> list[str]:
@@ -115,8 +112,8 @@ def _some(names: Sequence[str]) -> str:
 def read_image(path: str | Path, size: tuple[int, int]) -> Image.Image:
     """An image in RGB, upright, and not much larger than ``size`` (height, width) where a JPEG can be decoded at less.
 
-    What is transparent becomes white, and of several frames it is the first. Numbers beyond 8 bits are scaled, see
-    :func:`to_bytes`. An orientation that cannot be read is none.
+    What is transparent becomes white, and of several frames it is the first. Gray beyond 8 bits is scaled, see :func:`to_bytes`;
+    of colors in 16 bits Pillow keeps the high bytes. An orientation that cannot be read is none.
 
     Raises:
         Exception: whatever the decoder raises at a broken file.
@@ -126,24 +123,22 @@ def read_image(path: str | Path, size: tuple[int, int]) -> Image.Image:
         with Image.open(path) as image:
             side = 2 * max(size)  # of either orientation
             image.draft(None, (side, side))
-            tiles = list(image.tile)  # before they are read
-            image.load()
-            low = _low_bytes(path, image, tiles)
-            return shown_upright(image) if low is None else _as_rgb(_upright(image, _joined(image, low)))
+            return shown_upright(image)
 
 
 def shown_upright(image: Image.Image) -> Image.Image:
     """An image of Pillow's in RGB, as :func:`read_image` shows it: upright, on white, and gray beyond 8 bits scaled."""
-    beyond = image.mode.startswith(("I", "F"))
-    return _as_rgb(_upright(image, Image.fromarray(to_bytes(np.asarray(image))) if beyond else image))
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    """In RGB, on white where it is transparent."""
-    if image.mode.endswith(("A", "a")) or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return image.convert("RGB")
+    image.load()
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # broken tags raise what they like, and ImageOps.exif_transpose fails at others than this one, too
+        turn = None
+    shown = Image.fromarray(to_bytes(np.asarray(image))) if image.mode.startswith(("I", "F")) else image
+    shown = shown if turn is None else shown.transpose(turn)
+    if shown.mode.endswith(("A", "a")) or "transparency" in shown.info:
+        rgba = shown.convert("RGBA")
+        shown = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return shown.convert("RGB")
 
 
 def to_bytes(values: np.ndarray) -> np.ndarray:
@@ -175,52 +170,6 @@ def to_bytes(values: np.ndarray) -> np.ndarray:
         high = 2.0**power - (power > 0)
     shown = (np.where(finite, values, low).clip(low, high) - low) * (255 / ((high - low) or 1.0))
     return shown.round().astype(np.uint8)
-
-
-def _low_bytes(path: str | Path, image: Image.Image, tiles: list[Any]) -> np.ndarray | None:
-    """Of colors in 16 bits, of which Pillow keeps the high bytes; None if these are enough, or all that there is."""
-    modes = [_raw_mode(tile) for tile in tiles]
-    high = np.asarray(image)
-    if not modes or not all(mode[-4:-3] == ";" and mode[-3:] in _OTHER_BYTE for mode in modes) or high.ndim < 3:
-        return None
-    if high[..., :3].max() >= 128:
-        return None
-    if modes[0].startswith("RGBa"):  # Pillow has divided by the transparency already
-        return np.zeros_like(high)
-    with Image.open(path) as again:
-        swapped: list[Any] = []
-        tile: Any
-        for tile, mode in zip(again.tile, modes, strict=True):
-            other = "RGBA" if mode == "LA;16B" else mode[:-3] + _OTHER_BYTE[mode[-3:]]
-            args = other if isinstance(tile[3], str) else (other, *tile[3][1:])
-            swapped.append(getattr(type(tile), "_make", tuple)((*tile[:3], args)))
-        again.tile = swapped
-        again.load()
-        low = np.asarray(again)
-        return low[..., [1, 1, 1, 3]] if modes[0] == "LA;16B" else low  # read as high and low of gray, then of transparency
-
-
-def _raw_mode(tile: Any) -> str:
-    """How a tile of Pillow's lies in its file, where it says so."""
-    mode = tile[3][0] if isinstance(tile[3], tuple) and tile[3] else tile[3]
-    return mode if isinstance(mode, str) else ""
-
-
-def _joined(image: Image.Image, low: np.ndarray) -> Image.Image:
-    """An image of 16 bits in 8, from its high bytes and its low ones; transparency is scaled by itself."""
-    values = 256 * np.asarray(image).astype(np.uint16) + low
-    colors = values.shape[2] - (image.mode[-1] in "Aa")
-    bands = np.concatenate([to_bytes(part) for part in np.split(values, [colors], axis=2) if part.shape[2]], axis=2)
-    return Image.merge(image.mode, [Image.fromarray(band) for band in np.moveaxis(bands, 2, 0)])
-
-
-def _upright(image: Image.Image, shown: Image.Image) -> Image.Image:
-    """``shown`` turned as ``image`` says, if that can be read: ImageOps.exif_transpose fails at other tags that are broken."""
-    try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # broken tags raise what they like
-        turn = None
-    return shown if turn is None else shown.transpose(turn)
 
 
 class FolderImages(Dataset[tuple[Tensor, Tensor, int]]):

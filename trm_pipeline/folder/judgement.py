@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trm_losses import choose_thresholds
+from trm_losses import Thresholds, choose_thresholds
 from trm_losses.labels import UNKNOWN
 from trm_losses.metrics import average_precision
 from trm_pipeline.folder.labels import Labels
@@ -18,6 +18,7 @@ from trm_pipeline.folder.options import Metric
 CALIBRATED = 20
 """Known labels of each kind in the hold-out from which on scores are calibrated, and all classes together have a threshold."""
 
+_TITLE = "\nLabels in training, in the hold-out (present+absent), average precision (%) there, thresholds and what they promise:"
 _METRICS = {"f1": "F1", "precision": "precision", "recall": "recall", "cost": "cost"}
 
 _WAYS = {"global": "the image as a whole", "tokens": "its parts"}
@@ -53,50 +54,36 @@ def judge(
     assumed = bool(held.any()) and noted
     judged = ranked(torch.where(truth == UNKNOWN, 0.0, truth) if assumed else truth)
     count = int((judged == 1).any(dim=0).sum())
-    empty = torch.full((len(words),), float("nan"), dtype=torch.float64)
-    ap = average_precision(scores[held], judged) if count else empty
-    # The two ways a frozen model scores images by text alone; the better one is what training must beat.
-    others = {name: average_precision(s[held], judged) if count else empty for name, s in zero_shot.items()}
+
+    def precisions(of: Tensor) -> Tensor:
+        return average_precision(of[held], judged) if count else torch.full((len(words),), torch.nan, dtype=torch.float64)
+
+    ap, others = precisions(scores), {name: precisions(own) for name, own in zero_shot.items()}
+    # Of the two ways a frozen model scores images by text alone the better one is what training must beat.
     best = max(others, key=lambda name: float(others[name].nanmean().nan_to_num()))
 
-    known = [int((truth == label).sum()) for label in (1, 0)]
-    found = None if noted or not all(known) else choose_thresholds(scores[held], truth, metric=metric, at_least=at_least)
+    least = min(int((truth == label).sum()) for label in (1, 0))
+    found = None if noted or not least else choose_thresholds(scores[held], truth, metric=metric, at_least=at_least)
     why = "present labels alone were listed" if assumed else "too few labels in the hold-out"
     classes: dict[str, dict[str, Any]] = {}
-    rows: list[tuple[str, ...]] = [
-        ("class", "present", "absent", "unknown", "held out", "AP", "zero-shot", "threshold", f"{_METRICS[metric]} (90 %)")
-    ]
+    header = ("class", "present", "absent", "unknown", "held out", "AP", "zero-shot", "threshold", f"{_METRICS[metric]} (90 %)")
+    rows: list[tuple[str, ...]] = [header]
     in_training, in_hold_out = _counts(labels.targets[~held]), _counts(truth)
     for c, (name, word) in enumerate(words.items()):
-        about: dict[str, Any] = {"words": word, "trained": bool(trained[c]), "threshold": 0.5, "promised": None}
-        if not trained[c]:
-            about["threshold_from"] = "default: no label is present, scored by name alone"
-        elif found is None or not found.chosen[c] and min(known) < CALIBRATED:
-            about["threshold_from"] = f"default: {why}"
-        else:
-            value, low, high = (float(x[c]) for x in (found.value, found.low, found.high))
-            about |= {
-                "threshold": round(float(found.threshold[c]), 6),
-                "threshold_from": FROM_HOLD_OUT if found.chosen[c] else "hold-out, all classes together",
-                "promised": {"metric": metric, "value": round(value, 4), "low": round(low, 4), "high": round(high, 4)},
-            }
-        classes[name] = about
-        counts = map(str, in_training[c])
+        own = found if trained[c] and found is not None and (found.chosen[c] or least >= CALIBRATED) else None
+        reason = why if trained[c] else "no label is present, scored by name alone"
+        about = classes[name] = {"words": word, "trained": bool(trained[c]), **_threshold(own, c, metric, reason)}
         split = f"{in_hold_out[c][0]}+{in_hold_out[c][1]}"
-        mark = " " if about["threshold_from"] == FROM_HOLD_OUT else "*"
-        told = "–" if about["promised"] is None else f"{100 * value:.0f} ({100 * low:.0f}–{100 * high:.0f})"
-        threshold = f"{about['threshold']:.2f} {mark}"
-        rows.append((name, *counts, split, _per_cent(ap[c]), _per_cent(others[best][c]), threshold, told))
-    lines = [
-        "\nLabels in training, in the hold-out (present+absent), average precision (%) there, thresholds and what they promise:\n"
-        f"{table(rows)}"
-    ]
+        threshold = f"{about['threshold']:.2f} {' ' if about['threshold_from'] == FROM_HOLD_OUT else '*'}"
+        told = "–" if own is None else f"{100 * own.value[c]:.0f} ({100 * own.low[c]:.0f}–{100 * own.high[c]:.0f})"
+        rows.append((name, *map(str, in_training[c]), split, _per_cent(ap[c]), _per_cent(others[best][c]), threshold, told))
+    lines = [_TITLE, table(rows)]
     if assumed:
         lines.append("* 0.5: no threshold can be chosen where present labels alone were listed")
     elif any(about["threshold_from"] != FROM_HOLD_OUT for about in classes.values()):
         few = "fewer than 5 present or 5 absent labels in the hold-out"
         together = f"* of all classes together, or 0.5 by name alone: {few}"
-        lines.append(f"* 0.5: {few}, and fewer than {CALIBRATED} of a kind in all" if min(known) < CALIBRATED else together)
+        lines.append(together if least >= CALIBRATED else f"* 0.5: {few}, and fewer than {CALIBRATED} of a kind in all")
     figures: dict[str, Any] = {"images": int(held.sum()), "classes_scored": count, "mAP": None, "zero_shot": None}
     if not held.any():
         lines.append("No hold-out, so no figure says how good the model is.")
@@ -107,6 +94,18 @@ def judge(
         figures["zero_shot"] = {name: round(100 * float(value.nanmean()), 3) for name, value in others.items()}
         lines.append(_verdict(figures, best, int((judged == 1).sum()), len(words)))
     return {"classes": classes, "scores": figures}, "\n".join(lines)
+
+
+def _threshold(found: Thresholds | None, c: int, metric: Metric, why: str) -> dict[str, Any]:
+    """The threshold of a class, what it promises, and where it is from: ``why`` it is 0.5 if none was found."""
+    if found is None:
+        return {"threshold": 0.5, "promised": None, "threshold_from": f"default: {why}"}
+    value, low, high = (round(float(x[c]), 4) for x in (found.value, found.low, found.high))
+    return {
+        "threshold": round(float(found.threshold[c]), 6),
+        "promised": {"metric": metric, "value": value, "low": low, "high": high},
+        "threshold_from": FROM_HOLD_OUT if found.chosen[c] else "hold-out, all classes together",
+    }
 
 
 def _counts(targets: Tensor) -> list[tuple[int, ...]]:

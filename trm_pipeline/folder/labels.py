@@ -221,21 +221,17 @@ class _Content:
 
 def _read_csv(text: str, content: _Content) -> None:
     """Rows of a table or of lists."""
-    file = content.file
-    header: list[str] = []
-    classes: list[int] = []
-    columns: dict[str, int] = {}
-    names: list[str] = []
-    listed: list[str] = []
-    places: list[str] = []
-    for where, cells in csv_rows(text, file):
-        if not header:
-            header = [clean(cell) for cell in cells]
-            columns = _columns(where, header, content.group)
-            classes = [i for i in range(1, len(header)) if i not in columns.values()]
-            names = [header[i] for i in classes]
-            content.lists = len(names) == 1 and _LISTS.fullmatch(names[0]) is not None
-            continue
+    table = csv_rows(text, content.file)
+    first = next(table, None)
+    if first is None:  # nothing but separators
+        return
+    header = list(map(clean, first[1]))
+    special = _columns(first[0], header, content.group)
+    classes = [i for i in range(1, len(header)) if i not in special.values()]
+    names = [header[i] for i in classes]
+    content.lists = len(names) == 1 and _LISTS.fullmatch(names[0]) is not None
+    listed: list[str] = []  # cells that are split once all of them are known
+    for where, cells in table:
         if len(cells) != len(header):
             quote = '; put the list in quotes, "cat,dog", or separate it by |' if content.lists else ""
             shown = ", ".join(header[:4])
@@ -243,22 +239,22 @@ def _read_csv(text: str, content: _Content) -> None:
             continue
         if content.lists:
             listed.append(cells[classes[0]])
-            places.append(f"{where}, column {names[0]}")
             content.rows.append(Row(where, cells[0]))
         else:
-            own = [cells[i] for i in classes] if columns else cells[1:]
+            own = [cells[i] for i in classes] if special else cells[1:]
             content.add(Row(where, cells[0]), names, content.labels(where, "column", names, own))
-        if "split" in columns:
-            content.side(where, cells[columns["split"]])
-        if "group" in columns:
-            content.together(where, cells[columns["group"]])
+        if "split" in special:
+            content.side(where, cells[special["split"]])
+        if "group" in special:
+            content.together(where, cells[special["group"]])
     if content.lists:
         rows, content.rows = content.rows, []
+        places = [f"{row.where}, column {names[0]}" for row in rows]
         found, content.separator = split_cells(listed, content.separator, places)
         for row, some in zip(rows, found, strict=True):
             content.add(row, map(clean, some), [1.0] * len(some))
     elif content.separator is not None:
-        raise ValueError(f"{file}: --separator is for a column of lists such as image,labels, and this is a table")
+        raise ValueError(f"{content.file}: --separator is for a column of lists such as image,labels, and this is a table")
 
 
 def _says(cell: str) -> bool:

@@ -104,13 +104,11 @@ def class_texts(backbone: Backbone, words: Mapping[str, str], templates: Sequenc
         return backbone.template_text(list(words), ()), ()
     embedded = backbone.name == "embedded"
     chosen = tuple(templates or (TEMPLATES if embedded else VOC2007_RN101.templates))
-    unknown = {
-        name: pieces
-        for name, word in words.items()
-        if embedded and (pieces := backbone.tokenizer.unknown_pieces(word))  # type: ignore[attr-defined]
-    }
+    unknown: list[str] = []
+    if embedded:
+        unknown = [word for word in words.values() if backbone.tokenizer.unknown_pieces(word)]  # type: ignore[attr-defined]
     if unknown:
-        shown = ", ".join(repr(words[name]) for name in list(unknown)[:5]) + (" …" if len(unknown) > 5 else "")
+        shown = ", ".join(map(repr, unknown[:5])) + (" …" if len(unknown) > 5 else "")
         raise ValueError(
             f"the embedded model, which knows drawn scenes alone, has no words for {len(unknown)} of {len(words)} classes: "
             f"{shown}\n"

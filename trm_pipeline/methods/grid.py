@@ -78,13 +78,9 @@ class WithLoss(Wrapped):
             self._last = None
 
 
-def _epoch_of(share: float, epochs: int) -> int:
-    """The first epoch, counted from 0, that begins at this share of the training or after it."""
-    return math.ceil(share * epochs - 1e-9)
-
-
 def _splc(setting: Setting, targets: Tensor, numbers: Numbers) -> dict[str, Any]:
-    return {"start": _epoch_of(numbers["start"], setting.preset.epochs), "reduction": "mean"}
+    """It starts with the first epoch, counted from 0, that begins at the published share of the training or after it."""
+    return {"start": math.ceil(numbers["start"] * setting.preset.epochs - 1e-9), "reduction": "mean"}
 
 
 def _partial_asl(setting: Setting, policy: str) -> dict[str, Any]:

@@ -56,6 +56,18 @@ def _spread(places: Sequence[float], gap: float) -> list[float]:
     return found
 
 
+def _name_ends(
+    axes: Any, x: float, ends: Sequence[tuple[float, str]], looks: Mapping[str, Mapping[str, str]], *, beside: float, gap: float
+) -> None:
+    """Names stand beside the ends (value, method) of their lines at ``x``, moved apart where lines end close together."""
+    ends = sorted(ends)
+    for (value, method), place in zip(ends, _spread([value for value, _ in ends], gap), strict=True):
+        color = looks[method]["color"]
+        arrow = {"arrowstyle": "-", "color": color, "lw": 0.6, "shrinkA": 1, "shrinkB": 5, "relpos": (0, 0.5)}
+        style = {"color": color, "fontsize": 9, "va": "center", "annotation_clip": False}
+        axes.annotate(method, (x, value), (x + beside, place), arrowprops=arrow, **style)
+
+
 def draw_map_against_known(path: Path, rows: Sequence[Mapping[str, Any]], title: str, measure: str = "mAP (%)") -> None:
     """mAP against the share of known labels, a line for each method, bars of one deviation.
 
@@ -67,12 +79,12 @@ def draw_map_against_known(path: Path, rows: Sequence[Mapping[str, Any]], title:
         cells.setdefault((row["method"], row["known"]), []).append(row["mAP"])
     means = {key: statistics.fmean(values) for key, values in cells.items()}
     spread = {key: statistics.stdev(values) if len(values) > 1 else 0.0 for key, values in cells.items()}
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    shares = sorted({known for _, known in cells if known != "single"})
-    single: list[Any] = ["single"] if any(known == "single" for _, known in cells) else []
-    panels = [panel for panel in (shares, single) if panel]
-    widths = [3.8 if len(panel) > 1 else 1.0 for panel in panels]
+    methods = list(dict.fromkeys(method for method, _ in cells))
     looks = _looks(methods)
+    shares = sorted({known for _, known in cells if known != "single"})
+    alone: list[Any] = ["single"] if any(known == "single" for _, known in cells) else []
+    panels = [panel for panel in (shares, alone) if panel]
+    widths = [3.8 if len(panel) > 1 else 1.0 for panel in panels]
     bands = _bands(list(means.values()))[::-1]
     sizes = [len({method for (method, _), mean in means.items() if low <= mean <= high}) for low, high in bands]
     heights = [max(1.5, 0.3 * size) for size in sizes]
@@ -91,44 +103,28 @@ def draw_map_against_known(path: Path, rows: Sequence[Mapping[str, Any]], title:
         low, high = low - margin, high + margin
         last = line + 1 == len(bands)
         for column, panel in enumerate(panels):
-            axes = grid[line, column]
-            xs = [0.0 if known == "single" else 100 * known for known in panel]
+            axes, single = grid[line, column], panel == ["single"]
+            place = {known: 0.0 if single else 100 * known for known in panel}
             ends: list[tuple[float, str]] = []
             for method in methods:
-                shown = [(x, (method, known)) for x, known in zip(xs, panel, strict=True) if (method, known) in means]
-                values = [means[key] for _, key in shown]
-                bars = [spread[key] for _, key in shown]
-                axes.errorbar([x for x, _ in shown], values, bars, marker="o", ms=4, capsize=3, lw=1.6, **looks[method])
+                own = [known for known in panel if (method, known) in means]
+                values, bars = ([figures[method, known] for known in own] for figures in (means, spread))
+                axes.errorbar([place[known] for known in own], values, bars, marker="o", ms=4, capsize=3, lw=1.6, **looks[method])
                 if values and low <= values[-1] <= high:
                     ends.append((values[-1], method))
-            # Names stand at the ends of their lines, moved apart where lines end close together.
-            ends.sort()
-            span = xs[-1] - xs[0]
+            left, right = place[panel[0]], place[panel[-1]]
+            span = right - left
             before, after, beside = (0.04 * span, 0.02 * span, 0.09 * span) if span else (1.0, 1.0, 1.4)
-            places = _spread([value for value, _ in ends], (high - low) * 0.17 / heights[line])
-            for (value, method), place in zip(ends, places, strict=True):
-                color = looks[method]["color"]
-                arrow = {"arrowstyle": "-", "color": color, "lw": 0.6, "shrinkA": 1, "shrinkB": 5, "relpos": (0, 0.5)}
-                axes.annotate(
-                    method,
-                    (xs[-1], value),
-                    (xs[-1] + beside, place),
-                    color=color,
-                    fontsize=9,
-                    va="center",
-                    annotation_clip=False,
-                    arrowprops=arrow,
-                )
+            _name_ends(axes, right, ends, looks, beside=beside, gap=(high - low) * 0.17 / heights[line])
             axes.set_ylim(low, high)
-            axes.set_xlim(xs[0] - before, xs[-1] + after)
-            axes.set_xticks(xs, [""] if panel is single else [f"{x:g}" for x in xs])
+            axes.set_xlim(left - before, right + after)
+            axes.set_xticks([*place.values()], [""] if single else [f"{x:g}" for x in place.values()])
             axes.tick_params(bottom=last, labelbottom=last, labelleft=column == 0)
             axes.grid(alpha=0.3)
-            axes.spines["top"].set_visible(False)
-            axes.spines["right"].set_visible(False)
+            axes.spines[["top", "right"]].set_visible(False)
             axes.spines["bottom"].set_visible(last)
             if last:
-                axes.set_xlabel("single positive" if panel is single else "known labels (%)")
+                axes.set_xlabel("single positive" if single else "known labels (%)")
     figure.supylabel(measure + (", axis cut" if len(bands) > 1 else ""), fontsize=10)
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=150, bbox_inches="tight", pad_inches=0.1)
@@ -252,11 +248,13 @@ def draw_pseudo_quality(path: Path, traces: Mapping[str, Sequence[Mapping[str, A
     groups = {name: re.sub(r"-seed\d+$", "", name) for name in traces}
     looks = _looks(list(dict.fromkeys(groups.values())))
     handles = {}
-    for name, trace in traces.items():
-        for line, measure in enumerate(("precision", "recall")):
-            for column, sign in enumerate(("positive", "negative")):
+    for line, measure in enumerate(("precision", "recall")):
+        grid[line, 0].set_ylabel(measure)
+        for column, sign in enumerate(("positive", "negative")):
+            axes = grid[line, column]
+            for name, trace in traces.items():
                 values = [point[f"{sign}_{measure}"] for point in trace]
-                (handles[groups[name]],) = grid[line, column].plot(
+                (handles[groups[name]],) = axes.plot(
                     [point["step"] for point in trace],
                     [float("nan") if value is None else value for value in values],
                     lw=1.5,
@@ -265,15 +263,11 @@ def draw_pseudo_quality(path: Path, traces: Mapping[str, Sequence[Mapping[str, A
                     alpha=0.85,
                     **looks[groups[name]],
                 )
-    for line, measure in enumerate(("precision", "recall")):
-        grid[line, 0].set_ylabel(measure)
-        for column, sign in enumerate(("positives", "negatives")):
-            axes = grid[line, column]
             axes.set_ylim(-0.03, 1.03)
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
             if line == 0:
-                axes.set_title(f"pseudo-{sign}", fontsize=11)
+                axes.set_title(f"pseudo-{sign}s", fontsize=11)
             else:
                 axes.set_xlabel("step")
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(3, len(handles)), fontsize=9, frameon=False)

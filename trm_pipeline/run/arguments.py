@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from trm_pipeline.config.presets import PRESETS, Known, Preset
 from trm_pipeline.data import voc
 from trm_pipeline.data.base import Place, Source
 from trm_pipeline.files import CACHE, folder_argument
-from trm_pipeline.methods import LABEL_FREE, METHODS, Setting
+from trm_pipeline.methods import LABEL_FREE, Setting
 from trm_pipeline.methods.global_head import GLOBAL, of_grid, parts_of
 from trm_pipeline.methods.grid import HEADS, NAMES, PEERS, build_method, choose_methods
 from trm_pipeline.options import add_options, values_of
@@ -37,7 +37,6 @@ BOUNDS: dict[str, tuple[float, float | None]] = {
     "warmup_share": (0, 0.99),
 }
 """Between what numbers of the preset and of its peers must lie, by the last part of their names."""
-
 
 DEFAULT_METHODS = (
     *LABEL_FREE,
@@ -165,10 +164,9 @@ def check_options(options: RunOptions) -> None:
         raise ValueError("--wrong moves labels that a run has hidden itself; leave it or --labels out")
     if options.labels_encoding and not options.labels:
         raise ValueError("--labels-encoding needs --labels, the file it is about")
-    for share in known:
-        if not isinstance(share, str) and not 0 <= share <= 1:
-            raise ValueError(f"--known must be shares from 0 to 1, got {share:g} (10 % is 0.1)")
-    shares = {share for share in known if not isinstance(share, str)}
+    shares = dict.fromkeys(share for share in known if not isinstance(share, str))
+    if outside := [share for share in shares if not 0 <= share <= 1]:
+        raise ValueError(f"--known must be shares from 0 to 1, got {outside[0]:g} (10 % is 0.1)")
     if len({f"{share:g}" for share in shares}) < len(shares):
         raise ValueError(f"--known must be shares that differ in six digits, the names of files; got {sorted(shares)}")
     trained = [name for name in options.methods if name not in LABEL_FREE]
@@ -199,29 +197,31 @@ def check_options(options: RunOptions) -> None:
         raise ValueError("--unseen needs regions of the classes; give --set region_learning=true")
     check_single(known, preset, options.source.num_classes)
     check_bounds(preset)
-    # Other words and numbers of the method are its parts' own to check; here with any texts, before anything is computed.
-    any_text = torch.ones(2, max(1, preset.pooler.get("num_heads", 4)))
-    GaussianDiscriminant(2, 2, **preset.training_free)
-    GlobalHead(2, 2, **preset.global_head)
     for single in {share == "single" for share in known} or {False}:  # a file of labels says later of which kind it is
-        setting = Setting(dataclasses.replace(preset, prompts="fixed"), any_text, None, 100.0, preset.epochs, single=single)
-        setting.targets = torch.ones(2, 2)
-        setting.similarities = setting.estimates = lambda: torch.ones(2, 2)
-        METHODS["trm"](setting)
-        for loss in dict.fromkeys(losses.values()):
-            build_method(f"text-pixel+{loss}", setting)
+        _build_parts(preset, losses.values(), single=single)
     if (until := preset.single_negative_until) not in ("end", "warmup", None):
         raise ValueError(f"single_negative_until must be 'end' or 'warmup', got {until!r}")
     if preset.teacher not in LABEL_FREE:
         raise ValueError(f"teacher must be one of {', '.join(LABEL_FREE)}, got {preset.teacher!r}")
-    splits = options.splits
-    if splits[0] == splits[1]:
-        raise ValueError(f"training and test images must be different splits, got {splits[0]!r} for both")
+    if len(set(options.splits)) == 1:
+        raise ValueError(f"training and test images must be different splits, got {options.splits[0]!r} for both")
     if options.tensorboard:
         curves()
     if place.own.get("download") and place.root is None:
         raise ValueError("--download needs --data-root, the folder to put VOC into")
     ranks.check_device(options.device)
+
+
+def _build_parts(preset: Preset, losses: Iterable[str], *, single: bool) -> None:
+    """Other words and numbers of the method are its parts' own to check: here with any texts, before anything is computed."""
+    any_text = torch.ones(2, max(1, preset.pooler.get("num_heads", 4)))
+    GaussianDiscriminant(2, 2, **preset.training_free)
+    GlobalHead(2, 2, **preset.global_head)
+    setting = Setting(dataclasses.replace(preset, prompts="fixed"), any_text, None, 100.0, preset.epochs, single=single)
+    setting.targets = torch.ones(2, 2)
+    setting.similarities = setting.estimates = lambda: torch.ones(2, 2)
+    for name in ("trm", *(f"text-pixel+{loss}" for loss in dict.fromkeys(losses))):
+        build_method(name, setting)
 
 
 def check_bounds(preset: Preset) -> None:

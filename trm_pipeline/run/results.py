@@ -60,7 +60,7 @@ class Results:
                 path = self.output / name
                 for row in read_json(path) if path.exists() else []:
                     cell = Cell(row["method"], row["known"], row["seed"], row.get("wrong", 0.0))
-                    into[cell] = row if into is self.rows else {key: row[key] for key in row if key not in Cell._fields}
+                    into[cell] = row
             for cell in self.rows:
                 checkpoint_path(self.output, cell).unlink(missing_ok=True)
             return

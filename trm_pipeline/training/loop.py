@@ -105,27 +105,21 @@ def train(
     weak_until = method.weak_negative_steps(preset, total)
 
     state = None if checkpoint is None else checkpoint.load()
-    prior = _prior(targets, preset, single)
-    if state is None and prior is not None:
+    share = _present_share(targets, preset, single)
+    if state is None and share is not None:
         first = next(iter(features.batches(4 * preset.batch_size, torch.Generator().manual_seed(seed))))
         with torch.no_grad():
-            method.calibrate(first, encode(method.prompts()), min(max(prior, 1e-4), 1 - 1e-4))
+            method.calibrate(first, encode(method.prompts()), min(max(share, 1e-4), 1 - 1e-4))
     if ranks.rank():
         torch.manual_seed(seed + (ranks.rank() << 32))  # a dropout of its own; all began with the same weights
     decay = min(preset.ema_per_epoch ** (1 / steps), 0.9998)
     average = AveragedModel(method, multi_avg_fn=get_ema_multi_avg_fn(decay))
     averaged = cast(Method, average.module)
-    stateful: dict[str, Any] = {
-        "method": method,
-        "average": average,
-        "optimizer": optimizer,
-        "schedule": schedule,
-        "scaler": scaler,
-    }
+    parts: dict[str, Any] = {"method": method, "average": average, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
 
     done, best, seconds, metrics, shown = 0, 0.0, 0.0, {}, ""
     if state is not None:
-        for name, part in stateful.items():
+        for name, part in parts.items():
             part.load_state_dict(state[name])
         done, best, seconds, metrics, shown = (state[key] for key in ("epoch", "best", "seconds", "metrics", "shown"))
         if trace is not None:
@@ -155,7 +149,7 @@ def train(
             pseudo = method.pseudo_labels()
             if trace is not None and pseudo is not None:
                 trace.add(pseudo, known, batch.index)
-                if 4 * number // steps > 4 * (number - 1) // steps:
+                if 4 * number // steps > 4 * (number - 1) // steps:  # a quarter of the epoch ends here
                     trace.point(step)
             with record_function("backward and optimizer"):
                 taken = take_step(loss, optimizer, scaler, method.parameters(), preset.clip_norm)
@@ -180,14 +174,15 @@ def train(
         shown = " ".join(f"{name} {value:.3f}" for name, value in means.items())
         bar.set_postfix_str(shown, refresh=False)
         if writer is not None:
-            points = {f"loss/{name}": value for name, value in means.items()} | ({"test/mAP": metrics["mAP"]} if metrics else {})
-            for name, value in points.items():
-                writer.add_scalar(name, value, epoch + 1)
+            for name, value in means.items():
+                writer.add_scalar(f"loss/{name}", value, epoch + 1)
+            if metrics:
+                writer.add_scalar("test/mAP", metrics["mAP"], epoch + 1)
         random = ranks.gather(_random_state(device))
         if checkpoint is not None and ranks.first():
             checkpoint.save(
                 {
-                    **{name: part.state_dict() for name, part in stateful.items()},
+                    **{name: part.state_dict() for name, part in parts.items()},
                     "generator": generator.get_state(),
                     "random": random,
                     "epoch": epoch + 1,
@@ -206,7 +201,7 @@ def train(
     return Trained(averaged, {**metrics, "best_epoch_mAP": best}, seconds, [] if trace is None else trace.points)
 
 
-def _prior(targets: Tensor, preset: Preset, single: bool) -> float | None:
+def _present_share(targets: Tensor, preset: Preset, single: bool) -> float | None:
     """Share of present labels that the biases start from: of the known ones, or assumed; None where nothing is known."""
     if single:
         return None if preset.expected_positives is None else preset.expected_positives / targets.shape[1]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.helpers.oracles.towers import linear, norm_oracle, resnet_oracle, vit_oracle
+from tests.helpers.oracles.towers import norm_oracle, resnet_oracle, vit_oracle
 from tests.helpers.towers import RESNET, TEXT, TIMM, VIT, assert_near, images, tiny
 from trm_losses.backbones import ImageFeatures, OpenClipBackbone, load_open_clip
 
@@ -73,15 +73,6 @@ def test_vit_made_for_images_that_are_not_square() -> None:
         tokens, pooled, _ = vit_oracle(model.visual, x[0])
         assert_near(got.tokens[0], tokens)
         assert_near(got.pooled[0], pooled)
-
-
-def test_vit_tokens_are_the_model_s_own_token_output() -> None:
-    model: Any = tiny({**VIT, "output_tokens": True})
-    x = images(32, 32, batch=2)
-    got = OpenClipBackbone(model)(x)
-    pooled, tokens = model.visual(x)
-    assert_near(got.pooled, pooled)
-    assert_near(got.tokens, tokens @ model.visual.proj)
 
 
 def test_vit_at_another_size_is_open_clip_s_model_of_that_size(tiny_names: Path) -> None:
@@ -164,16 +155,6 @@ def test_timm_mean_of_tokens_is_pooled(projection: str, bias: bool) -> None:
         assert_near(got.pooled, model.encode_image(x))
         assert_near(got.penultimate, model.visual.trunk.forward_features(x).mean(dim=(2, 3)))  # type: ignore[arg-type]
         assert_near(model.visual.head(model.visual.trunk.get_classifier()(got.penultimate)), got.pooled)
-
-
-def test_timm_tokens_are_the_projection_per_position() -> None:
-    model: Any = tiny({**TIMM, "timm_proj_bias": True})
-    backbone = OpenClipBackbone(model)
-    got = backbone(images(64, 96, batch=2))
-    feature = model.visual.trunk.forward_features(images(64, 96, batch=2)).double()
-    for b in range(2):
-        cells = [feature[b, :, i, j] for i in range(2) for j in range(3)]
-        assert_near(got.tokens[b], torch.stack([linear(cell, model.visual.head.proj) for cell in cells]))
 
 
 def test_timm_norm_between_pool_and_projection_is_kept_per_token() -> None:

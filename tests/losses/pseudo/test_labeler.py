@@ -10,10 +10,9 @@ import torch
 
 from tests.helpers import compare
 from tests.helpers.cases.bank import filled_bank
-from tests.helpers.cases.labeler import LogitRule, filled_labeler
+from tests.helpers.cases.labeler import LogitRule
 from tests.helpers.values import labels, normal
 from trm_losses import PrototypeBank, PseudoLabeler
-from trm_losses.labels import UNKNOWN
 from trm_losses.pseudo import Decision, Evidence, PrototypeRule, Rule, TeacherRule
 
 close = partial(compare.close, rtol=2e-5, atol=1e-5)  # state is float32
@@ -21,18 +20,6 @@ close = partial(compare.close, rtol=2e-5, atol=1e-5)  # state is float32
 
 def by_logits(classes: int, **settings: Any) -> PseudoLabeler:
     return PseudoLabeler(classes, LogitRule(), **settings)
-
-
-def test_known_labels_are_never_changed() -> None:
-    labeler, bank = filled_labeler(positive=0.5, negative=0.499), filled_bank()
-    z, y = normal(8, 5, 8) + bank.visual, labels(8, 5)
-    pseudo = labeler(z, y, bank)
-    known = y != UNKNOWN
-    assert (pseudo.targets[known] == UNKNOWN).all() and torch.count_nonzero(pseudo.weights[known]) == 0
-    assert (pseudo.targets[~known] != UNKNOWN).any() and (pseudo.weights[pseudo.targets == UNKNOWN] == 0).all()
-    full = torch.where(known, y, 0.0)
-    nothing = labeler(z, full, bank)
-    assert (nothing.targets == UNKNOWN).all() and torch.count_nonzero(nothing.weights) == 0
 
 
 def test_labels_of_one_half_are_positive_and_each_kind_has_its_weight() -> None:

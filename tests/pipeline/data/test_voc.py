@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from trm_pipeline.data.base import eval_transform, train_transform
@@ -102,14 +101,6 @@ def test_a_devkit_of_another_name(devkit: Path) -> None:
 def test_a_list_with_a_mark_of_encoding_and_blank_lines(devkit: Path) -> None:
     (devkit / "ImageSets" / "Main" / "val.txt").write_text("000005\n\n000007\n\n", encoding="utf-8-sig")
     assert VOC(devkit.parent, split="val").ids == ["000005", "000007"]
-
-
-def test_targets_can_be_replaced(devkit: Path) -> None:
-    data = VOC(devkit.parent).with_transform(eval_transform(8, mean=MEAN, std=STD))
-    data.targets = torch.full((3, 20), -1.0)
-    images, targets, index = next(iter(DataLoader(data, batch_size=3)))
-    assert images.shape == (3, 3, 8, 8) and index.tolist() == [0, 1, 2]
-    assert torch.equal(targets, data.targets)
 
 
 def test_download_goes_where_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

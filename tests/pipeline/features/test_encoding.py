@@ -15,57 +15,6 @@ from trm_pipeline.features import cached as features
 from trm_pipeline.features import encoding
 
 
-@pytest.mark.parametrize("change", ["weights", "size", "pool", "image"])
-def test_a_stale_cache_is_never_read(change, devkit, backbone, tmp_path):
-    shutil.copytree(devkit, tmp_path / "VOCdevkit")
-    images = VOC(tmp_path, 2007, "test").with_transform(eval_transform(224, mean=(0, 0, 0), std=(1, 1, 1)))
-    images.image_paths = images.image_paths[:4]
-    images.targets = images.targets[:4]
-    images.ids = images.ids[:4]
-
-    def encode(weights="a", pool=2, size=(224, 224)):
-        backbone.image_size = size
-        images.transform = eval_transform(size, mean=(0, 0, 0), std=(1, 1, 1))
-        try:
-            return encoding.cache_features(
-                tmp_path / "cache",
-                images,
-                images.image_paths,
-                backbone,
-                weights=weights,
-                token_pool=pool,
-                mirror=False,
-                device=torch.device("cpu"),
-            )
-        finally:
-            backbone.image_size = (224, 224)
-
-    encode()
-    assert len(list((tmp_path / "cache").iterdir())) == 1
-    if change == "weights":
-        encode(weights="b")
-    elif change == "size":
-        assert encode(size=(192, 192)).tokens[0].shape[1] == 36
-    elif change == "pool":
-        assert encode(pool=1).tokens[0].shape[1] == 196
-    else:
-        before = encode().tokens[0][0].copy()
-        shutil.copy(images.image_paths[1], images.image_paths[0])
-        after = encode().tokens[0]
-        assert (before != after[0]).any() and (after[0] == after[1]).all()
-    assert len(list((tmp_path / "cache").iterdir())) == 2
-
-
-def test_weights_digest_sees_a_changed_weight(backbone):
-    before = encoding.weights_digest(backbone)
-    parameter = next(backbone.parameters())
-    with torch.no_grad():
-        parameter[0] += 1
-        changed = encoding.weights_digest(backbone)
-        parameter[0] -= 1
-    assert changed != before
-
-
 def test_what_is_cached_is_what_is_encoded(devkit, backbone, tmp_path, monkeypatch):
     images = VOC(devkit, 2007, "test").with_transform(eval_transform(224, mean=backbone.image_mean, std=backbone.image_std))
     images.image_paths, images.targets, images.ids = images.image_paths[:3], images.targets[:3], images.ids[:3]
@@ -104,9 +53,10 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(encoding, "BATCH", 2)
     settings = {"weights": "a", "token_pool": 1, "device": torch.device("cpu"), "workers": 0}
 
-    def made(images, mirror=True):
+    def made(images, mirror=True, tower=None, **changes):
         paths = list(map(str, files[: len(images)]))
-        return encoding.cache_features(tmp_path / "cache", images, paths, Means(), mirror=mirror, **settings)
+        given = {**settings, "mirror": mirror, **changes}
+        return encoding.cache_features(tmp_path / "cache", images, paths, tower or Means(), **given)
 
     return made
 
@@ -114,6 +64,38 @@ def cache(tmp_path, monkeypatch):
 def assert_whole(cached):
     for kind in (cached.tokens, cached.pooled):
         assert all(kind[view][..., 0].flatten().tolist() == [*range(5)] for view in (0, 1))
+
+
+class Quarters(Means):
+    """Four tokens."""
+
+    def grid(self, size):
+        return 2, 2
+
+    def __call__(self, pixels):
+        tokens = torch.nn.functional.avg_pool2d(pixels, (4, 8)).flatten(2).mT
+        return super().__call__(pixels)._replace(tokens=tokens, grid=(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("own", "changes"),
+    [
+        ({}, {"weights": "b"}),
+        ({}, {"token_pool": 2}),
+        ({"name": "other"}, {}),
+        ({"image_size": (16, 8)}, {}),
+        ({"image_mean": (1.0,) * 3}, {}),
+        ({"image_std": (2.0,) * 3}, {}),
+        ({"value_path": True}, {}),
+    ],
+    ids=str,
+)
+def test_a_stale_cache_is_never_read(own, changes, cache, tmp_path):
+    other, tower = Counted(), Quarters()
+    cache(Counted(), tower=Quarters())
+    vars(tower).update(own)
+    assert cache(other, tower=tower, **changes).tokens[0].shape[1] == (1 if "token_pool" in changes else 4)
+    assert other.read == [*range(5)] * 2 and len(list((tmp_path / "cache").iterdir())) == 2
 
 
 def test_what_was_encoded_before_a_stop_is_not_encoded_again(cache, tmp_path):

@@ -2,8 +2,6 @@
 
 import math
 import os
-import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -107,42 +105,6 @@ def test_an_image_without_a_number_is_named(tmp_path):
     data = FolderImages([tmp_path / "nan.tif", tmp_path / "gone.png"], (4, 4), None)
     assert data[0][0].isnan().all() and why_unreadable(data.paths[0]) == "no pixel is a finite number"
     assert "No such file" in why_unreadable(data.paths[1])
-
-
-def png16(path, values):
-    """A PNG of 16 bits with two, three or four bands, which Pillow does not write."""
-    height, width, bands = values.shape
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    head = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[bands], 0, 0, 0)
-    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
-    made = (struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(made))
-
-
-def tiff16(path, values, order, compressed):
-    """A TIFF of 16 bits and three bands, turned by 180 degrees."""
-    data, kind = values.astype(f"{order}u2").tobytes(), 8 if compressed else 1
-    data = zlib.compress(data) if compressed else data
-    height, width, bands = values.shape
-    tags = {256: width, 257: height, 258: None, 259: kind, 262: 2, 273: None, 274: 3, 277: bands, 278: height, 279: len(data)}
-    end = 8 + 2 + 12 * len(tags) + 4
-    out = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}IH", 8, len(tags))
-    for tag, value in tags.items():
-        out += struct.pack(f"{order}HHII", tag, *((3, bands, end) if tag == 258 else (4, 1, value or end + 6)))
-    path.write_bytes(out + bytes(4) + struct.pack(f"{order}3H", 16, 16, 16) + data)
-
-
-@pytest.mark.parametrize("kind", ["gray and alpha", "rgb", "rgba", "tiff <", "tiff >", "tiff < compressed", "tiff > compressed"])
-def test_colors_of_12_bits_in_16_are_seen(kind, tmp_path):
-    ramp = np.linspace(0, 4095, 64).round().astype(np.uint16)[None, :, None].repeat(8, axis=0)
-    opaque = np.full_like(ramp, 65535)
-    if kind.startswith("tiff"):
-        tiff16(tmp_path / "x", ramp.repeat(3, axis=2)[:, ::-1], kind[5], "compressed" in kind)
-    else:
-        bands = {"gray and alpha": [ramp, opaque], "rgb": [ramp] * 3, "rgba": [ramp] * 3 + [opaque]}[kind]
-        png16(tmp_path / "x", np.concatenate(bands, axis=2))
-    image = np.asarray(read_image(tmp_path / "x", (16, 16)))
-    assert np.abs(image - ramp.astype(float) * 255 / 4095).max() <= 0.51
 
 
 def test_what_is_transparent_is_white(tmp_path):

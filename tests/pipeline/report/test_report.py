@@ -44,15 +44,6 @@ def cells(table):
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
 
 
-def test_table_shows_mean_and_deviation():
-    rows = [
-        {"method": "a", "known": 0.1, "seed": 1, "mAP": 10.0},
-        {"method": "a", "known": 0.1, "seed": 2, "mAP": 14.0},
-        {"method": "b", "known": 0.5, "seed": 1, "mAP": 50.0},
-    ]
-    assert tables.mean_table(rows) == [["method", "10%", "50%"], ["a", "12.0 ± 2.8", ""], ["b", "", "50.0"]]
-
-
 def test_single_positive_stands_last_under_what_it_assumes():
     rows = [row("a", "single", 1, 30.0, expected_positives=2.5), row("a", 0.5, 1, 20.0), row("a", 0.1, 1, 10.0)]
     assert tables.mean_table(rows)[0] == ["method", "10%", "50%", "single (k=2.5)"]

@@ -1,6 +1,5 @@
 """Settings chosen by known labels that were held out."""
 
-
 import pytest
 import torch
 
@@ -46,15 +45,6 @@ def test_what_is_held_out_is_known_and_no_longer_trained_on(single):
     assert not torch.equal(choose.hold_out(known, single=single, seed=4).kept, held.kept)
 
 
-def test_average_precision_is_pooled_over_classes():
-    """Four entries by falling logit: present, absent, present, absent. A mean over classes would be another number."""
-    logits = torch.tensor([[4.0, 9.0, 3.0], [2.0, 1.0, 9.0]])
-    asked = torch.tensor([[1.0, -1.0, 0.0], [1.0, 0.0, -1.0]])
-    assert choose.pooled_ap(logits, asked) == pytest.approx(100 * (1 + 2 / 3) / 2)
-    assert choose.pooled_ap(logits, torch.full_like(asked, -1.0)) == 0
-    assert choose.pooled_ap(logits, torch.zeros_like(asked)) == 0
-
-
 def test_precisions_are_those_of_one_ranking_of_all_entries():
     """Against a loop over the entries: the share of present ones among those that score at least as high."""
     draw = torch.Generator().manual_seed(0)
@@ -72,6 +62,8 @@ def test_precisions_are_those_of_one_ranking_of_all_entries():
         above = [y for z, y in entries if z >= score]
         wanted += [100 * sum(above) / len(above)] * (label == 1)
     assert choose.precisions(logits, asked).tolist() == pytest.approx(wanted)
+    assert choose.pooled_ap(logits, asked) == pytest.approx(sum(wanted) / len(wanted))
+    assert choose.pooled_ap(logits, 0 * asked) == choose.pooled_ap(logits, 0 * asked - 1) == 0
 
 
 def test_global_heads_are_ranked_by_the_chance_to_be_named():

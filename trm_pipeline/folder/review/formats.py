@@ -241,12 +241,12 @@ def _from_fiftyone(value: Any, file: str) -> _Content:
     for n, sample in enumerate(value if isinstance(value, list) else _get(value, "samples", list, file), start=1):
         where = f"{file}, sample {n}"
         path = _get(sample, "filepath", str, where)
-        fields = {
-            key: [field] if field["_cls"] == "Classification" else _get(field, "classifications", list, f"{where}, {key}")
-            for key, field in sample.items()
-            if isinstance(field, dict) and field.get("_cls") in ("Classification", "Classifications")
-        }
-        labels = {key: [_get(c, "label", str, f"{where}, {key}") for c in field] for key, field in fields.items()}
+        labels: dict[str, list[str]] = {}
+        for key, field in sample.items():
+            if isinstance(field, dict) and field.get("_cls") in ("Classification", "Classifications"):
+                at = f"{where}, {key}"
+                own = [field] if field["_cls"] == "Classification" else _get(field, "classifications", list, at)
+                labels[key] = [_get(c, "label", str, at) for c in own]
         absent = labels.pop("absent", [])
         if "present" not in labels and len(labels) > 1:
             raise _Wrong(where, "one field of classifications, or one that is called present", ", ".join(labels))

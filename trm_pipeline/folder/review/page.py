@@ -129,8 +129,7 @@ def _encoded(image: Image.Image, side: int) -> _Picture:
 def _fitting(pictures: list[_Picture], limit: float) -> list[_Picture]:
     """The same, at a size at which all of them fit on the page."""
     for side in _SIDES:
-        if side < _SIDES[0]:
-            pictures = [_smaller(picture, side) for picture in pictures]
+        pictures = [_smaller(picture, side) for picture in pictures]
         size = sum(math.ceil(len(picture.content) / 3) * 4 for picture in pictures)
         if size <= limit:
             if side < _SIDES[0]:

@@ -11,15 +11,15 @@ from trm_pipeline.methods.base import Method, Setting
 from trm_pipeline.methods.peers._features import OfClassFeatures, distances, known_mean
 
 
-def k_means(points: Tensor, count: int, *, rounds: int = 20) -> Tensor:
-    """Centres (count, D) of points (n, D) by Lloyd's rounds from spread-out points; those of fewer points come round again."""
+def k_means(points: Tensor, count: int) -> Tensor:
+    """Centres (count, D) of points (n, D) by 20 of Lloyd's rounds from spread-out points; those of fewer come round again."""
     first = [0]
     nearest = torch.cdist(points, points[:1]).squeeze(1)
     for _ in range(1, min(count, len(points))):
         first.append(int(nearest.argmax()))
         nearest = torch.minimum(nearest, torch.cdist(points, points[first[-1:]]).squeeze(1))
     centres = points[first].clone()
-    for _ in range(rounds):
+    for _ in range(20):
         own = torch.cdist(points, centres).argmin(dim=1)
         sums = torch.zeros_like(centres).index_add(0, own, points)
         counts = torch.bincount(own, minlength=len(centres))[:, None]
