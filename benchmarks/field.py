@@ -329,6 +329,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     p.add_argument("--set", nargs="+", default=[], help="settings of the preset, such as epochs=1, for a trial")
     p.add_argument("--tables", action="store_true", help="train nothing: write the tables into docs/field.md and README.md")
     args = p.parse_args(argv)
+    if args.set and args.store == STORE:
+        p.error("--set is for trials, and field.csv is not: give --store another file")
     if args.tables:
         rows = read(args.store)
         for path, tables in ((PAGE, page(rows)), (README, summary(rows))):

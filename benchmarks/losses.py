@@ -405,7 +405,7 @@ def measure(pair: Pair, rounds: int, warmup: int) -> dict[str, Any]:
             ours.append(first)
             theirs.append(second)
             ratios.append(first / second)
-    low, middle, high = statistics.quantiles(ratios, n=4)
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
     memory = peak_memory(pair.ours), peak_memory(pair.peer)
     return {
         "pair": pair.name,

@@ -147,12 +147,13 @@ def token_head(
         rate = ((labels * known).sum(dim=0) + 1.0) / (known.sum(dim=0) + 2.0)
         head.bias.copy_(head(tokens).mean(dim=0) - torch.logit(rate))
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-2, weight_decay=1e-4)
-    steps = epochs * (len(tokens) // batch)
+    rounds = max(1, len(tokens) // batch)  # of an epoch
+    steps = epochs * rounds
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=steps)
     for step in range(steps):
-        if step % (len(tokens) // batch) == 0:
+        if step % rounds == 0:
             order = torch.randperm(len(tokens))
-        rows = order[(step * batch) % (len(tokens) // batch * batch) :][:batch]
+        rows = order[step % rounds * batch :][:batch]
         terms = F.binary_cross_entropy_with_logits(head(tokens[rows]), labels[rows], reduction="none")
         loss = (terms * known[rows]).sum() / known[rows].sum().clamp_min(1.0)
         optimizer.zero_grad()

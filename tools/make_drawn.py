@@ -51,11 +51,18 @@ def main() -> int:
 
     splits = ("train", "val", "test") if args.layout == "voc" else ("train", "test")
     sizes = {split: size for split in ("train", "val", "test") if (size := getattr(args, split)) is not None}
+    if args.val is not None and "val" not in splits:
+        parser.error(f"--val is for voc alone: {args.layout} has train and test")
+    if args.seed < 0:
+        parser.error(f"--seed must be at least 0, got {args.seed}")
     start = time.perf_counter()
-    if args.layout == "voc":
-        folder = write_drawn_voc(args.root, seed=args.seed, sizes=sizes, workers=args.workers)
-    else:
-        folder = write_drawn_phrases(args.layout, args.root, seed=args.seed, sizes=sizes, workers=args.workers)
+    try:
+        if args.layout == "voc":
+            folder = write_drawn_voc(args.root, seed=args.seed, sizes=sizes, workers=args.workers)
+        else:
+            folder = write_drawn_phrases(args.layout, args.root, seed=args.seed, sizes=sizes, workers=args.workers)
+    except ValueError as error:
+        parser.error(str(error))
     print(f"{folder} ({time.perf_counter() - start:.0f} s)")
     read = READERS[args.layout]
     for split in splits:

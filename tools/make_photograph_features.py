@@ -137,6 +137,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def _write(args: argparse.Namespace, chosen: dict[str, Path]) -> None:
     timm = import_timm()
+    lists = {split: lines_of(path, f"--{split}", "wanted is a file with an id a line") for split, path in chosen.items()}
+    lists = {split: [line.split()[-1] for line in lines] for split, lines in lists.items()}
     weights = {"checkpoint_path": str(args.weights)} if args.weights else {"pretrained": True}
     network = timm.create_model(args.model, **weights)
     described = timm.data.ImageNetInfo()
@@ -147,8 +149,6 @@ def _write(args: argparse.Namespace, chosen: dict[str, Path]) -> None:
     transform = eval_transform(args.image_size, mean=statistics["mean"], std=statistics["std"])
     images = open_images(args, transform)
     places = {name: row for row, name in enumerate(images.ids)}
-    lists = {split: lines_of(path, f"--{split}", "wanted is a file with an id a line") for split, path in chosen.items()}
-    lists = {split: [line.split()[-1] for line in lines] for split, lines in lists.items()}
     for split, ids in lists.items():
         if missing := [name for name in ids if name not in places]:
             hint = "; give --coco" if missing[0].startswith("coco") and args.coco is None else ""

@@ -231,9 +231,7 @@ def pretrain(
 def main() -> None:
     escape_output()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument(
-        "--output", type=Path, default=WEIGHTS_FILE.parent, help="folder for weights.safetensors and pretrain.log"
-    )
+    parser.add_argument("--output", type=Path, required=True, help="folder for weights.safetensors and pretrain.log")
     parser.add_argument("--cache", type=folder_argument, default=CACHE, help="folder for the drawn VOC")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="threads of torch; its own choice by default")

@@ -56,6 +56,12 @@ def test_an_interrupted_study_goes_on_and_its_rows_are_those_of_the_pipeline(
             assert again["mAP"] == pytest.approx(row["mAP"], abs=0.05)
 
 
+def test_a_trial_does_not_join_the_study(field: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        field.main(["FEATURES", "--set", "epochs=1"])
+    assert "give --store another file" in capsys.readouterr().err
+
+
 def test_tables_hold_what_every_seed_has(field: Any, tmp_path: Path) -> None:
     def row(method: str, seed: int, value: float, wrong: float = 0.0) -> dict[str, Any]:
         return {"data": "photographs", "method": method, "known": 0.4, "wrong": wrong, "seed": seed, "mAP": value, "OF1": 1.0}

@@ -29,6 +29,7 @@ class BaselineCase(NamedTuple):
     state: tuple[str, ...] = ()
     smooth: bool = True
     shows: tuple[str, ...] = ()
+    bounded: bool = False  # a known label costs at most so much: one that is confidently wrong is doubted
 
 
 def baseline_inputs(batch: int, classes: int) -> Inputs:
@@ -249,12 +250,15 @@ BASELINES = {
         smooth=False,
         shows=("num_samples=6", "threshold=0.65", "weights=(0.4, 0.7)", "q_present=0.01"),
     ),
-    "GCE": BaselineCase("GCELoss", lambda c: baselines.GCELoss(), lambda m, x, y, held, ids: baseline_oracles.gce(x, y, 0.7)),
+    "GCE": BaselineCase(
+        "GCELoss", lambda c: baselines.GCELoss(), lambda m, x, y, held, ids: baseline_oracles.gce(x, y, 0.7), bounded=True
+    ),
     "GCE, half": BaselineCase(
         "GCELoss",
         lambda c: baselines.GCELoss(q=0.5),
         lambda m, x, y, held, ids: baseline_oracles.gce(x, y, 0.5),
         shows=("q=0.5",),
+        bounded=True,
     ),
 }
 
