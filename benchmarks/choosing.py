@@ -4,7 +4,8 @@
     python benchmarks/choosing.py --data voc vg200 cub     # drawn sets: their val split, or a part of the training images
 
 The choice is that of --choose: each rate is trained on four fifths of the known labels, and the rest are asked. Then each is
-trained on all of them and scored. Differences are in points of mAP. The correlation is Spearman's, of held-out precision and mAP.
+trained on all of them and scored. Differences are in points of mAP. The correlation is Spearman's, of the score on
+held-out labels and mAP.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ SOURCES = {"photographs": given.SOURCE, "voc": voc.SOURCE, "vg200": vg200.SOURCE
 
 
 class Candidates(NamedTuple):
-    """The rates of a cell, first that of the preset: pooled AP (%) of what was held out, and mAP (%) of the scored images."""
+    """The rates of a cell, first that of the preset: what held-out labels score (%), and mAP (%) of the scored images."""
 
     held_out: list[float]
     scored: list[float]

@@ -304,8 +304,8 @@ def test_soft_labels_where_only_hard_ones_fit(function: object) -> None:
 Z, FULL = torch.zeros(2, 2), torch.tensor([[1, 0]])
 BAD_SHARES = (0.0, -0.1, 1.01, 10, float("nan"))
 REFUSED: list[tuple[Callable[[], object], str]] = [
-    (lambda: hide_labels(Z, seed=0.5), "'float' object cannot be interpreted as an integer"),  # type: ignore[arg-type]
-    (lambda: sample_classes([[1]], 1), "sample_classes: targets must be a torch.Tensor"),  # type: ignore[arg-type]
+    (lambda: hide_labels(Z, seed=0.5), "'float' object cannot be interpreted as an integer"),
+    (lambda: sample_classes([[1]], 1), "sample_classes: targets must be a torch.Tensor"),
     (lambda: from_positive_only(-FULL), "from_positive_only: .*got -1; .*from_ternary"),
     (lambda: known_fraction(Z[:0]), "known_fraction: .*at least one entry"),
     *((lambda k=k: hide_labels(Z, k), f"hide_labels: known must be a share above 0 and at most 1, got {k}") for k in BAD_SHARES),

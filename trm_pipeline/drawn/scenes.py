@@ -301,12 +301,12 @@ def draw_scene(
     noise = rng.normal(0.0, 12.0 * recipe.difficulty * rng.random(), (recipe.size, recipe.size, 1))
     pixels = np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8)
 
-    objects = []
+    visible, objects = np.asarray(owners), []
     for owner, ((name, colour, area), box) in enumerate(zip(drawn, boxes, strict=True), start=1):
         if name:
             edges = [round(v / scale) for v in box]
             left, top, right, bottom = (min(max(v, 0), recipe.size) for v in edges)
-            shown = int((np.asarray(owners) == owner).sum()) / max(area, 1)
+            shown = int((visible == owner).sum()) / max(area, 1)
             inside = (left, top, right, bottom)
             objects.append(DrawnObject(name, colour, inside, [*inside] != edges, shown < recipe.difficult_below))
     return Scene(pixels, tuple(objects))

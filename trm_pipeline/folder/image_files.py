@@ -128,7 +128,7 @@ def read_image(path: str | Path, size: tuple[int, int]) -> Image.Image:
 
 def shown_upright(image: Image.Image) -> Image.Image:
     """An image of Pillow's in RGB, as :func:`read_image` shows it: upright, on white, and gray beyond 8 bits scaled."""
-    image.load()
+    image.load()  # a broken file fails here, and not as tags that are broken
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # broken tags raise what they like, and ImageOps.exif_transpose fails at others than this one, too

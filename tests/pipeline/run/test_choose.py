@@ -112,6 +112,20 @@ def test_a_candidate_has_to_gain_more_than_one_standard_error():
     assert choose.clearest({name: values[:0] for name, values in found.items()}) == "as it is"
 
 
+def test_single_positives_have_measures_of_their_own(run, monkeypatch):
+    """Of trained methods the place in a class, of global heads the chance to be named; elsewhere neither."""
+    monkeypatch.setattr(choose, "FACTORS", (1.0,))
+    monkeypatch.setattr(choose, "LAYERS", ((1.0, 3.0),))
+    used = []
+    for name in ("percentiles", "named"):
+        own = getattr(choose, name)
+        monkeypatch.setattr(choose, name, lambda *given, name=name, own=own: used.append(name) or own(*given))
+    for method, known, wanted in (("linear", "single", "percentiles"), ("global", "single", "named"), ("trm", "0.5", None)):
+        used.clear()
+        run("--choose", "--methods", method, "--known", known)
+        assert set(used) == {wanted} - {None}
+
+
 def test_the_best_of_each_list_is_trained_on_everything(run, tmp_path, monkeypatch):
     """A layer, a factor and a share of each method; what an earlier run chose is not chosen again."""
     monkeypatch.setattr(choose, "FACTORS", (1.0, 1e-6))
